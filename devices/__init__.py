@@ -1,0 +1,1 @@
+"""How long it takes and how many joules: measured device profiles and their models."""

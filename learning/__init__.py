@@ -1,0 +1,1 @@
+"""What is computed: backbones, side networks, activations, data, costs. Knows no clock."""

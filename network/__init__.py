@@ -1,0 +1,1 @@
+"""When the bytes land: links, fair sharing, capacity traces."""
