@@ -1,0 +1,104 @@
+"""The frozen backbone: what a device runs. Forward passes only, in eval mode, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from learning.catalogue import BackboneError, BackboneSpec, Tokens, config_of, depth_of, directory
+
+READOUTS = ("first", "last", "mean")
+
+
+class Backbone:
+    """A pre-trained transformer with its first `layers` layers, frozen; gives one vector a layer for each text.
+
+    `readouts` reduces every layer's output h_BTD to one vector a text: the first token, the last real token, or the mean
+    over the real tokens. For a given backbone and text the result is the same bits whatever the batch it was computed in
+    (with one torch thread), so it can be stored and shared.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        config = config_of(spec)
+        self.layers, self.model = depth_of(config), _load(spec, config)
+        self.hidden_size = int(self.model.config.hidden_size)
+        self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
+
+    def readouts(
+        self, tokens: Tokens, readout: str = "mean", batch: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Pooled hidden states, float32 [n, layers + 1, hidden_size]; index 0 is the embedding output.
+
+        Texts are processed in length-sorted batches; `progress` is called with the number of texts done.
+        """
+        out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
+        order = np.argsort(tokens.lengths(), kind="stable")
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            out[chosen] = self._forward(tokens, chosen, readout).numpy()
+            if progress:
+                progress(min(start + batch, len(order)))
+        return out
+
+    def _forward(self, tokens: Tokens, chosen: Sequence[int], readout: str) -> Tensor:
+        ids_BT, mask_BT = _pad([tokens.ids[i] for i in chosen])
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if self._segments and tokens.segments is not None:
+            inputs["token_type_ids"] = _pad([tokens.segments[i] for i in chosen])[0]
+        with torch.inference_mode():
+            # the cache of keys and values is for generation; a single pass has no use for it
+            output = self.model(**inputs, output_hidden_states=True, **self._no_cache())
+            return torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in output.hidden_states], dim=1)
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
+
+
+def _load(spec: BackboneSpec, config: dict):
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if spec.kind == "random":
+        fields = {key: value for key, value in config.items() if key != "model_type"}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(spec.seed)
+            model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **fields))
+    else:
+        path = directory(spec)
+        kept = AutoConfig.from_pretrained(path, local_files_only=True)
+        kept.num_hidden_layers = depth_of(config)  # the checkpoint's deeper layers are simply not loaded
+        try:
+            model = AutoModel.from_pretrained(
+                path, config=kept, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError) as error:
+            raise BackboneError(f"backbone {spec.name!r} could not be loaded from {path}: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def _pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Right-pad to the longest: ids [B, T] and the mask of real tokens [B, T]."""
+    longest = max(len(ids) for ids in sequences)
+    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(sequences):
+        ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        mask_BT[row, : len(ids)] = 1
+    return ids_BT, mask_BT
+
+
+def _read(h_BTD: Tensor, mask_BT: Tensor, readout: str) -> Tensor:
+    """One vector a text, [B, D]."""
+    if readout == "first":
+        return h_BTD[:, 0]
+    if readout == "last":
+        return h_BTD[torch.arange(len(h_BTD)), mask_BT.sum(dim=1) - 1]
+    if readout == "mean":
+        return (h_BTD * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+    raise ValueError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")

@@ -1,0 +1,63 @@
+"""What a piece of work costs, in FLOP and bytes. Plain numbers, no torch: a dry run answers at once.
+
+A transformer's forward pass is a polynomial in the sequence length, so its cost at any (batch, tokens) follows from a few
+coefficients. `learning.count` obtains them by running the real architecture on fake tensors; this file evaluates them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOP executed, bytes read and written by the operators, and bytes alive at the worst instant (weights excluded)."""
+
+    flop: float = 0.0
+    bytes_moved: float = 0.0
+    peak_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Two pieces of work, one after the other."""
+        return Cost(
+            self.flop + other.flop, self.bytes_moved + other.bytes_moved, max(self.peak_bytes, other.peak_bytes)
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of one backbone and the counted coefficients of its forward pass in float32.
+
+    `flop_per_sequence` = (constant, per token, per token^2). `bytes_moved_per_batch` is the part that a batch pays once
+    (the weights are read once, however many sequences), `bytes_moved_per_sequence` = (constant, per token, per token^2).
+    The peak of live activations is the larger of two regimes, each linear in the batch: feed-forward (linear in tokens) and
+    attention (quadratic): `peak_feed_forward`, `peak_attention` = (constant, per token, per token^2) bytes a sequence.
+    """
+
+    layers: int
+    hidden_size: int
+    parameters: int
+    flop_per_sequence: tuple[float, float, float]
+    bytes_moved_per_batch: float
+    bytes_moved_per_sequence: tuple[float, float, float]
+    peak_feed_forward: tuple[float, float, float]
+    peak_attention: tuple[float, float, float]
+
+    def weight_bytes(self, bytes_per_number: float = 4) -> int:
+        """Bytes of the weights when each number takes `bytes_per_number` bytes."""
+        return round(self.parameters * bytes_per_number)
+
+    def forward(self, batch: int, tokens: int, bytes_per_number: float = 4) -> Cost:
+        """The cost of one forward pass over `batch` sequences padded to `tokens`, with numbers of the given width."""
+        width = bytes_per_number / 4
+        moved = self.bytes_moved_per_batch + batch * _polynomial(self.bytes_moved_per_sequence, tokens)
+        peak = max(_polynomial(self.peak_feed_forward, tokens), _polynomial(self.peak_attention, tokens))
+        return Cost(batch * _polynomial(self.flop_per_sequence, tokens), width * moved, round(width * batch * peak))
+
+
+def _polynomial(coefficients: tuple[float, float, float], tokens: int) -> float:
+    constant, linear, quadratic = coefficients
+    return constant + linear * tokens + quadratic * tokens * tokens
+
+
+BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}

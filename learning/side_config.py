@@ -1,0 +1,91 @@
+"""The settings of the shared side network, its size and its cost. Plain numbers, no torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from learning.cost import Cost
+
+
+@dataclass(frozen=True)
+class SideNetworkConfig:
+    """Gated bottleneck adapters over the sampled layers. Defaults beyond the papers are measured; see docs/fed_mobillm.md."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by the scenario's validation)
+
+    bottleneck: int | None = None
+    """Adapter bottleneck r; default one eighth of the common width."""
+    width: Literal["median", "max"] | int = "median"
+    """Common width d_s that the backbones' widths are scaled to: the median or the largest of the fleet, or a number."""
+    projection: Literal["where-needed", "always"] = "where-needed"
+    """One trainable projection per (backbone, block): only where the widths differ, or everywhere (started at identity)."""
+    start: Literal["embedding", "zero"] = "embedding"
+    """First side state: the embedding output (uploaded as one more vector), or zero."""
+    normalise: Literal["layer", "none"] = "layer"
+    """Each uploaded vector is scaled to zero mean and unit variance before it enters: brings backbones onto one scale."""
+    dropout: float = 0.3
+    """On the incoming vectors, in training."""
+    gate_temperature: float = 0.1
+    """mu = sigmoid(alpha / T); alpha starts at 0."""
+    averaging: float = 0.99
+    """Decay of the running mean of weights that is evaluated and shipped; 0 uses the last weights."""
+
+
+@dataclass(frozen=True)
+class SideShape:
+    """The shape of one side network: blocks, common width, bottleneck, classes, and the width of each backbone it serves."""
+
+    blocks: int
+    width: int
+    bottleneck: int
+    classes: int
+    backbone_widths: Mapping[str, int] = field(hash=False)
+    start: str = "embedding"
+    projection: str = "where-needed"
+
+    @property
+    def vectors(self) -> int:
+        """Vectors uploaded a record: one a block, and the embedding output where the side state starts from it."""
+        return self.blocks + (self.start == "embedding")
+
+    def is_projected(self, backbone: str) -> bool:
+        """Whether this backbone's vectors pass a trainable projection first."""
+        return self.projection == "always" or self.backbone_widths[backbone] != self.width
+
+    def parameters(self, backbone: str | None = None) -> int:
+        """Trainable numbers: of the shared part and the projections of one backbone, or of all backbones (None)."""
+        d, r = self.width, self.bottleneck
+        adapters = self.blocks * (2 * d * r + d + r + 2 * d + 1)
+        head = 2 * d + d * self.classes + self.classes
+        names = self.backbone_widths if backbone is None else [backbone]
+        projections = sum(self.vectors * self.backbone_widths[n] * d for n in names if self.is_projected(n))
+        return adapters + head + projections
+
+    def forward_flop(self, backbone: str) -> float:
+        """FLOP of one record's forward pass, matrix products only."""
+        d, r = self.width, self.bottleneck
+        projected = self.vectors * self.backbone_widths[backbone] * d if self.is_projected(backbone) else 0
+        return 2.0 * (self.blocks * 2 * d * r + d * self.classes + projected)
+
+    def training_step(self, backbone: str, records: int) -> Cost:
+        """Forward, backward and update of `records` records: three times the forward FLOP.
+
+        Less one product for the first trained matrix of the chain, which needs no gradient of its input; for the update,
+        AdamW reads and writes weights, gradients and two moments.
+        """
+        flop = 3 * records * self.forward_flop(backbone)
+        state_bytes = 4 * self.parameters(backbone)
+        return Cost(flop, 7.0 * state_bytes, 4 * state_bytes)
+
+
+def shape_for(config: SideNetworkConfig, blocks: int, backbone_widths: Mapping[str, int], classes: int) -> SideShape:
+    """Settle the common width and the bottleneck for a fleet's backbones (name -> hidden size)."""
+    widths = sorted(backbone_widths.values())
+    chosen = {"median": int(statistics.median_low(widths)), "max": widths[-1]}.get(config.width, config.width)
+    bottleneck = config.bottleneck or max(1, int(chosen) // 8)
+    return SideShape(
+        blocks, int(chosen), bottleneck, classes, dict(backbone_widths), config.start, config.projection
+    )
