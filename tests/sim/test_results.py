@@ -56,9 +56,7 @@ def test_something_else_is_refused(tmp_path):
         open_run(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "part", ["manifest.json", "summary.json", "spans.parquet", "metrics.parquet", "devices.parquet"]
-)
+@pytest.mark.parametrize("part", ["manifest.json", "summary.json", *(f"{name}.parquet" for name in COLUMNS)])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_a_truncated_part_is_named(path, part, keep):
     whole = (path / part).read_bytes()
