@@ -1,0 +1,140 @@
+"""Capacity that changes with time: piecewise-constant traces, read from a file or drawn from a fitted process."""
+
+from __future__ import annotations
+
+import csv
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import exp, floor, inf, isfinite, log, sqrt
+from pathlib import Path
+
+import numpy as np
+import simpy
+
+from network.errors import NetworkError
+
+
+class CapacityTrace:
+    """A capacity in bit/s over time: `capacity_bps[i]` holds from `times_s[i]` to the next time.
+
+    `times_s` starts at 0 and increases strictly. With `period_s` the trace repeats, else its last value holds for ever.
+    """
+
+    def __init__(self, times_s: Sequence[float], capacity_bps: Sequence[float], period_s: float | None = None):
+        times = [float(t) for t in times_s]
+        rates = [float(c) for c in capacity_bps]
+        if not times or len(times) != len(rates):
+            raise NetworkError(
+                f"a trace needs as many capacities as times, and one at least: {len(times)}, {len(rates)}"
+            )
+        if times[0] != 0 or any(not b > a for a, b in pairwise(times)) or not isfinite(times[-1]):
+            raise NetworkError("a trace's times_s must start at 0, be finite and increase strictly")
+        if not all(0 <= c < inf for c in rates):
+            raise NetworkError("a trace's capacity_bps must be finite and >= 0")
+        if period_s is not None and not times[-1] < period_s < inf:
+            raise NetworkError(f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})")
+        self.times_s, self.capacity_bps, self.period_s = times, rates, period_s
+        ends = [*times[1:], period_s if period_s is not None else times[-1]]
+        self._bits = [0.0]  # offered up to each time, and in a whole period
+        for start, end, rate in zip(times, ends, rates, strict=True):
+            self._bits.append(self._bits[-1] + (end - start) * rate)
+
+    def at(self, t_s: float) -> float:
+        """The capacity at time t, bit/s."""
+        return self.capacity_bps[self._locate(t_s)[1]]
+
+    def next_change(self, t_s: float) -> float:
+        """The first time after t at which a new step begins, s; inf if none does."""
+        period, step = self._locate(t_s)
+        if step + 1 == len(self.times_s):
+            if self.period_s is None:
+                return inf
+            period, step = period + 1, -1
+        return self._start(period, step + 1)
+
+    def integral(self, start_s: float, end_s: float) -> float:
+        """The bits that the capacity would carry from start to end, bit."""
+        return self._offered(end_s) - self._offered(start_s)
+
+    def _start(self, period: int, step: int) -> float:
+        return self.times_s[step] + (period * self.period_s if period else 0.0)
+
+    def _locate(self, t_s: float) -> tuple[int, int]:
+        """(period, step) with start(step) <= t < start(next step), compared in the very floats that `_start` gives."""
+        if not 0 <= t_s < inf:
+            raise NetworkError(f"a trace is defined for finite times >= 0 s, not {t_s}")
+        if self.period_s is None:
+            return 0, bisect_right(self.times_s, t_s) - 1
+        period = floor(t_s / self.period_s)
+        if self._start(period, 0) > t_s:  # the quotient was rounded up
+            period -= 1
+        elif self._start(period + 1, 0) <= t_s:
+            period += 1
+        return period, bisect_right(self.times_s, t_s, key=lambda time: time + period * self.period_s) - 1
+
+    def _offered(self, t_s: float) -> float:
+        period, step = self._locate(t_s)
+        return period * self._bits[-1] + self._bits[step] + (t_s - self._start(period, step)) * self.capacity_bps[step]
+
+
+def read_csv(path: str | Path, period_s: float | None = None) -> CapacityTrace:
+    """A trace from a file of two columns, time_s and bit/s, with or without a line of names; the first row is time 0.
+
+    Raises NetworkError with file and line for a row that is not two numbers.
+    """
+    times_s, capacity_bps = [], []
+    with open(path, newline="", encoding="utf-8") as file:
+        for line, row in enumerate(csv.reader(file), start=1):
+            if not row or row[0].lstrip().startswith("#"):
+                continue
+            try:
+                time_s, bps = (float(cell) for cell in row)
+            except ValueError:
+                if not times_s and line == 1:
+                    continue  # the names of the columns
+                raise NetworkError(
+                    f"{path}, line {line}: expected two numbers, time_s and bit/s, found {row}"
+                ) from None
+            times_s.append(time_s)
+            capacity_bps.append(bps)
+    if not times_s:
+        raise NetworkError(f"{path}: no rows of time_s and bit/s")
+    try:
+        return CapacityTrace([t - times_s[0] for t in times_s], capacity_bps, period_s)
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from None
+
+
+def lognormal_ar1(
+    mean_bps: float, cv: float, lag1: float, n_steps: int, rng: np.random.Generator, step_s: float = 1.0
+) -> CapacityTrace:
+    """A stationary trace whose steps are log-normal, with the given mean, CV = sd/mean and lag-1 autocorrelation.
+
+    The logarithm is a Gaussian AR(1) of variance s2 = log(1 + cv^2); for the capacity itself to have autocorrelation r
+    at one step the logarithm needs log(1 + r cv^2) / s2. The trace repeats after `n_steps * step_s` seconds.
+    """
+    if not (0 < mean_bps < inf and cv >= 0 and 0 <= lag1 < 1 and n_steps >= 1 and step_s > 0):
+        raise NetworkError("lognormal_ar1 needs mean_bps > 0, cv >= 0, 0 <= lag1 < 1, n_steps >= 1 and step_s > 0")
+    variance = log(1 + cv * cv)
+    rho = log(1 + lag1 * cv * cv) / variance if cv else 0.0
+    noise = rng.standard_normal(n_steps) * sqrt(variance)
+    log_bps, state = [], noise[0]
+    for shock in [None, *noise[1:]]:
+        state = state if shock is None else rho * state + sqrt(1 - rho * rho) * shock
+        log_bps.append(state)
+    capacity_bps = [mean_bps * exp(x - variance / 2) for x in log_bps]
+    return CapacityTrace([i * step_s for i in range(n_steps)], capacity_bps, n_steps * step_s)
+
+
+def drive(env: simpy.Environment, link, trace: CapacityTrace) -> Iterator[simpy.Event]:
+    """A process that gives `link` (anything with set_capacity) the trace's capacity at each change.
+
+    A trace with a period never ends, so run the environment until a time or an event, not until nothing is left to do.
+    """
+    while True:
+        link.set_capacity(trace.at(env.now))
+        change_s = trace.next_change(env.now)
+        if change_s == inf:
+            return
+        yield env.timeout(change_s - env.now)

@@ -1,0 +1,107 @@
+"""Access links by name: how fast, how far, and where each number comes from.
+
+A profile is a YAML file. Every number stands with its source:
+
+    name: wifi-home
+    up_bps: {value: 26900000, basis: measured, source: ..., date: ..., conditions: ...}
+
+in SI base units (bit/s, s). `latency_s` is one way; `overhead_s`, 0 unless given, is paid once a transfer (connection
+set-up). `basis` is `measured`, `derived` (a formula over measurements, which `conditions` gives), `published` (a value
+that a paper or its code uses) or `estimated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+
+import yaml
+
+from network.errors import NetworkError
+
+PROFILES = Path(__file__).parent / "profiles"
+BASES = ("measured", "derived", "published", "estimated")
+NUMBERS = ("up_bps", "down_bps", "latency_s", "overhead_s")
+
+
+class UnknownProfileError(NetworkError):
+    """No link profile has this name."""
+
+
+@dataclass(frozen=True)
+class LinkProfile:
+    """One access link: rates in bit/s, one-way latency and per-transfer overhead in seconds.
+
+    `provenance` maps each number that was read from a file to its source, date, conditions and basis.
+    Raises NetworkError if a rate is not finite and positive or a time not finite and >= 0.
+    """
+
+    name: str
+    up_bps: float
+    down_bps: float
+    latency_s: float
+    overhead_s: float = 0.0
+    provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self):
+        for key in NUMBERS:
+            value = getattr(self, key)
+            if not isfinite(value) or value < 0 or (value == 0 and key.endswith("_bps")):
+                bound = "> 0 bit/s" if key.endswith("_bps") else ">= 0 s"
+                raise NetworkError(f"link profile {self.name!r}: {key} must be finite and {bound}, not {value}")
+
+
+def names() -> list[str]:
+    """The shipped profiles, in alphabetical order."""
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def load(name_or_path: str | Path) -> LinkProfile:
+    """A shipped profile by name, or one of your own by the path of its .yaml file.
+
+    Raises UnknownProfileError with the nearest name, or NetworkError with file and field for a bad file.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        name, known = str(name_or_path), names()
+        if name not in known:
+            near = get_close_matches(name.lower(), known, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]!r}?" if near else "give a name or the path of a .yaml file."
+            raise UnknownProfileError(f"no link profile is called {name!r}: {hint} Known: {', '.join(known)}")
+        path = PROFILES / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+    except OSError as error:
+        raise NetworkError(f"cannot read link profile {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise NetworkError(f"{path} is not YAML: {error}") from None
+    return _parse(document, path)
+
+
+def _parse(document, path: Path) -> LinkProfile:
+    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
+        raise NetworkError(f"{path}: a link profile is a mapping with a name; see the shipped ones in {PROFILES}")
+    unknown = set(document) - {"name", *NUMBERS}
+    if unknown:
+        raise NetworkError(
+            f"{path}: unknown field {sorted(map(str, unknown))[0]!r}; allowed: name, {', '.join(NUMBERS)}"
+        )
+    values, provenance = {}, {}
+    for key in NUMBERS:
+        entry = document.get(key)
+        if entry is None and key == "overhead_s":
+            continue
+        if not isinstance(entry, dict) or "value" not in entry or not entry.get("source"):
+            raise NetworkError(f"{path}: {key} must be given as {{value: ..., source: ..., basis: ...}}, not {entry!r}")
+        if entry.get("basis") not in BASES:
+            raise NetworkError(f"{path}: {key}: basis must be one of {', '.join(BASES)}, not {entry.get('basis')!r}")
+        try:
+            values[key] = float(entry["value"])
+        except (TypeError, ValueError):
+            raise NetworkError(f"{path}: {key}: value must be a number, not {entry['value']!r}") from None
+        provenance[key] = {k: str(v) for k, v in entry.items() if k != "value"}
+    return LinkProfile(name=document["name"], **values, provenance=provenance)
