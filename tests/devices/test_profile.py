@@ -1,0 +1,185 @@
+"""Profiles: every shipped number has a source, measured rows come out again, mistakes give a clear message."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import yaml
+
+from devices import compute, profile
+
+REQUIRED = {
+    "jetson-nano jetson-tx2 jetson-xavier-nx jetson-agx-xavier jetson-orin-nano jetson-agx-orin phone-2024-flagship "
+    "phone-2022-flagship phone-iphone-17-pro phone-2021-midrange raspberry-pi-4 raspberry-pi-5 laptop-m1-pro a100 h100"
+}
+FITTED_TOLERANCE, SPREAD_TOLERANCE, HELD_OUT_TOLERANCE = 0.01, 0.25, 0.10
+
+
+def raw(name: str) -> dict:
+    return yaml.safe_load((profile.PROFILES / f"{name}.yaml").read_text())
+
+
+def numbers_in(node, where=""):
+    """Dotted keys of every bare number and every sourced number of a profile, measurements aside."""
+    if isinstance(node, dict) and "value" in node:
+        yield where
+    elif isinstance(node, dict):
+        for key, child in node.items():
+            if key != "measurements":
+                yield from numbers_in(child, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, int | float) and not isinstance(node, bool):
+        raise AssertionError(f"{where} is a number without a source")
+
+
+def test_the_promised_devices_are_there():
+    assert set(" ".join(REQUIRED).split()) <= set(profile.names())
+    assert all("simple" in profile.load(name).engines for name in profile.names())
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_every_number_of_a_shipped_profile_names_its_source(name):
+    loaded = profile.load(name)
+    assert loaded.name == name
+    assert set(numbers_in(raw(name))) == set(loaded.provenance)
+    for origin in loaded.provenance.values():
+        assert origin.source and origin.conditions and (origin.date or origin.version) and origin.basis in profile.BASES
+    assert loaded.power.idle_w <= min(loaded.power.uplink_w, loaded.power.downlink_w, loaded.power.compute_w)
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_a_number_called_derived_or_measured_does_not_rest_on_an_estimate_of_ours(name):
+    for key, origin in profile.load(name).provenance.items():
+        if origin.source == "project estimate":
+            assert origin.basis in ("estimated", "recalled"), key
+
+
+def measured_rows():
+    return [(name, row) for name in profile.names() for row in profile.load(name).measurements]
+
+
+def predicted_over_measured(name, row):
+    return compute.seconds(profile.load(name), row.engine, row.flop, row.bytes_moved) / row.seconds
+
+
+@pytest.mark.parametrize(("name", "row"), measured_rows(), ids=lambda x: x if isinstance(x, str) else x.workload[:40])
+def test_a_profile_reproduces_each_measured_row(name, row):
+    siblings = [r for r in profile.load(name).measurements if r.engine == row.engine and r.fitted]
+    ratio = predicted_over_measured(name, row)
+    if not row.fitted:
+        assert abs(ratio - 1) < HELD_OUT_TOLERANCE
+    elif len(siblings) == 1:
+        assert abs(ratio - 1) < FITTED_TOLERANCE
+    else:  # one rate for several models: none far off, and right in the geometric mean
+        assert abs(ratio - 1) < SPREAD_TOLERANCE
+        logs = [math.log(predicted_over_measured(name, r)) for r in siblings]
+        assert abs(math.fsum(logs) / len(logs)) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "flop", "bytes_moved", "seconds"),
+    [  # typed in again from the publications, not read from the profiles
+        ("jetson-tx2", "simple", 183.6e9, 340e6, 0.5325),
+        ("jetson-agx-orin", "simple", 123e9, 608e6, 123e9 / 1.57e12),
+        ("jetson-xavier-nx", "int8", 246.4e9, 302e6, 0.05125),
+        ("a100", "simple", 2 * 8.03e9 * 1024, 16.06e9, 1024 / 7504),
+        ("phone-2024-flagship", "optimised", 70.7e9, 170e6, 0.01189),
+        ("raspberry-pi-4", "simple", 183.6e9, 340e6, 0.5325 * 235.67 / 20),
+    ],
+)
+def test_published_timings_come_out(name, engine, flop, bytes_moved, seconds):
+    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(seconds, rel=0.01)
+
+
+def test_a_quarter_of_the_sequence_is_about_a_quarter_of_the_time_on_tx2():
+    """FedAdapter's cost model charges a quarter for 64 tokens instead of 256; the overhead must not hide that."""
+    tx2 = profile.load("jetson-tx2")
+    long_s = compute.seconds(tx2, "simple", 183.6e9, 340e6)
+    short_s = compute.seconds(tx2, "simple", 2 * 84.9e6 * 256 + 4 * 12 * 64**2 * 768 * 4, 340e6)
+    assert short_s / long_s == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_wrong_name_suggests_the_right_one():
+    with pytest.raises(profile.ProfileError, match=r"no device profile 'jetson-tx'.*did you mean .*jetson-tx2"):
+        profile.load("jetson-tx")
+    with pytest.raises(ValueError, match="known: a100, h100"):
+        profile.load("zzzzzz")
+
+
+def test_a_wrong_engine_names_the_engines():
+    with pytest.raises(profile.ProfileError, match=r"jetson-tx2 has no engine 'simpel'; did you mean simple\?"):
+        profile.load("jetson-tx2").engine("simpel")
+
+
+def test_a_profile_of_ones_own_loads_from_its_path(tmp_path):
+    data = raw("jetson-tx2")
+    data["name"] = "my-board"
+    data["engines"]["simple"]["flop_per_s"]["value"] = "1e9"  # PyYAML would read a bare 1e9 as this string
+    path = tmp_path / "my-board.yaml"
+    path.write_text(yaml.safe_dump(data))
+    for given in (path, str(path)):
+        mine = profile.load(given)
+        assert mine.name == "my-board"
+        assert mine.engine("simple").flop_per_s == 1e9
+
+
+def broken(change) -> dict:
+    data = copy.deepcopy(raw("jetson-tx2"))
+    change(data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("jitter_cv"), "jitter_cv: is missing"),
+        (lambda d: d.update(jitter_cvv=d.pop("jitter_cv")), r"jitter_cvv: is not a key.*did you mean jitter_cv"),
+        (lambda d: d.update(kind="toaster"), "kind: found 'toaster', allowed: board, phone, sbc, laptop, server"),
+        (lambda d: d.update(memory_bytes=8), "memory_bytes: found 8, allowed: a mapping with the keys value, source"),
+        (
+            lambda d: d["memory_bytes"].update(value="lots"),
+            "memory_bytes.value: found 'lots', allowed: a number above 0",
+        ),
+        (lambda d: d["memory_bytes"].update(value=True), "memory_bytes.value: found True"),
+        (lambda d: d["jitter_cv"].update(value=-0.1), "jitter_cv.value: found -0.1, allowed: a number of at least 0"),
+        (lambda d: d["sustained_factor"].update(value=1.5), "allowed: a number above 0 up to 1"),
+        (lambda d: d["power"]["idle_w"].update(value=math.inf), "power.idle_w.value: found inf"),
+        (
+            lambda d: d["power"]["idle_w"].update(basis="guessed"),
+            r"power.idle_w.basis: found 'guessed', allowed: measured",
+        ),
+        (lambda d: d["power"]["idle_w"].pop("date"), "power.idle_w: needs `date` or `version`"),
+        (lambda d: d["power"]["idle_w"].update(source=" "), "power.idle_w.source: found ' '"),
+        (lambda d: d.update(engines={}), "engines: needs at least one engine"),
+        (lambda d: d["engines"]["simple"].pop("overhead_s"), "engines.simple.overhead_s: is missing"),
+        (lambda d: d["engines"]["simple"]["flop_per_s"].update(value=0), "engines.simple.flop_per_s.value: found 0"),
+        (lambda d: d["measurements"][0].update(engine="smple"), r"measurements\[0\].engine.*did you mean simple"),
+        (lambda d: d["measurements"][0].update(fitted="yes"), r"measurements\[0\].fitted: found 'yes'"),
+        (lambda d: d.update(measurements="none"), "measurements: found 'none', allowed: a list"),
+    ],
+)
+def test_a_malformed_profile_names_file_key_and_what_is_allowed(tmp_path, change, message):
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(broken(change)))
+    with pytest.raises(profile.ProfileError, match=message) as caught:
+        profile.load(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just text", "", "a: [", "!!python/object/apply:os.getcwd []"])
+def test_a_file_that_is_no_profile_is_refused(tmp_path, text):
+    path = tmp_path / "odd.yml"
+    path.write_text(text)
+    with pytest.raises(profile.ProfileError, match=r"odd\.yml"):
+        profile.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(profile.ProfileError, match=r"nowhere\.yaml: cannot read"):
+        profile.load(tmp_path / "nowhere.yaml")
+
+
+def test_profiles_can_travel_to_another_process_and_be_hashed():
+    tx2 = profile.load("jetson-tx2")
+    assert pickle.loads(pickle.dumps(tx2)) == tx2
+    assert len({tx2, profile.load("jetson-tx2"), profile.load("h100")}) == 2
