@@ -1,5 +1,6 @@
 """The table of profiles in docs/devices.md says what the profiles say."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,12 @@ def test_the_table_of_held_out_errors_matches_the_files():
     assert held_out_rows()
     for row in held_out_rows():
         assert row in DOCS.read_text()
+
+
+def test_the_docs_say_how_many_numbers_are_only_estimated():
+    bases = Counter(origin.basis for name in profile.names() for origin in profile.load(name).provenance.values())
+    sentence = (
+        f"Of the {bases.total()} numbers shipped, {bases['measured']} are measured, {bases['derived']} derived, "
+        f"{bases['data-sheet']} data-sheet, {bases['recalled']} recalled and {bases['estimated']} estimated."
+    )
+    assert sentence in " ".join(DOCS.read_text().split())
