@@ -37,7 +37,7 @@ class Streams:
         return int(self._sequence(purpose, entity).generate_state(1, np.uint64)[0])
 
     def _sequence(self, purpose: str, entity: str | int) -> np.random.SeedSequence:
-        # blake2b because Python's hash() differs between processes; the length keeps ("a:b", "c") and ("a", "b:c") apart.
+        # blake2b because Python's hash() varies by process; the length keeps ("a:b", "c") and ("a", "b:c") apart.
         name = f"{len(purpose)}:{purpose}:{entity}".encode()
         words = np.frombuffer(blake2b(name, digest_size=16).digest(), dtype="<u4")
         return np.random.SeedSequence(int(self.seed), spawn_key=tuple(map(int, words)))

@@ -169,10 +169,12 @@ def format_seconds(seconds: float) -> str:
         return f"-{format_seconds(-seconds)}"
     if seconds < 59.95:
         return _with_prefix(seconds, "s", ("n", "µ", "m", ""))
-    for large, small, small_s, per_large in (("min", "s", 1, 60), ("h", "min", 60, 60), ("d", "h", 3600, 24)):
-        count, rest = divmod(round(seconds / small_s), per_large)
-        if count < {"min": 60, "h": 24}.get(large, math.inf):
-            break
+    if round(seconds) < 3600:
+        large, small, count, rest = "min", "s", *divmod(round(seconds), 60)
+    elif round(seconds / 60) < 24 * 60:
+        large, small, count, rest = "h", "min", *divmod(round(seconds / 60), 60)
+    else:
+        large, small, count, rest = "d", "h", *divmod(round(seconds / 3600), 24)
     return f"{count} {large} {rest} {small}" if rest else f"{count} {large}"
 
 
