@@ -93,42 +93,37 @@ def _package(name: str):
 def _build_minilm_narrow(folder: Path, hidden: int = 128, layers: int = 2) -> None:
     """A PCA-initialised narrow relative of MiniLM: its word embeddings in fewer dimensions, random layers, no training.
 
-    The embedding tables are MiniLM's, projected on the `hidden` leading right singular vectors of its word embeddings.
-    The layers have BERT's usual initialisation, whose small weights leave the residual stream almost as it is.
+    The axes are the leading principal components of MiniLM's word embeddings; the position embeddings are projected on
+    them too, each table about its mean (token type 0 becomes zero, type 1 keeps its difference). The layers have BERT's
+    usual initialisation, whose small weights leave the residual stream almost as it is.
     """
     from safetensors.numpy import load_file
 
     source = assets.path("minilm")
-    tables = {
-        key: value.astype(np.float64)
-        for key, value in load_file(source / "model.safetensors").items()
-        if "embeddings." in key
-    }
-    words = tables["embeddings.word_embeddings.weight"]
-    _, axes = np.linalg.eigh(words.T @ words)  # ascending; [384, 384]
+    stored = load_file(source / "model.safetensors")
+    words, positions, token_types = (
+        stored[f"embeddings.{kind}_embeddings.weight"].astype(np.float64) for kind in ("word", "position", "token_type")
+    )
+    words -= words.mean(axis=0)
+    _, axes = np.linalg.eigh(words.T @ words)  # [384, 384], least component first
     axes = axes[:, ::-1][:, :hidden]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(hidden)])  # an eigenvector's sign is arbitrary
-    rng = np.random.default_rng(0)  # part of the model's definition
-
-    def dense(rows: int, columns: int) -> np.ndarray:
-        return rng.normal(0, 0.02, (rows, columns))
-
     tensors = {
-        f"embeddings.{kind}_embeddings.weight": tables[f"embeddings.{kind}_embeddings.weight"] @ axes
-        for kind in ("word", "position", "token_type")
+        "embeddings.word_embeddings.weight": words @ axes,
+        "embeddings.position_embeddings.weight": (positions - positions.mean(axis=0)) @ axes,
+        "embeddings.token_type_embeddings.weight": (token_types - token_types[0]) @ axes,
+        **_layer_norm("embeddings.LayerNorm", hidden),
     }
-    tensors |= _layer_norm("embeddings.LayerNorm", hidden)
-    for i in range(layers):
-        layer = f"encoder.layer.{i}"
-        linears = {f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")}
-        linears |= {"attention.output.dense": (hidden, hidden)}
-        linears |= {"intermediate.dense": (4 * hidden, hidden), "output.dense": (hidden, 4 * hidden)}
-        for part, shape in linears.items():
-            tensors[f"{layer}.{part}.weight"] = dense(*shape)
+    rng = np.random.default_rng(0)  # part of the model's definition
+    shapes = {f"attention.self.{part}": (hidden, hidden) for part in ("query", "key", "value")}
+    shapes |= {"attention.output.dense": (hidden, hidden)}
+    shapes |= {"intermediate.dense": (4 * hidden, hidden), "output.dense": (hidden, 4 * hidden)}
+    for layer in (f"encoder.layer.{i}" for i in range(layers)):
+        for part, shape in shapes.items():
+            tensors[f"{layer}.{part}.weight"] = rng.normal(0, 0.02, shape)
             tensors[f"{layer}.{part}.bias"] = np.zeros(shape[0])
-        tensors |= _layer_norm(f"{layer}.attention.output.LayerNorm", hidden) | _layer_norm(
-            f"{layer}.output.LayerNorm", hidden
-        )
+        for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+            tensors |= _layer_norm(f"{layer}.{part}", hidden)
     config = json.loads((source / "config.json").read_text())
     config |= {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 4 * hidden}
     config |= {"num_attention_heads": hidden // 64, "_name_or_path": "PCA-initialised narrow relative of MiniLM"}
