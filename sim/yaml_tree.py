@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 MAX_DEPTH = 50  # of nested lists and mappings
+MAX_DIGITS = 400  # of a number, below the length at which Python refuses to print it
 MAX_ALIASED = 1_000_000  # characters and nodes that aliases may add: a few lines of YAML can stand for terabytes
 
 
@@ -107,15 +108,8 @@ class _Reader:
             node = Node(self.scalar(event, place, path), place, size=1 + len(event.value))
         elif len(path) >= MAX_DEPTH:
             raise Problem(place, f"nested more than {MAX_DEPTH} levels deep")
-        elif isinstance(event, yaml.SequenceStartEvent):
-            items = [self.node(item, (*path, index)) for index, item in enumerate(self.until(yaml.SequenceEndEvent))]
-            node = Node(
-                items, place, None, 1 + sum(n.size for n in items), 1 + max((n.height for n in items), default=0)
-            )
         else:
-            fields = self.mapping(path)
-            size = 1 + sum(len(key) + child.size for key, child in fields.items())
-            node = Node(fields, place, None, size, 1 + max((n.height for n in fields.values()), default=0))
+            node = self.collection(event, place, path)
         if len(path) + node.height > MAX_DEPTH:
             raise Problem(place, f"nested more than {MAX_DEPTH} levels deep")
         if getattr(event, "tag", None) is not None:
@@ -123,6 +117,16 @@ class _Reader:
         if event.anchor:
             self.anchors[event.anchor] = node  # only now: an alias to what contains it has no end
         return node
+
+    def collection(self, event: Any, place: Place, path: tuple[object, ...]) -> Node:
+        if isinstance(event, yaml.SequenceStartEvent):
+            value = [self.node(item, (*path, index)) for index, item in enumerate(self.until(yaml.SequenceEndEvent))]
+            children, keys_size = value, 0
+        else:
+            value = self.mapping(path)
+            children, keys_size = value.values(), sum(map(len, value))
+        size = 1 + keys_size + sum(child.size for child in children)
+        return Node(value, place, size=size, height=1 + max((child.height for child in children), default=0))
 
     def until(self, end: type) -> Iterator[Any]:
         while not isinstance(event := next(self.events), end):
@@ -141,15 +145,14 @@ class _Reader:
         for event in self.until(yaml.MappingEndEvent):
             place, key = self.place(event), self.node(event, (*path, "key"))
             name = event.value if isinstance(event, yaml.ScalarEvent) else key.value
-            child = replace(self.node(next(self.events), (*path, name)), key=place)
+            inner = (*path, name if isinstance(name, str) else "?")
+            child = replace(self.node(next(self.events), inner), key=place)
             if not isinstance(name, str):
                 self.complain(place, path, f"a key must be text (got {shown(name)})")
             elif name == "<<":
-                self.complain(
-                    place, path, "merge keys (<<) are not part of YAML 1.2; repeat the keys, or use `extends`"
-                )
+                self.complain(place, path, "merge keys (<<) are not part of YAML 1.2; repeat the keys or use `extends`")
             elif name in fields:
-                self.complain(place, (*path, name), f"key given twice (first in line {fields[name].key.line})")
+                self.complain(place, inner, f"key given twice (first in line {fields[name].key.line})")
             else:
                 fields[name] = child
         return fields
@@ -163,12 +166,11 @@ class _Reader:
             return None
         if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
             return text[0] in "tT"
-        try:
-            for pattern, number in _NUMBERS:
-                if pattern.fullmatch(text):
+        for pattern, number in _NUMBERS:
+            if pattern.fullmatch(text):
+                if len(text) <= MAX_DIGITS:
                     return number(text)
-        except ValueError:
-            self.complain(place, path, f"a number of {len(text)} digits is too long")
+                self.complain(place, path, f"a number of {len(text)} digits is too long")
         return text
 
 
