@@ -39,7 +39,7 @@ def dirichlet(
         raise PartitionError(f"alpha must be above 0, got {alpha}")
     _check(len(labels), n_clients, min_size)
     if equal:
-        return _equal_dirichlet(labels, n_clients, rng, alpha)
+        return [rng.permutation(part) for part in _equal_dirichlet(labels, n_clients, rng, alpha)]
     parts: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
     for c in np.unique(labels):
         of_class = rng.permutation(np.flatnonzero(labels == c))
@@ -95,6 +95,7 @@ def natural(
 
 
 def _equal_dirichlet(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float) -> list[np.ndarray]:
+    """Each client's indices in the order it drew them: while no class is used up, by its own shares alone."""
     classes, counts = np.unique(labels, return_counts=True)
     left = [list(rng.permutation(np.flatnonzero(labels == c))) for c in classes]
     n_left = counts.astype(np.float64)
