@@ -42,7 +42,8 @@ def encode(activations: Activations, wire: str = "float16") -> bytes:
         tensors["values"] = np.clip(values, -limit, limit).astype(number)
     else:
         raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
-    return save(tensors)
+    # safetensors writes an array's memory as it lies, whatever its strides
+    return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
 
 def decode(data: bytes) -> Activations:

@@ -38,7 +38,7 @@ class BackboneSpec:
     kind: str
     source: str
     layers: int | None = None
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
     seed: int = 0
     title: str = ""
 
@@ -177,7 +177,7 @@ def fingerprint(spec: BackboneSpec) -> str:
 def architecture(spec: BackboneSpec) -> Architecture:
     """The counted cost of the backbone: from `costs.json`, else from the user's cache, else counted now on fake tensors."""
     config = config_of(spec)
-    key = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).hexdigest()
+    key = cost_key(config)
     if key in _shipped_costs():
         return architecture_from_json(_shipped_costs()[key])
     cached = assets.cache_dir() / "costs" / f"{key}.json"
@@ -190,6 +190,11 @@ def architecture(spec: BackboneSpec) -> Architecture:
         fresh.write_text(json.dumps(counted))
         fresh.replace(cached)
     return architecture_from_json(json.loads(cached.read_text()))
+
+
+def cost_key(config: Mapping[str, Any]) -> str:
+    """The name under which counted costs of a configuration are kept."""
+    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @functools.cache

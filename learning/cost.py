@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOP executed, bytes read and written by the operators, and bytes alive at the worst instant (weights excluded)."""
+    """FLOP executed, bytes of weights and other state read or written once, and bytes of activations alive at the worst
+    instant. The traffic of activations between operators is not in `bytes_moved`: a device's measured rate holds it."""
 
     flop: float = 0.0
     bytes_moved: float = 0.0
@@ -28,8 +29,8 @@ class Cost:
 class Architecture:
     """The shape of one backbone and the counted coefficients of its forward pass in float32.
 
-    `flop_per_sequence` = (constant, per token, per token^2). `bytes_moved_per_batch` is the part that a batch pays once
-    (the weights are read once, however many sequences), `bytes_moved_per_sequence` = (constant, per token, per token^2).
+    `flop_per_sequence` = (constant, per token, per token^2). `weight_bytes_read` is what a batch reads once, however many
+    sequences it has (the embedding table is gathered from, not read).
     The peak of live activations is the larger of two regimes, each linear in the batch: feed-forward (linear in tokens) and
     attention (quadratic): `peak_feed_forward`, `peak_attention` = (constant, per token, per token^2) bytes a sequence.
     """
@@ -38,8 +39,7 @@ class Architecture:
     hidden_size: int
     parameters: int
     flop_per_sequence: tuple[float, float, float]
-    bytes_moved_per_batch: float
-    bytes_moved_per_sequence: tuple[float, float, float]
+    weight_bytes_read: float
     peak_feed_forward: tuple[float, float, float]
     peak_attention: tuple[float, float, float]
 
@@ -50,9 +50,9 @@ class Architecture:
     def forward(self, batch: int, tokens: int, bytes_per_number: float = 4) -> Cost:
         """The cost of one forward pass over `batch` sequences padded to `tokens`, with numbers of the given width."""
         width = bytes_per_number / 4
-        moved = self.bytes_moved_per_batch + batch * _polynomial(self.bytes_moved_per_sequence, tokens)
         peak = max(_polynomial(self.peak_feed_forward, tokens), _polynomial(self.peak_attention, tokens))
-        return Cost(batch * _polynomial(self.flop_per_sequence, tokens), width * moved, round(width * batch * peak))
+        flop = batch * _polynomial(self.flop_per_sequence, tokens)
+        return Cost(flop, width * self.weight_bytes_read, round(width * batch * peak))
 
 
 def _polynomial(coefficients: tuple[float, float, float], tokens: int) -> float:

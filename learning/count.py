@@ -105,15 +105,13 @@ def count_architecture(config: dict[str, Any]) -> Architecture:
         at = {n: _measure(model, 2, n) for n in (*short, *long)}
         one_more = _measure(model, 3, short[0])
         parameters = sum(p.numel() for p in model.parameters())
-    per_batch = 3 * at[short[0]].bytes_moved - 2 * one_more.bytes_moved
-    moved = [(at[n].bytes_moved - per_batch) / 2 for n in short]
+    # what three sequences move beyond two is the sequences' own; taken off, what a batch moves once is left
     return Architecture(
         layers=config.get("num_hidden_layers", config.get("n_layers")),
         hidden_size=config.get("hidden_size", config.get("dim")),
         parameters=parameters,
         flop_per_sequence=_quadratic(short, [at[n].flop / 2 for n in short]),
-        bytes_moved_per_batch=per_batch,
-        bytes_moved_per_sequence=_quadratic(short, moved),
+        weight_bytes_read=3 * at[short[0]].bytes_moved - 2 * one_more.bytes_moved,
         peak_feed_forward=_quadratic(short, [at[n].peak_bytes / 2 for n in short]),
         peak_attention=_quadratic(long, [at[n].peak_bytes / 2 for n in long]),
     )
@@ -126,3 +124,25 @@ def _quadratic(lengths, values) -> tuple[float, float, float]:
     quadratic = ((y2 - y1) / (x2 - x1) - slope) / (x2 - x0)
     linear = slope - quadratic * (x0 + x1)
     return (y0 - linear * x0 - quadratic * x0 * x0, linear, quadratic)
+
+
+def main() -> None:
+    """Recount the catalogue, whole and at the depths in common use, into costs.json."""
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from learning.catalogue import config_of, cost_key, find, names
+
+    cuts = {"minilm": (1, 2, 3, 4, 5), "smollm2": (4, 8, 12, 16, 24)}
+    wanted = [*names(), *(f"{name}-l{k}" for name, depths in cuts.items() for k in depths)]
+    counted = {}
+    for name in wanted:
+        config = config_of(find(name))
+        counted[cost_key(config)] = {"name": name, **dataclasses.asdict(count_architecture(config))}
+        print(name)
+    (Path(__file__).parent / "costs.json").write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -66,19 +66,24 @@ class SideShape:
 
     def forward_flop(self, backbone: str) -> float:
         """FLOP of one record's forward pass, matrix products only."""
-        d, r = self.width, self.bottleneck
-        projected = self.vectors * self.backbone_widths[backbone] * d if self.is_projected(backbone) else 0
-        return 2.0 * (self.blocks * 2 * d * r + d * self.classes + projected)
+        return self._trunk_flop() + self._projection_flop(backbone)
 
-    def training_step(self, backbone: str, records: int) -> Cost:
-        """Forward, backward and update of `records` records: three times the forward FLOP.
+    def training_step(self, records: Mapping[str, int]) -> Cost:
+        """One update from so many records of each backbone: forward, backward, and AdamW's pass over its state.
 
-        Less one product for the first trained matrix of the chain, which needs no gradient of its input; for the update,
-        AdamW reads and writes weights, gradients and two moments.
+        Backward costs twice the forward, but the uploaded vectors need no gradient, so projections cost it once.
+        AdamW reads weights, gradients and two moments and writes three of them, in float32.
         """
-        flop = 3 * records * self.forward_flop(backbone)
-        state_bytes = 4 * self.parameters(backbone)
-        return Cost(flop, 7.0 * state_bytes, 4 * state_bytes)
+        flop = sum(n * (3 * self._trunk_flop() + 2 * self._projection_flop(name)) for name, n in records.items())
+        return Cost(flop, 7 * 4 * self.parameters(), 4 * 4 * self.parameters())
+
+    def _trunk_flop(self) -> float:
+        return 2.0 * (self.blocks * 2 * self.width * self.bottleneck + self.width * self.classes)
+
+    def _projection_flop(self, backbone: str) -> float:
+        if not self.is_projected(backbone):
+            return 0.0
+        return 2.0 * self.vectors * self.backbone_widths[backbone] * self.width
 
 
 def shape_for(config: SideNetworkConfig, blocks: int, backbone_widths: Mapping[str, int], classes: int) -> SideShape:

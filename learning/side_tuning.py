@@ -1,0 +1,177 @@
+"""What the Fed MobiLLM server learns: keep uploaded records, train the shared side network on them, evaluate it.
+
+Every update is a pure function of the records ingested so far, the record numbers it is given and its step number, so a
+sequence of calls replayed from the start gives the same bits. `key` names the state by that history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learning.activations import decode
+from learning.side_config import SideNetworkConfig, SideShape
+from learning.side_network import SideNetwork, save_side_network
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimiser settings of the side network (AdamW) and its loss."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    loss: str = "squared-error"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out texts as one backbone sees them: vectors [n, V, d_m], its own prediction [n, C], labels [n]."""
+
+    values: np.ndarray
+    prediction: np.ndarray
+    labels: np.ndarray
+
+
+class SideTuning:
+    """The server's cache of records and the side network trained on it."""
+
+    def __init__(
+        self,
+        shape: SideShape,
+        config: SideNetworkConfig,
+        training: Training,
+        held_out: Mapping[str, HeldOut],
+        seed: int,
+    ) -> None:
+        self.training, self.seed, self.held_out = training, seed, held_out
+        self.network = SideNetwork(shape, config, seed)
+        self.averaged = SideNetwork(shape, config, seed).eval()
+        self.optimiser = torch.optim.AdamW(_decay_groups(self.network, training.weight_decay), lr=training.learning_rate)
+        self.steps = 0
+        self._records: list[tuple[str, Tensor, Tensor]] = []
+        self._history = hashlib.blake2b(digest_size=16)
+
+    @property
+    def key(self) -> str:
+        """A digest of everything that made the present state."""
+        return self._history.hexdigest()
+
+    def ingest(self, backbone: str, data: bytes) -> int:
+        """Decode a payload into the cache; its records are numbered on from the last. Returns how many it held."""
+        received = decode(data)
+        values, targets = torch.from_numpy(received.values), torch.from_numpy(received.targets)
+        self._records += [(backbone, value, target) for value, target in zip(values, targets, strict=True)]
+        self._history.update(backbone.encode() + data)
+        return len(received)
+
+    def note_step(self, records: Sequence[int]) -> None:
+        """Advance the history by one update without computing it (a later `restore` brings the state)."""
+        self._history.update(np.asarray(records, dtype=np.int64).tobytes())
+        self.steps += 1
+
+    def step(self, records: Sequence[int]) -> float:
+        """One AdamW update on the given record numbers; returns the loss per record before it."""
+        self.note_step(records)
+        masks = torch.Generator().manual_seed((self.seed * 1_000_003 + self.steps) % 2**63)
+        by_backbone: dict[str, list[int]] = {}
+        for number in sorted(records):
+            by_backbone.setdefault(self._records[number][0], []).append(number)
+        loss = torch.zeros(())
+        for backbone, numbers in sorted(by_backbone.items()):
+            values = torch.stack([self._records[n][1] for n in numbers])
+            targets = torch.stack([self._records[n][2] for n in numbers])
+            loss = loss + self._loss(self.network(values, backbone, masks), targets) / len(records)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self._average()
+        return float(loss.detach())
+
+    def _loss(self, y_s_BC: Tensor, targets: Tensor) -> Tensor:
+        if self.training.loss == "squared-error":
+            return ((y_s_BC - targets) ** 2).sum()
+        one_hot_BC, y_b_BC = targets.chunk(2, dim=1)  # cross-entropy needs the labels themselves
+        return F.cross_entropy(_log(y_b_BC) + y_s_BC, one_hot_BC, reduction="sum")
+
+    def _average(self) -> None:
+        """Running mean of the weights, with a shorter memory at first so that the start is forgotten."""
+        decay = min(self.network.config.averaging, (1 + self.steps) / (10 + self.steps))
+        if not self.network.config.averaging:
+            decay = 0.0
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of backbone + side network (the averaged weights) for each backbone."""
+        scores = {}
+        with torch.inference_mode():
+            for backbone, held in self.held_out.items():
+                y_s = self.averaged(torch.from_numpy(held.values), backbone)
+                y_b = torch.from_numpy(held.prediction)
+                predicted = (y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s).argmax(dim=1)
+                scores[backbone] = float((predicted.numpy() == held.labels).mean())
+        return scores
+
+    def save_model(self, path: Path, **notes: str) -> None:
+        """Write the averaged side network and its projections as safetensors (see `load_side_network`)."""
+        save_side_network(self.averaged, path, **notes)
+
+    def checkpoint(self, path: Path) -> None:
+        """Write everything that training goes on from, atomically."""
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
+        for index, parameter in enumerate(self._parameters()):
+            for name, value in self.optimiser.state[parameter].items():
+                tensors[f"optimiser.{index}.{name}"] = value
+        temporary = path.with_suffix(".tmp")
+        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, {"key": self.key})
+        temporary.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Take the state of `checkpoint`; the history must already be the one it was written at (ValueError if not)."""
+        with safe_open(path, framework="pt") as file:
+            if file.metadata()["key"] != self.key:
+                raise ValueError(f"{path} was written at another point of another history")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.network.load_state_dict(_under("network.", tensors))
+        self.averaged.load_state_dict(_under("averaged.", tensors))
+        for index, parameter in enumerate(self._parameters()):
+            self.optimiser.state[parameter] = _under(f"optimiser.{index}.", tensors)
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+
+def checkpoint_key(path: Path) -> str | None:
+    """The history at which a checkpoint was written; None where there is no readable checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata()["key"]
+    except Exception:  # absent or damaged: the run is simply computed again
+        return None
+
+
+def _decay_groups(network: SideNetwork, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices; none for biases, gates and norms."""
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    others = [p for p in network.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _log(p: Tensor) -> Tensor:
+    return torch.log(p.clamp_min(1e-6))

@@ -1,0 +1,192 @@
+"""Who acts: devices and the server. Their verbs let the modelled time pass and record it; methods only tell the story.
+
+Every verb is a generator to be used with `yield from`. A device or server that is told to stop is interrupted inside the
+verb: what had been done until then is recorded with the reason as its outcome, and the interruption goes on to the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simpy
+
+from devices.compute import ComputeModel
+from devices.fleet import Member
+from devices.profile import DeviceProfile
+from learning.cost import Cost
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of computation: what it costs, and the real thing to run on the host (None in a dry run)."""
+
+    cost: Cost
+    run: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one device that are processed together, and when the last of them is there."""
+
+    samples: np.ndarray
+    ready_s: float
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What an upload carries: its number in the run, who sent how many records, its size, and (unless dry) its bytes."""
+
+    number: int
+    sender: Device
+    samples: np.ndarray
+    nbytes: int
+    data: bytes | None = field(default=None, repr=False)
+
+
+class Device:
+    """One device of the fleet and its day."""
+
+    def __init__(
+        self,
+        sim: Simulation,
+        member: Member,
+        profile: DeviceProfile,
+        model: ComputeModel,
+        samples: np.ndarray,
+        joined_at_s: float,
+        ready_s: np.ndarray,
+        client: str | None = None,
+    ) -> None:
+        self.sim, self.member, self.profile, self.client = sim, member, profile, client
+        self.id, self.backbone = member.id, member.backbone
+        self.samples, self.joined_at_s = samples, joined_at_s
+        self.finished_at_s: float | None = None
+        self.outcome = "ok"
+        self.peak_memory_bytes = 0
+        self._model, self._ready_s = model, ready_s
+
+    def arrive(self) -> Generator:
+        """Be absent until the joining time; an absent device draws no power of the study's."""
+        yield self.sim.env.timeout(max(0.0, self.joined_at_s - self.sim.env.now))
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The device's own samples, once, in batches."""
+        for start in range(0, len(self.samples), size):
+            here = slice(start, start + size)
+            yield Batch(self.samples[here], float(self._ready_s[here].max()))
+
+    def until(self, time_s: float) -> Generator:
+        """Wait, idle, until a moment; nothing happens if it has passed."""
+        if time_s > self.sim.env.now:
+            yield from self._timed("wait", time_s - self.sim.env.now, self.profile.power.idle_w)
+
+    def compute(self, work: Work) -> Generator[Any, Any, Any]:
+        """Run the work for real on the host while the device's own modelled seconds pass; returns its result."""
+        self.remember(work.cost.peak_bytes)
+        seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
+        future = self.sim.host.start(work.run) if work.run else None
+        yield from self._timed("compute", seconds, self.profile.power.compute_w, work.cost.flop)
+        return future.result() if future else None
+
+    def upload(self, payload: Payload) -> Generator:
+        """Send a payload's bytes to the server through whatever links lie between."""
+        event = self.sim.network.upload(self.id, payload.nbytes)
+        yield from self._transfer("upload", event, payload.nbytes, self.profile.power.uplink_w, (payload.number,))
+
+    def download(self, nbytes: int) -> Generator:
+        """Receive bytes from the server."""
+        event = self.sim.network.download(self.id, nbytes)
+        yield from self._transfer("download", event, nbytes, self.profile.power.downlink_w)
+
+    def remember(self, peak_bytes: int) -> None:
+        """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
+        used = self.sim.costing.weight_bytes(self.member) + peak_bytes
+        self.peak_memory_bytes = max(self.peak_memory_bytes, used)
+
+    def _timed(self, kind: str, seconds: float, watts: float, flop: float = 0.0) -> Generator:
+        start, outcome, share = self.sim.env.now, "ok", 1.0
+        try:
+            yield self.sim.env.timeout(seconds)
+        except simpy.Interrupt as stop:
+            outcome = str(stop.cause)
+            share = (self.sim.env.now - start) / seconds if seconds > 0 else 1.0
+            raise
+        finally:
+            joules = watts * (self.sim.env.now - start)
+            self.sim.recorder.span(self.id, kind, start, self.sim.env.now, 0, share * flop, joules, outcome)
+
+    def _transfer(self, kind: str, event: simpy.Event, nbytes: int, watts: float, flows=()) -> Generator:
+        start, outcome = self.sim.env.now, "ok"
+        try:
+            yield event
+        except simpy.Interrupt as stop:
+            outcome, nbytes = str(stop.cause), int(self.sim.network.abort(event))
+            raise
+        finally:
+            joules = watts * (self.sim.env.now - start)
+            self.sim.recorder.span(self.id, kind, start, self.sim.env.now, nbytes, 0.0, joules, outcome, flows)
+
+
+class Server:
+    """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
+
+    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel, overhead_s: float | None) -> None:
+        self.sim, self.profile = sim, profile
+        self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
+        # a scenario's own overhead replaces the profile's
+        self._extra_s = 0.0 if overhead_s is None else overhead_s - model.engine.overhead_s
+        self._inbox: deque[Payload] = deque()
+        self._news = sim.env.event()
+
+    def receive(self, payload: Payload) -> None:
+        """Put a payload into the inbox; called by a device when its last byte has landed."""
+        self._inbox.append(payload)
+        self.wake()
+
+    def take(self) -> list[Payload]:
+        """Everything that has landed since the last call, in order of landing."""
+        taken = list(self._inbox)
+        self._inbox.clear()
+        return taken
+
+    def wake(self) -> None:
+        """Let a waiting server look again."""
+        if not self._news.triggered:
+            self._news.succeed()
+
+    def wait(self) -> Generator:
+        """Sleep until something lands or a device ends."""
+        if not self._inbox:
+            self._news = self.sim.env.event()
+            yield self._news
+
+    def compute(self, work: Work, flows: Sequence[int] = (), kind: str = "train") -> Generator[Any, Any, Any]:
+        """Queue for the accelerator, then run the work for real while its modelled seconds pass; returns its result."""
+        with self._accelerator.request() as turn:
+            yield turn
+            start, outcome, share = self.sim.env.now, "ok", 1.0
+            seconds = max(0.0, self._model.seconds(work.cost.flop, work.cost.bytes_moved) + self._extra_s)
+            future = self.sim.host.start(work.run) if work.run else None
+            try:
+                yield self.sim.env.timeout(seconds)
+            except simpy.Interrupt as stop:
+                outcome = str(stop.cause)
+                share = (self.sim.env.now - start) / seconds if seconds > 0 else 1.0
+                raise
+            finally:
+                joules = self.profile.power.compute_w * (self.sim.env.now - start)
+                flop = share * work.cost.flop
+                self.sim.recorder.span("server", kind, start, self.sim.env.now, 0, flop, joules, outcome, flows)
+        return future.result() if future else None
+
+    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
+        """Send every device its bytes, all at once through the shared links; ends when the last has them."""
+        downloads = [self.sim.start(device, device.download(nbytes_of(device))) for device in devices]
+        yield self.sim.env.all_of(downloads)

@@ -1,0 +1,85 @@
+"""What the clock charges for: which architecture stands for each backbone, at which length, in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from devices.fleet import Member
+from devices.memory import find_shortage, needed_bytes
+from learning import catalogue
+from learning.catalogue import BackboneSpec
+from learning.cost import BYTES_PER_NUMBER, Architecture, Cost
+from sim.scenario import Scenario
+
+
+class DoesNotFit(ValueError):
+    """A backbone needs more memory than its device has; the message says by how much and what would fit."""
+
+
+@dataclass(frozen=True)
+class Costing:
+    """The learning backbones of a fleet, and the architectures their work is charged as."""
+
+    learned: dict[str, BackboneSpec]
+    charged: dict[str, BackboneSpec]
+    architectures: dict[str, Architecture]
+    precision: dict[str, str]
+    fixed_tokens: int | None
+
+    @property
+    def charged_as(self) -> str | None:
+        """What is charged instead of what learns, for everyone who reads a result; None if nothing is."""
+        names = sorted({self.charged[b].name for b in self.learned if self.charged[b].name != self.learned[b].name})
+        if not names and self.fixed_tokens is None:
+            return None
+        length = f" at {self.fixed_tokens} tokens" if self.fixed_tokens else ""
+        return (", ".join(names) or "its own backbones") + length
+
+    def depths(self) -> dict[str, int]:
+        """Layers of each backbone as charged."""
+        return {name: a.layers for name, a in self.architectures.items()}
+
+    def widths(self) -> dict[str, int]:
+        """Hidden size of each backbone as charged."""
+        return {name: a.hidden_size for name, a in self.architectures.items()}
+
+    def forward(self, member: Member, lengths: np.ndarray) -> Cost:
+        """One forward pass over texts of these lengths, padded to the longest."""
+        tokens = self.fixed_tokens or int(lengths.max())
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        return self.architectures[member.backbone].forward(len(lengths), tokens, width)
+
+    def weight_bytes(self, member: Member) -> int:
+        """Bytes of the member's backbone in its memory."""
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        return self.architectures[member.backbone].weight_bytes(width)
+
+    def check_memory(self, member: Member, memory_bytes: float, batch: int, tokens: int, kept_bytes: int) -> None:
+        """Raise DoesNotFit if the backbone, a batch's activations and `kept_bytes` exceed the device's memory."""
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        tokens = self.fixed_tokens or tokens
+        needs = [
+            (name, needed_bytes(a.weight_bytes(width), kept_bytes, a.forward(batch, tokens, width).peak_bytes))
+            for name, a in self.architectures.items()
+        ]
+        shortage = find_shortage(member.backbone, memory_bytes, needs)
+        if shortage:
+            raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): {shortage}")
+
+
+def costing_for(scenario: Scenario, members: list[Member]) -> Costing:
+    """Settle the costing of a fleet; `catalogue.BackboneError` for a backbone that is not there."""
+    own = scenario.own_backbones
+    names = sorted({member.backbone for member in members})
+    learned = {name: catalogue.find(name, own) for name in names}
+    charged = dict(learned)
+    if scenario.cost_as:
+        as_ = scenario.cost_as.backbone
+        charged = {name: catalogue.find(as_ if isinstance(as_, str) else as_[name], own) for name in names}
+    precision = {group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)}
+    architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
+    return Costing(
+        learned, charged, architectures, precision, scenario.cost_as.tokens if scenario.cost_as else None
+    )

@@ -1,0 +1,192 @@
+"""The learning behind Fed MobiLLM's clock: real in a run, absent in a dry run. Both answer to the same calls."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learning import catalogue, taps
+from learning.cost import Cost
+from learning.side_config import shape_for
+from sim.actors import Work
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+def learner_for(config: Any, sim: Simulation) -> NullLearner:
+    """The learner that a simulation needs."""
+    return NullLearner() if sim.dry else SideTuningLearner(config, sim)
+
+
+class NullLearner:
+    """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
+
+    def work(self, cost: Cost, name: str, *args: Any) -> Work:
+        """A piece of work that only takes time."""
+        return Work(cost)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: Any) -> bytes | None:
+        """No bytes; sizes come from shapes."""
+        return None
+
+    def ingest(self, backbone: str, data: bytes | None) -> None:
+        """Nothing to keep."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Nothing to score."""
+        return {}
+
+    def digest(self) -> str:
+        """Nothing learned."""
+        return ""
+
+    def save(self, folder: Path) -> None:
+        """Nothing to save."""
+
+
+class SideTuningLearner(NullLearner):
+    """Real activations of the packaged backbones, and a real side network trained on what was uploaded.
+
+    A journal in the run directory remembers evaluations and the last checkpoint by the history that led to them, so that a
+    resumed run replays its events and takes the learning from there instead of computing it again.
+    """
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        from learning.side_tuning import SideTuning, Training
+
+        self.config, self.sim = config, sim
+        specs = sim.costing.learned
+        configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
+        depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
+        widths = {name: int(c.get("hidden_size", c.get("dim", 0))) for name, c in configs.items()}
+        sampled = taps.sample(depths, config.taps)
+        self.shape = shape_for(config.side_network, len(next(iter(sampled.values()))), widths, sim.task.classes)
+        first = [0] if self.shape.start == "embedding" else []
+        self.vectors = {name: [*first, *layers] for name, layers in sampled.items()}
+        self._prepare(specs)
+        training = Training(config.learning_rate, config.weight_decay, config.loss)
+        seed = sim.streams.seed64("server/side-network") % 2**31
+        self.tuning = SideTuning(self.shape, config.side_network, training, self._held_out(), seed)
+        self.journal = sim.journal
+        self._behind = self.journal.checkpoint_key is not None
+
+    # --- what a device computes
+
+    def _prepare(self, specs: dict[str, catalogue.BackboneSpec]) -> None:
+        """All activations that this run can need, from the store or computed now in large length-sorted batches."""
+        from learning.activation_store import ActivationStore
+        from learning.readouts import pooled_activations
+
+        task, store = self.sim.task, ActivationStore(self.sim.store_folder)
+        self._row: dict[str, dict[int, int]] = {}
+        self._readouts: dict[str, np.ndarray] = {}
+        self._labels: dict[str, np.ndarray | None] = {}
+        for name, spec in specs.items():
+            mine = [d.samples for d in self.sim.devices if d.backbone == name]
+            samples = np.unique(np.concatenate([*mine, task.test]))
+            tokens = task.tokens(spec, samples)
+            report = functools.partial(self.sim.on_prepare, name)
+            self._readouts[name] = pooled_activations(
+                spec, tokens, self.config.readout, store, self.sim.host.map, report
+            )
+            self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+            self._labels[name] = None
+            if self.config.backbone_prediction == "label-names":
+                names = catalogue.tokenise(spec, task.class_names, max_tokens=task.max_tokens)
+                self._labels[name] = pooled_activations(spec, names, self.config.readout, store, self.sim.host.map)[:, -1]
+
+    def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        return self._readouts[backbone][np.ix_(rows, self.vectors[backbone])]
+
+    def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        from learning.prediction_difference import backbone_prediction
+
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        return backbone_prediction(
+            self.config.backbone_prediction,
+            self._readouts[backbone][rows, -1],
+            self.sim.task.classes,
+            self._labels[backbone],
+            self.sim.streams.rng("backbone/head", backbone),
+        )
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
+        """The payload's bytes: activations and prediction differences (for cross-entropy: labels and predictions)."""
+        from learning.activations import Activations, encode
+        from learning.prediction_difference import difference
+
+        labels, y_b = self.sim.task.labels[samples], self._own_prediction(backbone, samples)
+        targets = difference(labels, y_b)
+        if self.config.loss == "cross-entropy":
+            targets = np.concatenate([targets + y_b, y_b], axis=1)
+        return encode(Activations(activations, targets, samples), self.config.wire)
+
+    # --- what the server computes
+
+    def work(self, cost: Cost, name: str, *args: Any) -> Work:
+        """A piece of work that takes time and computes `self.name(*args)`."""
+        function: Callable[..., Any] = getattr(self, name)
+        return Work(cost, functools.partial(function, *args))
+
+    def ingest(self, backbone: str, data: bytes) -> None:
+        """Decode a payload into the server's records."""
+        self.tuning.ingest(backbone, data)
+
+    def step(self, records: Sequence[int]) -> float | None:
+        """One update, or its place in the history while the journal's checkpoint is still ahead."""
+        if not self._behind:
+            return self.tuning.step(records)
+        self.tuning.note_step(records)
+        if self.tuning.key == self.journal.checkpoint_key:
+            self.tuning.restore(self.journal.checkpoint)
+            self._behind = False
+        return None
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy by backbone on the held-out texts."""
+        key = self.tuning.key
+        if self._behind:
+            return self.journal.recall(key)
+        scores = self.tuning.evaluate()
+        self.journal.remember(key, scores, self.tuning.checkpoint)
+        return scores
+
+    def _held_out(self) -> dict[str, Any]:
+        from learning.side_tuning import HeldOut
+
+        test = self.sim.task.test
+        labels = self.sim.task.labels[test]
+        return {name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels) for name in self.vectors}
+
+    def digest(self) -> str:
+        """A digest of the shipped weights."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tuning.averaged.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/side_network.safetensors with what is needed to use it."""
+        import json
+
+        folder.mkdir(exist_ok=True)
+        self.tuning.save_model(
+            folder / "side_network.safetensors",
+            vectors=json.dumps(self.vectors),
+            readout=self.config.readout,
+            class_names=json.dumps(self.sim.task.class_names),
+            backbone_prediction=self.config.backbone_prediction,
+            backbones=json.dumps({n: f"{s.kind}:{s.source}:{s.layers or ''}" for n, s in self.sim.costing.learned.items()}),
+            loss=self.config.loss,
+            max_tokens=str(self.sim.task.max_tokens),
+            seed=str(self.sim.scenario.seed),
+        )

@@ -1,0 +1,18 @@
+"""The methods a scenario may name. A new one is a file beside this one and a line in `METHODS`."""
+
+from __future__ import annotations
+
+import functools
+import operator
+
+from sim.methods.fed_mobillm import FedMobiLLM
+
+METHODS = (FedMobiLLM,)
+
+AnyMethod = functools.reduce(operator.or_, [method.Config for method in METHODS])
+"""The settings of any one method; their `kind` tells them apart."""
+
+
+def method_for(config):
+    """The method class whose settings these are."""
+    return next(method for method in METHODS if isinstance(config, method.Config))

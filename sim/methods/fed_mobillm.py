@@ -1,0 +1,119 @@
+"""Fed MobiLLM (arXiv 2508.06765): devices only run forward passes; the server trains one shared side network.
+
+Every device passes over its data once and uploads, for each sample, one vector of a few sampled layers and the difference
+between the truth and its backbone's own prediction. Every arrival may trigger updates at once: no rounds, no barrier, and no
+model goes to a device during training. What the papers leave open is a documented setting here (docs/fed_mobillm.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from learning.activations import encoded_nbytes
+from learning.cost import Cost
+from learning.side_config import SideNetworkConfig, shape_for
+from learning.taps import sample
+from sim.actors import Device, Payload, Server, Work
+from sim.learner import learner_for
+from sim.replay_cache import ReplayCache
+from sim.settings import Settings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class FedMobiLLM:
+    """Forward-only devices, an asynchronous server, one side network for backbones of any depth and width."""
+
+    class Config(Settings):
+        """Settings of Fed MobiLLM."""
+
+        kind: Literal["fed-mobillm"]
+        taps: Literal["interval"] | int | list[int] = "interval"
+        """Sampled layers: as many as the shallowest backbone has (average interval), so many, or a list of layers."""
+        readout: Literal["first", "last", "mean"] = "mean"
+        """The one vector a layer: first token, last token, or the mean (measured far better for sentence encoders)."""
+        wire: Literal["float32", "float16", "int8"] = "float16"
+        """Number format of uploaded activations."""
+        backbone_prediction: Literal["uniform", "label-names", "random-head"] = "uniform"
+        """The backbone's own prediction y_b, which the side network adds to."""
+        loss: Literal["squared-error", "cross-entropy"] = "squared-error"
+        """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS on the server."""
+        side_network: SideNetworkConfig = SideNetworkConfig()
+        learning_rate: float = Field(1e-3, gt=0)
+        weight_decay: float = Field(0.01, ge=0)
+        replay: float = Field(20, gt=0)
+        """Sample-updates granted to the server for each sample ingested."""
+        server_batch: int = Field(32, ge=1)
+        device_batch: int = Field(8, ge=1)
+        """Samples of one forward pass and one upload on a device."""
+        deliver: bool = True
+        """After training, send each device the side network and its backbone's projections."""
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        self.target_width = sim.task.classes * (2 if config.loss == "cross-entropy" else 1)
+        taps = sample(sim.costing.depths(), config.taps)
+        blocks = len(next(iter(taps.values())))
+        self.shape = shape_for(config.side_network, blocks, sim.costing.widths(), sim.task.classes)
+        self.learner = learner_for(config, sim)
+        self.cache = ReplayCache(sim.streams.rng("server/replay"))
+        self.payloads = 0
+
+    def device(self, device: Device) -> Generator:
+        """Its own data, once."""
+        yield from device.arrive()
+        for batch in device.batches(self.config.device_batch):
+            yield from device.until(batch.ready_s)
+            activations = yield from device.compute(self.forward(device, batch.samples))
+            payload = self.payload(device, batch.samples, activations)
+            yield from device.upload(payload)
+            self.sim.server.receive(payload)
+
+    def server(self, server: Server) -> Generator:
+        """Update whenever the granted budget allows; end with the last granted update, or at the target."""
+        granted, fresh = 0.0, []
+        while not self.sim.target_reached:
+            for payload in server.take():
+                granted += self.config.replay * self.ingest(payload)
+                fresh.append(payload.number)
+            if granted >= self.config.server_batch:
+                records = self.cache.draw(self.config.server_batch)
+                loss = yield from server.compute(self.update(records), flows=fresh)
+                granted, fresh = granted - self.config.server_batch, []
+                self.sim.after_update(self.learner, loss, len(self.cache))
+            elif self.sim.devices_at_work:
+                yield from server.wait()
+            else:
+                break
+        self.sim.end_training(self.learner)
+        if self.config.deliver:
+            yield from server.deliver(self.sim.present_devices(), lambda d: 4 * self.shape.parameters(d.backbone))
+
+    def forward(self, device: Device, samples) -> Work:
+        """The frozen backbone over a batch: all that a device computes."""
+        cost = self.sim.costing.forward(device.member, self.sim.lengths(device, samples))
+        return self.learner.work(cost, "forward", device.backbone, samples)
+
+    def payload(self, device: Device, samples, activations) -> Payload:
+        """Sampled activations and prediction differences, encoded; charged by the exact size of the charged shapes."""
+        width = self.shape.backbone_widths[device.backbone]
+        nbytes = encoded_nbytes(self.config.wire, len(samples), self.shape.vectors, width, self.target_width)
+        device.remember(self.sim.costing.forward(device.member, self.sim.lengths(device, samples)).peak_bytes + nbytes)
+        self.payloads += 1
+        data = self.learner.encode(device.backbone, samples, activations)
+        return Payload(self.payloads, device, samples, nbytes, data)
+
+    def ingest(self, payload: Payload) -> int:
+        """Into the cache, at random positions; returns how many records came."""
+        self.learner.ingest(payload.sender.backbone, payload.data)
+        self.cache.insert(payload.sender.backbone, len(payload.samples))
+        return len(payload.samples)
+
+    def update(self, records: list[int]) -> Work:
+        """One AdamW update of the side network and the projections on the drawn records."""
+        cost: Cost = self.shape.training_step(self.cache.count_by_backbone(records))
+        return self.learner.work(cost, "step", records)

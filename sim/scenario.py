@@ -1,0 +1,306 @@
+"""What a scenario file may say: the fields, their units, their defaults, and what is checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+import devices.profile
+import network.profile
+from learning import catalogue, data
+from sim.methods import AnyMethod
+from sim.settings import Settings
+from sim.units import BitsPerSecond, Bytes, PerSecond, Seconds
+
+Mix = str | dict[str, Annotated[float, Field(ge=0)]]
+"""One name for all, or a mapping name -> weight to draw from."""
+
+
+class Iid(Settings):
+    """Equal parts of a random order."""
+
+    kind: Literal["iid"]
+    min_size: int = Field(1, ge=1)
+    """Fewest samples a device may hold."""
+
+
+class Dirichlet(Settings):
+    """Label shares drawn from a Dirichlet distribution; the smaller alpha, the more skewed."""
+
+    kind: Literal["dirichlet"]
+    alpha: float = Field(gt=0)
+    min_size: int = Field(1, ge=1)
+    equal: bool = False
+    """Devices of equal size, each drawing its own label shares (Hsu et al. 2019), instead of Flower's cut by class."""
+
+
+class Shards(Settings):
+    """Each device gets `shards` pieces of the label-sorted data (the "pathological" split of McMahan et al. 2017)."""
+
+    kind: Literal["shards"]
+    shards: int = Field(2, ge=1)
+    min_size: int = Field(1, ge=1)
+
+
+class Natural(Settings):
+    """Each device is one client of the data set's own client column, e.g. one film."""
+
+    kind: Literal["natural"]
+    min_size: int = Field(1, ge=1)
+    choose: Literal["largest", "random"] = "random"
+
+
+class OwnData(Settings):
+    """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
+
+    path: str
+    text: str = "text"
+    text_b: str | None = None
+    label: str = "label"
+    client: str | None = None
+    test: str | None = None
+    """A second file that holds the test texts; without it they are split off."""
+
+
+class SizedData(Settings):
+    """A data set known by its size alone: enough for a dry run, which needs no texts."""
+
+    classes: int = Field(ge=2)
+    tokens: int = Field(ge=1)
+    """Length of every text in tokens."""
+
+
+class Task(Settings):
+    """What is learned, from which data, and how the data lie on the devices."""
+
+    dataset: str | OwnData | SizedData
+    """A name of `mobifleet list datasets`, a file of your own, or sizes alone."""
+    train: int | None = Field(None, ge=1)
+    """Training texts over all devices; default all that the data set has."""
+    test: int | None = Field(None, ge=1)
+    """Held-out texts; default the official test part, or a fifth."""
+    max_tokens: int = Field(64, ge=4, le=8192)
+    partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(kind="iid")
+
+
+class Group(Settings):
+    """Devices that are alike, or drawn from the same mixes."""
+
+    count: int = Field(ge=1)
+    device: Mix
+    """A device profile, or a mix of them."""
+    backbone: Mix
+    link: Mix
+    engine: Mix = "simple"
+    """The software path of the profile: `simple` or, where it is known, `optimised`."""
+    cell: Mix | None = None
+    """The shared cell or access point its link passes, if any; see `cells`."""
+    memory: Bytes | None = None
+    """Memory that the work may use; default the device's RAM."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the backbone's weights and activations in the device's memory."""
+    name: str | None = None
+
+
+class Cell(Settings):
+    """A cell or access point that several devices share."""
+
+    up: BitsPerSecond
+    down: BitsPerSecond
+
+
+class Trace(Settings):
+    """A capacity over time, piecewise constant; it repeats after `period` if that is given."""
+
+    times: list[Seconds] = Field(min_length=1)
+    capacity: list[BitsPerSecond] = Field(min_length=1)
+    period: Seconds | None = None
+
+
+class Server(Settings):
+    """The server: one accelerator with a queue, behind shared links."""
+
+    device: str = "a100"
+    engine: str = "simple"
+    ingress: BitsPerSecond | None = None
+    egress: BitsPerSecond | None = None
+    step_overhead: Seconds | None = None
+    """Fixed time of one server step; default the profile's."""
+
+
+class AtOnce(Settings):
+    """Every device is there from the start."""
+
+    kind: Literal["at-once"]
+
+
+class PoissonJoin(Settings):
+    """Devices join one by one, in random order, with exponential gaps."""
+
+    kind: Literal["poisson"]
+    mean_gap: Seconds = Field(gt=0)
+
+
+class ListedJoin(Settings):
+    """One joining time a device, in fleet order."""
+
+    kind: Literal["list"]
+    times: list[Seconds]
+
+
+class DataPresent(Settings):
+    """All of a device's samples are there when it joins."""
+
+    kind: Literal["present"]
+
+
+class DataStream(Settings):
+    """Fresh samples reach each device as a Poisson stream from the moment it joins."""
+
+    kind: Literal["poisson"]
+    rate: PerSecond = Field(gt=0)
+
+
+class OwnBackbone(Settings):
+    """A backbone of one's own: a local directory, a hub name, or a random initialisation of a configuration."""
+
+    path: str | None = None
+    hub: str | None = None
+    random: dict[str, Any] | None = None
+    layers: int | None = Field(None, ge=1)
+    """Keep only the first so many layers."""
+    seed: int = 0
+
+
+class CostAs(Settings):
+    """Let the clock charge for another architecture than the one that learns; every result then says so."""
+
+    backbone: str | dict[str, str]
+    """One architecture for all, or learning backbone -> costed architecture."""
+    tokens: int | None = Field(None, ge=1)
+    """Charge every text at this length instead of its own."""
+
+
+class Stop(Settings):
+    """When to stop, besides when all is uploaded and all granted updates are done."""
+
+    target: float | None = Field(None, gt=0, le=1)
+    """Stop once the fleet's accuracy reaches this."""
+    horizon: Seconds | None = Field(None, gt=0)
+    """Stop at this virtual time, whatever is under way."""
+
+
+class Scenario(Settings):
+    """One study: which task, which fleet, which links, which method, from which seed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    task: Task
+    backbones: dict[str, OwnBackbone] = {}
+    fleet: list[Group] = Field(min_length=1)
+    cells: dict[str, Cell] = {}
+    traces: dict[str, Trace] = {}
+    """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`."""
+    server: Server = Server()
+    arrivals: Annotated[AtOnce | PoissonJoin | ListedJoin, Field(discriminator="kind")] = AtOnce(kind="at-once")
+    fresh_data: Annotated[DataPresent | DataStream, Field(discriminator="kind")] = DataPresent(kind="present")
+    method: AnyMethod
+    cost_as: CostAs | None = None
+    evaluate_every: int = Field(25, ge=1)
+    """Server updates between two evaluations on the held-out texts (an observation: it takes no virtual time)."""
+    out_of_memory: Literal["error", "record"] = "error"
+    """A backbone that does not fit its device: refuse the scenario, or let that device fail and record it."""
+    jitter: bool = True
+    """Draw each piece of work's measured variation; without it equal work always takes equal time."""
+    stop: Stop = Stop()
+
+    @property
+    def own_backbones(self) -> dict[str, dict[str, Any]]:
+        """The scenario's own backbones as plain dictionaries."""
+        return {name: own.model_dump() for name, own in self.backbones.items()}
+
+
+def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with a well-formed scenario: names that do not exist, things that do not fit; (where, what)."""
+    device_names, link_names = set(devices.profile.names()), set(network.profile.names())
+    for index, group in enumerate(scenario.fleet):
+        here = ("fleet", index)
+        for device in choices(group.device):
+            yield from _unknown((*here, "device"), device, device_names, "device", "list devices")
+            for engine in choices(group.engine):
+                if device in device_names or _is_file(device):
+                    yield from _tried((*here, "engine"), lambda d=device, e=engine: devices.profile.load(d).engine(e))
+        for link in choices(group.link):
+            yield from _unknown((*here, "link"), link, link_names, "link", "list links")
+        for backbone in choices(group.backbone):
+            yield from _tried((*here, "backbone"), lambda b=backbone: _with_weights(b, scenario))
+        for cell in choices(group.cell) if group.cell is not None else ():
+            yield from _unknown((*here, "cell"), cell, set(scenario.cells), "cell", None)
+    yield from _unknown(("server", "device"), scenario.server.device, device_names, "device", "list devices")
+    if scenario.server.device in device_names:
+        server = scenario.server
+        yield from _tried(("server", "engine"), lambda: devices.profile.load(server.device).engine(server.engine))
+    if isinstance(scenario.task.dataset, str):
+        known = {info.name for info in data.names()}
+        yield from _unknown(("task", "dataset"), scenario.task.dataset, known, "data set", "list datasets", file=False)
+    yield from _trace_problems(scenario)
+    if isinstance(scenario.arrivals, ListedJoin):
+        total = sum(group.count for group in scenario.fleet)
+        if len(scenario.arrivals.times) != total:
+            yield ("arrivals", "times"), f"{len(scenario.arrivals.times)} joining times for {total} devices"
+    if scenario.cost_as:
+        costed = scenario.cost_as.backbone
+        for name in [costed] if isinstance(costed, str) else costed.values():
+            yield from _tried(("cost_as", "backbone"), lambda n=name: catalogue.find(n, scenario.own_backbones))
+        if isinstance(costed, dict):
+            used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
+            for name in sorted(used - set(costed)):
+                yield ("cost_as", "backbone"), f"nothing is said for {name!r}, which the fleet uses"
+
+
+def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    links = {"ingress", "egress"} | {f"{cell}/{way}" for cell in scenario.cells for way in ("up", "down")}
+    for name, trace in scenario.traces.items():
+        yield from _unknown(("traces", name), name, links, "shared link", None, file=False)
+        if len(trace.times) != len(trace.capacity):
+            yield ("traces", name), f"{len(trace.times)} times for {len(trace.capacity)} capacities"
+        elif trace.times[0] != 0 or any(b <= a for a, b in zip(trace.times, trace.times[1:], strict=False)):
+            yield ("traces", name, "times"), "times must start at 0 s and rise"
+        elif trace.period is not None and trace.period <= trace.times[-1]:
+            yield ("traces", name, "period"), "the period must be longer than the last time"
+
+
+def choices(mix: Mix) -> list[str]:
+    """The names that a mix may give."""
+    return list(mix) if isinstance(mix, Mapping) else [mix]
+
+
+def _with_weights(name: str, scenario: Scenario) -> None:
+    spec = catalogue.find(name, scenario.own_backbones)
+    if not spec.has_weights and not isinstance(scenario.task.dataset, SizedData):
+        raise ValueError(f"{name!r} is an architecture without weights: it can be costed (cost_as), not learn")
+
+
+def _unknown(where, name, known: set[str], kind: str, listing: str | None, file: bool = True):
+    if name in known or (file and _is_file(name)):
+        return
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    see = f" (`mobifleet {listing}` shows all)" if listing else f" (there are: {', '.join(sorted(known)) or 'none'})"
+    yield where, f"no {kind} is called {name!r}{hint}{see}"
+
+
+def _tried(where, attempt):
+    try:
+        attempt()
+    except ValueError as error:
+        yield where, str(error)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()

@@ -1,0 +1,304 @@
+"""Read this first: how a scenario becomes a world and how its day passes.
+
+`Simulation` builds the fleet, the links and the server from profiles and named random streams, hands each device and the
+server to the method's two generators, and lets SimPy's clock run until the training ends, the target is reached or the
+horizon comes. It knows nothing of what a method does; a method knows nothing of how time is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simpy
+
+import devices.profile
+import network.profile
+from devices import arrivals, fleet
+from devices.compute import ComputeModel
+from learning import assets
+from network.bandwidth import CapacityTrace
+from network.topology import Cell, Network
+from sim.actors import Device, Server
+from sim.costing import Costing, DoesNotFit, costing_for
+from sim.host import Host, single_threaded_torch
+from sim.journal import Journal
+from sim.methods import method_for
+from sim.recorder import Recorder
+from sim.scenario import DataStream, ListedJoin, PoissonJoin, Scenario
+from sim.streams import Streams
+from sim.task import Task, load_task
+
+if TYPE_CHECKING:
+    from sim.learner import NullLearner
+
+STEPS_BETWEEN_LOOKS = 500
+
+
+@dataclass
+class Watch:
+    """What someone who watches a run may hook into; called between events, never asked for anything."""
+
+    on_prepare: Callable[[str, int, int], None] = lambda backbone, done, total: None
+    on_look: Callable[[Simulation], None] = lambda sim: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Ended:
+    """How a run ended: why, at which virtual time, and when the target was reached (with the totals then)."""
+
+    reason: str = "running"
+    at_s: float = 0.0
+    target: dict[str, Any] = field(default_factory=dict)
+
+
+class Interrupted(Exception):
+    """The user asked to stop while the world was still being prepared; there is nothing to record yet."""
+
+
+class Simulation:
+    """One run of one scenario.
+
+    `folder` is where the scenario's relative paths start; `journal` keeps learning results for a resumed run; `dry`
+    leaves the learning out: timing, bytes, FLOP and joules alone.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        folder: Path = Path(),
+        dry: bool = False,
+        workers: int | str = 1,
+        journal: Journal | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        if not dry:
+            single_threaded_torch()
+        self.scenario, self.dry, self.watch = scenario, dry, watch or Watch()
+        self.journal = journal or Journal(None)
+        self.store_folder = assets.cache_dir() / "activations"
+        self.env, self.recorder, self.host = simpy.Environment(), Recorder(), Host(workers)
+        self.streams, self.ended = Streams(scenario.seed), Ended()
+        self.target_reached, self.updates = False, 0
+        members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
+        self.costing: Costing = costing_for(scenario, members)
+        self.task: Task = load_task(scenario, self.streams, folder, dry)
+        self._lengths = self._lengths_by_backbone(members)
+        self.network = self._network(members)
+        self.devices = self._devices(members)
+        self.server = self._server()
+        self.devices_at_work = len(self.devices)
+        self._alive: dict[simpy.Process, Device | None] = {}
+        self._shares = _shares([device.backbone for device in self.devices])
+        self.method = method_for(scenario.method)(scenario.method, self)
+        self._check_memory()
+        self.build_s = time.perf_counter() - begin
+
+    # --- the day
+
+    def run(self) -> Ended:
+        """Let the clock run to the end and return how it ended; a run may be run only once."""
+        self.after_update(self.method.learner, None, 0, first=True)
+        for device in self.devices:
+            story = self._cannot(device) if device.outcome == "oom" else self.method.device(device)
+            self.start(device, self._work_day(device, story))
+        self.start(None, self.method.server(self.server))
+        if self.scenario.stop.horizon is not None:
+            self.env.timeout(self.scenario.stop.horizon).callbacks.append(lambda _: self._stop_all("horizon"))
+        while self._alive:
+            self._step_some()
+            self.watch.on_look(self)
+            if self.watch.should_stop():
+                self._stop_all("interrupted")
+        if self.ended.reason == "running":
+            self.ended.reason = "target" if self.target_reached else "exhausted"
+        self.ended.at_s = self.env.now
+        self.host.close()
+        return self.ended
+
+    def _step_some(self) -> None:
+        for _ in range(STEPS_BETWEEN_LOOKS):
+            if not self._alive:
+                return
+            self.env.step()
+
+    def start(self, actor: Device | None, story: Generator) -> simpy.Process:
+        """Let an actor (None: the server) live a story; being stopped ends it quietly."""
+        process = self.env.process(self._live(story))
+        self._alive[process] = actor
+        process.callbacks.append(lambda _: self._alive.pop(process))
+        return process
+
+    @staticmethod
+    def _live(story: Generator) -> Generator:
+        try:
+            yield from story
+        except simpy.Interrupt:
+            pass  # what it was doing has been recorded with the reason
+
+    def _work_day(self, device: Device, story: Generator) -> Generator:
+        try:
+            yield from story
+            if device.outcome == "ok":
+                device.finished_at_s = self.env.now
+        except simpy.Interrupt as stop:
+            device.outcome = str(stop.cause)
+            raise
+        finally:
+            self.devices_at_work -= 1
+            self.server.wake()
+
+    def _cannot(self, device: Device) -> Generator:
+        yield from device.arrive()
+        self.recorder.span(device.id, "load", self.env.now, self.env.now, outcome="oom")
+
+    def _stop_all(self, reason: str) -> None:
+        if self.ended.reason == "running":
+            self.ended.reason = reason
+            self._interrupt(list(self._alive), reason)
+
+    def _interrupt(self, processes: list[simpy.Process], reason: str) -> None:
+        for process in processes:
+            if process.is_alive and process is not self.env.active_process:
+                process.interrupt(reason)
+
+    # --- what a method tells about its progress
+
+    def after_update(
+        self, learner: NullLearner, loss: float | None, records: int, first: bool = False, last: bool = False
+    ) -> None:
+        """Count a server update; every so often, look at the held-out texts (which takes no virtual time)."""
+        if not (first or last):
+            self.updates += 1
+        if not (first or last or self.updates % self.scenario.evaluate_every == 0):
+            return
+        now = self.env.now
+        scores = learner.evaluate()
+        for backbone, accuracy in scores.items():
+            self.recorder.metric(now, "accuracy", accuracy, backbone)
+        self.recorder.metric(now, "updates", self.updates)
+        self.recorder.metric(now, "uplink_bytes", self.recorder.uplink_bytes)
+        self.recorder.metric(now, "cache_records", records)
+        if loss is not None:
+            self.recorder.metric(now, "loss", loss)
+        if scores:
+            accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())
+            self.recorder.metric(now, "accuracy", accuracy)
+            self._look_at_target(accuracy)
+
+    def _look_at_target(self, accuracy: float) -> None:
+        target = self.scenario.stop.target
+        if target is not None and accuracy >= target and not self.target_reached:
+            self.target_reached = True
+            self.ended.target = {"reached_at_s": self.env.now}
+
+    def end_training(self, learner: NullLearner) -> None:
+        """No more updates: a last look, and whoever is still at work is told to stop."""
+        self.after_update(learner, None, 0, last=True)
+        at_work = [process for process, actor in self._alive.items() if actor is not None]
+        self._interrupt(at_work, "target")
+
+    def present_devices(self) -> list[Device]:
+        """Devices that have joined and could take part."""
+        return [d for d in self.devices if d.joined_at_s <= self.env.now and d.outcome != "oom"]
+
+    def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
+        """Tokens of the samples for the device's backbone, shape [n]."""
+        return self._lengths[device.backbone][samples]
+
+    def on_prepare(self, backbone: str, done: int, total: int) -> None:
+        """Pass on how far the activations of a backbone are; stop if someone wants to."""
+        self.watch.on_prepare(backbone, done, total)
+        if self.watch.should_stop():
+            raise Interrupted
+
+    # --- the world
+
+    def _lengths_by_backbone(self, members: list[fleet.Member]) -> dict[str, np.ndarray]:
+        lengths = {}
+        for name, spec in self.costing.learned.items():
+            samples = np.concatenate([p for m, p in zip(members, self.task.parts, strict=True) if m.backbone == name])
+            lengths[name] = np.zeros(len(self.task.labels), dtype=np.int64)
+            lengths[name][samples] = self.task.lengths(spec, samples)
+        return lengths
+
+    def _network(self, members: list[fleet.Member]) -> Network:
+        s = self.scenario
+        cells = {name: Cell(cell.up, cell.down) for name, cell in s.cells.items()}
+        traces = {n: CapacityTrace(t.times, t.capacity, t.period) for n, t in s.traces.items()}
+        ingress = float("inf") if s.server.ingress is None else s.server.ingress
+        net = Network(self.env, ingress, s.server.egress, cells, traces)
+        for member in members:
+            net.attach(member.id, network.profile.load(member.link), member.cell)
+        return net
+
+    def _devices(self, members: list[fleet.Member]) -> list[Device]:
+        joined_s = self._joining_times(len(members))
+        made = []
+        for i, member in enumerate(members):
+            profile, samples = devices.profile.load(member.device), self.task.parts[i]
+            rng = self.streams.rng("jitter", member.id) if self.scenario.jitter else None
+            model = ComputeModel(profile, member.engine, rng, self.scenario.jitter)
+            ready_s = arrivals.data_present(len(samples), joined_s[i])
+            if isinstance(self.scenario.fresh_data, DataStream):
+                stream = self.streams.rng("fresh-data", member.id)
+                ready_s = arrivals.data_poisson(len(samples), self.scenario.fresh_data.rate, stream, joined_s[i])
+            client = self.task.clients[i] if self.task.clients else None
+            made.append(Device(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
+        return made
+
+    def _joining_times(self, count: int) -> np.ndarray:
+        how = self.scenario.arrivals
+        if isinstance(how, PoissonJoin):
+            gaps, order = self.streams.rng("arrivals/gaps"), self.streams.rng("arrivals/order")
+            return arrivals.join_poisson(count, how.mean_gap, gaps, order)
+        if isinstance(how, ListedJoin):
+            return arrivals.join_listed(how.times, count)
+        return arrivals.join_together(count)
+
+    def _server(self) -> Server:
+        settings = self.scenario.server
+        profile = devices.profile.load(settings.device)
+        rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None
+        model = ComputeModel(profile, settings.engine, rng, self.scenario.jitter)
+        return Server(self, profile, model, settings.step_overhead)
+
+    def _check_memory(self) -> None:
+        """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""
+        batch = getattr(self.scenario.method, "device_batch", 1)
+        for device in self.devices:
+            memory = device.member.memory_bytes or device.profile.memory_bytes
+            tokens = int(self.lengths(device, device.samples).max()) if len(device.samples) else 1
+            try:
+                self.costing.check_memory(device.member, memory, batch, tokens, 0)
+            except DoesNotFit:
+                if self.scenario.out_of_memory == "error":
+                    raise
+                device.outcome = "oom"
+
+
+def _groups(scenario: Scenario) -> list[fleet.Group]:
+    return [
+        fleet.Group(
+            count=group.count,
+            device=group.device,
+            backbone=group.backbone,
+            link=group.link,
+            cell=group.cell,
+            engine=group.engine,
+            memory_bytes=None if group.memory is None else int(group.memory),
+            name=group.name or f"group-{index}",
+        )
+        for index, group in enumerate(scenario.fleet)
+    ]
+
+
+def _shares(backbones: list[str]) -> dict[str, float]:
+    """The fleet's mix: the share of devices that run each backbone."""
+    return {name: backbones.count(name) / len(backbones) for name in sorted(set(backbones))}

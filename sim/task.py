@@ -1,0 +1,101 @@
+"""The task on the fleet: which texts are for training and for testing, who holds which, and how long they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from learning import catalogue, data, partition
+from learning.catalogue import BackboneSpec, Tokens
+from sim.scenario import Dirichlet, Iid, Natural, OwnData, Scenario, Shards, SizedData
+from sim.streams import Streams
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled texts, divided: `test` and, a device, `parts` are sample numbers into `labels` (and the texts)."""
+
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    test: np.ndarray
+    parts: list[np.ndarray]
+    clients: list[str] | None
+    texts: data.TextDataset | None
+    fixed_tokens: int | None
+    max_tokens: int
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
+        """The samples as this backbone's tokens."""
+        second = self.texts.second_texts
+        return catalogue.tokenise(
+            spec,
+            [self.texts.texts[i] for i in samples],
+            None if second is None else [second[i] for i in samples],
+            self.max_tokens,
+        )
+
+    def lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
+        """Tokens of each sample, shape [n]."""
+        if self.fixed_tokens is not None:
+            return np.full(len(samples), self.fixed_tokens)
+        return self.tokens(spec, samples).lengths()
+
+
+def load_task(scenario: Scenario, streams: Streams, folder: Path, dry: bool) -> Task:
+    """Load, split and divide the scenario's data; paths are relative to `folder`.
+
+    `data.DataError`, `partition.PartitionError` or `assets.AssetMissing` say what does not fit or is not there.
+    """
+    settings = scenario.task
+    fixed = scenario.cost_as.tokens if scenario.cost_as else None
+    n_devices = sum(group.count for group in scenario.fleet)
+    if isinstance(settings.dataset, SizedData):
+        if not dry:
+            raise data.DataError(f"{scenario.name} states its data by size alone: it can only be run with --dry")
+        texts, fixed = None, settings.dataset.tokens
+        classes = settings.dataset.classes
+        names = tuple(str(c) for c in range(classes))
+        n_train, n_test = settings.train or 10_000, settings.test or 1_000
+        labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
+        train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
+        clients = None
+    else:
+        texts = data.load(_located(settings.dataset, folder))
+        labels, names, clients = texts.labels, texts.class_names, texts.clients
+        train, test = data.split(texts, settings.train, settings.test, streams.rng("task/split"))
+    parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
+    return Task(labels, names, test, parts, chosen, texts, fixed, settings.max_tokens)
+
+
+def _located(dataset: str | OwnData, folder: Path) -> str | dict:
+    if isinstance(dataset, str):
+        return dataset
+    given = {key: value for key, value in dataset.model_dump().items() if value is not None}
+    for key in {"path", "test"} & set(given):
+        given[key] = str(folder / Path(given[key]).expanduser())
+    return given
+
+
+def _divide(how, labels, clients, train, n_devices, streams) -> tuple[list[np.ndarray], list[str] | None]:
+    rng = streams.rng("task/partition")
+    match how:
+        case Iid():
+            parts = partition.iid(labels[train], n_devices, rng, how.min_size)
+        case Dirichlet():
+            parts = partition.dirichlet(labels[train], n_devices, rng, how.min_size, alpha=how.alpha, equal=how.equal)
+        case Shards():
+            parts = partition.by_class_shards(labels[train], n_devices, rng, how.min_size, shards=how.shards)
+        case Natural():
+            if clients is None:
+                raise data.DataError("the natural partition needs a client column; this data set has none")
+            parts = partition.natural(clients[train], n_devices, rng, how.min_size, largest=how.choose == "largest")
+            return [train[part] for part in parts], [str(clients[train[part[0]]]) for part in parts]
+    return [train[part] for part in parts], None
+
