@@ -23,9 +23,9 @@ class Streams:
     def rng(self, purpose: str, entity: str | int = "") -> np.random.Generator:
         """A fresh generator at the start of the stream of this name: two calls with one name give the same draws.
 
-        So ask once and keep it. Each costs about 11 microseconds (measured): for a large fleet draw whole vectors from one stream.
-        NumPy promises the bits of SeedSequence and PCG64 across versions, though not the method that turns them into,
-        say, a normal draw; a run's manifest therefore records NumPy's version.
+        So ask once and keep it. Each costs about 11 microseconds (measured): for a large fleet draw whole vectors from
+        one stream. NumPy promises the bits of SeedSequence and PCG64 across versions, though not the method that turns
+        them into, say, a normal draw; a run's manifest therefore records NumPy's version.
         """
         return np.random.Generator(np.random.PCG64(self._sequence(purpose, entity)))
 
