@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,11 +41,13 @@ def load(
     model: type[Model],
     overrides: Iterable[str] = (),
     search: Iterable[str | os.PathLike[str]] = (),
+    check: Callable[[Model], Iterable[tuple[tuple[str | int, ...], str]]] | None = None,
 ) -> Model:
     """The scenario in the file as a model instance, its parents and then the overrides (`fleet.0.count=3`) applied.
 
     A name that is no file is tried with `.yaml` and `.yml` appended, then in the `search` folders. An override sets
-    the value at its path, whole. Raises ScenarioError with every problem found, and nothing else.
+    the value at its path, whole. `check` looks at the finished instance and yields (path, what is wrong) for what no
+    single field can know. Raises ScenarioError with every problem found, and nothing else.
     """
     problems: list[Problem] = []
     try:
@@ -61,6 +63,9 @@ def load(
         instance = model.model_validate(root.plain())
     except ValidationError as error:
         problems += _explain(error, model.model_json_schema(), root)
+    if not problems and check is not None:
+        spots = [(_Spot(model.model_json_schema(), root, where), what) for where, what in check(instance)]
+        problems += [Problem(spot.place, f"{dotted(spot.path)}: {what}") for spot, what in spots]
     if problems:
         raise _error(problems)
     return instance
@@ -261,6 +266,7 @@ _EXPECTED = {
     "missing": "required key is missing",
     "union_tag_not_found": "required key is missing",
     "extra_forbidden": "unknown key",
+    "unexpected_keyword_argument": "unknown key",  # of a dataclass
     "literal_error": "not an allowed value",
     "enum": "not an allowed value",
     "union_tag_invalid": "not an allowed value",
@@ -346,7 +352,7 @@ def _complaint(spot: _Spot, item: Any) -> tuple[str, list[Any]]:
     message = item["msg"].replace("Input should be ", "must be ").replace("greater than or equal to", "at least")
     what = _EXPECTED.get(kind) or " ".join(message.replace("less than or equal to", "at most").split())
     allowed: list[Any] = []
-    if kind == "extra_forbidden":
+    if what == "unknown key":
         spot.place = spot.node.key if spot.node and spot.node.key else spot.place
         allowed = list(spot.owner.get("properties", ()))
     elif kind in ("literal_error", "enum"):
