@@ -1,6 +1,8 @@
 """Datasets: own files in every format, errors that say what is there, splits and pairs, and the fetched sets' sizes."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -191,3 +193,30 @@ def test_known_texts_have_their_known_labels():
     assert np.bincount(films.labels).tolist() == [7368, 5384]  # fresh, rotten
     sizes = np.unique(films.clients, return_counts=True)[1]
     assert (sizes.min(), sizes.max(), (sizes >= 20).sum()) == (2, 35, 337)
+
+
+def documented(first_column: str) -> dict[str, list[str]]:
+    """Rows of the table in docs/data.md whose header starts with first_column, by the name in their first cell."""
+    text = (Path(data.__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.split(f"| {first_column} |")[1].split("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_documented_sizes_are_the_listed_ones():
+    rows = documented("name | texts")
+    assert set(rows) == {info.name for info in data.names()}
+    for info in data.names():
+        texts, classes, clients, split, _ = rows[info.name]
+        assert sum(int(part.replace(",", "")) for part in texts.split("+")) == info.texts
+        assert int(classes) == info.classes
+        assert info.clients is None or f": {info.clients}" in clients
+        assert info.official_split == (split != "drawn")
+    rows = documented("asset | default")
+    assert set(rows) == set(assets.table())
+    for name, asset in assets.table().items():
+        default, wheel, download, disk, _ = rows[name]
+        assert asset.default == (default == "yes")
+        assert all(f"{source.wheel.name} {source.wheel.version}" in wheel for source in asset.sources)
+        assert float(re.match(r"[\d.]+", disk)[0]) == round(asset.disk_bytes / 1e6, 1)
+        assert not download or float(re.match(r"[\d.]+", download)[0]) == round(asset.download_bytes / 1e6, 1)
