@@ -73,7 +73,9 @@ def find(name: str, own: Mapping[str, Mapping[str, Any]] | None = None) -> Backb
     if cut and (cut[1] in own or cut[1] in _catalogue()):
         whole, layers = find(cut[1], own), int(cut[2])
         if whole.config and not 1 <= layers <= depth_of(whole.config):
-            raise BackboneError(f"{name}: {cut[1]} has {depth_of(whole.config)} layers, so it cannot be cut to {layers}")
+            raise BackboneError(
+                f"{name}: {cut[1]} has {depth_of(whole.config)} layers, so it cannot be cut to {layers}"
+            )
         return dataclasses.replace(
             whole, name=name, layers=layers, title=f"{whole.title or cut[1]}, cut to {layers} layers"
         )
@@ -164,7 +166,9 @@ def fingerprint(spec: BackboneSpec) -> str:
     if spec.kind != "random":
         files = sorted(directory(spec).glob("*.safetensors"))
         if not files:
-            raise BackboneError(f"backbone {spec.name!r}: no *.safetensors in {directory(spec)}; pickled weights are refused")
+            raise BackboneError(
+                f"backbone {spec.name!r}: no *.safetensors in {directory(spec)}; pickled weights are refused"
+            )
         for file in files:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

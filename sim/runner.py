@@ -1,0 +1,114 @@
+"""Run a scenario into a directory: prepare, simulate, write everything down, whatever happens on the way."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sim.journal import Journal
+from sim.recorder import write_table
+from sim.report import device_table, summary
+from sim.results import Run, open_run
+from sim.run_directory import folder_to_resume, new_folder, write_json, write_manifest
+from sim.scenario import Scenario
+from sim.scenario_file import digest, resolved
+from sim.simulation import Interrupted, Simulation, Watch
+
+
+def run_scenario(
+    scenario: Scenario,
+    out: Path | None = None,
+    folder: Path = Path(),
+    dry: bool = False,
+    resume: bool = False,
+    workers: int | str = 1,
+    watch: Watch | None = None,
+    figures: bool = True,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Run:
+    """Run a scenario and return its run directory, read back.
+
+    `out` defaults to a fresh `runs/<name>`. Ctrl-C ends the run in good order: what happened until then is written, marked
+    `interrupted`, and `resume=True` goes on from there. Raises RunDirectoryError, CannotResume, and what building the world
+    raises (all ValueError or AssetError with a message for the user); `Interrupted` when stopped before the clock started.
+    """
+    place = folder_to_resume(scenario, out) if resume else new_folder(scenario, out)
+    began = time.perf_counter()
+    write_manifest(place, scenario, "running", dry=dry)
+    sim = None
+    try:
+        with _ctrl_c() as asked_to_stop:
+            watch = watch or Watch()
+            watch.should_stop = asked_to_stop
+            on_stage("preparing")
+            sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch)
+            on_stage("simulating")
+            sim.run()
+            on_stage("writing")
+            _write(place, sim, began)
+    except Interrupted:
+        write_manifest(place, scenario, "interrupted", dry=dry)
+        raise
+    except BaseException as error:
+        if sim is None and not resume:
+            shutil.rmtree(place)  # nothing ran: leave no empty run behind
+        else:
+            write_manifest(place, scenario, "failed", dry=dry, error=f"{type(error).__name__}: {error}")
+        raise
+    run = open_run(place)
+    _draw(run, figures, on_stage)
+    return run
+
+
+def _write(place: Path, sim: Simulation, began: float) -> None:
+    status = "interrupted" if sim.ended.reason == "interrupted" else "finished"
+    learner = sim.method.learner
+    mark = sim.recorder.digest(digest(resolved(sim.scenario)), learner.digest())
+    devices = device_table(sim)
+    sim.recorder.write(place)
+    write_table(devices, place / "devices.parquet")
+    learner.save(place / "model")
+    write_json(place / "summary.json", summary(sim, mark, devices, time.perf_counter() - began))
+    write_manifest(place, sim.scenario, status, dry=sim.dry, digest=mark)
+    if status == "finished":
+        for leftover in ("journal.jsonl", "checkpoint.safetensors"):
+            (place / leftover).unlink(missing_ok=True)
+
+
+def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
+    from sim.timeline import write_perfetto
+
+    on_stage("exporting the timeline")
+    write_perfetto(run, run.path / "timeline.pftrace")
+    if figures:
+        from sim.plots import draw
+
+        on_stage("drawing")
+        draw(run, run.path / "figures")
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C (and a polite kill) into a question that is asked between events; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def ask(number, frame):
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
