@@ -14,7 +14,7 @@ from learning.cost import Cost
 class SideNetworkConfig:
     """Gated bottleneck adapters over the sampled layers. Defaults beyond the papers are measured; see docs/fed_mobillm.md."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by the scenario's validation)
+    __pydantic_config__ = {"extra": "forbid"}
 
     bottleneck: int | None = None
     """Adapter bottleneck r; default one eighth of the common width."""

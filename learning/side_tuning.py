@@ -27,7 +27,7 @@ from learning.side_network import SideNetwork, save_side_network
 class Training:
     """Optimiser settings of the side network (AdamW) and its loss."""
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+    __pydantic_config__ = {"extra": "forbid"}
 
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
