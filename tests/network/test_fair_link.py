@@ -96,6 +96,21 @@ def test_heaps_stay_small_while_transfers_cross_the_level():
     assert max(map(len, heaps)) <= 2 * 20 + 65
 
 
+def test_timers_that_were_replaced_do_not_multiply():
+    """Each transfer ends before all the earlier ones, so each arms a timer; the replaced ones fire once, for nothing."""
+    env = simpy.Environment()
+    link = FairLink(env, 1e9)
+    n = 300
+    for i in range(n):
+        link.transfer(10**6 - 1000 * i, 1e3 * (i + 1))
+    events = 0
+    while env.peek() < inf:
+        env.step()
+        events += 1
+    assert link.n_flows == 0
+    assert events <= 3 * n  # an end, its timer, and one replaced timer each
+
+
 def test_looking_changes_nothing():
     def finish(looks):
         env = simpy.Environment()

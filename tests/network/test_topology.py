@@ -82,6 +82,19 @@ def test_abort_at_every_stage():
     assert network.shared["ingress"].bytes_carried == pytest.approx(1.5 * MEGABYTE)
 
 
+def test_an_abort_at_the_very_end_does_not_start_the_next_twice():
+    env = simpy.Environment()
+    network = Network(env)
+    network.attach("d", profile())
+    first, second, third = (network.upload("d", MEGABYTE) for _ in range(3))
+    moved = []
+    # at 1 s the link has ended the first, but nobody has been told yet
+    env.timeout(1.0).callbacks.append(lambda _: moved.append((first.triggered, first.processed, network.abort(first))))
+    env.run()
+    assert moved == [(True, False, MEGABYTE)]
+    assert (second.value, third.value) == pytest.approx((2.0, 3.0))
+
+
 def test_an_interrupted_process_gives_up_its_transfer():
     env = simpy.Environment()
     network = Network(env)
