@@ -24,23 +24,29 @@ class ReplayCache:
 
     def insert(self, backbone: str, count: int) -> None:
         """Add `count` records of one backbone, numbered on from the last."""
-        for number in range(len(self._backbone_of), len(self._backbone_of) + count):
+        first = len(self)
+        for number, u in zip(range(first, first + count), self._rng.random(count), strict=True):
             # swap with a random one instead of shifting: the order is as random, the cost does not grow
             self._to_come.append(number)
-            other = int(self._rng.integers(len(self._to_come)))
+            other = int(u * len(self._to_come))
             self._to_come[other], self._to_come[-1] = self._to_come[-1], self._to_come[other]
         self._backbone_of += [backbone] * count
 
     def draw(self, count: int) -> list[int]:
         """The next record numbers, at most all of them, none twice."""
-        drawn: list[int] = []
-        while len(drawn) < min(count, len(self)):
-            if not self._to_come:
-                taken = set(drawn)
-                self._to_come = [int(n) for n in self._rng.permutation(len(self)) if int(n) not in taken]
-            drawn.append(self._to_come.pop())
+        count = min(count, len(self))
+        drawn = self._take(count)
+        if len(drawn) < count:  # the epoch is used up: shuffle anew, but give no record twice in one draw
+            again = self._rng.permutation(len(self))
+            self._to_come = again[~np.isin(again, drawn)].tolist()
+            drawn += self._take(count - len(drawn))
         return drawn
+
+    def _take(self, count: int) -> list[int]:
+        taken = self._to_come[-count:] if count else []
+        del self._to_come[len(self._to_come) - len(taken) :]
+        return taken
 
     def count_by_backbone(self, records: list[int]) -> Counter[str]:
         """How many of these records came from each backbone."""
-        return Counter(self._backbone_of[number] for number in records)
+        return Counter(map(self._backbone_of.__getitem__, records))

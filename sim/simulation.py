@@ -234,8 +234,9 @@ class Simulation:
         traces = {n: CapacityTrace(t.times, t.capacity, t.period) for n, t in s.traces.items()}
         ingress = float("inf") if s.server.ingress is None else s.server.ingress
         net = Network(self.env, ingress, s.server.egress, cells, traces)
+        links = {name: network.profile.load(name) for name in sorted({member.link for member in members})}
         for member in members:
-            net.attach(member.id, network.profile.load(member.link), member.cell)
+            net.attach(member.id, links[member.link], member.cell)
         return net
 
     def _devices(self, members: list[fleet.Member]) -> list[Device]:
