@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
+
+.PHONY: quickstart test lint slow bench clean
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/mobifleet fetch
+	$(VENV)/bin/mobifleet run quickstart
+
+test: $(VENV)/.installed-for-tests lint
+	$(VENV)/bin/mobifleet fetch
+	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+
+lint: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/ruff format --check --quiet .
+	$(VENV)/bin/lint-imports > /dev/null
+
+slow: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m pytest -m slow
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/fair_link.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing mobifleet into $(VENV) (about a minute) ..."
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/.installed-for-tests: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing mobifleet with what its tests need into $(VENV) (about a minute) ..."
+	$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) runs figures
