@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from learning.data import TextDataset
 from sim.journal import Journal
 from sim.recorder import write_table
 from sim.report import device_table, summary
@@ -30,8 +31,11 @@ def run_scenario(
     watch: Watch | None = None,
     figures: bool = True,
     on_stage: Callable[[str], None] = lambda stage: None,
+    texts: TextDataset | None = None,
 ) -> Run:
     """Run a scenario and return its run directory, read back.
+
+    `texts` takes the place of the scenario's data set (e.g. `learning.data.load` of a `datasets.Dataset`).
 
     `out` defaults to a fresh `runs/<name>`. Ctrl-C ends the run in good order: what happened until then is written, marked
     `interrupted`, and `resume=True` goes on from there. Raises RunDirectoryError, CannotResume, and what building the world
@@ -46,7 +50,7 @@ def run_scenario(
             watch = watch or Watch()
             watch.should_stop = asked_to_stop
             on_stage("preparing")
-            sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch)
+            sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
             on_stage("simulating")
             sim.run()
             on_stage("writing")

@@ -21,6 +21,7 @@ import network.profile
 from devices import arrivals, fleet
 from devices.compute import ComputeModel
 from learning import assets
+from learning.data import TextDataset
 from network.bandwidth import CapacityTrace
 from network.topology import Cell, Network
 from sim.actors import Device, Server
@@ -65,7 +66,7 @@ class Simulation:
     """One run of one scenario.
 
     `folder` is where the scenario's relative paths start; `journal` keeps learning results for a resumed run; `dry`
-    leaves the learning out: timing, bytes, FLOP and joules alone.
+    leaves the learning out: timing, bytes, FLOP and joules alone; `texts` takes the place of the scenario's data set.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Simulation:
         workers: int | str = 1,
         journal: Journal | None = None,
         watch: Watch | None = None,
+        texts: TextDataset | None = None,
     ) -> None:
         begin = time.perf_counter()
         if not dry:
@@ -88,7 +90,7 @@ class Simulation:
         self.target_reached, self.updates, self.accuracy = False, 0, None
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members)
-        self.task: Task = load_task(scenario, self.streams, folder, dry)
+        self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         self._lengths = self._lengths_by_backbone(members)
         self.network = self._network(members)
         self.devices = self._devices(members)

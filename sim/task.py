@@ -48,18 +48,20 @@ class Task:
         return self.tokens(spec, samples).lengths()
 
 
-def load_task(scenario: Scenario, streams: Streams, folder: Path, dry: bool) -> Task:
-    """Load, split and divide the scenario's data; paths are relative to `folder`.
+def load_task(
+    scenario: Scenario, streams: Streams, folder: Path, dry: bool, texts: data.TextDataset | None = None
+) -> Task:
+    """Load, split and divide the scenario's data, or `texts` in its place; paths are relative to `folder`.
 
     `data.DataError`, `partition.PartitionError` or `assets.AssetMissing` say what does not fit or is not there.
     """
     settings = scenario.task
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     n_devices = sum(group.count for group in scenario.fleet)
-    if isinstance(settings.dataset, SizedData):
+    if texts is None and isinstance(settings.dataset, SizedData):
         if not dry:
             raise data.DataError(f"{scenario.name} states its data by size alone: it can only be run with --dry")
-        texts, fixed = None, settings.dataset.tokens
+        fixed = settings.dataset.tokens
         classes = settings.dataset.classes
         names = tuple(str(c) for c in range(classes))
         n_train, n_test = settings.train or 10_000, settings.test or 1_000
@@ -67,7 +69,7 @@ def load_task(scenario: Scenario, streams: Streams, folder: Path, dry: bool) -> 
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
         clients = None
     else:
-        texts = data.load(_located(settings.dataset, folder))
+        texts = texts or data.load(_located(settings.dataset, folder))
         labels, names, clients = texts.labels, texts.class_names, texts.clients
         train, test = data.split(texts, settings.train, settings.test, streams.rng("task/split"))
     parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
