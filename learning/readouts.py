@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -47,7 +48,12 @@ def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
     import torch
 
     torch.set_num_threads(1)  # the same bits in every worker
-    return _loaded(spec).readouts(tokens, readout)
+    with _LOADING:
+        backbone = _loaded(spec)
+    return backbone.readouts(tokens, readout)
+
+
+_LOADING = threading.Lock()  # transformers imports lazily and not safely from two threads; and one copy is enough
 
 
 @functools.lru_cache(maxsize=4)
