@@ -116,8 +116,12 @@ class SideTuningLearner(NullLearner):
             self._readouts[backbone][rows, -1],
             self.sim.task.classes,
             self._labels[backbone],
-            self.sim.streams.rng("backbone/head", backbone),
+            self._head_stream(backbone),
         )
+
+    def _head_stream(self, backbone: str) -> np.random.Generator:
+        """Where a random head is drawn from: the same head for every device of a backbone, and again for inference."""
+        return self.sim.streams.rng("backbone/head", backbone)
 
     def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
         """The payload's bytes: activations and prediction differences (for cross-entropy: labels and predictions)."""
@@ -180,19 +184,22 @@ class SideTuningLearner(NullLearner):
 
     def save(self, folder: Path) -> None:
         """model/side_network.safetensors with what is needed to use it."""
-        import json
+        from learning.inference import notes_for
 
         folder.mkdir(exist_ok=True)
-        self.tuning.save_model(
-            folder / "side_network.safetensors",
-            vectors=json.dumps(self.vectors),
+        heads = {}
+        if self.config.backbone_prediction == "random-head":
+            heads = {name: self._head_stream(name) for name in self.vectors}
+        notes = notes_for(
+            self.sim.costing.learned,
+            self.vectors,
+            self.sim.task.class_names,
+            pairs=self.sim.task.texts.second_texts is not None,
+            heads=heads,
             readout=self.config.readout,
-            class_names=json.dumps(self.sim.task.class_names),
             backbone_prediction=self.config.backbone_prediction,
-            backbones=json.dumps(
-                {n: f"{s.kind}:{s.source}:{s.layers or ''}" for n, s in self.sim.costing.learned.items()}
-            ),
             loss=self.config.loss,
             max_tokens=str(self.sim.task.max_tokens),
             seed=str(self.sim.scenario.seed),
         )
+        self.tuning.save_model(folder / "side_network.safetensors", **notes)
