@@ -88,9 +88,9 @@ class Simulation:
         self.env, self.recorder, self.host = simpy.Environment(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
+        self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members)
-        self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         self._lengths = self._lengths_by_backbone(members)
         self.network = self._network(members)
         self.devices = self._devices(members)
