@@ -66,6 +66,8 @@ def _for_the_user(error: Exception) -> str | None:
         return f"{error.filename or 'the disk'}: {error.strerror or error}"
     if isinstance(error, UserError | AssetError):
         return str(error)
+    if isinstance(error, MemoryError):
+        return f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"
     ours = ("learning.", "devices.", "network.", "sim.")
     if isinstance(error, ValueError) and type(error).__module__.startswith(ours):
         return str(error)
