@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from learning.activations import encoded_nbytes
-from learning.cost import Cost
 from learning.side_config import SideNetworkConfig, shape_for
 from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
@@ -44,9 +43,11 @@ class FedMobiLLM:
         """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS on the server."""
         side_network: SideNetworkConfig = SideNetworkConfig()
         learning_rate: float = Field(1e-3, gt=0)
-        weight_decay: float = Field(0.01, ge=0)
+        weight_decay: float = Field(0.1, ge=0)
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""
+        eager: float = Field(0.25, ge=0, le=1)
+        """Share of the granted updates that is spent as samples arrive; the rest follows when all have arrived."""
         server_batch: int = Field(32, ge=1)
         device_batch: int = Field(8, ge=1)
         """Samples of one forward pass and one upload on a device."""
@@ -56,8 +57,7 @@ class FedMobiLLM:
     def __init__(self, config: Config, sim: Simulation) -> None:
         self.config, self.sim = config, sim
         self.target_width = sim.task.classes * (2 if config.loss == "cross-entropy" else 1)
-        taps = sample(sim.costing.depths(), config.taps)
-        blocks = len(next(iter(taps.values())))
+        blocks = len(next(iter(sample(sim.costing.depths(), config.taps).values())))
         self.shape = shape_for(config.side_network, blocks, sim.costing.widths(), sim.task.classes)
         self.learner = learner_for(config, sim)
         self.cache = ReplayCache(sim.streams.rng("server/replay"))
@@ -74,16 +74,17 @@ class FedMobiLLM:
             self.sim.server.receive(payload)
 
     def server(self, server: Server) -> Generator:
-        """Update whenever the granted budget allows; end with the last granted update, or at the target."""
-        granted, fresh = 0.0, []
+        """Update whenever enough samples have come for another update; end with the last granted one, or at the target."""
+        updates, fresh = 0, []
         while not self.sim.target_reached:
             for payload in server.take():
-                granted += self.config.replay * self.ingest(payload)
+                self.ingest(payload)
                 fresh.append(payload.number)
-            if granted >= self.config.server_batch:
+            share = self.config.eager if self.sim.devices_at_work else 1.0
+            if share * self.config.replay * len(self.cache) >= (updates + 1) * self.config.server_batch:
                 records = self.cache.draw(self.config.server_batch)
                 loss = yield from server.compute(self.update(records), flows=fresh)
-                granted, fresh = granted - self.config.server_batch, []
+                updates, fresh = updates + 1, []
                 self.sim.after_update(self.learner, loss, len(self.cache))
             elif self.sim.devices_at_work:
                 yield from server.wait()
@@ -102,18 +103,15 @@ class FedMobiLLM:
         """Sampled activations and prediction differences, encoded; charged by the exact size of the charged shapes."""
         width = self.shape.backbone_widths[device.backbone]
         nbytes = encoded_nbytes(self.config.wire, len(samples), self.shape.vectors, width, self.target_width)
-        device.remember(self.sim.costing.forward(device.member, self.sim.lengths(device, samples)).peak_bytes + nbytes)
         self.payloads += 1
         data = self.learner.encode(device.backbone, samples, activations)
         return Payload(self.payloads, device, samples, nbytes, data)
 
-    def ingest(self, payload: Payload) -> int:
-        """Into the cache, at random positions; returns how many records came."""
+    def ingest(self, payload: Payload) -> None:
+        """Into the cache, at random positions."""
         self.learner.ingest(payload.sender.backbone, payload.data)
         self.cache.insert(payload.sender.backbone, len(payload.samples))
-        return len(payload.samples)
 
     def update(self, records: list[int]) -> Work:
         """One AdamW update of the side network and the projections on the drawn records."""
-        cost: Cost = self.shape.training_step(self.cache.count_by_backbone(records))
-        return self.learner.work(cost, "step", records)
+        return self.learner.work(self.shape.training_step(self.cache.count_by_backbone(records)), "step", records)
