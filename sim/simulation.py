@@ -128,7 +128,12 @@ class Simulation:
         for _ in range(STEPS_BETWEEN_LOOKS):
             if not self._alive:
                 return
-            self.env.step()
+            try:
+                self.env.step()
+            except simpy.core.EmptySchedule:
+                if self.ended.reason != "running":
+                    raise
+                self._stop_all("stalled")  # whoever still waits waits for bytes that no link will ever carry
 
     def start(self, actor: Device | None, story: Generator) -> simpy.Process:
         """Let an actor (None: the server) live a story; being stopped ends it quietly."""
@@ -276,7 +281,8 @@ class Simulation:
         """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""
         batch = getattr(self.scenario.method, "device_batch", 1)
         for device in self.devices:
-            memory = device.member.memory_bytes or device.profile.memory_bytes
+            own = device.member.memory_bytes
+            memory = device.profile.memory_bytes if own is None else own
             tokens = int(self.lengths(device, device.samples).max()) if len(device.samples) else 1
             try:
                 self.costing.check_memory(device.member, memory, batch, tokens, 0)
