@@ -67,7 +67,9 @@ def _for_the_user(error: Exception) -> str | None:
     if isinstance(error, UserError | AssetError):
         return str(error)
     if isinstance(error, MemoryError):
-        return f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"
+        return (
+            f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"
+        )
     ours = ("learning.", "devices.", "network.", "sim.")
     if isinstance(error, ValueError) and type(error).__module__.startswith(ours):
         return str(error)
@@ -224,10 +226,11 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
 
         mobifleet check my_study.yaml --set stop.target=0.8
     """
-    from sim.simulation import Simulation
+    from sim.simulation import Simulation, building
 
     chosen = _load(scenario, overrides, seed)
-    sim = Simulation(chosen, _folder_of(scenario), dry=True)
+    with building(chosen):
+        sim = Simulation(chosen, _folder_of(scenario), dry=True)
     samples = [len(d.samples) for d in sim.devices]
     table = Table(title=f"{chosen.name}: fine", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("method", chosen.method.kind)

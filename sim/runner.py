@@ -18,7 +18,7 @@ from sim.results import Run, open_run
 from sim.run_directory import folder_to_resume, new_folder, write_json, write_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import digest, resolved
-from sim.simulation import Interrupted, Simulation, Watch
+from sim.simulation import Interrupted, Simulation, Watch, building
 
 
 def run_scenario(
@@ -43,14 +43,16 @@ def run_scenario(
     """
     place = folder_to_resume(scenario, out) if resume else new_folder(scenario, out)
     began = time.perf_counter()
-    write_manifest(place, scenario, "running", dry=dry)
     sim = None
     try:
+        with building(scenario):
+            write_manifest(place, scenario, "running", dry=dry)
         with _ctrl_c() as asked_to_stop:
             watch = watch or Watch()
             watch.should_stop = asked_to_stop
             on_stage("preparing")
-            sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
+            with building(scenario):
+                sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
             on_stage("simulating")
             sim.run()
             on_stage("writing")

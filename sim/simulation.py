@@ -8,7 +8,8 @@ horizon comes. It knows nothing of what a method does; a method knows nothing of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sim.learner import NullLearner
 
 STEPS_BETWEEN_LOOKS = 500
+LONGEST_S = 9e9  # 285 years: a timeline counts nanoseconds in 64 bits
 
 
 @dataclass
@@ -60,6 +62,21 @@ class Ended:
 
 class Interrupted(Exception):
     """The user asked to stop while the world was still being prepared; there is nothing to record yet."""
+
+
+class CannotBuild(ValueError):
+    """The scenario asks for a world that cannot be; the message says what stands against it."""
+
+
+@contextmanager
+def building(scenario: Scenario) -> Iterator[None]:
+    """What a leaf refuses while the world is built is the scenario's fault: CannotBuild with its words."""
+    try:
+        yield
+    except ValueError as error:
+        if type(error) is not ValueError:  # the others say already whose fault it is
+            raise
+        raise CannotBuild(f"{scenario.name} cannot be built: {error}") from error
 
 
 class Simulation:
@@ -257,6 +274,10 @@ class Simulation:
             if isinstance(self.scenario.fresh_data, DataStream):
                 stream = self.streams.rng("fresh-data", member.id)
                 ready_s = arrivals.data_poisson(len(samples), self.scenario.fresh_data.rate, stream, joined_s[i])
+            if max(joined_s[i], ready_s.max(initial=0.0)) > LONGEST_S:
+                raise CannotBuild(
+                    f"{member.id} has its data only after {LONGEST_S:.0e} s: let it join, or data come, sooner"
+                )
             client = self.task.clients[i] if self.task.clients else None
             made.append(Device(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
         return made
