@@ -74,6 +74,7 @@ class SideTuningLearner(NullLearner):
         self.tuning = SideTuning(self.shape, config.side_network, training, self._held_out(), seed)
         self.journal = sim.journal
         self._behind = self.journal.checkpoint_key is not None
+        self._loss: float | None = None
 
     # --- what a device computes
 
@@ -148,21 +149,27 @@ class SideTuningLearner(NullLearner):
     def step(self, records: Sequence[int]) -> float | None:
         """One update, or its place in the history while the journal's checkpoint is still ahead."""
         if not self._behind:
-            return self.tuning.step(records)
+            self._loss = self.tuning.step(records)
+            return self._loss
         self.tuning.note_step(records)
-        if self.tuning.key == self.journal.checkpoint_key:
-            self.tuning.restore(self.journal.checkpoint)
-            self._behind = False
-        return None
+        return self.journal.loss(self._catch_up())
 
     def evaluate(self) -> dict[str, float]:
         """Accuracy by backbone on the held-out texts."""
-        key = self.tuning.key
+        key = self._catch_up()
         if self._behind:
             return self.journal.recall(key)
         scores = self.tuning.evaluate()
-        self.journal.remember(key, scores, self.tuning.checkpoint)
+        self.journal.remember(key, scores, self._loss, self.tuning.checkpoint)
         return scores
+
+    def _catch_up(self) -> str:
+        """The present history; where it is the checkpoint's, training really goes on from there."""
+        key = self.tuning.key
+        if self._behind and key == self.journal.checkpoint_key:
+            self.tuning.restore(self.journal.checkpoint)
+            self._behind = False
+        return key
 
     def _held_out(self) -> dict[str, Any]:
         from learning.side_tuning import HeldOut
@@ -174,9 +181,11 @@ class SideTuningLearner(NullLearner):
         }
 
     def digest(self) -> str:
-        """A digest of the shipped weights."""
+        """A digest of the shipped weights; CannotResume if the replay never came to the journal's checkpoint."""
         import hashlib
 
+        if self._behind and self.sim.ended.reason != "interrupted":
+            raise self.journal.astray()
         digest = hashlib.sha256()
         for name, tensor in sorted(self.tuning.averaged.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
