@@ -38,7 +38,7 @@ from sim.task import Task, load_task
 if TYPE_CHECKING:
     from sim.learner import NullLearner
 
-STEPS_BETWEEN_LOOKS = 500
+STEPS_BETWEEN_LOOKS = 20  # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
 LONGEST_S = 9e9  # 285 years: a timeline counts nanoseconds in 64 bits
 
 
