@@ -38,9 +38,7 @@ class UserError(Exception):
 def main() -> None:
     """Run the command line; every mistake a user can make is one message and exit code 2, never a traceback."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
+        sys.exit(app(standalone_mode=False))  # the code of a `typer.Exit`, None where a verb simply returns
     except (KeyboardInterrupt, typer.Abort):
         errors.print("stopped")
         sys.exit(130)
