@@ -48,6 +48,16 @@ class Payload:
     samples: np.ndarray
     nbytes: int
     data: bytes | None = field(default=None, repr=False)
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a server asks of a device: to work on version `version` of a model; `closed` happens when that round ends."""
+
+    version: int
+    model: Any
+    closed: simpy.Event
 
 
 class Device:
@@ -71,6 +81,8 @@ class Device:
         self.outcome = "ok"
         self.peak_memory_bytes = 0
         self._model, self._ready_s = model, ready_s
+        self._assigned: deque[Task | None] = deque()
+        self._called = sim.env.event()
 
     def arrive(self) -> Generator:
         """Be absent until the joining time; an absent device draws no power of the study's."""
@@ -104,6 +116,46 @@ class Device:
         """Receive bytes from the server."""
         event = self.sim.network.download(self.id, nbytes)
         yield from self._transfer("download", event, nbytes, self.profile.power.downlink_w)
+
+    def assign(self, task: Task | None) -> None:
+        """Called by the server: one more task, or None when there will be no more."""
+        self._assigned.append(task)
+        if not self._called.triggered:
+            self._called.succeed()
+
+    def serve(self, story: Callable[[Task], Generator]) -> Generator:
+        """Live `story` for every task that the server assigns, then wait, idle, until that round is closed.
+
+        Between rounds that do not want it a device is free: no power of the study's. A device that is told it is too late
+        drops what it was doing and waits for its next task.
+        """
+        while True:
+            if not self._assigned:
+                self._called = self.sim.env.event()
+                yield self._called
+            task = self._assigned.popleft()
+            if task is None:
+                return
+            try:
+                yield from story(task)
+                yield from self._until_closed(task)
+            except simpy.Interrupt as stop:
+                if stop.cause != "late":
+                    raise
+
+    def _until_closed(self, task: Task) -> Generator:
+        start, outcome = self.sim.env.now, "ok"
+        if task.closed.triggered:
+            return
+        try:
+            yield task.closed
+        except simpy.Interrupt as stop:
+            outcome = str(stop.cause)
+            raise
+        finally:
+            if self.sim.env.now > start:
+                joules = self.profile.power.idle_w * (self.sim.env.now - start)
+                self.sim.recorder.span(self.id, "wait", start, self.sim.env.now, 0, 0.0, joules, outcome)
 
     def remember(self, peak_bytes: int) -> None:
         """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
@@ -166,6 +218,29 @@ class Server:
         if not self._inbox:
             self._news = self.sim.env.event()
             yield self._news
+
+    def collect(
+        self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Wait until so many of the devices have answered a task, or the deadline; close it and return what came.
+
+        Devices that are still at it are told that they are late. Fewer answers come when devices drop out. The waiting is
+        a span of the server's: a synchronous server waits for its slowest device.
+        """
+        start, got = self.sim.env.now, []
+        deadline = None if deadline_s is None else self.sim.env.timeout(deadline_s)
+        while True:
+            got += [payload for payload in self.take() if payload.version == task.version]
+            answered = {payload.sender.id for payload in got}
+            open_ = [d for d in devices if d.id not in answered and self.sim.is_at_work(d)]
+            if len(got) >= wanted or not open_ or (deadline and deadline.processed):
+                break
+            self._news = self.sim.env.event()
+            yield self._news if deadline is None else self._news | deadline
+        self.sim.recorder.span("server", "wait", start, self.sim.env.now, flows=[p.number for p in got])
+        self.sim.interrupt(open_, "late")
+        task.closed.succeed()
+        return got
 
     def compute(self, work: Work, flows: Sequence[int] = (), kind: str = "train") -> Generator[Any, Any, Any]:
         """Queue for the accelerator, then run the work for real while its modelled seconds pass; returns its result."""

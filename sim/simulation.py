@@ -112,7 +112,7 @@ class Simulation:
         self.network = self._network(members)
         self.devices = self._devices(members)
         self.server = self._server()
-        self.devices_at_work = len(self.devices)
+        self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
         self.method = method_for(scenario.method)(scenario.method, self)
@@ -175,7 +175,7 @@ class Simulation:
             device.outcome = str(stop.cause)
             raise
         finally:
-            self.devices_at_work -= 1
+            self._working.discard(device.id)
             self.server.wake()
 
     def _cannot(self, device: Device) -> Generator:
@@ -186,6 +186,20 @@ class Simulation:
         if self.ended.reason == "running":
             self.ended.reason = reason
             self._interrupt(list(self._alive), reason)
+
+    @property
+    def devices_at_work(self) -> int:
+        """How many devices have not ended their day."""
+        return len(self._working)
+
+    def is_at_work(self, device: Device) -> bool:
+        """Whether the device's day goes on: it may still answer."""
+        return device.id in self._working
+
+    def interrupt(self, devices: Iterable[Device], reason: str) -> None:
+        """Break into what these devices are doing; their spans end now, with the reason as outcome."""
+        wanted = {device.id for device in devices}
+        self._interrupt([p for p, actor in self._alive.items() if actor is not None and actor.id in wanted], reason)
 
     def _interrupt(self, processes: list[simpy.Process], reason: str) -> None:
         for process in processes:
