@@ -1,0 +1,137 @@
+"""Small worlds for the tests of sim/: untrained backbones, three devices, texts that their words give away."""
+
+import csv
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sim import cli
+from sim.scenario import Scenario, problems
+from sim.scenario_file import load
+from sim.simulation import Simulation
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = {
+    "name": "tiny",
+    "task": {"dataset": {"path": "texts.csv"}, "train": 60, "test": 30, "max_tokens": 16},
+    "fleet": [
+        {"count": 2, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"},
+        {"count": 1, "device": "raspberry-pi-5", "backbone": "random-bert-l1", "link": "wifi-home"},
+    ],
+    "server": {"ingress": "1 Gbit/s"},
+    "arrivals": {"kind": "list", "times": ["0 s", "1 s", "500 ms"]},
+    "method": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "device_batch": 4},
+    "evaluate_every": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(request, monkeypatch, session_cache):
+    """Counted costs and activations go to a cache of the tests' own; only `fetched` tests use the user's."""
+    if "fetched" not in request.keywords:
+        monkeypatch.setenv("MOBIFLEET_CACHE", str(session_cache))
+
+
+@pytest.fixture(scope="session")
+def texts_csv(tmp_path_factory) -> Path:
+    """120 texts of three classes; each class has words of its own, so that even an untrained encoder tells them apart."""
+    path = tmp_path_factory.mktemp("data") / "texts.csv"
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i in range(120):
+            words = [f"{'abc'[i % 3]}{number}" for number in rng.integers(0, 4, rng.integers(3, 9))]
+            rows.writerow([" ".join(words), "abc"[i % 3]])
+    return path
+
+
+@pytest.fixture
+def scenario_file(tmp_path, texts_csv):
+    """Writes `TINY` with some top-level keys replaced to tmp_path/tiny.yaml and returns its path."""
+
+    def write(**changes) -> Path:
+        (tmp_path / "texts.csv").write_bytes(texts_csv.read_bytes())
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({**TINY, **changes}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def simulate(scenario_file):
+    """Runs `TINY` with changes, given as `--set` would give them, to its end; returns the finished Simulation."""
+
+    def run(*overrides: str, dry=False, workers=1, journal=None, watch=None, **changes) -> Simulation:
+        path = scenario_file(**changes)
+        scenario = load(str(path), Scenario, overrides, [], problems)
+        sim = Simulation(scenario, path.parent, dry, workers, journal, watch)
+        sim.run()
+        return sim
+
+    return run
+
+
+@pytest.fixture
+def mark():
+    """The digest of a finished Simulation, as the runner takes it."""
+    from sim.scenario_file import digest, resolved
+
+    return lambda sim: sim.recorder.digest(digest(resolved(sim.scenario)), sim.method.learner.digest())
+
+
+@dataclass
+class Outcome:
+    """What a command line left: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def mobifleet(capsys, monkeypatch, tmp_path):
+    """Runs the real `main()` in this process, in tmp_path."""
+
+    def run(*argv: object) -> Outcome:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["mobifleet", *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Starts a fresh Python with arguments, in tmp_path; `environment` adds to this one's."""
+
+    def start(*argv: object, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *map(str, argv)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
