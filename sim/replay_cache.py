@@ -38,8 +38,9 @@ class ReplayCache:
         drawn = self._take(count)
         if len(drawn) < count:  # the epoch is used up: shuffle anew, but give no record twice in one draw
             again = self._rng.permutation(len(self))
-            self._to_come = again[~np.isin(again, drawn)].tolist()
-            drawn += self._take(count - len(drawn))
+            first = again[~np.isin(again, drawn)][len(drawn) - count :]
+            self._to_come = again[~np.isin(again, first)].tolist()
+            drawn += first.tolist()
         return drawn
 
     def _take(self, count: int) -> list[int]:
