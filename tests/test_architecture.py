@@ -1,0 +1,94 @@
+"""The arrows between the packages, and what each of them never does, read from the source itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("learning", "devices", "network", "sim")
+MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
+NEVER = {
+    "learning": {"simpy", "devices", "network", "sim", "scenarios"},
+    "devices": {"torch", "transformers", "simpy", "learning", "network", "sim", "scenarios"},
+    "network": {"torch", "transformers", "learning", "devices", "sim", "scenarios"},
+    "sim": {"scenarios"},
+}
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of all modules that a tree imports, wherever in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain, "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)):
+        return f"{before}.{node.attr}"
+    return ""
+
+
+def used(tree: ast.AST) -> set[str]:
+    """Every name and attribute chain that a tree mentions."""
+    return {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Name | ast.Attribute)}
+
+
+def test_the_contracts_of_import_linter_hold():
+    found = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c(['--no-cache'])"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "2 kept, 0 broken" in found.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_module_keeps_to_its_place(path):
+    tree, package = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(REPOSITORY).parts[0]
+    assert ast.get_docstring(tree), "every module says what it is for"
+    roots = {name.partition(".")[0] for name in imported(tree)}
+    assert not roots & NEVER[package]
+    assert not roots & {"pickle", "cloudpickle", "dill", "shelve", "marshal", "random"}
+    names = used(tree)
+    assert not names & {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "np.load"}
+    draws = {name for name in names if name.startswith(("np.random.", "numpy.random."))}
+    assert not draws - {f"np.random.{name}" for name in ("Generator", "PCG64", "SeedSequence", "default_rng")}
+    if package != "sim":
+        clocks = {"time", "perf_counter", "monotonic", "process_time", "time_ns", "perf_counter_ns"}
+        assert not {name for name in names if name in {f"time.{clock}" for clock in clocks}}
+        assert not {"datetime.datetime.now", "datetime.now"} & names
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+
+
+def test_heavy_modules_are_imported_at_the_top_only_where_they_compute():
+    heavy = {"torch", "transformers", "matplotlib"}
+    computing = {
+        *("backbone", "side_network", "side_tuning", "count", "inference", "peft", "split", "forward_gradient"),
+        *("aggregation", "evaluation", "perturbation", "adapters", "tuning"),
+    }
+    for path in MODULES:
+        top = ast.Module(
+            [n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.Import | ast.ImportFrom)], []
+        )
+        roots = {name.partition(".")[0] for name in imported(top)}
+        if path.parent.name == "learning" and path.stem in computing:
+            continue
+        assert not roots & (heavy - {"matplotlib"} if path.stem == "plots" else heavy), path
+
+
+def test_a_method_is_one_short_file():
+    path = REPOSITORY / "sim" / "methods" / "fed_mobillm.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
