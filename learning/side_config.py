@@ -24,8 +24,9 @@ class SideNetworkConfig:
     """One trainable projection per (backbone, block): only where the widths differ, or everywhere (started at identity)."""
     start: Literal["embedding", "zero"] = "embedding"
     """First side state: the embedding output (uploaded as one more vector), or zero."""
-    normalise: Literal["layer", "none"] = "layer"
-    """Each uploaded vector is scaled to zero mean and unit variance before it enters: brings backbones onto one scale."""
+    normalise: Literal["standard", "layer", "none"] = "standard"
+    """What brings all backbones onto one scale: each number by its mean and deviation over the records received so far
+    (`standard`), or each vector by its own mean and deviation (`layer`)."""
     dropout: float = 0.3
     """On the incoming vectors, in training."""
     gate_temperature: float = 0.1

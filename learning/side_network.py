@@ -44,6 +44,33 @@ class Adapter(nn.Module):
         return s_BD + self.up(F.gelu(self.down(self.norm(s_BD))))
 
 
+class Standardiser(nn.Module):
+    """Running mean and deviation of one backbone's vectors [vectors, d_m] over all records observed; no parameters."""
+
+    def __init__(self, vectors: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(vectors, width, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(vectors, width, dtype=torch.float64))
+
+    def observe(self, a_BVM: Tensor) -> None:
+        """Take more records in (Chan et al. 1979: exact, whatever the order of the batches)."""
+        values = a_BVM.double()
+        count, mean = len(values), values.mean(dim=0)
+        shift, total = mean - self.mean, self.count + count
+        self.squares += ((values - mean) ** 2).sum(dim=0) + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count.copy_(total)
+
+    def forward(self, a_BVM: Tensor) -> Tensor:
+        if self.count < 2:
+            return a_BVM
+        deviation = (self.squares / self.count).sqrt()
+        # a number that hardly varies carries nothing, and its rounding must not be blown up
+        floor = 1e-3 * (self.mean**2 + deviation**2).mean(dim=-1, keepdim=True).sqrt() + 1e-12
+        return (a_BVM - self.mean.float()) / torch.maximum(deviation, floor).float()
+
+
 class SideNetwork(nn.Module):
     """Maps a record's vectors [B, vectors, d_m] of backbone m to the prediction difference [B, classes]."""
 
@@ -64,12 +91,24 @@ class SideNetwork(nn.Module):
                     if shape.is_projected(name)
                 }
             )
+            self.standardisers = nn.ModuleDict(
+                {_key(name): Standardiser(shape.vectors, width) for name, width in shape.backbone_widths.items()}
+                if config.normalise == "standard"
+                else {}
+            )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def observe(self, a_BVM: Tensor, backbone: str) -> None:
+        """Let the statistics of `normalise: standard` take these records in."""
+        if self.config.normalise == "standard":
+            self.standardisers[_key(backbone)].observe(a_BVM)
+
     def forward(self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None) -> Tensor:
         """`a_BVM`: the uploaded vectors [B, vectors, d_m]; `dropout`: the generator of this step's mask, None to predict."""
-        if self.config.normalise == "layer":
+        if self.config.normalise == "standard":
+            a_BVM = self.standardisers[_key(backbone)](a_BVM)
+        elif self.config.normalise == "layer":
             a_BVM = F.layer_norm(a_BVM, a_BVM.shape[-1:])
         if backbone in self.projections:
             a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, self.projections[backbone])
@@ -86,6 +125,11 @@ class SideNetwork(nn.Module):
         for adapter, a_BD in zip(self.adapters, blocks_VBD, strict=True):
             h_BD = adapter(a_BD, h_BD)
         return self.head(self.norm(h_BD))
+
+
+def _key(backbone: str) -> str:
+    """A module's name may hold no dot."""
+    return backbone.replace(".", "_")
 
 
 def _projections(vectors: int, width_in: int, width_out: int) -> nn.Parameter:

@@ -73,6 +73,8 @@ class SideTuning:
         """Decode a payload into the cache; its records are numbered on from the last. Returns how many it held."""
         received = decode(data)
         values, targets = torch.from_numpy(received.values), torch.from_numpy(received.targets)
+        self.network.observe(values, backbone)
+        self.averaged.observe(values, backbone)
         self._records += [(backbone, value, target) for value, target in zip(values, targets, strict=True)]
         self._history.update(backbone.encode() + data)
         return len(received)
