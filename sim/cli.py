@@ -54,11 +54,9 @@ def main() -> None:
 
 def _for_the_user(error: Exception) -> str | None:
     """The message of an error that a user caused; None for a defect of ours, which deserves its traceback."""
-    import click
-
     from learning.assets import AssetError
 
-    if isinstance(error, click.ClickException):
+    if hasattr(error, "format_message"):  # click's own errors, of whichever copy of click typer uses
         return error.format_message()
     if isinstance(error, OSError):
         return f"{error.filename or 'the disk'}: {error.strerror or error}"
