@@ -1,0 +1,154 @@
+"""The command line: it answers at once, says what is wrong in one message, and shows progress to people and to logs."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sim.listing import LISTINGS
+
+VERBS = ("run", "plot", "check", "list", "fetch")
+PROBE = """
+import sys, time
+sys.argv = ["mobifleet", *sys.argv[1:]]
+from sim import cli
+try:
+    cli.main()
+finally:
+    heavy = [name for name in ("torch", "transformers", "matplotlib") if name in sys.modules]
+    print("CPU", time.process_time(), "HEAVY", ",".join(heavy), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def probe(shell):
+    """Runs the command line in a fresh Python; returns (exit code, output, CPU seconds, heavy modules imported)."""
+
+    def run(*argv: object) -> tuple[int, str, float, str]:
+        process = shell("-c", PROBE, *argv)
+        out, err = process.communicate(timeout=60)
+        found = re.search(r"^CPU (\S+) HEAVY (\S*)$", err, re.M)
+        assert found, err
+        return process.returncode, out + err[: found.start()], float(found[1]), found[2]
+
+    return run
+
+
+@pytest.mark.parametrize("argv", [("--help",), *((verb, "--help") for verb in VERBS)], ids=" ".join)
+def test_help_answers_at_once(argv, probe):
+    code, out, cpu_s, heavy = probe(*argv)
+    assert (code, heavy) == (0, "")
+    assert "mobifleet" in out
+    assert cpu_s < 0.5
+    if argv[0] in ("run", "check", "plot"):
+        assert f"mobifleet {argv[0]}" in out  # an example to copy
+
+
+@pytest.mark.parametrize("what", LISTINGS)
+def test_lists_answer_without_the_heavy_modules(what, mobifleet):
+    outcome = mobifleet("list", what)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(outcome.out.splitlines()) > 1
+
+
+def test_check_list_and_a_dry_run_import_nothing_heavy(probe, scenario_file, tmp_path):
+    path = scenario_file(fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}])
+    assert probe("list", "backbones")[::3] == (0, "")
+    code, out, cpu_s, heavy = probe("check", path)
+    assert (code, heavy) == (0, "")
+    assert cpu_s < 2
+    assert "tiny: fine" in out
+    code, out, _, heavy = probe("run", path, "--dry", "--no-figures", "--out", "dry")
+    assert (code, heavy) == (0, ""), out
+    assert "nothing learned" in out
+    assert not (tmp_path / "dry" / "model").exists()
+    assert probe("plot", "dry", "--out", "figures")[3] in ("", "matplotlib")
+
+
+def test_check_says_what_a_scenario_will_do(mobifleet, scenario_file):
+    outcome = mobifleet("check", scenario_file(cost_as={"backbone": "bert-base"}))
+    assert outcome.code == 0
+    assert "random-bert-l1" in outcome.out
+    assert "bert-base" in outcome.out
+    assert not list(scenario_file().parent.glob("runs*"))  # it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("rnu", "quickstart"), "rnu"),
+        (("run",), "SCENARIO"),
+        (("run", "quickstrat"), "quickstart"),
+        (("run", "nowhere/at/all.yaml"), "nowhere/at/all.yaml"),
+        (("run", "quickstart", "--frobnicate"), "--frobnicate"),
+        (("run", "quickstart", "--seed", "-1"), "--seed"),
+        (("run", "quickstart", "--seed", "x"), "--seed"),
+        (("run", "quickstart", "--set", "task.trian=5"), "did you mean 'train'?"),
+        (("run", "quickstart", "--set", "task"), "key=value"),
+        (("run", "quickstart", "--workers", "0"), "--workers"),
+        (("run", "quickstart", "--workers", "rya"), "--workers"),
+        (("list", "device"), "devices"),
+        (("check", "quickstrat"), "quickstart"),
+        (("plot", "nowhere"), "nowhere"),
+        (("plot", "nowhere", "--format", "bmp"), "png"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_is_one_message_and_exit_code_2(argv, says, mobifleet, tmp_path):
+    outcome = mobifleet(*argv)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert "Traceback" not in outcome.err
+    assert len(outcome.err.strip().splitlines()) <= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_verb_the_help_is_shown(mobifleet):
+    outcome = mobifleet()
+    assert "run" in outcome.out + outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_run_on_no_terminal_prints_plain_lines_and_its_summary(mobifleet, scenario_file):
+    outcome = mobifleet("run", scenario_file(), "--no-figures", "--workers", "1", "--seed", "5")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "\x1b" not in outcome.out
+    assert "forward passes of random-bert: 0/" in outcome.out or "accuracy" in outcome.out
+    for word in ("seed 5", "exhausted", "uplink", "device energy", "3 ok", "digest", "runs/tiny"):
+        assert word in outcome.out
+
+
+def test_quiet_prints_the_summary_alone(mobifleet, scenario_file):
+    outcome = mobifleet("run", scenario_file(), "-q", "--no-figures", "--dry")
+    assert outcome.out.startswith("tiny · fed-mobillm · seed 0")
+
+
+def test_seed_and_set_reach_the_run(mobifleet, scenario_file, tmp_path):
+    argv = ("--dry", "-q", "--no-figures", "--out", "out", "--seed", "7", "--set", "method.replay=2")
+    assert mobifleet("run", scenario_file(), *argv).code == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["seed"] == manifest["scenario"]["seed"] == 7
+    assert manifest["scenario"]["method"]["replay"] == 2
+    assert manifest["command"][1:3] == ["run", str(scenario_file())]
+    assert manifest["versions"]["simpy"]
+
+
+def test_a_reader_who_leaves_early_is_no_error(shell):
+    process = shell("-c", "from sim import cli; cli.main()", "list", "devices")
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait(30)
+
+
+def test_the_installed_command_is_the_same_program(tmp_path):
+    script = __import__("pathlib").Path(sys.executable).with_name("mobifleet")
+    if not script.is_file():
+        pytest.skip("not installed as a command")
+    begin = time.perf_counter()
+    done = subprocess.run([script, "list", "methods"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "fed-mobillm" in done.stdout
+    assert time.perf_counter() - begin < 20

@@ -1,0 +1,79 @@
+"""What a person sees while it runs: a panel on a terminal, lines elsewhere, nothing when quiet."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sim.live import LiveView
+from sim.simulation import Watch
+
+
+def console(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=80, record=True)
+
+
+@pytest.fixture
+def watched(simulate):
+    """Runs the tiny world under a view and returns what it showed."""
+
+    def run(view: LiveView, **settings) -> str:
+        with view:
+            view.stage("simulating")
+            sim = simulate(watch=view.watch, **settings)
+            if view._live:
+                view._last_s = 0.0  # so long ago that it is time to draw the last state
+                view.watch.on_look(sim)
+        return view.console.file.getvalue()
+
+    return run
+
+
+def test_a_terminal_shows_a_panel_with_the_facts(watched):
+    shown = watched(LiveView(console(terminal=True)))
+    assert "\x1b[" in shown
+    for fact in ("virtual clock", "devices done", "3/3", "server updates", "37", "uplinked", "accuracy", "host rate"):
+        assert fact in shown
+
+
+def test_elsewhere_a_line_now_and_then(watched):
+    shown = watched(LiveView(console(terminal=False), seconds_between_lines=0.0), stop={"target": 1.0})
+    assert "\x1b" not in shown
+    lines = shown.splitlines()
+    assert len(lines) > 3
+    assert any("virtual clock" in line for line in lines)
+    assert "(target 1.0)" in shown
+
+
+def test_lines_keep_their_distance(watched):
+    shown = watched(LiveView(console(terminal=False), seconds_between_lines=1e9))
+    assert shown == ""
+
+
+def test_quiet_shows_nothing(watched):
+    assert watched(LiveView(console(terminal=True), quiet=True)) == ""
+    assert watched(LiveView(console(terminal=False), quiet=True)) == ""
+
+
+def test_preparing_shows_how_far_it_is():
+    view = LiveView(console(terminal=False), seconds_between_lines=1e9)
+    with view:
+        view.watch.on_prepare("minilm", 0, 200)
+        view.watch.on_prepare("minilm", 100, 200)
+        view.watch.on_prepare("minilm", 200, 200)
+        view.watch.on_prepare("stored", 0, 0)
+    lines = view.console.file.getvalue().splitlines()
+    assert lines == ["forward passes of minilm: 0/200 texts", "forward passes of minilm: 200/200 texts"]
+    fancy = LiveView(console(terminal=True))
+    with fancy:
+        fancy.watch.on_prepare("minilm", 0, 200)
+        fancy.watch.on_prepare("minilm", 100, 200)
+    assert "100/200 texts" in fancy.console.file.getvalue()
+
+
+def test_looking_changes_nothing(simulate, mark):
+    looks = []
+    plain = mark(simulate())
+    assert mark(simulate(watch=Watch(on_look=lambda sim: looks.append(sim.env.now)))) == plain
+    assert looks == sorted(looks)
+    assert len(looks) >= 2
