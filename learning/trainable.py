@@ -1,0 +1,170 @@
+"""A backbone with a linear head, of which a part can be trained by gradients: what an on-device PEFT baseline trains.
+
+Five kinds: `full` (every weight), `lora` (low-rank updates of the query and value projections, by the `peft` library),
+`adapter` (a bottleneck after every feed-forward block), `bitfit` (every bias) and `head` (nothing but the head, which
+every other kind trains too). Attention is eager, so that forward-mode derivatives exist (pytorch/pytorch#128971).
+Nothing is dropped out: a pass is a function of its inputs and of the state alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from learning.backbone import _load, _read
+from learning.catalogue import BackboneSpec, config_of
+
+KINDS = ("full", "lora", "adapter", "bitfit", "head")
+_QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
+# the last linear map of the feed-forward block in BERT and RoBERTa, DistilBERT, Llama, OPT
+_FEED_FORWARD_END = re.compile(r"\.\d+\.(output\.dense|ffn\.lin2|mlp\.down_proj|fc2)$")
+
+
+class TrainableClassifier(nn.Module):
+    """A frozen backbone, its trainable part of one of `KINDS`, a readout and a linear head to `classes` logits.
+
+    The trainable part is a dict of named tensors in a fixed order: the head, what lies outside the layers, then layer by
+    layer; so the names of a backbone cut to k layers are the first names of the uncut one. One object serves many devices
+    by swapping these states. Every new tensor starts from a generator of its own, named by (seed, name): layer i starts
+    equal at every depth.
+
+    `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `bottleneck` the width of the adapters.
+    `backbone` takes the place of the spec's own weights (used to count costs without any).
+    Raises ValueError for an unknown kind, and for one that finds nothing to train (bitfit in a Llama has no biases).
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        kind: str,
+        classes: int,
+        readout: str = "mean",
+        rank: int = 8,
+        alpha: float = 8,
+        bottleneck: int = 16,
+        seed: int = 0,
+        backbone: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"{kind!r} is not a kind of training; choose one of {', '.join(KINDS)}")
+        self.spec, self.kind, self.readout = spec, kind, readout
+        self.backbone = _load(spec, config_of(spec)) if backbone is None else backbone
+        self.backbone.set_attn_implementation("eager")
+        if getattr(self.backbone, "pooler", None) is not None:
+            self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
+        self.backbone.requires_grad_(kind == "full")
+        new = _add_trainable(self.backbone, kind, rank, alpha, bottleneck)
+        config = self.backbone.config
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350M leaves narrower
+        self.head = nn.Linear(width, classes, device=next(self.backbone.parameters()).device)
+        if kind != "head" and not new:
+            raise ValueError(f"backbone {spec.name!r} has nothing that {kind} could train; choose another kind")
+        _start(self, seed)
+        self._named = dict(sorted(((n, p) for n, p in self.named_parameters() if p.requires_grad), key=_place))
+        self.eval()
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, C] of right-padded token ids [B, T] with a mask of real tokens [B, T]."""
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if segments_BT is not None and getattr(self.backbone.config, "type_vocab_size", 1) > 1:
+            inputs["token_type_ids"] = segments_BT
+        if hasattr(self.backbone.config, "use_cache"):
+            inputs["use_cache"] = False
+        h_BTD = self.backbone(**inputs).last_hidden_state
+        return self.head(_read(h_BTD, mask_BT, self.readout))
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """The live trainable parameters in the fixed order; their names are those of `named_parameters`."""
+        return dict(self._named)
+
+    def trainable(self) -> dict[str, Tensor]:
+        """A copy of the trainable part, head included, in the fixed order."""
+        return {name: parameter.detach().clone() for name, parameter in self._named.items()}
+
+    def load_trainable(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state as `trainable` gives it; ValueError if its names or shapes are not this model's."""
+        odd = [name for name in {*state, *self._named} if _shape(state, name) != _shape(self._named, name)]
+        if odd:
+            name = min(odd)
+            raise ValueError(
+                f"this state is not one of {self.spec.name!r} trained by {self.kind}: {name} is "
+                f"{_shape(state, name)} in the state and {_shape(self._named, name)} in the model"
+            )
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(state[name])
+
+    @property
+    def trainable_bytes(self) -> int:
+        """Bytes of the trainable part: what a device sends and receives, before any codec."""
+        return sum(p.numel() * p.element_size() for p in self._named.values())
+
+
+class Adapter(nn.Module):
+    """A bottleneck with a residual, h + up(relu(down(h))) (Houlsby et al. 2019; placed as by Pfeiffer et al. 2021)."""
+
+    def __init__(self, width: int, bottleneck: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck, device=device)
+        self.up = nn.Linear(bottleneck, width, device=device)
+
+    def forward(self, h_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        return h_BTD + self.up(torch.relu(self.down(h_BTD)))
+
+
+def _add_trainable(backbone: nn.Module, kind: str, rank: int, alpha: float, bottleneck: int) -> list[str]:
+    """Put the kind's trainable tensors into the backbone, in place; returns the names of what can be trained in it."""
+    if kind == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        with torch.random.fork_rng(devices=[]):  # peft draws a start from the global stream; `_start` replaces it
+            inject_adapter_in_model(
+                LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_QUERY_VALUE)), backbone
+            )
+    if kind == "adapter":
+        ends = [module for name, module in backbone.named_modules() if _FEED_FORWARD_END.search(name)]
+        for end in ends:
+            end.adapter = Adapter(end.out_features, bottleneck, end.weight.device)
+            end.register_forward_hook(lambda module, _, output: module.adapter(output))
+    if kind == "bitfit":
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name.endswith("bias"))
+    return [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+
+
+def _start(model: nn.Module, seed: int) -> None:
+    """Initial values of the new tensors.
+
+    LoRA: A Kaiming-uniform and B zero, as peft does. Adapters: normal with deviation 0.01, so that they start near the
+    identity (Houlsby et al. 2019, section 2.1). Head: normal with deviation 0.02, BERT's own. New biases: zero.
+    """
+    for name, parameter in model.named_parameters():
+        new = name.startswith("head.") or ".adapter." in name or ".lora_" in name
+        if not new or parameter.is_meta:
+            continue
+        mark = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(mark))
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
+        elif ".lora_B." in name or name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.normal_(parameter, std=0.02 if name.startswith("head.") else 0.01, generator=generator)
+
+
+def _place(named: tuple[str, nn.Parameter]) -> tuple[int, int]:
+    """Where a parameter stands in a state: the head, what lies outside the layers, layer 0, layer 1, ..."""
+    name = named[0]
+    layer = re.search(r"\.layers?\.(\d+)\.", name)
+    return (0, 0) if name.startswith("head.") else (1, int(layer[1]) + 1) if layer else (1, 0)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(tensors[name].shape) if name in tensors else "absent"
