@@ -26,7 +26,7 @@ TINY = {
     ],
     "server": {"ingress": "1 Gbit/s"},
     "arrivals": {"kind": "list", "times": ["0 s", "1 s", "500 ms"]},
-    "method": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "device_batch": 4},
+    "method": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8, "device_batch": 4},
     "evaluate_every": 5,
 }
 
