@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from learning.side_config import SideNetworkConfig, shape_for
-from learning.side_network import SideNetwork, load_side_network, save_side_network
+from learning.side_network import SideNetwork, Standardiser, load_side_network, save_side_network
 
 WIDTHS = {"small": 24, "same": 32, "large": 48}
 CONFIGS = {
+    "standard": SideNetworkConfig(normalise="standard", dropout=0.0),
     "layer": SideNetworkConfig(normalise="layer"),
     "zero start": SideNetworkConfig(normalise="layer", start="zero"),
     "all projected": SideNetworkConfig(normalise="layer", projection="always", bottleneck=5),
@@ -22,6 +23,8 @@ CONFIGS = {
 
 def network_of(config, blocks=3, classes=4, widths=WIDTHS, seed=0, stirred=True):
     network = SideNetwork(shape_for(config, blocks, widths, classes), config, seed)
+    for backbone in widths:
+        network.observe(vectors(network, backbone, 50, seed=1) + 2, backbone)
     if stirred:  # away from the start, where most of it is zero
         generator = torch.Generator().manual_seed(seed + 1)
         for parameter in network.parameters():
@@ -44,6 +47,9 @@ def by_the_equations(network, a_BVM, backbone, mask=1.0):
 
     if config.normalise == "layer":
         a_BVM = norm(a_BVM, 1.0, 0.0)
+    elif config.normalise == "standard":
+        seen = vectors(network, backbone, 50, seed=1) + 2
+        a_BVM = (a_BVM - seen.mean(0)) / seen.std(0, correction=0)
     if f"projections.{backbone}" in w:
         matrices = w[f"projections.{backbone}"]
         a_BVM = torch.stack([a_BVM[:, v] @ matrices[v] for v in range(a_BVM.shape[1])], dim=1)
@@ -66,6 +72,42 @@ def test_equals_its_equations(name, backbone):
     a = vectors(network, backbone)
     with torch.no_grad():
         assert torch.allclose(network(a, backbone), by_the_equations(network, a, backbone), atol=2e-5, rtol=1e-4)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_a_standardiser_knows_mean_and_deviation_of_all_it_saw(sizes, seed, scale):
+    generator = torch.Generator().manual_seed(seed)
+    seen = scale * (5 + torch.randn(sum(sizes), 2, 7, generator=generator))
+    standardiser = Standardiser(2, 7)
+    for part in seen.split(sizes):
+        standardiser.observe(part)
+    got = standardiser(seen)
+    if len(seen) < 2:
+        assert torch.equal(got, seen)
+        return
+    spread = (seen.double() - seen.double().mean(0)).pow(2).mean(0).sqrt()
+    wide = spread > 0.02 * scale  # hardly varying numbers are kept from being blown up
+    assert torch.allclose(got.mean(0)[wide], torch.zeros(()), atol=1e-3)
+    assert torch.allclose(got.std(0, correction=0)[wide], torch.ones(()), atol=1e-3)
+    assert torch.isfinite(got).all() and got.abs().max() < 2 * len(seen) ** 0.5
+
+
+def test_a_number_that_never_varies_becomes_nothing():
+    standardiser = Standardiser(1, 3)
+    seen = torch.randn(50, 1, 3, generator=torch.Generator().manual_seed(0))
+    seen[..., 1] = 7.0
+    standardiser.observe(seen)
+    assert torch.count_nonzero(standardiser(seen)[..., 1]) == 0
+    assert standardiser(seen + 1e-7)[..., 1].abs().max() < 1e-3
+
+
+def test_each_backbone_is_standardised_by_its_own_records():
+    network = network_of(SideNetworkConfig(normalise="standard", projection="always"), widths={"a": 32, "b": 32})
+    before = network.standardisers["b"].mean.clone()
+    network.observe(torch.full((9, 4, 32), 100.0), "a")
+    assert torch.equal(network.standardisers["b"].mean, before)
+    assert network.standardisers["a"].count == 59
 
 
 def test_dropout_masks_the_incoming_vectors_and_keeps_their_mean():

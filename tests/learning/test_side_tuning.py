@@ -76,12 +76,14 @@ def reference_loss(network, training, batch, generator):
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy"])
-@pytest.mark.parametrize("averaging", [0.99, 0.0])
-def test_steps_equal_adamw_written_out(loss, averaging):
-    config = SideNetworkConfig(bottleneck=4, normalise="layer", dropout=0.3, averaging=averaging)
+@pytest.mark.parametrize(("averaging", "normalise"), [(0.99, "layer"), (0.0, "none"), (0.99, "standard")])
+def test_steps_equal_adamw_written_out(loss, averaging, normalise):
+    config = SideNetworkConfig(bottleneck=4, normalise=normalise, dropout=0.3, averaging=averaging)
     training = Training(learning_rate=3e-3, weight_decay=0.05, loss=loss)
     tuning = filled(tuning_of(config, training))
     other = SideNetwork(tuning.network.shape, config, 7)
+    other.observe(torch.from_numpy(WORLD.values["narrow"][:100]), "narrow")
+    other.observe(torch.from_numpy(WORLD.values["wide"][100:200]), "wide")
     weights = dict(other.named_parameters())
     first = {n: torch.zeros_like(p) for n, p in weights.items()}
     second = {n: torch.zeros_like(p) for n, p in weights.items()}
