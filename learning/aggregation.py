@@ -156,8 +156,8 @@ def fed_async(x: State, trained: State, mixing: float) -> dict[str, Tensor]:
 def fed_buff(deltas: Sequence[State], stalenesses: Sequence[int]) -> dict[str, Tensor]:
     """FedBuff (Nguyen et al., AISTATS 2022): the mean of K buffered deltas, each times 1 / sqrt(1 + staleness).
 
-    The sum is divided by K (by those who have the tensor), not by the sum of the factors, so that an old buffer moves the model less. Give the result to
-    `server_step`.
+    The sum is divided by K (by those who have the tensor), not by the sum of the factors, so that an old buffer moves the
+    model less. The result is a delta for `server_step`.
     """
     scaled = [
         {name: tensor / math.sqrt(1 + staleness) for name, tensor in delta.items()}
