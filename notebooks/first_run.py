@@ -37,9 +37,7 @@ from sim.scenario_file import load
 # The overrides are those of `mobifleet run quickstart --set task.train=800 ...`; every one is checked like the file.
 
 # %%
-scenario = load(
-    "quickstart", Scenario, ["task.train=800", "task.test=300", "evaluate_every=10"], [SCENARIOS], problems
-)
+scenario = load("quickstart", Scenario, ["task.train=800", "task.test=300", "evaluate_every=10"], [SCENARIOS], problems)
 place = Path(mkdtemp()) / "first_run"
 run_scenario(scenario, out=place, figures=False)
 
