@@ -1,0 +1,201 @@
+"""The same seed gives the same bits: however often, on however many workers, from whatever store, in whatever process."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from learning import assets
+from sim.recorder import Recorder
+
+DATA = {"partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 4}}
+
+
+def spans_of(sim) -> list[dict]:
+    return sim.recorder.spans().to_pylist()
+
+
+def without_learning(sim) -> list[tuple]:
+    """Everything about spans; what is learned shows nowhere in them."""
+    return [tuple(map(str, span.values())) for span in spans_of(sim)]
+
+
+def test_the_same_seed_gives_the_same_digest_and_another_another(simulate, mark):
+    first = mark(simulate())
+    assert mark(simulate()) == first
+    assert mark(simulate("seed=1")) != first
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_number_of_workers_changes_nothing(workers, simulate, mark, tmp_path, monkeypatch):
+    marks = set()
+    for count in (1, workers):
+        monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / f"cache-{count}"))  # so that each computes for itself
+        marks.add(mark(simulate(workers=count)))
+    assert len(marks) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_changes_nothing(simulate, mark, tmp_path, monkeypatch):
+    inline = mark(simulate())
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "cache-ray"))
+    assert mark(simulate(workers="ray")) == inline
+
+
+def test_python_hash_seeds_change_nothing(shell, scenario_file, tmp_path):
+    path, processes = scenario_file(), []
+    for seed in ("0", "12345"):
+        argv = ("run", path, "-q", "--no-figures", "--workers", "1", "--out", f"run-{seed}")
+        start = "from sim import cli; cli.main()"
+        processes.append(shell("-c", start, *argv, PYTHONHASHSEED=seed))
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    summaries = [json.loads((tmp_path / f"run-{seed}" / "summary.json").read_text()) for seed in ("0", "12345")]
+    assert summaries[0]["digest"] == summaries[1]["digest"]
+    assert summaries[0]["final"] is not None
+
+
+def test_a_cold_a_warm_and_a_partly_warm_store_give_the_same(simulate, mark, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "cold"))
+    cold = mark(simulate())
+    shards = sorted((assets.cache_dir() / "activations").rglob("*.safetensors"))
+    assert shards
+    assert mark(simulate()) == cold
+    assert sorted((assets.cache_dir() / "activations").rglob("*.safetensors")) == shards  # nothing was computed again
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "partly"))
+    simulate("task.train=17", "seed=3")
+    assert mark(simulate()) == cold
+    shard = sorted((assets.cache_dir() / "activations").rglob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-40] + b"\x01" * 40)
+    assert mark(simulate()) == cold  # a damaged shard is noticed
+
+
+@pytest.mark.parametrize("change", [{}, {"stop": {"horizon": "1100 ms"}}, {"cost_as": {"backbone": "bert-base"}}])
+def test_a_dry_run_has_the_very_spans_of_the_real_one(change, simulate):
+    assert without_learning(simulate(dry=True, **change)) == without_learning(simulate(**change))
+
+
+def test_a_dry_run_is_the_real_one_for_every_loss_wire_and_tap(simulate):
+    for overrides in (
+        ("method.wire=int8", "method.taps=[0, 1]"),
+        ("method.loss=cross-entropy", "method.wire=float32"),
+        ("method.side_network.start=zero", "method.eager=0.3"),
+    ):
+        assert without_learning(simulate(*overrides, dry=True)) == without_learning(simulate(*overrides))
+
+
+SIZED = {"dataset": {"classes": 3, "tokens": 16}, "train": 400, "test": 10, "max_tokens": 16}
+MIXED = {"device": {"jetson-tx2": 1, "raspberry-pi-5": 1, "jetson-nano": 2}, "backbone": "random-bert"}
+LINKS = {"lte": 1, "wifi-home": 2}
+
+
+def test_a_device_added_at_the_end_leaves_the_others_draws_alone(simulate):
+    def fleet(count: int):
+        return simulate(
+            dry=True, task=SIZED, fleet=[{**MIXED, "link": LINKS, "count": count}], arrivals={"kind": "at-once"}
+        )
+
+    few, more = fleet(8), fleet(9)
+    assert [d.member for d in more.devices][:8] == [d.member for d in few.devices]
+    # jitter: the factor of each device's n-th piece of equal work
+    for before, after in zip(few.devices, more.devices, strict=False):
+        assert [before._model.seconds(1e9) for _ in range(3)] != [before._model.seconds(1e9) for _ in range(3)]
+        first, second = (
+            [s["end_s"] - s["start_s"] for s in spans_of(sim) if (s["actor"], s["kind"]) == (before.id, "compute")]
+            for sim in (few, more)
+        )
+        assert first[:4] == pytest.approx(second[:4], rel=1e-9)  # the same draws, at other moments of the clock
+        assert after.id == before.id
+
+
+def test_a_poisson_arrival_added_at_the_end_keeps_the_others_in_their_order(simulate):
+    def joined(count: int) -> np.ndarray:
+        sim = simulate(
+            dry=True,
+            task=SIZED,
+            fleet=[{"count": count, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
+            arrivals={"kind": "poisson", "mean_gap": "2 s"},
+        )
+        return np.array([device.joined_at_s for device in sim.devices])
+
+    few, more = joined(10), joined(11)
+    assert np.argsort(few).tolist() == [i for i in np.argsort(more).tolist() if i < 10]
+    assert np.sort(more)[:10] == pytest.approx(np.sort(few))
+
+
+def test_two_settings_of_the_method_meet_the_same_world(simulate):
+    common = {"arrivals": {"kind": "poisson", "mean_gap": "1 s"}, "task": {**SIZED, "train": 60}}
+    fresh = {"fresh_data": {"kind": "poisson", "rate": "2 Hz"}}
+    one = simulate("method.replay=2", dry=True, **common, **fresh)
+    other = simulate("method.wire=int8", "method.server_batch=4", dry=True, **common, **fresh)
+    for a, b in zip(one.devices, other.devices, strict=True):
+        assert (a.member, a.joined_at_s) == (b.member, b.joined_at_s)
+        assert np.array_equal(a.samples, b.samples)
+        assert np.array_equal(a._ready_s, b._ready_s)
+        first, second = (
+            [s["end_s"] - s["start_s"] for s in spans_of(sim) if (s["actor"], s["kind"]) == (a.id, "compute")]
+            for sim in (one, other)
+        )
+        assert first == pytest.approx(second, rel=1e-9)
+    assert one.updates != other.updates
+
+
+ROW = ("device-0000", "upload", 1.0, 2.0, 100, 5.0, 3.0, "ok", (1, 2))
+OTHER = ("device-0001", "compute", 1.5, 2.5, 101, 6.0, 3.5, "horizon", (1, 3))
+
+
+@pytest.mark.parametrize("column", range(9))
+def test_the_digest_sees_every_column_of_a_span(column):
+    def digest(row: tuple) -> str:
+        recorder = Recorder()
+        recorder.span("server", "train", 0.0, 1.0)
+        recorder.span(*row)
+        return recorder.digest("scenario")
+
+    changed = (*ROW[:column], OTHER[column], *ROW[column + 1 :])
+    assert digest(ROW) == digest(ROW)
+    assert digest(changed) != digest(ROW)
+
+
+def test_the_digest_sees_flows_metrics_order_and_what_else_is_named():
+    def digest(*also: str, flows=((1,), (2,)), metrics=(0.5,), order=(0, 1)) -> str:
+        recorder = Recorder()
+        for index in order:
+            recorder.span("a", "upload", index, index + 1, flows=flows[index])
+        for value in metrics:
+            recorder.metric(1.0, "accuracy", value)
+        return recorder.digest(*also)
+
+    marks = [
+        digest(), digest("x"), digest("x", "y"), digest(flows=((1, 2), ())), digest(flows=((), (1, 2))),
+        digest(metrics=()), digest(metrics=(0.5, 0.5)), digest(metrics=(0.25,)), digest(order=(1, 0)),
+    ]  # fmt: skip
+    assert len(set(marks)) == len(marks)
+
+
+def test_the_hosts_own_time_is_not_in_the_digest(simulate, mark):
+    sim = simulate()
+    before = mark(sim)
+    sim.host.torch_s, sim.build_s = 1e6, 1e6
+    assert mark(sim) == before
+
+
+@pytest.mark.fetched
+def test_a_small_real_study_gives_the_same_bits_on_one_and_two_workers(simulate, mark):
+    for name in ("minilm", "trec-questions"):
+        try:
+            assets.path(name)
+        except assets.AssetMissing as missing:
+            pytest.skip(str(missing))
+    real = {
+        "task": {"dataset": "trec-questions", "train": 60, "test": 40, "max_tokens": 16},
+        "fleet": [
+            {"count": 2, "device": "jetson-tx2", "backbone": "minilm-l2", "link": "lte"},
+            {"count": 1, "device": "raspberry-pi-5", "backbone": "minilm-l1", "link": "wifi-home"},
+        ],
+    }
+    one, two = simulate(**real), simulate(workers=2, **real)
+    assert mark(one) == mark(two)
+    assert one.accuracy > 0.25

@@ -1,0 +1,177 @@
+"""Fed MobiLLM against its own definition: what is uploaded, how often, what the server may spend, and what it learns."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from learning import taps
+from learning.activations import Activations, decode, encode
+from learning.prediction_difference import backbone_prediction, difference
+from learning.side_tuning import HeldOut, SideTuning, Training
+from sim.methods.fed_mobillm import FedMobiLLM
+from sim.replay_cache import ReplayCache
+
+ONE = {
+    "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
+    "arrivals": {"kind": "at-once"},
+}
+
+
+@pytest.fixture
+def payloads(monkeypatch):
+    """Every payload of the runs that follow, in order of making."""
+    made, make = [], FedMobiLLM.payload
+
+    def spy(self, device, samples, activations):
+        made.append(make(self, device, samples, activations))
+        return made[-1]
+
+    monkeypatch.setattr(FedMobiLLM, "payload", spy)
+    return made
+
+
+def curve(sim, group: str = "") -> list[float]:
+    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", group)]
+
+
+def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate):
+    sim = simulate(**ONE)
+    learner, config = sim.method.learner, sim.method.config
+    samples, labels, test = sim.devices[0].samples, sim.task.labels, sim.task.test
+    layers = [0, *taps.sample({"random-bert": 2})["random-bert"]]
+    y_b = backbone_prediction("uniform", np.zeros((len(labels), 64), np.float32), 3)
+
+    def vectors(of) -> np.ndarray:
+        rows = [learner._row["random-bert"][int(i)] for i in of]
+        return learner._readouts["random-bert"][rows][:, layers]
+
+    held = {"random-bert": HeldOut(vectors(test), y_b[test], labels[test])}
+    seed = sim.streams.seed64("server/side-network") % 2**31
+    training = Training(config.learning_rate, config.weight_decay, config.loss)
+    central = SideTuning(learner.shape, config.side_network, training, held, seed)
+    cache, losses = ReplayCache(sim.streams.rng("server/replay")), []
+    # the clock decides only how many batches are there before each update; take that from the spans
+    sizes = iter([4] * (len(samples) // 4))
+    taken = 0
+    for span in sim.recorder.spans().to_pylist():
+        if span["kind"] != "train":
+            continue
+        for _ in span["flows"]:
+            batch = samples[taken : taken + next(sizes)]
+            taken += len(batch)
+            targets = difference(labels[batch], y_b[batch])
+            central.ingest("random-bert", encode(Activations(vectors(batch), targets, batch), config.wire))
+            cache.insert("random-bert", len(batch))
+        losses.append(central.step(cache.draw(config.server_batch)))
+    assert taken == len(samples) == 60
+    assert len(losses) == sim.updates
+    for name, tensor in central.averaged.state_dict().items():
+        assert np.array_equal(tensor.numpy(), learner.tuning.averaged.state_dict()[name].numpy()), name
+    assert curve(sim)[-1] == central.evaluate()["random-bert"]
+    recorded = [m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "loss"]
+    assert recorded == losses[4::5]
+
+
+def test_it_learns_what_can_be_learned(simulate):
+    sim = simulate("method.replay=20")
+    assert curve(sim)[0] <= 0.45  # three classes, nothing known at first
+    assert curve(sim)[-1] >= 0.8
+    shares = {"random-bert": 2 / 3, "random-bert-l1": 1 / 3}  # the fleet's own mix
+    for whole, *parts in zip(curve(sim), *(curve(sim, name) for name in shares), strict=True):
+        assert whole == pytest.approx(sum(share * part for share, part in zip(shares.values(), parts, strict=True)))
+
+
+@pytest.mark.parametrize("replay", [0.01, 0.1, 1, 2.5, 7, 20])
+@pytest.mark.parametrize("eager", [0, 0.25, 1])
+@pytest.mark.parametrize("batch", [1, 7, 32, 1000])
+def test_the_server_spends_its_budget_and_no_more(replay, eager, batch, simulate):
+    sim = simulate(
+        dry=True, method={"kind": "fed-mobillm", "replay": replay, "eager": eager, "server_batch": batch}, jitter=False
+    )
+    assert sim.updates == int(replay * 60 / batch + 1e-9)
+
+
+def test_no_update_precedes_the_samples_that_grant_it(simulate):
+    sim = simulate(dry=True)
+    spans = sim.recorder.spans().to_pylist()
+    landed = sorted(s["end_s"] for s in spans if s["kind"] == "upload")
+    for number, update in enumerate([s for s in spans if s["kind"] == "train"], start=1):
+        records = 4 * sum(end_s <= update["start_s"] for end_s in landed)
+        assert number * 8 <= 5 * records
+
+
+def test_with_eagerness_0_training_begins_when_the_last_payload_has_landed(simulate):
+    spans = simulate("method.eager=0", dry=True).recorder.spans().to_pylist()
+    last_s = max(s["end_s"] for s in spans if s["kind"] == "upload")
+    assert min(s["start_s"] for s in spans if s["kind"] == "train") == last_s
+
+
+@pytest.mark.parametrize("device_batch", [1, 4, 7, 1000])
+def test_every_record_is_uploaded_exactly_once(device_batch, simulate, payloads):
+    sim = simulate(f"method.device_batch={device_batch}", "method.replay=1")
+    sent = Counter(int(sample) for payload in payloads for sample in payload.samples)
+    assert set(sent.values()) == {1}
+    assert set(sent) == {int(sample) for device in sim.devices for sample in device.samples}
+    assert len(sent) == 60
+    for payload in payloads:
+        received = decode(payload.data)
+        assert received.samples.tolist() == payload.samples.tolist()
+        assert len(payload.samples) <= device_batch
+        assert set(payload.samples.tolist()) <= set(payload.sender.samples.tolist())
+    assert [payload.number for payload in payloads] == list(range(1, len(payloads) + 1))
+
+
+@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("loss", ["squared-error", "cross-entropy"])
+@pytest.mark.parametrize("start", ["embedding", "zero"])
+def test_the_charged_bytes_are_the_real_bytes(wire, loss, start, simulate, payloads):
+    sim = simulate(
+        f"method.wire={wire}", f"method.loss={loss}", f"method.side_network.start={start}", "method.replay=1"
+    )
+    assert payloads
+    for payload in payloads:
+        assert len(payload.data) == payload.nbytes
+    assert sim.recorder.uplink_bytes == sum(len(payload.data) for payload in payloads)
+    if loss == "squared-error":  # the server sees differences to the backbone's prediction, not labels as such
+        assert decode(payloads[0].data).targets.shape[1] == 3
+
+
+def test_costing_as_another_architecture_changes_charges_and_not_learning(simulate, payloads):
+    plain = simulate("jitter=false")
+    own = len(payloads)
+    costed = simulate("jitter=false", cost_as={"backbone": "bert-base", "tokens": 16})
+    assert costed.costing.charged_as == "bert-base at 16 tokens"
+    assert plain.costing.charged_as is None
+    assert {p.data for p in payloads[:own]} == {p.data for p in payloads[own:]}
+    assert all(payload.nbytes > len(payload.data) for payload in payloads[own:])
+    assert costed.updates == plain.updates
+    assert costed.recorder.uplink_bytes > 5 * plain.recorder.uplink_bytes
+    assert costed.ended.at_s > plain.ended.at_s
+
+
+def test_costing_leaves_the_accuracy_of_every_update_alone(simulate):
+    one = {**ONE, "jitter": False, "method": {"kind": "fed-mobillm", "replay": 5, "eager": 0, "server_batch": 8}}
+    plain, costed = simulate(**one), simulate(**one, cost_as={"backbone": "roberta-large"})
+    assert curve(plain) == curve(costed)
+    assert len(curve(plain)) >= 7
+    assert plain.method.learner.digest() == costed.method.learner.digest()
+
+
+def test_more_devices_send_the_same_bytes_for_the_same_texts(simulate):
+    fleet = [{**ONE["fleet"][0], "count": 3}]
+    one = simulate("method.device_batch=4", dry=True, **ONE).recorder.uplink_bytes
+    three = simulate("method.device_batch=4", dry=True, fleet=fleet, arrivals={"kind": "at-once"}).recorder.uplink_bytes
+    assert one == three
+
+
+def test_the_saved_model_says_what_it_needs(mobifleet, scenario_file, tmp_path):
+    from learning.side_network import load_side_network
+
+    assert mobifleet("run", scenario_file(), "-q", "--no-figures", "--workers", "1", "--out", "run").code == 0
+    network, notes = load_side_network(tmp_path / "run" / "model" / "side_network.safetensors")
+    assert network.shape.classes == 3
+    assert not network.training
+    assert json.dumps(notes)
+    assert "max_tokens" in notes
