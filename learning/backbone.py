@@ -11,14 +11,15 @@ from torch import Tensor
 from learning.catalogue import BackboneError, BackboneSpec, Tokens, config_of, depth_of, directory
 
 READOUTS = ("first", "last", "mean")
+_ROWS, _LENGTH_STEP = 16, 8
 
 
 class Backbone:
     """A pre-trained transformer with its first `layers` layers, frozen; gives one vector a layer for each text.
 
     `readouts` reduces every layer's output h_BTD to one vector a text: the first token, the last real token, or the mean
-    over the real tokens. For a given backbone and text the result is the same bits whatever the batch it was computed in
-    (with one torch thread), so it can be stored and shared.
+    over the real tokens. For a given backbone and text the result is the same bits whatever other texts are computed with
+    it (with one torch thread), so it can be stored and shared.
     """
 
     def __init__(self, spec: BackboneSpec) -> None:
@@ -29,26 +30,32 @@ class Backbone:
         self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
 
     def readouts(
-        self, tokens: Tokens, readout: str = "mean", batch: int = 64, progress: Callable[[int], None] | None = None
+        self, tokens: Tokens, readout: str = "mean", progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Pooled hidden states, float32 [n, layers + 1, hidden_size]; index 0 is the embedding output.
 
-        Texts are processed in length-sorted batches; `progress` is called with the number of texts done.
+        Kernels round differently for another shape of their input. So a text is always computed in the same shape: padded
+        to the next multiple of eight tokens, in a batch of exactly 16 rows. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        order = np.argsort(tokens.lengths(), kind="stable")
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            out[chosen] = self._forward(tokens, chosen, readout).numpy()
-            if progress:
-                progress(min(start + batch, len(order)))
+        padded = -(-tokens.lengths() // _LENGTH_STEP) * _LENGTH_STEP
+        done = 0
+        for length in np.unique(padded):
+            same = np.flatnonzero(padded == length)
+            for start in range(0, len(same), _ROWS):
+                chosen = same[start : start + _ROWS]
+                rows = np.resize(chosen, _ROWS)  # a batch that is not full repeats its texts
+                out[chosen] = self._forward(tokens, rows, int(length), readout)[: len(chosen)].numpy()
+                done += len(chosen)
+                if progress:
+                    progress(done)
         return out
 
-    def _forward(self, tokens: Tokens, chosen: Sequence[int], readout: str) -> Tensor:
-        ids_BT, mask_BT = _pad([tokens.ids[i] for i in chosen])
+    def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
+        ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if self._segments and tokens.segments is not None:
-            inputs["token_type_ids"] = _pad([tokens.segments[i] for i in chosen])[0]
+            inputs["token_type_ids"] = pad([tokens.segments[i] for i in chosen], length)[0]
         with torch.inference_mode():
             # the cache of keys and values is for generation; a single pass has no use for it
             output = self.model(**inputs, output_hidden_states=True, **self._no_cache())
@@ -65,10 +72,11 @@ def _load(spec: BackboneSpec, config: dict):
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if spec.kind == "random":
-        fields = {key: value for key, value in config.items() if key != "model_type"}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(spec.seed)
-            model = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **fields))
+        model = _initialised(dict(spec.config), spec.seed)
+        if spec.layers is not None:  # cut it as a checkpoint is cut, instead of drawing a shallower one
+            cut = _initialised(config, spec.seed)
+            cut.load_state_dict(model.state_dict(), strict=False)
+            model = cut
     else:
         path = directory(spec)
         kept = AutoConfig.from_pretrained(path, local_files_only=True)
@@ -82,9 +90,18 @@ def _load(spec: BackboneSpec, config: dict):
     return model.eval().requires_grad_(False)
 
 
-def _pad(sequences: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Right-pad to the longest: ids [B, T] and the mask of real tokens [B, T]."""
-    longest = max(len(ids) for ids in sequences)
+def _initialised(config: dict, seed: int):
+    from transformers import AutoConfig, AutoModel
+
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **fields))
+
+
+def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Right-pad to `length`, or to the longest: ids [B, T] and the mask of real tokens [B, T]."""
+    longest = length or max(len(ids) for ids in sequences)
     ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
     for row, ids in enumerate(sequences):

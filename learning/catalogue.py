@@ -23,7 +23,8 @@ from learning import assets
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
-_LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer")
+_LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+_WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
 
 
 class BackboneError(ValueError):
@@ -106,6 +107,14 @@ def depth_of(config: Mapping[str, Any]) -> int:
         if key in config:
             return int(config[key])
     raise BackboneError(f"a configuration without a number of layers (looked for {', '.join(_LAYERS_KEYS)})")
+
+
+def width_of(config: Mapping[str, Any]) -> int:
+    """The hidden size that a Hugging Face configuration states."""
+    for key in _WIDTH_KEYS:
+        if key in config:
+            return int(config[key])
+    raise BackboneError(f"a configuration without a hidden size (looked for {', '.join(_WIDTH_KEYS)})")
 
 
 def directory(spec: BackboneSpec) -> Path:

@@ -100,15 +100,16 @@ def count_architecture(config: dict[str, Any]) -> Architecture:
     """
     with FakeTensorMode():
         model = build_fake(config)
-        longest = config.get("max_position_embeddings", 512) - 2
-        short, long = (4, 8, 12), tuple(min(longest, n) for n in (longest - 64, longest - 32, longest))
+        longest = getattr(model.config, "max_position_embeddings", 512) - 2
+        short, apart = (4, 8, 12), max(1, min(32, longest // 8))
+        long = (longest - 2 * apart, longest - apart, longest)
         at = {n: _measure(model, 2, n) for n in (*short, *long)}
         one_more = _measure(model, 3, short[0])
         parameters = sum(p.numel() for p in model.parameters())
     # what three sequences move beyond two is the sequences' own; taken off, what a batch moves once is left
     return Architecture(
-        layers=config.get("num_hidden_layers", config.get("n_layers")),
-        hidden_size=config.get("hidden_size", config.get("dim")),
+        layers=model.config.num_hidden_layers,
+        hidden_size=model.config.hidden_size,
         parameters=parameters,
         flop_per_sequence=_quadratic(short, [at[n].flop / 2 for n in short]),
         weight_bytes_read=3 * at[short[0]].bytes_moved - 2 * one_more.bytes_moved,

@@ -51,17 +51,17 @@ def full_states(backbone: Backbone, tokens: Tokens, layers: Sequence[int]) -> tu
     """
     import torch
 
-    from learning.backbone import _pad
+    from learning.local_training import inputs
 
-    ids_BT, mask_BT = _pad(tokens.ids)
-    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-    if tokens.segments is not None and getattr(backbone.model.config, "type_vocab_size", 1) > 1:
-        inputs["token_type_ids"] = _pad(tokens.segments)[0]
+    ids_BT, mask_BT, segments_BT = inputs(tokens, range(len(tokens)))
+    optional = {}
+    if segments_BT is not None and getattr(backbone.model.config, "type_vocab_size", 1) > 1:
+        optional["token_type_ids"] = segments_BT
     if hasattr(backbone.model.config, "use_cache"):
-        inputs["use_cache"] = False
+        optional["use_cache"] = False
     with torch.inference_mode():
-        hidden_states = backbone.model(**inputs, output_hidden_states=True).hidden_states
-        kept = torch.stack([hidden_states[layer][mask_BT.bool()] for layer in layers])
+        output = backbone.model(ids_BT, attention_mask=mask_BT, output_hidden_states=True, **optional)
+        kept = torch.stack([output.hidden_states[layer][mask_BT.bool()] for layer in layers])
     return kept.numpy(), tokens.lengths()
 
 

@@ -107,10 +107,10 @@ def evaluate(
 
 def inputs(tokens: Tokens, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
     """The chosen texts as a model takes them: ids [B, T], mask [B, T] and segments [B, T] (None for single texts)."""
-    from learning.backbone import _pad
+    from learning.backbone import pad
 
-    ids_BT, mask_BT = _pad([tokens.ids[i] for i in chosen])
-    segments_BT = None if tokens.segments is None else _pad([tokens.segments[i] for i in chosen])[0]
+    ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen])
+    segments_BT = None if tokens.segments is None else pad([tokens.segments[i] for i in chosen])[0]
     return ids_BT, mask_BT, segments_BT
 
 

@@ -86,7 +86,7 @@ class SideNetwork(nn.Module):
             self.head = nn.Linear(shape.width, shape.classes)
             self.projections = nn.ParameterDict(
                 {
-                    name: _projections(shape.vectors, width, shape.width)
+                    _key(name): _projections(shape.vectors, width, shape.width)
                     for name, width in shape.backbone_widths.items()
                     if shape.is_projected(name)
                 }
@@ -99,6 +99,10 @@ class SideNetwork(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
+    def projection(self, backbone: str) -> Tensor | None:
+        """The trainable projections [vectors, d_m, d_s] of a backbone; None where its width is the common one."""
+        return self.projections[_key(backbone)] if _key(backbone) in self.projections else None
+
     def observe(self, a_BVM: Tensor, backbone: str) -> None:
         """Let the statistics of `normalise: standard` take these records in."""
         if self.config.normalise == "standard":
@@ -110,8 +114,9 @@ class SideNetwork(nn.Module):
             a_BVM = self.standardisers[_key(backbone)](a_BVM)
         elif self.config.normalise == "layer":
             a_BVM = F.layer_norm(a_BVM, a_BVM.shape[-1:])
-        if backbone in self.projections:
-            a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, self.projections[backbone])
+        projection = self.projection(backbone)
+        if projection is not None:
+            a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, projection)
         else:
             a_BVD = a_BVM
         if dropout is not None and self.config.dropout > 0:
@@ -128,8 +133,8 @@ class SideNetwork(nn.Module):
 
 
 def _key(backbone: str) -> str:
-    """A module's name may hold no dot."""
-    return backbone.replace(".", "_")
+    """A backbone's name as a module's, which may hold no dot and be no attribute's."""
+    return "of " + backbone.replace("%", "%25").replace(".", "%2E")
 
 
 def _projections(vectors: int, width_in: int, width_out: int) -> nn.Parameter:

@@ -63,7 +63,7 @@ class SideTuningLearner(NullLearner):
         specs = sim.costing.learned
         configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
         depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
-        widths = {name: int(c.get("hidden_size", c.get("dim", 0))) for name, c in configs.items()}
+        widths = {name: catalogue.width_of(c) for name, c in configs.items()}
         sampled = taps.sample(depths, config.taps)
         self.shape = shape_for(config.side_network, len(next(iter(sampled.values()))), widths, sim.task.classes)
         first = [0] if self.shape.start == "embedding" else []

@@ -94,9 +94,6 @@ def test_workers_give_the_same_bits(plain_store, tmp_path):
     assert np.array_equal(inline, spread)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch's shape shows in the last bits, and what is in the store decides batches"
-)
 def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
     from learning.activation_store import ActivationStore
 

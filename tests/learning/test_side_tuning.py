@@ -188,8 +188,8 @@ def test_what_one_backbone_uploads_teaches_only_the_shared_part_to_the_other():
     before = {n: p.detach().clone() for n, p in tuning.network.projections.items()}
     for batch in batches(3, among=100):
         tuning.step(batch)
-    assert set(before) == {"wide"}  # the median of two widths is the lower one, which needs none
-    assert not torch.equal(before["wide"], tuning.network.projections["wide"])
+    assert set(before) == {"of wide"}  # the median of two widths is the lower one, which needs none
+    assert not torch.equal(before["of wide"], tuning.network.projection("wide"))
     assert torch.count_nonzero(tuning.network.head.weight) > 0
 
 
