@@ -106,7 +106,9 @@ def timeline_figure(run: Run) -> Figure:
         left, right, mid = start_s[drawn] / unit_s, end_s[drawn] / unit_s, y[drawn]
         corners = np.stack([[left, mid - 0.4], [left, mid + 0.4], [right, mid + 0.4], [right, mid - 0.4]])
         colour = _kind_colour(name, order)
-        bars = PolyCollection(corners.transpose(2, 0, 1), facecolors=colour, edgecolors="none", rasterized=True)
+        # The edge keeps a span visible that is narrower than a pixel; snapping would make it vanish.
+        style = {"facecolors": colour, "edgecolors": colour, "linewidths": 0.25, "snap": False}
+        bars = PolyCollection(corners.transpose(2, 0, 1), **style, rasterized=True)
         ax.add_collection(bars)
         handles.append(Patch(color=colour, label=name))
     outcome, outcomes = encode(table["outcome"])
@@ -322,6 +324,7 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
 
 def _figure(height_in: float, columns: int, run_title: str, note: str, **subplots):
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.05)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False, **subplots)[0]
     figure.suptitle(run_title, fontsize=8, x=0.01, ha="left")

@@ -75,9 +75,10 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Name, method, seed and (unless finished) status in one line, for headings."""
+        """Name, method, seed, and what else a reader must know (dry, not finished) in one line, for headings."""
         status = self.manifest.get("status", "finished")
-        parts = [self.name, self.method, f"seed {self.seed}", "" if status == "finished" else status]
+        dry = "dry run" if self.manifest.get("dry") else ""
+        parts = [self.name, self.method, f"seed {self.seed}", dry, "" if status == "finished" else status]
         return " · ".join(part for part in parts if part)
 
     @property

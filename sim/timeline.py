@@ -319,7 +319,8 @@ def _write_provenance(writer: TraceWriter, track: int, run: Run) -> None:
     end_ns = round(float(run.summary.get("virtual_time_s") or 0.0) * 1e9)
     facts = {
         "seed": str(run.seed),
-        "scenario digest": str(run.manifest.get("digest")),
+        "scenario digest": str(run.manifest.get("scenario_digest")),
+        "run digest": str(run.manifest.get("digest")),
         "git revision": str(run.manifest.get("git_revision")),
         "costed as": str(run.summary.get("costed_as") or "itself"),
     }

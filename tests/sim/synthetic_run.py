@@ -132,13 +132,8 @@ def write_run(
     summary = {"scenario": "synthetic", "method": method, "seed": seed, "digest": "0123abcd", "costed_as": costed_as}
     summary |= {"virtual_time_s": ends_s, "metric": "accuracy", "target": target}
     scenario = {"name": "synthetic", "method": {"kind": method}, "stop": {"target": 0.75}}
-    manifest = {
-        "scenario": scenario,
-        "seed": seed,
-        "digest": "0123abcd",
-        "git_revision": "b81feb6",
-        "status": "finished",
-    }
+    manifest = {"scenario": scenario, "scenario_digest": "fedcba98", "seed": seed, "digest": "0123abcd"}
+    manifest |= {"git_revision": "b81feb6", "status": "finished", "dry": dry}
     (path / "summary.json").write_text(json.dumps(summary))
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path

@@ -84,7 +84,8 @@ def test_a_table_of_another_version_is_refused(path):
 
 
 def test_no_target_reads_as_empty(tmp_path):
-    assert open_run(write_run(tmp_path / "dry", 3, 2, dry=True)).target == {}
+    run = open_run(write_run(tmp_path / "dry", 3, 2, dry=True))
+    assert run.target == {} and run.title.endswith("dry run")
 
 
 def fleet(rows):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,7 +126,8 @@ def test_the_first_slice_says_where_the_run_came_from(small):
     _, _, trace = small
     first = next(p for p in trace.packets if p.track_event.type == TrackEvent.TYPE_SLICE_BEGIN)
     facts = {note.name: note.string_value for note in first.track_event.debug_annotations}
-    assert facts["seed"] == "3" and facts["scenario digest"] == "0123abcd" and facts["git revision"] == "b81feb6"
+    assert facts["seed"] == "3" and facts["git revision"] == "b81feb6"
+    assert facts["scenario digest"] == "fedcba98" and facts["run digest"] == "0123abcd"
     assert trace.tracks[first.track_event.track_uuid].name == "synthetic · fed-mobillm · seed 3"
 
 
@@ -225,6 +227,20 @@ def test_chosen_devices_in_a_window(large, tmp_path):
     with pytest.raises(RunError, match=r"no device 10000 in this run: it has 10000, device-0000 to device-9999"):
         write_perfetto(large, tmp_path / "none.pftrace", devices=[10_000])
     assert not (tmp_path / "none.pftrace").exists()
+
+
+def test_an_actor_that_does_two_things_at_once_gets_lanes_and_loses_nothing(tmp_path):
+    path = write_run(tmp_path / "run", n_devices=3, batches=4, oom_share=0.0)
+    spans = pq.read_table(path / "spans.parquet")
+    starts = pc.if_else(pc.equal(spans["kind"], "upload"), pc.subtract(spans["start_s"], 2.0), spans["start_s"])
+    pq.write_table(spans.set_column(2, "start_s", starts), path / "spans.parquet")
+    written = write_perfetto(open_run(path), tmp_path / "t.pftrace")
+    trace = parse(tmp_path / "t.pftrace")
+    for many in trace.slices.values():
+        assert all(before.end_ns <= after.start_ns for before, after in itertools.pairwise(many))
+    assert written.slices == spans.num_rows + 1
+    lanes = [track for track in trace.tracks.values() if track.name == "device-0000"]
+    assert len(lanes) == 2 and len({lane.parent_uuid for lane in lanes}) == 1
 
 
 def test_a_budget_too_small_for_anything_is_refused(small, tmp_path):
