@@ -107,10 +107,11 @@ def test_a_number_that_never_varies_becomes_nothing():
 
 def test_each_backbone_is_standardised_by_its_own_records():
     network = network_of(SideNetworkConfig(normalise="standard", projection="always"), widths={"a": 32, "b": 32})
-    before = network.standardisers["of b"].mean.clone()
-    network.observe(torch.full((9, 4, 32), 100.0), "a")
-    assert torch.equal(network.standardisers["of b"].mean, before)
-    assert network.standardisers["of a"].count == 59
+    inputs = vectors(network, "a")
+    with torch.no_grad():
+        a, b = network(inputs, "a"), network(inputs, "b")
+        network.observe(100 * torch.randn(90, 4, 32, generator=torch.Generator().manual_seed(3)), "a")
+        assert torch.equal(network(inputs, "b"), b) and not torch.allclose(network(inputs, "a"), a, atol=0.01)
 
 
 def test_dropout_masks_the_incoming_vectors_and_keeps_their_mean():
@@ -238,8 +239,9 @@ def test_the_start_follows_from_the_seed_and_leaves_torchs_generator_alone():
 def test_the_documentation_has_every_setting_with_its_default():
     from sim.methods.fed_mobillm import FedMobiLLM
 
-    rows = [line.split(" | ") for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    documented = {row[0].strip("| `"): row[1].strip(" `|") for row in rows if len(row) == 3}
+    section = DOCUMENT.read_text(encoding="utf-8").split("## Settings")[1].split("## Bytes")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip("| `"): row[1].strip(" `|") for row in rows}
     settings = {name: f.default for name, f in FedMobiLLM.Config.model_fields.items() if name != "kind"}
     settings |= {field.name: field.default for field in dataclasses.fields(SideNetworkConfig)}
     assert settings.keys() == documented.keys()
