@@ -62,6 +62,8 @@ def _for_the_user(error: Exception) -> str | None:
         return f"{error.filename or 'the disk'}: {error.strerror or error}"
     if isinstance(error, UserError | AssetError):
         return str(error)
+    if type(error).__name__ == "SafetensorError":  # how safetensors words a full or broken disk
+        return f"the disk: {error}"
     if isinstance(error, MemoryError):
         return (
             f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"

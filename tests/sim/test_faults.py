@@ -240,20 +240,22 @@ def test_a_full_disk_is_one_message(writer, mobifleet, scenario_file, monkeypatc
     assert "Traceback" not in outcome.err
 
 
-def test_a_really_full_disk_is_one_message(shell, scenario_file, tmp_path):
+@pytest.mark.parametrize("what", ["tables of a dry run", "tables", "model", "activations"])
+def test_a_really_full_disk_is_one_message(what, mobifleet, scenario_file, tmp_path, monkeypatch):
     path, small = scenario_file(), tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", small], capture_output=True)
+    size = "36k" if what == "model" else "24k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
     if mounted.returncode:
         pytest.skip("cannot mount a small disk here")
     try:
-        for dry in (("--dry",), ()):
-            argv = ("run", path, *dry, "--out", small / f"run{len(dry)}", *PLAIN)
-            process = shell("-c", "from sim import cli; cli.main()", *argv)
-            _, errors = process.communicate(timeout=60)
-            assert process.returncode == 2, errors
-            assert "Traceback" not in errors
-            assert "No space left" in errors
+        if what == "activations":
+            monkeypatch.setenv("MOBIFLEET_CACHE", str(small))
+        dry = ("--dry",) if "dry" in what else ()
+        outcome = mobifleet("run", path, *dry, "--out", "run" if what == "activations" else small / "run", *PLAIN)
+        assert outcome.code == 2
+        assert "No space left on device" in outcome.err
+        assert len(outcome.err.strip().splitlines()) == 1
     finally:
         subprocess.run(["umount", small], check=True)
 
