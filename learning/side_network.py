@@ -101,7 +101,7 @@ class SideNetwork(nn.Module):
 
     def projection(self, backbone: str) -> Tensor | None:
         """The trainable projections [vectors, d_m, d_s] of a backbone; None where its width is the common one."""
-        return self.projections[_key(backbone)] if _key(backbone) in self.projections else None
+        return self.projections.get(_key(backbone))
 
     def observe(self, a_BVM: Tensor, backbone: str) -> None:
         """Let the statistics of `normalise: standard` take these records in."""
