@@ -90,7 +90,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "totals": {
             **_totals(spans),
             "server_flop": _sum(server, "flop"),
-            "server_busy_s": float(np.sum(_durations(server))),
+            "server_busy_s": float(np.sum(_durations(server.filter(pc.not_equal(server["kind"], "wait"))))),
             "server_energy_j": _sum(server, "joules"),
             "wasted_bytes": _wasted(spans),
             "updates": sim.updates,
