@@ -1,0 +1,85 @@
+"""summary.json and devices.parquet: the fields that tools read, their types, and what is null when."""
+
+import json
+
+import pytest
+
+from sim.report import device_table, summary
+from sim.results import COLUMNS
+
+TOP = {
+    *("scenario", "method", "seed", "digest", "costed_as", "virtual_time_s", "metric", "final", "best", "by_backbone"),
+    *("target", "totals", "per_device", "host"),
+}
+TOTALS = {
+    *("uplink_bytes", "downlink_bytes", "device_flop", "device_energy_j", "server_flop", "server_busy_s"),
+    *("wasted_bytes", "updates"),
+}
+PER_DEVICE = {
+    *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes", "busy_s", "waiting_s"),
+    "finished_at_s",
+}
+
+
+@pytest.fixture
+def report():
+    def make(sim) -> dict:
+        return json.loads(json.dumps(summary(sim, "d1", device_table(sim), 2.5), allow_nan=False))
+
+    return make
+
+
+def test_a_summary_has_every_promised_field(simulate, report):
+    found = report(simulate())
+    assert set(found) >= TOP
+    assert set(found["totals"]) >= TOTALS
+    assert set(found["per_device"]) == PER_DEVICE
+    assert all(set(spread) == {"mean", "p50", "p95", "max"} for spread in found["per_device"].values())
+    assert set(found["target"]) >= {"value", "reached_at_s", *("uplink_bytes", "downlink_bytes"), "device_energy_j"}
+    assert set(found["host"]) >= {"wall_s", "torch_s", "events", "peak_rss_bytes"}
+    assert (found["scenario"], found["method"], found["seed"], found["digest"]) == ("tiny", "fed-mobillm", 0, "d1")
+    assert found["host"]["wall_s"] == 2.5
+    assert found["host"]["events"] > 100
+    assert found["final"] <= found["best"] <= 1
+    assert set(found["by_backbone"]) == {"random-bert", "random-bert-l1"}
+    for name in ("uplink_bytes", "downlink_bytes", "updates", "wasted_bytes"):
+        assert isinstance(found["totals"][name], int)
+
+
+def test_a_dry_run_has_no_accuracy_and_says_so(simulate, report):
+    found = report(simulate("stop.target=0.5", dry=True))
+    assert found["dry"] is True
+    assert (found["final"], found["best"], found["by_backbone"]) == (None, None, {})
+    assert found["target"]["value"] == 0.5
+    assert found["target"]["reached_at_s"] is None
+    assert found["target"]["uplink_bytes"] is None
+
+
+def test_costing_as_another_architecture_is_said(simulate, report):
+    assert report(simulate(dry=True))["costed_as"] is None
+    assert report(simulate("cost_as={backbone: bert-base}", dry=True))["costed_as"] == "bert-base"
+
+
+def test_an_end_before_anything_is_a_report_too(simulate, report):
+    found = report(simulate("stop.horizon=1 ns", dry=True))
+    assert found["ended"] == "horizon"
+    assert found["totals"]["uplink_bytes"] == found["totals"]["updates"] == 0
+    assert found["per_device"]["finished_at_s"] == {"mean": None, "p50": None, "p95": None, "max": None}
+    assert found["outcomes"] == {"horizon": 3}
+
+
+def test_the_device_table_is_one_row_a_device_in_the_promised_columns(simulate):
+    sim = simulate(dry=True)
+    table = device_table(sim)
+    assert set(table.column_names) >= set(COLUMNS["devices"])
+    rows = table.to_pylist()
+    assert [row["device"] for row in rows] == [device.id for device in sim.devices]
+    assert [row["device_class"] for row in rows] == ["jetson-tx2", "jetson-tx2", "raspberry-pi-5"]
+    assert [row["joined_at_s"] for row in rows] == [0.0, 1.0, 0.5]
+    assert [row["samples"] for row in rows] == [20, 20, 20]
+    for row in rows:
+        assert row["outcome"] == "ok"
+        assert row["finished_at_s"] > row["joined_at_s"]
+        assert row["busy_s"] + row["waiting_s"] <= row["finished_at_s"] - row["joined_at_s"] + 1e-9
+    assert tuple(sim.recorder.spans().column_names) == COLUMNS["spans"]
+    assert tuple(sim.recorder.metrics().column_names) == COLUMNS["metrics"]
