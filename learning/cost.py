@@ -61,3 +61,81 @@ def _polynomial(coefficients: tuple[float, float, float], tokens: int) -> float:
 
 
 BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+OPTIMISER_NUMBERS = {"sgd": 0, "adamw": 2}  # numbers kept for each trained one: AdamW's two moments
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Counted coefficients of one forward and backward pass in float32: (constant, per token, per token^2) a sequence.
+
+    `saved` is what the forward pass keeps for the backward pass, in bytes; `peak_feed_forward` and `peak_attention` are
+    the two regimes of the largest sum of live activations and gradients, as in `Architecture`. `bytes_moved` is what a
+    step reads and writes once, however many sequences it has: weights (twice, or three times) and their gradients.
+    """
+
+    flop: tuple[float, float, float]
+    saved: tuple[float, float, float]
+    peak_feed_forward: tuple[float, float, float]
+    peak_attention: tuple[float, float, float]
+    bytes_moved: float
+
+
+@dataclass(frozen=True)
+class TrainingArchitecture:
+    """What it takes to train one backbone by gradients: a kind of `learning.trainable.KINDS`, with a linear head.
+
+    `parameters` counts the weights that a forward pass uses, new ones and head included, of which `trainable` are
+    trained. `checkpointed` keeps the inputs of each layer only and computes the rest again during the backward pass.
+    """
+
+    kind: str
+    parameters: int
+    trainable: int
+    head_inputs: int
+    plain: StepCounts
+    checkpointed: StepCounts
+
+    @property
+    def trainable_bytes(self) -> int:
+        """Bytes of the trained numbers in float32: what a round sends each way, before any codec."""
+        return 4 * self.trainable
+
+    def weight_bytes(self, bytes_per_number: float = 4) -> int:
+        """Bytes of all weights when each frozen number takes `bytes_per_number` bytes and each trained one takes 4."""
+        return round((self.parameters - self.trainable) * bytes_per_number) + self.trainable_bytes
+
+    def optimiser_bytes(self, optimiser: str = "adamw") -> int:
+        """Bytes that the optimiser keeps between steps, in float32."""
+        return 4 * OPTIMISER_NUMBERS[optimiser] * self.trainable
+
+    def saved_bytes(self, batch: int, tokens: int, checkpointing: bool = False, bytes_per_number: float = 4) -> int:
+        """Bytes kept from the forward pass for the backward pass."""
+        counts = self.checkpointed if checkpointing else self.plain
+        return round(bytes_per_number / 4 * batch * _polynomial(counts.saved, tokens))
+
+    def step(
+        self,
+        batch: int,
+        tokens: int,
+        optimiser: str = "adamw",
+        checkpointing: bool = False,
+        bytes_per_number: float = 4,
+    ) -> Cost:
+        """The cost of one step over `batch` sequences padded to `tokens`: forward, backward and the optimiser's traffic.
+
+        The peak holds activations and gradients, but neither weights nor the optimiser's state. Gradients grow while
+        activations are freed, so it is the larger of the activations' peak and all gradients. The optimiser reads the
+        numbers, their gradients and its own, and writes all but the gradients; its few FLOP a number are left out.
+        """
+        counts, width = (self.checkpointed if checkpointing else self.plain), bytes_per_number / 4
+        peak = max(_polynomial(counts.peak_feed_forward, tokens), _polynomial(counts.peak_attention, tokens))
+        kept = OPTIMISER_NUMBERS[optimiser]
+        return Cost(
+            batch * _polynomial(counts.flop, tokens),
+            width * counts.bytes_moved + (3 + 2 * kept) * self.trainable_bytes,
+            max(round(width * batch * peak), self.trainable_bytes),
+        )
