@@ -43,7 +43,7 @@ class FedMobiLLM:
         """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS on the server."""
         side_network: SideNetworkConfig = SideNetworkConfig()
         learning_rate: float = Field(1e-3, gt=0)
-        weight_decay: float = Field(0.1, ge=0)
+        weight_decay: float = Field(1.0, ge=0)
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""
         eager: float = Field(0.25, ge=0, le=1)
