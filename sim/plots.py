@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -23,7 +23,9 @@ STYLE = Path(__file__).with_name("mobifleet.mplstyle")
 WIDTH_IN = 7.0  # two columns of a paper
 MAX_ROWS = 60  # of devices in the Gantt chart: more cannot be read
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#000000")  # Okabe-Ito
-KIND_COLOURS = {  # drawn in this order, what matters last
+BINS = 600  # of virtual time in the Gantt chart; fewer than its pixels, so that none is lost
+FAINTEST = 0.3  # opacity of a bin in which little happened
+KIND_COLOURS = {  # in the order of the legend
     "wait": "#D9D9D9",
     "offline": "#A6A6A6",
     "download": "#56B4E9",
@@ -98,19 +100,22 @@ def timeline_figure(run: Run) -> Figure:
         )
     figure, (ax,) = _figure(1.15 + 0.125 * len(rows), 1, run_title=title, note=_note([run]))
     order = sorted(kinds, key=lambda name: (list(KIND_COLOURS).index(name) if name in KIND_COLOURS else -1, name))
-    handles = []
-    for name in order:
-        drawn = (kind == kinds.index(name)) & ~np.isnan(y)
-        if not drawn.any():
-            continue
-        left, right, mid = start_s[drawn] / unit_s, end_s[drawn] / unit_s, y[drawn]
-        corners = np.stack([[left, mid - 0.4], [left, mid + 0.4], [right, mid + 0.4], [right, mid - 0.4]])
-        colour = _kind_colour(name, order)
-        # The edge keeps a span visible that is narrower than a pixel; snapping would make it vanish.
-        style = {"facecolors": colour, "edgecolors": colour, "linewidths": 0.25, "snap": False}
-        bars = PolyCollection(corners.transpose(2, 0, 1), **style, rasterized=True)
-        ax.add_collection(bars)
-        handles.append(Patch(color=colour, label=name))
+    drawn = np.flatnonzero(~np.isnan(y))
+    number_of = {name: number for number, name in enumerate(rows)}
+    row_of_span = np.array([number_of.get(name, -1) for name in actors], dtype=np.int64)[actor]
+    scale = BINS / last_s
+    share = np.zeros((len(order), len(rows), BINS))
+    for number, name in enumerate(order):
+        mine = drawn[kind[drawn] == kinds.index(name)]
+        share[number] = coverage(row_of_span[mine], start_s[mine] * scale, end_s[mine] * scale, len(rows), BINS)
+    colours = [_kind_colour(name, order) for name in order]
+    for row, strip in zip(rows, _blend(share, colours), strict=True):
+        extent = (0, last_s / unit_s, place_of[row] - 0.4, place_of[row] + 0.4)
+        ax.imshow(strip[None], extent=extent, aspect="auto", interpolation="nearest", zorder=1)
+    seen = share.any(axis=(1, 2))
+    handles: list = [
+        Patch(color=colour, label=name) for name, colour, is_seen in zip(order, colours, seen, strict=True) if is_seen
+    ]
     outcome, outcomes = encode(table["outcome"])
     bad = np.array([name not in UNMARKED for name in outcomes], dtype=bool)[outcome] & ~np.isnan(y)
     if bad.any():
@@ -131,6 +136,32 @@ def timeline_figure(run: Run) -> Figure:
         ax.axhline(max(mine) + 0.5, color="#999999", linewidth=0.5)
     ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=max(len(handles), 1), borderpad=0)
     return figure
+
+
+def coverage(row: np.ndarray, start: np.ndarray, end: np.ndarray, rows: int, bins: int) -> np.ndarray:
+    """How much of each bin of each row is covered by spans: float64 of shape (rows, bins).
+
+    `row` (int), `start` and `end` have shape (spans,), times in widths of a bin between 0 and `bins`. What overlaps adds
+    up; the sum over bins is the sum of the spans' lengths.
+    """
+    first = np.clip(np.floor(start), 0, bins - 1).astype(np.int64)
+    last = np.clip(np.floor(end), 0, bins - 1).astype(np.int64)
+    cells, size = row * (bins + 1), rows * (bins + 1)
+    over = last > first
+    covered = np.bincount(cells + first, np.minimum(end, first + 1) - start, size)
+    covered += np.bincount((cells + last)[over], (end - last)[over], size)
+    inside = np.bincount((cells + first + 1)[over], minlength=size) - np.bincount((cells + last)[over], minlength=size)
+    return (covered + inside.cumsum()).reshape(rows, bins + 1)[:, :bins]
+
+
+def _blend(share: np.ndarray, colours: list[str]) -> np.ndarray:
+    """Shares of the kinds (kinds, rows, bins) as RGBA (rows, bins, 4): hue by what was done, opacity by how much."""
+    total = share.sum(axis=0)
+    rgb = np.einsum("krb,kc->rbc", share, np.array([to_rgb(colour) for colour in colours]).reshape(-1, 3))
+    rgb = np.divide(rgb, total[..., None], out=np.zeros_like(rgb), where=total[..., None] > 0)
+    # Whatever happened leaves a mark, however short it was.
+    alpha = np.where(total > 0, np.clip(total, FAINTEST, 1.0), 0.0)
+    return np.clip(np.concatenate([rgb, alpha[..., None]], axis=-1), 0.0, 1.0)
 
 
 def _kind_colour(name: str, kinds: list[str]) -> str:

@@ -9,14 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from matplotlib.collections import PolyCollection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
 
 from sim.plots import (
+    BINS,
     MAX_ROWS,
     STYLE,
     accuracy_figure,
+    coverage,
     devices_figure,
     draw,
     finish_times_figure,
@@ -95,18 +99,58 @@ def test_nothing_written_overlaps_or_leaves_the_page(run, make):
             assert apart, (text, other)
 
 
-def test_every_span_of_the_timeline_is_a_bar_where_it_was(run):
+spans = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7), st.floats(0, 7)), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(spans)
+def test_coverage_is_the_overlap_of_every_span_with_every_bin(spans):
+    row, one, two = (
+        (np.array(column) for column in zip(*spans, strict=True)) if spans else (np.zeros(0, dtype=int),) * 3
+    )
+    start, end = np.minimum(one, two), np.maximum(one, two)
+    expected = np.zeros((3, 7))
+    for at, begins, ends in zip(row, start, end, strict=True):
+        for bin_ in range(7):
+            expected[at, bin_] += max(0.0, min(ends, bin_ + 1) - max(begins, bin_))
+    np.testing.assert_allclose(coverage(row, start, end, 3, 7), expected, atol=1e-12)
+
+
+def test_the_timeline_shows_who_was_busy_when_and_marks_what_failed(run):
     (ax,) = timeline_figure(run).axes
-    bars = [path.vertices for bars in ax.findobj(PolyCollection) for path in bars.get_paths()]
     spans = [span for span in run.spans().to_pylist() if not span["actor"].startswith("link:")]
     rows = dict(zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks(), strict=True))
-    scale = 60.0 if "min" in ax.get_xlabel() else 1.0
-    drawn = sorted((bar[:, 0].min(), bar[:, 0].max(), bar[:, 1].mean()) for bar in (bar[:4] for bar in bars))
-    expected = sorted((span["start_s"] / scale, span["end_s"] / scale, rows[span["actor"]]) for span in spans)
-    np.testing.assert_allclose(drawn, expected, atol=1e-6)
-    failures = [span for span in spans if span["outcome"] != "ok"]
+    strips = {round(np.mean(image.get_extent()[2:]), 6): image for image in ax.images}
+    assert len(strips) == len(rows)
+    last_s = max(span["end_s"] for span in spans)
+    for name, y in rows.items():
+        alpha = strips[round(y, 6)].get_array()[0, :, 3]
+        middles_s = (np.arange(BINS) + 0.5) * last_s / BINS
+        mine = [span for span in spans if span["actor"] == name]
+        busy = np.array([any(span["start_s"] <= at_s < span["end_s"] for span in mine) for at_s in middles_s])
+        assert np.all(alpha[busy] > 0)
+        width_s = last_s / BINS
+        idle = [all(s["end_s"] < at - width_s or s["start_s"] > at + width_s for s in mine) for at in middles_s]
+        assert np.all(alpha[np.array(idle)] == 0) and (np.any(idle) or name == "server")
+    device = next(name for name in rows if name != "server")
+    compute = next(span for span in spans if span["actor"] == device and span["kind"] == "compute")
+    middle = int((compute["start_s"] + compute["end_s"]) / 2 / last_s * BINS)
+    np.testing.assert_allclose(strips[round(rows[device], 6)].get_array()[0, middle, :3], to_rgb("#0072B2"))
     (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
-    assert len(crosses.get_xdata()) == len(failures) > 0
+    assert len(crosses.get_xdata()) == sum(span["outcome"] != "ok" for span in spans) > 0
+
+
+def test_a_half_busy_server_looks_half_busy(tmp_path):
+    path = write_run(tmp_path / "run", n_devices=2, batches=2)
+    spans = pq.read_table(path / "spans.parquet")
+    n = 5000  # far more steps than bins
+    busy = {"actor": ["server"] * n, "kind": ["train"] * n, "outcome": ["ok"] * n, "flows": [[]] * n}
+    busy |= {"start_s": np.arange(n) * 1.0, "end_s": np.arange(n) + 0.5}
+    busy |= {"nbytes": np.zeros(n, dtype=int), "flop": np.zeros(n), "joules": np.zeros(n)}
+    table = pa.table({key: busy[key] for key in spans.column_names})
+    pq.write_table(table.cast(spans.schema), path / "spans.parquet")
+    server = timeline_figure(open_run(path)).axes[0].images[0]
+    assert np.mean(server.get_array()[0, :, 3]) == pytest.approx(0.5, abs=0.02)
 
 
 def test_rows_go_by_class_and_then_by_finish(run):
