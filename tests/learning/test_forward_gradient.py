@@ -1,6 +1,7 @@
 """Forward-only learning against its formulas, against backpropagation, and on a task that can be learned."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from learning import catalogue
 from learning import forward_gradient as fg
 from learning.aggregation import ServerOptimiser
+from learning.full_activations import encoded_nbytes
 from learning.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
@@ -110,7 +112,7 @@ def test_a_direction_over_some_tensors_leaves_the_others_out():
 @pytest.mark.parametrize("mode", ["forward mode", "central difference"])
 def test_the_mean_forward_gradient_is_the_gradient(mode):
     loss, state = logistic()
-    exact, probes, n = gradient(loss, state), [], 3000
+    exact, probes, n = gradient(loss, state), [], 1500
     for step in range(n):
         seed = fg.direction_seed(11, step)
         v = fg.direction(state, seed)
@@ -326,3 +328,43 @@ def test_spry_learns():
         ]
         state, moments = fg.spry_server_step(ServerOptimiser("fedyogi", 0.05), state, returned, moments)
     assert float(loss(state).detach()) < 0.5 * start
+
+
+# --- docs ------------------------------------------------------------------------------------------------------------
+
+
+def roberta_lora(rank):
+    """RoBERTa-base with LoRA and a head of two classes, without weights."""
+    from transformers import AutoConfig, AutoModel
+
+    spec = catalogue.find("roberta-base")
+    fields = dict(catalogue.config_of(spec))
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    return TrainableClassifier(spec, "lora", 2, rank=rank, backbone=model.requires_grad_(False))
+
+
+def test_the_worked_numbers_of_the_docs():
+    width = catalogue.config_of(catalogue.find("roberta-base"))["hidden_size"]
+    hidden_states = 16 * 128 * width * 4
+    rank_8, rank_1 = roberta_lora(8).trainable_bytes, roberta_lora(1)
+    names = list(rank_1.trainable_parameters())
+    hand = fg.deal(names, 100, 2, [name for name in names if name.startswith("head.")])[0]
+    dealt = sum(rank_1.trainable_parameters()[name].nbytes for name in hand)
+    probes = [len(fg.encode_probes([fg.Probe(1, 0.5)] * number)) for number in (20, 30)]
+    mobillm = [encoded_nbytes(bits, 16, 16 * 256, 12, width, 2) for bits in (32, 8, 4)]
+    rows = [
+        f"| SplitFed | a batch of 16 × 128 tokens | {hidden_states:,} and the labels | {hidden_states:,} |",
+        f"| FedBert | a batch of 16 × 128 tokens | {2 * hidden_states:,} | {2 * hidden_states:,} |",
+        f"| FwdLLM | a round, LoRA r 8 and a head of 2 classes | {rank_8:,} | {rank_8:,} |",
+        f"| FwdLLM, shared seeds | a round of 20 probes | {probes[0]} | {rank_8:,} |",
+        f"| FedMeZO, shared seeds | a round of 30 local steps | {probes[1]} | {probes[1]} from each client |",
+        f"| Spry | a round of 100 clients, LoRA r 1: two tensors and the head each | {dealt:,} | {rank_1.trainable_bytes:,} |",
+        f"| MobiLLM, 32 bits | a batch of 16 × 256 tokens, 12 layers | {mobillm[0]:,} | 0 |",
+        f"| MobiLLM, 8 bits | the same | {mobillm[1]:,} | 0 |",
+        f"| MobiLLM, 4 bits | the same | {mobillm[2]:,} | 0 |",
+        f"| PAE MobiLLM without its shortcut | a text of 256 tokens, once | {encoded_nbytes(32, 1, 256, 12, width, 2):,} | 0 |",
+    ]
+    docs = (Path(__file__).parents[2] / "docs" / "forward_only_and_split.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert row in docs
