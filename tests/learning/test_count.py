@@ -52,16 +52,14 @@ def test_architectures_of_the_papers(name, layers, d, d_ff, parameters, gflop):
         assert flop == pytest.approx(closed_form_flop(layers, d, d_ff, tokens), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "name", ["random-bert", "random-llama", "minilm", "distilbert-cased-l2", "smollm2-l4", "opt-350m"]
-)
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (1, 17), (5, 33), (8, 128), (3, 500)])
+@pytest.mark.parametrize("name", ["random-bert", "random-llama", "minilm", "smollm2-l4", "opt-125m"])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 17), (5, 200)])
 def test_coefficients_give_what_a_fresh_count_gives(name, batch, tokens):
     config = config_of(find(name))
     fresh, fitted = count.count_forward(config, batch, tokens), architecture(find(name)).forward(batch, tokens)
     assert fitted.flop == fresh.flop
-    if tokens > 1:  # what a batch shares (rotary tables) shows in a model of 48 numbers a token only
-        assert fitted.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03 if name == "random-llama" else 0.01)
+    # what a batch shares (rotary tables) shows in a model of 48 numbers a token only
+    assert fitted.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03 if name == "random-llama" else 0.01)
 
 
 def test_every_layer_of_a_cut_costs_the_same():
@@ -108,7 +106,7 @@ def test_the_memory_counter_sees_births_deaths_and_views():
     assert memory.live_bytes == 0
 
 
-@pytest.mark.parametrize("name", ["random-bert", "random-llama", "minilm", "smollm2-l4", "distilbert-cased"])
+@pytest.mark.parametrize("name", ["random-bert", "minilm-l2"])
 def test_shipped_costs_are_what_counting_gives_today(name):
     config = config_of(find(name))
     shipped = catalogue.architecture_from_json(catalogue._shipped_costs()[catalogue.cost_key(config)])
