@@ -54,15 +54,16 @@ class TrainableClassifier(nn.Module):
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is not a kind of training; choose one of {', '.join(KINDS)}")
         self.spec, self.kind, self.readout = spec, kind, readout
-        self.backbone = _load(spec, config_of(spec)) if backbone is None else backbone
-        self.backbone.set_attn_implementation("eager")
-        if getattr(self.backbone, "pooler", None) is not None:
-            self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
-        self.backbone.requires_grad_(kind == "full")
-        new = _add_trainable(self.backbone, kind, rank, alpha, bottleneck)
-        config = self.backbone.config
-        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350M leaves narrower
-        self.head = nn.Linear(width, classes, device=next(self.backbone.parameters()).device)
+        with torch.random.fork_rng(devices=[]):  # building draws values from the global stream; `_start` replaces them
+            self.backbone = _load(spec, config_of(spec)) if backbone is None else backbone
+            self.backbone.set_attn_implementation("eager")
+            if getattr(self.backbone, "pooler", None) is not None:
+                self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
+            self.backbone.requires_grad_(kind == "full")
+            new = _add_trainable(self.backbone, kind, rank, alpha, bottleneck)
+            config = self.backbone.config
+            width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350M leaves narrower
+            self.head = nn.Linear(width, classes, device=next(self.backbone.parameters()).device)
         if kind != "head" and not new:
             raise ValueError(f"backbone {spec.name!r} has nothing that {kind} could train; choose another kind")
         _start(self, seed)
@@ -124,10 +125,8 @@ def _add_trainable(backbone: nn.Module, kind: str, rank: int, alpha: float, bott
     if kind == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
-        with torch.random.fork_rng(devices=[]):  # peft draws a start from the global stream; `_start` replaces it
-            inject_adapter_in_model(
-                LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_QUERY_VALUE)), backbone
-            )
+        lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_QUERY_VALUE))
+        inject_adapter_in_model(lora, backbone)
     if kind == "adapter":
         ends = [module for name, module in backbone.named_modules() if _FEED_FORWARD_END.search(name)]
         for end in ends:
