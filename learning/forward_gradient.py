@@ -7,6 +7,7 @@ batch). With a direction v drawn from N(0, I), the derivative s of the loss alon
     s = <grad L(theta), v>                         one forward pass that carries derivatives (Spry)
 
 A direction follows from its seed, so (seed, s) stands for s v wherever the seeds are shared: 12 bytes for any model.
+Nothing here imports torch before it computes with it.
 Sources: FwdLLM (USENIX ATC 2024) and its repository at commit 36ecdbc; FedMeZO (alibaba/FederatedScope, branch FedMeZO) after
 MeZO (arXiv 2305.17333) and SPSA (Spall 1992); Spry (NeurIPS 2024) and its repository at commit f85533c.
 """
@@ -17,23 +18,26 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, jvp
 
 from learning.aggregation import ServerMoments, ServerOptimiser, difference, server_step, weighted_mean
 
-State = Mapping[str, Tensor]
-Loss = Callable[[State], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    State = Mapping[str, Tensor]
+    Loss = Callable[[State], Tensor]
 
 
 def batch_loss(
     model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, labels_B: Tensor, segments_BT: Tensor | None = None
 ) -> Loss:
     """Mean cross-entropy of a batch as a function of the trainable tensors, or of some of them; the model stays as it is."""
+
+    import torch.nn.functional as F
+    from torch.func import functional_call
 
     def loss(state: State) -> Tensor:
         return F.cross_entropy(functional_call(model, dict(state), (ids_BT, mask_BT, segments_BT)), labels_B)
@@ -59,21 +63,27 @@ def direction_seed(seed: int, step: int) -> int:
 
 def direction(like: State, seed: int) -> dict[str, Tensor]:
     """v from N(0, I) for every tensor of a state; drawn in the order of the names, so equal for any order of the dict."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(like[name].shape, generator=generator) for name in sorted(like)}
 
 
-@torch.no_grad()
 def central_difference(loss: Loss, state: State, v: State, h: float) -> float:
     """(L(theta + h v) - L(theta - h v)) / 2h, rounded to float32; nothing is moved in place, so no rounding stays behind."""
-    ahead, behind = (loss(moved(state, v, shift)) for shift in (h, -h))
+    import torch
+
+    with torch.no_grad():
+        ahead, behind = (loss(moved(state, v, shift)) for shift in (h, -h))
     return float(np.float32((float(ahead) - float(behind)) / (2 * h)))
 
 
-@torch.no_grad()  # of no effect on forward mode; keeps other tensors of the model out of a graph
 def directional_derivative(loss: Loss, state: State, v: State) -> tuple[float, float]:
     """The loss and <grad L, v> in one pass, by forward-mode differentiation with respect to the tensors of `state`."""
-    value, slope = jvp(loss, (dict(state),), ({name: v[name] for name in state},))
+    import torch
+
+    with torch.no_grad():  # of no effect on forward mode; keeps other tensors of the model out of a graph
+        value, slope = torch.func.jvp(loss, (dict(state),), ({name: v[name] for name in state},))
     return float(value), float(slope)
 
 
@@ -84,7 +94,7 @@ def moved(state: State, v: State, by: float) -> dict[str, Tensor]:
 
 def gradient_of(probes: Sequence[Probe], like: State) -> dict[str, Tensor]:
     """The mean of s v over probes: what a device uploads, or what a server that shares the seeds computes itself."""
-    total = {name: torch.zeros_like(tensor) for name, tensor in like.items()}
+    total = {name: tensor.detach() * 0 for name, tensor in like.items()}
     for probe in probes:
         total = moved(total, direction(like, probe.seed), probe.derivative)
     return {name: tensor / len(probes) for name, tensor in total.items()}
@@ -101,6 +111,7 @@ def decode_probes(data: bytes) -> list[Probe]:
 
 
 _PROBE = np.dtype([("seed", "<i8"), ("derivative", "<f4")])
+PROBE_BYTES = _PROBE.itemsize
 
 
 # --- FwdLLM ----------------------------------------------------------------------------------------------------------
@@ -136,6 +147,8 @@ def half_mean_variance(gradients: Sequence[Tensor]) -> float:
     first half is the smaller. Infinite for fewer than two gradients. That halves are compared is published; that entries
     are averaged is our reading.
     """
+    import torch
+
     if len(gradients) < 2:
         return math.inf
     stacked, half = torch.stack(list(gradients)), len(gradients) // 2
@@ -227,6 +240,8 @@ def spry_steps(
 
     The other tensors of `state` stay as they are and carry no derivative.
     """
+    import torch
+
     own = {name: state[name].detach().clone() for name in assigned}
     fixed = {name: tensor for name, tensor in state.items() if name not in own}
     optimiser = torch.optim.AdamW(own.values(), lr=learning_rate, weight_decay=weight_decay)
