@@ -127,15 +127,13 @@ def decode(data: bytes, hidden: int) -> FullActivations:
 def quantise(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Integers int8 [..., D] in -q to q, and a float16 scale [..., 1] for each vector.
 
-    integer x scale differs from the value by at most scale / 2. The scale is rounded up to half precision, so that the largest
-    number of a vector is not clipped, and is at least 6.1e-5 (the smallest normal number) and at most 65504.
+    integer x scale differs from the value by at most scale / 2: half precision may round a scale down by 2^-11 of it, which
+    clips the largest number by far less than that. A scale is at least 6.1e-5 (the smallest normal number) and at most 65504,
+    beyond which values saturate.
     """
     largest = _LARGEST[bits]
-    wanted = np.maximum(np.abs(values).max(axis=-1, keepdims=True) / largest, _SMALLEST_SCALE)
-    scale = np.minimum(wanted, np.finfo(np.float16).max).astype(np.float16)
-    rounded_down = (scale < wanted) & (scale < np.finfo(np.float16).max)
-    with np.errstate(over="ignore"):  # above the largest number, which is not taken
-        scale = np.where(rounded_down, np.nextafter(scale, np.float16(np.inf)), scale)
+    wanted = np.abs(values).max(axis=-1, keepdims=True) / largest
+    scale = np.clip(wanted, _SMALLEST_SCALE, np.finfo(np.float16).max).astype(np.float16)
     return np.clip(np.rint(values / scale.astype(np.float32)), -largest, largest).astype(np.int8), scale
 
 
