@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from learning import assets
-from learning.catalogue import BackboneSpec, config_of
+from learning.catalogue import _LAYERS_KEYS, BackboneSpec, config_of, depth_of
 from learning.cost import Cost, StepCounts, TrainingArchitecture
 
 _SHIPPED = Path(__file__).with_name("training_costs.json")
@@ -91,7 +91,30 @@ def _from_json(fields: Mapping[str, Any]) -> TrainingArchitecture:
 
 
 def count_training(config: Mapping[str, Any], kind: str, size: int = 0) -> TrainingArchitecture:
-    """Count the coefficients of `TrainingArchitecture`; `size` is the rank of lora or the bottleneck of adapter."""
+    """Count the coefficients of `TrainingArchitecture`; `size` is the rank of lora or the bottleneck of adapter.
+
+    Every layer beyond the second adds the same (a test holds this), so a deep model follows from its cuts to 2 and 3.
+    """
+    depth = depth_of(config)
+    if depth <= 3:
+        return _count(config, kind, size)
+    two, three = (
+        _count({**config, next(key for key in _LAYERS_KEYS if key in config): layers}, kind, size) for layers in (2, 3)
+    )
+    return _extrapolate(two, three, depth - 2)
+
+
+def _extrapolate(two: Any, three: Any, steps: int) -> Any:
+    """Every number of `two` plus `steps` times what it grows by from two to three layers."""
+    if dataclasses.is_dataclass(two):
+        fields = [field.name for field in dataclasses.fields(two)]
+        return type(two)(**{f: _extrapolate(getattr(two, f), getattr(three, f), steps) for f in fields})
+    if isinstance(two, tuple):
+        return tuple(_extrapolate(a, b, steps) for a, b in zip(two, three, strict=True))
+    return two if isinstance(two, str) else two + steps * (three - two)
+
+
+def _count(config: Mapping[str, Any], kind: str, size: int) -> TrainingArchitecture:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
