@@ -199,20 +199,21 @@ def _checkpoint(model) -> None:
 
 
 def _step_counts(model, config: Mapping[str, Any]) -> StepCounts:
-    """Short sequences lie in the feed-forward regime of the peak, long ones in the attention regime."""
+    """FLOP and saved bytes are polynomials; the peak has a feed-forward regime (short) and an attention regime (long)."""
     from learning.count import _quadratic
 
-    longest = config.get("max_position_embeddings", 512) - 2
-    short, long = (4, 8, 12), tuple(min(longest, 510) - less for less in (64, 32, 0))
+    longest = min(config.get("max_position_embeddings", 512) - 2, 510)
+    tiny, short, long = (4, 8, 12), (32, 48, 64), (longest - 32, longest - 16, longest)
     many = 2**20  # so many that what does not grow with the batch is lost in rounding; fake tensors cost nothing
-    memory = {n: _memory(model, many, n) for n in (*short, *long)}
-    moved = [_memory(model, batch, short[0])[2] for batch in (1, 2)]
+    saved = [float(round(_memory(model, many, n)[0] / many)) for n in tiny]
+    peak = {n: float(round(_memory(model, many, n)[1] / many)) for n in (*short, *long)}
+    moved = [_memory(model, batch, tiny[0])[2] for batch in (1, 2)]
     return StepCounts(
-        flop=_quadratic(short, [float(_flop(model, 1, n)) for n in short]),
-        saved=_quadratic(short, [float(round(memory[n][0] / many)) for n in short]),
-        peak_feed_forward=_quadratic(short, [float(round(memory[n][1] / many)) for n in short]),
-        peak_attention=_quadratic(long, [float(round(memory[n][1] / many)) for n in long]),
-        bytes_moved=float(2 * moved[0] - moved[1]),
+        flop=_quadratic(tiny, [float(_flop(model, 1, n)) for n in tiny]),
+        saved=_quadratic(tiny, saved),
+        peak_feed_forward=_quadratic(short, [peak[n] for n in short]),
+        peak_attention=_quadratic(long, [peak[n] for n in long]),
+        bytes_moved=float(2 * moved[0] - moved[1]),  # what two sequences move beyond one is the sequence's own
     )
 
 
