@@ -8,8 +8,10 @@ damaged one is dropped and its entries are computed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -41,6 +43,7 @@ class ActivationStore:
         """Store float32 values [n, layers + 1, hidden] for these tokens, durably, in shards."""
         folder = self._folder(fingerprint, readout)
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         for start in range(0, len(tokens), _SHARD_ROWS):
             rows = range(start, min(start + _SHARD_ROWS, len(tokens)))
             keys = np.frombuffer(b"".join(_key(tokens, i) for i in rows), dtype=np.uint8).reshape(len(rows), 16)
@@ -68,6 +71,14 @@ class ActivationStore:
             return
         for row, key in here:
             wanted[key] = values[row]
+
+
+def _sweep(folder: Path, stale_after_s: float = 86_400) -> None:
+    """Remove what a killed writer left behind."""
+    for leftover in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > stale_after_s:
+                leftover.unlink()
 
 
 def _key(tokens: Tokens, index: int) -> bytes:

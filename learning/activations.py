@@ -34,7 +34,7 @@ def encode(activations: Activations, wire: str = "float16") -> bytes:
     tensors = {"samples": activations.samples.astype(np.int32), "targets": activations.targets.astype(number)}
     if wire == "int8":
         scale = np.abs(values).max(axis=-1, keepdims=True) / 127
-        scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
+        scale = np.clip(scale, np.finfo(np.float16).tiny, np.finfo(np.float16).max).astype(np.float16)
         tensors["scale"] = scale
         tensors["values"] = np.clip(np.rint(values / scale.astype(np.float32)), -127, 127).astype(np.int8)
     elif wire in WIRES:

@@ -38,7 +38,8 @@ class Backbone:
         to the next multiple of eight tokens, in a batch of exactly 16 rows. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        padded = -(-tokens.lengths() // _LENGTH_STEP) * _LENGTH_STEP
+        lengths, most = tokens.lengths(), getattr(self.model.config, "max_position_embeddings", 1 << 30)
+        padded = np.maximum(lengths, np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, most))
         done = 0
         for length in np.unique(padded):
             same = np.flatnonzero(padded == length)

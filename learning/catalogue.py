@@ -23,6 +23,7 @@ from learning import assets
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
+_FORWARD_VERSION = 2  # to be raised whenever the same weights and tokens would give other bits
 _LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
 
@@ -97,6 +98,8 @@ def _own(name: str, given: Mapping[str, Any]) -> BackboneSpec:
         raise BackboneError(f"backbone {name!r} needs exactly one of path, hub, random")
     layers, seed = given.get("layers"), given.get("seed") or 0
     if kinds == ["random"]:
+        if missing := [key for key in ("model_type", "vocab_size") if key not in given["random"]]:
+            raise BackboneError(f"backbone {name!r}: the configuration to initialise has no {missing[0]}")
         return BackboneSpec(name, "random", name, layers, dict(given["random"]), seed)
     return BackboneSpec(name, kinds[0], str(given[kinds[0]]), layers)
 
@@ -171,7 +174,7 @@ def config_of(spec: BackboneSpec) -> dict[str, Any]:
 def fingerprint(spec: BackboneSpec) -> str:
     """A digest of the weights, the configuration and the depth: equal fingerprints compute equal activations."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([spec.kind, config_of(spec), spec.seed], sort_keys=True).encode())
+    digest.update(json.dumps([_FORWARD_VERSION, spec.kind, config_of(spec), spec.seed], sort_keys=True).encode())
     if spec.kind != "random":
         files = sorted(directory(spec).glob("*.safetensors"))
         if not files:
@@ -197,7 +200,13 @@ def architecture(spec: BackboneSpec) -> Architecture:
     if not cached.is_file():
         from learning.count import count_architecture
 
-        counted = dataclasses.asdict(count_architecture(config))
+        try:
+            counted = dataclasses.asdict(count_architecture(config))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise BackboneError(
+                f"backbone {spec.name!r}: transformers cannot build its configuration: {reason}"
+            ) from error
         cached.parent.mkdir(parents=True, exist_ok=True)
         fresh = cached.with_suffix(".tmp")
         fresh.write_text(json.dumps(counted))

@@ -34,6 +34,15 @@ class SideNetworkConfig:
     averaging: float = 0.99
     """Decay of the running mean of weights that is evaluated and shipped; 0 uses the last weights."""
 
+    def __post_init__(self) -> None:
+        for name, least, below in (("dropout", 0, 1), ("averaging", 0, 1), ("gate_temperature", 1e-6, 1e6)):
+            if not least <= getattr(self, name) < below:
+                raise ValueError(f"{name} must be at least {least} and below {below}, got {getattr(self, name)}")
+        for name in ("bottleneck", "width"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
 
 @dataclass(frozen=True)
 class SideShape:
@@ -46,6 +55,7 @@ class SideShape:
     backbone_widths: Mapping[str, int] = field(hash=False)
     start: str = "embedding"
     projection: str = "where-needed"
+    normalise: str = "standard"
 
     @property
     def vectors(self) -> int:
@@ -64,6 +74,11 @@ class SideShape:
         names = self.backbone_widths if backbone is None else [backbone]
         projections = sum(self.vectors * self.backbone_widths[n] * d for n in names if self.is_projected(n))
         return adapters + head + projections
+
+    def shipped_bytes(self, backbone: str) -> int:
+        """What a device needs to predict: the shared part, its own projections and the statistics of its vectors, float32."""
+        statistics = 2 * self.vectors * self.backbone_widths[backbone] if self.normalise == "standard" else 0
+        return 4 * (self.parameters(backbone) + statistics)
 
     def forward_flop(self, backbone: str) -> float:
         """FLOP of one record's forward pass, matrix products only."""
@@ -92,4 +107,13 @@ def shape_for(config: SideNetworkConfig, blocks: int, backbone_widths: Mapping[s
     widths = sorted(backbone_widths.values())
     chosen = {"median": int(statistics.median_low(widths)), "max": widths[-1]}.get(config.width, config.width)
     bottleneck = config.bottleneck or max(1, int(chosen) // 8)
-    return SideShape(blocks, int(chosen), bottleneck, classes, dict(backbone_widths), config.start, config.projection)
+    return SideShape(
+        blocks,
+        int(chosen),
+        bottleneck,
+        classes,
+        dict(backbone_widths),
+        config.start,
+        config.projection,
+        config.normalise,
+    )

@@ -81,6 +81,7 @@ class Device:
         self.outcome = "ok"
         self.peak_memory_bytes = 0
         self._model, self._ready_s = model, ready_s
+        self.is_serving = False
         self._assigned: deque[Task | None] = deque()
         self._called = sim.env.event()
 
@@ -129,6 +130,8 @@ class Device:
         Between rounds that do not want it a device is free: no power of the study's. A device that is told it is too late
         drops what it was doing and waits for its next task.
         """
+        self.is_serving = True
+        self.sim.server.wake()
         while True:
             if not self._assigned:
                 self._called = self.sim.env.event()
@@ -189,11 +192,9 @@ class Device:
 class Server:
     """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
 
-    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel, overhead_s: float | None) -> None:
+    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
         self.sim, self.profile = sim, profile
         self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
-        # a scenario's own overhead replaces the profile's
-        self._extra_s = 0.0 if overhead_s is None else overhead_s - model.engine.overhead_s
         self._inbox: deque[Payload] = deque()
         self._news = sim.env.event()
 
@@ -218,6 +219,23 @@ class Server:
         if not self._inbox:
             self._news = self.sim.env.event()
             yield self._news
+
+    def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
+        """A random sample of so many devices that have joined; waits until that many have (or all that ever will)."""
+        while True:
+            free = [d for d in self.sim.devices if d.is_serving and self.sim.is_at_work(d)]
+            if len(free) >= min(count, self.sim.devices_at_work):
+                break
+            self.take()  # answers to rounds that are over
+            yield from self.wait()
+        rng = self.sim.streams.rng("server/selection", version)
+        return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
+
+    def dismiss(self) -> Generator:
+        """Tell every device that there will be no more tasks."""
+        for device in self.sim.devices:
+            device.assign(None)
+        yield self.sim.env.timeout(0)  # let them go in good order
 
     def collect(
         self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
@@ -247,7 +265,7 @@ class Server:
         with self._accelerator.request() as turn:
             yield turn
             start, outcome, share = self.sim.env.now, "ok", 1.0
-            seconds = max(0.0, self._model.seconds(work.cost.flop, work.cost.bytes_moved) + self._extra_s)
+            seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             future = self.sim.host.start(work.run) if work.run else None
             try:
                 yield self.sim.env.timeout(seconds)

@@ -22,7 +22,8 @@ COLUMNS = {
         *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes", "busy_s", "waiting_s", "outcome"),
     ),
 }
-FINE = frozenset({"ok", "finished", "horizon"})  # outcomes of a device that did not fail; at the horizon time ran out
+# outcomes of a device that did not fail; at the horizon, at the target or at Ctrl-C it was still at work
+FINE = frozenset({"ok", "finished", "horizon", "target", "ended", "interrupted"})
 SAMPLE_REASONS = ("slowest", "failed", "median", "fastest", "random")
 
 

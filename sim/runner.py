@@ -15,7 +15,7 @@ from sim.journal import Journal
 from sim.recorder import write_table
 from sim.report import device_table, summary
 from sim.results import Run, open_run
-from sim.run_directory import folder_to_resume, new_folder, write_json, write_manifest
+from sim.run_directory import RunDirectoryError, folder_to_resume, new_folder, read_manifest, write_json, write_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import digest, resolved
 from sim.simulation import Interrupted, Simulation, Watch, building
@@ -42,6 +42,8 @@ def run_scenario(
     raises (all ValueError or AssetError with a message for the user); `Interrupted` when stopped before the clock started.
     """
     place = folder_to_resume(scenario, out) if resume else new_folder(scenario, out)
+    if resume and read_manifest(place).get("dry", dry) != dry:
+        raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
     began = time.perf_counter()
     sim = None
     try:

@@ -214,7 +214,8 @@ class Simulation:
         """Count a server update; every so often, look at the held-out texts (which takes no virtual time)."""
         if not (first or last):
             self.updates += 1
-        if not (first or last or self.updates % self.scenario.evaluate_every == 0):
+        every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)
+        if not (first or last or self.updates % every == 0):
             return
         now = self.env.now
         scores = learner.evaluate()
@@ -240,7 +241,7 @@ class Simulation:
         """No more updates: a last look, and whoever is still at work is told to stop."""
         self.after_update(learner, None, 0, last=True)
         at_work = [process for process, actor in self._alive.items() if actor is not None]
-        self._interrupt(at_work, "target")
+        self._interrupt(at_work, "target" if self.target_reached else "ended")
 
     def present_devices(self) -> list[Device]:
         """Devices that have joined and could take part."""
@@ -308,9 +309,11 @@ class Simulation:
     def _server(self) -> Server:
         settings = self.scenario.server
         profile = devices.profile.load(settings.device)
+        if settings.step_overhead is not None:
+            profile = profile.with_overhead(settings.engine, settings.step_overhead)
         rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None
         model = ComputeModel(profile, settings.engine, rng, self.scenario.jitter)
-        return Server(self, profile, model, settings.step_overhead)
+        return Server(self, profile, model)
 
     def _check_memory(self) -> None:
         """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""

@@ -92,7 +92,7 @@ class FedMobiLLM:
                 break
         self.sim.end_training(self.learner)
         if self.config.deliver:
-            yield from server.deliver(self.sim.present_devices(), lambda d: 4 * self.shape.parameters(d.backbone))
+            yield from server.deliver(self.sim.present_devices(), lambda d: self.shape.shipped_bytes(d.backbone))
 
     def forward(self, device: Device, samples) -> Work:
         """The frozen backbone over a batch: all that a device computes."""

@@ -133,7 +133,6 @@ def test_the_longest_text_that_the_model_can_read(get, some_tokens):
     assert np.isfinite(backbone.readouts(tokens)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="a length is rounded up beyond the positions that the model has")
 def test_a_text_as_long_as_positions_that_are_no_multiple_of_eight(some_tokens):
     config = {**catalogue.config_of(catalogue.find("random-bert")), "max_position_embeddings": 30}
     backbone = Backbone(catalogue.find("mine", {"mine": {"random": config}}))

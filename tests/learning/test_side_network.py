@@ -261,3 +261,17 @@ def test_the_documentations_snippet_is_python_and_names_what_there_is():
     compile(snippet, "snippet", "exec")
     assert "SidePredictor.load(" in snippet and ".predict(" in snippet
     assert list(inspect.signature(SidePredictor.load).parameters) == ["run_dir_or_file", "backbone", "own"]
+
+
+def test_what_is_shipped_holds_the_statistics_too():
+    shape = network_of(CONFIGS["standard"]).shape
+    plain = dataclasses.replace(shape, normalise="layer")
+    for backbone, width in WIDTHS.items():
+        assert plain.shipped_bytes(backbone) == 4 * plain.parameters(backbone)
+        assert shape.shipped_bytes(backbone) - plain.shipped_bytes(backbone) == 4 * 2 * shape.vectors * width
+
+
+@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"averaging": -0.1}, {"bottleneck": 0}, {"width": -5}])
+def test_settings_that_make_no_network_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SideNetworkConfig(**wrong)

@@ -31,7 +31,8 @@ def world():
     sim.network.attach(member.id, LINK)
     samples, ready_s = np.arange(10), np.arange(10) / 10
     sim.device = Device(sim, member, TX2, ComputeModel(TX2, "simple"), samples, 2.0, ready_s)
-    sim.server = Server(sim, devices.profile.load("a100"), ComputeModel(devices.profile.load("a100"), "simple"), 1.0)
+    a100 = devices.profile.load("a100").with_overhead("simple", 1.0)
+    sim.server = Server(sim, a100, ComputeModel(a100, "simple"))
     return sim
 
 

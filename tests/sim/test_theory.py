@@ -24,13 +24,14 @@ STREAM = {"fresh_data": {"kind": "poisson", "rate": "20 Hz"}}
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_the_servers_queue_is_m_m_1(load):
     """Poisson arrivals of exponential work: the mean wait is rho / (mu - lambda) (Pollaczek-Khinchine for M/M/1)."""
-    profile, rng, mu, batches, per_batch = devices.profile.load("a100"), np.random.default_rng(7), 10.0, 40, 500
+    a100 = devices.profile.load("a100").with_overhead("simple", 0.0)
+    profile, rng, mu, batches, per_batch = a100, np.random.default_rng(7), 10.0, 40, 500
     flop_per_s = profile.engine("simple").flop_per_s
     waits = []
     for _ in range(batches):
         env = simpy.Environment()
         sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1))
-        server, asked_s = Server(sim, profile, ComputeModel(profile, "simple"), overhead_s=0.0), []
+        server, asked_s = Server(sim, profile, ComputeModel(profile, "simple")), []
 
         def customer(env, server, asked_s, arrives_s, seconds):
             yield env.timeout(arrives_s)
