@@ -23,6 +23,7 @@ from learning.cost import Cost, StepCounts, TrainingArchitecture
 
 _SHIPPED = Path(__file__).with_name("training_costs.json")
 _CLASSES = 2  # counts are made with a head of two classes, and any other head is added by its formula
+_TINY, _SHORT, _LONG = (4, 8, 12), (32, 48, 64), (1024, 1280, 1536)  # tokens at which coefficients are fitted
 _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -119,9 +120,11 @@ def _count(config: Mapping[str, Any], kind: str, size: int) -> TrainingArchitect
 
     with FakeTensorMode():
         model = _build(config, kind, size, dropout=0.0)
-        plain = _step_counts(model, config)
-        _checkpoint(model)
-        checkpointed = _step_counts(model, config)
+        roomy = _build({**config, "max_position_embeddings": 2 * _LONG[-1]}, kind, size, dropout=0.0)
+        plain = _step_counts(model, roomy)
+        for one in (model, roomy):
+            _checkpoint(one)
+        checkpointed = _step_counts(model, roomy)
     return TrainingArchitecture(
         kind=kind,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -198,21 +201,24 @@ def _checkpoint(model) -> None:
         layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
 
 
-def _step_counts(model, config: Mapping[str, Any]) -> StepCounts:
-    """FLOP and saved bytes are polynomials; the peak has a feed-forward regime (short) and an attention regime (long)."""
+def _step_counts(model, roomy) -> StepCounts:
+    """FLOP and saved bytes are polynomials; the peak has a feed-forward regime (short) and an attention regime (long).
+
+    The latter is read far beyond the lengths in use, where it is alone, on a model with `roomy` positions.
+    """
     from learning.count import _quadratic
 
-    longest = min(config.get("max_position_embeddings", 512) - 2, 510)
-    tiny, short, long = (4, 8, 12), (32, 48, 64), (longest - 32, longest - 16, longest)
     many = 2**20  # so many that what does not grow with the batch is lost in rounding; fake tensors cost nothing
-    saved = [float(round(_memory(model, many, n)[0] / many)) for n in tiny]
-    peak = {n: float(round(_memory(model, many, n)[1] / many)) for n in (*short, *long)}
-    moved = [_memory(model, batch, tiny[0])[2] for batch in (1, 2)]
+
+    def each(which: int, lengths: tuple[int, ...], model) -> list[float]:
+        return [float(round(_memory(model, many, n)[which] / many)) for n in lengths]
+
+    moved = [_memory(model, batch, _TINY[0])[2] for batch in (1, 2)]
     return StepCounts(
-        flop=_quadratic(tiny, [float(_flop(model, 1, n)) for n in tiny]),
-        saved=_quadratic(tiny, saved),
-        peak_feed_forward=_quadratic(short, [peak[n] for n in short]),
-        peak_attention=_quadratic(long, [peak[n] for n in long]),
+        flop=_quadratic(_TINY, [float(_flop(model, 1, n)) for n in _TINY]),
+        saved=_quadratic(_TINY, each(0, _TINY, model)),
+        peak_feed_forward=_quadratic(_SHORT, each(1, _SHORT, model)),
+        peak_attention=_quadratic(_LONG, each(1, _LONG, roomy)),
         bytes_moved=float(2 * moved[0] - moved[1]),  # what two sequences move beyond one is the sequence's own
     )
 
