@@ -16,7 +16,7 @@ from learning.local_training import LocalTraining, train
 from learning.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
-RONARROWA, NARROW, MIB = config_of(find("roberta-base")), config_of(find("minilm-narrow")), 2**20
+ROBERTA, NARROW, MIB = config_of(find("roberta-base")), config_of(find("minilm-narrow")), 2**20
 SIZES = {"full": 0, "lora": 8, "adapter": 16, "bitfit": 0, "head": 0}
 BACKBONES = ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow")
 
