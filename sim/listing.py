@@ -70,7 +70,8 @@ def methods() -> Table:
 
     table = _table("method", "what it is")
     for method in METHODS:
-        table.add_row(method.Config.model_fields["kind"].annotation.__args__[0], method.__doc__.splitlines()[0])
+        for kind in method.Config.model_fields["kind"].annotation.__args__:
+            table.add_row(kind, method.__doc__.splitlines()[0])
     return table
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 import operator
+from typing import Annotated
 
+from pydantic import Field
+
+from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
 
-METHODS = (FedMobiLLM,)
+METHODS = (FedMobiLLM, FedAvg)
 
-AnyMethod = functools.reduce(operator.or_, [method.Config for method in METHODS])
+AnyMethod = Annotated[
+    functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")
+]
 """The settings of any one method; their `kind` tells them apart."""
 
 

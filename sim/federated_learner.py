@@ -1,0 +1,140 @@
+"""The learning behind the federated baselines' clock: one trainable state, trained on devices, averaged by the server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learning.catalogue import BackboneError, Tokens
+from learning.local_training import LocalTraining
+from sim.learner import NullLearner, SideTuningLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sim.simulation import Simulation
+
+
+class FederatedLearner(NullLearner):
+    """Real local training of real backbones. `state` is the server's: that of the deepest backbone of the fleet.
+
+    A shallower backbone of the same family trains and sends the first part of it. Raises BackboneError for a fleet whose
+    backbones are not cuts of one model: their states cannot be averaged.
+    """
+
+    work = SideTuningLearner.work
+
+    def __init__(self, sim: Simulation, peft: str, readout: str, rank: int, alpha: float, bottleneck: int) -> None:
+        from learning.trainable import TrainableClassifier
+
+        self.sim = sim
+        seed = sim.streams.seed64("server/model") % 2**31
+        self.models = {
+            name: TrainableClassifier(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed)
+            for name, spec in sim.costing.learned.items()
+        }
+        deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))
+        self.state: dict[str, Tensor] = self.models[deepest].trainable()
+        for name, model in self.models.items():
+            if any(n not in self.state or self.state[n].shape != t.shape for n, t in model.trainable().items()):
+                raise BackboneError(
+                    f"{name} is not a cut of {deepest}: this method averages what devices train, so its fleet needs "
+                    "backbones of one family (Fed MobiLLM takes any)"
+                )
+        self._tokens: dict[str, Tokens] = {}
+        self._row: dict[str, dict[int, int]] = {}
+        for name, spec in sim.costing.learned.items():
+            mine = [d.samples for d in sim.devices if d.backbone == name]
+            samples = np.unique(np.concatenate([*mine, sim.task.test]))
+            self._tokens[name] = sim.task.tokens(spec, samples)
+            self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+
+    def tokens(self, backbone: str, samples: np.ndarray) -> Tokens:
+        """The samples as the backbone's tokens."""
+        rows, whole = [self._row[backbone][int(sample)] for sample in samples], self._tokens[backbone]
+        segments = None if whole.segments is None else [whole.segments[row] for row in rows]
+        return Tokens([whole.ids[row] for row in rows], segments)
+
+    def part_of(self, backbone: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What of the server's state a backbone has."""
+        from learning.aggregation import restrict
+
+        return restrict(state, self.models[backbone].trainable_parameters())
+
+    def train(
+        self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
+    ) -> dict[str, Tensor]:
+        """What a device makes of the state it received, from its own texts."""
+        from learning.local_training import train
+
+        labels = self.sim.task.labels[samples]
+        own = self.part_of(backbone, state)
+        return train(self.models[backbone], own, self.tokens(backbone, samples), labels, settings, seed).state
+
+    def packed(self, state: Mapping[str, Tensor]) -> bytes:
+        """The state as bytes on the wire."""
+        from learning.state_codec import pack
+
+        return pack(state)
+
+    def unpacked(self, backbone: str, data: bytes) -> dict[str, Tensor]:
+        """The state of a backbone from its bytes."""
+        from learning.state_codec import unpack
+
+        return unpack(data, self.models[backbone].trainable_parameters())
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of every backbone with its part of the server's state."""
+        from learning.local_training import evaluate
+
+        test, labels = self.sim.task.test, self.sim.task.labels[self.sim.task.test]
+        return {
+            name: evaluate(model, self.part_of(name, self.state), self.tokens(name, test), labels)
+            for name, model in self.models.items()
+        }
+
+    def digest(self) -> str:
+        """A digest of the server's state."""
+        digest = hashlib.sha256()
+        for name, tensor in self.state.items():
+            digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/state.safetensors: the trained part, by the names of `learning.trainable`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(exist_ok=True)
+        save_file(
+            {name: tensor.detach().contiguous().clone() for name, tensor in self.state.items()},
+            folder / "state.safetensors",
+        )
+
+
+class FedAvgLearner(FederatedLearner):
+    """The server's step of FedAvg and its relatives: a mean of deltas and a server optimiser."""
+
+    def __init__(self, sim: Simulation, server_optimiser: Any, *args: Any) -> None:
+        super().__init__(sim, *args)
+        self._optimiser, self._moments = server_optimiser, None
+
+    def aggregate(
+        self,
+        backbones: Sequence[str],
+        received: Mapping[str, Tensor],
+        states: Sequence[bytes],
+        weights: Sequence[float],
+    ) -> None:
+        """One step of the server on the mean delta of what came."""
+        from learning.aggregation import difference, server_step, weighted_mean
+
+        if not states:
+            return
+        deltas = [difference(self.unpacked(b, data), received) for b, data in zip(backbones, states, strict=True)]
+        self.state, self._moments = server_step(
+            self._optimiser, self.state, weighted_mean(deltas, weights), self._moments
+        )
