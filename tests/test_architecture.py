@@ -68,7 +68,9 @@ def test_a_module_keeps_to_its_place(path):
     assert not draws - {f"np.random.{name}" for name in ("Generator", "PCG64", "SeedSequence", "default_rng")}
     if package != "sim":
         clocks = {"time", "perf_counter", "monotonic", "process_time", "time_ns", "perf_counter_ns"}
-        clocks -= {"time"} if path.stem in ("assets", "activation_store") else set()  # they clear away what died long ago
+        clocks -= (
+            {"time"} if path.stem in ("assets", "activation_store") else set()
+        )  # they clear away what died long ago
         assert not {name for name in names if name in {f"time.{clock}" for clock in clocks}}
         assert not {"datetime.datetime.now", "datetime.now"} & names
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
