@@ -7,7 +7,7 @@ verb: what had been done until then is recorded with the reason as its outcome, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -230,6 +230,12 @@ class Server:
             yield from self.wait()
         rng = self.sim.streams.rng("server/selection", version)
         return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
+
+    def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
+        """A random sample of at most so many devices that have joined and are not busy."""
+        free = [d for d in self.sim.devices if d.is_serving and self.sim.is_at_work(d) and d not in busy]
+        rng = self.sim.streams.rng("server/selection", version)
+        return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
 
     def dismiss(self) -> Generator:
         """Tell every device that there will be no more tasks."""

@@ -138,3 +138,31 @@ class FedAvgLearner(FederatedLearner):
         self.state, self._moments = server_step(
             self._optimiser, self.state, weighted_mean(deltas, weights), self._moments
         )
+
+
+class FedAsyncLearner(FederatedLearner):
+    """The server's step of FedAsync, on models that devices send, and of FedBuff, on what they changed."""
+
+    def __init__(self, sim: Simulation, config: Any, *args: Any) -> None:
+        super().__init__(sim, *args)
+        self._config, self._moments = config, None
+
+    def train_delta(
+        self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], *how: Any
+    ) -> dict[str, Tensor]:
+        """What a device's training changed."""
+        from learning.aggregation import difference
+
+        return difference(self.train(backbone, samples, state, *how), state)
+
+    def apply(self, backbones: Sequence[str], answers: Sequence[bytes], stalenesses: Sequence[int]) -> None:
+        """Mix one model in, or step on a buffer of changes; the result is the next version."""
+        from learning.aggregation import fed_async, fed_buff, server_step
+
+        sent = [self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)]
+        if self._config.kind == "fedasync":
+            mixing = self._config.mixing * self._config.staleness.weight(stalenesses[0])
+            self.state = fed_async(self.state, sent[0], mixing)
+        else:
+            delta = fed_buff(sent, stalenesses)
+            self.state, self._moments = server_step(self._config.server_optimiser, self.state, delta, self._moments)

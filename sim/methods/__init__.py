@@ -8,10 +8,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sim.methods.fed_async import FedAsync
 from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
 
-METHODS = (FedMobiLLM, FedAvg)
+METHODS = (FedMobiLLM, FedAvg, FedAsync)
 
 AnyMethod = Annotated[
     functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")

@@ -1,0 +1,89 @@
+"""What the federated PEFT methods share: a device downloads the trainable part, trains it on its own data and sends it back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from learning.cost import Cost
+from learning.count_training import training_architecture
+from learning.local_training import LocalTraining
+from sim.actors import Device, Payload, Task, Work
+from sim.settings import Settings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+LEARNING_RATES = {"lora": 5e-3, "adapter": 1e-3, "bitfit": 5e-3, "full": 5e-5}  # FedPETuning's for MRPC
+
+
+class PeftSettings(Settings):
+    """What is trained on a device, and how."""
+
+    local_epochs: int = Field(1, ge=1)
+    device_batch: int = Field(32, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
+    weight_decay: float = Field(0.0, ge=0)
+    proximal_mu: float = Field(0.0, ge=0)
+    """FedProx's mu."""
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8, gt=0)
+    bottleneck: int = Field(16, ge=1)
+    readout: Literal["first", "last", "mean"] = "mean"
+    gradient_checkpointing: bool = False
+    evaluate_every: int = Field(5, ge=1)
+    """Server updates between two evaluations."""
+
+
+class FederatedPeft:
+    """The devices' side of federated PEFT, synchronous or not; a method adds the server's and sets `learner`."""
+
+    def __init__(self, config: PeftSettings, peft: str, sim: Simulation) -> None:
+        self.config, self.sim, self.peft = config, sim, peft
+        self.settings = LocalTraining(
+            config.local_epochs, config.device_batch, config.learning_rate or LEARNING_RATES[peft],
+            config.weight_decay, "adamw", config.proximal_mu,
+        )  # fmt: skip
+        self.costs = {
+            name: training_architecture(spec, peft, sim.task.classes, config.rank, config.bottleneck)
+            for name, spec in sim.costing.charged.items()
+        }
+        self.learner_args = (peft, config.readout, config.rank, config.alpha, config.bottleneck)
+        self.training, self.payloads = "train", 0
+
+    def device(self, device: Device) -> Generator:
+        """Answer whenever the server asks."""
+        yield from device.arrive()
+        yield from device.serve(functools.partial(self.round, device))
+
+    def round(self, device: Device, task: Task) -> Generator:
+        """Download, train, upload."""
+        yield from device.download(self.costs[device.backbone].trainable_bytes)
+        state = yield from device.compute(self.local_training(device, task))
+        payload = self.payload(device, task, state)
+        yield from device.upload(payload)
+        self.sim.server.receive(payload)
+
+    def local_training(self, device: Device, task: Task) -> Work:
+        """The local epochs, real and charged."""
+        counted, lengths = self.costs[device.backbone], self.sim.lengths(device, device.samples)
+        epoch = Cost()
+        for start in range(0, len(lengths), self.config.device_batch):
+            batch = lengths[start : start + self.config.device_batch]
+            tokens = self.sim.costing.fixed_tokens or int(batch.max())
+            epoch += counted.step(len(batch), tokens, "adamw", self.config.gradient_checkpointing)
+        epochs, peak = self.config.local_epochs, epoch.peak_bytes + counted.optimiser_bytes("adamw")
+        cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
+        seed = self.sim.streams.seed64("local-training", f"{device.id}/{task.version}") % 2**31
+        return self.learner.work(cost, self.training, device.backbone, device.samples, task.model, self.settings, seed)
+
+    def payload(self, device: Device, task: Task, state) -> Payload:
+        """The trained part as bytes."""
+        self.payloads += 1
+        data = None if state is None else self.learner.packed(state)
+        nbytes = self.costs[device.backbone].trainable_bytes
+        return Payload(self.payloads, device, device.samples, nbytes, data, task.version)
