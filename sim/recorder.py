@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,18 @@ class Recorder:
             self.uplink_bytes += nbytes
         elif kind == "download":
             self.downlink_bytes += nbytes
+
+    def record_link(self, link: str, kind: str, devices: Set[str]) -> None:
+        """Spans of a shared link, one for each time without a gap in which these devices had transfers under way."""
+        transfers = [(s[2], s[3], s[4]) for s in self._spans if s[1] == kind and s[0] in devices]
+        busy: list[list[float]] = []
+        for start_s, end_s, nbytes in sorted(transfers):
+            if busy and start_s <= busy[-1][1]:
+                busy[-1][1:] = max(busy[-1][1], end_s), busy[-1][2] + nbytes
+            else:
+                busy.append([start_s, end_s, nbytes])
+        for start_s, end_s, nbytes in busy:
+            self.span(link, "carry", start_s, end_s, int(nbytes))
 
     def metric(self, time_s: float, name: str, value: float, group: str = "") -> None:
         """A number at a moment, of one group or (group "") of the whole fleet."""

@@ -123,7 +123,7 @@ def _target(sim: Simulation, spans: pa.Table) -> dict[str, Any]:
 
 
 def _totals(spans: pa.Table) -> dict[str, float]:
-    of_devices = spans.filter(pc.not_equal(spans["actor"], "server"))
+    of_devices = spans.filter(pc.starts_with(spans["actor"], "device-"))
     return {
         "uplink_bytes": int(_sum(_kind(of_devices, "upload"), "nbytes")),
         "downlink_bytes": int(_sum(_kind(of_devices, "download"), "nbytes")),

@@ -138,6 +138,7 @@ class Simulation:
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
+        self._record_links()
         self.host.close()
         return self.ended
 
@@ -205,6 +206,16 @@ class Simulation:
         for process in processes:
             if process.is_alive and process is not self.env.active_process:
                 process.interrupt(reason)
+
+    def _record_links(self) -> None:
+        """When each shared link had transfers under way, and how many bytes they came to."""
+        cell_of = {device.id: device.member.cell for device in self.devices}
+        for name, kind in (("ingress", "upload"), ("egress", "download")):
+            self.recorder.record_link(f"link:{name}", kind, set(cell_of))
+        for cell in sorted(set(cell_of.values()) - {None}):
+            below = {device for device, its_cell in cell_of.items() if its_cell == cell}
+            self.recorder.record_link(f"link:{cell}/up", "upload", below)
+            self.recorder.record_link(f"link:{cell}/down", "download", below)
 
     # --- what a method tells about its progress
 

@@ -52,7 +52,20 @@ def test_the_servers_queue_is_m_m_1(load):
 
 
 def rows(sim, **wanted) -> list[dict]:
-    return [s for s in sim.recorder.spans().to_pylist() if all(s[k] == v for k, v in wanted.items())]
+    """Spans of devices and the server; those of links are sums of theirs."""
+    acted = [s for s in sim.recorder.spans().to_pylist() if not s["actor"].startswith("link:")]
+    return [s for s in acted if all(s[k] == v for k, v in wanted.items())]
+
+
+def test_a_links_spans_hold_every_byte_of_its_transfers_without_overlap(simulate):
+    sim = simulate(dry=True)
+    every = sim.recorder.spans().to_pylist()
+    for link, kind in (("link:ingress", "upload"), ("link:egress", "download")):
+        carried = [s for s in every if s["actor"] == link]
+        assert sum(s["nbytes"] for s in carried) == sum(s["nbytes"] for s in every if s["kind"] == kind) > 0
+        assert all(a["end_s"] < b["start_s"] for a, b in zip(carried, carried[1:], strict=False))
+        for s in (s for s in every if s["kind"] == kind):
+            assert sum(c["start_s"] <= s["start_s"] and s["end_s"] <= c["end_s"] for c in carried) == 1
 
 
 ENDINGS = {
