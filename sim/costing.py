@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -69,9 +70,15 @@ class Costing:
             raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): {shortage}")
 
 
-def costing_for(scenario: Scenario, members: list[Member]) -> Costing:
-    """Settle the costing of a fleet; `catalogue.BackboneError` for a backbone that is not there."""
-    own = scenario.own_backbones
+def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> Costing:
+    """Settle the costing of a fleet; `catalogue.BackboneError` for a backbone that is not there.
+
+    Directories of the scenario's own backbones are relative to `folder`, as its data are.
+    """
+    own = {
+        name: given if given["path"] is None else {**given, "path": str(folder / Path(given["path"]).expanduser())}
+        for name, given in scenario.own_backbones.items()
+    }
     names = sorted({member.backbone for member in members})
     learned = {name: catalogue.find(name, own) for name in names}
     charged = dict(learned)

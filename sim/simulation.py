@@ -107,7 +107,7 @@ class Simulation:
         self.target_reached, self.updates, self.accuracy = False, 0, None
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
-        self.costing: Costing = costing_for(scenario, members)
+        self.costing: Costing = costing_for(scenario, members, folder)
         self._lengths = self._lengths_by_backbone(members)
         self.network = self._network(members)
         self.devices = self._devices(members)
