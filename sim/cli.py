@@ -217,6 +217,41 @@ def plot(
 
 
 @app.command()
+def compare(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    seeds: Annotated[int, typer.Option(help="Repeat with so many seeds and give 95 % intervals.", min=1)] = 1,
+    methods: Annotated[str | None, typer.Option(help="Only these labels, with a comma.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; default runs/<name>-compare. Finished runs in it are kept.")
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone.")] = False,
+    processes: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.", min=1)] = None,
+) -> None:
+    """Run several methods on one scenario under common random numbers and put them into one table.
+
+    The scenario lists them under `compare: {methods: {label: {kind: ...}}}`. Writes table.csv, table.md, table.tex and figures.
+
+    Examples:
+
+        mobifleet compare table1_small
+
+        mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
+    """
+    import os
+
+    from sim.comparison import compare_scenario
+
+    chosen = _load(scenario, overrides, seed)
+    only = [label.strip() for label in methods.split(",")] if methods else []
+    cores = processes or os.cpu_count() or 1
+    folder = out or Path("runs") / f"{chosen.name}-compare"
+    for table in compare_scenario(chosen, _folder_of(scenario), folder, seeds, only, dry, cores, console.print):
+        console.print(table)
+
+
+@app.command()
 def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None) -> None:
     """Validate a scenario and say what it will do, without running anything.
 

@@ -185,6 +185,19 @@ class CostAs(Settings):
     """Charge every text at this length instead of its own."""
 
 
+class Compare(Settings):
+    """Which methods `mobifleet compare` runs on this scenario, and beside which one it puts them."""
+
+    methods: dict[str, AnyMethod] = Field(min_length=1)
+    """Label -> settings of a method."""
+    ours: str | None = None
+    """The label whose reductions against the best other one are reported; default the first."""
+    reference: str | None = None
+    """The label that ratios are taken to; default `ours`."""
+    target: float | None = Field(None, gt=0, le=1)
+    """Common accuracy for the second table; default `stop.target`."""
+
+
 class Stop(Settings):
     """When to stop, besides when all is uploaded and all granted updates are done."""
 
@@ -218,6 +231,7 @@ class Scenario(Settings):
     jitter: bool = True
     """Draw each piece of work's measured variation; without it equal work always takes equal time."""
     stop: Stop = Stop()
+    compare: Compare | None = None
 
     @property
     def own_backbones(self) -> dict[str, dict[str, Any]]:
@@ -249,6 +263,11 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
         known = {info.name for info in data.names()}
         yield from _unknown(("task", "dataset"), scenario.task.dataset, known, "data set", "list datasets", file=False)
     yield from _trace_problems(scenario)
+    if scenario.compare:
+        for key in ("ours", "reference"):
+            label = getattr(scenario.compare, key)
+            if label is not None:
+                yield from _unknown(("compare", key), label, set(scenario.compare.methods), "method", None, file=False)
     if isinstance(scenario.arrivals, ListedJoin):
         total = sum(group.count for group in scenario.fleet)
         if len(scenario.arrivals.times) != total:
