@@ -17,7 +17,7 @@ from sim.settings import Settings
 if TYPE_CHECKING:
     from sim.simulation import Simulation
 
-LEARNING_RATES = {"lora": 5e-3, "adapter": 1e-3, "bitfit": 5e-3, "full": 5e-5}  # FedPETuning's for MRPC
+LEARNING_RATES = {"lora": 5e-3, "adapter": 1e-3, "bitfit": 5e-3, "full": 5e-5, "head": 5e-3}  # FedPETuning's for MRPC
 
 
 class PeftSettings(Settings):

@@ -29,7 +29,7 @@ class FedAsync(FederatedPeft):
         """Settings of asynchronous federated PEFT."""
 
         kind: Literal["fedasync", "fedbuff"]
-        peft: Literal["lora", "adapter", "bitfit", "full"] = "lora"
+        peft: Literal["lora", "adapter", "bitfit", "full", "head"] = "lora"
         answers: int = Field(1000, ge=1)
         """Answers of devices to take in, over the whole run (FedPETuning's 100 rounds of 10)."""
         concurrency: float = Field(0.1, gt=0, le=1)

@@ -1,0 +1,120 @@
+"""The comparison: which runs, what they cost until when, and what is written of them."""
+
+import csv
+import json
+
+import pytest
+
+from sim.compare import CompareError, Entry, converged_at_s, costs_until, is_done, plan, reductions, rows
+from sim.results import open_run
+from sim.scenario import Scenario
+from sim.scenario_file import load
+
+METHODS = {
+    "ours": {"kind": "fed-mobillm", "replay": 20, "eager": 1, "server_batch": 8, "device_batch": 4, "deliver": False},
+    "lora": {"kind": "fedavg-lora", "rounds": 4, "participation": 1.0, "device_batch": 8, "evaluate_every": 1},
+}
+COMPARE = {"methods": METHODS, "target": 0.5}
+
+
+@pytest.fixture
+def compared(mobifleet, scenario_file, tmp_path):
+    """The command on the tiny world, and its folder."""
+
+    def run(*argv, **changes):
+        path = scenario_file(compare={**COMPARE, **changes.pop("compare", {})}, **changes)
+        return mobifleet("compare", path, "--out", tmp_path / "out", "--processes", "1", *argv), tmp_path / "out"
+
+    return run
+
+
+def test_it_runs_each_method_once_and_writes_every_form(compared):
+    done, out = compared()
+    assert done.code == 0, done.err
+    with (out / "table.csv").open() as file:
+        table = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["ours", "lora"]
+    assert float(table["ours"]["flop_ratio"]) == 1
+    for label, row in table.items():
+        run = open_run(out / f"{label}-seed0")
+        assert float(row["best"]) == run.summary["best"]
+        assert float(row["time_s"]) == converged_at_s(run)
+    assert (out / "table.md").read_text().count("| lora |") == 2
+    assert r"\begin{tabular}" in (out / "table.tex").read_text()
+    assert (out / "figures" / "accuracy.png").stat().st_size > 1000
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
+    again, _ = compared()
+    assert again.code == 0 and "1/2" not in again.out  # nothing had to run again
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
+
+
+def test_costs_are_sums_of_the_spans_until_that_moment(compared):
+    _, out = compared("--methods", "ours")
+    run = open_run(out / "ours-seed0")
+    time_s, accuracy = run.curve("accuracy")
+    until_s = converged_at_s(run)
+    assert until_s == next(t for t, a in zip(time_s, accuracy, strict=True) if a >= max(accuracy) - 0.005)
+    spans = [s for s in run.spans().to_pylist() if s["end_s"] <= until_s and s["actor"].startswith("device-")]
+    found = costs_until(run, until_s)
+    assert found["flop"] == pytest.approx(sum(s["flop"] for s in spans) / 3)
+    assert found["uplink_bytes"] == sum(s["nbytes"] for s in spans if s["kind"] == "upload") / 3
+    assert found["energy_j"] == pytest.approx(sum(s["joules"] for s in spans) / 3)
+    whole = costs_until(run, run.summary["virtual_time_s"])
+    assert whole["uplink_bytes"] * 3 == run.summary["totals"]["uplink_bytes"]
+
+
+def test_a_method_that_never_reaches_the_target_says_so_and_stays(compared):
+    done, out = compared(
+        compare={"target": 1.0, "methods": {**METHODS, "lora": {**METHODS["lora"], "learning_rate": 1e-9}}}
+    )
+    assert done.code == 0, done.err
+    second = (out / "table.md").read_text().split("## cost to accuracy 1.0")[1]
+    assert second.count("not reached") >= 10 and "| lora |" in second
+
+
+def test_several_seeds_give_means_and_intervals(compared, scenario_file):
+    done, out = compared("--seeds", "3", "--methods", "ours", "--dry")
+    assert done.code == 0, done.err
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    [row] = rows(plan(scenario, out, 3, ["ours"]), "own")
+    each = [open_run(out / f"ours-seed{seed}").summary["virtual_time_s"] for seed in range(3)]
+    assert row["time_s"] == pytest.approx(sum(each) / 3)
+    deviation = (sum((value - row["time_s"]) ** 2 for value in each) / 2) ** 0.5
+    assert row["time_s_pm"] == pytest.approx(4.302653 * deviation / 3**0.5, rel=1e-5)
+
+
+def test_methods_meet_the_same_world(compared):
+    _, out = compared("--dry")
+    ours, lora = (open_run(out / f"{label}-seed0").devices().to_pylist() for label in METHODS)
+    for key in ("device", "device_class", "backbone", "link", "samples", "joined_at_s"):
+        assert [row[key] for row in ours] == [row[key] for row in lora]
+
+
+def test_reductions_are_against_the_best_of_each_column():
+    keys = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
+    table = [{"method": m, **dict(zip(keys, v, strict=True))} for m, v in
+             (("ours", (1, 2, 3, 4, 5)), ("a", (10, 4, 30, 2, 50)), ("b", (5, 40, 12, 8, None)))]  # fmt: skip
+    found = reductions(table, "ours")
+    assert (found["time_s"]["of"], found["time_s"]["factor"], found["time_s"]["reduction"]) == ("b", 5, 0.8)
+    assert (found["flop"]["of"], found["flop"]["reduction"]) == ("a", 0.5)
+    assert found["peak_memory_bytes"]["reduction"] == -1  # ours needs more, and the table says so
+    assert found["energy_j"]["of"] == "a"
+
+
+def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
+    scenario = load(str(scenario_file()), Scenario)
+    with pytest.raises(CompareError, match="lists no methods"):
+        plan(scenario, tmp_path)
+    wrong = mobifleet("compare", scenario_file(compare=COMPARE), "--methods", "lara")
+    assert wrong.code == 2 and "ours, lora" in wrong.err and "Traceback" not in wrong.err
+    typo = mobifleet("compare", scenario_file(compare={**COMPARE, "ours": "our"}))
+    assert typo.code == 2 and "did you mean 'ours'" in typo.err
+
+
+def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    entry = Entry("ours", scenario, tmp_path / "somewhere")
+    assert not is_done(entry)
+    entry.folder.mkdir()
+    (entry.folder / "manifest.json").write_text(json.dumps({"status": "finished", "scenario_digest": "another"}))
+    assert not is_done(entry)
