@@ -11,8 +11,10 @@ from pydantic import Field
 from sim.methods.fed_async import FedAsync
 from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
+from sim.methods.fedbert import FedBert
+from sim.methods.split_fed import SplitFed
 
-METHODS = (FedMobiLLM, FedAvg, FedAsync)
+METHODS = (FedMobiLLM, FedAvg, FedAsync, SplitFed, FedBert)
 
 AnyMethod = Annotated[
     functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")

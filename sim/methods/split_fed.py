@@ -1,0 +1,98 @@
+"""SplitFed (arXiv 2004.12088): the device has the embeddings and the first layers, the server the rest and the head.
+
+Every batch, activations and labels go up and their gradient comes down. In V1 the server keeps one copy of its part for
+each client, all clients work at once, and both sides are averaged after a round. In V2 there is one server part; clients
+have their turns one by one, in random order, and the client parts alone are averaged (docs/forward_only_and_split.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learning.count_split import part_architecture
+from sim.actors import Device, Payload, Server, Task
+from sim.federated_peft import LEARNING_RATES
+from sim.split_training import SplitSettings, SplitTraining
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class SplitFed(SplitTraining):
+    """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
+
+    class Config(SplitSettings):
+        """Settings of SplitFed."""
+
+        kind: Literal["splitfed-v1", "splitfed-v2"]
+        layers: int = Field(1, ge=1)
+        """Layers on the device; no backbone of the fleet may have fewer."""
+        peft: Literal["full", "lora", "adapter", "bitfit"] = "full"
+        """What both sides train."""
+        rounds: int = Field(100, ge=1)
+        learning_rate: float | None = Field(None, gt=0)
+        """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
+        rank: int = Field(8, ge=1)
+        alpha: float = Field(8, gt=0)
+        bottleneck: int = Field(16, ge=1)
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        kind, size = config.peft, (sim.task.classes, config.rank, config.bottleneck)
+        shallowest = min(sim.costing.depths().values())
+        if config.layers > shallowest:
+            raise ValueError(f"layers: {config.layers} is too deep a cut; a backbone here has {shallowest} layers")
+        parts = {
+            name: (
+                part_architecture(spec, config.layers, True, False, kind, *size),
+                part_architecture(spec, sim.costing.depths()[name] - config.layers, False, True, kind, *size),
+            )
+            for name, spec in sim.costing.charged.items()
+        }
+        rate, in_parallel = config.learning_rate or LEARNING_RATES[kind], config.kind == "splitfed-v1"
+        peft = (kind, config.readout, config.rank, config.alpha, config.bottleneck)
+        super().__init__(config, sim, parts, in_parallel, rate, config.layers, *peft)
+
+    def batch(self, device: Device, task: Task, samples: np.ndarray, held: Any) -> Generator[Any, Any, Any]:
+        """Forward, activations and labels up, the server's step, their gradient down, backward."""
+        charge, name, work = self.charging, device.backbone, self.learner.work
+        ahead = charge.forward(device, samples, 0)
+        sent = yield from device.compute(work(ahead, "embed", name, samples, held, True))
+        nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
+        up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
+        both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
+        step = work(both, "learn", name, len(samples), self.copy_for(device, task), up.data)
+        gradient = self.keep(device, (yield from self.served(device, step, up)))
+        yield from device.download(charge.wire_bytes(device, samples, 0))
+        back = charge.backward(device, samples, 0)
+        return (yield from device.compute(work(back, "finish", held, sent, gradient)))
+
+    def server(self, server: Server) -> Generator:
+        """Rounds, until there are no more or the target is reached."""
+        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
+        for number in range(self.config.rounds):
+            asked = yield from server.select(wanted, number)
+            model, answers = getattr(self.learner, "held", None), []
+            if self.in_parallel:
+                self.copies = {}
+                answers = yield from self.turn(server, model, asked)
+            else:
+                for i in self.sim.streams.rng("server/turns", number).permutation(len(asked)):
+                    answers += yield from self.turn(server, model, [asked[i]])
+            yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
+            self.sim.after_update(self.learner, None, len(answers))
+            if self.sim.target_reached or not self.sim.devices_at_work:
+                break
+        yield from server.dismiss()
+        self.sim.end_training(self.learner)
+
+    def turn(self, server: Server, model: Any, devices: list[Device]) -> Generator[Any, Any, list[Payload]]:
+        """Let these devices train their parts, and wait for all of them."""
+        self.turns += 1
+        task = Task(self.turns, model, self.sim.env.event())
+        for device in devices:
+            device.assign(task)
+        return (yield from server.collect(task, devices, len(devices)))
