@@ -52,12 +52,13 @@ def compare_scenario(
     ours = scenario.compare.ours or next(iter(scenario.compare.methods))
     _write(tables, out, scenario.compare.reference or ours)
     _figures(entries, out)
+    headline: dict[str, Any] = {}
     for title, table in tables.items():
         yield _shown(title, table, entries)
         if any(row["method"] == ours for row in table) and len(table) > 1:
-            found = reductions(table, ours)
-            (out / "reductions.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            yield _headline(ours, found)
+            headline[title] = reductions(table, ours)
+            (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
+            yield _headline(ours, headline[title])
 
 
 def _write(tables: dict[str, list[dict[str, Any]]], out: Path, reference: str) -> None:

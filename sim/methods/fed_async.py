@@ -35,7 +35,7 @@ class FedAsync(FederatedPeft):
         concurrency: float = Field(0.1, gt=0, le=1)
         """Share of the fleet that works at any time."""
         mixing: float = Field(0.6, gt=0, le=1)
-        """FedAsync's alpha: the weight of a fresh answer."""
+        """FedAsync's alpha: the weight of a fresh answer (ours: the paper leaves it to tuning)."""
         staleness: Staleness = Staleness()
         """FedAsync's factor for stale answers."""
         buffer: int = Field(10, ge=1)
