@@ -79,6 +79,11 @@ class SideTuning:
         self._history.update(backbone.encode() + data)
         return len(received)
 
+    def forget(self, records: Sequence[int]) -> None:
+        """Drop the numbers of these records, which no later step may name."""
+        for number in records:
+            self._records[number] = (self._records[number][0], torch.empty(0), torch.empty(0))
+
     def note_step(self, records: Sequence[int]) -> None:
         """Advance the history by one update without computing it (a later `restore` brings the state)."""
         self._history.update(np.asarray(records, dtype=np.int64).tobytes())

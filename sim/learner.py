@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,8 @@ from learning.side_config import shape_for
 from sim.actors import Work
 
 if TYPE_CHECKING:
+    from sim.journal import Journal
     from sim.simulation import Simulation
-
-
-def learner_for(config: Any, sim: Simulation) -> NullLearner:
-    """The learner that a simulation needs."""
-    return NullLearner() if sim.dry else SideTuningLearner(config, sim)
 
 
 class NullLearner:
@@ -36,6 +32,9 @@ class NullLearner:
 
     def ingest(self, backbone: str, data: bytes | None) -> None:
         """Nothing to keep."""
+
+    def forget(self, records: Sequence[int]) -> None:
+        """Nothing to drop."""
 
     def evaluate(self) -> dict[str, float]:
         """Nothing to score."""
@@ -54,13 +53,17 @@ class SideTuningLearner(NullLearner):
 
     A journal in the run directory remembers evaluations and the last checkpoint by the history that led to them, so that a
     resumed run replays its events and takes the learning from there instead of computing it again.
+
+    `backbones` are those that the side network serves, by default all of the fleet; `journal` is the run's.
     """
 
-    def __init__(self, config: Any, sim: Simulation) -> None:
+    def __init__(
+        self, config: Any, sim: Simulation, backbones: Iterable[str] | None = None, journal: Journal | None = None
+    ) -> None:
         from learning.side_tuning import SideTuning, Training
 
         self.config, self.sim = config, sim
-        specs = sim.costing.learned
+        specs = {name: sim.costing.learned[name] for name in backbones or sim.costing.learned}
         configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
         depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
         widths = {name: catalogue.width_of(c) for name, c in configs.items()}
@@ -72,7 +75,7 @@ class SideTuningLearner(NullLearner):
         training = Training(config.learning_rate, config.weight_decay, config.loss)
         seed = sim.streams.seed64("server/side-network") % 2**31
         self.tuning = SideTuning(self.shape, config.side_network, training, self._held_out(), seed)
-        self.journal = sim.journal
+        self.journal = journal or sim.journal
         self._behind = self.journal.checkpoint_key is not None
         self._loss: float | None = None
 
@@ -88,8 +91,7 @@ class SideTuningLearner(NullLearner):
         self._readouts: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray | None] = {}
         for name, spec in specs.items():
-            mine = [d.samples for d in self.sim.devices if d.backbone == name]
-            samples = np.unique(np.concatenate([*mine, task.test]))
+            samples = np.unique(np.concatenate([*self._parts_of(name), task.test]))
             tokens = task.tokens(spec, samples)
             report = functools.partial(self.sim.on_prepare, name)
             self._readouts[name] = pooled_activations(
@@ -102,6 +104,10 @@ class SideTuningLearner(NullLearner):
                 self._labels[name] = pooled_activations(spec, names, self.config.readout, store, self.sim.host.map)[
                     :, -1
                 ]
+
+    def _parts_of(self, backbone: str) -> list[np.ndarray]:
+        """The training texts that this backbone will see."""
+        return [device.samples for device in self.sim.devices if device.backbone == backbone]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
@@ -145,6 +151,10 @@ class SideTuningLearner(NullLearner):
     def ingest(self, backbone: str, data: bytes) -> None:
         """Decode a payload into the server's records."""
         self.tuning.ingest(backbone, data)
+
+    def forget(self, records: Sequence[int]) -> None:
+        """Drop records that no later update will ask for."""
+        self.tuning.forget(records)
 
     def step(self, records: Sequence[int]) -> float | None:
         """One update, or its place in the history while the journal's checkpoint is still ahead."""
@@ -200,7 +210,7 @@ class SideTuningLearner(NullLearner):
         if self.config.backbone_prediction == "random-head":
             heads = {name: self._head_stream(name) for name in self.vectors}
         notes = notes_for(
-            self.sim.costing.learned,
+            {name: self.sim.costing.learned[name] for name in self.vectors},
             self.vectors,
             self.sim.task.class_names,
             pairs=self.sim.task.texts.second_texts is not None,

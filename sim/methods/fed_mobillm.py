@@ -16,7 +16,7 @@ from learning.activations import encoded_nbytes
 from learning.side_config import SideNetworkConfig, shape_for
 from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
-from sim.learner import learner_for
+from sim.learner import NullLearner, SideTuningLearner
 from sim.replay_cache import ReplayCache
 from sim.settings import Settings
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 class FedMobiLLM:
     """Forward-only devices, an asynchronous server, one side network for backbones of any depth and width."""
+
+    real_learner = SideTuningLearner
 
     class Config(Settings):
         """Settings of Fed MobiLLM."""
@@ -59,7 +61,7 @@ class FedMobiLLM:
         self.target_width = sim.task.classes * (2 if config.loss == "cross-entropy" else 1)
         blocks = len(next(iter(sample(sim.costing.depths(), config.taps).values())))
         self.shape = shape_for(config.side_network, blocks, sim.costing.widths(), sim.task.classes)
-        self.learner = learner_for(config, sim)
+        self.learner = NullLearner() if sim.dry else self.real_learner(config, sim)
         self.cache = ReplayCache(sim.streams.rng("server/replay"))
         self.payloads = 0
 

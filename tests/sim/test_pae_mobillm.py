@@ -1,0 +1,194 @@
+"""PAE MobiLLM and MobiLLM against their definition: what is computed, sent and learned, with each saving on and off."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from learning import activations, full_activations, taps
+from learning.prediction_difference import difference
+from learning.side_network import SideNetwork
+from sim.methods.pae_mobillm import PaeMobiLLM
+from sim.simulation import Simulation
+
+ONE = {
+    "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
+    "arrivals": {"kind": "at-once"},
+}
+PAE = {"kind": "pae-mobillm", "epochs": 5, "server_batch": 8, "device_batch": 4}
+VARIANTS = {
+    "pivot": PAE,
+    "pivot-no-cache": {**PAE, "epochs": 2, "cache": False},
+    "matrix": {**PAE, "shortcut": "matrix", "bits": 8},
+    "matrix-no-cache": {**PAE, "epochs": 2, "cache": False, "shortcut": "matrix", "bits": 16},
+}
+
+
+@pytest.fixture
+def payloads(monkeypatch):
+    """Every payload of the runs that follow, in order of making."""
+    made, make = [], PaeMobiLLM.payload
+
+    def spy(self, device, samples, activations):
+        made.append(make(self, device, samples, activations))
+        return made[-1]
+
+    monkeypatch.setattr(PaeMobiLLM, "payload", spy)
+    return made
+
+
+def curve(sim) -> list[float]:
+    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", "")]
+
+
+def spans(sim, *kinds: str, actor: str = "") -> list[dict]:
+    rows = sim.recorder.spans().to_pylist()
+    return [s for s in rows if s["kind"] in kinds and s["actor"].startswith(actor)]
+
+
+@pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
+def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
+    real, dry = simulate(method=method), simulate(method=method, dry=True)
+    assert real.recorder.spans().equals(dry.recorder.spans())
+    assert real.updates == dry.updates > 0
+
+
+@pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
+def test_the_charged_bytes_are_the_real_bytes(method, simulate, payloads):
+    sim = simulate(method=method)
+    assert sum(len(p.data) for p in payloads) == sim.recorder.uplink_bytes
+    assert all(len(p.data) == p.nbytes for p in payloads)
+    delivered = sum(sim.method.shape.shipped_bytes(d.backbone) for d in sim.devices)
+    assert sim.recorder.downlink_bytes == delivered
+
+
+def test_the_published_formula_gives_all_but_the_frame(simulate, payloads):
+    """Activations: b n L d numbers once (cache and pivot), times tokens without the pivot, times epochs without the cache."""
+    frame = 4 + 4 * 3  # sample number and targets of a record, in float32
+    sizes = {}
+    for name, change in {"both": {}, "no-cache": {"cache": False}, "matrix": {"shortcut": "matrix"}}.items():
+        payloads.clear()
+        sim = simulate(method={**PAE, "device_batch": 60, **change}, **ONE)
+        d, vectors = sim.method.shape.backbone_widths["random-bert"], sim.method.shape.vectors
+        tokens = int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum()) if name == "matrix" else 60
+        sizes[name] = len(payloads), payloads[0].nbytes - 4 * vectors * d * tokens
+        assert frame * 60 <= sizes[name][1] <= (frame + 4) * 60 + 500  # matrices carry lengths; a header of 500 bytes
+    assert [n for n, _ in sizes.values()] == [1, 5, 1]
+
+
+def test_a_recurring_sample_is_neither_computed_nor_sent_again(simulate):
+    once, again = (simulate(method={**PAE, "cache": cache}, dry=True, jitter=False, **ONE) for cache in (True, False))
+    assert len(spans(again, "compute")) == 5 * len(spans(once, "compute")) == 5 * 15
+    assert again.recorder.uplink_bytes == 5 * once.recorder.uplink_bytes
+    assert once.updates == 5 * 60 // 8  # so many epochs of updates all the same
+    assert again.updates == 5 * 15
+
+
+def test_with_a_cache_the_server_goes_on_when_the_device_is_done(simulate):
+    sim = simulate(method=PAE, dry=True, **ONE)
+    last_s = max(s["end_s"] for s in spans(sim, "upload"))
+    late = [s for s in spans(sim, "train") if s["start_s"] >= last_s]
+    assert len(late) >= 4 / 5 * sim.updates - 1
+
+
+def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
+    import torch
+
+    method = {**VARIANTS["matrix-no-cache"], "side_network": {"dropout": 0}, "bits": 32}
+    sim = simulate(method=method, **ONE)
+    device, learner = sim.devices[0], sim.method.learner
+    tokens = sim.task.tokens(sim.costing.learned["random-bert"], device.samples)
+    from learning.backbone import Backbone
+
+    backbone = Backbone(sim.costing.learned["random-bert"])
+    layers = [0, *taps.sample({"random-bert": 2})["random-bert"]]
+    vectors = torch.from_numpy(backbone.readouts(tokens, "mean")[:, layers])
+    y_b = np.full((60, 3), 1 / 3, np.float32)
+    targets = torch.from_numpy(difference(sim.task.labels[device.samples], y_b))
+    network = SideNetwork(learner.shape, learner.config.side_network, sim.streams.seed64("server/side-network") % 2**31)
+    matrices = [p for p in network.parameters() if p.ndim >= 2]
+    others = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 1.0}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3)
+    for _ in range(2):
+        for start in range(0, 60, 4):
+            x, y = vectors[start : start + 4], targets[start : start + 4]
+            network.observe(x, "random-bert")
+            loss = ((network(x, "random-bert") - y) ** 2).sum() / len(x)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    for name, tensor in learner.tuning.network.state_dict().items():
+        torch.testing.assert_close(tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("variant", ["pivot", "matrix"])
+def test_it_learns(variant, simulate):
+    sim = simulate(method={**VARIANTS[variant], "epochs": 20})
+    assert curve(sim)[0] <= 0.45
+    assert curve(sim)[-1] >= 0.8
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_device_that_drops_out_stalls_nobody(variant, scenario_file):
+    path = scenario_file(method=VARIANTS[variant])
+    half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
+    sim = dropped_out(path, half_s)
+    assert sim.ended.reason == "exhausted"
+    assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
+    assert sim.updates > 0
+    last = spans(sim, "compute", "upload", actor="device-0000")[-1]
+    assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
+
+
+def dropped_out(path, at_s: float, dry: bool = True) -> Simulation:
+    """A run in which the first device is told to go at a moment."""
+    from sim.scenario import Scenario, problems
+    from sim.scenario_file import load
+
+    sim = Simulation(load(str(path), Scenario, [], [], problems), path.parent, dry)
+    sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt(sim.devices[:1], "dropped"))
+    sim.run()
+    return sim
+
+
+@pytest.mark.parametrize("variant", ["pivot-no-cache", "matrix"])
+def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, mark):
+    first, second = (simulate(method=VARIANTS[variant], workers=workers) for workers in (1, 2))
+    assert mark(first) == mark(second)
+    other = simulate("seed=1", method=VARIANTS[variant])
+    assert other.method.learner.digest() != first.method.learner.digest()
+
+
+def test_the_server_sees_no_labels(simulate, payloads):
+    sim = simulate(method=VARIANTS["matrix"])
+    received = full_activations.decode(payloads[0].data, 64)
+    labels = sim.task.labels[received.samples]
+    np.testing.assert_allclose(received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3)
+    payloads.clear()
+    simulate(method=PAE)
+    assert activations.decode(payloads[0].data).targets.shape == (4, 3)
+
+
+def test_fresh_samples_are_sent_as_they_come(simulate):
+    fresh = {"kind": "poisson", "rate": "1 /s"}
+    sim = simulate(method=PAE, dry=True, fresh_data=fresh, **ONE)
+    device = sim.devices[0]
+    waits = spans(sim, "wait", actor=device.id)
+    assert waits
+    starts = [s["start_s"] for s in spans(sim, "compute", actor=device.id)]
+    ready = [batch.ready_s for batch in device.batches(4)]
+    assert all(start >= at for start, at in zip(starts, ready, strict=True))
+    assert min(s["start_s"] for s in spans(sim, "train")) < max(ready)  # the server does not wait for all
+
+
+def test_four_bits_need_matrices(mobifleet, scenario_file):
+    outcome = mobifleet("check", scenario_file(method={**PAE, "bits": 4}))
+    assert outcome.code != 0
+    assert "4 is for shortcut: matrix" in outcome.out + outcome.err
+
+
+def test_the_methods_import_no_torch():
+    code = "import sim.methods, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
