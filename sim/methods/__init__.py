@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sim.methods.centralised import Centralised
 from sim.methods.fed_async import FedAsync
 from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
@@ -15,7 +16,7 @@ from sim.methods.fedbert import FedBert
 from sim.methods.pae_mobillm import PaeMobiLLM
 from sim.methods.split_fed import SplitFed
 
-METHODS = (FedMobiLLM, FedAvg, FedAsync, PaeMobiLLM, SplitFed, FedBert)
+METHODS = (FedMobiLLM, FedAvg, FedAsync, PaeMobiLLM, SplitFed, FedBert, Centralised)
 
 AnyMethod = Annotated[
     functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")

@@ -1,0 +1,133 @@
+"""The references: what each sends and computes, what it learns, and that they meet Fed MobiLLM where they must."""
+
+import numpy as np
+import pytest
+
+from sim.simulation import Simulation
+from sim.text_wire import decode_texts
+
+ONE = {
+    "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
+    "arrivals": {"kind": "at-once"},
+}
+SMALL = {"server_batch": 8, "device_batch": 4, "replay": 5}
+METHODS = {
+    "centralised": {"kind": "centralised", **SMALL},
+    "upload-raw-text": {"kind": "upload-raw-text", **SMALL},
+}
+
+
+def curve(sim, group: str = "") -> list[float]:
+    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", group)]
+
+
+def spans(sim, *kinds: str, actor: str = "") -> list[dict]:
+    rows = sim.recorder.spans().to_pylist()
+    return [s for s in rows if s["kind"] in kinds and s["actor"].startswith(actor)]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
+    real, dry = simulate(method=method), simulate(method=method, dry=True)
+    assert real.recorder.spans().equals(dry.recorder.spans())
+    assert real.updates == dry.updates > 0
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_the_same_seed_gives_the_same_digest_on_any_workers(method, simulate, mark):
+    first, second = (simulate(method=method, workers=workers) for workers in (1, 2))
+    assert mark(first) == mark(second)
+    other = simulate("seed=1", method=method)
+    assert other.method.learner.digest() != first.method.learner.digest()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "centralised"])
+def test_a_device_that_drops_out_stalls_nobody(kind, scenario_file):
+    path = scenario_file(method=METHODS[kind])
+    half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
+    sim = dropped_out(path, half_s)
+    assert sim.ended.reason == "exhausted"
+    assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
+    assert sim.updates > 0
+    last = spans(sim, "compute", "upload", actor="device-0000")[-1]
+    assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
+
+
+def dropped_out(path, at_s: float) -> Simulation:
+    """A run in which the first device is told to go at a moment."""
+    from sim.scenario import Scenario, problems
+    from sim.scenario_file import load
+
+    sim = Simulation(load(str(path), Scenario, [], [], problems), path.parent, dry=True)
+    sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt(sim.devices[:1], "dropped"))
+    sim.run()
+    return sim
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_it_learns(method, simulate):
+    long = {**method, "replay": 20} if "replay" in method else method
+    sim = simulate(method=long)
+    assert curve(sim)[0] <= 0.5  # three classes, nothing known at first
+    assert curve(sim)[-1] >= 0.8
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_what_was_learned_is_saved(method, simulate, tmp_path):
+    sim = simulate(method=method)
+    sim.method.learner.save(tmp_path / "model")
+    assert list((tmp_path / "model").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["centralised", "upload-raw-text"])
+def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(kind, simulate):
+    """Without rounding on the wire and with updates after all samples, who runs the backbone makes no difference."""
+    fed = simulate(method={"kind": "fed-mobillm", "wire": "float32", "eager": 0, **SMALL}, **ONE)
+    central = simulate(method={**METHODS[kind], "eager": 0}, **ONE)
+    assert fed.updates == central.updates
+    theirs, ours = (sim.method.learner.tuning.averaged.state_dict() for sim in (fed, central))
+    for name, tensor in theirs.items():
+        assert np.array_equal(tensor.numpy(), ours[name].numpy()), name
+    assert curve(fed) == curve(central)
+
+
+def test_raw_texts_arrive_as_they_were(simulate, monkeypatch):
+    from sim.methods.centralised import Centralised
+
+    made, make = [], Centralised.payload
+
+    def spy(self, device, samples):
+        made.append(make(self, device, samples))
+        return made[-1]
+
+    monkeypatch.setattr(Centralised, "payload", spy)
+    sim = simulate(method=METHODS["upload-raw-text"])
+    texts = sim.task.texts
+    assert sorted(int(s) for p in made for s in p.samples) == sorted(int(s) for d in sim.devices for s in d.samples)
+    for payload in made:
+        expected = [(texts.texts[s], "", int(texts.labels[s])) for s in payload.samples]
+        assert decode_texts(payload.data) == expected
+        assert payload.nbytes == len(payload.data) == sum(10 + len(text.encode()) for text, *_ in expected)
+    assert sim.recorder.uplink_bytes == sum(payload.nbytes for payload in made)
+    assert not spans(sim, "compute", actor="device")
+
+
+def test_texts_charged_by_tokens_take_the_bytes_of_tokens(simulate):
+    sim = simulate(method=METHODS["upload-raw-text"], dry=True, cost_as={"backbone": "bert-base", "tokens": 100})
+    assert sim.recorder.uplink_bytes == 60 * (370 + 10)
+
+
+def test_centralised_costs_devices_nothing(simulate):
+    sim = simulate(method=METHODS["centralised"])
+    assert not spans(sim, "compute", "upload", "download", "wait", actor="device")
+    assert spans(sim, "forward", actor="server")[0]["start_s"] == 0
+    assert curve(sim, "random-bert") == curve(sim, "random-bert-l1")
+    assert sim.method.backbone == "random-bert"  # the one with more parameters
+    assert simulate("method.backbone=random-bert-l1", method=METHODS["centralised"]).method.backbone.endswith("l1")
+
+
+def test_a_backbone_that_nobody_runs_is_refused(mobifleet, scenario_file):
+    path = scenario_file(method={**METHODS["centralised"], "backbone": "minilm"})
+    outcome = mobifleet("run", path, "--dry", "-q", "--no-figures")
+    assert outcome.code != 0
+    assert "choose one of random-bert, random-bert-l1" in outcome.err
