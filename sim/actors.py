@@ -141,24 +141,11 @@ class Device:
                 return
             try:
                 yield from story(task)
-                yield from self._until_closed(task)
+                if not task.closed.triggered:
+                    yield from self._spend("wait", task.closed, self.profile.power.idle_w)
             except simpy.Interrupt as stop:
                 if stop.cause != "late":
                     raise
-
-    def _until_closed(self, task: Task) -> Generator:
-        start, outcome = self.sim.env.now, "ok"
-        if task.closed.triggered:
-            return
-        try:
-            yield task.closed
-        except simpy.Interrupt as stop:
-            outcome = str(stop.cause)
-            raise
-        finally:
-            if self.sim.env.now > start:
-                joules = self.profile.power.idle_w * (self.sim.env.now - start)
-                self.sim.recorder.span(self.id, "wait", start, self.sim.env.now, 0, 0.0, joules, outcome)
 
     def remember(self, peak_bytes: int) -> None:
         """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
@@ -166,27 +153,41 @@ class Device:
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
 
     def _timed(self, kind: str, seconds: float, watts: float, flop: float = 0.0) -> Generator:
-        start, outcome, share = self.sim.env.now, "ok", 1.0
-        try:
-            yield self.sim.env.timeout(seconds)
-        except simpy.Interrupt as stop:
-            outcome = str(stop.cause)
-            share = (self.sim.env.now - start) / seconds if seconds > 0 else 1.0
-            raise
-        finally:
-            joules = watts * (self.sim.env.now - start)
-            self.sim.recorder.span(self.id, kind, start, self.sim.env.now, 0, share * flop, joules, outcome)
+        yield from self._spend(kind, self.sim.env.timeout(seconds), watts, seconds=seconds, flop=flop)
 
     def _transfer(self, kind: str, event: simpy.Event, nbytes: int, watts: float, flows=()) -> Generator:
-        start, outcome = self.sim.env.now, "ok"
-        try:
-            yield event
-        except simpy.Interrupt as stop:
-            outcome, nbytes = str(stop.cause), int(self.sim.network.abort(event))
-            raise
-        finally:
-            joules = watts * (self.sim.env.now - start)
-            self.sim.recorder.span(self.id, kind, start, self.sim.env.now, nbytes, 0.0, joules, outcome, flows)
+        yield from self._spend(kind, event, watts, nbytes=nbytes, flows=flows, abort=self.sim.network.abort)
+
+    def _spend(self, kind: str, event: simpy.Event, watts: float, **what: Any) -> Generator:
+        yield from _recorded(self.sim, self.id, kind, event, watts, **what)
+
+
+def _recorded(
+    sim: Simulation,
+    actor: str,
+    kind: str,
+    event: simpy.Event,
+    watts: float,
+    *,
+    seconds: float = 0.0,
+    flop: float = 0.0,
+    nbytes: int = 0,
+    flows: Sequence[int] = (),
+    abort: Callable[[simpy.Event], float] | None = None,
+) -> Generator:
+    """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the bytes, until then."""
+    start, outcome = sim.env.now, "ok"
+    try:
+        yield event
+    except simpy.Interrupt as stop:
+        outcome = str(stop.cause)
+        flop *= (sim.env.now - start) / seconds if seconds > 0 else 1.0
+        nbytes = int(abort(event)) if abort else nbytes
+        raise
+    finally:
+        if kind != "wait" or sim.env.now > start:  # no time passed, nobody waited
+            joules = watts * (sim.env.now - start)
+            sim.recorder.span(actor, kind, start, sim.env.now, nbytes, flop, joules, outcome, flows)
 
 
 class Server:
@@ -270,19 +271,12 @@ class Server:
         """Queue for the accelerator, then run the work for real while its modelled seconds pass; returns its result."""
         with self._accelerator.request() as turn:
             yield turn
-            start, outcome, share = self.sim.env.now, "ok", 1.0
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             future = self.sim.host.start(work.run) if work.run else None
-            try:
-                yield self.sim.env.timeout(seconds)
-            except simpy.Interrupt as stop:
-                outcome = str(stop.cause)
-                share = (self.sim.env.now - start) / seconds if seconds > 0 else 1.0
-                raise
-            finally:
-                joules = self.profile.power.compute_w * (self.sim.env.now - start)
-                flop = share * work.cost.flop
-                self.sim.recorder.span("server", kind, start, self.sim.env.now, 0, flop, joules, outcome, flows)
+            watts, done = self.profile.power.compute_w, self.sim.env.timeout(seconds)
+            yield from _recorded(
+                self.sim, "server", kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
+            )
         return future.result() if future else None
 
     def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
