@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from sim.learner import SideTuningLearner
+from sim.journal import Journal
+from sim.learner import NullLearner, SideTuningLearner
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
 
 
 class ServerLearner(SideTuningLearner):
@@ -17,3 +26,50 @@ class ServerLearner(SideTuningLearner):
         """The one model's held-out accuracy, under the name of every backbone of the fleet."""
         (accuracy,) = super().evaluate().values()
         return dict.fromkeys(self.sim.costing.learned, accuracy)
+
+
+class SeparateLearner(NullLearner):
+    """A `SideTuningLearner` for each backbone. A resumed run computes them again: the journal keeps one history only."""
+
+    work = SideTuningLearner.work
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        if config.taps == "interval":  # of the whole fleet, so that the uploads are those of a shared side network
+            config = config.model_copy(update={"taps": min(_depths(sim).values())})
+        self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
+
+    def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
+        return self._of[backbone].forward(backbone, samples)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
+        """The payload's bytes."""
+        return self._of[backbone].encode(backbone, samples, activations)
+
+    def ingest(self, backbone: str, data: bytes) -> None:
+        """Decode a payload into its backbone's records."""
+        self._of[backbone].ingest(backbone, data)
+
+    def step_of(self, backbone: str, records: Sequence[int]) -> float:
+        """One update of one backbone's side network."""
+        return self._of[backbone].step(records)
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of every backbone with its own side network."""
+        return {name: learner.evaluate()[name] for name, learner in self._of.items()}
+
+    def digest(self) -> str:
+        """A digest of all networks."""
+        return hashlib.sha256("".join(learner.digest() for learner in self._of.values()).encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/<backbone>/side_network.safetensors of each."""
+        folder.mkdir(exist_ok=True)
+        for name, learner in self._of.items():
+            learner.save(folder / name)
+
+
+def _depths(sim: Simulation) -> dict[str, int]:
+    from learning import catalogue
+
+    return {name: catalogue.depth_of(catalogue.config_of(spec)) for name, spec in sim.costing.learned.items()}

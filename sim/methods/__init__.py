@@ -14,9 +14,10 @@ from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.fedbert import FedBert
 from sim.methods.pae_mobillm import PaeMobiLLM
+from sim.methods.single_side_network import SingleSideNetwork
 from sim.methods.split_fed import SplitFed
 
-METHODS = (FedMobiLLM, FedAvg, FedAsync, PaeMobiLLM, SplitFed, FedBert, Centralised)
+METHODS = (FedMobiLLM, FedAvg, FedAsync, PaeMobiLLM, SplitFed, FedBert, Centralised, SingleSideNetwork)
 
 AnyMethod = Annotated[
     functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")

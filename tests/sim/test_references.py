@@ -3,6 +3,11 @@
 import numpy as np
 import pytest
 
+from learning.activations import Activations, encode
+from learning.prediction_difference import difference
+from learning.side_config import SideNetworkConfig
+from learning.side_tuning import SideTuning, Training
+from sim.replay_cache import ReplayCache
 from sim.simulation import Simulation
 from sim.text_wire import decode_texts
 
@@ -14,6 +19,7 @@ SMALL = {"server_batch": 8, "device_batch": 4, "replay": 5}
 METHODS = {
     "centralised": {"kind": "centralised", **SMALL},
     "upload-raw-text": {"kind": "upload-raw-text", **SMALL},
+    "single-side-network": {"kind": "single-side-network", "eager": 1, **SMALL},
 }
 
 
@@ -131,3 +137,34 @@ def test_a_backbone_that_nobody_runs_is_refused(mobifleet, scenario_file):
     outcome = mobifleet("run", path, "--dry", "-q", "--no-figures")
     assert outcome.code != 0
     assert "choose one of random-bert, random-bert-l1" in outcome.err
+
+
+def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate):
+    shared = simulate(method={"kind": "fed-mobillm", "eager": 1, **SMALL}, dry=True)
+    single = simulate(method=METHODS["single-side-network"], dry=True)
+    devices = ("compute", "upload")
+    assert spans(shared, *devices, actor="device") == spans(single, *devices, actor="device")
+    assert single.updates == sum(5 * n // 8 for n in (40, 20))
+
+
+def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simulate):
+    method = {**METHODS["single-side-network"], "eager": 0, "wire": "float32"}
+    sim = simulate(method=method)
+    learner, device, name = sim.method.learner._of["random-bert-l1"], sim.devices[2], "random-bert-l1"
+    seed = sim.streams.seed64("server/side-network") % 2**31
+    alone = SideTuning(
+        learner.shape, SideNetworkConfig(), Training(1e-3, 1.0, "squared-error"), learner.tuning.held_out, seed
+    )
+    cache = ReplayCache(sim.streams.rng("server/replay", name))
+    y_b = np.full((len(sim.task.labels), 3), 1 / 3, np.float32)
+    for batch in device.batches(4):
+        rows = [learner._row[name][int(i)] for i in batch.samples]
+        vectors = learner._readouts[name][rows]  # the embedding and its one layer
+        targets = difference(sim.task.labels[batch.samples], y_b[batch.samples])
+        alone.ingest(name, encode(Activations(vectors, targets, batch.samples), "float32"))
+        cache.insert(name, len(batch.samples))
+    for _ in range(5 * 20 // 8):
+        alone.step(cache.draw(8))
+    for key, tensor in alone.averaged.state_dict().items():
+        assert np.array_equal(tensor.numpy(), learner.tuning.averaged.state_dict()[key].numpy()), key
+    assert curve(sim, name)[-1] == alone.evaluate()[name]
