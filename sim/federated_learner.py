@@ -39,12 +39,7 @@ class FederatedLearner(NullLearner):
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))
         self.state: dict[str, Tensor] = self.models[deepest].trainable()
-        for name, model in self.models.items():
-            if any(n not in self.state or self.state[n].shape != t.shape for n, t in model.trainable().items()):
-                raise BackboneError(
-                    f"{name} is not a cut of {deepest}: this method averages what devices train, so its fleet needs "
-                    "backbones of one family (Fed MobiLLM takes any)"
-                )
+        self._require_one_family(deepest)
         self._tokens: dict[str, Tokens] = {}
         self._row: dict[str, dict[int, int]] = {}
         for name, spec in sim.costing.learned.items():
@@ -52,6 +47,14 @@ class FederatedLearner(NullLearner):
             samples = np.unique(np.concatenate([*mine, sim.task.test]))
             self._tokens[name] = sim.task.tokens(spec, samples)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+
+    def _require_one_family(self, deepest: str) -> None:
+        for name, model in self.models.items():
+            if any(n not in self.state or self.state[n].shape != t.shape for n, t in model.trainable().items()):
+                raise BackboneError(
+                    f"{name} is not a cut of {deepest}: this method averages what devices train, so its fleet needs "
+                    "backbones of one family (Fed MobiLLM takes any)"
+                )
 
     def tokens(self, backbone: str, samples: np.ndarray) -> Tokens:
         """The samples as the backbone's tokens."""

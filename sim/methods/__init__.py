@@ -13,11 +13,24 @@ from sim.methods.fed_async import FedAsync
 from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.fedbert import FedBert
+from sim.methods.local_lora import LocalLoRA
+from sim.methods.local_lst import LocalLST
 from sim.methods.pae_mobillm import PaeMobiLLM
 from sim.methods.single_side_network import SingleSideNetwork
 from sim.methods.split_fed import SplitFed
 
-METHODS = (FedMobiLLM, FedAvg, FedAsync, PaeMobiLLM, SplitFed, FedBert, Centralised, SingleSideNetwork)
+METHODS = (
+    FedMobiLLM,
+    FedAvg,
+    FedAsync,
+    PaeMobiLLM,
+    SplitFed,
+    FedBert,
+    Centralised,
+    SingleSideNetwork,
+    LocalLoRA,
+    LocalLST,
+)
 
 AnyMethod = Annotated[
     functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")

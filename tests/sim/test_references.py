@@ -20,6 +20,8 @@ METHODS = {
     "centralised": {"kind": "centralised", **SMALL},
     "upload-raw-text": {"kind": "upload-raw-text", **SMALL},
     "single-side-network": {"kind": "single-side-network", "eager": 1, **SMALL},
+    "local-lora": {"kind": "local-lora", "rounds": 3, "device_batch": 10, "evaluate_every": 3},
+    "local-lst": {"kind": "local-lst", "epochs": 3, "device_batch": 5},
 }
 
 
@@ -72,8 +74,8 @@ def dropped_out(path, at_s: float) -> Simulation:
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_it_learns(method, simulate):
-    long = {**method, "replay": 20} if "replay" in method else method
-    sim = simulate(method=long)
+    longer = {"replay": 20, "epochs": 20, "rounds": 8}
+    sim = simulate(method={**method, **{key: longer[key] for key in longer if key in method}})
     assert curve(sim)[0] <= 0.5  # three classes, nothing known at first
     assert curve(sim)[-1] >= 0.8
 
@@ -168,3 +170,102 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
     for key, tensor in alone.averaged.state_dict().items():
         assert np.array_equal(tensor.numpy(), learner.tuning.averaged.state_dict()[key].numpy()), key
     assert curve(sim, name)[-1] == alone.evaluate()[name]
+
+
+@pytest.mark.parametrize("kind", ["local-lora", "local-lst"])
+def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate):
+    sim = simulate(method=METHODS[kind], dry=True)
+    assert sim.recorder.uplink_bytes == sim.recorder.downlink_bytes == 0
+    for device in sim.devices:
+        assert len(spans(sim, "compute", actor=device.id)) == 3
+        assert device.peak_memory_bytes > sim.costing.weight_bytes(device.member)
+
+
+def test_local_lora_is_local_training_device_by_device(simulate):
+    import torch
+
+    from learning.trainable import TrainableClassifier
+
+    sim = simulate(method={**METHODS["local-lora"], "rounds": 2})
+    learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
+    spec, test = sim.costing.learned[name], sim.task.test
+    model = TrainableClassifier(spec, "lora", 3, "mean", 8, 8, 16, sim.streams.seed64("server/model") % 2**31)
+    matrices = [p for p in model.trainable_parameters().values()]
+    labels, own = torch.from_numpy(sim.task.labels), sim.task.tokens(spec, device.samples)
+    for number in range(2):
+        optimiser = torch.optim.AdamW(matrices, lr=5e-3, weight_decay=0.0)
+        rng = np.random.default_rng(sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31)
+        order = rng.permutation(20)
+        for chosen in (order[:10], order[10:]):
+            loss = torch.nn.functional.cross_entropy(
+                model(*padded([own.ids[i] for i in chosen])), labels[device.samples[chosen]]
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    for key, tensor in model.trainable().items():
+        torch.testing.assert_close(learner.states[device.id][key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+    with torch.inference_mode():
+        predicted = model(*padded(sim.task.tokens(spec, test).ids)).argmax(dim=1).numpy()
+    assert curve(sim, name)[-1] == pytest.approx((predicted == sim.task.labels[test]).mean())
+
+
+def padded(ids):
+    """Token numbers and their mask, padded with zeros, and no segments."""
+    import torch
+
+    longest = max(map(len, ids))
+    rows = torch.tensor([[*map(int, row), *[0] * (longest - len(row))] for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    return rows, mask, None
+
+
+def test_the_evaluated_devices_are_a_seeded_sample_with_every_backbone(simulate):
+    everyone = simulate(method={**METHODS["local-lora"], "rounds": 1})
+    few = simulate(method={**METHODS["local-lora"], "rounds": 1, "evaluated_devices": 1})
+    assert list(everyone.method.learner.evaluated) == [d.id for d in everyone.devices]
+    chosen = few.method.learner.evaluated
+    assert sorted(chosen.values()) == ["random-bert", "random-bert-l1"]  # one of each is the least
+    assert set(few.method.learner.states) == set(chosen)
+    assert few.recorder.spans().equals(everyone.recorder.spans())  # the others are charged all the same
+    for device in chosen:
+        for name, tensor in few.method.learner.states[device].items():
+            assert tensor.equal(everyone.method.learner.states[device][name])
+
+
+def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate):
+    sim = simulate(method=METHODS["local-lst"])
+    learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
+    shared = learner._of[name]
+    seed = sim.streams.seed64("local/side-network", device.id) % 2**31
+    alone = SideTuning(
+        shared.shape, SideNetworkConfig(), Training(3e-3, 0.0, "cross-entropy"), shared.tuning.held_out, seed
+    )
+    vectors = shared._readouts[name][[shared._row[name][int(i)] for i in device.samples]]
+    y_b = np.full((20, 3), 1 / 3, np.float32)
+    targets = np.concatenate([difference(sim.task.labels[device.samples], y_b) + y_b, y_b], axis=1)
+    alone.ingest(name, encode(Activations(vectors, targets, device.samples), "float32"))
+    for number in range(3):
+        order = sim.streams.rng("local/order", f"{device.id}/{number}").permutation(20)
+        for start in range(0, 20, 5):
+            alone.step(order[start : start + 5].tolist())
+    for key, tensor in alone.averaged.state_dict().items():
+        assert np.array_equal(tensor.numpy(), learner.states[device.id][key].numpy()), key
+    assert curve(sim, name)[-1] == alone.evaluate()[name]
+
+
+def test_a_ladder_with_a_cache_runs_the_backbone_once(simulate):
+    again, once = (simulate(method={**METHODS["local-lst"], "cache": c}, dry=True) for c in (False, True))
+    flop = [[s["flop"] for s in spans(sim, "compute", actor="device-0000")] for sim in (again, once)]
+    assert flop[0] == [flop[0][0]] * 3
+    assert flop[1][0] == flop[0][0]
+    device = again.devices[0]
+    side = sum(again.method.shapes[device.backbone].training_step({device.backbone: 5}).flop for _ in range(4))
+    assert flop[1][1:] == pytest.approx([side] * 2)
+    assert once.devices[0].peak_memory_bytes > again.devices[0].peak_memory_bytes
+
+
+def test_a_reached_target_ends_every_device(simulate):
+    sim = simulate(method={**METHODS["local-lst"], "epochs": 500}, stop={"target": 0.6}, evaluate_every=1)
+    assert sim.ended.reason == "target"
+    assert sim.updates < 1500

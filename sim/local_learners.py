@@ -1,0 +1,156 @@
+"""The learning of devices that keep to themselves: a trained state each, and the mean of their accuracies.
+
+Nobody averages and nobody receives: a device that is not looked at changes no result, so only the evaluated ones are
+trained for real. Time, joules and memory are charged for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learning.local_training import LocalTraining
+from sim.federated_learner import FederatedLearner
+from sim.journal import Journal
+from sim.learner import NullLearner, SideTuningLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sim.simulation import Simulation
+
+
+class Alone:
+    """What the local learners share: the devices looked at and their states, to be mixed into a learner."""
+
+    sim: Simulation
+    evaluated: dict[str, str]
+    states: dict[str, dict[str, Tensor]]
+
+    def _choose(self, most: int) -> None:
+        """A seeded sample of the fleet, with at least one device of every backbone: device id -> backbone."""
+        order = self.sim.streams.rng("local/evaluated").permutation(len(self.sim.devices))
+        shuffled = [self.sim.devices[i] for i in order]
+        firsts = {d.backbone: d for d in reversed(shuffled)}.values()
+        others = [d for d in shuffled if d not in firsts]
+        chosen = [*firsts, *others][: max(most, len(firsts))]
+        self.evaluated = {device.id: device.backbone for device in sorted(chosen, key=lambda d: d.id)}
+        self.states = {}
+
+    def keep(self, device_id: str, state: dict[str, Tensor] | None) -> None:
+        """A device has a new state; None from a device that is not looked at."""
+        if state is not None:
+            self.states[device_id] = state
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own present state."""
+        scores: dict[str, list[float]] = {}
+        for device_id, backbone in self.evaluated.items():
+            scores.setdefault(backbone, []).append(self.score(device_id, backbone))
+        return {backbone: float(np.mean(mine)) for backbone, mine in sorted(scores.items())}
+
+    def digest(self) -> str:
+        """A digest of the evaluated devices' states."""
+        digest = hashlib.sha256()
+        for name, tensor in self._named_states().items():
+            digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/states.safetensors: every evaluated device's tensors, as <device>/<name>."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(exist_ok=True)
+        named = self._named_states()
+        save_file({n: t.detach().contiguous().clone() for n, t in named.items()}, folder / "states.safetensors")
+
+    def _named_states(self) -> dict[str, Tensor]:
+        return {f"{device}/{n}": t for device, state in sorted(self.states.items()) for n, t in state.items()}
+
+
+class LocalPeftLearner(Alone, FederatedLearner):
+    """Every device trains its own copy of the trainable part; backbones may be of any family, as nothing is averaged."""
+
+    def __init__(self, sim: Simulation, evaluated: int, *args: Any) -> None:
+        super().__init__(sim, *args)
+        self._choose(evaluated)
+        self._initial = {name: model.trainable() for name, model in self.models.items()}
+        self._scores: dict[str, tuple[Mapping[str, Tensor], float]] = {}
+
+    def _require_one_family(self, deepest: str) -> None:
+        pass
+
+    def train_alone(
+        self, backbone: str, samples: np.ndarray, device_id: str, settings: LocalTraining, seed: int
+    ) -> dict[str, Tensor] | None:
+        """A device's next state from its own last one; None for a device that is not looked at."""
+        if device_id not in self.evaluated:
+            return None
+        return self.train(backbone, samples, self.states.get(device_id, self._initial[backbone]), settings, seed)
+
+    def score(self, device_id: str, backbone: str) -> float:
+        """Held-out accuracy of a device's present state; a state is scored once."""
+        state = self.states.get(device_id, self._initial[backbone])
+        known = device_id if device_id in self.states else backbone
+        if known not in self._scores or self._scores[known][0] is not state:
+            # behind whatever is being computed: the models serve one at a time
+            score = self.sim.host.start(functools.partial(self._score, backbone, state)).result()
+            self._scores[known] = state, score
+        return self._scores[known][1]
+
+    def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float:
+        from learning.local_training import evaluate
+
+        test = self.sim.task.test
+        return evaluate(self.models[backbone], state, self.tokens(backbone, test), self.sim.task.labels[test])
+
+
+class LadderLearner(Alone, NullLearner):
+    """Every device trains a side network of its own on its own activations."""
+
+    work = SideTuningLearner.work
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
+        self._choose(len(sim.devices) if config.evaluated_devices is None else config.evaluated_devices)
+        self._initial = {name: learner.tuning.evaluate()[name] for name, learner in self._of.items()}
+        self._tunings: dict[str, Any] = {}
+        self._scores: dict[str, float] = {}
+
+    def epoch(self, backbone: str, samples: np.ndarray, device_id: str, number: int) -> tuple[dict, float] | None:
+        """One pass over the device's texts: its averaged weights after it, and their held-out accuracy."""
+        if device_id not in self.evaluated:
+            return None
+        if number == 0:
+            self._tunings[device_id] = self._begin(backbone, samples, device_id)
+        tuning = self._tunings[device_id]  # only this device's epochs, one after another, ever touch it
+        order = self.sim.streams.rng("local/order", f"{device_id}/{number}").permutation(len(samples))
+        for start in range(0, len(order), self.config.device_batch):
+            tuning.step(order[start : start + self.config.device_batch].tolist())
+        state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
+        return state, tuning.evaluate()[backbone]
+
+    def _begin(self, backbone: str, samples: np.ndarray, device_id: str):
+        from learning.side_tuning import SideTuning
+
+        shared = self._of[backbone]
+        seed = self.sim.streams.seed64("local/side-network", device_id) % 2**31
+        held_out, training = shared.tuning.held_out, shared.tuning.training
+        tuning = SideTuning(shared.shape, self.config.side_network, training, held_out, seed)
+        tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
+        return tuning
+
+    def keep(self, device_id: str, result: tuple[dict[str, Tensor], float] | None) -> None:
+        """A device has ended an epoch."""
+        if result is not None:
+            self.states[device_id], self._scores[device_id] = result
+
+    def score(self, device_id: str, backbone: str) -> float:
+        """Held-out accuracy of a device's side network after its last epoch."""
+        return self._scores.get(device_id, self._initial[backbone])

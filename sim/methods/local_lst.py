@@ -1,0 +1,92 @@
+"""Ladder side-tuning on the device (LST, NeurIPS 2022): a side network beside the frozen backbone, trained where the texts are.
+
+The backward pass does not enter the backbone, so a device needs little more memory than inference does. Nothing is sent;
+the accuracy is the mean over devices, each with its own side network. Defaults are LST's (docs/pae_mobillm.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from learning.cost import Cost
+from learning.side_config import shape_for
+from learning.taps import sample
+from sim.actors import Device, Server, Work
+from sim.learner import NullLearner
+from sim.local_learners import LadderLearner
+from sim.side_tuning_settings import SideTuningSettings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class LocalLST:
+    """Every device trains a ladder side network on its own activations; nothing is uploaded."""
+
+    class Config(SideTuningSettings):
+        """Settings of local ladder side-tuning."""
+
+        kind: Literal["local-lst"]
+        epochs: int = Field(20, ge=1)
+        cache: bool = False
+        """Keep the activations on the device after the first epoch instead of computing them again."""
+        loss: Literal["squared-error", "cross-entropy"] = "cross-entropy"
+        """The labels are on the device."""
+        learning_rate: float = Field(3e-3, gt=0)
+        weight_decay: float = Field(0.0, ge=0)
+        device_batch: int = Field(100, ge=1)
+        evaluated_devices: int | None = Field(None, ge=1)
+        """The accuracy is the mean over so many devices, with one of every backbone at least; default all."""
+        wire: Literal["float32"] = "float32"
+        """Activations stay on the device, unrounded."""
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        depths, widths = sim.costing.depths(), sim.costing.widths()
+        self.shapes = {
+            name: shape_for(
+                config.side_network,
+                len(sample({name: depths[name]}, config.taps)[name]),
+                {name: widths[name]},
+                sim.task.classes,
+            )
+            for name in depths
+        }
+        self.learner = NullLearner() if sim.dry else LadderLearner(config, sim)
+
+    def device(self, device: Device) -> Generator:
+        """Its own texts, epoch by epoch, once they are all there."""
+        yield from device.arrive()
+        for batch in device.batches(len(device.samples)):
+            yield from device.until(batch.ready_s)
+        for number in range(self.config.epochs):
+            result = yield from device.compute(self.epoch(device, number))
+            if not self.sim.dry:
+                self.learner.keep(device.id, result)
+            self.sim.after_update(self.learner, None, 0)
+            self.sim.server.wake()
+
+    def server(self, server: Server) -> Generator:
+        """Nothing to do but to see when all is over."""
+        while self.sim.devices_at_work and not self.sim.target_reached:
+            yield from server.wait()
+        self.sim.end_training(self.learner)
+
+    def epoch(self, device: Device, number: int) -> Work:
+        """Forward passes of the backbone (the first time, or without a cache) and steps of the side network."""
+        shape, cost = self.shapes[device.backbone], Cost()
+        vector_bytes = 4 * shape.vectors * shape.backbone_widths[device.backbone]
+        own_bytes = shape.training_step({}).peak_bytes  # weights, gradients and moments
+        for batch in device.batches(self.config.device_batch):
+            n = len(batch.samples)
+            step = shape.training_step({device.backbone: n})
+            cost += Cost(step.flop, step.bytes_moved, n * vector_bytes + own_bytes)
+            if number == 0 or not self.config.cache:
+                forward = self.sim.costing.forward(device.member, self.sim.lengths(device, batch.samples))
+                cost += Cost(forward.flop, forward.bytes_moved, forward.peak_bytes + n * vector_bytes + own_bytes)
+        if self.config.cache:
+            cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)
+        return self.learner.work(cost, "epoch", device.backbone, device.samples, device.id, number)
