@@ -15,6 +15,7 @@ from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.fedbert import FedBert
 from sim.methods.local_lora import LocalLoRA
 from sim.methods.local_lst import LocalLST
+from sim.methods.mobillm import MobiLLM
 from sim.methods.pae_mobillm import PaeMobiLLM
 from sim.methods.single_side_network import SingleSideNetwork
 from sim.methods.split_fed import SplitFed
@@ -30,6 +31,7 @@ METHODS = (
     SingleSideNetwork,
     LocalLoRA,
     LocalLST,
+    MobiLLM,
 )
 
 AnyMethod = Annotated[

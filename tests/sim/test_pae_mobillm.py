@@ -17,11 +17,13 @@ ONE = {
     "arrivals": {"kind": "at-once"},
 }
 PAE = {"kind": "pae-mobillm", "epochs": 5, "server_batch": 8, "device_batch": 4}
+MOBILLM = {"kind": "mobillm", "epochs": 2, "device_batch": 4}
 VARIANTS = {
     "pivot": PAE,
     "pivot-no-cache": {**PAE, "epochs": 2, "cache": False},
     "matrix": {**PAE, "shortcut": "matrix", "bits": 8},
     "matrix-no-cache": {**PAE, "epochs": 2, "cache": False, "shortcut": "matrix", "bits": 16},
+    "mobillm": MOBILLM,
 }
 
 
@@ -123,7 +125,7 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
         torch.testing.assert_close(tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("variant", ["pivot", "matrix"])
+@pytest.mark.parametrize("variant", ["pivot", "matrix", "mobillm"])
 def test_it_learns(variant, simulate):
     sim = simulate(method={**VARIANTS[variant], "epochs": 20})
     assert curve(sim)[0] <= 0.45
@@ -153,7 +155,7 @@ def dropped_out(path, at_s: float, dry: bool = True) -> Simulation:
     return sim
 
 
-@pytest.mark.parametrize("variant", ["pivot-no-cache", "matrix"])
+@pytest.mark.parametrize("variant", ["pivot-no-cache", "matrix", "mobillm"])
 def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, mark):
     first, second = (simulate(method=VARIANTS[variant], workers=workers) for workers in (1, 2))
     assert mark(first) == mark(second)
@@ -192,3 +194,58 @@ def test_four_bits_need_matrices(mobifleet, scenario_file):
 def test_the_methods_import_no_torch():
     code = "import sim.methods, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, payloads):
+    sim = simulate(method={**MOBILLM, "bits": bits, "device_batch": 60, "epochs": 3}, **ONE)
+    tokens = int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum())
+    values = 3 * tokens * 64 * bits // 8  # embedding and two layers of width 64
+    scales = 3 * tokens * 2 if bits < 16 else 0
+    assert len(payloads) == 3
+    for payload in payloads:
+        assert payload.nbytes == len(payload.data)
+        assert (
+            0 <= payload.nbytes - values - scales - 60 * (4 + 4 + 2 * 3) <= 500
+        )  # lengths, numbers, targets; a header
+
+
+def test_mobillm_sends_labels(simulate, payloads):
+    sim = simulate(method=MOBILLM)
+    for payload in payloads[:5]:
+        received = full_activations.decode(payload.data, 64)
+        assert received.targets.tolist() == np.eye(3)[sim.task.labels[received.samples]].tolist()
+
+
+def test_the_next_forward_pass_overlaps_the_upload(simulate):
+    overlapped, serial = (
+        simulate(method={**MOBILLM, "overlap": on}, dry=True, jitter=False, **ONE) for on in (True, False)
+    )
+    for sim, overlaps in ((overlapped, True), (serial, False)):
+        computed, sent = spans(sim, "compute"), spans(sim, "upload")
+        meets = [c["start_s"] < u["end_s"] and u["start_s"] < c["end_s"] for c in computed for u in sent]
+        assert any(meets) == overlaps
+        assert len(computed) == len(sent) == sim.updates == 30
+    assert overlapped.recorder.uplink_bytes == serial.recorder.uplink_bytes
+    assert overlapped.ended.at_s < serial.ended.at_s
+
+
+def test_in_steady_state_a_batch_takes_as_long_as_the_slowest_stage(simulate):
+    """With constant stages (equal lengths, one private link) the device's day is first batch + (n - 1) slowest stages."""
+    equal = {"cost_as": {"backbone": {"random-bert": "random-bert"}, "tokens": 16}}
+    method = {**MOBILLM, "epochs": 1}
+    for link in ("lte", "ethernet-1g"):
+        fleet = [{**ONE["fleet"][0], "link": link}]
+        sim = simulate(method=method, dry=True, jitter=False, fleet=fleet, arrivals=ONE["arrivals"], **equal)
+        times = [{s["end_s"] - s["start_s"] for s in spans(sim, kind)} for kind in ("compute", "upload")]
+        forward_s, upload_s = (max(stage) for stage in times)
+        expected = forward_s + upload_s + 14 * max(forward_s, upload_s)
+        assert spans(sim, "upload")[-1]["end_s"] == pytest.approx(expected, rel=0.05)
+
+
+def test_mobillm_is_pae_mobillm_on_labels(simulate):
+    """With the same order of records only the loss differs: every batch is one update, in either method."""
+    one = {**VARIANTS["matrix-no-cache"], "bits": 8}
+    pae, mobillm = simulate(method=one, dry=True, **ONE), simulate(method=MOBILLM, dry=True, **ONE)
+    assert pae.recorder.uplink_bytes == mobillm.recorder.uplink_bytes
+    assert pae.updates == mobillm.updates == 30

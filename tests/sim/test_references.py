@@ -190,10 +190,10 @@ def test_local_lora_is_local_training_device_by_device(simulate):
     learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
     spec, test = sim.costing.learned[name], sim.task.test
     model = TrainableClassifier(spec, "lora", 3, "mean", 8, 8, 16, sim.streams.seed64("server/model") % 2**31)
-    matrices = [p for p in model.trainable_parameters().values()]
+    trained = list(model.trainable_parameters().values())
     labels, own = torch.from_numpy(sim.task.labels), sim.task.tokens(spec, device.samples)
     for number in range(2):
-        optimiser = torch.optim.AdamW(matrices, lr=5e-3, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
         rng = np.random.default_rng(sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31)
         order = rng.permutation(20)
         for chosen in (order[:10], order[10:]):
