@@ -173,10 +173,14 @@ def _kind_colour(name: str, kinds: list[str]) -> str:
 # --- what was learned -------------------------------------------------------------------------------------------------
 
 
+FAR_APART = 20
+
+
 def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
     """The metric against virtual time and against uplinked bytes; None where no run measured it.
 
-    One run: a thin line a backbone and a thick one for the fleet (weighted by the fleet's mix). Several: a line a run.
+    One run: a thin line a backbone and a thick one for the fleet (weighted by the fleet's mix). Several: a line a run, on
+    logarithmic axes where the runs are more than `FAR_APART` times apart.
     """
     runs = [run for run in runs if len(run.curve(run.metric)[0])]
     if not runs:
@@ -222,8 +226,13 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
     metric = runs[0].metric
     axes[0].set(xlabel=f"virtual time [{time_unit}]", ylabel=metric)
     axes[1].set(xlabel=f"uplinked by the fleet [{byte_unit}]")
-    for ax in axes:
-        ax.set_xlim(left=0)
+    lasts_s = [run.curve(run.metric)[0].max() for run in runs]
+    sent = [run.curve("uplink_bytes")[1].max(initial=0.0) for run in runs]
+    for ax, most in zip(axes, (lasts_s, sent), strict=True):
+        if min(most) > 0 and max(most) > FAR_APART * min(most):
+            ax.set_xscale("log")  # on a linear axis all but the longest run would be one upright line
+        else:
+            ax.set_xlim(left=0)
     handles, texts = axes[0].get_legend_handles_labels()
     figure.legend(handles, texts, loc="outside right center")
     return figure
