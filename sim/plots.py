@@ -230,7 +230,9 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
     sent = [run.curve("uplink_bytes")[1].max(initial=0.0) for run in runs]
     for ax, most in zip(axes, (lasts_s, sent), strict=True):
         if min(most) > 0 and max(most) > FAR_APART * min(most):
-            ax.set_xscale("log")  # on a linear axis all but the longest run would be one upright line
+            ax.set_xscale(
+                "log", nonpositive="mask"
+            )  # on a linear axis all but the longest run would be one upright line
         else:
             ax.set_xlim(left=0)
     handles, texts = axes[0].get_legend_handles_labels()
