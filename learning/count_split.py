@@ -84,7 +84,8 @@ def part_architecture(
     config, size = config_of(spec), _size(kind, rank, bottleneck)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
-    what = [config, layers, embeds, head, kind, size, classes if head else 0]
+    shape = {name: value for name, value in config.items() if name not in _LAYERS_KEYS}  # cuts of one model share parts
+    what = [shape, layers, embeds, head, kind, size, classes if head else 0]
     key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
     cached = assets.cache_dir() / "costs" / f"part-{key}.json"
     if not cached.is_file():

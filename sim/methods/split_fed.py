@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from learning.catalogue import config_of, depth_of
 from learning.count_split import part_architecture
 from sim.actors import Device, Payload, Server, Task
 from sim.federated_peft import LEARNING_RATES
@@ -42,9 +43,10 @@ class SplitFed(SplitTraining):
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         kind, size = config.peft, (sim.task.classes, config.rank, config.bottleneck)
-        shallowest = min(sim.costing.depths().values())
+        specs = (*sim.costing.learned.values(), *sim.costing.charged.values())
+        shallowest = min(depth_of(config_of(spec)) for spec in specs)
         if config.layers > shallowest:
-            raise ValueError(f"layers: {config.layers} is too deep a cut; a backbone here has {shallowest} layers")
+            raise ValueError(f"layers: {config.layers} is too deep a cut; the shallowest backbone has {shallowest}")
         parts = {
             name: (
                 part_architecture(spec, config.layers, True, False, kind, *size),

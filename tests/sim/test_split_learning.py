@@ -155,12 +155,7 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, simulate, sent
 
 @pytest.mark.parametrize(
     ("backbone", "kind", "layers"),
-    [
-        ("random-bert", "full", 1),
-        ("random-bert", "full", 2),
-        ("random-bert-l1", "lora", 1),
-        ("random-llama", "full", 1),
-    ],
+    [("random-bert", "full", 1), ("random-bert", "lora", 1)],
 )
 def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
     spec, tokens, batch = find(backbone), 24, 3
@@ -333,7 +328,7 @@ def test_it_learns(kind, simulate):
 
 
 def test_lora_is_split_too(simulate, sent):
-    sim = simulate(method=method("splitfed-v1", peft="lora", rounds=1))
+    sim = simulate(method=method("splitfed-v1", peft="lora", rounds=1), fleet=ONE_DEPTH)
     before = sim.method.learner.models["random-bert"]
     assert all(len(payload.data) == payload.nbytes for payload in sent)
     assert 0 < sim.method.charging.device_bytes(sim.devices[0]) < before.trainable_bytes
@@ -341,8 +336,8 @@ def test_lora_is_split_too(simulate, sent):
 
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
 def test_the_same_seed_gives_the_same_digest_with_any_number_of_workers(kind, simulate, mark):
-    first, again, threads = (simulate(method=method(kind), workers=n) for n in (1, 1, 2))
-    assert mark(first) == mark(again) == mark(threads)
+    first, threads = (simulate(method=method(kind), workers=n) for n in (1, 2))
+    assert mark(first) == mark(threads)
     assert mark(first) != mark(simulate("seed=1", method=method(kind)))
 
 
@@ -370,5 +365,5 @@ def test_the_modules_import_without_torch():
 
 
 def test_too_deep_a_cut_is_refused(simulate):
-    with pytest.raises(ValueError, match="layers: 2 is too deep a cut; a backbone here has 1 layers"):
+    with pytest.raises(ValueError, match="layers: 2 is too deep a cut; the shallowest backbone has 1"):
         simulate(method=method("splitfed-v1", layers=2), dry=True)
