@@ -7,8 +7,9 @@ from learning.activations import Activations, encode
 from learning.prediction_difference import difference
 from learning.side_config import SideNetworkConfig
 from learning.side_tuning import SideTuning, Training
+from sim.journal import Journal
 from sim.replay_cache import ReplayCache
-from sim.simulation import Simulation
+from sim.simulation import Simulation, Watch
 from sim.text_wire import decode_texts
 
 ONE = {
@@ -269,3 +270,23 @@ def test_a_reached_target_ends_every_device(simulate):
     sim = simulate(method={**METHODS["local-lst"], "epochs": 500}, stop={"target": 0.6}, evaluate_every=1)
     assert sim.ended.reason == "target"
     assert sim.updates < 1500
+
+
+RESUMED = {
+    **METHODS,
+    "pae-mobillm": {"kind": "pae-mobillm", "epochs": 4, "server_batch": 8, "device_batch": 4},
+    "pae-mobillm-no-cache": {"kind": "pae-mobillm", "epochs": 2, "cache": False, "device_batch": 4},
+    "mobillm": {"kind": "mobillm", "epochs": 2, "device_batch": 4},
+}
+
+
+@pytest.mark.parametrize("method", RESUMED.values(), ids=RESUMED)
+def test_an_interrupted_run_goes_on_to_the_same_digest(method, simulate, mark, tmp_path):
+    straight = simulate(method=method)
+    looks, enough = [], 1 if method["kind"].startswith("local") else 5  # at each, twenty events have passed
+    watch = Watch(on_look=looks.append, should_stop=lambda: len(looks) >= enough)
+    stopped = simulate(method=method, journal=Journal(tmp_path, False, 0.0), watch=watch)
+    assert stopped.ended.reason == "interrupted"
+    resumed = simulate(method=method, journal=Journal(tmp_path, resume=True))
+    assert resumed.ended.reason == "exhausted"
+    assert mark(resumed) == mark(straight)
