@@ -13,7 +13,7 @@ import torch
 from learning.aggregation import weighted_mean
 from learning.catalogue import config_of, depth_of, find
 from learning.count_split import _count, count_part, part_architecture
-from learning.count_training import training_architecture
+from learning.count_training import count_step
 from learning.local_training import inputs
 from learning.trainable import TrainableClassifier
 from sim.simulation import Watch
@@ -22,6 +22,9 @@ from sim.split_training import SplitTraining
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
 SEQUENTIAL = {"kind": "fedbert", "body": "sequential"}
 RATE = 1e-3
+THIRD_CLASS = (
+    3 * 2 * 64
+)  # FLOP a text: counts are made with two classes, and a third is one more column of three products
 ONE_DEPTH = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -129,14 +132,14 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
         assert len(payload.data) in {vectors, vectors + 4 * len(payload.samples), own}
 
 
-@pytest.mark.parametrize("kind", ["splitfed-v1", "fedbert"])
-def test_costing_as_another_architecture_charges_its_shapes(kind, simulate, sent):
+@pytest.mark.parametrize(("kind", "other"), [("splitfed-v1", "random-bert-l1"), ("fedbert", "random-llama")])
+def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulate, sent):
     plain = simulate(method=method(kind), jitter=False)
     own = len(sent)
-    costed = simulate(method=method(kind), jitter=False, cost_as={"backbone": "random-llama", "tokens": 16})
-    parameters = TrainableClassifier(find("random-llama"), "full", 3).trainable().items()
-    outer = [t.numel() for n, t in parameters if "embed_tokens" in n or (kind == "fedbert" and "head" in n)]
-    first = [t.numel() for n, t in parameters if kind != "fedbert" and ".layers.0." in n]
+    costed = simulate(method=method(kind), jitter=False, cost_as={"backbone": other, "tokens": 16})
+    parameters = TrainableClassifier(find(other), "full", 3).trainable().items()
+    outer = [t.numel() for n, t in parameters if ".embed" in n or (kind == "fedbert" and "head" in n)]
+    first = [t.numel() for n, t in parameters if kind != "fedbert" and ".layer.0." in n]
     width = costed.costing.widths()["random-bert"]
     for device in costed.devices:
         texts, epochs = len(device.samples), 2
@@ -159,13 +162,14 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, simulate, sent
 )
 def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
     spec, tokens, batch = find(backbone), 24, 3
-    whole, depth = training_architecture(spec, kind, 3), depth_of(config_of(spec))
+    whole, depth = TrainableClassifier(spec, kind, 3), depth_of(config_of(spec))
+    flop = count_step(config_of(spec), kind, 8 if kind == "lora" else 0, batch, tokens)[0].flop + THIRD_CLASS * batch
     front = part_architecture(spec, layers, True, False, kind, 3)
     back = part_architecture(spec, depth - layers, False, True, kind, 3)
-    assert front.parameters + back.parameters == whole.parameters
-    assert front.trainable + back.trainable == whole.trainable
+    assert front.parameters + back.parameters == sum(p.numel() for p in whole.parameters())
+    assert front.trainable_bytes + back.trainable_bytes == whole.trainable_bytes
     cost = sum(p.flop for part in (front, back) for p in (part.forward(batch, tokens), part.backward(batch, tokens)))
-    assert cost == pytest.approx(whole.step(batch, tokens).flop, rel=1e-12)
+    assert cost == pytest.approx(flop, rel=1e-12)
     assert front.backward(batch, tokens).peak_bytes >= front.forward(batch, tokens).peak_bytes > 0
 
 
@@ -185,12 +189,13 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
     served = 0.0
     for device in sim.devices:
         lengths = sim.lengths(device, device.samples)
-        whole = training_architecture(find(device.backbone), "full", 3).step(len(lengths), int(lengths.max()))
+        config, longest = config_of(find(device.backbone)), int(lengths.max())
+        whole = count_step(config, "full", 0, len(lengths), longest)[0].flop + THIRD_CLASS * len(lengths)
         own = [sim.method.charging.parts[device.backbone][i] for i in sim.method.charging.own]
         mine = sum(s["flop"] for s in spans_of(sim, device.id, "compute"))
-        passes = [f(len(lengths), int(lengths.max())) for part in own for f in (part.forward, part.backward)]
+        passes = [f(len(lengths), longest) for part in own for f in (part.forward, part.backward)]
         assert mine == pytest.approx(sum(cost.flop for cost in passes))
-        served += whole.flop - mine
+        served += whole - mine
         peak = sum(part.kept_bytes() for part in own) + max(cost.peak_bytes for cost in passes)
         assert device.peak_memory_bytes == peak
     assert sum(s["flop"] for s in spans_of(sim, "server", "train")) == pytest.approx(served)
@@ -227,7 +232,7 @@ def test_v1_takes_the_slowest_client_and_v2_the_sum(simulate):
     assert waited_s == pytest.approx(sum(end_s - start_s for start_s, end_s in days))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("during", ["download", "compute", "upload", "wait"])
 def test_a_device_that_drops_out_stalls_nobody(kind, during, simulate):
     undisturbed = simulate(method=method(kind), dry=True, arrivals={"kind": "at-once"})
@@ -322,7 +327,7 @@ def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, simulate)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns(kind, simulate):
-    sim = simulate(method=method(kind, rounds=6, learning_rate=3e-3, device_batch=4))
+    sim = simulate(method=method(kind, rounds=4, learning_rate=3e-3, device_batch=4))
     majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
     assert sim.accuracy >= majority + 0.3
 
