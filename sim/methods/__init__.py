@@ -11,14 +11,17 @@ from pydantic import Field
 from sim.methods.centralised import Centralised
 from sim.methods.fed_async import FedAsync
 from sim.methods.fed_avg import FedAvg
+from sim.methods.fed_mezo import FedMezo
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.fedbert import FedBert
+from sim.methods.fwdllm import FwdLLM
 from sim.methods.local_lora import LocalLoRA
 from sim.methods.local_lst import LocalLST
 from sim.methods.mobillm import MobiLLM
 from sim.methods.pae_mobillm import PaeMobiLLM
 from sim.methods.single_side_network import SingleSideNetwork
 from sim.methods.split_fed import SplitFed
+from sim.methods.spry import Spry
 
 METHODS = (
     FedMobiLLM,
@@ -26,6 +29,9 @@ METHODS = (
     FedAsync,
     PaeMobiLLM,
     SplitFed,
+    FwdLLM,
+    FedMezo,
+    Spry,
     FedBert,
     Centralised,
     SingleSideNetwork,

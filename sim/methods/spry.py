@@ -1,0 +1,114 @@
+"""Spry (NeurIPS 2024): every device trains a few tensors by forward-mode derivatives, and sends these alone.
+
+The server deals the trainable tensors over the devices of a round; with a direction v over its tensors a device computes
+the loss and its derivative s in one pass, and s v is the gradient of its AdamW step. The server takes the mean of each
+tensor over those who trained it, and a FedYogi step towards it (docs/forward_only_and_split.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from learning.aggregation import ServerOptimiser
+from learning.cost import Cost
+from learning.count_forward_only import jvp_pass
+from learning.count_split import PassCounts
+from learning.forward_gradient import deal
+from sim.actors import Device, Payload, Server, Task, Work
+from sim.forward_learner import SpryLearner
+from sim.forward_only import ForwardOnly, ForwardOnlySettings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class Spry(ForwardOnly):
+    """Dealt tensors, forward-mode derivatives, FedYogi."""
+
+    Learner = SpryLearner
+
+    class Config(ForwardOnlySettings):
+        """Settings of Spry."""
+
+        kind: Literal["spry"]
+        rounds: int = Field(1500, ge=1)
+        local_epochs: int = Field(1, ge=1)
+        learning_rate: float = Field(1e-4, gt=0)
+        weight_decay: float = Field(0.01, ge=0)
+        perturbations: int = Field(1, ge=1)
+        """Directions of one step; their gradients are averaged."""
+        rank: int = Field(1, ge=1)
+        alpha: float = Field(1, gt=0)
+        tensors_each: int = Field(2, ge=1)
+        """Tensors dealt at a time: A and B of one LoRA. The head goes to everyone."""
+        server_optimiser: ServerOptimiser = ServerOptimiser("fedyogi", 0.01)
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        super().__init__(config, sim)
+        self.jvp = functools.cache(self._jvp)
+
+    def _jvp(self, backbone: str, names: tuple[str, ...]) -> PassCounts:
+        return jvp_pass(self.sim.costing.charged[backbone], self.config.peft, names, *self.size)
+
+    def hand(self, names: Sequence[str], place: int, clients: int) -> tuple[str, ...]:
+        """The tensors of the device at this place among so many."""
+        shared = [name for name in names if name.startswith("head.")]
+        return deal(names, clients, self.config.tensors_each, shared)[place]
+
+    def charged(self, device: Device, task: Task) -> tuple[str, ...]:
+        """The device's tensors of the architecture that is charged."""
+        return self.hand(list(self.costs[device.backbone].tensors), *task.model[1][device.id])
+
+    def learned(self, device: Device, place: tuple[int, int]) -> tuple[str, ...]:
+        """The device's tensors of the backbone that learns; none in a dry run."""
+        return () if self.sim.dry else self.hand(self.learner.names(device.backbone), *place)
+
+    def round(self, device: Device, task: Task) -> Generator:
+        """Download all tensors, train the dealt ones, upload these."""
+        yield from device.download(self.costs[device.backbone].nbytes())
+        data = yield from device.compute(self.training(device, task))
+        payload = self.payload(device, task, self.costs[device.backbone].nbytes(self.charged(device, task)), data)
+        yield from device.upload(payload)
+        self.sim.server.receive(payload)
+
+    def training(self, device: Device, task: Task) -> Work:
+        """A pass with derivatives for each direction, AdamW's traffic; all tensors, and of the dealt ones five more:
+        the trained copy, v, the gradient and two moments."""
+        (state, places), c = task.model, self.config
+        names, counted = self.charged(device, task), self.costs[device.backbone]
+        batches = self.batches(device, task, c.local_epochs * -(-len(device.samples) // c.device_batch))
+        dealt = counted.nbytes(names)
+        kept = counted.nbytes() + 5 * dealt
+        cost = self.passes(device, batches, self.jvp(device.backbone, names), c.perturbations, kept)
+        cost += Cost(0.0, 7 * dealt * len(batches))
+        how = (self.seed(device, task.version), c.learning_rate, c.weight_decay, c.perturbations)
+        own = self.learned(device, places[device.id])
+        return self.learner.work(cost, "train_assigned", device.backbone, batches, state, own, *how)
+
+    def server(self, server: Server) -> Generator:
+        """Rounds, until there are no more or the target is reached."""
+        for number in range(self.config.rounds):
+            asked = yield from server.select(self.wanted, number)
+            order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
+            places = {device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)}
+            task = Task(number, (getattr(self.learner, "state", None), places), self.sim.env.event())
+            for device in asked:
+                device.assign(task)
+            answers = yield from server.collect(task, asked, len(asked))
+            yield from server.compute(self.aggregation(task, answers), [p.number for p in answers], "aggregate")
+            self.sim.after_update(self.learner, None, len(answers))
+            if self.sim.target_reached or not self.sim.devices_at_work:
+                break
+        yield from server.dismiss()
+        self.sim.end_training(self.learner)
+
+    def aggregation(self, task: Task, answers: list[Payload]) -> Work:
+        """The mean of each tensor and the server's step: a few passes over the numbers."""
+        numbers = sum(payload.nbytes / 4 for payload in answers)
+        names = [self.learned(p.sender, task.model[1][p.sender.id]) for p in answers]
+        parts = (names, [p.data for p in answers], self.config.server_optimiser)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)
