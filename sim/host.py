@@ -66,9 +66,10 @@ class Host:
 
     def close(self) -> None:
         """Let the workers go."""
-        for pool in (self._pool, self._lane):
-            if pool:
-                pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._lane:
+            self._lane.shutdown(wait=True)  # what was started is done, joined or not: as it is without threads
         if self._ray:
             self._ray.shutdown()
 

@@ -34,6 +34,7 @@ KIND_COLOURS = {  # in the order of the legend
     "train": "#009E73",
     "evaluate": "#CC79A7",
 }
+FAR_APART = 20  # how many times, before runs need a logarithmic axis
 RADIO = ("upload", "download")
 IDLE = ("wait", "idle", "offline")
 UNMARKED = ("ok", "horizon")  # outcomes of spans that went as meant
@@ -171,9 +172,6 @@ def _kind_colour(name: str, kinds: list[str]) -> str:
 
 
 # --- what was learned -------------------------------------------------------------------------------------------------
-
-
-FAR_APART = 20
 
 
 def accuracy_figure(runs: Sequence[Run]) -> Figure | None:

@@ -229,7 +229,7 @@ class Simulation:
         if not (first or last or self.updates % every == 0):
             return
         now = self.env.now
-        scores = learner.evaluate()
+        scores = self.host.start(learner.evaluate).result()  # in turn with what is under way
         for backbone, accuracy in scores.items():
             self.recorder.metric(now, "accuracy", accuracy, backbone)
         self.recorder.metric(now, "updates", self.updates)

@@ -173,3 +173,10 @@ def test_staleness_weights():
     assert Staleness("constant").weight(7) == 1
     assert Staleness("polynomial", a=0.5).weight(3) == 0.5
     assert Staleness("hinge", a=1.0, b=4).weight(6) == pytest.approx(1 / 3)
+
+
+def test_looking_at_the_model_waits_its_turn(simulate, mark):
+    """Evaluation loads weights into the model that devices train with: with workers it must not come between."""
+    method = {**ASYNC, "peft": "lora", "answers": 30, "evaluate_every": 1, "learning_rate": 2e-2}
+    one, four = (simulate(fleet=EQUAL, method=method, workers=workers, **AT_ONCE) for workers in (1, 4))
+    assert mark(one) == mark(four)
