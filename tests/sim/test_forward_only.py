@@ -1,0 +1,351 @@
+"""FwdLLM, FedMeZO and Spry on the clock: against plain loops, formulas and stories told by hand."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from learning import forward_gradient as fg
+from learning.backbone import pad
+from learning.catalogue import find
+from learning.count_forward_only import forward_architecture, jvp_pass
+from learning.trainable import TrainableClassifier
+
+AT_ONCE = {"arrivals": {"kind": "at-once"}, "jitter": False}
+EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+SMALL = {"rank": 4, "alpha": 8, "evaluate_every": 2}
+FWDLLM = {"kind": "fwdllm", "peft": "lora", "rounds": 3, "participation": 1.0, "learning_rate": 0.1, "perturbations": 2,
+          "candidates": 3, "variance_threshold": None, "warm_up": 0.5, **SMALL}  # fmt: skip
+MEZO = {"kind": "fedmezo", "rounds": 3, "local_steps": 5, "device_batch": 8, "learning_rate": 0.02, **SMALL}
+SPRY = {"kind": "spry", "rounds": 2, "participation": 1.0, "learning_rate": 0.01, **SMALL}
+METHODS = pytest.mark.parametrize("method", [FWDLLM, MEZO, SPRY], ids=["fwdllm", "fedmezo", "spry"])
+
+
+def spans(sim, **wanted):
+    return [s for s in sim.recorder.spans().to_pylist() if all(s[k] == v for k, v in wanted.items())]
+
+
+class Plain:
+    """The same fleet without a clock: one model object, batches in the documented order, losses by plain PyTorch."""
+
+    def __init__(self, sim, alpha=8, rank=4):
+        seed = sim.streams.seed64("server/model") % 2**31
+        self.sim, self.model = sim, TrainableClassifier(find("random-bert"), "lora", 3, "mean", rank, alpha, 48, seed)
+        self.state = self.model.trainable()
+
+    def batches(self, device, version, count):
+        rng, made = self.sim.streams.rng("local-training", f"{device.id}/{version}"), []
+        while len(made) < count:
+            order = rng.permutation(device.samples)
+            made += [order[i : i + 8] for i in range(0, len(order), 8)]
+        return made[:count]
+
+    def loss(self, state, samples):
+        self.model.load_trainable(state)
+        ids, mask = pad(self.sim.method.learner.tokens("random-bert", samples).ids)
+        return F.cross_entropy(self.model(ids, mask), torch.tensor(self.sim.task.labels[samples]))
+
+    def slope(self, state, v, samples, h):
+        with torch.no_grad():
+            ahead, behind = (
+                float(self.loss({n: t + sign * h * v[n] for n, t in state.items()}, samples)) for sign in (1, -1)
+            )
+        return (ahead - behind) / (2 * h)
+
+    def drawn(self, seed, step, names=None):
+        """The direction of a step, over some of the tensors."""
+        generator = torch.Generator().manual_seed(fg.direction_seed(seed, step))
+        return {n: torch.randn(self.state[n].shape, generator=generator) for n in sorted(names or self.state)}
+
+    def seed(self, device, version):
+        return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
+
+    def is_near(self, state):
+        assert set(state) == set(self.state)
+        for name, tensor in state.items():
+            assert torch.allclose(tensor, self.state[name], atol=1e-5), name
+
+
+def steps_of_an_epoch(device):
+    return -(-len(device.samples) // 8)
+
+
+# --- the same model as a plain loop ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_fwdllm_is_a_plain_loop(shared, simulate):
+    sim = simulate(fleet=EQUAL, method={**FWDLLM, "shared_seeds": shared}, **AT_ONCE)
+    plain, last = Plain(sim), None
+    for number, rate in enumerate((0.05, 0.1, 0.1)):  # two rounds (1.5, rounded) up to 0.1, from which it would fall
+        gradients = []
+        for device in sim.devices:
+            seed = plain.seed(device, number)
+            candidates = [plain.drawn(seed, step) for step in range(2 if last is None else 6)]
+            if last is not None:
+                flat = [torch.cat([v[n].flatten() for n in sorted(v)]) for v in candidates]
+                goal = torch.cat([last[n].flatten() for n in sorted(last)])
+                nearest = np.argsort([-float(F.cosine_similarity(v, goal, dim=0)) for v in flat])[:2]
+                candidates = [candidates[i] for i in nearest]
+            batches = plain.batches(device, number, steps_of_an_epoch(device))
+            slopes = [np.mean([plain.slope(plain.state, v, b, 0.01) for b in batches]) for v in candidates]
+            gradients.append(
+                {n: sum(s * v[n] for s, v in zip(slopes, candidates, strict=True)) / 2 for n in plain.state}
+            )
+        last = {n: sum(g[n] for g in gradients) / len(gradients) for n in plain.state}
+        plain.state = {n: t - rate * last[n] for n, t in plain.state.items()}
+    plain.is_near(sim.method.learner.state)
+
+
+def test_fedmezo_is_a_plain_loop(simulate):
+    sim = simulate(fleet=EQUAL, method=MEZO, **AT_ONCE)
+    plain = Plain(sim)
+    for number in range(3):
+        made = []
+        for device in sim.devices:
+            state = plain.state
+            for step, samples in enumerate(plain.batches(device, number, 5)):
+                v = plain.drawn(plain.seed(device, number), step)
+                s = plain.slope(state, v, samples, 1e-3)
+                state = {n: t - 0.02 * s * v[n] for n, t in state.items()}
+            made.append(state)
+        plain.state = {n: sum(m[n] for m in made) / len(made) for n in plain.state}
+    plain.is_near(sim.method.learner.state)
+
+
+def test_spry_is_a_plain_loop_with_backpropagation(simulate):
+    """<grad L, v> by a backward pass instead, torch's AdamW, and FedYogi written out."""
+    sim = simulate(fleet=EQUAL, method=SPRY, **AT_ONCE)
+    plain = Plain(sim)
+    dealt = [n for n in plain.state if not n.startswith("head.")]
+    head, pairs = [n for n in plain.state if n.startswith("head.")], list(zip(dealt[::2], dealt[1::2], strict=True))
+    m, v2 = ({n: torch.full_like(t, start) for n, t in plain.state.items()} for start in (0.0, 1e-6))
+    for number in range(2):
+        made = []
+        for device, place in zip(sim.devices, sim.streams.rng("server/deal", number).permutation(3), strict=True):
+            own = [*head, *(n for pair in pairs[place::3] for n in pair)]
+            plain.model.load_trainable(plain.state)
+            parameters = {n: plain.model.trainable_parameters()[n] for n in own}
+            optimiser = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
+            trained = plain.state
+            for step, samples in enumerate(plain.batches(device, number, steps_of_an_epoch(device))):
+                direction = plain.drawn(plain.seed(device, number), step, own)
+                gradients = torch.autograd.grad(plain.loss(trained, samples), list(parameters.values()))
+                s = sum(float((g * direction[n]).sum()) for n, g in zip(parameters, gradients, strict=True))
+                for n, parameter in parameters.items():
+                    parameter.grad = s * direction[n]
+                optimiser.step()
+                trained = plain.model.trainable()
+            made.append({n: trained[n] for n in own})
+        for n in plain.state:
+            having = [one[n] for one in made if n in one]
+            if having:
+                d = sum(having) / len(having) - plain.state[n]
+                m[n] = 0.9 * m[n] + 0.1 * d
+                v2[n] = v2[n] - 0.01 * d**2 * (v2[n] - d**2).sign()
+                plain.state[n] = plain.state[n] + 0.01 * m[n] / (v2[n].sqrt() + 1e-3)
+    plain.is_near(sim.method.learner.state)
+
+
+# --- bytes, FLOP, memory ---------------------------------------------------------------------------------------------
+
+
+@METHODS
+def test_every_byte_charged_is_a_byte_sent(method, scenario_file):
+    sim, sent = built(scenario_file, method, **AT_ONCE), []
+    receive = sim.server.receive
+    sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
+    sim.run()
+    assert sent and all(len(payload.data) == payload.nbytes for payload in sent)
+    assert sorted(p.nbytes for p in sent) == sorted(s["nbytes"] for s in spans(sim, kind="upload"))
+
+
+def built(scenario_file, method, dry=False, **changes):
+    from sim.scenario import Scenario
+    from sim.scenario_file import load
+    from sim.simulation import Simulation
+
+    path = scenario_file(method=method, **{"fleet": EQUAL, **changes})
+    return Simulation(load(str(path), Scenario), path.parent, dry)
+
+
+def trained_bytes(name="random-bert", rank=4, kind="lora"):
+    model = TrainableClassifier(find(name), kind, 3, rank=rank, bottleneck=48)
+    return sum(tensor.numel() * 4 for tensor in model.trainable().values()), model
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter", "bitfit"])
+def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate):
+    sim = simulate(fleet=EQUAL, method={**FWDLLM, "peft": kind, "asks": 2}, dry=True, **AT_ONCE)
+    nbytes, _ = trained_bytes(kind=kind)
+    assert [s["nbytes"] for s in spans(sim, kind="upload")] == [nbytes] * 18
+    one = [s["nbytes"] for s in spans(sim, actor="device-0000", kind="download")]
+    assert one == [nbytes + 16, 16] * 3  # asked again, a device has the model
+    shared = simulate(fleet=EQUAL, method={**FWDLLM, "shared_seeds": True}, dry=True, **AT_ONCE)
+    assert {s["nbytes"] for s in spans(shared, kind="upload")} == {2 * 12}
+
+
+def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate):
+    """12 bytes a step and client of every round since its last one; the model where that is less, or at first."""
+    method = {**MEZO, "rounds": 30, "participation": 0.34, "local_steps": 8}
+    sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
+    nbytes, _ = trained_bytes()
+    order = sorted(spans(sim, kind="download"), key=lambda s: s["start_s"])
+    last = {}
+    for number, download in enumerate(order):
+        missed = number - last[download["actor"]] if download["actor"] in last else None
+        assert download["nbytes"] == (nbytes if missed is None else min(nbytes, missed * 8 * 12))
+        last[download["actor"]] = number
+    assert len(order) == 30 and len(last) == 3
+    assert {s["nbytes"] for s in spans(sim, kind="upload")} == {8 * 12}
+
+
+def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
+    sim, sent = built(scenario_file, MEZO, **AT_ONCE), []
+    receive, state = sim.server.receive, sim.method.learner.state
+    sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
+    sim.run()
+    for number in range(3):
+        made = [fg.replay(state, fg.decode_probes(p.data), 0.02) for p in sent if p.version == number]
+        state = {n: (sum(one[n].double() * (1 / 3) for one in made)).float() for n in state}
+    assert all(torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.items())
+
+
+def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate):
+    sim = simulate(fleet=EQUAL, method=SPRY, dry=True, **AT_ONCE)
+    nbytes, model = trained_bytes()
+    size = {n: 4 * t.numel() for n, t in model.trainable().items()}
+    head = size["head.weight"] + size["head.bias"]
+    assert {s["nbytes"] for s in spans(sim, kind="download")} == {nbytes}
+    for number in range(2):  # a round deals every tensor once, and the head to each
+        assert sum(s["nbytes"] for s in spans(sim, kind="upload")[3 * number : 3 * number + 3]) == nbytes + 2 * head
+
+
+def test_what_is_charged_is_the_architecture_that_the_scenario_names(simulate):
+    fleet = [{**EQUAL[0], "backbone": "random-bert-l1"}]
+    for method in (FWDLLM, MEZO, SPRY):
+        one = {**method, "rounds": 1}
+        own = simulate(fleet=EQUAL, method=one, dry=True, **AT_ONCE)
+        other = simulate(fleet=fleet, method=one, cost_as={"backbone": "random-bert"}, **AT_ONCE)
+        for kind in ("upload", "download", "compute"):
+            columns = [[(s["nbytes"], s["flop"]) for s in spans(sim, kind=kind)] for sim in (own, other)]
+            assert columns[0] == columns[1], (method["kind"], kind)
+
+
+@pytest.mark.parametrize("name", ["random-bert", "random-llama"])
+def test_flop_are_those_of_real_passes(name):
+    model = TrainableClassifier(find(name), "lora", 3, rank=4)
+    ids_BT, labels_B = torch.randint(5, 50, (2, 9)), torch.tensor([0, 2])
+    mask_BT = (torch.arange(9) < torch.tensor([[9], [5]])).long()
+    loss, state = fg.batch_loss(model, ids_BT, mask_BT, labels_B), model.trainable()
+    counted = forward_architecture(find(name), "lora", 3, 4)
+    assert counted.tensors == {n: t.numel() for n, t in state.items()}
+    with FlopCounterMode(display=False) as plain, torch.no_grad():
+        loss(state)
+    assert counted.ahead.cost(2, 9).flop == plain.get_total_flops()
+    pairs = [list(state)[i : i + 2] for i in range(2, len(state), 2)]
+    for names in pairs[:2] if name == "random-bert" else pairs[-1:]:
+        own = {n: state[n] for n in (*names, "head.weight", "head.bias")}
+        with FlopCounterMode(display=False) as carried:
+            fg.directional_derivative(lambda part: loss({**state, **part}), own, fg.direction(own, 1))
+        assert jvp_pass(find(name), "lora", list(own), 3, 4).cost(2, 9).flop == carried.get_total_flops()
+
+
+def test_deep_models_follow_from_shallow_ones():
+    """Derivatives from layer 2 of 5 on: the same FLOP as counted on all five layers at once."""
+    from learning.catalogue import BackboneSpec, config_of
+    from learning.count_forward_only import _model, _run
+
+    config = {**config_of(find("random-bert")), "num_hidden_layers": 5}
+    spec = BackboneSpec("five", "shape", "five", config=config)
+    names = [n for n in forward_architecture(spec, "lora", 3, 4).tensors if ".2." in n or n.startswith("head.")]
+    flop, peak, _ = _run(_model(config, "lora", 4, 3), names, 1000, 8)
+    counted = jvp_pass(spec, "lora", names, 3, 4).cost(1000, 8)
+    assert counted.flop == pytest.approx(flop, rel=1e-4)
+    assert counted.peak_bytes == pytest.approx(peak, rel=0.1)
+
+
+def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate):
+    one, two = (simulate(fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE)
+                for n in (1, 2))  # fmt: skip
+    counted, nbytes = forward_architecture(find("random-bert"), "lora", 3, 4), trained_bytes()[0]
+    for device, first, second in zip(one.devices, spans(one, kind="compute"), spans(two, kind="compute"), strict=True):
+        rng = one.streams.rng("local-training", f"{device.id}/0")
+        order = rng.permutation(device.samples)
+        batches = [order[i : i + 8] for i in range(0, len(order), 8)]
+        costs = [counted.ahead.cost(len(b), int(one.lengths(device, b).max())) for b in batches]
+        moved = (2 * len(batches) + 1) * nbytes / 2
+        assert first["flop"] == pytest.approx(2 * sum(c.flop for c in costs) + moved)
+        assert second["flop"] == pytest.approx(2 * first["flop"])
+        weights = one.costing.weight_bytes(device.member)
+        assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + 4 * nbytes
+
+
+# --- stories ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_asks_until_gradients_agree(simulate):
+    """A wide gate is passed at once, a narrow one never; a dry run takes it as open."""
+    base = {**FWDLLM, "rounds": 2, "perturbations": 1}
+    for threshold, asks in ((1e9, 1), (1e-12, 4)):
+        method = {**base, "variance_threshold": threshold, "most_asks": 4}
+        sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
+        assert len(spans(sim, kind="gather")) == 2 * asks and len(spans(sim, kind="upload")) == 2 * 3 * asks
+        assert len(spans(sim, kind="aggregate")) == 2
+    dry = simulate(fleet=EQUAL, method={**base, "variance_threshold": 1e-12, "asks": 2}, dry=True, **AT_ONCE)
+    assert len(spans(dry, kind="gather")) == 4
+
+
+@METHODS
+def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simulate, mark):
+    """On a fleet of two depths, with jitter and late arrivals."""
+    real, again, dry = (
+        simulate(method={**method, "rounds": 2}, dry=d, workers=w) for d, w in ((False, 1), (False, 2), (True, 1))
+    )
+    assert real.recorder.spans().equals(dry.recorder.spans())
+    assert mark(real) == mark(again)
+    assert mark(real) != mark(simulate("seed=1", method={**method, "rounds": 2}))
+
+
+@METHODS
+def test_a_device_that_drops_out_stalls_nobody(method, scenario_file):
+    sim = built(scenario_file, {**method, "rounds": 4}, dry=True, **AT_ONCE)
+
+    def fate():
+        yield sim.env.timeout(0.05)
+        sim.interrupt([sim.devices[0]], "dropped")
+
+    sim.env.process(fate())
+    assert sim.run().reason == "exhausted"
+    assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"] and sim.updates == 4
+    assert len(spans(sim, actor="device-0000", outcome="dropped")) == 1
+    assert spans(sim, actor="device-0001", kind="upload")[-1]["start_s"] > 0.05
+
+
+@METHODS
+def test_the_server_waits_for_its_slowest(method, simulate):
+    sim = simulate(method={**method, "rounds": 1}, dry=True, **AT_ONCE)
+    [waited] = spans(sim, actor="server", kind="wait")
+    assert waited["end_s"] == max(s["end_s"] for s in spans(sim, kind="upload"))
+
+
+@pytest.mark.parametrize("method", [
+    {**FWDLLM, "rounds": 6, "perturbations": 4, "learning_rate": 0.2, "variance_threshold": 0.02, "most_asks": 3},
+    {**MEZO, "rounds": 6, "local_steps": 10},
+    {**SPRY, "rounds": 8, "learning_rate": 0.03, "server_optimiser": {"kind": "fedavg", "learning_rate": 1.0}},
+], ids=["fwdllm", "fedmezo", "spry"])  # fmt: skip
+def test_it_learns(method, simulate):
+    sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
+    best = max(m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", ""))
+    majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
+    assert best >= majority + 0.2
+
+
+def test_the_methods_can_be_named_without_torch():
+    code = "import sys, sim.methods.fwdllm, sim.methods.fed_mezo, sim.methods.spry; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
