@@ -218,14 +218,20 @@ def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
     return float(np.mean(values)), float(half)
 
 
-def reductions(table: list[dict[str, Any]], ours: str) -> dict[str, dict[str, Any]]:
-    """How much less our method needs than the best other one, column by column (time also as a factor)."""
+def reductions(
+    table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """How much less our method needs than the best baseline (default: any other method), column by column."""
     mine = next((row for row in table if row["method"] == ours), None)
     if mine is None:
         raise CompareError(f"the table has no method labelled {ours!r}")
     found = {}
     for name in REDUCED:
-        others = [row for row in table if row["method"] != ours and row[name] is not None]
+        others = [
+            row
+            for row in table
+            if row["method"] != ours and row[name] is not None and (baselines is None or row["method"] in baselines)
+        ]
         if mine[name] is None or not others:
             continue
         best = min(others, key=lambda row: row[name])

@@ -24,6 +24,7 @@ from sim.compare import (
 from sim.results import open_run
 from sim.scenario import Scenario
 
+METHODS_A_TABLE = 7
 OWN = "cost to the end of each method's own convergence"
 
 
@@ -54,9 +55,11 @@ def compare_scenario(
     _figures(entries, out)
     headline: dict[str, Any] = {}
     for title, table in tables.items():
-        yield _shown(title, table, entries)
-        if any(row["method"] == ours for row in table) and len(table) > 1:
-            headline[title] = reductions(table, ours)
+        for first in range(0, len(table), METHODS_A_TABLE):
+            yield _shown(title, table[first : first + METHODS_A_TABLE], entries)
+        baselines = scenario.compare.baselines or [row["method"] for row in table]
+        if ours in (row["method"] for row in table) and {row["method"] for row in table} & set(baselines) - {ours}:
+            headline[title] = reductions(table, ours, baselines)
             (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
             yield _headline(ours, headline[title])
 
@@ -89,8 +92,8 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Tab
 
 
 def _headline(ours: str, found: dict[str, dict[str, Any]]) -> Table:
-    view = Table(title=f"{ours} against the best other method", title_justify="left", box=None, header_style="bold")
-    for heading in ("", "reduction", "factor", "best other"):
+    view = Table(title=f"{ours} against the best baseline", title_justify="left", box=None, header_style="bold")
+    for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():
         view.add_row(COLUMNS[name], f"{value['reduction']:.1%}", f"{value['factor']:.2f}x", value["of"])

@@ -192,6 +192,8 @@ class Compare(Settings):
     """Label -> settings of a method."""
     ours: str | None = None
     """The label whose reductions against the best other one are reported; default the first."""
+    baselines: list[str] | None = None
+    """The labels that they are taken against (the best of each column); default all others."""
     reference: str | None = None
     """The label that ratios are taken to; default `ours`."""
     target: float | None = Field(None, gt=0, le=1)
@@ -268,6 +270,9 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
             label = getattr(scenario.compare, key)
             if label is not None:
                 yield from _unknown(("compare", key), label, set(scenario.compare.methods), "method", None, file=False)
+        for index, label in enumerate(scenario.compare.baselines or ()):
+            where = ("compare", "baselines", index)
+            yield from _unknown(where, label, set(scenario.compare.methods), "method", None, file=False)
     if isinstance(scenario.arrivals, ListedJoin):
         total = sum(group.count for group in scenario.fleet)
         if len(scenario.arrivals.times) != total:

@@ -99,6 +99,7 @@ def test_reductions_are_against_the_best_of_each_column():
     assert (found["flop"]["of"], found["flop"]["reduction"]) == ("a", 0.5)
     assert found["peak_memory_bytes"]["reduction"] == -1  # ours needs more, and the table says so
     assert found["energy_j"]["of"] == "a"
+    assert reductions(table, "ours", ["a"])["time_s"]["of"] == "a"
 
 
 def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
