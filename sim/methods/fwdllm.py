@@ -80,14 +80,8 @@ class FwdLLM(ForwardOnly):
         for number in range(self.config.rounds):
             devices = yield from server.select(self.wanted, number)
             answers = yield from self.agreed(server, devices, number)
-            rate = warm_up_then_linear(
-                number, self.config.learning_rate, round(self.config.warm_up * self.config.rounds), self.config.rounds
-            )
-            numbers = sum(self.costs[p.sender.backbone].nbytes() / 4 for p, _ in answers)
-            step = Cost(4 * numbers, 8 * numbers)
             if answers:
-                gradients = [gradient for _, gradient in answers]
-                yield from server.compute(self.learner.work(step, "step", gradients, rate), kind="aggregate")
+                yield from server.compute(self.step(answers, number), kind="aggregate")
             self.sim.after_update(self.learner, None, len(answers))
             if self.sim.target_reached or not self.sim.devices_at_work:
                 break
@@ -114,6 +108,12 @@ class FwdLLM(ForwardOnly):
             if ask + 1 >= self.config.asks and not needs_more:
                 break
         return answers
+
+    def step(self, answers: list[tuple[Payload, Any]], number: int) -> Work:
+        """One step along the mean gradient: a few passes over the numbers."""
+        c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p, _ in answers)
+        rate = warm_up_then_linear(number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), "step", [gradient for _, gradient in answers], rate)
 
     def choosing(self, devices: list[Device], number: int) -> Work:
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there is a gradient."""

@@ -273,7 +273,8 @@ def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate
     one, two = (simulate(fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE)
                 for n in (1, 2))  # fmt: skip
     counted, nbytes = forward_architecture(find("random-bert"), "lora", 3, 4), trained_bytes()[0]
-    for device, first, second in zip(one.devices, spans(one, kind="compute"), spans(two, kind="compute"), strict=True):
+    for device in one.devices:
+        [first], [second] = (spans(sim, kind="compute", actor=device.id) for sim in (one, two))
         rng = one.streams.rng("local-training", f"{device.id}/0")
         order = rng.permutation(device.samples)
         batches = [order[i : i + 8] for i in range(0, len(order), 8)]
@@ -283,6 +284,24 @@ def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate
         assert second["flop"] == pytest.approx(2 * first["flop"])
         weights = one.costing.weight_bytes(device.member)
         assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + 4 * nbytes
+
+
+def test_spry_computes_a_pass_with_derivatives_a_batch(simulate):
+    sim = simulate(fleet=EQUAL, method={**SPRY, "rounds": 1, "local_epochs": 2}, dry=True, **AT_ONCE)
+    tensors = forward_architecture(find("random-bert"), "lora", 3, 4).tensors
+    places = sim.streams.rng("server/deal", 0).permutation(3)
+    for device, place in zip(sim.devices, places, strict=True):
+        [span] = spans(sim, kind="compute", actor=device.id)
+        hand = fg.deal(list(tensors), 3, 2, ["head.weight", "head.bias"])[place]
+        counted = jvp_pass(find("random-bert"), "lora", hand, 3, 4)
+        rng = sim.streams.rng("local-training", f"{device.id}/0")
+        orders = [rng.permutation(device.samples) for _ in range(2)]
+        batches = [order[i : i + 8] for order in orders for i in range(0, len(order), 8)]
+        costs = [counted.cost(len(b), int(sim.lengths(device, b).max())) for b in batches]
+        assert span["flop"] == pytest.approx(sum(c.flop for c in costs))
+        kept = trained_bytes()[0] + 5 * 4 * sum(tensors[name] for name in hand)
+        weights = sim.costing.weight_bytes(device.member)
+        assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + kept
 
 
 # --- stories ---------------------------------------------------------------------------------------------------------
