@@ -353,7 +353,7 @@ def test_the_server_waits_for_its_slowest(method, simulate):
 
 
 @pytest.mark.parametrize("method", [
-    {**FWDLLM, "rounds": 6, "perturbations": 4, "learning_rate": 0.2, "variance_threshold": 0.02, "most_asks": 3},
+    {**FWDLLM, "rounds": 4, "perturbations": 4, "learning_rate": 0.2, "variance_threshold": 0.02, "most_asks": 3},
     {**MEZO, "rounds": 6, "local_steps": 10},
     {**SPRY, "rounds": 8, "learning_rate": 0.03, "server_optimiser": {"kind": "fedavg", "learning_rate": 1.0}},
 ], ids=["fwdllm", "fedmezo", "spry"])  # fmt: skip
