@@ -16,7 +16,7 @@ def test_an_own_backbones_directory_is_relative_to_the_scenarios_folder(scenario
     path = scenario_file(backbones={"mine": {"path": "models/mine"}})
     scenario = load(path, Scenario)
     members = [Member("device-0000", "jetson-tx2", "simple", "mine", "lte", None, None, "group-0")]
-    with pytest.raises(BackboneError, match="no model in .*models/mine"):
+    with pytest.raises(BackboneError, match=r"no model in .*models/mine"):
         costing_for(scenario, members, tmp_path / "elsewhere")
     folder = tmp_path / "study" / "models" / "mine"
     folder.mkdir(parents=True)
