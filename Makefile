@@ -12,7 +12,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests lint
 	$(VENV)/bin/mobifleet fetch
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --durations 15 -m "not slow"
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check --quiet .

@@ -7,6 +7,7 @@ virtual end; the number of workers changes how long the host takes, never a resu
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,8 +33,8 @@ class Host:
             self._ray = _start_ray()
         elif isinstance(workers, int) and workers >= 1:
             if workers > 1:
-                self._pool = ThreadPoolExecutor(workers, "mobifleet-worker")
-                self._lane = ThreadPoolExecutor(1, "mobifleet-lane")
+                self._pool = ThreadPoolExecutor(workers, "mobifleet-worker", _one_thread)
+                self._lane = ThreadPoolExecutor(1, "mobifleet-lane", _one_thread)
         else:
             raise HostError(f"workers: a number from 1, or ray (got {workers!r})")
 
@@ -88,6 +89,12 @@ def single_threaded_torch() -> None:
 
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+
+
+def _one_thread() -> None:
+    """A new thread starts with OpenMP's own number of threads, whatever the main thread has chosen."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _start_ray() -> Any:
