@@ -6,7 +6,6 @@ trained for real. Time, joules and memory are charged for all.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,8 +97,7 @@ class LocalPeftLearner(Alone, FederatedLearner):
         state = self.states.get(device_id, self._initial[backbone])
         known = device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            # behind whatever is being computed: the models serve one at a time
-            score = self.sim.host.start(functools.partial(self._score, backbone, state)).result()
+            score = self._score(backbone, state)
             self._scores[known] = state, score
         return self._scores[known][1]
 
