@@ -8,6 +8,10 @@ A profile is a YAML file. Every number stands with its source:
 in SI base units (bit/s, s). `latency_s` is one way; `overhead_s`, 0 unless given, is paid once a transfer (connection
 set-up). `basis` is `measured`, `derived` (a formula over measurements, which `conditions` gives), `published` (a value
 that a paper or its code uses) or `estimated`.
+
+What may be left out says how the link varies and what TCP makes of it: `cv` and `lag1`, the coefficient of variation of
+the throughput of one second and its correlation with the next second's; `loss`, the share of packets that do not arrive;
+`window_bytes`, the most that one transfer has under way; `initial_window_bytes`, what it sends in its first round trip.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from math import isfinite
+from math import inf
 from pathlib import Path
 
 import yaml
@@ -24,7 +28,9 @@ from network.errors import NetworkError
 
 PROFILES = Path(__file__).parent / "profiles"
 BASES = ("measured", "derived", "published", "estimated")
-NUMBERS = ("up_bps", "down_bps", "latency_s", "overhead_s")
+REQUIRED = ("up_bps", "down_bps", "latency_s")
+OPTIONAL = ("overhead_s", "cv", "lag1", "loss", "window_bytes", "initial_window_bytes")
+NUMBERS = REQUIRED + OPTIONAL
 
 
 class UnknownProfileError(NetworkError):
@@ -35,8 +41,9 @@ class UnknownProfileError(NetworkError):
 class LinkProfile:
     """One access link: rates in bit/s, one-way latency and per-transfer overhead in seconds.
 
-    `provenance` maps each number that was read from a file to its source, date, conditions and basis.
-    Raises NetworkError if a rate is not finite and positive or a time not finite and >= 0.
+    By default it is steady (`cv` 0), loses nothing, and has windows that never bind. `provenance` maps each number that
+    was read from a file to its source, date, conditions and basis. Raises NetworkError for a rate or window that is not
+    positive, a time or `cv` below 0, a `lag1` or `loss` outside [0, 1); only windows may be infinite.
     """
 
     name: str
@@ -44,14 +51,31 @@ class LinkProfile:
     down_bps: float
     latency_s: float
     overhead_s: float = 0.0
+    cv: float = 0.0
+    lag1: float = 0.0
+    loss: float = 0.0
+    window_bytes: float = inf
+    initial_window_bytes: float = inf
     provenance: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         for key in NUMBERS:
             value = getattr(self, key)
-            if not isfinite(value) or value < 0 or (value == 0 and key.endswith("_bps")):
-                bound = "> 0 bit/s" if key.endswith("_bps") else ">= 0 s"
-                raise NetworkError(f"link profile {self.name!r}: {key} must be finite and {bound}, not {value}")
+            if key.endswith("window_bytes"):
+                good, bound = value > 0, "> 0 bytes"
+            elif key.endswith("_bps"):
+                good, bound = 0 < value < inf, "finite and > 0 bit/s"
+            elif key in ("lag1", "loss"):
+                good, bound = 0 <= value < 1, ">= 0 and below 1"
+            else:
+                good, bound = 0 <= value < inf, "finite and >= 0" + (" s" if key.endswith("_s") else "")
+            if not good:
+                raise NetworkError(f"link profile {self.name!r}: {key} must be {bound}, not {value}")
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip: twice the one-way latency, s."""
+        return 2 * self.latency_s
 
 
 def names() -> list[str]:
@@ -93,7 +117,7 @@ def _parse(document, path: Path) -> LinkProfile:
     values, provenance = {}, {}
     for key in NUMBERS:
         entry = document.get(key)
-        if entry is None and key == "overhead_s":
+        if entry is None and key in OPTIONAL:
             continue
         if not isinstance(entry, dict) or "value" not in entry or not entry.get("source"):
             raise NetworkError(f"{path}: {key} must be given as {{value: ..., source: ..., basis: ...}}, not {entry!r}")
