@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,37 +35,37 @@ _DROPOUTS = (
 
 
 def training_architecture(
-    spec: BackboneSpec, kind: str, classes: int = _CLASSES, rank: int = 8, bottleneck: int = 16
+    spec: BackboneSpec, kind: str, classes: int = _CLASSES, rank: int = 8, bottleneck: int = 16, head: str = "linear"
 ) -> TrainingArchitecture:
     """The counted cost of training the backbone by `kind`; `rank` is that of lora, `bottleneck` that of adapter."""
     config, size = config_of(spec), _size(kind, rank, bottleneck)
-    key = _key(config, kind, size)
+    key = _key(config, kind, size, head)
     if key in _shipped():
-        return _with_classes(_from_json(_shipped()[key]), classes)
+        return _with_classes(_from_json(_shipped()[key]), classes, head)
     cached = assets.cache_dir() / "costs" / f"training-{key}.json"
     if not cached.is_file():
-        counted = dataclasses.asdict(count_training(config, kind, size))
+        counted = dataclasses.asdict(count_training(config, kind, size, head))
         cached.parent.mkdir(parents=True, exist_ok=True)
         fresh = cached.with_suffix(".tmp")
         fresh.write_text(json.dumps(counted))
         fresh.replace(cached)
-    return _with_classes(_from_json(json.loads(cached.read_text())), classes)
+    return _with_classes(_from_json(json.loads(cached.read_text())), classes, head)
 
 
-def _with_classes(counted: TrainingArchitecture, classes: int) -> TrainingArchitecture:
-    """The same with a head of `classes` outputs: forward, weight gradients and (unless nothing is below) input gradients."""
-    more, products = classes - _CLASSES, 2 if counted.kind == "head" else 3
+def _with_classes(counted: TrainingArchitecture, classes: int, head: str = "linear") -> TrainingArchitecture:
+    """The same with `classes` outputs: forward, weight gradients and (unless nothing below learns) input gradients."""
+    more, products = classes - _CLASSES, 2 if (counted.kind, head) == ("head", "linear") else 3
     numbers, flop = more * (counted.head_inputs + 1), products * 2 * more * counted.head_inputs
 
-    def with_head(step: StepCounts) -> StepCounts:
+    def with_outputs(step: StepCounts) -> StepCounts:
         return dataclasses.replace(step, flop=(step.flop[0] + flop, *step.flop[1:]))
 
     return dataclasses.replace(
         counted,
         parameters=counted.parameters + numbers,
         trainable=counted.trainable + numbers,
-        plain=with_head(counted.plain),
-        checkpointed=with_head(counted.checkpointed),
+        plain=with_outputs(counted.plain),
+        checkpointed=with_outputs(counted.checkpointed),
     )
 
 
@@ -72,8 +73,9 @@ def _size(kind: str, rank: int, bottleneck: int) -> int:
     return {"lora": rank, "adapter": bottleneck}.get(kind, 0)
 
 
-def _key(config: Mapping[str, Any], kind: str, size: int) -> str:
-    return hashlib.blake2b(json.dumps([config, kind, size], sort_keys=True).encode(), digest_size=16).hexdigest()
+def _key(config: Mapping[str, Any], kind: str, size: int, head: str = "linear") -> str:
+    what = [config, kind, size, *([head] if head != "linear" else [])]
+    return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @functools.cache
@@ -91,17 +93,16 @@ def _from_json(fields: Mapping[str, Any]) -> TrainingArchitecture:
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
-def count_training(config: Mapping[str, Any], kind: str, size: int = 0) -> TrainingArchitecture:
+def count_training(config: Mapping[str, Any], kind: str, size: int = 0, head: str = "linear") -> TrainingArchitecture:
     """Count the coefficients of `TrainingArchitecture`; `size` is the rank of lora or the bottleneck of adapter.
 
     Every layer beyond the second adds the same (a test holds this), so a deep model follows from its cuts to 2 and 3.
     """
     depth = depth_of(config)
     if depth <= 3:
-        return _count(config, kind, size)
-    two, three = (
-        _count({**config, next(key for key in _LAYERS_KEYS if key in config): layers}, kind, size) for layers in (2, 3)
-    )
+        return _count(config, kind, size, head)
+    layers_key = next(key for key in _LAYERS_KEYS if key in config)
+    two, three = (_count({**config, layers_key: layers}, kind, size, head) for layers in (2, 3))
     return _extrapolate(two, three, depth - 2)
 
 
@@ -115,12 +116,12 @@ def _extrapolate(two: Any, three: Any, steps: int) -> Any:
     return two if isinstance(two, str) else two + steps * (three - two)
 
 
-def _count(config: Mapping[str, Any], kind: str, size: int) -> TrainingArchitecture:
+def _count(config: Mapping[str, Any], kind: str, size: int, head: str) -> TrainingArchitecture:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        model = _build(config, kind, size, dropout=0.0)
-        roomy = _build({**config, "max_position_embeddings": 2 * _LONG[-1]}, kind, size, dropout=0.0)
+        model = _build(config, kind, size, 0.0, head)
+        roomy = _build({**config, "max_position_embeddings": 2 * _LONG[-1]}, kind, size, 0.0, head)
         plain = _step_counts(model, roomy)
         for one in (model, roomy):
             _checkpoint(one)
@@ -159,7 +160,7 @@ def count_step(
         return Cost(float(_flop(model, batch, tokens)), float(moved), peak), saved
 
 
-def _build(config: Mapping[str, Any], kind: str, size: int, dropout: float):
+def _build(config: Mapping[str, Any], kind: str, size: int, dropout: float, head: str = "linear"):
     """The trainable classifier of an architecture, on fake tensors; call it under the FakeTensorMode they belong to."""
     import torch
     from torch import nn
@@ -179,7 +180,7 @@ def _build(config: Mapping[str, Any], kind: str, size: int, dropout: float):
     with unset_fake_temporarily(), torch.device("meta"):
         bare = AutoModel.from_config(hf_config, attn_implementation="eager")
         sizes = {"rank": size} if kind == "lora" else {"bottleneck": size} if kind == "adapter" else {}
-        model = TrainableClassifier(spec, kind, _CLASSES, backbone=bare, **sizes)
+        model = TrainableClassifier(spec, kind, _CLASSES, backbone=bare, head=head, **sizes)
     for module in model.modules():
         for name, p in module._parameters.items():
             if p is not None:
@@ -278,12 +279,11 @@ def main() -> None:
     counted = {}
     for backbone in ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow"):
         config = config_of(find(backbone))
-        for kind, size in sizes.items():
+        for (kind, size), head in itertools.product(sizes.items(), ("linear", "dense")):
             name = f"{backbone}, {kind} {size}" if size else f"{backbone}, {kind}"
-            counted[_key(config, kind, size)] = {
-                "name": name,
-                **dataclasses.asdict(count_training(config, kind, size)),
-            }
+            name += ", dense head" if head == "dense" else ""
+            fields = dataclasses.asdict(count_training(config, kind, size, head))
+            counted[_key(config, kind, size, head)] = {"name": name, **fields}
             print(name, flush=True)
     _SHIPPED.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
 

@@ -91,7 +91,7 @@ def predict(model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tok
 
     torch.set_num_threads(1)
     model.load_trainable(state)
-    logits = np.empty((len(tokens), model.head.out_features), dtype=np.float32)
+    logits = np.empty((len(tokens), model.classes), dtype=np.float32)
     with torch.inference_mode():
         for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
             logits[chosen] = model(*inputs(tokens, chosen)).numpy()

@@ -1,4 +1,4 @@
-"""A backbone with a linear head, of which a part can be trained by gradients: what an on-device PEFT baseline trains.
+"""A backbone with a head, of which a part can be trained by gradients: what an on-device PEFT baseline trains.
 
 Five kinds: `full` (every weight), `lora` (low-rank updates of the query and value projections, by the `peft` library),
 `adapter` (a bottleneck after every feed-forward block), `bitfit` (every bias) and `head` (nothing but the head, which
@@ -20,20 +20,23 @@ from learning.backbone import _load, _read
 from learning.catalogue import BackboneSpec, config_of
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
+HEADS = ("linear", "dense")
 _QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
 # the last linear map of the feed-forward block in BERT and RoBERTa, DistilBERT, Llama, OPT
 _FEED_FORWARD_END = re.compile(r"\.\d+\.(output\.dense|ffn\.lin2|mlp\.down_proj|fc2)$")
 
 
 class TrainableClassifier(nn.Module):
-    """A frozen backbone, its trainable part of one of `KINDS`, a readout and a linear head to `classes` logits.
+    """A frozen backbone, its trainable part of one of `KINDS`, a readout and a head to `classes` logits.
 
     The trainable part is a dict of named tensors in a fixed order: the head, what lies outside the layers, then layer by
     layer; so the names of a backbone cut to k layers are the first names of the uncut one. One object serves many devices
     by swapping these states. Every new tensor starts from a generator of its own, named by (seed, name): layer i starts
     equal at every depth.
 
-    `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `bottleneck` the width of the adapters.
+    `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `bottleneck` the width of the adapters. The
+    head is one linear map, or RoBERTa's own (`dense`: a square map and tanh before it; Hugging Face transformers,
+    RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
     `backbone` takes the place of the spec's own weights (used to count costs without any).
     Raises ValueError for an unknown kind, and for one that finds nothing to train (bitfit in a Llama has no biases).
     """
@@ -49,11 +52,14 @@ class TrainableClassifier(nn.Module):
         bottleneck: int = 16,
         seed: int = 0,
         backbone: nn.Module | None = None,
+        head: str = "linear",
     ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"{kind!r} is not a kind of training; choose one of {', '.join(KINDS)}")
-        self.spec, self.kind, self.readout = spec, kind, readout
+        if head not in HEADS:
+            raise ValueError(f"{head!r} is not a head; choose one of {', '.join(HEADS)}")
+        self.spec, self.kind, self.readout, self.classes = spec, kind, readout, classes
         with torch.random.fork_rng(devices=[]):  # building draws values from the global stream; `_start` replaces them
             self.backbone = _load(spec, config_of(spec)) if backbone is None else backbone
             self.backbone.set_attn_implementation("eager")
@@ -63,7 +69,10 @@ class TrainableClassifier(nn.Module):
             new = _add_trainable(self.backbone, kind, rank, alpha, bottleneck)
             config = self.backbone.config
             width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350M leaves narrower
-            self.head = nn.Linear(width, classes, device=next(self.backbone.parameters()).device)
+            device = next(self.backbone.parameters()).device
+            self.head = (
+                DenseHead(width, classes, device) if head == "dense" else nn.Linear(width, classes, device=device)
+            )
         if kind != "head" and not new:
             raise ValueError(f"backbone {spec.name!r} has nothing that {kind} could train; choose another kind")
         _start(self, seed)
@@ -105,6 +114,20 @@ class TrainableClassifier(nn.Module):
     def trainable_bytes(self) -> int:
         """Bytes of the trainable part: what a device sends and receives, before any codec."""
         return sum(p.numel() * p.element_size() for p in self._named.values())
+
+
+class DenseHead(nn.Module):
+    """RoBERTa's classification head without its dropouts: a square map, tanh, a linear map."""
+
+    def __init__(self, width: int, classes: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.in_features = width
+        self.dense = nn.Linear(width, width, device=device)
+        self.out_proj = nn.Linear(width, classes, device=device)
+
+    def forward(self, h_BD: Tensor) -> Tensor:
+        """[B, D] to [B, C]."""
+        return self.out_proj(torch.tanh(self.dense(h_BD)))
 
 
 class Adapter(nn.Module):

@@ -28,13 +28,15 @@ class FederatedLearner(NullLearner):
 
     work = SideTuningLearner.work
 
-    def __init__(self, sim: Simulation, peft: str, readout: str, rank: int, alpha: float, bottleneck: int) -> None:
+    def __init__(
+        self, sim: Simulation, peft: str, readout: str, rank: int, alpha: float, bottleneck: int, head: str = "linear"
+    ) -> None:
         from learning.trainable import TrainableClassifier
 
         self.sim = sim
         seed = sim.streams.seed64("server/model") % 2**31
         self.models = {
-            name: TrainableClassifier(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed)
+            name: TrainableClassifier(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed, head=head)
             for name, spec in sim.costing.learned.items()
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))

@@ -33,6 +33,8 @@ class PeftSettings(Settings):
     rank: int = Field(8, ge=1)
     alpha: float = Field(8, gt=0)
     bottleneck: int = Field(16, ge=1)
+    head: Literal["linear", "dense"] = "dense"
+    """Trained and sent with the rest: RoBERTa's (a square map, tanh, a linear map), as in FedPETuning, or one linear map."""
     readout: Literal["first", "last", "mean"] = "mean"
     gradient_checkpointing: bool = False
     evaluate_every: int = Field(5, ge=1)
@@ -49,10 +51,10 @@ class FederatedPeft:
             config.weight_decay, "adamw", config.proximal_mu,
         )  # fmt: skip
         self.costs = {
-            name: training_architecture(spec, peft, sim.task.classes, config.rank, config.bottleneck)
+            name: training_architecture(spec, peft, sim.task.classes, config.rank, config.bottleneck, config.head)
             for name, spec in sim.costing.charged.items()
         }
-        self.learner_args = (peft, config.readout, config.rank, config.alpha, config.bottleneck)
+        self.learner_args = (peft, config.readout, config.rank, config.alpha, config.bottleneck, config.head)
         self.training, self.payloads = "train", 0
 
     def device(self, device: Device) -> Generator:

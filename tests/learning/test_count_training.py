@@ -1,5 +1,6 @@
 """Counted costs of training against published counts, closed formulas, fresh counts and a live step on real tensors."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def test_deep_models_follow_from_their_cuts(backbone, kind, checkpointing):
     assert step.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03)
 
 
+@pytest.mark.parametrize(("kind", "millions"), [("full", 124.7), ("lora", 0.9), ("bitfit", 0.7)])
+def test_with_robertas_head_the_trained_numbers_are_fedpetunings(kind, millions):
+    """Zhang et al., Findings of ACL 2023: RoBERTa-base with its classification head, in millions."""
+    trained = training_architecture(find("roberta-base"), kind, head="dense").trainable
+    assert trained / 1e6 == pytest.approx(millions, abs=0.06)
+    linear = training_architecture(find("roberta-base"), kind).trainable
+    assert trained - linear == 768 * 768 + 768
+
+
 def test_memory_orders_as_it_should():
     of = {kind: training_architecture(find("roberta-base"), kind) for kind in SIZES}
     saved = {kind: a.saved_bytes(16, 128) for kind, a in of.items()}
@@ -157,8 +167,9 @@ def test_traffic_is_weights_gradients_and_the_optimisers_own():
 
 def test_shipped_counts_cover_what_they_promise_and_are_todays():
     file = json.loads(counting._SHIPPED.read_text())
-    keys = {counting._key(config_of(find(b)), kind, size): (b, kind) for b in BACKBONES for kind, size in SIZES.items()}
-    assert set(file) == set(keys)
+    kinds = list(itertools.product(SIZES.items(), ("linear", "dense")))
+    configs = [config_of(find(b)) for b in BACKBONES]
+    assert set(file) == {counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds}
     shipped = counting._from_json(file[counting._key(NARROW, "lora", 8)])
     assert shipped == counting.count_training(NARROW, "lora", 8)
 

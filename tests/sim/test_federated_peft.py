@@ -25,7 +25,7 @@ def test_two_rounds_equal_a_plain_loop(simulate):
     """FedAvg of K clients, every one a plain AdamW loop on its own copy: the same model to 1e-5."""
     sim = simulate(fleet=EQUAL, method=ROUNDS, **AT_ONCE)
     seed = sim.streams.seed64("server/model") % 2**31
-    model = TrainableClassifier(find("random-bert"), "full", 3, "mean", 8, 8, 16, seed)
+    model = TrainableClassifier(find("random-bert"), "full", 3, "mean", 8, 8, 16, seed, head="dense")
     state = model.trainable()
     for number in range(2):
         made = []
@@ -53,7 +53,7 @@ def test_two_rounds_equal_a_plain_loop(simulate):
 @pytest.mark.parametrize("kind", ["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"])
 def test_bytes_both_ways_are_four_a_trained_number(kind, simulate):
     sim = simulate(fleet=EQUAL, method={**ROUNDS, "kind": kind}, **AT_ONCE)
-    nbytes = 4 * training_architecture(find("random-bert"), kind.removeprefix("fedavg-"), 3).trainable
+    nbytes = 4 * training_architecture(find("random-bert"), kind.removeprefix("fedavg-"), 3, head="dense").trainable
     for way in ("upload", "download"):
         assert [s["nbytes"] for s in spans(sim, kind=way)] == [nbytes] * 6
     packed = sim.method.learner.packed(sim.method.learner.part_of("random-bert", sim.method.learner.state))
@@ -74,7 +74,8 @@ def test_cuts_of_one_backbone_share_what_they_have(simulate):
     whole, cut = (sim.method.learner.models[name].trainable() for name in ("random-bert", "random-bert-l1"))
     assert set(cut) < set(whole)
     assert {s["nbytes"] for s in spans(sim, kind="upload")} == {
-        4 * training_architecture(find(name), "full", 3).trainable for name in ("random-bert", "random-bert-l1")
+        4 * training_architecture(find(name), "full", 3, head="dense").trainable
+        for name in ("random-bert", "random-bert-l1")
     }
 
 

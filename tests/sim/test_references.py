@@ -190,7 +190,9 @@ def test_local_lora_is_local_training_device_by_device(simulate):
     sim = simulate(method={**METHODS["local-lora"], "rounds": 2})
     learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
     spec, test = sim.costing.learned[name], sim.task.test
-    model = TrainableClassifier(spec, "lora", 3, "mean", 8, 8, 16, sim.streams.seed64("server/model") % 2**31)
+    model = TrainableClassifier(
+        spec, "lora", 3, "mean", 8, 8, 16, sim.streams.seed64("server/model") % 2**31, head="dense"
+    )
     trained = list(model.trainable_parameters().values())
     labels, own = torch.from_numpy(sim.task.labels), sim.task.tokens(spec, device.samples)
     for number in range(2):
