@@ -17,11 +17,11 @@ from pydantic import Field
 from learning.side_config import shape_for
 from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
-from sim.learner import NullLearner
-from sim.reference_learners import ServerLearner
-from sim.replay_cache import ReplayCache
-from sim.side_tuning_settings import SideTuningSettings
-from sim.text_wire import encode_texts, texts_nbytes
+from sim.learners.null import NullLearner
+from sim.learners.references import ServerLearner
+from sim.methods.shared.replay_cache import ReplayCache
+from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.text_wire import encode_texts, texts_nbytes
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -14,9 +14,9 @@ from pydantic import Field
 from learning.aggregation import ServerOptimiser, Staleness
 from learning.cost import Cost
 from sim.actors import Payload, Server, Task, Work
-from sim.federated_learner import FedAsyncLearner
-from sim.federated_peft import FederatedPeft, PeftSettings
-from sim.learner import NullLearner
+from sim.learners.federated import FedAsyncLearner
+from sim.learners.null import NullLearner
+from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

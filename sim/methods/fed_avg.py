@@ -15,9 +15,9 @@ from pydantic import Field
 from learning.aggregation import ServerOptimiser
 from learning.cost import Cost
 from sim.actors import Payload, Server, Task, Work
-from sim.federated_learner import FedAvgLearner
-from sim.federated_peft import FederatedPeft, PeftSettings
-from sim.learner import NullLearner
+from sim.learners.federated import FedAvgLearner
+from sim.learners.null import NullLearner
+from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
 from sim.units import Seconds
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from learning.forward_gradient import PROBE_BYTES
 from sim.actors import Device, Payload, Server, Task, Work
-from sim.forward_learner import FedMezoLearner
-from sim.forward_only import ForwardOnly, ForwardOnlySettings, moves
+from sim.learners.forward_only import FedMezoLearner
+from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings, moves
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -16,8 +16,9 @@ from learning.activations import encoded_nbytes
 from learning.side_config import SideNetworkConfig, shape_for
 from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
-from sim.learner import NullLearner, SideTuningLearner
-from sim.replay_cache import ReplayCache
+from sim.learners.null import NullLearner
+from sim.learners.side_tuning import SideTuningLearner
+from sim.methods.shared.replay_cache import ReplayCache
 from sim.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from learning.count_split import part_architecture
 from sim.actors import Device, Task
+from sim.learners.split import FedBertLearner
+from sim.methods.shared.split_training import SplitSettings, SplitTraining
 from sim.methods.split_fed import SplitFed
-from sim.split_learner import FedBertLearner
-from sim.split_training import SplitSettings, SplitTraining
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

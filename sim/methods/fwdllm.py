@@ -15,8 +15,8 @@ from pydantic import Field
 from learning.cost import Cost
 from learning.forward_gradient import PROBE_BYTES, warm_up_then_linear
 from sim.actors import Device, Payload, Server, Task, Work
-from sim.forward_learner import FwdLLMLearner
-from sim.forward_only import ForwardOnly, ForwardOnlySettings, moves
+from sim.learners.forward_only import FwdLLMLearner
+from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings, moves
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from sim.actors import Device, Server, Task
-from sim.federated_peft import FederatedPeft, PeftSettings
-from sim.learner import NullLearner
-from sim.local_learners import LocalPeftLearner
+from sim.learners.local import LocalPeftLearner
+from sim.learners.null import NullLearner
+from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -15,9 +15,9 @@ from learning.cost import Cost
 from learning.side_config import shape_for
 from learning.taps import sample
 from sim.actors import Device, Server, Work
-from sim.learner import NullLearner
-from sim.local_learners import LadderLearner
-from sim.side_tuning_settings import SideTuningSettings
+from sim.learners.local import LadderLearner
+from sim.learners.null import NullLearner
+from sim.methods.shared.side_tuning_settings import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

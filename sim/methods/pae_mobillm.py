@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 
 from learning.full_activations import encoded_nbytes
 from sim.actors import Device, Payload, Server, Work
-from sim.learner import SideTuningLearner
-from sim.matrix_learner import MatrixLearner
+from sim.learners.matrix import MatrixLearner
+from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.fed_mobillm import FedMobiLLM
-from sim.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.side_tuning_settings import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from learning.side_config import shape_for
 from sim.actors import Payload, Server, Work
+from sim.learners.references import SeparateLearner
 from sim.methods.fed_mobillm import FedMobiLLM
-from sim.reference_learners import SeparateLearner
-from sim.replay_cache import ReplayCache
-from sim.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.replay_cache import ReplayCache
+from sim.methods.shared.side_tuning_settings import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

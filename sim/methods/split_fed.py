@@ -16,8 +16,8 @@ from pydantic import Field
 from learning.catalogue import config_of, depth_of
 from learning.count_split import part_architecture
 from sim.actors import Device, Payload, Server, Task
-from sim.federated_peft import LEARNING_RATES
-from sim.split_training import SplitSettings, SplitTraining
+from sim.methods.shared.federated_peft import LEARNING_RATES
+from sim.methods.shared.split_training import SplitSettings, SplitTraining
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -19,8 +19,8 @@ from learning.count_forward_only import jvp_pass
 from learning.count_split import PassCounts
 from learning.forward_gradient import deal
 from sim.actors import Device, Payload, Server, Task, Work
-from sim.forward_learner import SpryLearner
-from sim.forward_only import ForwardOnly, ForwardOnlySettings
+from sim.learners.forward_only import SpryLearner
+from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -11,7 +11,7 @@ from learning.activations import Activations, decode, encode
 from learning.prediction_difference import backbone_prediction, difference
 from learning.side_tuning import HeldOut, SideTuning, Training
 from sim.methods.fed_mobillm import FedMobiLLM
-from sim.replay_cache import ReplayCache
+from sim.methods.shared.replay_cache import ReplayCache
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],

@@ -8,9 +8,9 @@ from learning.prediction_difference import difference
 from learning.side_config import SideNetworkConfig
 from learning.side_tuning import SideTuning, Training
 from sim.journal import Journal
-from sim.replay_cache import ReplayCache
+from sim.methods.shared.replay_cache import ReplayCache
+from sim.methods.shared.text_wire import decode_texts
 from sim.simulation import Simulation, Watch
-from sim.text_wire import decode_texts
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],

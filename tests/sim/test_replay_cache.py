@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from sim.replay_cache import ReplayCache
+from sim.methods.shared.replay_cache import ReplayCache
 
 STEPS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30)
 

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import sim.learner
+import sim.learners.side_tuning
 from sim.journal import CannotResume, Journal
 from sim.results import open_run
 
 # A run whose updates take their time on the host, so that it has a middle, and whose every evaluation is a checkpoint.
 SLOW_RUN = """
 import functools, time
-from sim import cli, learner, runner
+from sim import cli, runner
+from sim.learners.side_tuning import SideTuningLearner
 runner.Journal = functools.partial(runner.Journal, seconds_between_checkpoints=0)
-step = learner.SideTuningLearner.step
-learner.SideTuningLearner.step = lambda self, records: (time.sleep(0.1), step(self, records))[1]
+step = SideTuningLearner.step
+SideTuningLearner.step = lambda self, records: (time.sleep(0.1), step(self, records))[1]
 cli.main()
 """
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
@@ -62,13 +63,13 @@ def test_a_killed_run_resumes_to_the_same_digest(straight, stopped, mobifleet, s
     assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
     assert (folder / "checkpoint.safetensors").is_file()
     trained = []
-    step = sim.learner.SideTuningLearner.step
+    step = sim.learners.side_tuning.SideTuningLearner.step
 
     def counted(self, records):
         trained.append(self._behind)
         return step(self, records)
 
-    monkeypatch.setattr(sim.learner.SideTuningLearner, "step", counted)
+    monkeypatch.setattr(sim.learners.side_tuning.SideTuningLearner, "step", counted)
     assert resume(mobifleet, scenario_file, tmp_path) == straight
     assert trained.count(True) >= 5  # so many updates came from the journal instead of being computed again
     assert not (folder / "journal.jsonl").exists()
@@ -92,7 +93,7 @@ def test_ctrl_c_leaves_a_readable_run_that_resumes(straight, stopped, mobifleet,
 
 def half_done(mobifleet, scenario_file, tmp_path, monkeypatch, after: int = 12, every_s: float = 0.0) -> None:
     """Leave tmp_path/run as a run that died at update `after`; checkpoints at least `every_s` apart."""
-    step, steps = sim.learner.SideTuningLearner.step, []
+    step, steps = sim.learners.side_tuning.SideTuningLearner.step, []
 
     def dying(self, records):
         steps.append(1)
@@ -101,7 +102,7 @@ def half_done(mobifleet, scenario_file, tmp_path, monkeypatch, after: int = 12, 
         return step(self, records)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sim.learner.SideTuningLearner, "step", dying)
+        patch.setattr(sim.learners.side_tuning.SideTuningLearner, "step", dying)
         patch.setattr("sim.runner.Journal", lambda *args: Journal(*args, seconds_between_checkpoints=every_s))
         with pytest.raises(RuntimeError, match="the host died"):
             mobifleet("run", scenario_file(), "--out", "run", *PLAIN)

@@ -16,8 +16,8 @@ from learning.count_split import _count, count_part, part_architecture
 from learning.count_training import count_step
 from learning.local_training import inputs
 from learning.trainable import TrainableClassifier
+from sim.methods.shared.split_training import SplitTraining
 from sim.simulation import Watch
-from sim.split_training import SplitTraining
 
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
 SEQUENTIAL = {"kind": "fedbert", "body": "sequential"}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.journal import Journal
-from sim.learner import NullLearner, SideTuningLearner
+from sim.learners.null import NullLearner
+from sim.learners.side_tuning import SideTuningLearner
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from learning.full_activations import FullActivations, decode, encode, pooled
-from sim.learner import SideTuningLearner
+from sim.learners.side_tuning import SideTuningLearner
 
 
 class MatrixLearner(SideTuningLearner):

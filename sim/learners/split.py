@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from learning.aggregation import restrict, weighted_mean
-from sim.federated_learner import FederatedLearner
+from sim.learners.federated import FederatedLearner
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,11 +14,11 @@ from learning.cost import BYTES_PER_NUMBER, Cost
 from learning.count_forward_only import forward_architecture
 from learning.count_split import PassCounts
 from sim.actors import Device, Payload, Task
-from sim.learner import NullLearner
+from sim.learners.null import NullLearner
 from sim.settings import Settings
 
 if TYPE_CHECKING:
-    from sim.forward_learner import ForwardLearner
+    from sim.learners.forward_only import ForwardLearner
     from sim.simulation import Simulation
 
 

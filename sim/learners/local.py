@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learning.local_training import LocalTraining
-from sim.federated_learner import FederatedLearner
 from sim.journal import Journal
-from sim.learner import NullLearner, SideTuningLearner
+from sim.learners.federated import FederatedLearner
+from sim.learners.null import NullLearner
+from sim.learners.side_tuning import SideTuningLearner
 
 if TYPE_CHECKING:
     from torch import Tensor

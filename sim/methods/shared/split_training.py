@@ -12,10 +12,10 @@ from pydantic import Field
 from learning.cost import Cost
 from learning.count_split import PartArchitecture
 from sim.actors import Device, Payload, Task, Work
-from sim.learner import NullLearner
+from sim.learners.null import NullLearner
+from sim.learners.split import SplitLearner
+from sim.methods.shared.split_charging import Charging, waiting
 from sim.settings import Settings
-from sim.split_charging import Charging, waiting
-from sim.split_learner import SplitLearner
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -1,4 +1,4 @@
-"""The learning behind Fed MobiLLM's clock: real in a run, absent in a dry run. Both answer to the same calls."""
+"""The learning behind Fed MobiLLM's clock: activations of real backbones, and the side network trained on them."""
 
 from __future__ import annotations
 
@@ -13,39 +13,11 @@ from learning import catalogue, taps
 from learning.cost import Cost
 from learning.side_config import shape_for
 from sim.actors import Work
+from sim.learners.null import NullLearner
 
 if TYPE_CHECKING:
     from sim.journal import Journal
     from sim.simulation import Simulation
-
-
-class NullLearner:
-    """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
-
-    def work(self, cost: Cost, name: str, *args: Any) -> Work:
-        """A piece of work that only takes time."""
-        return Work(cost)
-
-    def encode(self, backbone: str, samples: np.ndarray, activations: Any) -> bytes | None:
-        """No bytes; sizes come from shapes."""
-        return None
-
-    def ingest(self, backbone: str, data: bytes | None) -> None:
-        """Nothing to keep."""
-
-    def forget(self, records: Sequence[int]) -> None:
-        """Nothing to drop."""
-
-    def evaluate(self) -> dict[str, float]:
-        """Nothing to score."""
-        return {}
-
-    def digest(self) -> str:
-        """Nothing learned."""
-        return ""
-
-    def save(self, folder: Path) -> None:
-        """Nothing to save."""
 
 
 class SideTuningLearner(NullLearner):

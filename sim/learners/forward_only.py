@@ -12,7 +12,7 @@ import numpy as np
 
 from learning import forward_gradient as fg
 from learning.aggregation import ServerMoments, ServerOptimiser, fed_avg, restrict
-from sim.federated_learner import FederatedLearner
+from sim.learners.federated import FederatedLearner
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,8 @@ import numpy as np
 
 from learning.catalogue import BackboneError, Tokens
 from learning.local_training import LocalTraining
-from sim.learner import NullLearner, SideTuningLearner
+from sim.learners.null import NullLearner
+from sim.learners.side_tuning import SideTuningLearner
 
 if TYPE_CHECKING:
     from torch import Tensor

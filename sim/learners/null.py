@@ -1,0 +1,41 @@
+"""The learner that learns nothing, and the calls that every learner answers to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learning.cost import Cost
+from sim.actors import Work
+
+
+class NullLearner:
+    """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
+
+    def work(self, cost: Cost, name: str, *args: Any) -> Work:
+        """A piece of work that only takes time."""
+        return Work(cost)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: Any) -> bytes | None:
+        """No bytes; sizes come from shapes."""
+        return None
+
+    def ingest(self, backbone: str, data: bytes | None) -> None:
+        """Nothing to keep."""
+
+    def forget(self, records: Sequence[int]) -> None:
+        """Nothing to drop."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Nothing to score."""
+        return {}
+
+    def digest(self) -> str:
+        """Nothing learned."""
+        return ""
+
+    def save(self, folder: Path) -> None:
+        """Nothing to save."""
