@@ -228,6 +228,7 @@ def compare(
     ] = None,
     dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone.")] = False,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.", min=1)] = None,
+    tune: Annotated[bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")] = True,
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
@@ -247,7 +248,8 @@ def compare(
     only = [label.strip() for label in methods.split(",")] if methods else []
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
-    for table in compare_scenario(chosen, _folder_of(scenario), folder, seeds, only, dry, cores, console.print):
+    place = _folder_of(scenario)
+    for table in compare_scenario(chosen, place, folder, seeds, only, dry, cores, console.print, tune):
         console.print(table)
 
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from sim.compare import (
-    COLUMNS,
-    Entry,
-    latex,
-    markdown,
-    plan,
-    reductions,
-    rows,
-    run_all,
-    shown,
-    write_csv,
-)
+from sim.compare import Entry, plan, run_all, target_of, tuned, tuning_plan
+from sim.cost_table import COLUMNS, latex, markdown, reductions, rows, shown, write_csv
 from sim.results import open_run
 from sim.scenario import Scenario
 
 METHODS_A_TABLE = 7
 OWN = "cost to the end of each method's own convergence"
+
+Tables = dict[str, list[dict[str, Any]]]
 
 
 def compare_scenario(
@@ -37,45 +29,74 @@ def compare_scenario(
     dry: bool,
     processes: int,
     say: Callable[[str], None],
+    tune: bool = True,
 ) -> Iterator[Table]:
     """Run the comparison into `out` and yield its tables for a terminal; `sim.compare.CompareError` if there is none."""
     entries = plan(scenario, out, seeds, only)
     out.mkdir(parents=True, exist_ok=True)
 
-    def done(entry: Entry, count: int, of: int) -> None:
-        say(f"{count}/{of} {entry.folder.name}")
+    def run(some: list[Entry], what: str) -> None:
+        def done(entry: Entry, count: int, of: int) -> None:
+            say(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
 
-    run_all(entries, folder, dry, processes, done)
-    tables = {"totals" if dry else OWN: rows(entries, "own")}
-    target = scenario.compare.target or scenario.stop.target
+        run_all(some, folder, dry, processes, done)
+
+    run(entries, "run")
+    compare, target = scenario.compare, target_of(scenario)
+    tables = {_title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)}
     if target is not None and not dry:
-        tables[f"cost to accuracy {target}"] = rows(entries, "target", target)
-    ours = scenario.compare.ours or next(iter(scenario.compare.methods))
-    _write(tables, out, scenario.compare.reference or ours)
-    _figures(entries, out)
-    headline: dict[str, Any] = {}
+        to_target, how = entries, ""
+        if compare.tune is not None and tune:
+            trials = tuning_plan(scenario, out, only)
+            run(trials, "tuning")
+            to_target, how = tuned(scenario, trials, out, seeds, only), ", every method tuned"
+            run(to_target, "tuned")
+        for at, mine in _by_world(to_target):
+            tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
+    ours = compare.ours or next(iter(compare.methods))
+    baselines = compare.baselines or list(compare.methods)
+    _write(tables, out, compare.reference or ours)
+    headline = {}
     for title, table in tables.items():
         for first in range(0, len(table), METHODS_A_TABLE):
             yield _shown(title, table[first : first + METHODS_A_TABLE], entries)
-        baselines = scenario.compare.baselines or [row["method"] for row in table]
-        if ours in (row["method"] for row in table) and {row["method"] for row in table} & set(baselines) - {ours}:
+        labels = {row["method"] for row in table}
+        if ours in labels and labels & set(baselines) - {ours}:
             headline[title] = reductions(table, ours, baselines)
-            (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
             yield _headline(ours, headline[title])
+    if headline:
+        (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
+    _figures(scenario, entries, out, ours, baselines, dry)
 
 
-def _write(tables: dict[str, list[dict[str, Any]]], out: Path, reference: str) -> None:
+def _by_world(entries: Iterable[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+    for at in dict.fromkeys(entry.at for entry in entries):
+        yield at, [entry for entry in entries if entry.at == at]
+
+
+def _title(title: str, at: str) -> str:
+    return f"{title}; {at}" if at else title
+
+
+def _write(tables: Tables, out: Path, reference: str) -> None:
     for number, table in enumerate(tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
     (out / "table.md").write_text(markdown(tables), encoding="utf-8")
     (out / "table.tex").write_text(latex(tables), encoding="utf-8")
 
 
-def _figures(entries: list[Entry], out: Path) -> None:
+def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool) -> None:
+    from sim import compare_figures
     from sim.plots import draw
 
-    first = [e for e in entries if e.scenario.seed == entries[0].scenario.seed]
-    draw([open_run(entry.folder) for entry in first], out / "figures")
+    for at, mine in _by_world(entries):
+        first = {e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed}
+        draw(list(first.values()), out / at / "figures")
+        against = [label for label in baselines if label in first and label != ours]
+        if ours in first and against and not dry:
+            compare_figures.draw_reductions(first, ours, against, scenario.compare.claims, out / at / "figures")
+    if scenario.compare.over is not None and not dry:
+        compare_figures.draw_over(scenario.compare.over.key, entries, out / "figures")
 
 
 def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:
@@ -96,5 +117,6 @@ def _headline(ours: str, found: dict[str, dict[str, Any]]) -> Table:
     for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():
-        view.add_row(COLUMNS[name], f"{value['reduction']:.1%}", f"{value['factor']:.2f}x", value["of"])
+        interval = f" ± {value['reduction_pm']:.1%}" if value["reduction_pm"] is not None else ""
+        view.add_row(COLUMNS[name], f"{value['reduction']:.1%}{interval}", f"{value['factor']:.2f}x", value["of"])
     return view

@@ -83,6 +83,10 @@ class Task(Settings):
     """Training texts over all devices; default all that the data set has."""
     test: int | None = Field(None, ge=1)
     """Held-out texts; default the official test part, or a fifth."""
+    validation: int = Field(0, ge=0)
+    """Further texts of the training part that no device holds, to choose settings on."""
+    judge_on: Literal["test", "validation"] = "test"
+    """The texts that accuracy is taken on."""
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(kind="iid")
 
@@ -185,6 +189,25 @@ class CostAs(Settings):
     """Charge every text at this length instead of its own."""
 
 
+class Over(Settings):
+    """One of the scenario's own settings, and the values at which everything is compared."""
+
+    key: str
+    """A dotted path, e.g. `task.partition.alpha`."""
+    values: list[Any] = Field(min_length=1)
+
+
+class Tune(Settings):
+    """Every method's own dials, chosen on texts held out of training with the same number of runs for each method."""
+
+    budget: int = Field(3, ge=1)
+    """Runs that a method gets; of a larger grid so many combinations are drawn."""
+    validation: int = Field(ge=1)
+    """Texts of the training part that no device holds."""
+    dials: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]]
+    """Label -> setting of that method -> values to try."""
+
+
 class Compare(Settings):
     """Which methods `mobifleet compare` runs on this scenario, and beside which one it puts them."""
 
@@ -198,6 +221,12 @@ class Compare(Settings):
     """The label that ratios are taken to; default `ours`."""
     target: float | None = Field(None, gt=0, le=1)
     """Common accuracy for the second table; default `stop.target`."""
+    over: Over | None = None
+    """Compare at each value of one setting, e.g. of the skew of the data."""
+    tune: Tune | None = None
+    """Choose every method's dials before the second table."""
+    claims: dict[Literal["time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j"], float] = {}
+    """Reductions that a paper reports, to be drawn beside those measured."""
 
 
 class Stop(Settings):
@@ -270,6 +299,7 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
             label = getattr(scenario.compare, key)
             if label is not None:
                 yield from _unknown(("compare", key), label, set(scenario.compare.methods), "method", None, file=False)
+        yield from _tuning_problems(scenario.compare, scenario.stop.target)
         for index, label in enumerate(scenario.compare.baselines or ()):
             where = ("compare", "baselines", index)
             yield from _unknown(where, label, set(scenario.compare.methods), "method", None, file=False)
@@ -285,6 +315,18 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
             used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
             for name in sorted(used - set(costed)):
                 yield ("cost_as", "backbone"), f"nothing is said for {name!r}, which the fleet uses"
+
+
+def _tuning_problems(compare: Compare, target: float | None) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if compare.tune is None:
+        return
+    if compare.over is not None:
+        yield ("compare", "tune"), "does not go together with `over`: tune in a scenario of its own"
+    if compare.target is None and target is None:
+        yield ("compare", "tune"), "needs a `target`: what is tuned is the cost to reach it"
+    for label in compare.tune.dials:
+        where = ("compare", "tune", "dials", label)
+        yield from _unknown(where, label, set(compare.methods), "method", None, file=False)
 
 
 def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -79,6 +79,24 @@ def resolved(instance: BaseModel) -> dict[str, Any]:
     return instance.model_dump(mode="json", by_alias=True)
 
 
+def changed(instance: Model, key: str, value: Any) -> Model:
+    """The same with another value at a dotted path such as `task.partition.alpha`; ScenarioError if that cannot be."""
+    data = resolved(instance)
+    *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
+    spot = data
+    try:
+        for step in path:
+            spot = spot[step]
+        spot[last]  # a new key would be a typing error
+    except (KeyError, IndexError, TypeError):
+        raise ScenarioError([f"nothing is called {key!r}"]) from None
+    spot[last] = value
+    try:
+        return type(instance).model_validate(data)
+    except ValidationError as error:
+        raise ScenarioError([f"{key}: {error.errors()[0]['msg']}"]) from None
+
+
 def digest(data: dict[str, Any]) -> str:
     """SHA-256 of the data's canonical JSON (sorted keys, no spaces) in hex; raises ValueError on NaN and infinity."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -64,14 +64,22 @@ def load_task(
         fixed = settings.dataset.tokens
         classes = settings.dataset.classes
         names = tuple(str(c) for c in range(classes))
-        n_train, n_test = settings.train or 10_000, settings.test or 1_000
+        n_train, n_test = (settings.train or 10_000) + settings.validation, settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
         clients = None
     else:
         texts = texts or data.load(_located(settings.dataset, folder))
         labels, names, clients = texts.labels, texts.class_names, texts.clients
-        train, test = data.split(texts, settings.train, settings.test, streams.rng("task/split"))
+        wanted = None if settings.train is None else settings.train + settings.validation
+        train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
+    if settings.validation >= len(train):
+        raise data.DataError(f"{settings.validation} validation texts leave none of {len(train)} to train on")
+    train, validation = np.split(train, [len(train) - settings.validation])
+    if settings.judge_on == "validation":
+        if not settings.validation:
+            raise data.DataError("judge_on: validation needs `validation: N`, so many texts of the training part")
+        test = validation
     parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
     return Task(labels, names, test, parts, chosen, texts, fixed, settings.max_tokens)
 

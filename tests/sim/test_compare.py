@@ -3,17 +3,22 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
-from sim.compare import CompareError, Entry, converged_at_s, costs_until, is_done, plan, reductions, rows
+from sim.compare import CompareError, Entry, candidates, is_done, plan
+from sim.cost_table import converged_at_s, costs_until, reductions, rows
 from sim.results import open_run
 from sim.scenario import Scenario
 from sim.scenario_file import load
+from sim.streams import Streams
+from sim.task import load_task
 
 METHODS = {
     "ours": {"kind": "fed-mobillm", "replay": 20, "eager": 1, "server_batch": 8, "device_batch": 4, "deliver": False},
     "lora": {"kind": "fedavg-lora", "rounds": 4, "participation": 1.0, "device_batch": 8, "evaluate_every": 1},
 }
+OTHERS = ("time_s", "communication_bytes", "peak_memory_bytes", "energy_j")
 COMPARE = {"methods": METHODS, "target": 0.5}
 
 
@@ -119,3 +124,50 @@ def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
     entry.folder.mkdir()
     (entry.folder / "manifest.json").write_text(json.dumps({"status": "finished", "scenario_digest": "another"}))
     assert not is_done(entry)
+
+
+TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9, 1e-2, 1e-9]}}}
+
+
+def test_dials_are_chosen_on_texts_that_no_device_and_no_test_sees(compared, scenario_file):
+    done, out = compared("--methods", "lora", compare={"target": 0.5, "tune": {**TUNE, "budget": 3}})
+    assert done.code == 0, done.err
+    choice = json.loads((out / "tuned.json").read_text())["lora"]
+    assert choice["chosen"] == {"learning_rate": 1e-2} and len(choice["candidates"]) == 3
+    assert "every method tuned" in (out / "table.md").read_text()
+    assert (out / "tuned" / "lora-seed0" / "summary.json").is_file() and "± " not in done.out
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    judged = scenario.model_copy(
+        update={"task": scenario.task.model_copy(update={"validation": 12, "judge_on": "validation"})}
+    )
+    task, plain = (load_task(one, Streams(0), scenario_file().parent, True) for one in (judged, scenario))
+    assert len(task.test) == 12
+    held, on_devices = set(task.test.tolist()), set(np.concatenate(task.parts).tolist())
+    assert not held & on_devices and not held & set(plain.test.tolist())
+
+
+def test_every_method_gets_the_same_budget():
+    dials = {"learning_rate": [1, 2, 3], "rank": [4, 8]}
+    chosen = candidates(dials, 4, Streams(0), "lora")
+    assert len(chosen) == 4 == len({tuple(one.items()) for one in chosen})
+    assert chosen == candidates(dials, 4, Streams(0), "lora") and len(candidates(dials, 9, Streams(0), "a")) == 6
+
+
+def test_the_whole_comparison_at_each_value_of_a_setting(compared, mobifleet, scenario_file):
+    done, out = compared("--methods", "ours", compare={"over": {"key": "evaluate_every", "values": [1, 5]}})
+    assert done.code == 0, done.err
+    assert (out / "figures" / "over.png").stat().st_size > 1000
+    one, five = (open_run(out / f"evaluate_every={n}" / "ours-seed0") for n in (1, 5))
+    assert len(one.curve("accuracy")[0]) > len(five.curve("accuracy")[0])
+    wrong = mobifleet("compare", scenario_file(compare={**COMPARE, "over": {"key": "task.alpa", "values": [1]}}))
+    assert wrong.code == 2 and "task.alpa" in wrong.err and "Traceback" not in wrong.err
+
+
+def test_reductions_over_seeds_are_paired():
+    table = [
+        {"method": "ours", "flop": 2.0, "flop_each": [1.0, 3.0], **dict.fromkeys(OTHERS)},
+        {"method": "a", "flop": 8.0, "flop_each": [10.0, 6.0], **dict.fromkeys(OTHERS)},
+    ]
+    found = reductions(table, "ours")["flop"]
+    assert found["reduction"] == 0.75
+    assert found["reduction_pm"] == pytest.approx(12.7062 * 0.2, rel=1e-4)  # of 0.9 and 0.5

@@ -1,0 +1,79 @@
+"""Figures of a comparison: what is saved against how long a baseline trains, and accuracy against a swept setting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+
+from sim.compare import Entry
+from sim.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
+from sim.plots import COLOURS, STYLE, _figure
+from sim.results import Run, open_run
+
+PANELS = ("flop", "communication_bytes", "time_s")
+
+
+def draw_reductions(
+    runs: Mapping[str, Run], ours: str, baselines: Sequence[str], claims: Mapping[str, float], out: Path
+) -> Path | None:
+    """How much less `ours` costs, against the server updates that a baseline is given; a dot where it had converged.
+
+    Our cost is that of our own convergence. `claims` are drawn as dashed lines. Returns the file; None without accuracy.
+    """
+    until_s = converged_at_s(runs[ours])
+    if until_s is None:
+        return None
+    mine = costs_until(runs[ours], until_s)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = _figure(2.9, len(PANELS), run_title=f"what {ours} saves", note="")
+        for number, label in enumerate(baselines):
+            run, colour = runs[label], COLOURS[number % len(COLOURS)]
+            time_s = run.curve("accuracy")[0]
+            if not len(time_s):
+                continue
+            cost, converged = costs_at(run, time_s), converged_at_s(run)
+            here = int(np.searchsorted(time_s, converged))
+            for ax, name in zip(axes, PANELS, strict=True):
+                with np.errstate(divide="ignore"):
+                    saved = 100 * (1 - mine[name] / cost[name])
+                ax.plot(cost["updates"], saved, color=colour, label=label if ax is axes[0] else None)
+                ax.plot(cost["updates"][here], saved[here], "o", color=colour, markeredgecolor="white")
+        for ax, name in zip(axes, PANELS, strict=True):
+            ax.set(title=COLUMNS[name], xlabel="server updates of the baseline", xscale="log", ylim=(0, 101))
+            if name in claims:
+                ax.axhline(100 * claims[name], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8)
+        axes[0].set_ylabel("saved [%]")
+        axes[0].plot([], [], "o", color="#555555", label="its convergence")
+        if claims:
+            axes[0].plot([], [], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8, label="as reported")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+        return _saved(figure, out / "reductions.png")
+
+
+def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
+    """Best accuracy of every method against the values of the swept setting; a bar from the worst seed to the best."""
+    values = list(dict.fromkeys(entry.at for entry in entries))
+    with matplotlib.style.context(["default", STYLE]):
+        figure, (ax,) = _figure(2.9, 1, run_title=f"accuracy against {key}", note="")
+        for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
+            best = [
+                [open_run(e.folder).summary["best"] for e in entries if (e.label, e.at) == (label, at)] for at in values
+            ]
+            middle = np.array([np.mean(seeds) for seeds in best])
+            spread = [middle - [min(seeds) for seeds in best], [max(seeds) for seeds in best] - middle]
+            at = np.arange(len(values)) + 0.04 * number
+            colour = COLOURS[number % len(COLOURS)]
+            ax.errorbar(at, middle, np.abs(spread), label=label, color=colour, marker="o", capsize=2)
+        ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
+        ax.set(xlabel=key, ylabel="best accuracy")
+        figure.legend(loc="outside right center")
+        return _saved(figure, out / "over.png")
+
+
+def _saved(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

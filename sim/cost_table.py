@@ -1,0 +1,240 @@
+"""One table of what methods cost: means over seeds with intervals, ratios, reductions, as CSV, Markdown and LaTeX.
+
+Costs are counted up to two moments: the end of a method's own convergence (the first time within half a point of its own
+best, as the papers count) and the time it reaches the common target. A method that never reaches it says so and stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from sim.results import Run, encode, open_run
+
+if TYPE_CHECKING:
+    from sim.compare import Entry
+
+CONVERGED_WITHIN = 0.005
+
+COLUMNS = {
+    "final": "accuracy, final",
+    "best": "accuracy, best",
+    "time_s": "time",
+    "flop": "compute a device",
+    "uplink_bytes": "uplink a device",
+    "downlink_bytes": "downlink a device",
+    "communication_bytes": "communication a device",
+    "peak_memory_bytes": "peak memory a device",
+    "energy_j": "energy a device",
+    "waiting_s": "waiting a device",
+    "wasted_bytes": "wasted bytes",
+    "updates": "updates",
+}
+REDUCED = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
+
+
+def converged_at_s(run: Run) -> float | None:
+    """The first time within half a point of the run's own best accuracy; None without any accuracy."""
+    time_s, accuracy = run.curve("accuracy")
+    if not len(accuracy):
+        return None
+    return float(time_s[np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN)])
+
+
+def costs_until(run: Run, until_s: float) -> dict[str, float]:
+    """Mean costs a device of everything that had ended by a moment, and the whole fleet's wasted bytes."""
+    return {name: float(values[0]) for name, values in costs_at(run, np.array([until_s])).items()}
+
+
+def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
+    """The same at each of some moments [n], each cost as float64 [n]; peak memory is of the whole run."""
+    spans = run.spans(["actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome"])
+    spans = spans.filter(pc.starts_with(spans["actor"], "device-"))
+    end_s, devices = spans["end_s"].to_numpy(), run.devices()
+    order = np.argsort(end_s, kind="stable")
+    ended = np.searchsorted(end_s[order], times_s, side="right")
+    code, kinds = encode(spans["kind"])
+    kind = np.array(kinds, dtype=object)[code]
+    radio, ok = np.isin(kind, ("upload", "download")), spans["outcome"].to_numpy(zero_copy_only=False) == "ok"
+
+    def until(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum(np.where(chosen, values, 0.0)[order])])[ended]
+
+    nbytes, everything = spans["nbytes"].to_numpy().astype(float), np.ones(len(end_s), dtype=bool)
+    up, down = (until(nbytes, kind == way) / len(devices) for way in ("upload", "download"))
+    peak = devices["peak_memory_bytes"].to_numpy()
+    return {
+        "time_s": np.asarray(times_s, dtype=float),
+        "flop": until(spans["flop"].to_numpy(), kind == "compute") / len(devices),
+        "uplink_bytes": up,
+        "downlink_bytes": down,
+        "communication_bytes": up + down,
+        "peak_memory_bytes": np.full(len(times_s), float(peak.mean()) if len(peak) else 0.0),
+        "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
+        "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
+        "wasted_bytes": until(nbytes, radio & ~ok),
+        "updates": np.array([_at(run, "updates", time_s) for time_s in times_s]),
+    }
+
+
+def _at(run: Run, name: str, until_s: float) -> float:
+    time_s, value = run.curve(name)
+    before = value[time_s <= until_s]
+    return float(before[-1]) if len(before) else 0.0
+
+
+def rows(entries: list[Entry], protocol: str, target: float | None = None) -> list[dict[str, Any]]:
+    """One row a method: means over its seeds, and half-widths (`..._pm`) of 95 % intervals where there are several.
+
+    `protocol` is "own" (up to the end of its own convergence) or "target" (up to the common target). A method of which
+    some seed does not reach the moment has None in its costs.
+    """
+    table = []
+    for label in dict.fromkeys(entry.label for entry in entries):
+        runs = [open_run(entry.folder) for entry in entries if entry.label == label]
+        each = [_row(run, protocol, target) for run in runs]
+        row: dict[str, Any] = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
+        for name in COLUMNS:
+            values = [r.get(name) for r in each]
+            row[name], row[f"{name}_pm"] = _interval(values)
+            row[f"{name}_each"] = values
+        row["by_backbone"] = {
+            b: float(np.mean([r.summary["by_backbone"][b] for r in runs])) for b in runs[0].summary["by_backbone"]
+        }
+        row["reached"] = sum(r["time_s"] is not None for r in each)
+        table.append(row)
+    return table
+
+
+def _row(run: Run, protocol: str, target: float | None) -> dict[str, Any]:
+    accuracies = {"final": run.summary["final"], "best": run.summary["best"]}
+    until_s = converged_at_s(run) if protocol == "own" else _reached_at_s(run, target)
+    if run.summary["dry"]:
+        until_s = run.summary["virtual_time_s"]
+    if until_s is None:
+        return {**accuracies, **dict.fromkeys(set(COLUMNS) - {"final", "best"})}
+    return {**accuracies, **costs_until(run, until_s)}
+
+
+def _reached_at_s(run: Run, target: float | None) -> float | None:
+    time_s, accuracy = run.curve("accuracy")
+    if target is None or not len(accuracy) or accuracy.max() < target:
+        return None
+    return float(time_s[np.argmax(accuracy >= target)])
+
+
+def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
+    if any(value is None for value in values):
+        return None, None
+    if len(values) == 1:
+        return float(values[0]), None
+    from scipy import stats
+
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(half)
+
+
+def reductions(
+    table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """How much less our method needs than the best baseline (default: any other method), column by column.
+
+    With several seeds `reduction` is that of the means and `reduction_pm` the half-width of a 95 % interval over the
+    reductions seed by seed (the seeds' worlds are common to both methods).
+    """
+    mine = next((row for row in table if row["method"] == ours), None)
+    if mine is None:
+        raise CompareError(f"the table has no method labelled {ours!r}")
+    found = {}
+    for name in REDUCED:
+        others = [
+            row
+            for row in table
+            if row["method"] != ours and row[name] is not None and (baselines is None or row["method"] in baselines)
+        ]
+        if mine[name] is None or not others:
+            continue
+        best = min(others, key=lambda row: row[name])
+        factor = best[name] / mine[name] if mine[name] else math.inf
+        found[name] = {"ours": mine[name], "best_other": best[name], "of": best["method"], "factor": factor}
+        found[name]["reduction"] = 1 - 1 / factor if factor else -math.inf
+        pairs = zip(mine.get(f"{name}_each", ()), best.get(f"{name}_each", ()), strict=True)
+        found[name]["reduction_pm"] = _interval([1 - ours_ / other for ours_, other in pairs if other] or [0.0])[1]
+    return found
+
+
+# --- what is written
+
+
+def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
+    """Every number of the table, in SI units, and each as a ratio to the reference method."""
+    base = next((row for row in table if row["method"] == reference), None)
+    names = [n for c in COLUMNS for n in (c, f"{c}_pm", *([f"{c}_ratio"] if base else []))]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["method", "kind", "seeds", "reached", *names], extrasaction="ignore")
+        writer.writeheader()
+        for row in table:
+            ratios = {f"{c}_ratio": _ratio(row[c], base[c]) for c in COLUMNS} if base else {}
+            writer.writerow({**row, **ratios})
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def shown(table: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Rows for people: the method and its cells in the order of COLUMNS."""
+    for row in table:
+        yield row["method"], [_cell(name, row[name], row[f"{name}_pm"]) for name in COLUMNS]
+
+
+def _cell(name: str, value: float | None, pm: float | None) -> str:
+    from sim.units import format_bytes, format_seconds, format_si
+
+    if value is None:
+        return "–" if name in ("final", "best") else "not reached"
+    if name in ("final", "best"):
+        return f"{value:.3f}" + (f" ± {pm:.3f}" if pm is not None else "")
+    write = {
+        "time_s": format_seconds,
+        "waiting_s": format_seconds,
+        "flop": lambda v: format_si(v, "FLOP"),
+        "energy_j": lambda v: format_si(v, "J"),
+        "updates": lambda v: f"{v:,.0f}",
+    }.get(name, format_bytes)
+    return write(value) + (f" ± {write(pm)}" if pm is not None else "")
+
+
+def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The tables as Markdown, one below the other."""
+    parts = []
+    for title, table in tables.items():
+        head = ["method", *COLUMNS.values()]
+        lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in shown(table)]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The tables as LaTeX tabulars (booktabs)."""
+    parts = []
+    for title, table in tables.items():
+        head = " & ".join(["method", *COLUMNS.values()])
+        body = [" & ".join(_escaped(c) for c in [name, *cells]) + r" \\" for name, cells in shown(table)]
+        spec = "l" + "r" * len(COLUMNS)
+        lines = [f"% {title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head + r" \\", r"\midrule", *body]
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    for plain, tex in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$"), ("µ", r"\textmu{}")):
+        text = text.replace(plain, tex)
+    return text
