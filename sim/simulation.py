@@ -36,7 +36,7 @@ from sim.streams import Streams
 from sim.task import Task, load_task
 
 if TYPE_CHECKING:
-    from sim.learner import NullLearner
+    from sim.learners.null import NullLearner
 
 STEPS_BETWEEN_LOOKS = 20  # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
 LONGEST_S = 9e9  # 285 years: a timeline counts nanoseconds in 64 bits
@@ -86,6 +86,8 @@ class Simulation:
     leaves the learning out: timing, bytes, FLOP and joules alone; `texts` takes the place of the scenario's data set.
     """
 
+    device_type, server_type = Device, Server
+
     def __init__(
         self,
         scenario: Scenario,
@@ -102,7 +104,7 @@ class Simulation:
         self.scenario, self.dry, self.watch = scenario, dry, watch or Watch()
         self.journal = journal or Journal(None)
         self.store_folder = assets.cache_dir() / "activations"
-        self.env, self.recorder, self.host = simpy.Environment(), Recorder(), Host(workers)
+        self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
@@ -278,6 +280,10 @@ class Simulation:
             lengths[name][samples] = self.task.lengths(spec, samples)
         return lengths
 
+    @staticmethod
+    def _clock() -> simpy.Environment:
+        return simpy.Environment()
+
     def _network(self, members: list[fleet.Member]) -> Network:
         s = self.scenario
         cells = {name: Cell(cell.up, cell.down) for name, cell in s.cells.items()}
@@ -305,7 +311,7 @@ class Simulation:
                     f"{member.id} has its data only after {LONGEST_S:.0e} s: let it join, or data come, sooner"
                 )
             client = self.task.clients[i] if self.task.clients else None
-            made.append(Device(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
+            made.append(self.device_type(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
         return made
 
     def _joining_times(self, count: int) -> np.ndarray:
@@ -324,7 +330,7 @@ class Simulation:
             profile = profile.with_overhead(settings.engine, settings.step_overhead)
         rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None
         model = ComputeModel(profile, settings.engine, rng, self.scenario.jitter)
-        return Server(self, profile, model)
+        return self.server_type(self, profile, model)
 
     def _check_memory(self) -> None:
         """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""
