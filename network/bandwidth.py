@@ -6,7 +6,7 @@ import csv
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from math import exp, floor, inf, isfinite, log, sqrt
+from math import erf, exp, floor, inf, isfinite, log, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,46 @@ def lognormal_ar1(
         log_bps.append(state)
     capacity_bps = [mean_bps * exp(x - variance / 2) for x in log_bps]
     return CapacityTrace([i * step_s for i in range(n_steps)], capacity_bps, n_steps * step_s)
+
+
+def quantile_ar(
+    quantiles_bps: Sequence[float],
+    probabilities: Sequence[float],
+    slow_share: float,
+    slow_s: float,
+    fast_lag1: float,
+    n_steps: int,
+    rng: np.random.Generator,
+    step_s: float = 1.0,
+) -> CapacityTrace:
+    """A stationary trace whose steps have the given quantiles, and whose ranks wander on two time scales.
+
+    A Gaussian copula: capacity = Q(Phi(z)) with z = sqrt(w) slow + sqrt(1 - w) fast, two AR(1) of variance 1, w the
+    `slow_share`; z has autocorrelation w exp(-k step_s / slow_s) + (1 - w) fast_lag1^k at lag k. Q joins the quantiles
+    (bit/s, at `probabilities` from 0 to 1) by straight lines. For links that are not log-normal (outages, two levels) and
+    whose level drifts over minutes, which one AR(1) cannot do. The trace repeats after `n_steps * step_s` seconds.
+    """
+    rises = all(b >= a for a, b in pairwise(quantiles_bps)) and all(b > a for a, b in pairwise(probabilities))
+    spans = len(quantiles_bps) == len(probabilities) >= 2 and (probabilities[0], probabilities[-1]) == (0, 1)
+    if not (rises and spans and quantiles_bps[0] >= 0):
+        raise NetworkError("quantile_ar needs rising quantiles_bps, one for each of the probabilities from 0 to 1")
+    if not (0 <= slow_share <= 1 and slow_s > 0 and 0 <= fast_lag1 < 1 and n_steps >= 1 and step_s > 0):
+        raise NetworkError(
+            "quantile_ar needs 0 <= slow_share <= 1, slow_s > 0, 0 <= fast_lag1 < 1, n_steps >= 1 and step_s > 0"
+        )
+    slow, fast = (_ar1(rho, n_steps, rng) for rho in (exp(-step_s / slow_s), fast_lag1))
+    z = sqrt(slow_share) * slow + sqrt(1 - slow_share) * fast
+    capacity_bps = np.interp([0.5 * (1 + erf(x / sqrt(2))) for x in z], probabilities, quantiles_bps)
+    return CapacityTrace([i * step_s for i in range(n_steps)], capacity_bps, n_steps * step_s)
+
+
+def _ar1(rho: float, n_steps: int, rng: np.random.Generator) -> np.ndarray:
+    """A stationary Gaussian AR(1) of variance 1."""
+    states = rng.standard_normal(n_steps)
+    shock_sd = sqrt(1 - rho * rho)
+    for i in range(1, n_steps):
+        states[i] = rho * states[i - 1] + shock_sd * states[i]
+    return states
 
 
 def drive(env: simpy.Environment, link, trace: CapacityTrace) -> Iterator[simpy.Event]:
