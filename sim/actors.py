@@ -20,6 +20,7 @@ from devices.profile import DeviceProfile
 from learning.cost import Cost
 
 if TYPE_CHECKING:
+    from sim.learners.null import NullLearner
     from sim.simulation import Simulation
 
 
@@ -237,6 +238,32 @@ class Server:
         free = [d for d in self.sim.devices if d.is_serving and self.sim.is_at_work(d) and d not in busy]
         rng = self.sim.streams.rng("server/selection", version)
         return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
+
+    def rounds(self, count: int, learner: NullLearner, story: Callable[[int], Generator[Any, Any, int]]) -> Generator:
+        """Live `story` for every round (it returns how many devices answered), until there are no more rounds, the target
+        is reached or no device is at work; then let the devices go and end the training.
+        """
+        for number in range(count):
+            answered = yield from story(number)
+            self.sim.after_update(learner, None, answered)
+            if self.sim.target_reached or not self.sim.devices_at_work:
+                break
+        yield from self.dismiss()
+        self.sim.end_training(learner)
+
+    def ask(
+        self,
+        devices: Sequence[Device],
+        version: int,
+        model: Any,
+        wanted: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Give these devices a task and collect their answers: of all of them, or of so many as are wanted."""
+        task = Task(version, model, self.sim.env.event())
+        for device in devices:
+            device.assign(task)
+        return (yield from self.collect(task, devices, len(devices) if wanted is None else wanted, deadline_s))
 
     def dismiss(self) -> Generator:
         """Tell every device that there will be no more tasks."""

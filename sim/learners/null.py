@@ -15,6 +15,8 @@ from sim.actors import Work
 class NullLearner:
     """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
 
+    state: Any = None  # of the server's model, where the method sends one to devices
+
     def work(self, cost: Cost, name: str, *args: Any) -> Work:
         """A piece of work that only takes time."""
         return Work(cost)

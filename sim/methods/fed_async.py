@@ -73,7 +73,7 @@ class FedAsync(FederatedPeft):
         """The present model, to be worked on without any round to wait for."""
         closed = self.sim.env.event()
         closed.succeed()
-        return Task(self.version, getattr(self.learner, "state", None), closed)
+        return Task(self.version, self.learner.state, closed)
 
     def aggregation(self, buffer: list[Payload]) -> Work:
         """Mixing or stepping; the staleness of each answer is noted as it is applied."""

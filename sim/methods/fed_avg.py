@@ -6,15 +6,16 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from learning.aggregation import ServerOptimiser
 from learning.cost import Cost
-from sim.actors import Payload, Server, Task, Work
+from sim.actors import Payload, Server, Work
 from sim.learners.federated import FedAvgLearner
 from sim.learners.null import NullLearner
 from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
@@ -48,23 +49,20 @@ class FedAvg(FederatedPeft):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
-        for number in range(self.config.rounds):
-            asked = yield from server.select(math.ceil(wanted * self.config.over_selection), number)
-            task = Task(number, getattr(self.learner, "state", None), self.sim.env.event())
-            for device in asked:
-                device.assign(task)
-            answers = yield from server.collect(task, asked, min(wanted, len(asked)), self.config.deadline)
-            yield from server.compute(self.aggregation(task, answers), [p.number for p in answers], "aggregate")
-            self.sim.after_update(self.learner, None, len(answers))
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
 
-    def aggregation(self, task: Task, answers: list[Payload]) -> Work:
+    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+        """One round: ask, collect, average."""
+        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
+        asked = yield from server.select(math.ceil(wanted * self.config.over_selection), number)
+        sent = self.learner.state
+        answers = yield from server.ask(asked, number, sent, min(wanted, len(asked)), self.config.deadline)
+        yield from server.compute(self.aggregation(sent, answers), [p.number for p in answers], "aggregate")
+        return len(answers)
+
+    def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The server's mean and step: a few passes over the numbers."""
         numbers = sum(payload.nbytes / 4 for payload in answers)
         weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
-        parts = ([p.sender.backbone for p in answers], task.model, [p.data for p in answers], weights)
+        parts = ([p.sender.backbone for p in answers], sent, [p.data for p in answers], weights)
         return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)

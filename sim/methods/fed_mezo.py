@@ -7,8 +7,9 @@ missed, or downloads the model again where that is less (docs/forward_only_and_s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -77,19 +78,15 @@ class FedMezo(ForwardOnly):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        for number in range(self.config.rounds):
-            asked = yield from server.select(self.wanted, number)
-            task = Task(number, getattr(self.learner, "state", None), self.sim.env.event())
-            for device in asked:
-                device.assign(task)
-            answers = yield from server.collect(task, asked, len(asked))
-            yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
-            self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in answers))
-            self.sim.after_update(self.learner, None, len(answers))
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
+
+    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+        """One round: ask, collect, make the devices' models of their probes and average them."""
+        asked = yield from server.select(self.wanted, number)
+        answers = yield from server.ask(asked, number, self.learner.state)
+        yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
+        self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in answers))
+        return len(answers)
 
     def aggregation(self, answers: list[Payload]) -> Work:
         """Make the devices' models of their probes, and average them."""

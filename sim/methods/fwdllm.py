@@ -7,6 +7,7 @@ the published ones; what they leave open is a setting (docs/forward_only_and_spl
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,17 +77,16 @@ class FwdLLM(ForwardOnly):
         return self.learner.work(cost, "probe", device.backbone, batches, state, seeds, c.h, c.shared_seeds)
 
     def server(self, server: Server) -> Generator:
-        """Rounds of asking until the gradients agree, each ended by one step."""
-        for number in range(self.config.rounds):
-            devices = yield from server.select(self.wanted, number)
-            answers = yield from self.agreed(server, devices, number)
-            if answers:
-                yield from server.compute(self.step(answers, number), kind="aggregate")
-            self.sim.after_update(self.learner, None, len(answers))
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        """Rounds, until there are no more or the target is reached."""
+        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.agree, server))
+
+    def agree(self, server: Server, number: int) -> Generator[Any, Any, int]:
+        """One round: ask until the gradients agree, and make one step."""
+        devices = yield from server.select(self.wanted, number)
+        answers = yield from self.agreed(server, devices, number)
+        if answers:
+            yield from server.compute(self.step(answers, number), kind="aggregate")
+        return len(answers)
 
     def agreed(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, list[tuple]]:
         """Ask the devices until their gradients agree; returns all (payload, gradient)."""
@@ -97,11 +97,8 @@ class FwdLLM(ForwardOnly):
                 break
             chosen = yield from server.compute(self.choosing(devices, number), kind="choose")
             seeds = dict(zip((d.id for d in devices), chosen or [None] * len(devices), strict=True))
-            model = (getattr(self.learner, "state", None), seeds, ask == 0)
-            task, self.asked = Task(self.asked, model, self.sim.env.event()), self.asked + 1
-            for device in devices:
-                device.assign(task)
-            came = yield from server.collect(task, devices, len(devices))
+            came = yield from server.ask(devices, self.asked, (self.learner.state, seeds, ask == 0))
+            self.asked += 1
             gathered = yield from server.compute(self.gathering(came, answers), [p.number for p in came], "gather")
             gradients, needs_more = gathered or ([None] * len(answers + came), False)
             answers = list(zip([p for p, _ in answers] + came, gradients, strict=True))

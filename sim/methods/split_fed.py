@@ -7,6 +7,7 @@ have their turns one by one, in random order, and the client parts alone are ave
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from learning.catalogue import config_of, depth_of
 from learning.count_split import part_architecture
-from sim.actors import Device, Payload, Server, Task
+from sim.actors import Device, Server, Task
 from sim.methods.shared.federated_peft import LEARNING_RATES
 from sim.methods.shared.split_training import SplitSettings, SplitTraining
 
@@ -74,27 +75,18 @@ class SplitFed(SplitTraining):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
-        for number in range(self.config.rounds):
-            asked = yield from server.select(wanted, number)
-            model, answers = getattr(self.learner, "held", None), []
-            if self.in_parallel:
-                self.copies = {}
-                answers = yield from self.turn(server, model, asked)
-            else:
-                for i in self.sim.streams.rng("server/turns", number).permutation(len(asked)):
-                    answers += yield from self.turn(server, model, [asked[i]])
-            yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
-            self.sim.after_update(self.learner, None, len(answers))
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
 
-    def turn(self, server: Server, model: Any, devices: list[Device]) -> Generator[Any, Any, list[Payload]]:
-        """Let these devices train their parts, and wait for all of them."""
-        self.turns += 1
-        task = Task(self.turns, model, self.sim.env.event())
-        for device in devices:
-            device.assign(task)
-        return (yield from server.collect(task, devices, len(devices)))
+    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+        """One round: all clients at once or one by one, then the means."""
+        asked = yield from server.select(max(1, round(self.config.participation * len(self.sim.devices))), number)
+        model, answers, turns = getattr(self.learner, "held", None), [], [asked]
+        if self.in_parallel:
+            self.copies = {}
+        else:
+            turns = [[asked[i]] for i in self.sim.streams.rng("server/turns", number).permutation(len(asked))]
+        for devices in turns:
+            self.turns += 1
+            answers += yield from server.ask(devices, self.turns, model)
+        yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
+        return len(answers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -91,24 +91,20 @@ class Spry(ForwardOnly):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        for number in range(self.config.rounds):
-            asked = yield from server.select(self.wanted, number)
-            order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
-            places = {device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)}
-            task = Task(number, (getattr(self.learner, "state", None), places), self.sim.env.event())
-            for device in asked:
-                device.assign(task)
-            answers = yield from server.collect(task, asked, len(asked))
-            yield from server.compute(self.aggregation(task, answers), [p.number for p in answers], "aggregate")
-            self.sim.after_update(self.learner, None, len(answers))
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.deal_out, server))
 
-    def aggregation(self, task: Task, answers: list[Payload]) -> Work:
+    def deal_out(self, server: Server, number: int) -> Generator[Any, Any, int]:
+        """One round: deal the tensors in a random order, collect, average each tensor."""
+        asked = yield from server.select(self.wanted, number)
+        order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
+        places = {device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)}
+        answers = yield from server.ask(asked, number, (self.learner.state, places))
+        yield from server.compute(self.aggregation(places, answers), [p.number for p in answers], "aggregate")
+        return len(answers)
+
+    def aggregation(self, places: dict[str, tuple[int, int]], answers: list[Payload]) -> Work:
         """The mean of each tensor and the server's step: a few passes over the numbers."""
         numbers = sum(payload.nbytes / 4 for payload in answers)
-        names = [self.learned(p.sender, task.model[1][p.sender.id]) for p in answers]
+        names = [self.learned(p.sender, places[p.sender.id]) for p in answers]
         parts = (names, [p.data for p in answers], self.config.server_optimiser)
         return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)
