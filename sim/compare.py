@@ -17,15 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.cost_table import rows
+from sim.cost_table import CompareError, rows
 from sim.run_directory import read_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import ScenarioError, changed, digest, resolved
 from sim.streams import Streams
-
-
-class CompareError(ValueError):
-    """A comparison cannot be made; the message says why."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 CONVERGED_WITHIN = 0.005
 
+
+class CompareError(ValueError):
+    """A comparison cannot be made; the message says why."""
+
+
 COLUMNS = {
     "final": "accuracy, final",
     "best": "accuracy, best",

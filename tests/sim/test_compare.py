@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from sim.compare import CompareError, Entry, candidates, is_done, plan
-from sim.cost_table import converged_at_s, costs_until, reductions, rows
+from sim.compare import Entry, candidates, is_done, plan
+from sim.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
 from sim.results import open_run
 from sim.scenario import Scenario
 from sim.scenario_file import load
