@@ -225,6 +225,12 @@ def every_other_minute(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(even, series, np.nan), np.where(even, np.nan, series)
 
 
+def test_a_simulated_link_passes_what_its_trace_offers():
+    """So what holds for the trace holds for the link."""
+    trace = Variation((0, 2e6, 8e6, 30e6), (0, 0.1, 0.5, 1), 0.7, 60, 0.4).trace(300, np.random.default_rng(0))
+    assert through_a_link(trace, 300) == pytest.approx(trace.capacity_bps, rel=1e-6)
+
+
 def minute_cv(series: np.ndarray) -> float:
     whole = series[: len(series) // MINUTE * MINUTE].reshape(-1, MINUTE)
     means = np.nanmean(whole, axis=1)
@@ -241,8 +247,7 @@ def test_simulated_links_reproduce_minutes_that_the_fit_did_not_see(group, n):
     for series in runs:
         fit_on, held = every_other_minute(series)
         variation = fit_variation(fit_on)
-        traces = [variation.trace(len(series), np.random.default_rng(seed)) for seed in range(3)]
-        simulated.append(np.mean([triple(through_a_link(trace, len(series))) for trace in traces], axis=0))
+        simulated.append(np.mean([triple(drawn(variation, len(series), seed)) for seed in range(12)], axis=0))
         held_out.append(triple(held))
     assert np.mean(simulated, axis=0) == pytest.approx(np.mean(held_out, axis=0), rel=0.15)
 
