@@ -1,7 +1,16 @@
-"""Does it fit? Memory that a method needs on a device, against what the device has. Plain numbers, no allocation."""
+"""Does it fit? Memory that a method needs on a device, against what the device has. Plain numbers, no allocation.
 
+And does it still fit later on? Other apps take a share of the RAM that changes with time; work that needs more than they
+leave is ended by the operating system at that moment.
+"""
+
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+
+from devices.load import Spells
 
 
 def needed_bytes(weights_bytes: int, kept_bytes: int, peak_activation_bytes: int) -> int:
@@ -54,6 +63,41 @@ def find_shortage(backbone: str, memory_bytes: int, candidates: Iterable[tuple[s
         return None
     fitting = sorted((name for name, need in needed.items() if need <= memory_bytes), key=lambda n: (-needed[n], n))
     return Shortage(backbone, needed[backbone], memory_bytes, tuple(fitting))
+
+
+def pressure(rng: np.random.Generator, every_s: float = 300.0, share: tuple[float, float] = (0.3, 0.6)) -> Spells:
+    """The share of RAM that everything else holds: uniform within `share`, anew after exponential times of mean `every_s`.
+
+    Both defaults are estimated, as no measured distribution was found: sweep them.
+    """
+
+    def draw() -> tuple[float, float]:
+        seconds, uniform = rng.exponential(every_s), rng.random()
+        return float(seconds), share[0] + (share[1] - share[0]) * uniform
+
+    return Spells(draw)
+
+
+def shortage_at_s(taken: Spells, memory_bytes: float, needed: float, start_s: float, end_s: float) -> float:
+    """The first moment from `start_s` until just before `end_s` at which less than `needed` is free; infinite if none."""
+    time_s = start_s
+    for share, until_s in taken.from_(start_s):
+        if needed > memory_bytes * (1 - share):
+            return time_s
+        time_s = until_s
+        if time_s >= end_s:
+            return math.inf
+    raise AssertionError("spells have no end")
+
+
+def fits_at_s(taken: Spells, memory_bytes: float, needed: float, start_s: float) -> float:
+    """The first moment from `start_s` on at which `needed` is free. Endless if the least share leaves too little."""
+    time_s = start_s
+    for share, until_s in taken.from_(start_s):
+        if needed <= memory_bytes * (1 - share):
+            return time_s
+        time_s = until_s
+    raise AssertionError("spells have no end")
 
 
 def _readable(nbytes: int) -> str:

@@ -5,10 +5,13 @@ A device is idle all the time and adds, for as long as it computes, sends or rec
     P(t) = idle + sum over active states of (P_state - idle)
 
 So alone, a state draws exactly its own power, and overlapping compute and radio add up, as they are separate parts of
-the device.
+the device. A radio's power grows with its rate, P = a + b x rate, where a profile has the two numbers: then the joules of
+a transfer are a x seconds + b x Mbit, whatever the rate did meanwhile.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from devices.profile import Power
 
@@ -27,6 +30,23 @@ def joules(power: Power, state: str, duration_s: float) -> float:
     if duration_s < 0:
         raise ValueError(f"a duration cannot be negative: {duration_s} s")
     return watts(power, state) * duration_s
+
+
+def transfer_joules(power: Power, way: str, duration_s: float, nbytes: float, by_rate: bool = True) -> float:
+    """Joules of the whole device while it sends (`uplink`) or receives (`downlink`) so many bytes in so many seconds.
+
+    By rate where the profile says how (`<way>_base_w` and `<way>_w_per_mbps`), else at the constant `<way>_w`.
+    """
+    base_w, w_per_mbps = getattr(power, f"{way}_base_w"), getattr(power, f"{way}_w_per_mbps")
+    if not by_rate or base_w is None or w_per_mbps is None:
+        return joules(power, way, duration_s)
+    return base_w * duration_s + w_per_mbps * nbytes * 8e-6
+
+
+def fit_radio(rate_mbps: Sequence[float], power_w: Sequence[float]) -> tuple[float, float]:
+    """Least-squares line through measured (rate, power): watts at no rate, watts per Mbit/s."""
+    slope, base = np.polyfit(np.asarray(rate_mbps, dtype=float), np.asarray(power_w, dtype=float), 1)
+    return float(base), float(slope)
 
 
 def power_at_w(power: Power, spans: Iterable[tuple[str, float, float]], time_s: float) -> float:

@@ -50,12 +50,19 @@ class Engine:
 
 @dataclass(frozen=True)
 class Power:
-    """Power drawn by the whole device in each state, in watts (not above idle)."""
+    """Power drawn by the whole device in each state, in watts (not above idle).
+
+    The radio's is a constant, or, where the optional numbers are known, base + w_per_mbps x rate.
+    """
 
     compute_w: float
     uplink_w: float
     downlink_w: float
     idle_w: float
+    uplink_base_w: float | None = None
+    uplink_w_per_mbps: float | None = None
+    downlink_base_w: float | None = None
+    downlink_w_per_mbps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class DeviceProfile:
 
     `memory_bytes` is all the RAM, the operating system's share included. `memory_bandwidth_bytes_per_s` is the
     achieved share of the peak. `jitter_cv` is the coefficient of variation of one step's time. `sustained_factor` and
-    `sustained_tau_s` describe how the rate sinks under continuous load (no model uses them yet).
+    `sustained_tau_s` describe how the rate sinks under continuous load (`devices/thermal.py`). `battery_wh` is None for a
+    device on the mains, or of unknown battery.
     `provenance` maps dotted keys such as `engines.simple.flop_per_s` to their source.
     """
 
@@ -96,6 +104,7 @@ class DeviceProfile:
     sustained_tau_s: float
     provenance: dict[str, Provenance] = field(hash=False, repr=False)
     measurements: tuple[Measurement, ...] = field(default=(), repr=False)
+    battery_wh: float | None = None
 
     def with_overhead(self, engine: str, overhead_s: float) -> "DeviceProfile":
         """The same device with another fixed time of a piece of work on one engine."""
@@ -155,12 +164,16 @@ class _Parser:
     def profile(self, data: Any) -> DeviceProfile:
         required = ("name", "title", "kind", "memory_bytes", "memory_bandwidth_bytes_per_s", "engines", "power")
         required += ("jitter_cv", "sustained_factor", "sustained_tau_s")
-        data = self.mapping(data, "", required, optional=("measurements",))
+        data = self.mapping(data, "", required, optional=("measurements", "battery_wh"))
         if data["kind"] not in KINDS:
             self.fail("kind", f"found {data['kind']!r}, allowed: {', '.join(KINDS)}")
         engines = self.engines(data["engines"])
         power_keys = ("compute_w", "uplink_w", "downlink_w", "idle_w")
-        power = self.mapping(data["power"], "power", power_keys)
+        by_rate = tuple(f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps"))
+        power = self.mapping(data["power"], "power", power_keys, optional=by_rate)
+        for base, slope in (by_rate[:2], by_rate[2:]):
+            if (base in power) != (slope in power):
+                self.fail("power", f"{base} and {slope} go together: give both, or neither")
         return DeviceProfile(
             name=self.text(data["name"], "name"),
             title=self.text(data["title"], "title"),
@@ -170,12 +183,13 @@ class _Parser:
                 data["memory_bandwidth_bytes_per_s"], "memory_bandwidth_bytes_per_s", above=0
             ),
             engines=engines,
-            power=Power(**{key: self.number(power[key], f"power.{key}", least=0) for key in power_keys}),
+            power=Power(**{key: self.number(power[key], f"power.{key}", least=0) for key in power}),
             jitter_cv=self.number(data["jitter_cv"], "jitter_cv", least=0),
             sustained_factor=self.number(data["sustained_factor"], "sustained_factor", above=0, most=1),
             sustained_tau_s=self.number(data["sustained_tau_s"], "sustained_tau_s", least=0),
             provenance=self.provenance,
             measurements=self.measurements(data.get("measurements") or [], engines),
+            battery_wh=self.number(data["battery_wh"], "battery_wh", above=0) if "battery_wh" in data else None,
         )
 
     def engines(self, data: Any) -> dict[str, Engine]:
