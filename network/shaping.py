@@ -15,6 +15,7 @@ even where the host wakes late. Nothing of the simulator's clock is here: this m
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -163,6 +164,8 @@ class ShapedRelay:
         try:
             try:
                 far_reader, far_writer = await asyncio.open_connection(*self.target)
+                for end in (writer, far_writer):  # else the kernel would queue megabytes in front of the bottleneck
+                    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES // 2)
             except OSError:
                 self.unreached += 1
                 return

@@ -1,0 +1,304 @@
+"""Measuring a path over TCP: one end listens, the other asks for bulk up, bulk down and small transfers.
+
+Each connection does one thing. The server greets with a line of JSON, the client answers with one that says what it wants:
+
+    up     the client sends as fast as it can; after so many seconds the server answers what arrived in each step
+    down   the server sends as fast as it can; the client counts
+    take   sizes and bytes by turns, each answered by one byte when the last has arrived: round trips and transfer times
+
+Throughput is counted where it arrives: at the sender a series would show its socket buffer filling. Every wait is bounded,
+and what goes wrong is one message (NetworkError). Times are the event loop's; the simulator's clock has no part in this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from network.errors import NetworkError
+
+PORT = 5207
+STEP_S = 0.1
+QUIET_S = 10.0  # nobody waits longer than this for a next byte
+TURN_S = 5.0  # for the client before to be seen off
+LONGEST_S = 600.0
+ROUND_TRIPS = 30
+ROUND_TRIP_BYTES = 16
+TRANSFER_BYTES = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
+REPEATS = 3
+LARGEST_BYTES = 10_000_000
+BLOCK = bytes(65536)
+GREETING = {"mobifleet-link": 1}
+
+Progress = Callable[[str, float, float], None]  # what is measured now, seconds done, seconds in all
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one measurement saw: bytes that arrived in each step of `step_s`, as bit/s; times of round trips and transfers in s.
+
+    `transfers`: (bytes, seconds) over an open connection, from the first byte sent to the answer.
+    """
+
+    up_bps: np.ndarray
+    down_bps: np.ndarray
+    step_s: float
+    connect_s: tuple[float, ...]
+    round_trips_s: tuple[float, ...]
+    transfers: tuple[tuple[int, float], ...]
+
+
+async def listen(
+    host: str, port: int, on_client: Callable[[str, str], None] = lambda peer, wish: None
+) -> asyncio.Server:
+    """The serving end, listening; it serves one client at a time until it is closed.
+
+    Raises NetworkError if the port cannot be had.
+    """
+    one_at_a_time = asyncio.Lock()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await one_at_a_time.acquire()
+        except TimeoutError:
+            writer.write(_line(GREETING | {"busy": True}))
+            writer.close()
+            return
+        # A client that has gone, or that speaks another language, is no news.
+        with suppress(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+            writer.write(_line(GREETING))
+            async with asyncio.timeout(QUIET_S):
+                wish = json.loads(await reader.readline())
+            serve = {"up": _count_for, "down": _send_for, "take": _take}[wish["do"]]
+            on_client(writer.get_extra_info("peername")[0], wish["do"])
+            await serve(reader, writer, min(float(wish.get("seconds", 0)), LONGEST_S))
+        one_at_a_time.release()
+        writer.close()
+
+    try:
+        return await asyncio.start_server(connected, host, port)
+    except OSError as error:
+        raise NetworkError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+
+
+async def measure(
+    host: str, port: int, seconds: float, on_progress: Progress = lambda stage, done_s, all_s: None
+) -> Probe:
+    """Measure the path to a listening end: `seconds` of bulk each way, and a few seconds of small transfers.
+
+    Raises NetworkError if nobody listens, somebody else answers, the server is busy, or the path falls silent or is cut.
+    """
+    if not 0 < seconds <= LONGEST_S:
+        raise NetworkError(f"a measurement lasts from 0 to {LONGEST_S:.0f} s each way, not {seconds:g} s")
+    client = _Client(host, port, on_progress)
+    round_trips_s, transfers = await client.small_transfers(seconds)
+    up_bps = await client.bulk_up(seconds)
+    down_bps = await client.bulk_down(seconds)
+    return Probe(up_bps, down_bps, STEP_S, tuple(client.connect_s), tuple(round_trips_s), tuple(transfers))
+
+
+class _Client:
+    def __init__(self, host: str, port: int, on_progress: Progress):
+        self.host, self.port, self.on_progress = host, port, on_progress
+        self.connect_s: list[float] = []
+        self.stage = "connecting"
+
+    async def small_transfers(self, seconds: float) -> tuple[list[float], list[tuple[int, float]]]:
+        """Round trips, then transfers of growing size while one more will not take longer than the time allowed."""
+        reader, writer = await self._open("round trips and small transfers", {"do": "take"})
+        loop = asyncio.get_running_loop()
+        began_s, allowed_s = loop.time(), max(seconds, 3.0)
+        round_trips_s, transfers = [], []
+        try:
+            for _ in range(ROUND_TRIPS):
+                round_trips_s.append(await self._transfer(reader, writer, ROUND_TRIP_BYTES))
+            for nbytes in TRANSFER_BYTES:
+                for _ in range(REPEATS):
+                    took_s = await self._transfer(reader, writer, nbytes)
+                    transfers.append((nbytes, took_s))
+                    self.on_progress(self.stage, min(allowed_s, loop.time() - began_s), allowed_s)
+                if loop.time() - began_s + 4 * REPEATS * took_s > allowed_s:
+                    break
+        finally:
+            _hang_up(writer)
+        return round_trips_s, transfers
+
+    async def _transfer(self, reader, writer, nbytes: int) -> float:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        writer.write(nbytes.to_bytes(8, "big") + bytes(nbytes))
+        if not await self._wait(reader.read(1)):
+            raise self._cut(loop.time() - began_s)
+        return loop.time() - began_s
+
+    async def bulk_up(self, seconds: float) -> np.ndarray:
+        """bit/s that arrived at the server in each step."""
+        reader, writer = await self._open("uplink", {"do": "up", "seconds": seconds})
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+
+        async def send() -> None:
+            with suppress(OSError):  # the wait for the answer says what has happened
+                while True:
+                    writer.write(BLOCK)
+                    await writer.drain()
+
+        sending = asyncio.create_task(send())
+        answering = asyncio.create_task(reader.readline())
+        try:
+            while not answering.done():
+                await asyncio.wait([answering], timeout=0.2)
+                elapsed_s = loop.time() - began_s
+                self.on_progress(self.stage, min(elapsed_s, seconds), seconds)
+                if elapsed_s > seconds + QUIET_S:
+                    raise self._silent(elapsed_s)
+            try:
+                counts = json.loads(answering.result())
+            except (OSError, ValueError):
+                raise self._cut(loop.time() - began_s) from None
+        finally:
+            sending.cancel()
+            answering.cancel()
+            _hang_up(writer)
+        return _as_bps(counts)
+
+    async def bulk_down(self, seconds: float) -> np.ndarray:
+        """bit/s that arrived here in each step."""
+        reader, writer = await self._open("downlink", {"do": "down", "seconds": seconds})
+        try:
+            counts, whole_s = await _count(
+                reader, seconds, lambda done_s: self.on_progress(self.stage, done_s, seconds), self._wait
+            )
+        finally:
+            _hang_up(writer)
+        if whole_s < seconds:
+            raise self._cut(whole_s)
+        return _as_bps(counts)
+
+    async def _open(self, stage: str, wish: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop, where = asyncio.get_running_loop(), f"{self.host}:{self.port}"
+        self.stage = stage
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(QUIET_S):
+                reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**20)
+                self.connect_s.append(loop.time() - began_s)
+                greeting = json.loads(await reader.readline())
+                if not isinstance(greeting, dict) or "mobifleet-link" not in greeting:
+                    raise ValueError
+        except TimeoutError:
+            raise NetworkError(
+                f"no answer from {where} within {QUIET_S:g} s: check the address, and that no firewall drops the port"
+            ) from None
+        except ConnectionRefusedError:
+            raise NetworkError(
+                f"{where} refused the connection: start `mobifleet calibrate link --serve --port {self.port}` there"
+            ) from None
+        except OSError as error:
+            raise NetworkError(f"cannot connect to {where}: {error.strerror or error}") from None
+        except ValueError:
+            raise NetworkError(f"{where} answers, but is not `mobifleet calibrate link --serve`") from None
+        if greeting.get("busy"):
+            _hang_up(writer)
+            raise NetworkError(f"{where} is measuring with somebody else: try again when it has finished")
+        writer.write(_line(wish))
+        return reader, writer
+
+    async def _wait(self, coming):
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        try:
+            async with asyncio.timeout(QUIET_S):
+                return await coming
+        except TimeoutError:
+            raise self._silent(loop.time() - began_s) from None
+        except OSError:
+            return b""
+
+    def _cut(self, after_s: float) -> NetworkError:
+        return NetworkError(
+            f"the connection to {self.host}:{self.port} was cut {after_s:.1f} s into measuring ({self.stage}): "
+            "is the serving end still running? Nothing was written; run it again"
+        )
+
+    def _silent(self, after_s: float) -> NetworkError:
+        return NetworkError(
+            f"{self.host}:{self.port} fell silent while measuring ({self.stage}, {after_s:.1f} s without an answer): "
+            "the path may be down; run it again, or with fewer --seconds"
+        )
+
+
+# ---- the serving end
+
+
+async def _count_for(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    counts, whole_s = await _count(reader, seconds)
+    if whole_s < seconds:
+        return
+    writer.write(_line(counts))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(QUIET_S):
+            while await reader.read(2**20):  # what was on its way: closing now would lose the answer
+                pass
+
+
+async def _send_for(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds + QUIET_S):  # the client hangs up when it has counted enough
+            while True:
+                writer.write(BLOCK)
+                await writer.drain()
+
+
+async def _take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _seconds: float) -> None:
+    while True:
+        async with asyncio.timeout(2 * QUIET_S):
+            left = int.from_bytes(await reader.readexactly(8), "big")
+            if left > LARGEST_BYTES:
+                return
+            while left:
+                left -= len(await reader.readexactly(min(left, len(BLOCK))))
+        writer.write(b".")
+
+
+async def _count(
+    reader: asyncio.StreamReader, seconds: float, on_progress=lambda done_s: None, wait=None
+) -> tuple[list[int], float]:
+    """Bytes that arrive in each step from the first byte on, and for how long they did: less than `seconds` if cut."""
+    loop = asyncio.get_running_loop()
+    counts, began_s, told_s = [0] * max(1, round(seconds / STEP_S)), None, 0.0
+    while True:
+        data = await (wait(reader.read(2**20)) if wait else asyncio.wait_for(reader.read(2**20), QUIET_S))
+        now_s = loop.time()
+        began_s = now_s if began_s is None else began_s
+        if now_s - began_s >= seconds:
+            return counts, seconds
+        if not data:
+            return counts, now_s - began_s
+        counts[min(int((now_s - began_s) / STEP_S), len(counts) - 1)] += len(data)
+        if now_s - told_s > 0.2:
+            on_progress(now_s - began_s)
+            told_s = now_s
+
+
+def _hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close with a reset, so that the megabytes that the kernel still holds are dropped and not sent into the next stage."""
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def _as_bps(counts: list[int]) -> np.ndarray:
+    return np.array(counts, dtype=float) * 8 / STEP_S
+
+
+def _line(message) -> bytes:
+    return json.dumps(message).encode() + b"\n"
