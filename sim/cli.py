@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sim.cli_calibrate import app as calibrate
+
 app = typer.Typer(
     name="mobifleet",
     help="Simulate fleets of unlike mobile devices that fine-tune a language model together.",
@@ -18,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(calibrate)
 console = Console(soft_wrap=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 

@@ -1,0 +1,370 @@
+"""`mobifleet calibrate device`: measure (or read) timings, fit them, and leave a device profile with how good it is.
+
+`calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds an old profile against the
+machine as it is now. The measuring is in `sim.measure_device`, the fits are in `devices.calibration`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from devices import calibration, compute, profile
+from devices.calibration import CalibrationError, Errors, Fit, Point, Sustained, Timing
+from sim import measure_device as measure
+from sim.calibration_report import write_profile, write_report, write_validation
+from sim.measure_device import FORWARD, TRAINED, Bench, Shape
+
+COLUMNS = ("workload", "engine", "backbone", "work", "batch", "tokens", "flop", "bytes_moved", "seconds", "cpu_share")
+COLUMNS += ("round", "at_s")
+BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64, 128)
+QUICK_BATCHES, QUICK_LENGTHS = (1, 4, 16), (8, 32, 128)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the user asked for; `sustained_min` None means the default of the mode, `like` None one that fits the chip."""
+
+    name: str
+    folder: Path
+    backbones: Sequence[str]
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int | None = None
+    quick: bool = False
+    train: bool = False
+    sustained_min: float | None = None
+    like: str | None = None
+    seed: int = 0
+
+    @property
+    def load_s(self) -> float:
+        """Seconds of steady load."""
+        minutes = self.sustained_min if self.sustained_min is not None else (0.12 if self.quick else 1.0)
+        return 60 * minutes
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds for the rounds over all shapes."""
+        return (20 if self.quick else 120) * (2 if self.train else 1)
+
+    def shapes(self) -> list[Shape]:
+        """Everything to be timed."""
+        works = (FORWARD, *(TRAINED if self.train else ()))
+        batches, lengths = (QUICK_BATCHES, QUICK_LENGTHS) if self.quick else (BATCHES, LENGTHS)
+        return measure.grid(self.backbones, works, batches, lengths, self.precision)
+
+    def lender(self) -> profile.DeviceProfile:
+        """The profile that lends what cannot be measured here."""
+        usual = "raspberry-pi-5" if platform.machine() in ("aarch64", "arm64") else "laptop-ryzen-8945hs"
+        return profile.load(self.like or ("h100" if self.device == "cuda" else usual))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a calibration rests on; None for what was not measured."""
+
+    points: list[Point]
+    fit: Fit
+    title: str
+    conditions: str
+    kind: str
+    memory_bytes: float | None = None
+    gemm_flop_per_s: float | None = None
+    copy_bytes_per_s: float | None = None
+    sustained: Sustained | None = None
+    idle_w: float | None = None
+    compute_w: float | None = None
+    energy_sources: Sequence[str] = ()
+    cpu_share: float = 1.0
+    table: str | None = None
+
+    def errors(self, fitted: bool, engine: str | None = None) -> Errors | None:
+        """How far the fit is off, on the points that it saw or on those held out."""
+        chosen = [p for p in self.points if p.fitted == fitted and engine in (None, p.engine)]
+        return calibration.errors([self.fit.seconds(p) for p in chosen], [p.seconds for p in chosen])
+
+
+def calibrate(plan: Plan, console: Console) -> Measured:
+    """Measure this machine into `plan.folder`; an interrupted measurement leaves its timings there."""
+    lender = plan.lender()
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    table = plan.folder / "measurements.csv"
+    try:
+        with Steps(console) as steps:
+            measured = _measure(plan, table, steps)
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted: the timings so far are in {table}; "
+            f"`mobifleet calibrate device --from {table} --name {plan.name} --like {lender.name}` fits them"
+        )
+        raise
+    write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
+    write_report(measured, plan, console)
+    return measured
+
+
+def _measure(plan: Plan, table: Path, steps: Steps) -> Measured:
+    steps.stage("loading backbones and counting their FLOP")
+    bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+    counter = measure.EnergyCounter(plan.device)
+    forward = [shape for shape in shapes if shape.work == FORWARD]
+    steady = forward[int(0.7 * len(forward))]
+    bench.time(steady)
+    idle_w = measure.mean_power_w(counter, 3.0) if counter.sources else None
+
+    sustained, compute_w = None, None
+    if plan.load_s > 0:  # first of all, while the machine is as cold as it will be
+        sustained, compute_w = _steady_load(bench, steady, plan, counter, steps)
+
+    kept = _warm(bench, shapes, plan, steps)
+    steps.stage("ceilings: matrix product and memory copy")
+    gemm_flop_per_s, copy_bytes_per_s = bench.gemm_flop_per_s(), bench.copy_bytes_per_s()
+    timings = _rounds(bench, kept, plan, table, steps)
+
+    steps.stage("fitting")
+    cold = sustained.factor if sustained else 1.0  # timed warm; a profile's rates are those of the cold device
+    points = [dataclasses.replace(p, seconds=cold * p.seconds) for p in calibration.medians(timings)]
+    points = calibration.hold_out(points, np.random.default_rng(plan.seed))
+    machine = measure.this_machine(bench)
+    return Measured(
+        points=points,
+        fit=calibration.fit(points, copy_bytes_per_s),
+        title=machine.title,
+        conditions=f"{machine.software}, {plan.precision}, on {plan.device}",
+        kind=machine.kind,
+        memory_bytes=machine.memory_bytes,
+        gemm_flop_per_s=gemm_flop_per_s,
+        copy_bytes_per_s=copy_bytes_per_s,
+        sustained=sustained,
+        idle_w=idle_w,
+        compute_w=compute_w,
+        energy_sources=counter.sources,
+        cpu_share=float(np.median([t.cpu_share for t in timings])),
+    )
+
+
+def _steady_load(
+    bench: Bench, shape: Shape, plan: Plan, counter: measure.EnergyCounter, steps: Steps
+) -> tuple[Sustained, float | None]:
+    """The same pass for `plan.load_s`: how the rate sinks, and the mean watts of computing."""
+    steps.stage(f"steady load: {shape.workload}", plan.load_s)
+    at_s, seconds, began_j = [], [], counter.joules()
+    with _csv(plan.folder / "sustained.csv", ("at_s", "seconds", "cpu_share")) as write:
+        for at, timed in measure.steady_load(bench, shape, plan.load_s):
+            write((f"{at:.6f}", f"{timed.seconds:.9f}", f"{timed.cpu_share:.4f}"))
+            at_s.append(at)
+            seconds.append(timed.seconds)
+            counter.joules()  # often enough that no counter wraps twice
+            steps.at(at)
+    spent_s = at_s[-1] + seconds[-1]
+    compute_w = (counter.joules() - began_j) / spent_s if counter.sources else None
+    try:
+        return calibration.fit_sustained(*calibration.block_rates(at_s, seconds, plan.load_s / 60)), compute_w
+    except CalibrationError as error:
+        raise CalibrationError(f"--sustained {plan.load_s / 60:g} is too short for this machine: {error}") from None
+
+
+def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> list[Shape]:
+    """The shapes whose passes are short enough to be repeated within the budget."""
+    steps.stage("one pass of every shape", len(shapes))
+    kept = []
+    for shape in measure.warm_up(bench, shapes, plan.budget_s / 20):
+        kept.append(shape)
+        steps.at(len(kept))
+    return kept
+
+
+def _rounds(bench: Bench, shapes: Sequence[Shape], plan: Plan, table: Path, steps: Steps) -> list[Timing]:
+    """Time all shapes round after round, each timing written down as it is made."""
+    steps.stage(f"timing {len(shapes)} shapes, round after round", plan.budget_s)
+    timings, rng = [], np.random.default_rng(plan.seed)
+    with _csv(table, COLUMNS) as write:
+        for s, timed, number, at_s in measure.round_robin(bench, shapes, rng, plan.budget_s):
+            seconds, share = f"{timed.seconds:.9f}", f"{timed.cpu_share:.4f}"
+            write((s.workload, s.engine, s.backbone, s.work, s.batch, s.tokens, f"{s.flop:.0f}", f"{s.bytes_moved:.0f}",
+                   seconds, share, number, f"{at_s:.3f}"))  # fmt: skip
+            timings.append(Timing(s.workload, s.engine, s.flop, s.bytes_moved, timed.seconds, timed.cpu_share))
+            steps.at(min(at_s, plan.budget_s))
+    return timings
+
+
+# --- measurements made elsewhere -----------------------------------------------------------------------------------------
+
+
+def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
+    """Fit a table of timings; `--like` lends what no table says. Raises CalibrationError for what cannot be read."""
+    if plan.like is None:
+        raise CalibrationError(
+            "--from needs --like PROFILE: a table says neither memory nor power, so they are lent, "
+            "for example --like phone-2024-flagship (`mobifleet list devices` shows all)"
+        )
+    lender = plan.lender()
+    timings, fitted = read_table(table)
+    points = calibration.medians(timings)
+    if fitted is None:
+        points = calibration.hold_out(points, np.random.default_rng(plan.seed))
+    else:
+        points = [dataclasses.replace(p, fitted=fitted[p.engine, p.workload]) for p in points]
+    first = next(iter(lender.engines))
+    overheads = {p.engine: lender.engines.get(p.engine, lender.engines[first]).overhead_s for p in points}
+    fit = calibration.fit(points, lender.memory_bandwidth_bytes_per_s, overheads)
+    title, shares = f"{plan.name}, fitted to {table.name}", [t.cpu_share for t in timings]
+    measured = Measured(
+        points, fit, title, f"{len(timings)} timings of {len(points)} workloads", lender.kind, table=table.name,
+        cpu_share=float(np.median(shares)),
+    )  # fmt: skip
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
+    write_report(measured, plan, console)
+    return measured
+
+
+def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | None]:
+    """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None without the column).
+
+    A row gives `seconds`, and either `flop` (with `bytes_moved`, default 0) or `backbone`, `batch`, `tokens` (with `work`,
+    default forward, and `precision`, default float32), of which FLOP and bytes are counted. `workload` and `engine`
+    (default simple, training for training steps) are optional. Raises CalibrationError naming the line.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = set(reader.fieldnames or ())
+        if "seconds" not in columns or not ({"flop"} <= columns or {"backbone", "batch", "tokens"} <= columns):
+            raise CalibrationError(
+                f"{path}: the columns must hold seconds, and flop or backbone, batch and tokens; "
+                f"found {', '.join(reader.fieldnames or ()) or 'none'}"
+            )
+        rows = [(reader.line_num, row) for row in reader]
+    timings, fitted = [], {}
+    for line, row in rows:
+        timing = _timing(row, f"{path}:{line}")
+        timings.append(timing)
+        if "fitted" in columns:
+            word = (row["fitted"] or "").strip().lower()
+            if word not in ("true", "false"):
+                raise CalibrationError(f"{path}:{line}: fitted: found {word!r}, allowed: true, false")
+            fitted[timing.engine, timing.workload] = word == "true"
+    if not timings:
+        raise CalibrationError(f"{path}: no rows below the header")
+    return timings, fitted if "fitted" in columns else None
+
+
+def _timing(row: Mapping[str, str], where: str) -> Timing:
+    def number(key: str, default: float | None = None, least: float = 0.0, whole: bool = False) -> float:
+        text = (row.get(key) or "").strip()
+        if not text and default is not None:
+            return default
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = float("nan")
+        if not (np.isfinite(value) and value >= least and (value > 0 or default is not None)):
+            kind = "a whole number above 0" if whole else "a number above 0"
+            raise CalibrationError(f"{where}: {key}: found {text!r}, allowed: {kind}")
+        return value
+
+    seconds = number("seconds")
+    share, work = number("cpu_share", 1.0), (row.get("work") or FORWARD).strip()
+    engine = (row.get("engine") or "").strip() or measure.engine_of(work)
+    if (row.get("flop") or "").strip():
+        workload = (row.get("workload") or "").strip() or f"{number('flop'):g} FLOP"
+        return Timing(workload, engine, number("flop"), number("bytes_moved", 0.0), seconds, share)
+    batch, tokens = int(number("batch", whole=True)), int(number("tokens", whole=True))
+    precision = (row.get("precision") or "float32").strip()
+    shape = measure.shape_of((row.get("backbone") or "").strip(), work, batch, tokens, precision)
+    return Timing(
+        (row.get("workload") or "").strip() or shape.workload, engine, shape.flop, shape.bytes_moved, seconds, share
+    )
+
+
+# --- an old profile, now -------------------------------------------------------------------------------------------------
+
+
+def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
+    """Time this machine again and say how far a profile is off; nothing of the profile is changed."""
+    old = profile.load(name_or_path)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with Steps(console) as steps:
+        steps.stage("loading backbones and counting their FLOP")
+        bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+        kept = _warm(bench, shapes, plan, steps)
+        timings = _rounds(bench, kept, plan, plan.folder / "validation.csv", steps)
+    points = calibration.medians(timings)
+    predicted_s = [predicted(old, p) for p in points]
+    found = calibration.errors(predicted_s, [p.seconds for p in points])
+    share = float(np.median([t.cpu_share for t in timings]))
+    machine = measure.this_machine(bench)
+    write_validation(
+        old, points, predicted_s, found, share, f"{machine.title}; {machine.software}", plan.folder, console
+    )
+    return found
+
+
+def predicted(old: profile.DeviceProfile, point: Point) -> float:
+    """What a profile says that a point takes under continuous load; a device without `training` trains on its first engine."""
+    engine = point.engine if point.engine in old.engines else next(iter(old.engines))
+    return compute.seconds(old, engine, point.flop, point.bytes_moved) / old.sustained_factor
+
+
+# --- what a person sees, and what is written as it comes -----------------------------------------------------------------
+
+
+class Steps:
+    """A bar of the present stage on a terminal; elsewhere a line at its start and one every ten seconds."""
+
+    def __init__(self, console: Console, seconds_between_lines: float = 10.0) -> None:
+        self._console, self._every_s, self._spoke_s = console, seconds_between_lines, 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task, self._name, self._total = None, "", None
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, total: float | None = None) -> None:
+        """Begin a stage of `total` seconds or pieces (None: not known)."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task, self._name, self._total = self._bar.add_task(name, total=total), name, total
+        if not self._console.is_terminal:
+            self._console.print(f"{name} ...")
+            self._spoke_s = time.perf_counter()
+
+    def at(self, done: float) -> None:
+        """So much of the stage is done."""
+        self._bar.update(self._task, completed=done)
+        if not self._console.is_terminal and time.perf_counter() - self._spoke_s > self._every_s:
+            self._console.print(f"{self._name}: {done / self._total:.0%}")
+            self._spoke_s = time.perf_counter()
+
+
+@contextmanager
+def _csv(path: Path, columns: Sequence[str]):
+    """A writer of rows that are on the disk before the next is made."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+
+        def write(row: Sequence[Any]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        write(columns)
+        yield write
