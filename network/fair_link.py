@@ -85,8 +85,8 @@ class FairLink:
         """Send `nbytes` bytes, never faster than `cap_bps`; the event's value is the finish time in seconds."""
         return self.admit(Transfer(self.env, nbytes, cap_bps))
 
-    def admit(self, transfer: Transfer) -> Transfer:
-        """Let a transfer made elsewhere join the share now; one of zero bytes ends at once."""
+    def admit(self, transfer: Transfer, left_bits: float | None = None) -> Transfer:
+        """Let a transfer made elsewhere join the share now, whole or with what `release` left; zero bytes end at once."""
         if transfer.link is not None or transfer.moved_bytes is not None:
             raise NetworkError("this transfer has already been sent: make a new one for each payload")
         cap_bps = transfer.cap_bps
@@ -100,10 +100,21 @@ class FairLink:
         self._advance()
         self._admitted += 1
         transfer._order = self._admitted
-        self._enter(transfer, 8.0 * transfer.nbytes)
+        self._enter(transfer, 8.0 * transfer.nbytes if left_bits is None else left_bits)
         self._relevel()
         self._settle()
         return transfer
+
+    def release(self, transfer: Transfer) -> float:
+        """Take a transfer under way off the link and return the bits that it has left, for another link to `admit`."""
+        if transfer.link is not self or transfer.moved_bytes is not None:
+            raise NetworkError("release() needs a transfer that is under way on this link")
+        self._advance()
+        left_bits = self._leave(transfer)
+        transfer.link = None
+        self._relevel()
+        self._settle()
+        return left_bits
 
     def abort(self, transfer: Transfer) -> float:
         """Take a transfer off the link; return the bytes that had passed, all of them if it had already ended.

@@ -9,16 +9,17 @@ its access link:
 
     finish = start + overhead_s + latency_s + fluid time
 
-Up and down are independent (full duplex).
+Up and down are independent (full duplex). What may be asked for on top: cells of shared air (`wifi.py`), rates that
+vary (`bandwidth.py`, `varying.py`), what TCP makes of loss and windows (`tcp.py`), devices that move (`mobility.py`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
+from typing import Literal
 
 import simpy
 
@@ -26,15 +27,34 @@ from network.bandwidth import CapacityTrace, drive
 from network.errors import NetworkError
 from network.fair_link import FairLink, Transfer
 from network.fair_trunk import FairTrunk
+from network.lane import Lane, Rate, Sent
+from network.mobility import Journey
 from network.profile import LinkProfile
+from network.wifi import AirLink
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What the devices of one cell or access point share: capacities in bit/s, towards the server and from it."""
+    """What the devices of one cell or access point share: capacities in bit/s, towards the server and from it.
 
-    up_bps: float
-    down_bps: float
+    `shared` is a pipe; `wifi` and `cellular` are air, with a wire of `up_bps` and `down_bps` behind it. On `wifi` stations
+    send in turn (`fair_uplink`: by equal time, where the access point schedules them) and receive by equal time; a
+    `cellular` scheduler gives equal time both ways, `gain` seconds a second when several compete.
+    """
+
+    up_bps: float = inf
+    down_bps: float = inf
+    kind: Literal["shared", "wifi", "cellular"] = "shared"
+    gain: float = 1.0
+    fair_uplink: bool = False
+
+    def __post_init__(self):
+        if self.kind not in ("shared", "wifi", "cellular"):
+            raise NetworkError(f"a cell is 'shared', 'wifi' or 'cellular', not {self.kind!r}")
+        if not 1 <= self.gain < inf or (self.gain != 1 and self.kind != "cellular"):
+            raise NetworkError(f"a gain is finite and >= 1, and a cellular scheduler's alone, not {self.gain}")
+        if self.fair_uplink and self.kind != "wifi":
+            raise NetworkError("fair_uplink is for a cell of kind wifi: the others are fair already")
 
 
 class Network:
@@ -57,9 +77,9 @@ class Network:
         cells = dict(cells or {})
         egress_bps = ingress_bps if egress_bps is None else egress_bps
         self.shared: dict[str, FairLink | FairTrunk] = {}
-        self._up = self._share("ingress", ingress_bps, {name: cell.up_bps for name, cell in cells.items()}, "up")
-        self._down = self._share("egress", egress_bps, {name: cell.down_bps for name, cell in cells.items()}, "down")
-        self._lanes: dict[str, tuple[_Lane, _Lane]] = {}
+        self._up = self._share("ingress", ingress_bps, cells, "up")
+        self._down = self._share("egress", egress_bps, cells, "down")
+        self._lanes: dict[str, tuple[Lane, Lane]] = {}
         for name, trace in (traces or {}).items():
             env.process(drive(env, _named(self.shared, name, "shared link"), trace))
 
@@ -68,19 +88,32 @@ class Network:
         device_id: str,
         profile: LinkProfile,
         cell: str | None = None,
-        trace: CapacityTrace | None = None,
-        down_trace: CapacityTrace | None = None,
+        trace: Rate | None = None,
+        down_trace: Rate | None = None,
+        tcp: bool = False,
+        journey: Journey | None = None,
+        handover_s: float = 0.0,
     ) -> None:
-        """Connect a device, under a cell or straight to the server; traces replace the profile's up and down rates."""
+        """Connect a device, under a cell or straight to the server; traces replace the profile's up and down rates.
+
+        `tcp`: count the profile's loss and windows. `journey`: the cells that it moves through; a transfer under way
+        stands still for `handover_s` when the cell changes and goes on in the new one with the bytes that are left.
+        """
         if device_id in self._lanes:
             raise NetworkError(f"device {device_id!r} is attached already: give each device its own id")
-        delay_s = profile.overhead_s + profile.latency_s
-        up = _named(self._up, cell, "cell")
-        down = _named(self._down, cell, "cell")
-        self._lanes[device_id] = (
-            _Lane(self.env, up, profile.up_bps, delay_s, trace),
-            _Lane(self.env, down, profile.down_bps, delay_s, down_trace),
-        )
+        if journey and cell is not None:
+            raise NetworkError(
+                f"device {device_id!r} has a journey, which says in which cell it is: leave out the cell"
+            )
+        if not 0 <= handover_s < inf:
+            raise NetworkError(f"handover_s must be finite and >= 0 s, not {handover_s}")
+        lanes = []
+        for links, rate in ((self._up, trace or profile.up_bps), (self._down, down_trace or profile.down_bps)):
+            for name in journey.cells if journey else (cell,):
+                _named(links, name, "cell")
+            lane = Lane(self.env, links if journey else links[cell], rate, profile, tcp, journey, handover_s)
+            lanes.append(lane)
+        self._lanes[device_id] = (lanes[0], lanes[1])
 
     def upload(self, device_id: str, nbytes: float) -> simpy.Event:
         """Send bytes from a device to the server; the event's value is the finish time, s."""
@@ -92,19 +125,32 @@ class Network:
 
     def abort(self, event: simpy.Event) -> float:
         """Give up a transfer; return the bytes that had passed (0 while it waits, all of them once it has ended)."""
-        if not isinstance(event, _Sent):
+        if not isinstance(event, Sent):
             raise NetworkError("abort() needs an event that upload() or download() returned")
         return event.lane.abort(event)
 
-    def _share(self, name: str, capacity_bps: float, cells: dict[str, float], direction: str) -> dict:
+    @property
+    def resent_bytes(self) -> float:
+        """Bytes that had to be sent again, up and down, in the transfers that have ended or were given up."""
+        return sum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
+
+    def _share(self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str) -> dict:
         """The link that a device enters, by the name of its cell (None: no cell)."""
         if not cells:
             self.shared[name] = link = FairLink(self.env, capacity_bps)
             return {None: link}
         self.shared[name] = trunk = FairTrunk(self.env, capacity_bps)
-        links = {cell: trunk.link(bps) for cell, bps in cells.items()}
+        links = {cell: self._medium(how, trunk, direction) for cell, how in cells.items()}
         self.shared |= {f"{cell}/{direction}": link for cell, link in links.items()}
         return {None: trunk.link(inf), **links}
+
+    def _medium(self, cell: Cell, trunk: FairTrunk, direction: str) -> FairLink:
+        capacity_bps = cell.up_bps if direction == "up" else cell.down_bps
+        if cell.kind == "shared":
+            return trunk.link(capacity_bps)
+        fair = cell.kind == "cellular" or direction == "down" or cell.fair_uplink
+        trunk.links.append(link := AirLink(self.env, capacity_bps, fair, cell.gain, trunk))
+        return link
 
 
 class InstantNetwork:
@@ -113,7 +159,7 @@ class InstantNetwork:
     def __init__(self, env: simpy.Environment):
         self.env = env
 
-    def attach(self, device_id: str, profile=None, cell=None, trace=None, down_trace=None) -> None:
+    def attach(self, device_id: str, *how, **more) -> None:
         """Nothing to connect."""
 
     def upload(self, device_id: str, nbytes: float) -> simpy.Event:
@@ -127,75 +173,6 @@ class InstantNetwork:
     def abort(self, event: simpy.Event) -> float:
         """All the bytes: they passed at once."""
         return event.moved_bytes
-
-
-class _Sent(Transfer):
-    __slots__ = ("lane",)
-
-
-class _Lane:
-    """One direction of one device's access link: transfers go through one at a time, in order."""
-
-    __slots__ = ("delay_s", "env", "link", "rate_bps", "sending", "trace", "waiting")
-
-    def __init__(self, env, link: FairLink, rate_bps: float, delay_s: float, trace: CapacityTrace | None):
-        self.env = env
-        self.link = link
-        self.rate_bps = rate_bps
-        self.delay_s = delay_s
-        self.trace = trace
-        self.sending: _Sent | None = None
-        self.waiting: deque[_Sent] = deque()
-
-    def send(self, nbytes: float) -> _Sent:
-        transfer = _Sent(self.env, nbytes, self.rate_bps)
-        transfer.lane = self
-        transfer.callbacks.append(self._next)
-        self.waiting.append(transfer)
-        if self.sending is None:
-            self._next()
-        return transfer
-
-    def abort(self, transfer: _Sent) -> float:
-        if transfer.link is not None:
-            moved_bytes = self.link.abort(transfer)
-        elif transfer.moved_bytes is None:
-            transfer.moved_bytes = moved_bytes = 0
-            if transfer is not self.sending:
-                self.waiting.remove(transfer)
-        else:
-            return transfer.moved_bytes
-        if transfer is self.sending and not transfer.triggered:
-            self._next()
-        return moved_bytes
-
-    def _next(self, _ended: simpy.Event | None = None) -> None:
-        self.sending = transfer = self.waiting.popleft() if self.waiting else None
-        if transfer is None:
-            return
-        if self.delay_s > 0:
-            self.env.timeout(self.delay_s).callbacks.append(lambda _: self._join(transfer))
-        else:
-            self._join(transfer)
-
-    def _join(self, transfer: _Sent) -> None:
-        if transfer.moved_bytes is not None:
-            return  # aborted on the way
-        if self.trace is not None:
-            transfer.cap_bps = self.trace.at(self.env.now)
-            self._follow_trace(transfer)
-        self.link.admit(transfer)
-
-    def _follow_trace(self, transfer: _Sent) -> None:
-        """Wake at the trace's next change, as long as this transfer lasts: an idle device costs no events."""
-        change_s = self.trace.next_change(self.env.now)
-        if change_s < inf:
-            self.env.timeout(change_s - self.env.now).callbacks.append(lambda _: self._re_rate(transfer))
-
-    def _re_rate(self, transfer: _Sent) -> None:
-        if transfer.moved_bytes is None:
-            self.link.set_cap(transfer, self.trace.at(self.env.now))
-            self._follow_trace(transfer)
 
 
 def _named(known: Mapping, name, kind: str):

@@ -1,0 +1,154 @@
+"""One direction of one device's access link: what happens to a payload between being asked for and its last byte.
+
+A transfer waits its turn, pays overhead, latency and (with TCP) its slow start, and joins the share of the link that its
+device is under. While it is under way it follows the device's rate, and the device's cell, wherever they go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import Protocol
+
+import simpy
+
+from network import tcp
+from network.fair_link import FairLink
+from network.profile import LinkProfile
+from network.wifi import AirTransfer
+
+
+class Rate(Protocol):
+    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace."""
+
+    def at(self, t_s: float) -> float:
+        """The rate at time t, bit/s."""
+
+    def next_change(self, t_s: float) -> float:
+        """The first time after t at which it may change, s."""
+
+
+class Sent(AirTransfer):
+    """A payload of a lane: `nbytes` on the air, of which `payload_bytes` are the user's; bits left, once it has started."""
+
+    __slots__ = ("lane", "left_bits", "payload_bytes")
+
+
+class Lane:
+    """One direction of one device's access link: transfers go through one at a time, in order.
+
+    `links` is the link that they enter or, with a journey, the links by cell. Rates and cells are looked at only while a
+    transfer is under way: an idle device costs no events.
+    """
+
+    __slots__ = (
+        *("bound_bps", "delay_s", "env", "handover_s", "journey", "links"),
+        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting"),
+    )
+
+    def __init__(
+        self, env, links, rate: float | Rate, profile: LinkProfile, uses_tcp: bool, journey, handover_s: float
+    ):
+        self.env = env
+        self.links = links
+        self.rate = rate
+        self.profile = profile
+        self.delay_s = profile.overhead_s + profile.latency_s
+        self.uses_tcp = uses_tcp
+        self.bound_bps = tcp.bound_bps(profile) if uses_tcp else inf
+        self.journey = journey
+        self.handover_s = handover_s
+        self.resent_bytes = 0.0
+        self.sending: Sent | None = None
+        self.waiting: deque[Sent] = deque()
+
+    def send(self, nbytes: float) -> Sent:
+        on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
+        transfer = Sent(self.env, on_air_bytes, inf)
+        transfer.lane, transfer.payload_bytes, transfer.left_bits = self, nbytes, None
+        transfer.callbacks.append(self._next)
+        self.waiting.append(transfer)
+        if self.sending is None:
+            self._next()
+        return transfer
+
+    def abort(self, transfer: Sent) -> float:
+        """Give up a transfer; return the bytes of its payload that had passed."""
+        if transfer.moved_bytes is None:
+            if transfer.link is not None:
+                transfer.link.abort(transfer)
+            else:
+                left_bits = transfer.left_bits  # between two cells, or not on its way yet
+                moved = 0 if left_bits is None else transfer.nbytes - min(transfer.nbytes, round(left_bits / 8))
+                transfer.moved_bytes = moved
+                if transfer is not self.sending:
+                    self.waiting.remove(transfer)
+            if transfer is self.sending:
+                self._count_resent(transfer)
+                self._next()
+        return self._passed(transfer)
+
+    def _passed(self, transfer: Sent) -> float:
+        if transfer.nbytes == transfer.payload_bytes or transfer.moved_bytes == 0:
+            return transfer.moved_bytes
+        return round(transfer.payload_bytes * (transfer.moved_bytes / transfer.nbytes))
+
+    def _count_resent(self, transfer: Sent) -> None:
+        self.resent_bytes += transfer.moved_bytes - self._passed(transfer)
+
+    def _next(self, ended: simpy.Event | None = None) -> None:
+        if ended is not None:
+            self._count_resent(ended)
+        self.sending = transfer = self.waiting.popleft() if self.waiting else None
+        if transfer is None:
+            return
+        delay_s = self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
+        if delay_s > 0:
+            self.env.timeout(delay_s).callbacks.append(lambda _: self._join(transfer))
+        else:
+            self._join(transfer)
+
+    def _slow_start_s(self, nbytes: float) -> float:
+        alone_bps = min(self._rate_bps(), self.bound_bps)
+        return tcp.slow_start_s(nbytes, alone_bps, self.profile.rtt_s, self.profile.initial_window_bytes)
+
+    def _rate_bps(self) -> float:
+        return self.rate if isinstance(self.rate, float | int) else self.rate.at(self.env.now)
+
+    def _link(self) -> FairLink:
+        return self.links if self.journey is None else self.links[self.journey.at(self.env.now)]
+
+    def _join(self, transfer: Sent) -> None:
+        if transfer.moved_bytes is not None:
+            return  # aborted on the way
+        transfer.rate_bps = self._rate_bps()
+        transfer.cap_bps = min(transfer.rate_bps, self.bound_bps)
+        if transfer.left_bits is None:
+            transfer.left_bits = 8.0 * transfer.nbytes
+            if not isinstance(self.rate, float | int):
+                self._at(self.rate.next_change(self.env.now), self._re_rate, transfer)
+            if self.journey is not None:
+                self._at(self.journey.next_change(self.env.now), self._hand_over, transfer)
+        self._link().admit(transfer, transfer.left_bits)
+
+    def _at(self, time_s: float, act, transfer: Sent) -> None:
+        """Wake at a change, as long as this transfer lasts."""
+        if time_s < inf:
+            self.env.timeout(time_s - self.env.now).callbacks.append(lambda _: act(transfer))
+
+    def _re_rate(self, transfer: Sent) -> None:
+        if transfer.moved_bytes is None:
+            if transfer.link is not None:  # else it is between two cells and will look when it arrives
+                transfer.rate_bps = self._rate_bps()
+                transfer.link.set_cap(transfer, min(transfer.rate_bps, self.bound_bps))
+            self._at(self.rate.next_change(self.env.now), self._re_rate, transfer)
+
+    def _hand_over(self, transfer: Sent) -> None:
+        if transfer.moved_bytes is None:
+            if transfer.link is not None and transfer.link is not self._link():
+                transfer.left_bits = transfer.link.release(transfer)
+                if self.handover_s > 0:
+                    self._at(self.env.now + self.handover_s, self._join, transfer)
+                else:
+                    self._join(transfer)
+            self._at(self.journey.next_change(self.env.now), self._hand_over, transfer)
