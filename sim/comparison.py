@@ -62,7 +62,7 @@ def compare_scenario(
             yield _shown(title, table[first : first + METHODS_A_TABLE], entries)
         labels = {row["method"] for row in table}
         if ours in labels and labels & set(baselines) - {ours}:
-            headline[title] = reductions(table, ours, baselines)
+            headline[title] = reductions(table, ours, baselines, 0.0 if dry else target or 0.0)
             yield _headline(ours, headline[title])
     if headline:
         (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")

@@ -146,11 +146,12 @@ def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
 
 
 def reductions(
-    table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None
+    table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None, learned: float = 0.0
 ) -> dict[str, dict[str, Any]]:
     """How much less our method needs than the best baseline (default: any other method), column by column.
 
-    With several seeds `reduction` is that of the means and `reduction_pm` the half-width of a 95 % interval over the
+    A method whose best accuracy stays below `learned` has no part in it: what never learns is cheap. With several seeds
+    `reduction` is that of the means and `reduction_pm` the half-width of a 95 % interval over the
     reductions seed by seed (the seeds' worlds are common to both methods).
     """
     mine = next((row for row in table if row["method"] == ours), None)
@@ -161,7 +162,8 @@ def reductions(
         others = [
             row
             for row in table
-            if row["method"] != ours and row[name] is not None and (baselines is None or row["method"] in baselines)
+            if row["method"] != ours and row[name] is not None and (row["best"] or 0.0) >= learned
+            if baselines is None or row["method"] in baselines
         ]
         if mine[name] is None or not others:
             continue

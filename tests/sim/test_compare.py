@@ -97,7 +97,7 @@ def test_methods_meet_the_same_world(compared):
 
 def test_reductions_are_against_the_best_of_each_column():
     keys = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
-    table = [{"method": m, **dict(zip(keys, v, strict=True))} for m, v in
+    table = [{"method": m, "best": 0.8 if m == "a" else 0.9, **dict(zip(keys, v, strict=True))} for m, v in
              (("ours", (1, 2, 3, 4, 5)), ("a", (10, 4, 30, 2, 50)), ("b", (5, 40, 12, 8, None)))]  # fmt: skip
     found = reductions(table, "ours")
     assert (found["time_s"]["of"], found["time_s"]["factor"], found["time_s"]["reduction"]) == ("b", 5, 0.8)
@@ -105,6 +105,7 @@ def test_reductions_are_against_the_best_of_each_column():
     assert found["peak_memory_bytes"]["reduction"] == -1  # ours needs more, and the table says so
     assert found["energy_j"]["of"] == "a"
     assert reductions(table, "ours", ["a"])["time_s"]["of"] == "a"
+    assert reductions(table, "ours", learned=0.85)["flop"]["of"] == "b"  # a has not learned enough to count
 
 
 def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
@@ -165,8 +166,8 @@ def test_the_whole_comparison_at_each_value_of_a_setting(compared, mobifleet, sc
 
 def test_reductions_over_seeds_are_paired():
     table = [
-        {"method": "ours", "flop": 2.0, "flop_each": [1.0, 3.0], **dict.fromkeys(OTHERS)},
-        {"method": "a", "flop": 8.0, "flop_each": [10.0, 6.0], **dict.fromkeys(OTHERS)},
+        {"method": "ours", "best": 0.9, "flop": 2.0, "flop_each": [1.0, 3.0], **dict.fromkeys(OTHERS)},
+        {"method": "a", "best": 0.9, "flop": 8.0, "flop_each": [10.0, 6.0], **dict.fromkeys(OTHERS)},
     ]
     found = reductions(table, "ours")["flop"]
     assert found["reduction"] == 0.75
