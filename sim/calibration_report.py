@@ -224,7 +224,7 @@ def _facts(m: Measured, plan: Plan) -> list[tuple[str, str]]:
     else:
         rows.append(("memory, power", f"lent by {plan.like}"))
     if m.cpu_share < BUSY:
-        rows.append(("processor got", f"{m.cpu_share:.0%}: other programs ran, or threads waited"))
+        rows.append(("share of the processor", f"{m.cpu_share:.0%}: other programs ran, or threads waited"))
     return rows
 
 
@@ -235,7 +235,11 @@ def _verdict(m: Measured) -> tuple[bool | None, str]:
         return None, f"too few workloads to hold any out; own workloads come out within {_words(m.errors(True))}"
     met = held.mean_pct <= BAR_MEAN_PCT and held.p95_pct <= BAR_P95_PCT
     bar = f"the bar of {BAR_MEAN_PCT:g} % mean and {BAR_P95_PCT:g} % p95 is {'met' if met else 'missed'}"
-    why = "; close other programs and measure again" if not met and m.cpu_share < BUSY else ""
+    why = (
+        "; close other programs, or take --threads 1, which is timed by processor time"
+        if not met and m.cpu_share < BUSY
+        else ""
+    )
     return met, f"held-out error {_words(held)}: {bar}{why}"
 
 

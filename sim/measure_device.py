@@ -82,7 +82,7 @@ def grid(
 
 
 class Timed(NamedTuple):
-    """Seconds of a piece of work, and the share of its threads' processor time that it got (1 on a GPU)."""
+    """Seconds of a piece of work, and the share of the processor that its threads got meanwhile (1 on a GPU)."""
 
     seconds: float
     cpu_share: float
@@ -92,7 +92,8 @@ class Bench:
     """Real backbones on one torch device, loaded once each, ready to be timed.
 
     `threads` sets torch's; training steps are of `learning.trainable.TrainableClassifier` with AdamW, passes as a device
-    makes them: no gradients, the output of every layer. Raises CalibrationError where the device is not there.
+    makes them: no gradients, the output of every layer. One thread on a CPU is timed by its processor time, which other
+    programs hardly lengthen; anything else by the wall clock. Raises CalibrationError where the device is not there.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Bench:
         if threads:
             torch.set_num_threads(threads)
         self.device, self.precision, self.threads = device, precision, torch.get_num_threads()
+        # on an idle machine the same as the clock's, on a busy one what the clock's would be without the others
+        self.by_processor_time = device == "cpu" and self.threads == 1
         self._rng = np.random.default_rng(seed)
         self._passes: dict[tuple[str, str], Callable[[Any], Any]] = {}
 
@@ -126,7 +129,10 @@ class Bench:
         work()
         self._synchronise()
         seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
-        return Timed(seconds, min(1.0, cpu_s / (seconds * self.threads)) if self.device == "cpu" else 1.0)
+        if self.device == "cuda":
+            return Timed(seconds, 1.0)
+        share = min(1.0, cpu_s / (seconds * self.threads))
+        return Timed(cpu_s if self.by_processor_time else seconds, share)
 
     def _synchronise(self) -> None:
         if self.device == "cuda":
@@ -247,7 +253,8 @@ def this_machine(bench: Bench) -> Machine:
     import torch
     import transformers
 
-    software = f"torch {torch.__version__}, transformers {transformers.__version__}, {bench.threads} threads"
+    threads = "one thread, by processor time" if bench.by_processor_time else f"{bench.threads} threads"
+    software = f"torch {torch.__version__}, transformers {transformers.__version__}, {threads}"
     if bench.device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
         return Machine(gpu.name, _kind(), gpu.total_memory, f"{software}, CUDA {torch.version.cuda}")
