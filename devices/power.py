@@ -32,15 +32,21 @@ def joules(power: Power, state: str, duration_s: float) -> float:
     return watts(power, state) * duration_s
 
 
-def transfer_joules(power: Power, way: str, duration_s: float, nbytes: float, by_rate: bool = True) -> float:
-    """Joules of the whole device while it sends (`uplink`) or receives (`downlink`) so many bytes in so many seconds.
+def radio(power: Power, way: str, by_rate: bool = True) -> tuple[float, float]:
+    """Watts of the whole device while it sends (`uplink`) or receives (`downlink`), and joules for each byte beside them.
 
-    By rate where the profile says how (`<way>_base_w` and `<way>_w_per_mbps`), else at the constant `<way>_w`.
+    By rate where the profile says how (`<way>_base_w` and `<way>_w_per_mbps`), else the constant `<way>_w` and nothing.
     """
     base_w, w_per_mbps = getattr(power, f"{way}_base_w"), getattr(power, f"{way}_w_per_mbps")
     if not by_rate or base_w is None or w_per_mbps is None:
-        return joules(power, way, duration_s)
-    return base_w * duration_s + w_per_mbps * nbytes * 8e-6
+        return watts(power, way), 0.0
+    return base_w, w_per_mbps * 8e-6
+
+
+def transfer_joules(power: Power, way: str, duration_s: float, nbytes: float, by_rate: bool = True) -> float:
+    """Joules of the whole device while it sends or receives so many bytes in so many seconds."""
+    watts_, j_per_byte = radio(power, way, by_rate)
+    return watts_ * duration_s + j_per_byte * nbytes
 
 
 def fit_radio(rate_mbps: Sequence[float], power_w: Sequence[float]) -> tuple[float, float]:

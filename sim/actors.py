@@ -2,6 +2,8 @@
 
 Every verb is a generator to be used with `yield from`. A device or server that is told to stop is interrupted inside the
 verb: what had been done until then is recorded with the reason as its outcome, and the interruption goes on to the caller.
+A device that only goes offline keeps its place in the story: its verb ends as "offline", waits until the device is on again,
+and is done anew. Within a task of the server's it drops the task instead, as if it were late.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import simpy
 
+from devices.availability import Availability
 from devices.compute import ComputeModel
 from devices.fleet import Member
+from devices.power import radio
 from devices.profile import DeviceProfile
 from learning.cost import Cost
 
 if TYPE_CHECKING:
+    from sim.conditions import Conditions
     from sim.learners.null import NullLearner
     from sim.simulation import Simulation
 
@@ -81,14 +86,23 @@ class Device:
         self.finished_at_s: float | None = None
         self.outcome = "ok"
         self.peak_memory_bytes = 0
+        self.memory_bytes = profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
+        self.conditions: Conditions | None = None
         self._model, self._ready_s = model, ready_s
+        self.availability: Availability | None = None  # None: always on
+        self.is_on, self.is_gone, self.keeps_computing = True, False, False
+        self._back = sim.env.event()
+        self._open_verbs: dict[simpy.Process, None] = {}
+        self._serving: simpy.Process | None = None
         self.is_serving = False
+        self.task: Task | None = None
         self._assigned: deque[Task | None] = deque()
         self._called = sim.env.event()
 
     def arrive(self) -> Generator:
-        """Be absent until the joining time; an absent device draws no power of the study's."""
+        """Be absent until the joining time, and until it is on; an absent device draws no power of the study's."""
         yield self.sim.env.timeout(max(0.0, self.joined_at_s - self.sim.env.now))
+        yield from self._until_on()
 
     def batches(self, size: int) -> Iterator[Batch]:
         """The device's own samples, once, in batches."""
@@ -99,28 +113,30 @@ class Device:
     def until(self, time_s: float) -> Generator:
         """Wait, idle, until a moment; nothing happens if it has passed."""
         if time_s > self.sim.env.now:
-            yield from self._timed("wait", time_s - self.sim.env.now, self.profile.power.idle_w)
+            yield from self._resumed(lambda: self._wait(time_s))
 
     def compute(self, work: Work) -> Generator[Any, Any, Any]:
         """Run the work for real on the host while the device's own modelled seconds pass; returns its result."""
         self.remember(work.cost.peak_bytes)
         seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
         future = self.sim.host.start(work.run) if work.run else None
-        yield from self._timed("compute", seconds, self.profile.power.compute_w, work.cost.flop)
+        yield from self._resumed(lambda: self._computing(work, seconds))
         return future.result() if future else None
 
     def upload(self, payload: Payload) -> Generator:
         """Send a payload's bytes to the server through whatever links lie between."""
-        event = self.sim.network.upload(self.id, payload.nbytes)
-        yield from self._transfer("upload", event, payload.nbytes, self.profile.power.uplink_w, (payload.number,))
+        link = self.sim.network.upload
+        yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
 
     def download(self, nbytes: int) -> Generator:
         """Receive bytes from the server."""
-        event = self.sim.network.download(self.id, nbytes)
-        yield from self._transfer("download", event, nbytes, self.profile.power.downlink_w)
+        link = self.sim.network.download
+        yield from self._transfer("download", link, nbytes, "downlink")
 
     def assign(self, task: Task | None) -> None:
-        """Called by the server: one more task, or None when there will be no more."""
+        """Called by the server: one more task (which a device that is off never hears of), or None: there will be no more."""
+        if task is not None and not self.is_on:
+            return
         self._assigned.append(task)
         if not self._called.triggered:
             self._called.succeed()
@@ -128,39 +144,106 @@ class Device:
     def serve(self, story: Callable[[Task], Generator]) -> Generator:
         """Live `story` for every task that the server assigns, then wait, idle, until that round is closed.
 
-        Between rounds that do not want it a device is free: no power of the study's. A device that is told it is too late
-        drops what it was doing and waits for its next task.
+        Between rounds that do not want it a device is free: no power of the study's. A device that is told it is too late,
+        or that goes offline, drops what it was doing and waits for its next task.
         """
-        self.is_serving = True
+        self.is_serving, self._serving = True, self.sim.env.active_process
         self.sim.server.wake()
         while True:
-            if not self._assigned:
-                self._called = self.sim.env.event()
-                yield self._called
-            task = self._assigned.popleft()
-            if task is None:
-                return
             try:
-                yield from story(task)
-                if not task.closed.triggered:
-                    yield from self._spend("wait", task.closed, self.profile.power.idle_w)
-            except simpy.Interrupt as stop:
-                if stop.cause != "late":
+                while not self._assigned:
+                    self._called = self.sim.env.event()
+                    yield self._called
+                self.task = self._assigned.popleft()
+                if self.task is None:
+                    return
+                yield from story(self.task)
+                if not self.task.closed.triggered:
+                    yield from self._spend("wait", self.task.closed, self.profile.power.idle_w)
+            except simpy.Interrupt as stop:  # it may come when the task has just been dropped for another reason
+                if stop.cause not in ("late", "offline"):
                     raise
+            finally:
+                self.task = None
+
+    def has(self, task: Task) -> bool:
+        """Whether the device has this task still before it."""
+        return self.task is task or any(assigned is task for assigned in self._assigned)
+
+    # --- there or not; sim/availability.py says when
+
+    def go_off(self) -> None:
+        """Go offline: what it is doing ends now, and a task of the server's is dropped."""
+        self.is_on, self._back = False, self.sim.env.event()
+        at_it = dict.fromkeys(self._open_verbs)
+        if self.task is not None:
+            at_it[self._serving] = None
+        if self.task is not None or any(self._assigned):
+            self.sim.server.lose(self)
+        self._assigned = deque(task for task in self._assigned if task is None)
+        for process in at_it:
+            process.interrupt("offline")
+
+    def come_on(self) -> None:
+        """Be on again: what was begun goes on, and the server may ask."""
+        self.is_on = True
+        self._back.succeed()
+        self.sim.server.greet(self)
+
+    def _until_on(self) -> Generator:
+        while not self.is_on:
+            yield self._back
+
+    def _resumed(self, verb: Callable[[], Generator]) -> Generator:
+        """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped."""
+        process = self.sim.env.active_process
+        if self.availability is None or process in self._open_verbs:
+            yield from verb()
+            return
+        while True:
+            yield from self._until_on()
+            self._open_verbs[process] = None
+            try:
+                yield from verb()
+                return
+            except simpy.Interrupt as stop:
+                if stop.cause != "offline" or (self.task is not None and process is self._serving):
+                    raise
+            finally:
+                del self._open_verbs[process]
 
     def remember(self, peak_bytes: int) -> None:
         """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
-        used = self.sim.costing.weight_bytes(self.member) + peak_bytes
-        self.peak_memory_bytes = max(self.peak_memory_bytes, used)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self.held_bytes(peak_bytes))
 
-    def _timed(self, kind: str, seconds: float, watts: float, flop: float = 0.0) -> Generator:
-        yield from self._spend(kind, self.sim.env.timeout(seconds), watts, seconds=seconds, flop=flop)
+    def held_bytes(self, peak_bytes: int) -> int:
+        """Memory held by the backbone's weights and work whose own peak is so many bytes."""
+        return self.sim.costing.weight_bytes(self.member) + peak_bytes
 
-    def _transfer(self, kind: str, event: simpy.Event, nbytes: int, watts: float, flows=()) -> Generator:
-        yield from self._spend(kind, event, watts, nbytes=nbytes, flows=flows, abort=self.sim.network.abort)
+    def timed(self, kind: str, seconds: float, watts: float, flop: float = 0.0, outcome="ok", done=None) -> Generator:
+        """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP in a part of them."""
+        event = self.sim.env.timeout(seconds)
+        yield from self._spend(kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done)
+
+    def _wait(self, time_s: float) -> Generator:
+        left_s = max(0.0, time_s - self.sim.env.now)
+        yield from self.timed("wait", left_s, self.profile.power.idle_w)
+
+    def _computing(self, work: Work, seconds: float) -> Generator:
+        if self.conditions:
+            return self.conditions.compute(work, seconds)
+        return self.timed("compute", seconds, self.profile.power.compute_w, work.cost.flop)
+
+    def _transfer(
+        self, kind: str, link: Callable[[str, int], simpy.Event], nbytes: int, way: str, flows: Sequence[int] = ()
+    ) -> Generator:
+        watts, j_per_byte = radio(self.profile.power, way, bool(self.conditions) and self.conditions.radio_by_rate)
+        what = {"nbytes": nbytes, "flows": flows, "abort": self.sim.network.abort, "j_per_byte": j_per_byte}
+        yield from self._resumed(lambda: self._spend(kind, link(self.id, nbytes), watts, **what))
 
     def _spend(self, kind: str, event: simpy.Event, watts: float, **what: Any) -> Generator:
-        yield from _recorded(self.sim, self.id, kind, event, watts, **what)
+        spent = self.conditions.spent if self.conditions else None
+        yield from _recorded(self.sim, self.id, kind, event, watts, spent=spent, **what)
 
 
 def _recorded(
@@ -174,21 +257,28 @@ def _recorded(
     flop: float = 0.0,
     nbytes: int = 0,
     flows: Sequence[int] = (),
+    outcome: str = "ok",
+    j_per_byte: float = 0.0,
     abort: Callable[[simpy.Event], float] | None = None,
+    done: Callable[[float], float] | None = None,
+    spent: Callable[[float, float], None] | None = None,
 ) -> Generator:
     """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the bytes, until then."""
-    start, outcome = sim.env.now, "ok"
+    start = sim.env.now
     try:
         yield event
     except simpy.Interrupt as stop:
         outcome = str(stop.cause)
-        flop *= (sim.env.now - start) / seconds if seconds > 0 else 1.0
+        share = done or (lambda passed: passed / seconds if seconds > 0 else 1.0)
+        flop *= share(sim.env.now - start)
         nbytes = int(abort(event)) if abort else nbytes
         raise
     finally:
         if kind != "wait" or sim.env.now > start:  # no time passed, nobody waited
-            joules = watts * (sim.env.now - start)
+            joules = watts * (sim.env.now - start) + j_per_byte * nbytes
             sim.recorder.span(actor, kind, start, sim.env.now, nbytes, flop, joules, outcome, flows)
+            if spent:
+                spent(joules, sim.env.now - start)
 
 
 class Server:
@@ -199,6 +289,7 @@ class Server:
         self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = sim.env.event()
+        self._is_short, self._lost = False, set()
 
     def receive(self, payload: Payload) -> None:
         """Put a payload into the inbox; called by a device when its last byte has landed."""
@@ -222,22 +313,47 @@ class Server:
             self._news = self.sim.env.event()
             yield self._news
 
+    def lose(self, device: Device) -> None:
+        """Called by a device that has dropped its task."""
+        self._lost.add(device)
+        self.wake()
+
+    def take_lost(self) -> set[Device]:
+        """The devices that have dropped a task since the last call."""
+        lost, self._lost = self._lost, set()
+        return lost
+
+    def greet(self, device: Device) -> None:
+        """Called by a device that is on again: a server that is short of devices looks again."""
+        if self._is_short and device.is_serving:
+            self.wake()
+
     def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
-        """A random sample of so many devices that have joined; waits until that many have (or all that ever will)."""
+        """A random sample of so many devices that have joined and are on.
+
+        Waits until that many have joined (or all that ever will); for devices that are off it waits only while none is on.
+        """
         while True:
-            free = [d for d in self.sim.devices if d.is_serving and self.sim.is_at_work(d)]
-            if len(free) >= min(count, self.sim.devices_at_work):
+            free, now_s = self._free(), self.sim.env.now
+            able = sum(d.is_on or now_s < d.joined_at_s for d in self.sim.devices if self.sim.is_at_work(d))
+            if len(free) >= max(min(count, able), min(1, self.sim.devices_at_work)):
                 break
+            self._is_short = True
             self.take()  # answers to rounds that are over
             yield from self.wait()
+        self._is_short = False
         rng = self.sim.streams.rng("server/selection", version)
         return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
 
     def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
-        """A random sample of at most so many devices that have joined and are not busy."""
-        free = [d for d in self.sim.devices if d.is_serving and self.sim.is_at_work(d) and d not in busy]
+        """A random sample of at most so many devices that have joined, are on and are not busy."""
+        free = [device for device in self._free() if device not in busy]
+        self._is_short = len(free) < count
         rng = self.sim.streams.rng("server/selection", version)
         return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
+
+    def _free(self) -> list[Device]:
+        return [d for d in self.sim.devices if d.is_serving and d.is_on and self.sim.is_at_work(d)]
 
     def rounds(self, count: int, learner: NullLearner, story: Callable[[int], Generator[Any, Any, int]]) -> Generator:
         """Live `story` for every round (it returns how many devices answered), until there are no more rounds, the target
@@ -276,7 +392,7 @@ class Server:
     ) -> Generator[Any, Any, list[Payload]]:
         """Wait until so many of the devices have answered a task, or the deadline; close it and return what came.
 
-        Devices that are still at it are told that they are late. Fewer answers come when devices drop out. The waiting is
+        Devices that are still at it are told that they are late. Fewer answers come when devices go. The waiting is
         a span of the server's: a synchronous server waits for its slowest device.
         """
         start, got = self.sim.env.now, []
@@ -284,7 +400,7 @@ class Server:
         while True:
             got += [payload for payload in self.take() if payload.version == task.version]
             answered = {payload.sender.id for payload in got}
-            open_ = [d for d in devices if d.id not in answered and self.sim.is_at_work(d)]
+            open_ = [d for d in devices if d.id not in answered and self.sim.is_at_work(d) and d.has(task)]
             if len(got) >= wanted or not open_ or (deadline and deadline.processed):
                 break
             self._news = self.sim.env.event()

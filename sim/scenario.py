@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 import devices.profile
 import network.profile
 from learning import catalogue, data
+from sim.conditions import Varying
 from sim.methods import AnyMethod
 from sim.settings import Settings
 from sim.units import BitsPerSecond, Bytes, PerSecond, Seconds
@@ -252,6 +253,8 @@ class Scenario(Settings):
     """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`."""
     server: Server = Server()
     arrivals: Annotated[AtOnce | PoissonJoin | ListedJoin, Field(discriminator="kind")] = AtOnce(kind="at-once")
+    devices: Varying | None = None
+    """What changes on devices while they work: heat, background load, battery, memory; by default nothing."""
     fresh_data: Annotated[DataPresent | DataStream, Field(discriminator="kind")] = DataPresent(kind="present")
     method: AnyMethod
     cost_as: CostAs | None = None
@@ -263,6 +266,11 @@ class Scenario(Settings):
     """Draw each piece of work's measured variation; without it equal work always takes equal time."""
     stop: Stop = Stop()
     compare: Compare | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:
+        """A scenario that leaves this section out keeps the digest that it had before there was one."""
+        return {key: value for key, value in dump(self).items() if key != "devices" or value is not None}
 
     @property
     def own_backbones(self) -> dict[str, dict[str, Any]]:

@@ -21,11 +21,13 @@ import devices.profile
 import network.profile
 from devices import arrivals, fleet
 from devices.compute import ComputeModel
+from devices.memory import find_shortage
 from learning import assets
 from learning.data import TextDataset
 from network.bandwidth import CapacityTrace
 from network.topology import Cell, Network
 from sim.actors import Device, Server
+from sim.conditions import Conditions
 from sim.costing import Costing, DoesNotFit, costing_for
 from sim.host import Host, single_threaded_torch
 from sim.journal import Journal
@@ -312,6 +314,8 @@ class Simulation:
                 )
             client = self.task.clients[i] if self.task.clients else None
             made.append(self.device_type(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
+            if self.scenario.devices:
+                made[-1].conditions = Conditions(made[-1], self.scenario.devices, self.streams)
         return made
 
     def _joining_times(self, count: int) -> np.ndarray:
@@ -336,15 +340,31 @@ class Simulation:
         """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""
         batch = getattr(self.scenario.method, "device_batch", 1)
         for device in self.devices:
-            own = device.member.memory_bytes
-            memory = device.profile.memory_bytes if own is None else own
             tokens = int(self.lengths(device, device.samples).max()) if len(device.samples) else 1
             try:
-                self.costing.check_memory(device.member, memory, batch, tokens, 0)
+                if hasattr(self.method, "peak_bytes"):
+                    _check_peak(device, self.method.peak_bytes, self.devices)
+                else:
+                    self.costing.check_memory(device.member, device.memory_bytes, batch, tokens, 0)
             except DoesNotFit:
                 if self.scenario.out_of_memory == "error":
                     raise
                 device.outcome = "oom"
+
+
+def _check_peak(device: Device, peak_bytes: Callable[[Device], int], fleet: Iterable[Device]) -> None:
+    """Raise DoesNotFit if a method needs more memory on the device than it has; names backbones of the fleet that would fit.
+
+    `peak_bytes(device)` is all that a method holds at its peak, weights included (0 where nothing runs).
+    """
+    needed = peak_bytes(device)
+    if needed <= device.memory_bytes:
+        return
+    others = {other.backbone: other for other in fleet if other.backbone != device.backbone}
+    needs = [(device.backbone, needed), *((name, peak_bytes(other)) for name, other in sorted(others.items()))]
+    shortage = find_shortage(device.backbone, device.memory_bytes, needs)
+    member = device.member
+    raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): with this method {shortage}")
 
 
 def _groups(scenario: Scenario) -> list[fleet.Group]:

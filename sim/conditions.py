@@ -1,0 +1,239 @@
+"""What makes one device's day unlike its profile's: heat, background load, its battery and the memory others hold.
+
+A scenario's `devices` section turns each of them on; all are off by default. `Conditions` holds the state of one device
+and lives its pieces of work: how long each takes, and what cuts it short. The models are in `devices/`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import simpy
+from pydantic import Field, model_validator
+
+from devices.battery import JOULES_PER_WH, Battery, Charger, recharge_seconds
+from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
+from devices.memory import fits_at_s, pressure, shortage_at_s
+from devices.profile import DeviceProfile
+from devices.thermal import RECOVERY, Throttle, throttle_of
+from sim.settings import Settings
+from sim.units import Seconds, Watts
+
+if TYPE_CHECKING:
+    from sim.actors import Device, Work
+    from sim.streams import Streams
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
+HOUR_S = 3600.0
+
+
+class BackgroundLoad(Settings):
+    """Other apps: quiet spells alternate with busy ones, in which a part of the speed is left. All defaults estimated."""
+
+    quiet: Seconds = Field(340.0, gt=0)
+    """Mean length of a quiet spell."""
+    busy: Seconds = Field(60.0, gt=0)
+    """Mean length of a busy spell."""
+    left: tuple[Share, Share] = (0.5, 0.9)
+    """Least and most of the speed that is left in a busy spell."""
+    sigma: float = Field(0.05, ge=0)
+    """Of the log-normal factor of a quiet spell."""
+
+
+class BatterySettings(Settings):
+    """Devices whose profile has a `battery_wh` run on it; they stop computing when it is low, until it is charged."""
+
+    initial: tuple[Share, Share] = (0.3, 1.0)
+    """Least and most of the charge at the start; drawn for each device."""
+    stop_below: float = Field(0.2, ge=0, lt=1)
+    """State of charge at which a device stops computing."""
+    resume_at: float = Field(0.5, gt=0, lt=1)
+    """State of charge at which it goes on."""
+    charger: Watts = Field(10.0, gt=0)
+    """Into the battery while it is plugged in."""
+    hours: tuple[float, float] | None = None
+    """From and until which hour of the day a device is plugged in; without hours, whenever it is low, until it goes on."""
+    starts_at: float = Field(0.0, ge=0, lt=24)
+    """Hour of the day at which the virtual clock starts."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> BatterySettings:
+        if self.resume_at <= self.stop_below:
+            raise ValueError("resume_at must be above stop_below")
+        if self.hours and not (all(0 <= h < 24 for h in self.hours) and self.hours[0] != self.hours[1]):
+            raise ValueError("hours must be two different ones of at least 0 and below 24")
+        return self
+
+
+class MemoryPressure(Settings):
+    """Other apps hold a share of the RAM that changes; work that needs more than they leave dies. All estimated."""
+
+    share: tuple[Share, Share] = (0.3, 0.6)
+    """Least and most of the RAM that others hold."""
+    every: Seconds = Field(300.0, gt=0)
+    """Mean time between two changes."""
+    then: Literal["retry", "fail"] = "retry"
+    """After an out-of-memory kill: begin that piece of work again once it fits, or end the device's day."""
+    restart: Seconds = Field(10.0, ge=0)
+    """Before the work begins again."""
+    retries: int = Field(10, ge=0)
+    """How often one piece of work is begun again before the device gives up."""
+
+
+class Varying(Settings):
+    """What changes on a device while it works; everything is off unless it is asked for."""
+
+    thermal: bool = False
+    """Slow down under continuous work and recover in pauses, as the profile's `sustained_*` numbers say."""
+    thermal_recovery: float = Field(RECOVERY, gt=0)
+    """Time constant of recovery over that of slowing down; estimated at 3 to 5."""
+    radio_power_by_rate: bool = False
+    """Joules of a transfer from its rate, where the profile has the line of its radio; else the constant power."""
+    background_load: BackgroundLoad | None = None
+    battery: BatterySettings | None = None
+    memory_pressure: MemoryPressure | None = None
+
+
+class Conditions:
+    """The state of one device: heat, load, charge, and memory that others hold.
+
+    Everything random is a pure function of time from a stream of its own, so that nothing that a method does changes what
+    a device meets. Raises `ValueError` for a charger that cannot keep up with an idle device.
+    """
+
+    def __init__(self, device: Device, settings: Varying, streams: Streams) -> None:
+        s, profile, id_ = settings, device.profile, device.id
+        self.device, self.settings, self.radio_by_rate = device, settings, settings.radio_power_by_rate
+        self.throttle = (s.thermal and throttle_of(profile, s.thermal_recovery)) or NO_THROTTLE
+        self.load = ALWAYS_QUIET
+        if s.background_load:
+            b = s.background_load
+            self.load = background_load(streams.rng("background-load", id_), b.quiet, b.busy, b.left, b.sigma)
+        self.battery = _battery(profile, s.battery) if s.battery and profile.battery_wh else None
+        if self.battery:
+            low, high = s.battery.initial
+            self.charge_j = self.battery.capacity_j * (low + (high - low) * streams.rng("battery", id_).random())
+        self.taken = None
+        if s.memory_pressure:
+            p = s.memory_pressure
+            self.taken = pressure(streams.rng("memory-pressure", id_), p.every, p.share)
+        self.heat, self._cool_since_s, self._charged_at_s, self._drawn_j = 0.0, 0.0, 0.0, 0.0
+
+    def compute(self, work: Work, nominal_s: float) -> Generator:
+        """Let the seconds pass that work of so many nominal ones takes here and now, through pauses and restarts.
+
+        Raises `simpy.Interrupt("oom")` in a device that gives up: it ends its day.
+        """
+        device, done_s, kills, spent_s = self.device, 0.0, 0, 0.0
+        needed = device.held_bytes(work.cost.peak_bytes)
+        while True:
+            yield from self._charge()
+            start_s = device.sim.env.now
+            self.heat = self.throttle.after_rest(self.heat, start_s - self._cool_since_s)
+            at = (self.throttle, self.load, self.heat, start_s)
+            seconds, outcome = work_seconds(*at, nominal_s - done_s), "ok"
+            low_s, short_s = self._low_in_s(seconds), self._short_in_s(needed, seconds)
+            if min(low_s, short_s) < seconds:
+                seconds, outcome = (low_s, "low-battery") if low_s < short_s else (short_s, "oom")
+            piece_s = nominal_s - done_s if outcome == "ok" else work_done_s(*at, seconds)
+            try:
+                flop = work.cost.flop * (piece_s / nominal_s if nominal_s else 1.0)
+                done = functools.partial(_share_done, at, piece_s)
+                yield from device.timed("compute", seconds, device.profile.power.compute_w, flop, outcome, done)
+            finally:
+                worked_s = device.sim.env.now - start_s
+                self.heat = self.throttle.after_work(self.heat, worked_s)
+                self._cool_since_s = device.sim.env.now
+            done_s, spent_s = done_s + piece_s, spent_s + seconds
+            if outcome == "ok":
+                break
+            if outcome == "oom":
+                done_s, kills = 0.0, kills + 1
+                yield from self._restart(needed, kills)
+        self._note(nominal_s / spent_s if spent_s else 1.0)
+
+    def spent(self, joules: float, seconds: float) -> None:
+        """Called with every span: what the battery gave above idle."""
+        self._drawn_j += joules - self.device.profile.power.idle_w * seconds
+
+    def _settle(self) -> float:
+        """Bring the charge to this moment and return it; a state of charge can be asked for only at present."""
+        now, idle_w = self.device.sim.env.now, self.device.profile.power.idle_w
+        elapsed_s = now - self._charged_at_s
+        if elapsed_s > 0:
+            drain_w = idle_w + self._drawn_j / elapsed_s
+            self.charge_j = self.battery.after(self.charge_j, self._charged_at_s, now, drain_w)
+            self._charged_at_s, self._drawn_j = now, 0.0
+        return self.charge_j
+
+    def _charge(self) -> Generator:
+        """If the battery is low, wait until it is charged."""
+        if self.battery is None:
+            return
+        s, idle_w, env = self.settings.battery, self.device.profile.power.idle_w, self.device.sim.env
+        goal_j = s.resume_at * self.battery.capacity_j
+        while self._settle() <= (s.stop_below + 1e-9) * self.battery.capacity_j:
+            start_s = env.now
+            if self.battery.charger:
+                wait_s = self.battery.seconds_until(goal_j, self.charge_j, start_s, idle_w)
+            else:
+                wait_s = recharge_seconds(goal_j, self.charge_j, s.charger, idle_w)
+            try:
+                yield from self.device.timed("charge", wait_s, idle_w)
+            finally:
+                if not self.battery.charger:  # nobody's hours: plugged in for as long as this lasted
+                    self.charge_j += s.charger * (env.now - start_s)
+                self._settle()
+
+    def _low_in_s(self, within_s: float) -> float:
+        if self.battery is None:
+            return math.inf
+        level_j, compute_w = (
+            self.settings.battery.stop_below * self.battery.capacity_j,
+            self.device.profile.power.compute_w,
+        )
+        return self.battery.seconds_until(level_j, self.charge_j, self.device.sim.env.now, compute_w, within_s)
+
+    def _short_in_s(self, needed: float, within_s: float) -> float:
+        if self.taken is None:
+            return math.inf
+        now = self.device.sim.env.now
+        return shortage_at_s(self.taken, self.device.memory_bytes, needed, now, now + within_s) - now
+
+    def _restart(self, needed: float, kills: int) -> Generator:
+        """After an out-of-memory kill: wait until the work fits again, or give up."""
+        p, device = self.settings.memory_pressure, self.device
+        never_fits = needed > device.memory_bytes * (1 - p.share[0])
+        if p.then == "fail" or kills > p.retries or never_fits:
+            raise simpy.Interrupt("oom")
+        yield from device.until(fits_at_s(self.taken, device.memory_bytes, needed, device.sim.env.now + p.restart))
+
+    def _note(self, speed: float) -> None:
+        """The piece's speed as a share of the nominal one, and the battery's charge, as metrics of this device."""
+        recorder, now = self.device.sim.recorder, self.device.sim.env.now
+        recorder.metric(now, "speed", speed, self.device.id)
+        if self.battery:
+            recorder.metric(now, "charge", self._settle() / self.battery.capacity_j, self.device.id)
+
+
+def _share_done(at: tuple, piece_s: float, seconds: float) -> float:
+    """The share of a piece of work that is done after so many seconds of it."""
+    return work_done_s(*at, seconds) / piece_s if piece_s > 0 else 1.0
+
+
+def _battery(profile: DeviceProfile, settings: BatterySettings) -> Battery:
+    capacity_j, idle_w = profile.battery_wh * JOULES_PER_WH, profile.power.idle_w
+    hours, charger = settings.hours, None
+    if hours:
+        charger = Charger(settings.charger, hours[0] * HOUR_S, hours[1] * HOUR_S, settings.starts_at * HOUR_S)
+    daily_h = charger.daily_s / HOUR_S if charger else 24.0
+    if settings.charger * daily_h <= idle_w * 24:
+        raise ValueError(
+            f"a {profile.name} draws {idle_w:g} W when idle, more than a charger of {settings.charger:g} W gives back in "
+            f"{daily_h:g} h a day: give devices.battery a stronger charger or more hours"
+        )
+    return Battery(capacity_j, charger)
