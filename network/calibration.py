@@ -256,12 +256,16 @@ def read_iperf3(path: str | Path) -> Measured:
 def number(value: float, source: str, date: str, conditions: str, basis: str = "measured") -> dict:
     """One number of a profile with where it comes from, to four significant digits."""
     return {
-        "value": float(f"{value:.{PLACES}g}"),
+        "value": _rounded(value),
         "basis": basis,
         "source": source,
         "date": date,
         "conditions": conditions,
     }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{PLACES}g}")
 
 
 def write_profile(path: str | Path, name: str, numbers: Mapping[str, Mapping]) -> None:
@@ -270,6 +274,24 @@ def write_profile(path: str | Path, name: str, numbers: Mapping[str, Mapping]) -
         raise NetworkError(f"link profile {name!r}: every number must be finite")
     text = yaml.safe_dump({"name": name, **numbers}, sort_keys=False, allow_unicode=True, width=110)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def write_variations(path: str | Path, variations: Mapping[str, Variation]) -> None:
+    """What `read_variations` reads: one Variation a direction, to draw a trace of its own for each device of a fleet."""
+    plain = {direction: asdict(variation) for direction, variation in variations.items()}
+    for entry in plain.values():
+        entry |= {key: [_rounded(v) for v in entry[key]] for key in ("quantiles_bps", "probabilities")}
+        entry |= {key: _rounded(entry[key]) for key in ("slow_share", "slow_s", "fast_lag1", "step_s")}
+    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, width=110, default_flow_style=None), encoding="utf-8")
+
+
+def read_variations(path: str | Path) -> dict[str, Variation]:
+    """The Variations of a file that `mobifleet calibrate link` has left, by direction; raises NetworkError."""
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return {str(direction): Variation(**entry) for direction, entry in document.items()}
+    except (yaml.YAMLError, TypeError, AttributeError) as error:
+        raise NetworkError(f"{path}: not a variation.yaml of `mobifleet calibrate link` ({error})") from None
 
 
 def fit_transfers(nbytes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

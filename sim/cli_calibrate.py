@@ -81,3 +81,54 @@ def device(
             raise typer.Exit(1)
     else:
         verb.calibrate(plan, console)
+
+
+@app.command()
+def link(
+    serve: Annotated[bool, typer.Option("--serve", help="Be the far end of a measurement, until Ctrl-C.")] = False,
+    to: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="Measure the path to a --serve end.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--from", metavar="FILE", help="iperf3 -J output (.json; one each for up and down), or a CSV."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the profile; files go to calibrations/NAME.")] = "this-path",
+    out: Annotated[Path | None, typer.Option(help="Another output folder.")] = None,
+    seconds: Annotated[float, typer.Option(help="With --to: seconds of bulk each way.", min=0.5, max=600)] = 20,
+    unit: Annotated[str, typer.Option(help="Of a CSV: bit/s, kbit/s, Mbit/s, Gbit/s, B/s, kB/s or MB/s.")] = "Mbit/s",
+    column: Annotated[
+        str | None, typer.Option(help="Of a CSV: the column of throughput, if there are several.")
+    ] = None,
+    direction: Annotated[str, typer.Option(help="Of a CSV: up or down.")] = "up",
+    like: Annotated[
+        str | None, typer.Option(help="Profile that lends what was not measured: latency, the other direction's ratio.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="With --serve: the address to listen on.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="With --serve: the port to listen on.", min=0, max=65535)] = 5207,
+) -> None:
+    """Measure a path, or read measurements of one, and write a link profile for `link:` in a scenario.
+
+    Finds level, asymmetry, latency, overhead a transfer, and how throughput varies from second to second.
+
+    Examples:
+
+        mobifleet calibrate link --serve
+
+        mobifleet calibrate link --to 192.168.1.20 --seconds 60 --name office-wifi
+
+        mobifleet calibrate link --from up.json --from down.json --name my-lte
+
+        mobifleet calibrate link --from drive.csv --unit Mbit/s --like lte --name drive
+    """
+    from sim import calibrate_link as verb
+
+    if (serve, to is not None, bool(files)).count(True) != 1:
+        raise verb.LinkCalibrationError(
+            "one of --serve, --to HOST[:PORT] and --from FILE (see `calibrate link --help`)"
+        )
+    if direction not in ("up", "down"):
+        raise verb.LinkCalibrationError(f"--direction: up or down (got {direction!r})")
+    if serve:
+        verb.serve(host, port, console)
+        return
+    found = verb.measure(to, seconds, console) if to else verb.read(files, unit, direction, column)
+    verb.report(found, name, out or Path("calibrations") / name, like, console)

@@ -1,0 +1,123 @@
+"""`mobifleet calibrate link`: from a trace, from iperf3 and from a measured path to a profile that a scenario can name."""
+
+import json
+import re
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from network import profile
+from network.bandwidth import read_csv
+from network.calibration import moments, read_variations
+from network.shaping import Access, ShapedRelay
+from sim import calibrate_link
+
+
+@pytest.fixture
+def walk(tmp_path):
+    """A CSV of ten minutes that wander slowly and fast, with a second missing: its path and its series in bit/s."""
+    rng = np.random.default_rng(0)
+    slow = np.cumsum(rng.standard_normal(600)) / 12
+    series = np.round(20 * np.exp(0.3 * slow + 0.2 * rng.standard_normal(600)), 3)
+    path = tmp_path / "walk.csv"
+    cells = ["" if i == 7 else f"{value}" for i, value in enumerate(series)]
+    path.write_text("t_s,up,power_mw\n" + "".join(f"{i},{cell},9\n" for i, cell in enumerate(cells)))
+    series[7] = np.nan
+    return path, 1e6 * series
+
+
+def test_a_trace_becomes_a_profile_with_series_figure_and_generator(walk, mobifleet, tmp_path):
+    path, series = walk
+    found_in = ("--from", path, "--column", "up", "--like", "lte")
+    outcome = mobifleet("calibrate", "link", *found_in, "--name", "walk", "--out", tmp_path / "w")
+    assert (outcome.code, outcome.err) == (0, "")
+    link, lte, found = profile.load(tmp_path / "w" / "profile.yaml"), profile.load("lte"), moments(series)
+    assert link.name == "walk"
+    assert (link.up_bps, link.cv, link.lag1) == pytest.approx((found.mean_bps, found.cv, found.lag1), rel=1e-3)
+    assert link.down_bps / link.up_bps == pytest.approx(lte.down_bps / lte.up_bps, rel=1e-3)
+    assert link.latency_s == lte.latency_s
+    assert link.provenance["down_bps"]["basis"] == "estimated" and link.provenance["cv"]["basis"] == "measured"
+    assert read_csv(tmp_path / "w" / "up.csv").at(100) == pytest.approx(series[100])
+    drawn = moments(np.array(read_csv(tmp_path / "w" / "synthetic_up.csv").capacity_bps))
+    assert (drawn.mean_bps, drawn.cv) == pytest.approx((found.mean_bps, found.cv), rel=0.25)
+    variation = read_variations(tmp_path / "w" / "variation.yaml")["up"]
+    assert variation.slow_share > 0.5
+    assert len(variation.trace(30, np.random.default_rng(0)).capacity_bps) == 30
+    assert (tmp_path / "w" / "up.png").stat().st_size > 20_000
+    assert mobifleet("calibrate", "link", *found_in, "--name", "walk", "--out", tmp_path / "again").code == 0
+    for file in (tmp_path / "w").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    assert re.search(r"held out, up\s+every other minute: mean", outcome.out)
+
+
+def iperf3(reverse: int, rates: list[float]) -> str:
+    sums = [{"sum": {"seconds": 1.0, "bits_per_second": bps, "omitted": False}} for bps in rates]
+    start = {"test_start": {"reverse": reverse, "num_streams": 1}, "timestamp": {"time": "today"}}
+    return json.dumps({"start": start, "intervals": sums, "end": {"streams": [{"sender": {"min_rtt": 40_000}}]}})
+
+
+def test_iperf3_of_both_directions_needs_nothing_lent(mobifleet, tmp_path):
+    up, down = tmp_path / "up.json", tmp_path / "down.json"
+    up.write_text(iperf3(0, [10e6, 12e6] * 5))
+    down.write_text(iperf3(1, [90e6, 110e6] * 5))
+    outcome = mobifleet("calibrate", "link", "--from", up, "--from", down, "--out", tmp_path / "both")
+    assert (outcome.code, outcome.err) == (0, "")
+    link = profile.load(tmp_path / "both" / "profile.yaml")
+    assert (link.up_bps, link.down_bps, link.latency_s) == (11e6, 100e6, 0.02)
+    assert link.lag1 == 0  # it alternates: less than nothing, and a profile's is at least 0
+    twice = mobifleet("calibrate", "link", "--from", up, "--from", up)
+    assert twice.code == 2 and "second series for up" in twice.err
+
+
+def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
+    """4 Mbit/s up, 12 down, 15 ms each way, found through the verb itself within a few per cent."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    lines = Console(file=open(tmp_path / "serving.txt", "w"), soft_wrap=True)  # noqa: SIM115
+    threading.Thread(target=calibrate_link.serve, args=("127.0.0.1", port, lines), daemon=True).start()
+    deadline_s = time.perf_counter() + 10
+    while time.perf_counter() < deadline_s:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+    with ShapedRelay(("127.0.0.1", port), 4e6, 12e6, [Access(latency_s=0.015)]) as relay:
+        console = Console(file=open(tmp_path / "out.txt", "w"), width=200)  # noqa: SIM115
+        found = calibrate_link.measure(f"127.0.0.1:{relay.port}", 1.0, console)
+        link = calibrate_link.report(found, "shaped", tmp_path / "shaped", None, console)
+    assert (link.up_bps, link.down_bps) == pytest.approx((4e6, 12e6), rel=0.1)
+    assert 0.015 <= link.latency_s < 0.02
+    assert link.overhead_s < 0.01
+    assert link.cv == 0  # ten tenths of a second say nothing of seconds
+    console.file.flush()
+    assert "uplink: " in (tmp_path / "out.txt").read_text()
+    assert link == profile.load(tmp_path / "shaped" / "profile.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "one of --serve, --to"),
+        (("--serve", "--to", "here"), "one of --serve, --to"),
+        (("--to", "here:port"), "HOST or HOST:PORT"),
+        (("--to", "127.0.0.1:1"), "refused the connection"),
+        (("--from", "walk.csv", "--direction", "sideways"), "up or down"),
+        (("--from", "nowhere.csv"), "nowhere.csv: No such file"),
+        (("--from", "walk.csv", "--column", "up"), "says nothing of downlink and latency.*--like"),
+        (("--from", "walk.csv", "--column", "up", "--like", "let"), "did you mean"),
+        (("--from", "walk.csv"), "up, power_mw.*--column"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_every_mistake_is_one_message(argv, message, walk, mobifleet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = mobifleet("calibrate", "link", *argv)
+    assert outcome.code == 2
+    assert re.search(message, outcome.err.replace("\n", " ")), outcome.err
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "calibrations").exists()
