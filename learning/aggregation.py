@@ -203,6 +203,33 @@ def flex_lora(
     return made
 
 
+def cut_rank(state: State, rank: int, scaling: float, new_scaling: float) -> dict[str, Tensor]:
+    """The first `rank` directions of every LoRA in a state, for a model whose scaling (alpha / rank) is another.
+
+    Of what `flex_lora` made, whose directions come in the order of their strength, this is the best of that rank. Other
+    tensors stay.
+    """
+    made = {}
+    for name, tensor in state.items():
+        if ".lora_A." in name:
+            tensor = tensor[:rank].contiguous()
+        elif ".lora_B." in name:
+            tensor = (tensor[:, :rank] * (scaling / new_scaling)).contiguous()
+        made[name] = tensor
+    return made
+
+
+def flex_lora_flop(ranks: Sequence[int], rank: int, width: int) -> float:
+    """The floating-point operations of `flex_lora` for one square matrix of LoRA, cut to one rank.
+
+    Leading terms (Golub & Van Loan, Matrix Computations, sections 5.2 and 8.6): R being the sum of the ranks, 4 width R^2
+    for each of the two thin QR factorisations, 2 R^3 for the core, 21 R^3 for its SVD, 2 width R rank for each of the two
+    products after it.
+    """
+    r = min(sum(ranks), width)
+    return 8.0 * width * r**2 + 23.0 * r**3 + 4.0 * width * r * rank
+
+
 def _best(b_parts: list[Tensor], a_parts: list[Tensor], rank: int) -> tuple[Tensor, Tensor]:
     """A [rank, in] with orthonormal rows and B [out, rank], whose product is the best of its rank for [B..] [A..]."""
     import torch

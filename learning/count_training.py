@@ -24,6 +24,7 @@ from learning.cost import Cost, StepCounts, TrainingArchitecture
 
 _SHIPPED = Path(__file__).with_name("training_costs.json")
 _CLASSES = 2  # counts are made with a head of two classes, and any other head is added by its formula
+_RANKS = (8, 16)  # of LoRA, that are counted
 _TINY, _SHORT, _LONG = (4, 8, 12), (32, 48, 64), (1024, 1280, 1536)  # tokens at which coefficients are fitted
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -37,7 +38,13 @@ _DROPOUTS = (
 def training_architecture(
     spec: BackboneSpec, kind: str, classes: int = _CLASSES, rank: int = 8, bottleneck: int = 16, head: str = "linear"
 ) -> TrainingArchitecture:
-    """The counted cost of training the backbone by `kind`; `rank` is that of lora, `bottleneck` that of adapter."""
+    """The counted cost of training the backbone by `kind`; `rank` is that of lora, `bottleneck` that of adapter.
+
+    Every number of a LoRA grows in a straight line with its rank (a test holds this), so two ranks are counted for all.
+    """
+    if kind == "lora" and rank not in _RANKS:
+        low, high = (training_architecture(spec, kind, classes, counted, bottleneck, head) for counted in _RANKS)
+        return _extrapolate(low, high, (rank - _RANKS[0]) / (_RANKS[1] - _RANKS[0]))
     config, size = config_of(spec), _size(kind, rank, bottleneck)
     key = _key(config, kind, size, head)
     if key in _shipped():
@@ -106,14 +113,16 @@ def count_training(config: Mapping[str, Any], kind: str, size: int = 0, head: st
     return _extrapolate(two, three, depth - 2)
 
 
-def _extrapolate(two: Any, three: Any, steps: int) -> Any:
-    """Every number of `two` plus `steps` times what it grows by from two to three layers."""
+def _extrapolate(two: Any, three: Any, steps: float) -> Any:
+    """Every number of `two` plus `steps` times what it grows by from `two` to `three`; whole numbers stay whole."""
     if dataclasses.is_dataclass(two):
         fields = [field.name for field in dataclasses.fields(two)]
         return type(two)(**{f: _extrapolate(getattr(two, f), getattr(three, f), steps) for f in fields})
     if isinstance(two, tuple):
         return tuple(_extrapolate(a, b, steps) for a, b in zip(two, three, strict=True))
-    return two if isinstance(two, str) else two + steps * (three - two)
+    if isinstance(two, str):
+        return two
+    return round(two + steps * (three - two)) if isinstance(two, int) else two + steps * (three - two)
 
 
 def _count(config: Mapping[str, Any], kind: str, size: int, head: str) -> TrainingArchitecture:
@@ -275,11 +284,11 @@ def main() -> None:
     """Recount the backbones and kinds in common use into training_costs.json."""
     from learning.catalogue import find
 
-    sizes = {"full": 0, "lora": 8, "adapter": 16, "bitfit": 0, "head": 0}
+    sizes = (("full", 0), *(("lora", rank) for rank in _RANKS), ("adapter", 16), ("bitfit", 0), ("head", 0))
     counted = {}
     for backbone in ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow"):
         config = config_of(find(backbone))
-        for (kind, size), head in itertools.product(sizes.items(), ("linear", "dense")):
+        for (kind, size), head in itertools.product(sizes, ("linear", "dense")):
             name = f"{backbone}, {kind} {size}" if size else f"{backbone}, {kind}"
             name += ", dense head" if head == "dense" else ""
             fields = dataclasses.asdict(count_training(config, kind, size, head))

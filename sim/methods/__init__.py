@@ -14,6 +14,7 @@ from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mezo import FedMezo
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.fedbert import FedBert
+from sim.methods.flex_lora import FlexLoRA
 from sim.methods.fwdllm import FwdLLM
 from sim.methods.local_lora import LocalLoRA
 from sim.methods.local_lst import LocalLST
@@ -26,6 +27,7 @@ from sim.methods.spry import Spry
 METHODS = (
     FedMobiLLM,
     FedAvg,
+    FlexLoRA,
     FedAsync,
     PaeMobiLLM,
     SplitFed,

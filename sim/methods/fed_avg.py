@@ -11,15 +11,12 @@ import math
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
 from learning.aggregation import ServerOptimiser
 from learning.cost import Cost
 from sim.actors import Payload, Server, Work
 from sim.learners.federated import FedAvgLearner
 from sim.learners.null import NullLearner
-from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
-from sim.units import Seconds
+from sim.methods.shared.federated_peft import FederatedPeft, RoundSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -28,20 +25,11 @@ if TYPE_CHECKING:
 class FedAvg(FederatedPeft):
     """Synchronous federated PEFT: LoRA, adapters, BitFit or full fine-tuning, averaged every round."""
 
-    class Config(PeftSettings):
+    class Config(RoundSettings):
         """Settings of synchronous federated PEFT."""
 
         kind: Literal["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"]
-        rounds: int = Field(100, ge=1)
-        participation: float = Field(0.1, gt=0, le=1)
-        """Share of the fleet that answers in a round."""
-        over_selection: float = Field(1.0, ge=1)
-        """Ask so many times the devices that are needed; the last ones are told that they are late."""
-        deadline: Seconds | None = None
-        """End a round after this time, with whatever has come."""
         server_optimiser: ServerOptimiser = ServerOptimiser()
-        weigh_by_samples: bool = False
-        """Weigh devices by their number of samples (McMahan et al.) instead of equally (FedPETuning)."""
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         super().__init__(config, config.kind.removeprefix("fedavg-"), sim)
@@ -64,5 +52,5 @@ class FedAvg(FederatedPeft):
         """The server's mean and step: a few passes over the numbers."""
         numbers = sum(payload.nbytes / 4 for payload in answers)
         weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
-        parts = ([p.sender.backbone for p in answers], sent, [p.data for p in answers], weights)
+        parts = ([self.model_of(p.sender) for p in answers], sent, [p.data for p in answers], weights)
         return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)

@@ -167,11 +167,17 @@ def test_traffic_is_weights_gradients_and_the_optimisers_own():
 
 def test_shipped_counts_cover_what_they_promise_and_are_todays():
     file = json.loads(counting._SHIPPED.read_text())
-    kinds = list(itertools.product(SIZES.items(), ("linear", "dense")))
+    kinds = list(itertools.product([*SIZES.items(), ("lora", 16)], ("linear", "dense")))
     configs = [config_of(find(b)) for b in BACKBONES]
     assert set(file) == {counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds}
     shipped = counting._from_json(file[counting._key(NARROW, "lora", 8)])
     assert shipped == counting.count_training(NARROW, "lora", 8)
+
+
+def test_another_rank_than_those_counted_is_as_if_counted():
+    config, ours = config_of(find("minilm-l2")), training_architecture(find("minilm-l2"), "lora", rank=3)
+    assert ours == counting.count_training(config, "lora", 3)
+    assert isinstance(ours.trainable, int)
 
 
 def test_an_uncatalogued_training_is_counted_once_and_kept(tmp_path, monkeypatch):

@@ -72,16 +72,45 @@ def scenario_file(tmp_path, texts_csv):
 
 @pytest.fixture
 def simulate(scenario_file):
-    """Runs `TINY` with changes, given as `--set` would give them, to its end; returns the finished Simulation."""
+    """Runs `TINY` with changes, given as `--set` would give them, to its end; returns the finished Simulation.
 
-    def run(*overrides: str, dry=False, workers=1, journal=None, watch=None, **changes) -> Simulation:
+    `dropped` is the number of a device that drops out, and when.
+    """
+
+    def run(*overrides: str, dry=False, workers=1, journal=None, watch=None, dropped=None, **changes) -> Simulation:
         path = scenario_file(**changes)
         scenario = load(str(path), Scenario, overrides, [], problems)
         sim = Simulation(scenario, path.parent, dry, workers, journal, watch)
+        if dropped is not None:
+            number, at_s = dropped
+            sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt([sim.devices[number]], "dropped"))
         sim.run()
         return sim
 
     return run
+
+
+@pytest.fixture
+def spans():
+    """The spans of a finished Simulation, of these kinds (or any), whose actor's name begins so, with these values."""
+
+    def of(sim: Simulation, *kinds: str, actor: str = "", **wanted) -> list[dict]:
+        rows = [s for s in sim.recorder.spans().to_pylist() if s["actor"].startswith(actor)]
+        rows = [s for s in rows if not kinds or s["kind"] in kinds]
+        return [s for s in rows if all(s[key] == value for key, value in wanted.items())]
+
+    return of
+
+
+@pytest.fixture
+def curve():
+    """The accuracies that a finished Simulation noted, in order: the fleet's, or those of a backbone."""
+
+    def of(sim: Simulation, group: str = "") -> list[float]:
+        rows = sim.recorder.metrics().to_pylist()
+        return [m["value"] for m in rows if (m["name"], m["group"]) == ("accuracy", group)]
+
+    return of
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from learning.count_training import training_architecture
 from learning.local_training import LocalTraining
 from sim.actors import Device, Payload, Task, Work
 from sim.settings import Settings
+from sim.units import Seconds
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -41,6 +42,20 @@ class PeftSettings(Settings):
     """Server updates between two evaluations."""
 
 
+class RoundSettings(PeftSettings):
+    """What is trained, and how synchronous rounds go."""
+
+    rounds: int = Field(100, ge=1)
+    participation: float = Field(0.1, gt=0, le=1)
+    """Share of the fleet that answers in a round."""
+    over_selection: float = Field(1.0, ge=1)
+    """Ask so many times the devices that are needed; the last ones are told that they are late."""
+    deadline: Seconds | None = None
+    """End a round after this time, with whatever has come."""
+    weigh_by_samples: bool = False
+    """Weigh devices by their number of samples (McMahan et al.) instead of equally (FedPETuning)."""
+
+
 class FederatedPeft:
     """The devices' side of federated PEFT, synchronous or not; a method adds the server's and sets `learner`."""
 
@@ -50,12 +65,21 @@ class FederatedPeft:
             config.local_epochs, config.device_batch, config.learning_rate or LEARNING_RATES[peft],
             config.weight_decay, "adamw", config.proximal_mu,
         )  # fmt: skip
+        size, charged = (config.bottleneck, config.head), sim.costing.charged
         self.costs = {
-            name: training_architecture(spec, peft, sim.task.classes, config.rank, config.bottleneck, config.head)
-            for name, spec in sim.costing.charged.items()
+            model: training_architecture(charged[device.backbone], peft, sim.task.classes, self.rank_of(device), *size)
+            for model, device in {self.model_of(device): device for device in sim.devices}.items()
         }
         self.learner_args = (peft, config.readout, config.rank, config.alpha, config.bottleneck, config.head)
         self.training, self.payloads = "train", 0
+
+    def rank_of(self, device: Device) -> int:
+        """The rank of the device's LoRA."""
+        return self.config.rank
+
+    def model_of(self, device: Device) -> Any:
+        """Which of the learner's models the device trains: a backbone's name, unless a method has several of a backbone."""
+        return device.backbone
 
     def device(self, device: Device) -> Generator:
         """Answer whenever the server asks."""
@@ -64,7 +88,7 @@ class FederatedPeft:
 
     def round(self, device: Device, task: Task) -> Generator:
         """Download, train, upload."""
-        yield from device.download(self.costs[device.backbone].trainable_bytes)
+        yield from device.download(self.costs[self.model_of(device)].trainable_bytes)
         state = yield from device.compute(self.local_training(device, task))
         payload = self.payload(device, task, state)
         yield from device.upload(payload)
@@ -72,8 +96,8 @@ class FederatedPeft:
 
     def local_training(self, device: Device, task: Task) -> Work:
         """The local epochs, real and charged."""
-        counted, lengths = self.costs[device.backbone], self.sim.lengths(device, device.samples)
-        epoch = Cost()
+        model, lengths = self.model_of(device), self.sim.lengths(device, device.samples)
+        counted, epoch = self.costs[model], Cost()
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
             tokens = self.sim.costing.fixed_tokens or int(batch.max())
@@ -81,11 +105,11 @@ class FederatedPeft:
         epochs, peak = self.config.local_epochs, epoch.peak_bytes + counted.optimiser_bytes("adamw")
         cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
         seed = self.sim.streams.seed64("local-training", f"{device.id}/{task.version}") % 2**31
-        return self.learner.work(cost, self.training, device.backbone, device.samples, task.model, self.settings, seed)
+        return self.learner.work(cost, self.training, model, device.samples, task.model, self.settings, seed)
 
     def payload(self, device: Device, task: Task, state) -> Payload:
         """The trained part as bytes."""
         self.payloads += 1
         data = None if state is None else self.learner.packed(state)
-        nbytes = self.costs[device.backbone].trainable_bytes
+        nbytes = self.costs[self.model_of(device)].trainable_bytes
         return Payload(self.payloads, device, device.samples, nbytes, data, task.version)

@@ -1,0 +1,82 @@
+"""The learning behind FlexLoRA's clock: LoRA of several ranks on devices, one LoRA of the greatest rank at the server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.learners.federated import FederatedLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.catalogue import Tokens
+    from sim.simulation import Simulation
+
+    Model = tuple[str, int]  # a backbone and the rank of its LoRA
+
+
+class FlexLoRALearner(FederatedLearner):
+    """Real LoRA of each device's own rank; `devices` says how many devices have each (backbone, rank).
+
+    The server's state has the greatest rank, its directions in the order of their strength, so that what a device
+    downloads, the best approximation of its rank, is the first part of it. `alpha` None stands for each model's own rank.
+    """
+
+    def __init__(
+        self, sim: Simulation, devices: Counter[Model], alpha: float | None, readout: str, bottleneck: int, head: str
+    ) -> None:
+        from learning.trainable import TrainableClassifier
+
+        self.devices, self.alpha = devices, alpha
+        self.greatest = max(rank for _, rank in devices)
+        size = (alpha or self.greatest, bottleneck, head)
+        super().__init__(sim, "lora", readout, self.greatest, *size)
+        seed, whole = sim.streams.seed64("server/model") % 2**31, self.models
+        self.models = {}
+        for name, rank in sorted(devices):
+            size = (rank, alpha or rank, bottleneck, seed)
+            model = TrainableClassifier(sim.costing.learned[name], "lora", sim.task.classes, readout, *size, head=head)
+            for own, shared in zip(model.parameters(), whole[name].parameters(), strict=True):
+                if not own.requires_grad:
+                    own.data = shared.data  # the frozen weights are in memory once, whatever the ranks
+            self.models[name, rank] = model
+
+    def scaling(self, rank: int) -> float:
+        """The factor before B A."""
+        return (self.alpha or rank) / rank
+
+    def tokens(self, model: Any, samples: np.ndarray) -> Tokens:
+        """The samples as the tokens of a model's backbone."""
+        return super().tokens(model[0], samples)
+
+    def part_of(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The server's state cut to a model's depth and rank."""
+        from learning.aggregation import cut_rank
+
+        own, rank = super().part_of(model, state), model[1]
+        return cut_rank(own, rank, self.scaling(self.greatest), self.scaling(rank))
+
+    def aggregate(
+        self, models: Sequence[Model], received: Any, states: Sequence[bytes], weights: Sequence[float]
+    ) -> None:
+        """The mean of the dense updates, decomposed; what nobody sent stays."""
+        from learning.aggregation import flex_lora
+
+        if not states:
+            return
+        sent = [self.unpacked(model, data) for model, data in zip(models, states, strict=True)]
+        target = (self.greatest, self.scaling(self.greatest))
+        (mean,) = flex_lora(sent, weights, [self.scaling(rank) for _, rank in models], [target])
+        self.state = {**self.state, **mean}
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out accuracy of every backbone: the mean over its devices, each with the model of its rank."""
+        summed, counts = Counter(), Counter()
+        for (name, rank), score in super().evaluate().items():
+            summed[name] += self.devices[name, rank] * score
+            counts[name] += self.devices[name, rank]
+        return {name: total / counts[name] for name, total in summed.items()}

@@ -1,0 +1,69 @@
+"""FlexLoRA (Bai et al., NeurIPS 2024): LoRA of as high a rank as each device can bear, in synchronous rounds.
+
+The server takes the mean of the dense updates (alpha / rank) B A, decomposes it, and sends each device the best approximation
+of its own rank: a strong device need not make do with the rank of the weakest (docs/federated_peft.md).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from learning.aggregation import flex_lora_flop
+from learning.cost import Cost
+from sim.actors import Device, Payload, Work
+from sim.learners.flex_lora import FlexLoRALearner
+from sim.learners.null import NullLearner
+from sim.methods.fed_avg import FedAvg
+from sim.methods.shared.federated_peft import FederatedPeft, RoundSettings
+from sim.scenario_file import nearest
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class FlexLoRA(FedAvg):
+    """Federated LoRA with a rank for each device: dense updates are averaged, and cut to every rank by an SVD."""
+
+    class Config(RoundSettings):
+        """Settings of FlexLoRA; those of federated LoRA, and the ranks."""
+
+        kind: Literal["flexlora"]
+        ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
+        """Rank by the name of a group of the fleet or of a device; a group's goes before its device's."""
+        rank: int = Field(8, ge=1)
+        """The rank of all others."""
+        alpha: float | None = Field(None, gt=0)
+        """LoRA's alpha; default each device's own rank (as FedPETuning's), so that every update is B A itself."""
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        names = {name for device in sim.devices for name in (device.member.group, device.member.device)}
+        for odd in sorted(set(config.ranks) - names):
+            known = ", ".join(sorted(names))
+            raise ValueError(f"method.ranks: {odd} is no group or device of the fleet ({known}){nearest(odd, names)}")
+        widest, narrowest = max([config.rank, *config.ranks.values()]), min(sim.costing.widths().values())
+        if widest > narrowest:
+            raise ValueError(f"method.ranks: {widest} is more than the width of the narrowest backbone, {narrowest}")
+        FederatedPeft.__init__(self, config, "lora", sim)
+        models = Counter(map(self.model_of, sim.devices))
+        sizes = (config.alpha, config.readout, config.bottleneck, config.head)
+        self.learner = NullLearner() if sim.dry else FlexLoRALearner(sim, models, *sizes)
+
+    def rank_of(self, device: Device) -> int:
+        """The group's rank, else the device's, else the rank of all others."""
+        ranks, member = self.config.ranks, device.member
+        return ranks.get(member.group, ranks.get(member.device, self.config.rank))
+
+    def model_of(self, device: Device) -> tuple[str, int]:
+        """A backbone with LoRA of a rank."""
+        return device.backbone, self.rank_of(device)
+
+    def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
+        """The mean of what is not LoRA, and for each matrix two QR factorisations and a small SVD."""
+        work = super().aggregation(sent, answers)
+        most, ranks = max(rank for _, rank in self.costs), [self.rank_of(p.sender) for p in answers]
+        backbones = [self.sim.costing.architectures[p.sender.backbone] for p in answers]
+        flop = max((2 * b.layers * flex_lora_flop(ranks, most, b.hidden_size) for b in backbones), default=0.0)
+        return Work(work.cost + Cost(flop), work.run)
