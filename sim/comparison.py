@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from sim.compare import Entry, plan, run_all, target_of, tuned, tuning_plan
-from sim.cost_table import COLUMNS, latex, markdown, reductions, rows, shown, write_csv
+from sim.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
 from sim.results import open_run
 from sim.scenario import Scenario
 
@@ -106,9 +106,10 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Tab
     view.add_column("", no_wrap=True)
     for row in table:
         view.add_column(row["method"], justify="right")
-    for name, heading in COLUMNS.items():
-        cells = [dict(zip(COLUMNS, values, strict=True))[name] for _, values in shown([*table])]
-        view.add_row(heading, *cells)
+    columns = headings(table)
+    rows_of = [cells for _, cells in shown(table, columns)]
+    for number, heading in enumerate(columns.values()):
+        view.add_row(heading, *(cells[number] for cells in rows_of))
     return view
 
 

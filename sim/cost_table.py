@@ -41,6 +41,7 @@ COLUMNS = {
     "wasted_bytes": "wasted bytes",
     "updates": "updates",
 }
+OF_BACKBONE = "accuracy, final, "
 REDUCED = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
 
 
@@ -105,20 +106,20 @@ def rows(entries: list[Entry], protocol: str, target: float | None = None) -> li
         runs = [open_run(entry.folder) for entry in entries if entry.label == label]
         each = [_row(run, protocol, target) for run in runs]
         row: dict[str, Any] = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
-        for name in COLUMNS:
+        for name in [*each[0]]:
             values = [r.get(name) for r in each]
             row[name], row[f"{name}_pm"] = _interval(values)
             row[f"{name}_each"] = values
-        row["by_backbone"] = {
-            b: float(np.mean([r.summary["by_backbone"][b] for r in runs])) for b in runs[0].summary["by_backbone"]
-        }
+        row["accuracies"] = [name for name in each[0] if name.startswith(OF_BACKBONE)]
         row["reached"] = sum(r["time_s"] is not None for r in each)
         table.append(row)
     return table
 
 
 def _row(run: Run, protocol: str, target: float | None) -> dict[str, Any]:
+    by_backbone = run.summary["by_backbone"] if len(run.summary["by_backbone"]) > 1 else {}
     accuracies = {"final": run.summary["final"], "best": run.summary["best"]}
+    accuracies |= {f"{OF_BACKBONE}{name}": score for name, score in by_backbone.items()}
     until_s = converged_at_s(run) if protocol == "own" else _reached_at_s(run, target)
     if run.summary["dry"]:
         until_s = run.summary["virtual_time_s"]
@@ -179,15 +180,23 @@ def reductions(
 # --- what is written
 
 
+def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns and their headings: accuracies (of each backbone too, where there are several), then costs."""
+    of_backbones = {name: name for row in table for name in row["accuracies"]}
+    accuracies = {name: COLUMNS[name] for name in ("final", "best")}
+    return accuracies | of_backbones | {name: text for name, text in COLUMNS.items() if name not in accuracies}
+
+
 def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
     """Every number of the table, in SI units, and each as a ratio to the reference method."""
     base = next((row for row in table if row["method"] == reference), None)
-    names = [n for c in COLUMNS for n in (c, f"{c}_pm", *([f"{c}_ratio"] if base else []))]
+    columns = headings(table)
+    names = [n for c in columns for n in (c, f"{c}_pm", *([f"{c}_ratio"] if base else []))]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["method", "kind", "seeds", "reached", *names], extrasaction="ignore")
         writer.writeheader()
         for row in table:
-            ratios = {f"{c}_ratio": _ratio(row[c], base[c]) for c in COLUMNS} if base else {}
+            ratios = {f"{c}_ratio": _ratio(row.get(c), base.get(c)) for c in columns} if base else {}
             writer.writerow({**row, **ratios})
 
 
@@ -195,18 +204,19 @@ def _ratio(value: float | None, base: float | None) -> float | None:
     return value / base if value is not None and base else None
 
 
-def shown(table: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
-    """Rows for people: the method and its cells in the order of COLUMNS."""
+def shown(table: list[dict[str, Any]], columns: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Rows for people: the method and its cells in the order of `columns`."""
     for row in table:
-        yield row["method"], [_cell(name, row[name], row[f"{name}_pm"]) for name in COLUMNS]
+        yield row["method"], [_cell(name, row.get(name), row.get(f"{name}_pm")) for name in columns]
 
 
 def _cell(name: str, value: float | None, pm: float | None) -> str:
     from sim.units import format_bytes, format_seconds, format_si
 
+    is_accuracy = name in ("final", "best") or name.startswith(OF_BACKBONE)
     if value is None:
-        return "–" if name in ("final", "best") else "not reached"
-    if name in ("final", "best"):
+        return "–" if is_accuracy else "not reached"
+    if is_accuracy:
         return f"{value:.3f}" + (f" ± {pm:.3f}" if pm is not None else "")
     write = {
         "time_s": format_seconds,
@@ -222,9 +232,10 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     """The tables as Markdown, one below the other."""
     parts = []
     for title, table in tables.items():
-        head = ["method", *COLUMNS.values()]
+        columns = headings(table)
+        head = ["method", *columns.values()]
         lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in shown(table)]
+        lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in shown(table, columns)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -233,9 +244,10 @@ def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     """The tables as LaTeX tabulars (booktabs)."""
     parts = []
     for title, table in tables.items():
-        head = " & ".join(["method", *COLUMNS.values()])
-        body = [" & ".join(_escaped(c) for c in [name, *cells]) + r" \\" for name, cells in shown(table)]
-        spec = "l" + "r" * len(COLUMNS)
+        columns = headings(table)
+        head = " & ".join(["method", *columns.values()])
+        body = [" & ".join(_escaped(c) for c in [name, *cells]) + r" \\" for name, cells in shown(table, columns)]
+        spec = "l" + "r" * len(columns)
         lines = [f"% {title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head + r" \\", r"\midrule", *body]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"

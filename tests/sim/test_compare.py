@@ -172,3 +172,14 @@ def test_reductions_over_seeds_are_paired():
     found = reductions(table, "ours")["flop"]
     assert found["reduction"] == 0.75
     assert found["reduction_pm"] == pytest.approx(12.7062 * 0.2, rel=1e-4)  # of 0.9 and 0.5
+
+
+def test_every_backbone_has_its_accuracy_in_the_table(compared):
+    done, out = compared("--methods", "ours", "--dry")  # dry: no accuracies, and none is asked for
+    assert done.code == 0, done.err
+    done, out = compared("--methods", "ours")
+    by_backbone = open_run(out / "ours-seed0").summary["by_backbone"]
+    assert len(by_backbone) == 2
+    with (out / "table.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert {name: float(row[f"accuracy, final, {name}"]) for name in by_backbone} == by_backbone
