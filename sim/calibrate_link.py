@@ -36,6 +36,7 @@ from network.calibration import (
     write_variations,
 )
 from network.profile import LinkProfile
+from sim.link_figure import draw
 from sim.units import format_seconds, format_si
 
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
@@ -156,8 +157,6 @@ def report(found: Found, name: str, folder: Path, like: str | None, console: Con
     for way, bps in series.items():
         _write_series(folder / f"{way}.csv", bps, max(1.0, found.series[way].step_s))
     if variations:
-        from sim.link_figure import draw
-
         write_variations(folder / "variation.yaml", variations)
         for way, variation in variations.items():
             trace = variation.trace(SYNTHETIC_S, np.random.default_rng(0))

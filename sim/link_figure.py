@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
 
 from network.bandwidth import CapacityTrace
 from network.calibration import Moments, Variation, autocorrelation
@@ -19,6 +17,9 @@ def draw(
     series_bps: np.ndarray, trace: CapacityTrace, variation: Variation, measured: Moments, title: str, path: Path
 ) -> None:
     """Write a figure of a series in steps of 1 s (bit/s, NaN where missing) beside the trace that was drawn for it."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
     beside_bps = np.array(trace.capacity_bps)[: len(series_bps)]
     drawn_bps = np.array(variation.trace(LONG_S, np.random.default_rng(1)).capacity_bps)
     lags = np.arange(1, max(3, min(60, len(series_bps) // 3)) + 1)
