@@ -22,6 +22,7 @@ from devices.fleet import Member
 from devices.power import radio
 from devices.profile import DeviceProfile
 from learning.cost import Cost
+from sim.spans import recorded
 
 if TYPE_CHECKING:
     from sim.conditions import Conditions
@@ -90,7 +91,7 @@ class Device:
         self.conditions: Conditions | None = None
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
-        self.is_on, self.is_gone, self.keeps_computing = True, False, False
+        self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
         self._back = sim.env.event()
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
@@ -174,7 +175,7 @@ class Device:
 
     def go_off(self) -> None:
         """Go offline: what it is doing ends now, and a task of the server's is dropped."""
-        self.is_on, self._back = False, self.sim.env.event()
+        self.is_on, self.off_since_s, self._back = False, self.sim.env.now, self.sim.env.event()
         at_it = dict.fromkeys(self._open_verbs)
         if self.task is not None:
             at_it[self._serving] = None
@@ -196,8 +197,11 @@ class Device:
 
     def _resumed(self, verb: Callable[[], Generator]) -> Generator:
         """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped."""
+        if self.availability is None:
+            yield from verb()
+            return
         process = self.sim.env.active_process
-        if self.availability is None or process in self._open_verbs:
+        if process in self._open_verbs:  # a verb within a verb
             yield from verb()
             return
         while True:
@@ -243,42 +247,7 @@ class Device:
 
     def _spend(self, kind: str, event: simpy.Event, watts: float, **what: Any) -> Generator:
         spent = self.conditions.spent if self.conditions else None
-        yield from _recorded(self.sim, self.id, kind, event, watts, spent=spent, **what)
-
-
-def _recorded(
-    sim: Simulation,
-    actor: str,
-    kind: str,
-    event: simpy.Event,
-    watts: float,
-    *,
-    seconds: float = 0.0,
-    flop: float = 0.0,
-    nbytes: int = 0,
-    flows: Sequence[int] = (),
-    outcome: str = "ok",
-    j_per_byte: float = 0.0,
-    abort: Callable[[simpy.Event], float] | None = None,
-    done: Callable[[float], float] | None = None,
-    spent: Callable[[float, float], None] | None = None,
-) -> Generator:
-    """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the bytes, until then."""
-    start = sim.env.now
-    try:
-        yield event
-    except simpy.Interrupt as stop:
-        outcome = str(stop.cause)
-        share = done or (lambda passed: passed / seconds if seconds > 0 else 1.0)
-        flop *= share(sim.env.now - start)
-        nbytes = int(abort(event)) if abort else nbytes
-        raise
-    finally:
-        if kind != "wait" or sim.env.now > start:  # no time passed, nobody waited
-            joules = watts * (sim.env.now - start) + j_per_byte * nbytes
-            sim.recorder.span(actor, kind, start, sim.env.now, nbytes, flop, joules, outcome, flows)
-            if spent:
-                spent(joules, sim.env.now - start)
+        yield from recorded(self.sim, self.id, kind, event, watts, spent=spent, **what)
 
 
 class Server:
@@ -417,7 +386,7 @@ class Server:
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             future = self.sim.host.start(work.run) if work.run else None
             watts, done = self.profile.power.compute_w, self.sim.env.timeout(seconds)
-            yield from _recorded(
+            yield from recorded(
                 self.sim, "server", kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
             )
         return future.result() if future else None

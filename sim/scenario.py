@@ -11,7 +11,9 @@ from pydantic import Field, model_serializer
 
 import devices.profile
 import network.profile
+from devices import availability as rhythms
 from learning import catalogue, data
+from sim.availability import AnyAvailability, Diurnal, DropOut
 from sim.conditions import Varying
 from sim.methods import AnyMethod
 from sim.settings import Settings
@@ -255,6 +257,10 @@ class Scenario(Settings):
     arrivals: Annotated[AtOnce | PoissonJoin | ListedJoin, Field(discriminator="kind")] = AtOnce(kind="at-once")
     devices: Varying | None = None
     """What changes on devices while they work: heat, background load, battery, memory; by default nothing."""
+    availability: AnyAvailability | None = None
+    """When devices are on once they have joined; by default always."""
+    dropout: DropOut | None = None
+    """Devices that leave for good, in the middle of whatever they do; by default nobody."""
     fresh_data: Annotated[DataPresent | DataStream, Field(discriminator="kind")] = DataPresent(kind="present")
     method: AnyMethod
     cost_as: CostAs | None = None
@@ -269,8 +275,9 @@ class Scenario(Settings):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:
-        """A scenario that leaves this section out keeps the digest that it had before there was one."""
-        return {key: value for key, value in dump(self).items() if key != "devices" or value is not None}
+        """A scenario that leaves a later section out keeps the digest that it had before there was one."""
+        later = {"devices", "availability", "dropout"}
+        return {key: value for key, value in dump(self).items() if key not in later or value is not None}
 
     @property
     def own_backbones(self) -> dict[str, dict[str, Any]]:
@@ -315,6 +322,12 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
         total = sum(group.count for group in scenario.fleet)
         if len(scenario.arrivals.times) != total:
             yield ("arrivals", "times"), f"{len(scenario.arrivals.times)} joining times for {total} devices"
+    if scenario.dropout and scenario.dropout.times is not None:
+        total = sum(group.count for group in scenario.fleet)
+        if len(scenario.dropout.times) != total:
+            yield ("dropout", "times"), f"{len(scenario.dropout.times)} drop-out times for {total} devices"
+    if isinstance(scenario.availability, Diurnal):
+        yield from _tried(("availability", "rhythm"), lambda: rhythms.load(scenario.availability.rhythm))
     if scenario.cost_as:
         costed = scenario.cost_as.backbone
         for name in [costed] if isinstance(costed, str) else costed.values():

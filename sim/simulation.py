@@ -26,6 +26,7 @@ from learning import assets
 from learning.data import TextDataset
 from network.bandwidth import CapacityTrace
 from network.topology import Cell, Network
+from sim import availability
 from sim.actors import Device, Server
 from sim.conditions import Conditions
 from sim.costing import Costing, DoesNotFit, costing_for
@@ -115,6 +116,7 @@ class Simulation:
         self._lengths = self._lengths_by_backbone(members)
         self.network = self._network(members)
         self.devices = self._devices(members)
+        availability.give(self, scenario.availability, folder)
         self.server = self._server()
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
@@ -129,19 +131,24 @@ class Simulation:
         """Let the clock run to the end and return how it ended; a run may be run only once."""
         self.after_update(self.method.learner, None, 0, first=True)
         for device in self.devices:
+            if device.outcome == "never-ready":
+                self._working.discard(device.id)
+                continue
             story = self._cannot(device) if device.outcome == "oom" else self.method.device(device)
             self.start(device, self._work_day(device, story))
         self.start(None, self.method.server(self.server))
+        availability.start(self, self.scenario.dropout)
         if self.scenario.stop.horizon is not None:
-            self.env.timeout(self.scenario.stop.horizon).callbacks.append(lambda _: self._stop_all("horizon"))
+            self.env.timeout(self.scenario.stop.horizon).callbacks.append(lambda _: self.stop("horizon"))
         while self._alive:
             self._step_some()
             self.watch.on_look(self)
             if self.watch.should_stop():
-                self._stop_all("interrupted")
+                self.stop("interrupted")
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
+        availability.close(self)
         self._record_links()
         self.host.close()
         return self.ended
@@ -155,7 +162,7 @@ class Simulation:
             except simpy.core.EmptySchedule:
                 if self.ended.reason != "running":
                     raise
-                self._stop_all("stalled")  # whoever still waits waits for bytes that no link will ever carry
+                self.stop("stalled")  # whoever still waits waits for bytes that no link will ever carry
 
     def start(self, actor: Device | None, story: Generator) -> simpy.Process:
         """Let an actor (None: the server) live a story; being stopped ends it quietly."""
@@ -187,7 +194,8 @@ class Simulation:
         yield from device.arrive()
         self.recorder.span(device.id, "load", self.env.now, self.env.now, outcome="oom")
 
-    def _stop_all(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
+        """Tell everybody to stop, for the first reason that is given."""
         if self.ended.reason == "running":
             self.ended.reason = reason
             self._interrupt(list(self._alive), reason)
@@ -259,8 +267,9 @@ class Simulation:
         self._interrupt(at_work, "target" if self.target_reached else "ended")
 
     def present_devices(self) -> list[Device]:
-        """Devices that have joined and could take part."""
-        return [d for d in self.devices if d.joined_at_s <= self.env.now and d.outcome != "oom"]
+        """Devices that have joined, could take part and have not left for good."""
+        able = (d for d in self.devices if d.outcome not in ("oom", "never-ready") and not d.is_gone)
+        return [d for d in able if d.joined_at_s <= self.env.now]
 
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
         """Tokens of the samples for the device's backbone, shape [n]."""
