@@ -54,7 +54,7 @@ class FedAsync(FederatedPeft):
         busy, taken, buffer = set(), 0, []
         slots = max(1, round(self.config.concurrency * len(self.sim.devices)))
         while taken < self.config.answers and not self.sim.target_reached and self.sim.devices_at_work:
-            busy = {device for device in busy if self.sim.is_at_work(device)}
+            busy = {device for device in busy if self.sim.is_at_work(device)} - server.take_lost()
             for device in server.free(slots - len(busy), taken, busy):
                 device.assign(self.task())
                 busy.add(device)
