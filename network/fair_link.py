@@ -30,7 +30,18 @@ CLOCK_ROUNDING = 1e-15
 class Transfer(simpy.Event):
     """Bytes under way: an event that succeeds, with the finish time in seconds, when the last byte has passed."""
 
-    __slots__ = ("_bits", "_capped", "_order", "_since_s", "_ticket", "cap_bps", "link", "moved_bytes", "nbytes")
+    __slots__ = (
+        "_bits",
+        "_capped",
+        "_order",
+        "_past",
+        "_since_s",
+        "_ticket",
+        "cap_bps",
+        "link",
+        "moved_bytes",
+        "nbytes",
+    )
 
     def __init__(self, env: simpy.Environment, nbytes: float, cap_bps: float = inf):
         if not 0 <= nbytes < inf:
@@ -43,6 +54,7 @@ class Transfer(simpy.Event):
         self.link: FairLink | None = None
         self.moved_bytes: float | None = None  # known once the transfer has ended or was aborted
         self._ticket = -1
+        self._past = 0  # no ticket that it had elsewhere was higher
 
 
 class FairLink:
@@ -98,6 +110,7 @@ class FairLink:
             transfer.succeed(self.env.now)
             return transfer
         self._advance()
+        self._ticket = max(self._ticket, transfer._past)  # or an entry that it left on another link could match again
         self._admitted += 1
         transfer._order = self._admitted
         self._enter(transfer, 8.0 * transfer.nbytes if left_bits is None else left_bits)
@@ -111,7 +124,7 @@ class FairLink:
             raise NetworkError("release() needs a transfer that is under way on this link")
         self._advance()
         left_bits = self._leave(transfer)
-        transfer.link = None
+        transfer.link, transfer._past = None, self._ticket
         self._relevel()
         self._settle()
         return left_bits
