@@ -81,18 +81,20 @@ def test_alone_a_transfer_takes_what_the_cells_on_its_way_give(seed, nbytes, sta
 
 
 def test_a_transfer_that_left_a_link_is_forgotten_there():
-    """Half on one link, then a tenth of the rate on another that has seen nothing yet: 0.5 s and 5 s."""
+    """Two on 8 Mbit/s; one leaves after 2 Mbit, with its end further down the heap, for a link with one before it."""
     env = simpy.Environment()
-    here, there = FairLink(env, 8e6), FairLink(env, 0.8e6)
-    mover = here.transfer(1_000_000)
+    here, there = FairLink(env, 8e6), FairLink(env, 2e6)
+    first, mover, other = here.transfer(500_000), here.transfer(1_000_000), there.transfer(1_000_000)
     env.run(until=0.5)
     left_bits = here.release(mover)
-    assert (left_bits, here.n_flows) == (pytest.approx(4e6), 0)
-    stayer = here.transfer(1_000_000)
+    assert (left_bits, here.n_flows) == (pytest.approx(6e6), 1)
+    last = here.transfer(1_000_000)
     there.admit(mover, left_bits)
     env.run()
-    assert (stayer.value, mover.value) == pytest.approx((1.5, 5.5))
-    assert (here.bytes_carried, there.bytes_carried) == pytest.approx((1_500_000, 500_000))
+    assert (first.value, last.value) == pytest.approx((1.0, 1.75))
+    # 1 Mbit/s each from 0.5 s: the other has 7 of its 8 Mbit left, the mover 6
+    assert (mover.value, other.value) == pytest.approx((6.5, 7.0))
+    assert (here.bytes_carried, there.bytes_carried) == pytest.approx((1_750_000, 1_750_000))
     with pytest.raises(NetworkError, match="under way"):
         there.release(mover)
 
