@@ -68,17 +68,18 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
         raise CompareError(f"{where}: {key}={value!r} cannot be: {error}") from None
 
 
-def is_done(entry: Entry) -> bool:
-    """Whether the folder already holds a finished run of exactly this scenario."""
+def is_done(entry: Entry, dry: bool) -> bool:
+    """Whether the folder already holds a finished run of exactly this scenario, dry or not as asked."""
     manifest = read_manifest(entry.folder)
-    return manifest.get("status") == "finished" and manifest.get("scenario_digest") == digest(resolved(entry.scenario))
+    same = manifest.get("scenario_digest") == digest(resolved(entry.scenario)) and manifest.get("dry", False) == dry
+    return same and manifest.get("status") == "finished"
 
 
 def run_all(
     entries: list[Entry], folder: Path, dry: bool, processes: int, on_done: Callable[[Entry, int, int], None]
 ) -> None:
     """Run what is not done yet, in so many processes; an interrupted comparison goes on where it stopped."""
-    missing = [entry for entry in entries if not is_done(entry)]
+    missing = [entry for entry in entries if not is_done(entry, dry)]
     done = len(entries) - len(missing)
     if processes <= 1 or len(missing) <= 1:
         for entry in missing:
