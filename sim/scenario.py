@@ -94,6 +94,18 @@ class Task(Settings):
     partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(kind="iid")
 
 
+class Mobility(Settings):
+    """Devices that move from cell to cell; a transfer under way is handed over."""
+
+    cells: list[str] = Field(min_length=2)
+    mean_stay: Seconds = Field(gt=0)
+    """Mean time in a cell; stays are exponential."""
+    handover: Seconds = 0.05
+    """How long a transfer stands still at each change."""
+    order: Literal["random", "tour"] = "random"
+    """Go to any other cell, or through the list, round and round."""
+
+
 class Group(Settings):
     """Devices that are alike, or drawn from the same mixes."""
 
@@ -106,6 +118,12 @@ class Group(Settings):
     """The software path of the profile: `simple` or, where it is known, `optimised`."""
     cell: Mix | None = None
     """The shared cell or access point its link passes, if any; see `cells`."""
+    mobility: Mobility | None = None
+    """Cells that its devices move through, instead of `cell`."""
+    trace: str | None = None
+    """A CSV file of time in s and bit/s that takes the place of the uplink's rate; each device starts somewhere in it."""
+    down_trace: str | None = None
+    """The same for the downlink."""
     memory: Bytes | None = None
     """Memory that the work may use; default the device's RAM."""
     precision: Literal["float32", "float16"] = "float32"
@@ -116,8 +134,23 @@ class Group(Settings):
 class Cell(Settings):
     """A cell or access point that several devices share."""
 
-    up: BitsPerSecond
-    down: BitsPerSecond
+    kind: Literal["shared", "wifi", "cellular"] = "shared"
+    """A pipe of `up` and `down`, or air, shared by time on it, with a wire of `up` and `down` behind it."""
+    up: BitsPerSecond | None = None
+    down: BitsPerSecond | None = None
+    gain: float = Field(1.0, ge=1, le=10)
+    """Of a cellular scheduler that serves each user when its own channel is good."""
+    fair_uplink: bool = False
+    """WiFi whose stations send by equal time, as the access point tells them, not in turn."""
+
+
+class Links(Settings):
+    """What every device's own link is charged with, beside its rate and latency."""
+
+    vary: bool = False
+    """Let rates vary from second to second as the profile's `cv` and `lag1` say."""
+    tcp: bool = False
+    """Count the profile's loss, windows and slow start."""
 
 
 class Trace(Settings):
@@ -250,6 +283,7 @@ class Scenario(Settings):
     task: Task
     backbones: dict[str, OwnBackbone] = {}
     fleet: list[Group] = Field(min_length=1)
+    links: Links = Links()
     cells: dict[str, Cell] = {}
     traces: dict[str, Trace] = {}
     """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`."""
@@ -301,6 +335,10 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield from _tried((*here, "backbone"), lambda b=backbone: _with_weights(b, scenario))
         for cell in choices(group.cell) if group.cell is not None else ():
             yield from _unknown((*here, "cell"), cell, set(scenario.cells), "cell", None)
+        for number, cell in enumerate(group.mobility.cells if group.mobility else ()):
+            yield from _unknown(
+                (*here, "mobility", "cells", number), cell, set(scenario.cells), "cell", None, file=False
+            )
     yield from _unknown(("server", "device"), scenario.server.device, device_names, "device", "list devices")
     if scenario.server.device in device_names:
         server = scenario.server
@@ -308,6 +346,7 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if isinstance(scenario.task.dataset, str):
         known = {info.name for info in data.names()}
         yield from _unknown(("task", "dataset"), scenario.task.dataset, known, "data set", "list datasets", file=False)
+    yield from _cell_problems(scenario)
     yield from _trace_problems(scenario)
     if scenario.compare:
         for key in ("ours", "reference"):
@@ -348,6 +387,24 @@ def _tuning_problems(compare: Compare, target: float | None) -> Iterator[tuple[t
     for label in compare.tune.dials:
         where = ("compare", "tune", "dials", label)
         yield from _unknown(where, label, set(compare.methods), "method", None, file=False)
+
+
+def _cell_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for name, cell in scenario.cells.items():
+        if cell.kind == "shared" and (cell.up is None or cell.down is None):
+            yield (
+                ("cells", name),
+                "a shared cell needs `up` and `down`; air, `kind: wifi` or `cellular`, can do without",
+            )
+        if cell.kind != "cellular" and cell.gain != 1:
+            yield ("cells", name, "gain"), "is a cellular scheduler's: set `kind: cellular` or leave it out"
+        if cell.kind != "wifi" and cell.fair_uplink:
+            yield ("cells", name, "fair_uplink"), "is for `kind: wifi`: the other kinds are fair already"
+    for index, group in enumerate(scenario.fleet):
+        if group.mobility and group.cell is not None:
+            yield ("fleet", index, "mobility"), "says in which cells its devices are: leave out `cell`"
+        if group.mobility and len(set(group.mobility.cells)) < len(group.mobility.cells):
+            yield ("fleet", index, "mobility", "cells"), "names a cell twice"
 
 
 def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -18,15 +18,12 @@ import numpy as np
 import simpy
 
 import devices.profile
-import network.profile
 from devices import arrivals, fleet
 from devices.compute import ComputeModel
 from devices.memory import find_shortage
 from learning import assets
 from learning.data import TextDataset
-from network.bandwidth import CapacityTrace
-from network.topology import Cell, Network
-from sim import availability
+from sim import availability, links
 from sim.actors import Device, Server
 from sim.conditions import Conditions
 from sim.costing import Costing, DoesNotFit, costing_for
@@ -114,7 +111,7 @@ class Simulation:
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
         self._lengths = self._lengths_by_backbone(members)
-        self.network = self._network(members)
+        self.network = links.build(self.env, scenario, members, self.streams, folder)
         self.devices = self._devices(members)
         availability.give(self, scenario.availability, folder)
         self.server = self._server()
@@ -228,6 +225,8 @@ class Simulation:
             below = {device for device, its_cell in cell_of.items() if its_cell == cell}
             self.recorder.record_link(f"link:{cell}/up", "upload", below)
             self.recorder.record_link(f"link:{cell}/down", "download", below)
+        if self.scenario.links.tcp:
+            self.recorder.metric(self.env.now, "resent_bytes", self.network.resent_bytes)
 
     # --- what a method tells about its progress
 
@@ -294,17 +293,6 @@ class Simulation:
     @staticmethod
     def _clock() -> simpy.Environment:
         return simpy.Environment()
-
-    def _network(self, members: list[fleet.Member]) -> Network:
-        s = self.scenario
-        cells = {name: Cell(cell.up, cell.down) for name, cell in s.cells.items()}
-        traces = {n: CapacityTrace(t.times, t.capacity, t.period) for n, t in s.traces.items()}
-        ingress = float("inf") if s.server.ingress is None else s.server.ingress
-        net = Network(self.env, ingress, s.server.egress, cells, traces)
-        links = {name: network.profile.load(name) for name in sorted({member.link for member in members})}
-        for member in members:
-            net.attach(member.id, links[member.link], member.cell)
-        return net
 
     def _devices(self, members: list[fleet.Member]) -> list[Device]:
         joined_s = self._joining_times(len(members))
