@@ -98,7 +98,7 @@ class Mobility(Settings):
     """Devices that move from cell to cell; a transfer under way is handed over."""
 
     cells: list[str] = Field(min_length=2)
-    mean_stay: Seconds = Field(gt=0)
+    mean_stay: Annotated[Seconds, Field(gt=0)]
     """Mean time in a cell; stays are exponential."""
     handover: Seconds = 0.05
     """How long a transfer stands still at each change."""
