@@ -136,8 +136,8 @@ def candidates(dials: dict[str, list[Any]], budget: int, streams: Streams, label
     return [grid[i] for i in chosen]
 
 
-def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int, only: Iterable[str] = ()) -> list[Entry]:
-    """The runs with the chosen dials, to the target, judged on the test texts; `tuned.json` says what was chosen.
+def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> list[Entry]:
+    """The runs of the tuned methods, to the target, judged on the test texts; `tuned.json` says what was chosen.
 
     Chosen is the candidate that reached the target soonest, or, where none did, the most accurate.
     """
@@ -155,7 +155,7 @@ def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int, only:
     (out / "tuned.json").write_text(json.dumps(choices, indent=2) + "\n", encoding="utf-8")
     compare = scenario.compare.model_copy(update={"methods": methods})
     stop = scenario.stop.model_copy(update={"target": target})
-    return plan(scenario.model_copy(update={"compare": compare, "stop": stop}), out / "tuned", seeds, only)
+    return plan(scenario.model_copy(update={"compare": compare, "stop": stop}), out / "tuned", seeds, choices)
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:

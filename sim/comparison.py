@@ -49,7 +49,7 @@ def compare_scenario(
         if compare.tune is not None and tune:
             trials = tuning_plan(scenario, out, only)
             run(trials, "tuning")
-            to_target, how = tuned(scenario, trials, out, seeds, only), ", every method tuned"
+            to_target, how = tuned(scenario, trials, out, seeds), ", every method tuned"
             run(to_target, "tuned")
         for at, mine in _by_world(to_target):
             tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
