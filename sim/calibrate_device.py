@@ -57,11 +57,13 @@ class Plan:
     @property
     def budget_s(self) -> float:
         """Seconds for the rounds over all shapes."""
-        return (20 if self.quick else 120) * (2 if self.train else 1)
+        return (20 if self.quick else 120) * (1.5 if self.train else 1)
 
     def shapes(self) -> list[Shape]:
         """Everything to be timed."""
-        works = (FORWARD, *(TRAINED if self.train else ()))
+        if self.train and self.precision != "float32":
+            raise CalibrationError("--train is timed in float32 only; leave --precision out, or --train")
+        works = (FORWARD, *(TRAINED[: 1 if self.quick else None] if self.train else ()))
         batches, lengths = (QUICK_BATCHES, QUICK_LENGTHS) if self.quick else (BATCHES, LENGTHS)
         return measure.grid(self.backbones, works, batches, lengths, self.precision)
 
@@ -118,6 +120,7 @@ def calibrate(plan: Plan, console: Console) -> Measured:
 def _measure(plan: Plan, table: Path, steps: Steps) -> Measured:
     steps.stage("loading backbones and counting their FLOP")
     bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+    bench.load(shapes)
     counter = measure.EnergyCounter(plan.device)
     forward = [shape for shape in shapes if shape.work == FORWARD]
     steady = forward[int(0.7 * len(forward))]
@@ -177,10 +180,16 @@ def _steady_load(
 
 
 def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> list[Shape]:
-    """The shapes whose passes are short enough to be repeated within the budget."""
+    """The shapes, smallest first, of which three rounds fit into the budget; the larger ones are left out, with a word."""
     steps.stage("one pass of every shape", len(shapes))
-    kept = []
-    for shape in measure.warm_up(bench, shapes, plan.budget_s / 20):
+    kept, began_s = [], time.perf_counter()
+    for shape in shapes:
+        bench.time(shape)
+        if kept and time.perf_counter() - began_s > plan.budget_s / measure.LEAST_ROUNDS:
+            steps.say(
+                f"timing the {len(kept)} smallest of {len(shapes)} shapes: more do not fit into {plan.budget_s:g} s"
+            )
+            break
         kept.append(shape)
         steps.at(len(kept))
     return kept
@@ -299,6 +308,7 @@ def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
     with Steps(console) as steps:
         steps.stage("loading backbones and counting their FLOP")
         bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+        bench.load(shapes)
         kept = _warm(bench, shapes, plan, steps)
         timings = _rounds(bench, kept, plan, plan.folder / "validation.csv", steps)
     points = calibration.medians(timings)
@@ -347,6 +357,10 @@ class Steps:
         if not self._console.is_terminal:
             self._console.print(f"{name} ...")
             self._spoke_s = time.perf_counter()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(line)
 
     def at(self, done: float) -> None:
         """So much of the stage is done."""

@@ -45,14 +45,15 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
     def lent(key: str) -> dict[str, Any]:
         origin = lender.provenance[key]
         why = f"not measured here: that of {lender.name} ({origin.conditions})"
-        return _number(origin.value, f"profile {lender.name}: {origin.source}", why, "estimated")
+        number = _number(origin.value, f"profile {lender.name}: {origin.source}", why, "estimated")
+        return {**number, "date": origin.date or origin.version}
 
     engines = {}
     for engine, found in m.fit.engines.items():
         own_errors = m.errors(False, engine) or m.errors(True, engine)
         seen = "held-out" if m.errors(False, engine) else "own"
         count = sum(p.fitted for p in m.points if p.engine == engine)
-        how = f"{FORMULA}, robust fit to {count} workloads; error on {_words(own_errors)} ({seen} workloads)"
+        how = f"{FORMULA}, robust fit to {count} workloads; error {_words(own_errors)} {seen} workloads"
         known = lender.engines.get(engine)
         engines[engine] = {
             "description": f"{_engine_words(engine)}, {m.conditions}" if not m.table else known.description if known
@@ -63,7 +64,7 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
             if found.rate_alone else own(found.overhead_s, how, "derived"),
         }  # fmt: skip
     if m.fit.bandwidth_fitted:
-        ceiling = f", copying reaches {m.copy_bytes_per_s:.4g}" if m.copy_bytes_per_s else ""
+        ceiling = f"; copying reaches {format_si(m.copy_bytes_per_s, 'B/s')}" if m.copy_bytes_per_s else ""
         how = f"fitted with the engines: weights read a second, with what each layer costs besides FLOP{ceiling}"
         bandwidth = own(m.fit.bandwidth_bytes_per_s, how, "derived")
     elif m.copy_bytes_per_s:
@@ -79,10 +80,11 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
         if m.memory_bytes else lent("memory_bytes"),
         "memory_bandwidth_bytes_per_s": bandwidth,
         "engines": engines,
-        "power": _power(m, own, lent),
+        "power": _power(m, lender, own, lent),
         "jitter_cv": lent("jitter_cv") if jitter is None
         else own(jitter, "median over workloads of the CV of equal work", "measured"),
         **_sustained(m, own, lent),
+        **({"battery_wh": lent("battery_wh")} if lender.battery_wh and m.table else {}),
         "measurements": [_row(p, source, m) for p in m.points],
     }  # fmt: skip
 
@@ -106,14 +108,15 @@ def _engine_words(engine: str) -> str:
     return "eager PyTorch, training steps with AdamW" if engine == "training" else "eager PyTorch, forward passes"
 
 
-def _power(m: Measured, own: Any, lent: Any) -> dict[str, Any]:
+def _power(m: Measured, lender: DeviceProfile, own: Any, lent: Any) -> dict[str, Any]:
     """Measured where a counter counts; the radio adds to idle what it adds in the lender."""
-    states = {f"{state}_w": lent(f"power.{state}_w") for state in ("compute", "uplink", "downlink", "idle")}
+    keys = [key.removeprefix("power.") for key in lender.provenance if key.startswith("power.")]
+    states = {key: lent(f"power.{key}") for key in keys}
     if m.compute_w is None or m.idle_w is None:
         return states
     seen = f"{', '.join(m.energy_sources)} alone, not the whole machine"
     idle_w, lent_idle_w = min(m.idle_w, m.compute_w), states["idle_w"]["value"]
-    for state in ("uplink_w", "downlink_w"):
+    for state in {"uplink_w", "downlink_w", "uplink_base_w", "downlink_base_w"} & set(states):
         states[state]["value"] = round(idle_w + states[state]["value"] - lent_idle_w, 4)
         states[state]["conditions"] = f"idle as measured + what the radio adds; {states[state]['conditions']}"
     states["compute_w"] = own(m.compute_w, f"steady load: {seen}", "measured")
@@ -189,7 +192,9 @@ def write_report(m: Measured, plan: Plan, console: Console) -> None:
     lines += ["", "![measured against predicted](fit.png)", ""]
     (plan.folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
     predicted_s = [m.fit.seconds(p) for p in m.points]
-    draw_fit(m.points, predicted_s, f"{plan.name}: {verdict[1]}", plan.folder / "fit.png")
+    held = m.errors(False)
+    title = f"held-out error: mean {held.mean_pct:.1f} %, p95 {held.p95_pct:.1f} %" if held else "nothing held out"
+    draw_fit(m.points, predicted_s, f"{plan.name}, {title}", plan.folder / "fit.png")
     _show(f"{plan.name}: {m.title}", [*facts, ("written to", f"{plan.folder}/profile.yaml")], console)
     console.print(verdict[1])
 
@@ -291,8 +296,9 @@ def write_validation(
     report = {"profile": old.name, "machine": machine, "date": date.today().isoformat(), "cpu_share": cpu_share}
     report |= {"errors": asdict(found), "shapes": shapes}
     (folder / "validation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    words = f"{old.name} is off by {_words(found)}, {_direction(found)}"
-    draw_fit(points, predicted_s, words, folder / "validation.png")
+    words = f"{old.name} is off by {_words(found)} shapes; {_direction(found)}"
+    title = f"{old.name}, off by {found.mean_pct:.1f} % in the mean, p95 {found.p95_pct:.1f} %"
+    draw_fit(points, predicted_s, title, folder / "validation.png")
     table = Table(
         title=f"the worst of {len(points)} shapes (all in {folder}/validation.json)", title_justify="left", box=None
     )

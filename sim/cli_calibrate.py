@@ -76,8 +76,8 @@ def device(
     if table is not None:
         verb.fit_table(table, plan, console)
     elif validate is not None:
-        error_pct = verb.validate(validate, plan, console)
-        if fail_above is not None and error_pct > fail_above:
+        found = verb.validate(validate, plan, console)
+        if fail_above is not None and found.mean_pct > fail_above:
             raise typer.Exit(1)
     else:
         verb.calibrate(plan, console)

@@ -24,6 +24,7 @@ FORWARD = "forward"
 TRAINED = ("lora", "bitfit")
 CLASSES = 2  # outputs of the head in timed training steps
 RAPL = Path("/sys/class/powercap")
+LEAST_ROUNDS = 3
 MOST_TOKENS = 2048  # of a pass; more than a phone's batch holds
 
 
@@ -55,7 +56,12 @@ def engine_of(work: str) -> str:
 
 
 def shape_of(backbone: str, work: str, batch: int, tokens: int, precision: str = "float32") -> Shape:
-    """The shape with its FLOP and bytes as the simulator charges them; BackboneError for an unknown backbone."""
+    """The shape with its FLOP and bytes as the simulator charges them.
+
+    Raises BackboneError for an unknown backbone, ValueError for another kind of work, CalibrationError for a precision.
+    """
+    if precision not in BYTES_PER_NUMBER:
+        raise CalibrationError(f"precision: found {precision!r}, allowed: {', '.join(BYTES_PER_NUMBER)}")
     spec, width = catalogue.find(backbone), BYTES_PER_NUMBER[precision]
     if work == FORWARD:
         cost = catalogue.architecture(spec).forward(batch, tokens, width)
@@ -115,6 +121,11 @@ class Bench:
         self._rng = np.random.default_rng(seed)
         self._passes: dict[tuple[str, str], Callable[[Any], Any]] = {}
 
+    def load(self, shapes: Sequence[Shape]) -> None:
+        """Load what the shapes need, so that no timing or budget holds it."""
+        for shape in shapes:
+            self._prepared(shape)
+
     def time(self, shape: Shape) -> Timed:
         """Time one pass or step, from inputs in the device's memory to a finished result."""
         import torch
@@ -167,8 +178,6 @@ class Bench:
 
         from learning.trainable import TrainableClassifier
 
-        if self.precision != "float32":
-            raise CalibrationError("--train is timed in float32 only; leave --precision out, or --train")
         model = TrainableClassifier(spec, kind, CLASSES).to(self.device)
         optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-4)
 
@@ -202,16 +211,8 @@ class Bench:
         return 2 * nbytes / best_s
 
 
-def warm_up(bench: Bench, shapes: Sequence[Shape], longest_s: float) -> Iterator[Shape]:
-    """One pass of every shape, the smallest first; ends before a shape whose pass exceeds `longest_s`."""
-    for shape in shapes:
-        if bench.time(shape).seconds > longest_s and bench.time(shape).seconds > longest_s:
-            return
-        yield shape
-
-
 def round_robin(
-    bench: Bench, shapes: Sequence[Shape], rng: np.random.Generator, budget_s: float, least_rounds: int = 3
+    bench: Bench, shapes: Sequence[Shape], rng: np.random.Generator, budget_s: float, least_rounds: int = LEAST_ROUNDS
 ) -> Iterator[tuple[Shape, Timed, int, float]]:
     """(shape, timing, round, seconds since the start) of all shapes, in a fresh random order each round.
 
