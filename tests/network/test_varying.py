@@ -33,6 +33,16 @@ def test_a_rate_drawn_as_time_goes_on_is_the_trace_drawn_at_once():
     assert rate.at(PERIOD_STEPS + 3.7) == rate.at(3)  # it repeats
 
 
+def test_worked_number_of_the_docs():
+    """docs/network.md: the logarithm of `lte`."""
+    lte = profile.load("lte")
+    rate = VaryingRate(lte.up_bps, lte.cv, lte.lag1, rng())
+    median_bps = lte.up_bps * np.exp(-rate._variance / 2)
+    text = (Path(__file__).parents[2] / "docs" / "network.md").read_text(encoding="utf-8")
+    assert f"= {rate._variance:.4f} and" in text and f"= {rate._rho:.4f};" in text
+    assert f"= {median_bps / 1e6:.1f} Mbit/s" in text
+
+
 @settings(max_examples=60, deadline=None)
 @given(asked_s=st.lists(st.floats(0, 10_000), max_size=20), step_s=st.sampled_from([1.0, 0.1, 0.3, 7.0]))
 def test_a_function_of_time_however_it_is_asked(asked_s, step_s):

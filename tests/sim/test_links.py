@@ -1,0 +1,186 @@
+"""Links that vary, in a scenario: asked for by name, drawn from each device's own streams, and only if asked for."""
+
+import numpy as np
+import pytest
+
+import network.profile
+from network.errors import NetworkError
+from network.mobility import Journey
+from network.varying import ShiftedTrace, VaryingRate
+from sim import links
+from sim.cli import SCENARIOS
+from sim.scenario import Group, Scenario, problems
+from sim.scenario_file import ScenarioError, load
+from sim.simulation import Simulation
+from sim.streams import Streams
+
+BY_SIZE = {"dataset": {"classes": 3, "tokens": 16}, "train": 24, "test": 6, "max_tokens": 16}
+DEVICE = {"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}
+CALM = {"task": BY_SIZE, "jitter": False, "arrivals": {"kind": "at-once"}}
+AIR = {
+    "west": {"kind": "cellular", "gain": 1.2},
+    "east": {"kind": "wifi"},
+    "home": {"up": "1 Mbit/s", "down": "1 Mbit/s"},
+}
+ALL = {
+    **CALM,
+    "links": {"vary": True, "tcp": True},
+    "cells": AIR,
+    "fleet": [
+        {**DEVICE, "count": 3, "mobility": {"cells": ["west", "east"], "mean_stay": "50 ms", "handover": "10 ms"}},
+        {**DEVICE, "count": 2, "link": "wifi-home", "cell": "east"},
+        {**DEVICE, "link": "lte-driving", "trace": "up.csv", "down_trace": "up.csv"},
+    ],
+}
+
+
+@pytest.fixture
+def trace_csv(tmp_path):
+    rows = [f"{0.05 * i:.2f},{bps}" for i, bps in enumerate([1e6, 2e5, 0, 5e5])]
+    (tmp_path / "up.csv").write_text("\n".join(["time_s,bps", *rows]) + "\n")
+
+
+def uploads(sim) -> dict[str, list[float]]:
+    """Seconds of each upload, by device."""
+    seconds: dict[str, list[float]] = {}
+    for span in sim.recorder.spans().to_pylist():
+        if span["kind"] == "upload":
+            seconds.setdefault(span["actor"], []).append(span["end_s"] - span["start_s"])
+    return seconds
+
+
+def test_nothing_varies_unless_asked(simulate):
+    """The shipped profiles know how they vary and what TCP does to them; a scenario that says nothing keeps its time."""
+    sim = simulate(dry=True, **CALM, fleet=[DEVICE])
+    lte = network.profile.load("lte")
+    sizes = {span["nbytes"] for span in sim.recorder.spans().to_pylist() if span["kind"] == "upload"}
+    expected = sorted(lte.latency_s + 8 * nbytes / lte.up_bps for nbytes in sizes)
+    assert sorted(set(np.round(uploads(sim)["device-0000"], 9))) == pytest.approx(expected)
+    assert "resent_bytes" not in sim.recorder.metrics()["name"].to_pylist()
+
+
+def test_everything_at_once_is_the_same_again_and_other_for_another_seed(simulate, mark, trace_csv):
+    one, two, other = (simulate(f"seed={seed}", dry=True, **ALL) for seed in (0, 0, 1))
+    assert one.ended.reason == "exhausted" and all(device.outcome == "ok" for device in one.devices)
+    assert mark(one) == mark(two) != mark(other)
+    assert uploads(one) != uploads(other)
+    sent = sum(s["nbytes"] for s in one.recorder.spans().to_pylist() if s["kind"] == "upload")
+    down = sum(s["nbytes"] for s in one.recorder.spans().to_pylist() if s["kind"] == "download")
+    carried = one.network.shared["ingress"].bytes_carried + one.network.shared["egress"].bytes_carried
+    assert carried == pytest.approx(sent + down + one.network.resent_bytes, rel=1e-9)
+    assert one.network.resent_bytes > 0
+    resent = [m for m in one.recorder.metrics().to_pylist() if m["name"] == "resent_bytes"]
+    assert [m["value"] for m in resent] == [one.network.resent_bytes]
+
+
+def test_a_device_more_leaves_the_links_of_the_others_alone(simulate):
+    few = simulate(dry=True, **CALM, links={"vary": True}, fleet=[{**DEVICE, "count": 2}])
+    many = simulate(dry=True, **CALM, links={"vary": True}, fleet=[{**DEVICE, "count": 3}])
+
+    def rates(sim, way, times=range(100)):
+        return [[sim.network._lanes[f"device-000{n}"][way].rate.at(t) for t in times] for n in range(2)]
+
+    for way in (0, 1):
+        assert rates(few, way) == rates(many, way)
+    assert rates(few, 0)[0] != rates(few, 0)[1] and rates(few, 0) != rates(few, 1)
+
+
+def test_every_wish_reaches_the_network(simulate, trace_csv):
+    sim = simulate(dry=True, **ALL)
+    lanes = sim.network._lanes
+    up, down = lanes["device-0000"]
+    assert isinstance(up.rate, VaryingRate) and isinstance(up.journey, Journey) and up.journey is down.journey
+    assert (up.handover_s, up.journey.mean_stay_s, up.uses_tcp) == (0.01, 0.05, True)
+    file_up, file_down = lanes["device-0005"]
+    assert isinstance(file_up.rate, ShiftedTrace) and file_up.rate.offset_s == file_down.rate.offset_s
+    assert 0 <= file_up.rate.offset_s < file_up.rate.trace.period_s == pytest.approx(0.2)
+    assert sim.network.shared["west/up"].airtime == 1.2 and sim.network.shared["west/up"].fair
+    assert not sim.network.shared["east/up"].fair and sim.network.shared["east/down"].fair
+
+
+def test_devices_that_share_a_trace_do_not_march_in_step(simulate, trace_csv):
+    sim = simulate(dry=True, **CALM, fleet=[{**DEVICE, "count": 8, "trace": "up.csv"}])
+    offsets = {lanes[0].rate.offset_s for lanes in sim.network._lanes.values()}
+    assert len(offsets) == 8
+    assert len({tuple(seconds) for seconds in uploads(sim).values()}) > 4  # some fit into one step of the trace
+
+
+@pytest.mark.fetched
+def test_one_slow_station_drags_its_neighbours_in_turn_but_not_by_equal_time():
+    """shared_air in dry run: at least twice as long in turn, and then as long as the slow one itself."""
+
+    def seconds(*overrides):
+        scenario = load("shared_air", Scenario, ["task.train=90", *overrides], [SCENARIOS], problems)
+        sim = Simulation(scenario, SCENARIOS, dry=True)
+        sim.run()
+        took = uploads(sim)
+        groups = {d.id: d.member.group for d in sim.devices}
+        return {g: np.mean([sum(took[id_]) for id_ in took if groups[id_] == g]) for g in ("near", "far", "bus")}
+
+    in_turn, fair = seconds(), seconds("cells.home.fair_uplink=true")
+    assert in_turn["near"] > 2 * fair["near"]
+    assert in_turn["near"] == pytest.approx(in_turn["far"], rel=0.1)
+    assert fair["bus"] == in_turn["bus"]
+
+
+@pytest.mark.parametrize(
+    ("fleet", "cells", "message"),
+    [
+        ({"cell": "home"}, {"home": {"up": "1 Mbit/s"}}, "needs `up` and `down`"),
+        ({"cell": "home"}, {"home": {"kind": "wifi", "gain": 1.5}}, "kind: cellular"),
+        ({"cell": "home"}, {"home": {"kind": "cellular", "fair_uplink": True}}, "kind: wifi"),
+        ({"cell": "home"}, {"home": {"kind": "wired"}}, "wired"),
+        ({"mobility": {"cells": ["west", "eastt"], "mean_stay": "1 s"}}, AIR, "did you mean 'east'"),
+        ({"mobility": {"cells": ["west", "west"], "mean_stay": "1 s"}}, AIR, "twice"),
+        ({"mobility": {"cells": ["west"], "mean_stay": "1 s"}}, AIR, "mobility.cells"),
+        ({"mobility": {"cells": ["west", "east"], "mean_stay": "0 s"}}, AIR, "mean_stay"),
+        ({"cell": "home", "mobility": {"cells": ["west", "east"], "mean_stay": "1 s"}}, AIR, "leave out `cell`"),
+    ],
+)
+def test_mistakes_in_a_scenario_are_told_with_their_place(scenario_file, fleet, cells, message):
+    path = scenario_file(**CALM, fleet=[{**DEVICE, **fleet}], cells=cells)
+    with pytest.raises(ScenarioError, match=message.replace(".", r"\.")) as told:
+        load(str(path), Scenario, [], [], problems)
+    assert "tiny.yaml:" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("none.csv", None, "cannot read trace .*none.csv: No such file"),
+        ("../out.csv", "0,1\n1,2\n", "outside the scenario's folder"),
+        ("bad.csv", "0,1\n1,fast\n", "line 2"),
+        ("bytes.csv", b"\xff\xfe0,1\n", "not UTF-8"),
+        (".", None, "cannot read trace"),
+    ],
+)
+def test_a_trace_that_cannot_be_had_is_told_in_one_message(tmp_path, file, text, message):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    if text is not None:
+        (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(NetworkError, match=message):
+        links.read_trace(file, folder)
+
+
+def test_a_trace_repeats_after_its_last_step_and_may_lie_anywhere_if_named_in_full(tmp_path):
+    elsewhere = tmp_path / "measured.csv"
+    elsewhere.write_text("5,8e6\n6,4e6\n8,2e6\n")
+    trace = links.read_trace(str(elsewhere), tmp_path / "study")
+    assert (trace.times_s, trace.period_s) == ([0, 1, 3], 5)  # the last step lasts 2 s, as the one before it
+    elsewhere.write_text("0,8e6\n")
+    assert links.read_trace(str(elsewhere), tmp_path).at(1e6) == 8e6
+
+
+def test_the_command_line_tells_of_a_missing_trace_without_a_traceback(mobifleet, scenario_file):
+    told = mobifleet("check", scenario_file(**CALM, fleet=[{**DEVICE, "trace": "none.csv"}]))
+    assert told.code != 0 and "cannot read trace" in told.err + told.out and "Traceback" not in told.err
+
+
+def test_streams_are_named_by_device_and_direction():
+    """What another study needs to draw the same link again: streams ("link/up", id) and ("link/down", id)."""
+    lte = network.profile.load("lte")
+    group = Group.model_validate(DEVICE)
+    mine = links._rates("device-0000", group, lte, {}, True, Streams(3))
+    again = VaryingRate(lte.down_bps, lte.cv, lte.lag1, Streams(3).rng("link/down", "device-0000"))
+    assert [mine[1].at(t) for t in range(50)] == [again.at(t) for t in range(50)]
