@@ -231,7 +231,9 @@ def compare(
     ] = None,
     dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone.")] = False,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.", min=1)] = None,
-    tune: Annotated[bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")] = True,
+    tune: Annotated[
+        bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")
+    ] = True,
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
@@ -254,6 +256,66 @@ def compare(
     place = _folder_of(scenario)
     for table in compare_scenario(chosen, place, folder, seeds, only, dry, cores, console.print, tune):
         console.print(table)
+
+
+@app.command()
+def validate(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    methods: Annotated[str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")] = None,
+    compress: Annotated[
+        float | None, typer.Option(help="Virtual seconds in a real one; default: 50 s for the longest real run.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Real runs of each method, for their own spread.", min=1)] = 2,
+    out: Annotated[Path | None, typer.Option(help="Folder; default a fresh runs/<name>-validate.")] = None,
+    limit: Annotated[float, typer.Option(help="Most real seconds of one run.", min=1)] = 600.0,
+    fail_above: Annotated[
+        float | None, typer.Option(help="Exit code 1 if a makespan is off by more percent, or bytes or ranking differ.")
+    ] = None,
+) -> None:
+    """Check the clock against reality: simulate, then execute with real processes, passes and TCP, and compare.
+
+    One process a device, one for the server, one for the links, all on this machine. Writes validation.json, report.md,
+    figures, and a run directory of every run. Leave the machine alone meanwhile.
+
+    Examples:
+
+        mobifleet validate validate_small
+
+        mobifleet validate validate_small --methods fed-mobillm --repeats 3 --compress 0.1
+    """
+    from sim.reality.report import conclusion, tables
+    from sim.reality.validate import headline, validate
+
+    chosen = _load(scenario, overrides, seed)
+    only = [label.strip() for label in methods.split(",")] if methods else []
+    with console.status("validating") as status:
+        found = validate(chosen, _folder_of(scenario), out, compress, repeats, only, limit, _sayer(status))
+    for table in tables(found):
+        console.print(table)
+    console.print(f"{conclusion(found)}\nwritten to {found['path']}", highlight=False)
+    bars = headline(found)
+    is_far = fail_above is not None and bars["worst_makespan_error"] > fail_above / 100
+    if fail_above is not None and (is_far or not bars["bytes_exact"] or not bars["ranking_agrees"]):
+        raise typer.Exit(1)
+
+
+def _sayer(status):
+    """On a terminal one line that changes; elsewhere a line when something begins, and then every five seconds."""
+    import time
+
+    said = {"what": "", "at_s": 0.0}
+
+    def say(line: str) -> None:
+        what = line.partition(":")[0]
+        if console.is_terminal:
+            status.update(line)
+        elif what != said["what"] or time.monotonic() - said["at_s"] > 5:
+            said.update(what=what, at_s=time.monotonic())
+            console.print(line, highlight=False)
+
+    return say
 
 
 @app.command()
