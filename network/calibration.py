@@ -82,25 +82,35 @@ def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
 
     The autocorrelation of the normal scores of the ranks (equal values share theirs), at lags up to a tenth of the series
     and at most 60 steps, is fitted by w exp(-k step / slow) + (1 - w) fast^k: least squares, weighted by 1 / lag so that
-    each decade counts alike, over a grid of `slow` and `fast`, w in closed form.
+    each decade counts alike, over a grid of `slow` and `fast`, w in closed form. What a series this short loses of its
+    autocorrelation and of its variance, because its own mean has wandered too, is given back.
     """
     series_bps = _checked(series_bps)
     values = series_bps[~np.isnan(series_bps)]
     lags = np.arange(1, max(3, min(60, len(series_bps) // 10)) + 1)
     measured = autocorrelation(_normal_scores(series_bps), lags)
     lags, measured = lags[np.isfinite(measured)], measured[np.isfinite(measured)]
-    best = (np.inf, 0.0, 1.0, 0.0)
+    best = (np.inf, 0.0, 1.0, 0.0, 0.0)
     for slow_steps in np.geomspace(2, 4 * lags[-1], 40):
-        slow = np.exp(-lags / slow_steps)
+        slow, slow_lost = np.exp(-lags / slow_steps), _lost(np.exp(-1 / slow_steps), len(series_bps))
         for fast_lag1 in np.linspace(0, min(0.95, slow[0] - 0.01), 24):
-            fast = fast_lag1**lags
-            span = slow - fast
-            share = float(np.clip((measured - fast) / lags @ span / (span / lags @ span), 0, 1))
-            error = float(np.sum((share * slow + (1 - share) * fast - measured) ** 2 / lags))
+            fast, fast_lost = fast_lag1**lags, _lost(fast_lag1, len(series_bps))
+            # measured = (model - lost) / (1 - lost), with model and lost both linear in the share
+            span = slow - fast - (1 - measured) * (slow_lost - fast_lost)
+            wanted = measured - fast + (1 - measured) * fast_lost
+            share = float(np.clip(wanted / lags @ span / (span / lags @ span), 0, 1))
+            error = float(np.sum((wanted - share * span) ** 2 / lags))
             if error < best[0]:
-                best = (error, share, float(slow_steps * step_s), float(fast_lag1))
-    quantiles = np.quantile(values, PROBABILITIES)
-    return Variation(tuple(quantiles.tolist()), PROBABILITIES, *best[1:], step_s)
+                lost = share * slow_lost + (1 - share) * fast_lost
+                best = (error, share, float(slow_steps * step_s), float(fast_lag1), lost)
+    *scales, lost = best[1:]
+    widened = values.mean() + (np.quantile(values, PROBABILITIES) - values.mean()) / np.sqrt(1 - lost)
+    return Variation(tuple(np.maximum(widened, 0.0).tolist()), PROBABILITIES, *scales, step_s)
+
+
+def _lost(rho: float, n: int) -> float:
+    """Variance of the mean of n steps of an AR(1), as a share of the variance of a step."""
+    return ((1 + rho) / (1 - rho) - 2 * rho * (1 - rho**n) / (n * (1 - rho) ** 2)) / n
 
 
 def _normal_scores(series: np.ndarray) -> np.ndarray:
