@@ -1,10 +1,10 @@
-"""From timings to the numbers of a device profile: rates, overheads, bandwidth, jitter, and how the rate sinks under load.
+"""From timings to the numbers of a device profile: rates, overheads, bandwidth, jitter, sinking under steady load.
 
     seconds = overhead + FLOP / rate + bytes / bandwidth
 
-is `devices.compute`'s formula, linear in (overhead, 1 / rate, 1 / bandwidth). Overhead and rate belong to an engine, the
-bandwidth to the device, so the engines of a table are fitted together. Residuals are relative (a pass of 1 ms counts as
-much as one of 1 s) and lose weight beyond 5 %, so that a few timings disturbed by other programs do not steer the fit.
+is `devices.compute`'s formula, linear in (overhead, 1 / rate, 1 / bandwidth). Overhead and rate belong to an engine,
+the bandwidth to the device, so the engines of a table are fitted together. Residuals are relative (a pass of 1 ms
+counts as much as one of 1 s) and lose weight beyond 5 %, so that a few disturbed timings do not steer the fit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True)
 class Timing:
-    """One timed piece of work: FLOP, bytes of weights that it reads or writes once, seconds, share of the processor got."""
+    """One timed piece of work: FLOP, bytes read or written once, seconds, share of the processor got."""
 
     workload: str
     engine: str
@@ -44,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Point:
-    """All timings of one workload on one engine: the median seconds, how many there were, their CV (0 for one alone)."""
+    """All timings of one workload on one engine: median seconds, how many there were, their CV (0 for one alone)."""
 
     workload: str
     engine: str
@@ -90,7 +90,7 @@ def hold_out(points: Sequence[Point], rng: np.random.Generator, share: float = 1
     return [replace(p, fitted=i not in held) for i, p in enumerate(points)]
 
 
-# --- the compute-time model --------------------------------------------------------------------------------------------
+# --- the compute-time model ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _geometric_mean_rate(points: Sequence[Point], overhead_s: float, bandwidth: 
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors of predictions, in per cent: mean and 95th percentile of the absolute ones, the worst, the bias."""
+    """Relative errors of predictions, in per cent: mean, 95th percentile and worst of their sizes, and the bias."""
 
     count: int
     mean_pct: float
@@ -224,7 +224,7 @@ def errors(predicted_s: Sequence[float], measured_s: Sequence[float]) -> Errors 
     return Errors(len(off), float(size.mean()), float(np.percentile(size, 95)), float(size.max()), float(off.mean()))
 
 
-# --- jitter and sustained load -----------------------------------------------------------------------------------------
+# --- jitter and sustained load ---------------------------------------------------------------------------------------
 
 
 def jitter_cv(points: Sequence[Point], least_repeats: int = 3) -> float | None:
@@ -268,7 +268,8 @@ def fit_sustained(at_s: Sequence[float], rate_per_s: Sequence[float]) -> Sustain
     """Fit `devices.thermal`'s curve to rates (any unit) at times from the start of the load, and judge it.
 
     The curve is believed where it explains 0.4 of the variance and has sunk by 3 % at the end: otherwise the rate is
-    steady. Give about 60 rates (`block_rates`): more are noisier, fewer hide a short tau. Raises CalibrationError below ten rates.
+    steady. Give about 60 rates (`block_rates`): more are noisier, fewer hide a short tau. Raises
+    CalibrationError below ten rates.
     """
     at, rate = np.asarray(at_s, dtype=float), np.asarray(rate_per_s, dtype=float)
     if len(at) < 10:

@@ -1,7 +1,7 @@
 """`mobifleet calibrate device`: measure (or read) timings, fit them, and leave a device profile with how good it is.
 
-`calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds an old profile against the
-machine as it is now. The measuring is in `sim.measure_device`, the fits are in `devices.calibration`.
+`calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds an old profile
+against the machine as it is now. The measuring is in `sim.measure_device`, the fits are in `devices.calibration`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ QUICK_BATCHES, QUICK_LENGTHS = (1, 4, 16), (8, 32, 128)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asked for; `sustained_min` None means the default of the mode, `like` None one that fits the chip."""
+    """What the user asked for; None: the default of the mode (`sustained_min`), or of the chip (`like`)."""
 
     name: str
     folder: Path
@@ -180,7 +180,7 @@ def _steady_load(
 
 
 def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> list[Shape]:
-    """The shapes, smallest first, of which three rounds fit into the budget; the larger ones are left out, with a word."""
+    """The shapes, smallest first, of which three rounds fit into the budget; the others are left out, with a word."""
     steps.stage("one pass of every shape", len(shapes))
     kept, began_s = [], time.perf_counter()
     for shape in shapes:
@@ -209,7 +209,7 @@ def _rounds(bench: Bench, shapes: Sequence[Shape], plan: Plan, table: Path, step
     return timings
 
 
-# --- measurements made elsewhere -----------------------------------------------------------------------------------------
+# --- measurements made elsewhere -------------------------------------------------------------------------------------
 
 
 def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
@@ -241,11 +241,11 @@ def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
 
 
 def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | None]:
-    """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None without the column).
+    """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None without it).
 
-    A row gives `seconds`, and either `flop` (with `bytes_moved`, default 0) or `backbone`, `batch`, `tokens` (with `work`,
-    default forward, and `precision`, default float32), of which FLOP and bytes are counted. `workload` and `engine`
-    (default simple, training for training steps) are optional. Raises CalibrationError naming the line.
+    A row gives `seconds`, and either `flop` (with `bytes_moved`, default 0) or `backbone`, `batch`, `tokens` (with
+    `work`, default forward, and `precision`, default float32), of which FLOP and bytes are counted. `workload` and
+    `engine` (default simple, training for training steps) are optional. Raises CalibrationError naming the line.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -298,7 +298,7 @@ def _timing(row: Mapping[str, str], where: str) -> Timing:
     )
 
 
-# --- an old profile, now -------------------------------------------------------------------------------------------------
+# --- an old profile, now ---------------------------------------------------------------------------------------------
 
 
 def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
@@ -323,12 +323,12 @@ def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
 
 
 def predicted(old: profile.DeviceProfile, point: Point) -> float:
-    """What a profile says that a point takes under continuous load; a device without `training` trains on its first engine."""
+    """What a profile says of a point under continuous load; without an engine `training`, training is on the first."""
     engine = point.engine if point.engine in old.engines else next(iter(old.engines))
     return compute.seconds(old, engine, point.flop, point.bytes_moved) / old.sustained_factor
 
 
-# --- what a person sees, and what is written as it comes -----------------------------------------------------------------
+# --- what a person sees, and what is written as it comes -------------------------------------------------------------
 
 
 class Steps:

@@ -27,7 +27,7 @@ BUSY = 0.9  # median share of the processor below which a machine is called busy
 FORMULA = "seconds = overhead + FLOP / rate + bytes / bandwidth"
 
 
-# --- profile.yaml --------------------------------------------------------------------------------------------------------
+# --- profile.yaml ----------------------------------------------------------------------------------------------------
 
 
 def write_profile(measured: Measured, lender: DeviceProfile, name: str, path: Path) -> DeviceProfile:
@@ -60,7 +60,7 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
             else f"fitted to {m.table}",
             "precision": known.precision if m.table and known else _precision(m),
             "flop_per_s": own(found.flop_per_s, how, "derived"),
-            "overhead_s": _number(found.overhead_s, f"profile {lender.name}", "lent: too few workloads to fit it", "estimated")
+            "overhead_s": _number(found.overhead_s, f"profile {lender.name}", "too few rows to fit it", "estimated")
             if found.rate_alone else own(found.overhead_s, how, "derived"),
         }  # fmt: skip
     if m.fit.bandwidth_fitted:
@@ -157,7 +157,7 @@ def _row(p: Point, source: str, m: Measured) -> dict[str, Any]:
     }
 
 
-# --- report --------------------------------------------------------------------------------------------------------------
+# --- report ----------------------------------------------------------------------------------------------------------
 
 
 def write_report(m: Measured, plan: Plan, console: Console) -> None:
@@ -322,7 +322,7 @@ def _direction(e: Errors) -> str:
     return f"{e.bias_pct:+.1f} % on the whole: {kind}"
 
 
-# --- figure --------------------------------------------------------------------------------------------------------------
+# --- figure ----------------------------------------------------------------------------------------------------------
 
 
 def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, path: Path) -> None:

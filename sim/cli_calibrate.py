@@ -51,8 +51,8 @@ def device(
 ) -> None:
     """Measure this machine and write a device profile for `device:` in a scenario.
 
-    Times real forward passes over depth x batch x length, fits seconds = overhead + FLOP / rate + bytes / bandwidth, and
-    checks the fit on shapes that it did not see. Every timing is in measurements.csv as soon as it is made.
+    Times real forward passes over depth x batch x length, fits seconds = overhead + FLOP / rate + bytes / bandwidth,
+    and checks the fit on shapes that it did not see. Every timing is in measurements.csv as soon as it is made.
 
     Examples:
 

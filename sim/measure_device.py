@@ -1,7 +1,7 @@
-"""Times real work on this machine: passes of packaged backbones, ceilings, steady load, joules. torch inside the functions.
+"""Times real work on this machine: passes of packaged backbones, ceilings, steady load, joules.
 
-The FLOP and bytes beside each timing are those that the simulator charges (`learning.catalogue`, `learning.count_training`), so
-that what is fitted to them predicts what the simulator asks for.
+The FLOP and bytes beside each timing are those that the simulator charges (`learning.catalogue`,
+`learning.count_training`), so that what is fitted to them predicts what the simulator asks for.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Timed(NamedTuple):
 class Bench:
     """Real backbones on one torch device, loaded once each, ready to be timed.
 
-    `threads` sets torch's; training steps are of `learning.trainable.TrainableClassifier` with AdamW, passes as a device
-    makes them: no gradients, the output of every layer. One thread on a CPU is timed by its processor time, which other
+    `threads` sets torch's. Passes are a device's: no gradients, the output of every layer; training steps are those of
+    `learning.trainable.TrainableClassifier` with AdamW. One thread on a CPU is timed by its processor time, which other
     programs hardly lengthen; anything else by the wall clock. Raises CalibrationError where the device is not there.
     """
 
@@ -216,8 +216,8 @@ def round_robin(
 ) -> Iterator[tuple[Shape, Timed, int, float]]:
     """(shape, timing, round, seconds since the start) of all shapes, in a fresh random order each round.
 
-    So a disturbance of some seconds falls on different shapes, and the median over rounds is rid of it. Rounds go on for
-    `budget_s`, and there are at least `least_rounds`.
+    So a disturbance of some seconds falls on different shapes, and the median over rounds is rid of it. Rounds go on
+    for `budget_s`, and there are at least `least_rounds`.
     """
     began_s, number = time.perf_counter(), 0
     while True:
@@ -235,7 +235,7 @@ def steady_load(bench: Bench, shape: Shape, seconds: float) -> Iterator[tuple[fl
         yield at_s, bench.time(shape)
 
 
-# --- the machine -------------------------------------------------------------------------------------------------------
+# --- the machine -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fits of timings: known numbers come back from noise, bounds hold, disturbed timings count less, mistakes are explained."""
+"""Fits of timings: known numbers come back from noise, disturbed timings count less, mistakes are explained."""
 
 import csv
 import math

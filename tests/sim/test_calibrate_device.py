@@ -1,4 +1,4 @@
-"""`mobifleet calibrate device`: tiny real measurements, tables from elsewhere, old profiles, interruptions, mistakes."""
+"""`mobifleet calibrate device`: tiny real measurements, tables from elsewhere, old profiles, Ctrl-C, mistakes."""
 
 import csv
 import json
