@@ -42,6 +42,7 @@ from sim.units import format_seconds, format_si
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
 HELD_OUT_S = 240  # shortest series of which every other minute is held out, to see whether the fit foretells it
 SYNTHETIC_S = 3600
+DRAWS = 40  # of a held-out comparison: one draw of a link that wanders slowly says little
 SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -223,7 +224,7 @@ def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments]]:
     results = {}
     for title, held_out in (("every other minute", minute == 1), ("second half", half)):
         variation = fit_variation(np.where(held_out, np.nan, series_bps))
-        drawn = [variation.trace(len(series_bps), np.random.default_rng(seed)).capacity_bps for seed in range(12)]
+        drawn = [variation.trace(len(series_bps), np.random.default_rng(seed)).capacity_bps for seed in range(DRAWS)]
         each = [moments(np.array(bps)) for bps in drawn]
         mean = Moments(*(float(np.mean([getattr(m, key) for m in each])) for key in Moments.__dataclass_fields__))
         results[title] = (mean, moments(np.where(held_out, series_bps, np.nan)))
