@@ -2,8 +2,8 @@
 
     dQ/dt = P_charger(t) - P_device(t),    0 <= Q <= capacity
 
-The charger is a pure function of time (plugged in every day from one hour to another) or, without hours, somebody who
-plugs a device in when it is low. Every function here is pure: the caller holds the charge, in joules.
+The charger is a pure function of time (`Charger`: plugged in every day from one hour to another) or somebody who plugs
+the device in when it is low (`TopUp`). Every function here is pure: the caller holds the charge, in joules.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 DAY_S = 86_400.0
 JOULES_PER_WH = 3_600.0
+LONGEST_S = 100 * DAY_S
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,11 @@ class Battery:
     def seconds_until(
         self, level_j: float, charge_j: float, start_s: float, drain_w: float, within_s: float = math.inf
     ) -> float:
-        """Seconds until the charge crosses `level_j`, up or down; infinite if it does not `within_s`, or never does.
-
-        Never is what no day changes: with a constant drain every day does the same to a charge that meets no limit.
-        """
-        falling, now_s, a_day_ago = charge_j > level_j, start_s, None
+        """Seconds until the charge crosses `level_j`, up or down; infinite if it does not `within_s` or a hundred days."""
         if charge_j == level_j:
             return 0.0
-        for number, (watts, until_s) in enumerate(self._pieces(start_s)):
+        falling, now_s, within_s = charge_j > level_j, start_s, min(within_s, LONGEST_S)
+        for watts, until_s in self._pieces(start_s):
             net_w = watts - drain_w
             end_j = min(self.capacity_j, max(0.0, charge_j + net_w * (until_s - now_s))) if net_w else charge_j
             if (end_j <= level_j) if falling else (end_j >= level_j):
@@ -82,11 +80,6 @@ class Battery:
                 return seconds if seconds <= within_s else math.inf
             if until_s - start_s >= within_s:
                 return math.inf
-            if number % 2 == 0:  # the same time of day as two pieces ago
-                moved_j = math.inf if a_day_ago is None else (a_day_ago - end_j) * (1 if falling else -1)
-                if moved_j <= 1e-9 * self.capacity_j:
-                    return math.inf
-                a_day_ago = end_j
             charge_j, now_s = end_j, until_s
         raise AssertionError("the pieces of a charger have no end")
 
@@ -94,8 +87,28 @@ class Battery:
         return iter([(0.0, math.inf)]) if self.charger is None else self.charger.pieces(time_s)
 
 
-def recharge_seconds(level_j: float, charge_j: float, charger_w: float, drain_w: float) -> float:
-    """Seconds from plugging in until the charge is `level_j`; infinite if the charger does not outweigh the drain."""
-    if charge_j >= level_j:
-        return 0.0
-    return (level_j - charge_j) / (charger_w - drain_w) if charger_w > drain_w else math.inf
+@dataclass(frozen=True)
+class TopUp:
+    """Somebody plugs the device in whenever the charge is down to `low_j`, and unplugs it at `goal_j`."""
+
+    watts: float
+    low_j: float
+    goal_j: float
+
+    def seconds(self, charge_j: float, drain_w: float) -> float:
+        """Seconds from plugging in until the goal; infinite if the charger does not outweigh the drain."""
+        if charge_j >= self.goal_j:
+            return 0.0
+        return (self.goal_j - charge_j) / (self.watts - drain_w) if self.watts > drain_w else math.inf
+
+    def after(self, charge_j: float, is_plugged: bool, seconds: float, drain_w: float) -> tuple[float, bool]:
+        """Charge in joules, and whether it is plugged in, after so many seconds of a constant drain."""
+        while True:
+            is_plugged = charge_j < self.goal_j if is_plugged else charge_j <= self.low_j
+            if is_plugged:
+                turn_s = self.seconds(charge_j, drain_w)
+            else:
+                turn_s = (charge_j - self.low_j) / drain_w if drain_w > 0 else math.inf
+            if turn_s > seconds:
+                return max(0.0, charge_j + (self.watts * is_plugged - drain_w) * seconds), is_plugged
+            charge_j, seconds = self.goal_j if is_plugged else self.low_j, seconds - turn_s

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import simpy
 from pydantic import Field, model_validator
 
-from devices.battery import JOULES_PER_WH, Battery, Charger, recharge_seconds
+from devices.battery import JOULES_PER_WH, Battery, Charger, TopUp
 from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
 from devices.memory import fits_at_s, pressure, shortage_at_s
 from devices.profile import DeviceProfile
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(ge=0, le=1)]
 NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
 HOUR_S = 3600.0
+HAIR = 1e-9  # of a battery's capacity: a level that was aimed at counts as reached, whatever the last bit says
 
 
 class BackgroundLoad(Settings):
@@ -56,7 +57,7 @@ class BatterySettings(Settings):
     charger: Watts = Field(10.0, gt=0)
     """Into the battery while it is plugged in."""
     hours: tuple[float, float] | None = None
-    """From and until which hour of the day a device is plugged in; without hours, whenever it is low, until it goes on."""
+    """From and until which hour of the day a device is plugged in; without hours, whenever it is low, until it may go on."""
     starts_at: float = Field(0.0, ge=0, lt=24)
     """Hour of the day at which the virtual clock starts."""
 
@@ -117,6 +118,11 @@ class Conditions:
         if self.battery:
             low, high = s.battery.initial
             self.charge_j = self.battery.capacity_j * (low + (high - low) * streams.rng("battery", id_).random())
+            levels = (
+                (s.battery.stop_below + HAIR) * self.battery.capacity_j,
+                s.battery.resume_at * self.battery.capacity_j,
+            )
+            self.is_plugged, self.top_up = False, None if s.battery.hours else TopUp(s.battery.charger, *levels)
         self.taken = None
         if s.memory_pressure:
             p = s.memory_pressure
@@ -166,7 +172,10 @@ class Conditions:
         elapsed_s = now - self._charged_at_s
         if elapsed_s > 0:
             drain_w = idle_w + self._drawn_j / elapsed_s
-            self.charge_j = self.battery.after(self.charge_j, self._charged_at_s, now, drain_w)
+            if self.top_up:
+                self.charge_j, self.is_plugged = self.top_up.after(self.charge_j, self.is_plugged, elapsed_s, drain_w)
+            else:
+                self.charge_j = self.battery.after(self.charge_j, self._charged_at_s, now, drain_w)
             self._charged_at_s, self._drawn_j = now, 0.0
         return self.charge_j
 
@@ -174,20 +183,15 @@ class Conditions:
         """If the battery is low, wait until it is charged."""
         if self.battery is None:
             return
-        s, idle_w, env = self.settings.battery, self.device.profile.power.idle_w, self.device.sim.env
-        goal_j = s.resume_at * self.battery.capacity_j
-        while self._settle() <= (s.stop_below + 1e-9) * self.battery.capacity_j:
-            start_s = env.now
-            if self.battery.charger:
-                wait_s = self.battery.seconds_until(goal_j, self.charge_j, start_s, idle_w)
+        s, idle_w, capacity_j = self.settings.battery, self.device.profile.power.idle_w, self.battery.capacity_j
+        while self._settle() <= (s.stop_below + HAIR) * capacity_j or self.is_plugged:
+            if self.top_up:
+                wait_s = self.top_up.seconds(self.charge_j, idle_w) + HAIR * capacity_j / s.charger
             else:
-                wait_s = recharge_seconds(goal_j, self.charge_j, s.charger, idle_w)
-            try:
-                yield from self.device.timed("charge", wait_s, idle_w)
-            finally:
-                if not self.battery.charger:  # nobody's hours: plugged in for as long as this lasted
-                    self.charge_j += s.charger * (env.now - start_s)
-                self._settle()
+                wait_s = self.battery.seconds_until(
+                    s.resume_at * capacity_j, self.charge_j, self.device.sim.env.now, idle_w
+                )
+            yield from self.device.timed("charge", wait_s, idle_w)
 
     def _low_in_s(self, within_s: float) -> float:
         if self.battery is None:
@@ -230,10 +234,19 @@ def _battery(profile: DeviceProfile, settings: BatterySettings) -> Battery:
     hours, charger = settings.hours, None
     if hours:
         charger = Charger(settings.charger, hours[0] * HOUR_S, hours[1] * HOUR_S, settings.starts_at * HOUR_S)
-    daily_h = charger.daily_s / HOUR_S if charger else 24.0
-    if settings.charger * daily_h <= idle_w * 24:
+    battery, low_j, goal_j = (
+        Battery(capacity_j, charger),
+        settings.stop_below * capacity_j,
+        settings.resume_at * capacity_j,
+    )
+    if charger:
+        wait_s = battery.seconds_until(goal_j, low_j, 0.0, idle_w)
+    else:
+        wait_s = TopUp(settings.charger, low_j, goal_j).seconds(low_j, idle_w)
+    if math.isinf(wait_s):
         raise ValueError(
-            f"a {profile.name} draws {idle_w:g} W when idle, more than a charger of {settings.charger:g} W gives back in "
-            f"{daily_h:g} h a day: give devices.battery a stronger charger or more hours"
+            f"a {profile.name} draws {idle_w:g} W when idle: from a charger of {settings.charger:g} W"
+            f"{f' for {charger.daily_s / HOUR_S:g} h a day' if charger else ''} it would never be charged up to "
+            f"{settings.resume_at:g}; give devices.battery a stronger charger or more hours"
         )
-    return Battery(capacity_j, charger)
+    return battery

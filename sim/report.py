@@ -95,6 +95,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
             "wasted_bytes": _wasted(spans),
             "updates": sim.updates,
         },
+        "energy_by_state": _energy_by_state(spans),
         "per_device": {
             name: _spread(devices[name])
             for name in (
@@ -130,6 +131,15 @@ def _totals(spans: pa.Table) -> dict[str, float]:
         "device_flop": _sum(_kind(of_devices, "compute"), "flop"),
         "device_energy_j": _sum(of_devices, "joules"),
     }
+
+
+def _energy_by_state(spans: pa.Table) -> dict[str, float]:
+    """Joules of all devices by what they were doing; waiting, charging and restarting are idle."""
+    of_devices = spans.filter(pc.starts_with(spans["actor"], "device-"))
+    states = {"compute": "compute", "upload": "uplink", "download": "downlink"}
+    joules = {state: _sum(_kind(of_devices, kind), "joules") for kind, state in states.items()}
+    active = pc.is_in(of_devices["kind"], pa.array(list(states)))
+    return {**joules, "idle": _sum(of_devices.filter(pc.invert(active)), "joules")}
 
 
 def _wasted(spans: pa.Table) -> int:

@@ -61,6 +61,10 @@ class Centralised:
         self.learner = NullLearner() if sim.dry else ServerLearner(config, sim, [self.backbone])
         self.cache, self.payloads = ReplayCache(sim.streams.rng("server/replay")), 0
 
+    def peak_bytes(self, device: Device) -> int:
+        """No model runs on a device."""
+        return 0
+
     def device(self, device: Device) -> Generator:
         """Its own texts, once; nothing where the server has them."""
         yield from device.arrive()

@@ -67,6 +67,10 @@ class FedMezo(ForwardOnly):
         missed = sum(self.probes_of_round[self.known[device.id] : task.version])
         return missed if PROBE_BYTES * missed < self.costs[device.backbone].nbytes() else None
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of a round's steps, with the backbone's weights."""
+        return device.held_bytes(self.stepping(device, Task(0, None, None), 0).cost.peak_bytes)
+
     def stepping(self, device: Device, task: Task, missed: int) -> Work:
         """Two forward passes a step, and the arithmetic of moving; the server's theta, the own, v and theta + eps v."""
         counted, c = self.costs[device.backbone], self.config

@@ -67,6 +67,10 @@ class FwdLLM(ForwardOnly):
         yield from device.upload(payload)
         self.sim.server.receive(payload)
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of a round's probes, with the backbone's weights."""
+        return device.held_bytes(self.probing(device, Task(0, None, None), None, None).cost.peak_bytes)
+
     def probing(self, device: Device, task: Task, state: Any, seeds: list[int] | None) -> Work:
         """Two forward passes for each direction and batch; theta, v, theta + h v and the gradient are in memory."""
         counted, c = self.costs[device.backbone], self.config

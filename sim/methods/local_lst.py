@@ -57,6 +57,10 @@ class LocalLST:
         }
         self.learner = NullLearner() if sim.dry else LadderLearner(config, sim)
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of an epoch that computes activations, with the backbone's weights."""
+        return device.held_bytes(self.epoch(device, 0).cost.peak_bytes)
+
     def device(self, device: Device) -> Generator:
         """Its own texts, epoch by epoch, once they are all there."""
         yield from device.arrive()

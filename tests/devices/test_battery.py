@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devices import profile
-from devices.battery import DAY_S, JOULES_PER_WH, Battery, Charger, recharge_seconds
+from devices.battery import DAY_S, JOULES_PER_WH, Battery, Charger, TopUp
 
 HOUR_S = 3600.0
 NIGHTLY = Charger(10.0, 22 * HOUR_S, 6 * HOUR_S, start_s=18 * HOUR_S)
@@ -36,7 +36,7 @@ def test_worked_number_of_the_docs():
     down_s = battery.seconds_until(0.2 * capacity_j, 0.8 * capacity_j, 0.0, phone.power.compute_w)
     assert down_s / HOUR_S == pytest.approx(0.6 * 17.3 / 4.7)
     assert down_s / 60 == pytest.approx(132.5, abs=0.05)
-    up_s = recharge_seconds(0.5 * capacity_j, 0.2 * capacity_j, 10.0, phone.power.idle_w)
+    up_s = TopUp(10.0, 0.2 * capacity_j, 0.5 * capacity_j).seconds(0.2 * capacity_j, phone.power.idle_w)
     assert up_s / 60 == pytest.approx(32.8, abs=0.05)
 
 
@@ -81,8 +81,30 @@ def test_a_night_fills_a_phone_and_a_charger_that_is_too_weak_never_does():
     assert weak.seconds_until(50_000.0, 30_000.0, 0.0, 0.5) == math.inf
     slow = Battery(60_000.0, Charger(1.0, 0.0, 11 * HOUR_S))
     assert 1 * DAY_S < slow.seconds_until(58_000.0, 30_000.0, 0.0, 0.4) < 2 * DAY_S  # a little more every day
-    assert recharge_seconds(2.0, 1.0, 0.5, 0.5) == math.inf
-    assert recharge_seconds(1.0, 1.0, 0.5, 0.5) == 0.0
+    assert TopUp(0.5, 0.1, 2.0).seconds(1.0, 0.5) == math.inf
+    assert TopUp(0.5, 0.1, 1.0).seconds(1.0, 0.5) == 0.0
+
+
+@given(charge=st.floats(0, 1), seconds=st.integers(0, 3000), drain_w=st.floats(0, 12), is_plugged=st.booleans())
+def test_topping_up_is_what_stepping_through_it_gives(charge, seconds, drain_w, is_plugged):
+    """1,000 J, plugged in from 200 J to 500 J by 10 W, in steps of half a second."""
+    top_up, charge_j, plugged = TopUp(10.0, 200.0, 500.0), 1000 * charge, is_plugged
+    for _ in range(2 * seconds):
+        plugged = charge_j < 500 if plugged else charge_j <= 200
+        charge_j = max(0.0, charge_j + (10 * plugged - drain_w) * 0.5)
+    found_j, now = top_up.after(1000 * charge, is_plugged, seconds, drain_w)
+    late_j = 0.5 * 12 * (2 + seconds / 20)  # each turn comes up to half a step late
+    assert found_j == pytest.approx(charge_j, abs=late_j)
+    assert now or found_j >= 200 - 1e-6
+
+
+@given(parts=st.lists(st.floats(0, 500), min_size=1, max_size=8), charge=st.floats(0, 1000), drain_w=st.floats(0.1, 12))
+def test_looking_in_between_changes_nothing(parts, charge, drain_w):
+    top_up, state = TopUp(10.0, 200.0, 500.0), (charge, False)
+    for seconds in parts:
+        state = top_up.after(*state, seconds, drain_w)
+    whole = top_up.after(charge, False, sum(parts), drain_w)
+    assert state[0] == pytest.approx(whole[0], abs=1e-6)
 
 
 def test_hours_that_cannot_be_are_refused():

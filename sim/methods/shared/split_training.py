@@ -58,6 +58,12 @@ class SplitTraining:
         self.copies: dict[str, Any] = {}  # what the server trains for each device, or for all of them
         self.payloads = self.turns = 0
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of the device's own parts, trained on its longest batch."""
+        own, batches = self.charging.own, list(self.batches(device, Task(0, None, None)))
+        peaks = [self.charging.backward(device, samples, part).peak_bytes for samples in batches for part in own]
+        return device.held_bytes(max(peaks, default=0))
+
     def device(self, device: Device) -> Generator:
         """Take part whenever the server asks."""
         yield from device.arrive()
