@@ -94,6 +94,10 @@ class FederatedPeft:
         yield from device.upload(payload)
         self.sim.server.receive(payload)
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of local training on the device's longest batch, with the backbone's weights."""
+        return device.held_bytes(self.local_training(device, Task(0, None, None)).cost.peak_bytes)
+
     def local_training(self, device: Device, task: Task) -> Work:
         """The local epochs, real and charged."""
         model, lengths = self.model_of(device), self.sim.lengths(device, device.samples)
