@@ -2,9 +2,9 @@
 
 A series is one number a step, bit/s, NaN where a second is missing. `moments` describes it by what a link profile
 holds: mean, CV, lag-1 autocorrelation. `fit_variation` goes further, to what `bandwidth.quantile_ar` draws from:
-quantiles, and how much of the wandering is slow. Measured uplinks need the second: their seconds still resemble each
-other at 30 s (autocorrelation 0.2 to 0.7), where an AR(1) of the same lag 1 has forgotten everything, so that one AR(1)
-underrates how unlike two minutes are.
+quantiles, and how much of the wandering is slow. Measured uplinks need the second: seconds that lie 30 s apart
+still resemble each other (autocorrelation 0.3 to 0.8 on 5G walks), where an AR(1) of the same lag 1 has forgotten nearly
+everything, so that it underrates how unlike two minutes are.
 """
 
 from __future__ import annotations
