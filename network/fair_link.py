@@ -98,7 +98,7 @@ class FairLink:
         return self.admit(Transfer(self.env, nbytes, cap_bps))
 
     def admit(self, transfer: Transfer, left_bits: float | None = None) -> Transfer:
-        """Let a transfer made elsewhere join the share now, whole or with what `release` left; zero bytes end at once."""
+        """Let a transfer made elsewhere join now, whole or with what `release` left; one of zero bytes ends at once."""
         if transfer.link is not None or transfer.moved_bytes is not None:
             raise NetworkError("this transfer has already been sent: make a new one for each payload")
         cap_bps = transfer.cap_bps

@@ -1,7 +1,7 @@
 """One direction of one device's access link: what happens to a payload between being asked for and its last byte.
 
-A transfer waits its turn, pays overhead, latency and (with TCP) its slow start, and joins the share of the link that its
-device is under. While it is under way it follows the device's rate, and the device's cell, wherever they go.
+A transfer waits its turn, pays overhead, latency and (with TCP) its slow start, and joins the share of the link that
+its device is under. While it is under way it follows the device's rate, and the device's cell, wherever they go.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rate(Protocol):
 
 
 class Sent(AirTransfer):
-    """A payload of a lane: `nbytes` on the air, of which `payload_bytes` are the user's; bits left, once it has started."""
+    """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once it has started."""
 
     __slots__ = ("lane", "left_bits", "payload_bytes")
 
@@ -37,8 +37,8 @@ class Sent(AirTransfer):
 class Lane:
     """One direction of one device's access link: transfers go through one at a time, in order.
 
-    `links` is the link that they enter or, with a journey, the links by cell. Rates and cells are looked at only while a
-    transfer is under way: an idle device costs no events.
+    `links` is the link that they enter or, with a journey, the links by cell. Rates and cells are looked at only while
+    a transfer is under way: an idle device costs no events.
     """
 
     __slots__ = (

@@ -1,8 +1,8 @@
 """Devices that move: in which cell one is at each time.
 
 A journey is a walk over cells. A device stays in each for an exponential time and then goes to one of the others
-(`random`: each with the same probability, a Markov chain) or to the next of the list (`tour`, round and round). It starts
-in any of them with the same probability, so it is as likely to be found in one as in another at every time.
+(`random`: each with the same probability, a Markov chain) or to the next of the list (`tour`, round and round). It
+starts in any of them with the same probability, so it is as likely to be found in one as in another at every time.
 """
 
 from __future__ import annotations

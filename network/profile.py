@@ -10,8 +10,9 @@ set-up). `basis` is `measured`, `derived` (a formula over measurements, which `c
 that a paper or its code uses) or `estimated`.
 
 What may be left out says how the link varies and what TCP makes of it: `cv` and `lag1`, the coefficient of variation of
-the throughput of one second and its correlation with the next second's; `loss`, the share of packets that do not arrive;
-`window_bytes`, the most that one transfer has under way; `initial_window_bytes`, what it sends in its first round trip.
+the throughput of one second and its correlation with the next second's; `loss`, the share of packets that do not
+arrive; `window_bytes`, the most that one transfer has under way; `initial_window_bytes`, what it sends in its first
+round trip.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ Each is a closed form of round trip, loss and windows, and each is for one trans
 
     loss         of n bytes sent a share p is lost and sent again, so n bytes need n / (1 - p) on the air
     rate         <= window / RTT, and <= MSS / RTT * sqrt(3 / 2) / sqrt(p): a loss halves the window
-                 (Mathis, Semke, Mahdavi & Ott, "The macroscopic behavior of the TCP congestion avoidance algorithm", 1997)
+                 (Mathis, Semke, Mahdavi & Ott, "The macroscopic behavior of the TCP congestion avoidance algorithm",
+                 ACM Computer Communication Review 27(3), 1997)
     slow start   the first window is w bytes and doubles every round trip; until a window fills the pipe the sender
                  stops and waits for its first acknowledgement
                  (Kurose & Ross, "Computer Networking", 2nd ed., 2003, section 3.7, with bytes in place of segments)
@@ -43,8 +44,8 @@ def on_air_bytes(nbytes: float, loss: float) -> float:
 def slow_start_s(nbytes: float, rate_bps: float, rtt_s: float, initial_window_bytes: float) -> float:
     """Seconds that a transfer of `nbytes`, alone at `rate_bps`, waits for acknowledgements in its slow start.
 
-    After the k-th window the sender waits rtt - w 2^(k-1) / rate, as long as that is above zero and bytes are left. With
-    P such waits the sum is P rtt - (2^P - 1) w / rate.
+    After the k-th window the sender waits rtt - w 2^(k-1) / rate, as long as that is above zero and bytes are left.
+    With P such waits the sum is P rtt - (2^P - 1) w / rate.
     """
     if not nbytes > initial_window_bytes or not rtt_s or not 0 < rate_bps < inf:
         return 0.0

@@ -37,9 +37,9 @@ from network.wifi import AirLink
 class Cell:
     """What the devices of one cell or access point share: capacities in bit/s, towards the server and from it.
 
-    `shared` is a pipe; `wifi` and `cellular` are air, with a wire of `up_bps` and `down_bps` behind it. On `wifi` stations
-    send in turn (`fair_uplink`: by equal time, where the access point schedules them) and receive by equal time; a
-    `cellular` scheduler gives equal time both ways, `gain` seconds a second when several compete.
+    `shared` is a pipe; `wifi` and `cellular` are air, with a wire of `up_bps` and `down_bps` behind it. On `wifi`
+    stations send in turn (`fair_uplink`: by equal time, where the access point schedules them) and receive by equal
+    time; a `cellular` scheduler gives equal time both ways, `gain` seconds a second when several compete.
     """
 
     up_bps: float = inf

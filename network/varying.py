@@ -64,9 +64,10 @@ class VaryingRate:
 
     def _draw(self) -> None:
         deviation, shock = sqrt(self._variance), sqrt(1 - self._rho * self._rho)
+        level_bps = self._mean_bps * exp(-self._variance / 2)
         for noise in (self._rng.standard_normal(DRAWN_AT_ONCE) * deviation).tolist():
             self._state = noise if self._state is None else self._rho * self._state + shock * noise
-            self._bps.append(self._mean_bps * exp(self._state - self._variance / 2))
+            self._bps.append(level_bps * exp(self._state))
 
 
 class ShiftedTrace:

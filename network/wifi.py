@@ -1,7 +1,7 @@
 """Shared air: what a sender costs its neighbours is time on the channel, not bits.
 
-A station that would move r bit/s with the channel to itself uses x / r of the channel's time to move x bit/s. All of them
-together have the time there is:
+A station that would move r bit/s with the channel to itself uses x / r of the channel's time to move x bit/s. All of
+them together have the time there is:
 
     sum_i x_i / r_i <= airtime        (1 on WiFi)
 
@@ -9,16 +9,17 @@ Who gets what is the medium's manner:
 
     in turn   (WiFi uplink, DCF)  everyone sends equally often, so all move alike:  x = 1 / sum_i (1 / r_i).
               A slow station drags all the others down to it ("performance anomaly", Heusse et al., INFOCOM 2003).
-    fair      (WiFi downlink with airtime fairness, a cell's proportional fair scheduler)  everyone has the same share of
-              the time, so x_i = r_i * airtime / n. A scheduler that serves each user when its own channel is good has more
-              than one second a second to give: `airtime` is its opportunism gain, and nobody exceeds r_i.
+    fair      (WiFi downlink with airtime fairness, a cell's proportional fair scheduler)  everyone has the same share
+              of the time, so x_i = r_i * airtime / n. A scheduler that serves each user when its own channel is good
+              has more than one second a second to give: `airtime` is its opportunism gain, and nobody exceeds r_i.
 
-Both are fair links with a second price. A transfer moves at min(cap_i, w_i * level), w_i = 1 in turn and r_i if fair, and
-the level is the highest at which both the air and the wire behind it (`capacity_bps`) suffice. So virtual time works as
-in `fair_link`: at the level all count the same V, dV/dt = level, and one that joins with S bits left ends at V0 + S / w_i.
+Both are fair links with a second price. A transfer moves at min(cap_i, w_i * level), w_i = 1 in turn and r_i if fair,
+and the level is the highest at which both the air and the wire behind it (`capacity_bps`) suffice. So virtual time
+works as in `fair_link`: at the level all count the same V, dV/dt = level; one that joins at V0 with S bits left ends at
+V0 + S / w_i.
 
-Airtime fairness is the downlink's alone unless the access point schedules its stations: Hoeiland-Joergensen et al., "Ending
-the Anomaly" (USENIX ATC 2017, arXiv 1703.00064).
+Airtime fairness is the downlink's alone unless the access point schedules its stations: Hoeiland-Joergensen et al.,
+"Ending the Anomaly" (USENIX ATC 2017, arXiv 1703.00064).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class AirLink(FairLink):
         self._capped_airtime = 0.0
 
     def transfer(self, nbytes: float, rate_bps: float, cap_bps: float = inf) -> AirTransfer:
-        """Send bytes from a station of this rate, never faster than `cap_bps`; the event's value is the finish time, s."""
+        """Send bytes from a station of this rate, never above `cap_bps`; the event's value is the finish time, s."""
         return self.admit(AirTransfer(self.env, nbytes, rate_bps, cap_bps))
 
     @property

@@ -1,6 +1,6 @@
 """From a scenario to its network: whose rate varies and how, who shares which air, who moves where.
 
-Every draw is from a stream of the device's own: ("link/up", id), ("link/down", id), ("link/trace", id), ("link/journey", id).
+Every draw is from a stream of the device's own, named by its id: "link/up", "link/down", "link/trace", "link/journey".
 So a device added, or another method, leaves all other links alone.
 """
 

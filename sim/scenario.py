@@ -121,7 +121,7 @@ class Group(Settings):
     mobility: Mobility | None = None
     """Cells that its devices move through, instead of `cell`."""
     trace: str | None = None
-    """A CSV file of time in s and bit/s that takes the place of the uplink's rate; each device starts somewhere in it."""
+    """A CSV file of time in s and bit/s in place of the uplink's rate; each device starts somewhere in it."""
     down_trace: str | None = None
     """The same for the downlink."""
     memory: Bytes | None = None
