@@ -32,7 +32,7 @@ def test_a_function_of_time_however_it_is_asked(asked_s, seed):
 
 @pytest.mark.parametrize("order", ["random", "tour"])
 def test_stays_and_places_are_those_of_the_chain(order):
-    """Exponential stays: sd = mean; every cell a third of the time, at the start and later; the next cell as the order says."""
+    """Exponential stays: sd = mean; every cell a third of the time, at the start and later; the order as asked."""
     fleet = [journey(seed, 10.0, order) for seed in range(3000)]
     for t in (0.0, 95.0):
         counts = [sum(j.at(t) == cell for j in fleet) for cell in CELLS]

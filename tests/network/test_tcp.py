@@ -19,7 +19,7 @@ MEGABYTE = 1_000_000
 
 
 def send_segments(n: int, rate_bps: float, rtt_s: float, window: float, longest: float = inf) -> float:
-    """When the last of n segments has been put on the wire by a sender whose window grows by one at each acknowledgement."""
+    """When the last of n segments is on the wire, of a sender whose window grows by one at each acknowledgement."""
     one_s = 8 * tcp.MSS_BYTES / rate_bps
     free_s, now, acks = 0.0, 0.0, deque()
     sent = under_way = 0

@@ -110,7 +110,7 @@ def cell_rates(flows, wire_bps, fair, airtime, trunk_bps):
 
 
 def all_rates(cells, flows, ingress_bps):
-    """Rates by flow: the trunk's level found by bisection; cells {name: (wire, fair, airtime)}, flows [(cell, rate, cap)]."""
+    """Rates by flow, the trunk's level by bisection; cells {name: (wire, fair, airtime)}, flows [(cell, rate, cap)]."""
 
     def at(level):
         rates = [0.0] * len(flows)

@@ -50,7 +50,7 @@ def uploads(sim) -> dict[str, list[float]]:
 
 
 def test_nothing_varies_unless_asked(simulate):
-    """The shipped profiles know how they vary and what TCP does to them; a scenario that says nothing keeps its time."""
+    """Shipped profiles know how they vary and what TCP does to them; a scenario that says nothing keeps its time."""
     sim = simulate(dry=True, **CALM, fleet=[DEVICE])
     lte = network.profile.load("lte")
     sizes = {span["nbytes"] for span in sim.recorder.spans().to_pylist() if span["kind"] == "upload"}
