@@ -233,7 +233,7 @@ class ServerWorld(RealWorld):
 
     def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
         super().__init__(scenario, folder, speed)
-        self.payloads = 0
+        self.payloads, self.torch_s = 0, 0.0
         self._shipped: dict[str, bytes] = {}
 
     def shipped(self, backbone: str) -> bytes:
@@ -259,7 +259,7 @@ class ServerWorld(RealWorld):
             on_look(self)
             if time.monotonic() - began > limit_s:
                 raise RealityError(f"the real run was still under way after {limit_s:.0f} s: use a higher --compress")
-        self.ended.reason, self.ended.at_s = "exhausted", self.env.now
+        self.ended.reason, self.ended.at_s, self.torch_s = "exhausted", self.env.now, self.host.torch_s
         for device in self.devices:
             device.finished_at_s = device.report["finished_at_s"]
             for span in device.report["spans"]:
