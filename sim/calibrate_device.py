@@ -103,14 +103,16 @@ def calibrate(plan: Plan, console: Console) -> Measured:
     lender = plan.lender()
     plan.folder.mkdir(parents=True, exist_ok=True)
     table = plan.folder / "measurements.csv"
+    table.unlink(missing_ok=True)
     try:
         with Steps(console) as steps:
             measured = _measure(plan, table, steps)
     except KeyboardInterrupt:
-        console.print(
-            f"interrupted: the timings so far are in {table}; "
-            f"`mobifleet calibrate device --from {table} --name {plan.name} --like {lender.name}` fits them"
-        )
+        hint = "nothing was timed yet"
+        if table.exists():
+            how = f"mobifleet calibrate device --from {table} --name {plan.name} --like {lender.name}"
+            hint = f"the timings so far are in {table}; `{how}` fits them"
+        console.print(f"interrupted: {hint}")
         raise
     write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
     write_report(measured, plan, console)
@@ -163,20 +165,17 @@ def _steady_load(
 ) -> tuple[Sustained, float | None]:
     """The same pass for `plan.load_s`: how the rate sinks, and the mean watts of computing."""
     steps.stage(f"steady load: {shape.workload}", plan.load_s)
-    at_s, seconds, began_j = [], [], counter.joules()
+    at_s, seconds, began_j, began_s = [], [], counter.joules(), time.perf_counter()
     with _csv(plan.folder / "sustained.csv", ("at_s", "seconds", "cpu_share")) as write:
         for at, timed in measure.steady_load(bench, shape, plan.load_s):
             write((f"{at:.6f}", f"{timed.seconds:.9f}", f"{timed.cpu_share:.4f}"))
             at_s.append(at)
             seconds.append(timed.seconds)
             counter.joules()  # often enough that no counter wraps twice
-            steps.at(at)
-    spent_s = at_s[-1] + seconds[-1]
-    compute_w = (counter.joules() - began_j) / spent_s if counter.sources else None
-    try:
-        return calibration.fit_sustained(*calibration.block_rates(at_s, seconds, plan.load_s / 60)), compute_w
-    except CalibrationError as error:
-        raise CalibrationError(f"--sustained {plan.load_s / 60:g} is too short for this machine: {error}") from None
+            steps.at(min(at, plan.load_s))
+    compute_w = (counter.joules() - began_j) / (time.perf_counter() - began_s) if counter.sources else None
+    sustained = calibration.fit_sustained(*calibration.block_rates(at_s, seconds, sum(seconds) / 60))
+    return sustained, compute_w
 
 
 def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> list[Shape]:

@@ -217,7 +217,7 @@ def _facts(m: Measured, plan: Plan) -> list[tuple[str, str]]:
     if m.memory_bytes:
         rows.append(("memory", format_bytes(m.memory_bytes)))
     jitter = calibration.jitter_cv(m.points)
-    rows.append(("jitter, CV of equal work", "no repeats" if jitter is None else f"{jitter:.3f}"))
+    rows.append(("jitter, CV of equal work", "no repeats, so lent" if jitter is None else f"{jitter:.3f}"))
     if m.table is None:
         rows.append(("steady load", sustained_words(m.sustained) if m.sustained else "not measured"))
         counted = (

@@ -228,11 +228,12 @@ def round_robin(
         number += 1
 
 
-def steady_load(bench: Bench, shape: Shape, seconds: float) -> Iterator[tuple[float, Timed]]:
-    """(seconds since the start, timing) of the same pass without a pause, for so long."""
-    began_s = time.perf_counter()
-    while (at_s := time.perf_counter() - began_s) < seconds:
+def steady_load(bench: Bench, shape: Shape, seconds: float, least_passes: int = 30) -> Iterator[tuple[float, Timed]]:
+    """(seconds since the start, timing) of the same pass without a pause, for so long and at least `least_passes`."""
+    began_s, passes = time.perf_counter(), 0
+    while (at_s := time.perf_counter() - began_s) < seconds or passes < least_passes:
         yield at_s, bench.time(shape)
+        passes += 1
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
