@@ -28,7 +28,8 @@ from sim.cli import SCENARIOS
 from sim.plots import draw
 from sim.results import open_run
 from sim.runner import run_scenario
-from sim.scenario import Scenario, problems
+from sim.scenario import Scenario
+from sim.scenario_checks import problems
 from sim.scenario_file import load
 
 # %% [markdown]

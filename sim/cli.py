@@ -78,7 +78,8 @@ def _for_the_user(error: Exception) -> str | None:
 
 
 def _load(name: str, overrides: list[str] | None, seed: int | None):
-    from sim.scenario import Scenario, problems
+    from sim.scenario import Scenario
+    from sim.scenario_checks import problems
     from sim.scenario_file import load
 
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]

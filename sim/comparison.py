@@ -86,7 +86,7 @@ def _write(tables: Tables, out: Path, reference: str) -> None:
 
 
 def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool) -> None:
-    from sim import compare_figures
+    from sim import compare_plots
     from sim.plots import draw
 
     for at, mine in _by_world(entries):
@@ -94,9 +94,9 @@ def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, bas
         draw(list(first.values()), out / at / "figures")
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
-            compare_figures.draw_reductions(first, ours, against, scenario.compare.claims, out / at / "figures")
+            compare_plots.draw_reductions(first, ours, against, scenario.compare.claims, out / at / "figures")
     if scenario.compare.over is not None and not dry:
-        compare_figures.draw_over(scenario.compare.over.key, entries, out / "figures")
+        compare_plots.draw_over(scenario.compare.over.key, entries, out / "figures")
 
 
 def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:

@@ -14,7 +14,8 @@ from learning.assets import AssetMissing
 from sim.cli import SCENARIOS
 from sim.report import device_table, summary
 from sim.runner import run_scenario
-from sim.scenario import Scenario, SizedData, problems
+from sim.scenario import Scenario, SizedData
+from sim.scenario_checks import problems
 from sim.scenario_file import load
 from sim.simulation import Simulation
 from sim.streams import Streams

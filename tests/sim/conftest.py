@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from sim import cli
-from sim.scenario import Scenario, problems
+from sim.scenario import Scenario
+from sim.scenario_checks import problems
 from sim.scenario_file import load
 from sim.simulation import Simulation
 

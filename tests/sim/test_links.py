@@ -9,7 +9,8 @@ from network.mobility import Journey
 from network.varying import ShiftedTrace, VaryingRate
 from sim import links
 from sim.cli import SCENARIOS
-from sim.scenario import Group, Scenario, problems
+from sim.scenario import Group, Scenario
+from sim.scenario_checks import problems
 from sim.scenario_file import ScenarioError, load
 from sim.simulation import Simulation
 from sim.streams import Streams

@@ -64,7 +64,8 @@ def test_a_device_that_drops_out_stalls_nobody(kind, scenario_file):
 
 def dropped_out(path, at_s: float) -> Simulation:
     """A run in which the first device is told to go at a moment."""
-    from sim.scenario import Scenario, problems
+    from sim.scenario import Scenario
+    from sim.scenario_checks import problems
     from sim.scenario_file import load
 
     sim = Simulation(load(str(path), Scenario, [], [], problems), path.parent, dry=True)
