@@ -12,7 +12,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import simpy
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from devices.battery import JOULES_PER_WH, Battery, Charger, TopUp
 from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
@@ -26,7 +26,15 @@ if TYPE_CHECKING:
     from sim.actors import Device, Work
     from sim.streams import Streams
 
-Share = Annotated[float, Field(ge=0, le=1)]
+
+def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the first must not be above the second")
+    return bounds
+
+
+Share, Left = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]
+Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
 HOUR_S = 3600.0
 HAIR = 1e-9  # of a battery's capacity: a level that was aimed at counts as reached, whatever the last bit says
@@ -39,7 +47,7 @@ class BackgroundLoad(Settings):
     """Mean length of a quiet spell."""
     busy: Seconds = Field(60.0, gt=0)
     """Mean length of a busy spell."""
-    left: tuple[Share, Share] = (0.5, 0.9)
+    left: Annotated[tuple[Left, Left], AfterValidator(_in_order)] = (0.5, 0.9)
     """Least and most of the speed that is left in a busy spell."""
     sigma: float = Field(0.05, ge=0)
     """Of the log-normal factor of a quiet spell."""
@@ -48,7 +56,7 @@ class BackgroundLoad(Settings):
 class BatterySettings(Settings):
     """Devices whose profile has a `battery_wh` run on it; they stop computing when it is low, until it is charged."""
 
-    initial: tuple[Share, Share] = (0.3, 1.0)
+    initial: Shares = (0.3, 1.0)
     """Least and most of the charge at the start; drawn for each device."""
     stop_below: float = Field(0.2, ge=0, lt=1)
     """State of charge at which a device stops computing."""
@@ -73,7 +81,7 @@ class BatterySettings(Settings):
 class MemoryPressure(Settings):
     """Other apps hold a share of the RAM that changes; work that needs more than they leave dies. All estimated."""
 
-    share: tuple[Share, Share] = (0.3, 0.6)
+    share: Shares = (0.3, 0.6)
     """Least and most of the RAM that others hold."""
     every: Seconds = Field(300.0, gt=0)
     """Mean time between two changes."""
