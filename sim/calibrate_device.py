@@ -59,6 +59,11 @@ class Plan:
         """Seconds for the rounds over all shapes."""
         return (20 if self.quick else 120) * (1.5 if self.train else 1)
 
+    @property
+    def warm_up_s(self) -> float:
+        """Seconds for one pass of every shape, so that the rounds can keep to their budget."""
+        return self.budget_s / measure.LEAST_ROUNDS
+
     def shapes(self) -> list[Shape]:
         """Everything to be timed."""
         if self.train and self.precision != "float32":
@@ -184,7 +189,7 @@ def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> li
     kept, began_s = [], time.perf_counter()
     for shape in shapes:
         bench.time(shape)
-        if kept and time.perf_counter() - began_s > plan.budget_s / measure.LEAST_ROUNDS:
+        if kept and time.perf_counter() - began_s > plan.warm_up_s:
             steps.say(
                 f"timing the {len(kept)} smallest of {len(shapes)} shapes: more do not fit into {plan.budget_s:g} s"
             )

@@ -24,6 +24,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(calibrate_device, "QUICK_BATCHES", (1, 8))
     monkeypatch.setattr(calibrate_device, "QUICK_LENGTHS", (8, 16, 64, 128))
     monkeypatch.setattr(Plan, "budget_s", 0.7)
+    monkeypatch.setattr(Plan, "warm_up_s", 60.0)  # however busy the machine is, no shape is left out
     counted = training_architecture(catalogue.find("minilm-narrow"), "lora")  # shipped; counting takes seconds
     monkeypatch.setattr("learning.count_training.training_architecture", lambda *_: counted)
     monkeypatch.setattr(Bench, "gemm_flop_per_s", lambda self: 1e11)
@@ -260,3 +261,10 @@ def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_
     assert made.power.uplink_w - 3.0 == pytest.approx(lender.power.uplink_w - lender.power.idle_w)
     assert "not the whole machine" in made.provenance["power.compute_w"].conditions
     assert (made.sustained_factor, made.sustained_tau_s, made.jitter_cv) == (0.8, 30.0, 0.03)
+
+
+def test_shapes_that_do_not_fit_into_the_budget_are_left_out_with_a_word(mobifleet, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Plan, "warm_up_s", 0.0)
+    monkeypatch.setattr(Plan, "load_s", 0.0)
+    found = mobifleet(*tiny, "random-bert-l1", "--validate", "jetson-tx2", "--name", "slow")
+    assert found.code == 0 and "timing the 1 smallest of 8 shapes: more do not fit" in " ".join(found.out.split())
