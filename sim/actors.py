@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sim.learners.null import NullLearner
     from sim.simulation import Simulation
 
+MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
+
 
 @dataclass(frozen=True)
 class Work:
@@ -196,7 +198,10 @@ class Device:
             yield self._back
 
     def _resumed(self, verb: Callable[[], Generator]) -> Generator:
-        """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped."""
+        """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped.
+
+        A device that has begun `MOST_TRIES` times gives up and ends its day: what it does never fits between two absences.
+        """
         if self.availability is None:
             yield from verb()
             return
@@ -204,7 +209,7 @@ class Device:
         if process in self._open_verbs:  # a verb within a verb
             yield from verb()
             return
-        while True:
+        for _ in range(MOST_TRIES):
             yield from self._until_on()
             self._open_verbs[process] = None
             try:
@@ -215,6 +220,7 @@ class Device:
                     raise
             finally:
                 del self._open_verbs[process]
+        raise simpy.Interrupt("gave-up")
 
     def remember(self, peak_bytes: int) -> None:
         """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""

@@ -39,7 +39,7 @@ class Diurnal(Settings):
     kind: Literal["diurnal"]
     rhythm: str = "charging-wifi-locked"
     """A shipped rhythm, or the path of a YAML file like those of devices/availability_profiles."""
-    starts_at: Seconds = Field(0.0, lt=86_400)
+    starts_at: Annotated[Seconds, Field(lt=86_400)] = 0.0
     """Time of day at which the virtual clock starts, e.g. `20 h`."""
     never_ready: float | None = Field(None, ge=0, le=1)
     """Share of devices that are never on; default the rhythm's."""
@@ -64,7 +64,7 @@ class DropOut(Settings):
     """Of a Poisson process, from joining on, e.g. `0.1 /d`."""
     share: float | None = Field(None, gt=0, le=1)
     """Of the devices, each at a random moment within `within` of its joining."""
-    within: Seconds = Field(86_400.0, gt=0)
+    within: Annotated[Seconds, Field(gt=0)] = 86_400.0
     times: list[Seconds | None] | None = None
     """When each device leaves, in fleet order; null: never."""
 
