@@ -121,8 +121,9 @@ class Quantity:
     signed: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        limits = {} if self.signed else {"ge": 0}
-        number = core_schema.float_schema(allow_inf_nan=False, **limits)
+        number = {**handler(source), "allow_inf_nan": False}  # with the limits of a Field beside it
+        if not self.signed and "gt" not in number:
+            number["ge"] = max(0, number.get("ge", 0))
         return core_schema.no_info_before_validator_function(
             lambda value: parse(value, self.dimension, signed=self.signed), number
         )

@@ -230,3 +230,15 @@ def test_sizes_and_rates_for_people():
 @given(st.floats(min_value=1, max_value=9e20))
 def test_a_formatted_size_reads_back_to_three_digits(nbytes):
     assert parse(format_bytes(nbytes), "B") == pytest.approx(nbytes, rel=0.00501)
+
+
+def test_limits_hold_on_either_side_of_the_unit():
+    class Model(BaseModel):
+        beside: Seconds = Field(gt=0)
+        within: Annotated[Seconds, Field(gt=0)] = 1.0
+
+    for field in ("beside", "within"):
+        for wrong in ("0 s", 0, "-1 s", "nan"):
+            with pytest.raises(ValidationError):
+                Model(**{"beside": "1 s", field: wrong})
+    assert Model(beside="2 min").beside == 120
