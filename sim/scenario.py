@@ -71,6 +71,17 @@ class SizedData(Settings):
     """Length of every text in tokens."""
 
 
+class Drift(Settings):
+    """A device's texts come in an order in which one half of the labels (or domains) gives way to the other."""
+
+    kind: Literal["gradual", "sudden"]
+    """In a line over all of the device's texts, or at once in their middle."""
+    by: Literal["label", "domain"] = "label"
+    """What drifts: the labels, or the data set's own client column."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """0: no drift; 1: from one half alone to the other half alone."""
+
+
 class Task(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
@@ -86,6 +97,13 @@ class Task(Settings):
     """The texts that accuracy is taken on."""
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(kind="iid")
+    drift: Drift | None = None
+    """The order in which a device's texts come; by default random."""
+
+    @model_serializer(mode="wrap")
+    def _without_drift(self, dump: Callable[[Task], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: without a drift the digest is what it was before there was one."""
+        return {key: value for key, value in dump(self).items() if key != "drift" or value is not None}
 
 
 class Mobility(Settings):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learning import catalogue, data, partition
+from learning import catalogue, data, drift, partition
 from learning.catalogue import BackboneSpec, Tokens
-from sim.scenario import Dirichlet, Iid, Natural, OwnData, Scenario, Shards, SizedData
+from sim.scenario import Dirichlet, Drift, Iid, Natural, OwnData, Scenario, Shards, SizedData
 from sim.streams import Streams
 
 
@@ -81,6 +81,8 @@ def load_task(
             raise data.DataError("judge_on: validation needs `validation: N`, so many texts of the training part")
         test = validation
     parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
+    if settings.drift is not None:
+        parts = _drifted(settings.drift, labels if settings.drift.by == "label" else clients, parts, streams)
     return Task(labels, names, test, parts, chosen, texts, fixed, settings.max_tokens)
 
 
@@ -91,6 +93,15 @@ def _located(dataset: str | OwnData, folder: Path) -> str | dict:
     for key in {"path", "test"} & set(given):
         given[key] = str(folder / Path(given[key]).expanduser())
     return given
+
+
+def _drifted(how: Drift, groups: np.ndarray | None, parts: list[np.ndarray], streams: Streams) -> list[np.ndarray]:
+    """Each device's texts in an order that drifts; which groups are late is the same everywhere."""
+    if groups is None:
+        raise data.DataError("a drift by domain needs a client column; this data set has none")
+    is_late = drift.late_groups(groups, streams.rng("task/drift"))
+    rngs = (streams.rng("task/drift", index) for index in range(len(parts)))
+    return [p[drift.order(is_late[p], rng, how.strength, how.kind)] for p, rng in zip(parts, rngs, strict=True)]
 
 
 def _divide(how, labels, clients, train, n_devices, streams) -> tuple[list[np.ndarray], list[str] | None]:

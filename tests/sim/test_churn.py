@@ -329,4 +329,20 @@ def test_a_scenario_without_churn_keeps_its_digest(scenario_file):
     from sim.scenario import Scenario
     from sim.scenario_file import load, resolved
 
-    assert not {"availability", "dropout"} & set(resolved(load(str(scenario_file()), Scenario)))
+    data = resolved(load(str(scenario_file()), Scenario))
+    assert not {"availability", "dropout"} & set(data)
+    assert "drift" not in data["task"]
+
+
+def test_labels_of_the_texts_that_come_drift(simulate):
+    task = {"dataset": {"classes": 4, "tokens": 16}, "train": 4_000, "test": 6, "drift": {"kind": "gradual"}}
+    sim = simulate(dry=True, task=task, stop={"horizon": "1 us"})
+    labels = sim.task.labels[np.stack([d.samples[:1_300] for d in sim.devices])]
+    first, last = (np.bincount(part.ravel(), minlength=4) / part.size for part in (labels[:, :130], labels[:, -130:]))
+    late = last > 0.25
+    assert late.sum() == 2  # two of four labels, the same on every device
+    assert first[late].sum() < 0.12
+    assert last[late].sum() > 0.88
+    calm = simulate(dry=True, task={**task, "drift": None}, stop={"horizon": "1 us"})
+    for device, other in zip(sim.devices, calm.devices, strict=True):
+        assert sorted(device.samples) == sorted(other.samples)
