@@ -219,3 +219,11 @@ def test_timings_of_the_measured_table_come_out_within_the_error_that_the_fit_st
         stated = calibration.errors([fit.seconds(p) for p in own], [p.seconds for p in own])
         spread = max(p.flop / p.seconds for p in own) / min(p.flop / p.seconds for p in own)
         assert stated.worst_pct <= 100 * (spread - 1) + 1e-6
+
+
+def test_worked_number_of_the_docs():
+    """One published timing of a TX2 gives its rate: 355 GFLOP/s."""
+    row = Point("BERT-base, 4 x 256", "simple", 183.6e9, 340e6, 0.5325)
+    assert calibration.fit([row], 32.84e9, {"simple": 0.005}).engines["simple"].flop_per_s == pytest.approx(
+        355e9, rel=1e-3
+    )

@@ -268,3 +268,13 @@ def test_shapes_that_do_not_fit_into_the_budget_are_left_out_with_a_word(mobifle
     monkeypatch.setattr(Plan, "load_s", 0.0)
     found = mobifleet(*tiny, "random-bert-l1", "--validate", "jetson-tx2", "--name", "slow")
     assert found.code == 0 and "timing the 1 smallest of 8 shapes: more do not fit" in " ".join(found.out.split())
+
+
+def test_worked_number_of_the_docs():
+    """MiniLM, 8 x 64 tokens, by the first calibration: 1.36 + 121.5 + 3.7 ms."""
+    shape = shape_of("minilm", "forward", 8, 64)
+    assert (shape.flop, shape.bytes_moved) == pytest.approx((11.18e9, 43.2e6), rel=1e-3)
+    fit = calibration.Fit({"simple": calibration.EngineFit(1.36e-3, 92.0e9, False)}, 11.7e9, True)
+    assert fit.seconds(calibration.Point("", "simple", shape.flop, shape.bytes_moved, 1.0)) == pytest.approx(
+        0.1265, abs=1e-4
+    )
