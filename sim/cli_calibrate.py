@@ -21,7 +21,7 @@ console = Console(soft_wrap=False, highlight=False)
 def device(
     name: Annotated[str, typer.Option(help="Name of the profile; files go to calibrations/NAME.")] = "this-machine",
     out: Annotated[Path | None, typer.Option(help="Another output folder.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repeats: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and repeats: about a minute.")] = False,
     train: Annotated[
         bool, typer.Option("--train", help="Also time LoRA and BitFit steps (engine `training`).")
     ] = False,
@@ -30,7 +30,10 @@ def device(
     ] = "minilm-l1,minilm-l2,minilm-l4,minilm,minilm-narrow,distilbert-cased-l2",
     on: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="torch threads; default what torch chooses.", min=1)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="torch threads; default what torch chooses. One is timed by processor time.", min=1),
+    ] = None,
     sustained: Annotated[
         float | None,
         typer.Option(help="Minutes of continuous load, to see the rate sink; default 1, with --quick 0.12.", min=0),
