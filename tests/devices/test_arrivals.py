@@ -6,7 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from devices.arrivals import data_poisson, data_present, join_listed, join_poisson, join_together
+from devices.arrivals import (
+    DAY_S,
+    by_hour,
+    data_burst,
+    data_diurnal,
+    data_poisson,
+    data_present,
+    data_traced,
+    join_burst,
+    join_diurnal,
+    join_listed,
+    join_poisson,
+    join_together,
+    pick,
+    read_times,
+)
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -87,3 +102,86 @@ def test_a_gap_or_rate_must_be_positive(bad):
         join_poisson(1, bad, rng(0))
     with pytest.raises(ValueError, match="allowed: above 0"):
         data_poisson(1, bad, rng(0))
+
+
+# --- by the hour, in bursts, as recorded
+
+NIGHT = [3.0] * 6 + [0.0] * 6 + [1.0] * 12  # three times as many by night, none in the morning
+
+
+def test_times_by_the_hour_follow_the_profile_and_keep_the_mean():
+    times_s = join_diurnal(40_000, 30.0, NIGHT, rng(0), starts_at_s=20 * 3600)
+    assert times_s[-1] / 40_000 == pytest.approx(30.0, rel=0.03)
+    hour = ((times_s + 20 * 3600) % DAY_S // 3600).astype(int)
+    whole_days = times_s < times_s[-1] // DAY_S * DAY_S
+    seen = np.bincount(hour[whole_days], minlength=24)
+    assert seen[6:12].sum() == 0
+    weight = np.array(NIGHT)[np.array(NIGHT) > 0]
+    expected = weight / weight.sum() * seen.sum()
+    assert stats.chisquare(seen[np.array(NIGHT) > 0], expected).pvalue > 0.001
+
+
+def test_within_an_hour_times_by_the_hour_are_poisson():
+    times_s = data_diurnal(20_000, 1.0, NIGHT, rng(1))
+    night = times_s[times_s < 6 * 3600]
+    rate = 3.0 * 24 / sum(NIGHT)
+    assert stats.kstest(np.diff(night), "expon", args=(0, 1 / rate)).pvalue > 0.001
+
+
+@given(st.lists(st.floats(0, 5), min_size=24, max_size=24).filter(lambda w: sum(w) > 0.1), st.floats(0, DAY_S))
+def test_moving_to_the_hours_keeps_the_order_and_spends_what_the_profile_allows(weights, starts_at_s):
+    steady_s = np.linspace(0, 3 * DAY_S, 200)
+    moved_s = by_hour(steady_s, weights, starts_at_s)
+    assert (np.diff(moved_s) >= -1e-6).all()
+    assert moved_s[-1] - moved_s[0] == pytest.approx(3 * DAY_S, abs=DAY_S)
+    even = by_hour(steady_s, [1.0] * 24, starts_at_s)
+    assert even == pytest.approx(steady_s, abs=1e-3)
+
+
+@pytest.mark.parametrize("bad", [[1.0] * 23, [0.0] * 24, [-1.0] + [1.0] * 23, [float("nan")] * 24])
+def test_a_profile_has_24_weights(bad):
+    with pytest.raises(ValueError, match="24 weights"):
+        by_hour([1.0], bad)
+
+
+def test_bursts_come_together_with_exponential_gaps():
+    times_s = np.sort(join_burst(10_000, 5, 60.0, rng(0), rng(1)))
+    batches = times_s.reshape(-1, 5)
+    assert (batches == batches[:, :1]).all()
+    assert stats.kstest(np.diff(batches[:, 0], prepend=0), "expon", args=(0, 60.0)).pvalue > 0.001
+    assert data_burst(7, 3, 60.0, rng(2), start_s=9).tolist() == sorted(data_burst(7, 3, 60.0, rng(2), start_s=9))
+    assert len(set(data_burst(7, 3, 60.0, rng(2)))) == 3
+    with pytest.raises(ValueError, match="size is 0"):
+        data_burst(1, 0, 1.0, rng(0))
+
+
+def test_recorded_data_come_as_recorded_over_and_over():
+    assert data_traced(3, [5, 1, 2], start_s=10).tolist() == [11.0, 12.0, 15.0]
+    assert data_traced(5, [1, 2], period_s=10).tolist() == [1.0, 2.0, 11.0, 12.0, 21.0]
+    with pytest.raises(ValueError, match="1 arrivals recorded for 2 samples"):
+        data_traced(2, [1])
+    for times_s in ([], [11]):
+        with pytest.raises(ValueError, match="must hold all"):
+            data_traced(2, times_s, period_s=10)
+
+
+def test_records_are_read_and_drawn(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text("time_s\n3\n1.5\n")
+    assert read_times(path)[""].tolist() == [3.0, 1.5]
+    path.write_text("device,time_s\nb,3\na,1\nb,2\n")
+    records = read_times(path)
+    assert {name: times.tolist() for name, times in records.items()} == {"a": [1.0], "b": [3.0, 2.0]}
+    assert {pick(records, rng(seed))[0] for seed in range(20)} == {1.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("t\n1\n", "no column 'time_s'"), ("time_s\n", "no times"), ("time_s\nx\n", "line 2"), ("time_s\n-1\n", "line 2")],
+)
+def test_what_is_no_record_is_refused(text, says, tmp_path):
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        read_times(tmp_path / "bad.csv")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_times(tmp_path / "none.csv")
