@@ -21,6 +21,7 @@ def test_worked_number_of_the_docs():
     assert transfer_joules(PHONE, "uplink", 0.4, 1e6) == pytest.approx(1.052)
     assert transfer_joules(PHONE, "uplink", 0.4, 1e6, by_rate=False) == pytest.approx(2.63 * 0.4)
     assert transfer_joules(PHONE, "uplink", 1.6, 1e6) == pytest.approx(2.3672)
+    assert transfer_joules(PHONE, "uplink", 1.6, 1e6, by_rate=False) == pytest.approx(4.208)
 
 
 @given(rates_mbps=st.lists(st.floats(0, 100), min_size=1, max_size=30))

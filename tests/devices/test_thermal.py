@@ -26,6 +26,7 @@ def test_worked_numbers_of_the_docs():
     assert PHONE.speed(PHONE.after_work(0.0, first_s)) == pytest.approx(0.514, abs=5e-4)
     assert heat == pytest.approx(0.0233, abs=5e-5)
     assert PHONE.seconds(heat, 120.0) == pytest.approx(198.0, abs=0.05)
+    assert PHONE.seconds(PHONE.after_work(0.0, first_s), 120.0) == pytest.approx(235.0, abs=0.05)
 
 
 @given(throttle=THROTTLES, heat=HEATS, nominal_s=NOMINALS)

@@ -9,11 +9,14 @@ from devices.load import ALWAYS_QUIET, background_load, work_done_s
 from devices.memory import pressure
 from devices.profile import load as profile_of
 from devices.thermal import throttle_of
+from sim.cli import SCENARIOS
 from sim.conditions import NO_THROTTLE
 from sim.costing import DoesNotFit
 from sim.report import device_table, summary
-from sim.scenario_file import ScenarioError
-from sim.simulation import CannotBuild
+from sim.scenario import Scenario
+from sim.scenario_checks import problems
+from sim.scenario_file import ScenarioError, load
+from sim.simulation import CannotBuild, Simulation
 from sim.streams import Streams
 
 PHONES = {
@@ -286,6 +289,15 @@ def test_a_real_run_has_the_spans_of_the_dry_one_and_its_own_digest_again(simula
     assert dry.recorder.spans().equals(real.recorder.spans())
     assert mark(real) == mark(threads)
     assert {d.conditions.throttle is NO_THROTTLE or d.conditions.load is ALWAYS_QUIET for d in dry.devices} == {False}
+
+
+@pytest.mark.fetched
+@pytest.mark.parametrize(
+    ("override", "takes_s"), [("seed=0", 828.9), ("devices.battery=null", 249.5), ("devices=null", 163.6)]
+)
+def test_hot_phones_take_as_long_as_the_docs_say(override, takes_s):
+    scenario = load("hot_phones", Scenario, [override], [SCENARIOS], problems)
+    assert Simulation(scenario, SCENARIOS, dry=True).run().at_s == pytest.approx(takes_s, abs=0.1)
 
 
 @pytest.mark.parametrize(
