@@ -6,7 +6,7 @@ The additive form of the roofline model (Williams et al., CACM 2009): it charges
 never overlapped, so without the overhead it lies between the roofline (the larger of the two) and twice the roofline.
 All three coefficients come from a device profile.
 
-Thermal throttling is not modelled here: a profile's `sustained_factor` and `sustained_tau_s` are not read.
+These are the seconds of a cool device that has nothing else to do; `devices/thermal.py` and `devices/load.py` stretch them.
 """
 
 import math
