@@ -29,8 +29,8 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
     """
     mean = {}
     for name in _names(states):
-        parts = [states[k][name].double() * share for k, share in _shares(states, weights, name)]
-        mean[name] = sum(parts).to(next(state[name] for state in states if name in state).dtype)
+        total = sum(states[k][name].double() * share for k, share in _shares(states, weights, name))  # one at a time
+        mean[name] = total.to(next(state[name] for state in states if name in state).dtype)
     return mean
 
 

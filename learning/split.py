@@ -113,24 +113,29 @@ def fedbert(classifier: TrainableClassifier) -> tuple[Part, Part, Part]:
 # --- what a part does ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pass:
     """A forward pass that waits for its gradient: `output` is what crosses the wire, the rest is kept where it ran."""
 
     output: Tensor
-    _attached: Tensor
+    _attached: Tensor | None
     _leaves: dict[str, Tensor]
     _received: Tensor | None
 
     def backward(self, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Gradients of the part's trainable tensors, and of what it had received (None if those were token ids). Once."""
-        sources = [*self._leaves.values(), *([] if self._received is None else [self._received])]
+        """Gradients of the part's trainable tensors, and of what it had received (None if those were token ids).
+
+        Once: afterwards the pass holds nothing but its output.
+        """
+        attached, leaves, received = self._attached, self._leaves, self._received
+        self._attached, self._leaves, self._received = None, {}, None
+        sources = [*leaves.values(), *([] if received is None else [received])]
         if not sources:
             return {}, None
-        gradients = torch.autograd.grad(self._attached, sources, gradient, materialize_grads=True)
+        gradients = torch.autograd.grad(attached, sources, gradient, materialize_grads=True)
         return (
-            dict(zip(self._leaves, gradients[: len(self._leaves)], strict=True)),
-            None if self._received is None else gradients[-1],
+            dict(zip(leaves, gradients[: len(leaves)], strict=True)),
+            None if received is None else gradients[-1],
         )
 
 

@@ -88,11 +88,14 @@ class SplitLearner(FederatedLearner):
         _, gradients, back = split.learn(self.parts[backbone][1], held.state, received, mask_BT, targets)
         return _vectors(back, mask_BT), self._stepped(held, gradients)
 
-    def finish(self, held: Held, sent: Sent, data: bytes, others: Mapping[str, Tensor] | None = None) -> Held:
-        """The device's first part backward, from the gradient that came down, and one step with `others`' gradients."""
+    def finish(self, slot: list[Held], sent: Sent, data: bytes, others: Mapping[str, Tensor] | None = None) -> Held:
+        """The device's first part backward, from the gradient that came down, and one step with `others`' gradients.
+
+        What the device held is taken out of its slot: in a fleet in step, old and new of all devices would be in memory.
+        """
         _single_thread()
         gradients, _ = sent.ran.backward(_received(data, sent.mask_BT))
-        return self._stepped(held, {**gradients, **(others or {})})
+        return self._stepped(slot.pop(), {**gradients, **(others or {})})
 
     def _stepped(self, held: Held, gradients: Mapping[str, Tensor]) -> Held:
         return Held(*self._optimiser.step(held.state, gradients, held.moments))

@@ -48,10 +48,10 @@ class FedBert(SplitFed):
         peft = ("full", config.readout, 8, 8, 16)  # sizes of what full training has none of
         SplitTraining.__init__(self, config, sim, parts, config.body == "parallel", config.learning_rate, 0, *peft)
 
-    def batch(self, device: Device, task: Task, samples: np.ndarray, held: Any) -> Generator[Any, Any, Any]:
+    def batch(self, device: Device, task: Task, samples: np.ndarray, slot: list) -> Generator[Any, Any, Any]:
         """Embeddings up, body, output down, loss on the device, gradient up, body, gradient down, embeddings."""
         charge, name, work = self.charging, device.backbone, self.learner.work
-        sent = yield from device.compute(work(charge.forward(device, samples, 0), "embed", name, samples, held))
+        sent = yield from device.compute(work(charge.forward(device, samples, 0), "embed", name, samples, slot[0]))
         nbytes = charge.wire_bytes(device, samples, 0, numbers=1)  # each text's length
         up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
         copy, count = self.copy_for(device, task), len(samples)
@@ -59,11 +59,11 @@ class FedBert(SplitFed):
         out = yield from self.served(device, work(ahead, "body", name, count, copy, up.data), up)
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = work(both, "loss", name, samples, held, sent and sent.mask_BT, out and out.data)
+        loss = work(both, "loss", name, samples, slot[0], sent and sent.mask_BT, out and out.data)
         gradient, head = (yield from device.compute(loss)) or (None, None)
         up = yield from self.send(device, task, samples, charge.wire_bytes(device, samples, 1), gradient)
         back = work(charge.backward(device, samples, 1), "body_back", copy, out, up.data)
         gradient = self.keep(device, (yield from self.served(device, back, up)))
         yield from device.download(charge.wire_bytes(device, samples, 0))
-        finish = work(charge.backward(device, samples, 0), "finish", held, sent, gradient, head)
+        finish = work(charge.backward(device, samples, 0), "finish", slot, sent, gradient, head)
         return (yield from device.compute(finish))

@@ -59,11 +59,11 @@ class SplitFed(SplitTraining):
         peft = (kind, config.readout, config.rank, config.alpha, config.bottleneck)
         super().__init__(config, sim, parts, in_parallel, rate, config.layers, *peft)
 
-    def batch(self, device: Device, task: Task, samples: np.ndarray, held: Any) -> Generator[Any, Any, Any]:
+    def batch(self, device: Device, task: Task, samples: np.ndarray, slot: list) -> Generator[Any, Any, Any]:
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
         ahead = charge.forward(device, samples, 0)
-        sent = yield from device.compute(work(ahead, "embed", name, samples, held, True))
+        sent = yield from device.compute(work(ahead, "embed", name, samples, slot[0], True))
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
         up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
@@ -71,7 +71,7 @@ class SplitFed(SplitTraining):
         gradient = self.keep(device, (yield from self.served(device, step, up)))
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
-        return (yield from device.compute(work(back, "finish", held, sent, gradient)))
+        return (yield from device.compute(work(back, "finish", slot, sent, gradient)))
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -199,6 +200,27 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
         peak = sum(part.kept_bytes() for part in own) + max(cost.peak_bytes for cost in passes)
         assert device.peak_memory_bytes == peak
     assert sum(s["flop"] for s in spans_of(sim, "server", "train")) == pytest.approx(served)
+
+
+def test_a_step_lets_go_of_all_that_it_replaces(simulate):
+    """Old and new of every device at once would double the host's memory where a fleet works in step."""
+    sim = simulate(method=method("splitfed-v1", rounds=1))
+    learner, samples = sim.method.learner, sim.devices[0].samples[:4]
+    slot = [learner.held]
+
+    def step():
+        sent = learner.embed("random-bert", samples, slot[0])
+        slot[:] = [learner.finish(slot, sent, sent.data[4 * len(samples) :])]  # vectors of the right size as gradient
+        return sent
+
+    step()
+    moments = slot[0].moments
+    old = [weakref.ref(t) for tensors in (moments.first, moments.second) for t in tensors.values()]
+    old += [weakref.ref(slot[0].state[name]) for name in moments.first]
+    del moments
+    sent = step()
+    assert len(old) > 30 and not any(ref() is not None for ref in old)
+    assert sent.ran.output is not None and slot[0].moments.steps == 2
 
 
 # --- who waits -------------------------------------------------------------------------------------------------------

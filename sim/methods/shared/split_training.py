@@ -73,10 +73,14 @@ class SplitTraining:
         """Download the device's parts, train them batch by batch together with the server, and send them back."""
         nbytes = self.charging.device_bytes(device)
         yield from device.download(nbytes)
-        held = task.model
+        slot = [task.model]
         for samples in self.batches(device, task):
-            held = yield from self.batch(device, task, samples, held)
+            slot[:] = [(yield from self.batch(device, task, samples, slot))]
+        (held,) = slot
         data = None if held is None else self.learner.packed(held)
+        del slot, held  # what is on its way is all that the device has left
+        if device.id in self.copies:
+            self.copies[device.id] = self.copies[device.id]._replace(moments=None)
         yield from self.send(device, task, device.samples, nbytes, data, answers=True)
 
     def batches(self, device: Device, task: Task) -> Iterator[np.ndarray]:
