@@ -34,9 +34,9 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Share, Left = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]
+TimeOfDay = Annotated[Seconds, Field(lt=86_400)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
-HOUR_S = 3600.0
 HAIR = 1e-9  # of a battery's capacity: a level that was aimed at counts as reached, whatever the last bit says
 
 
@@ -64,17 +64,17 @@ class BatterySettings(Settings):
     """State of charge at which it goes on."""
     charger: Watts = Field(10.0, gt=0)
     """Into the battery while it is plugged in."""
-    hours: tuple[float, float] | None = None
-    """From and until which hour of the day a device is plugged in; without hours, whenever it is low, until it may go on."""
-    starts_at: float = Field(0.0, ge=0, lt=24)
-    """Hour of the day at which the virtual clock starts."""
+    hours: tuple[TimeOfDay, TimeOfDay] | None = None
+    """From and until which time of day a device is plugged in, e.g. `[22 h, 6 h]`; without, whenever it is low."""
+    starts_at: TimeOfDay = 0.0
+    """Time of day at which the virtual clock starts, e.g. `20 h`."""
 
     @model_validator(mode="after")
     def _in_order(self) -> BatterySettings:
         if self.resume_at <= self.stop_below:
             raise ValueError("resume_at must be above stop_below")
-        if self.hours and not (all(0 <= h < 24 for h in self.hours) and self.hours[0] != self.hours[1]):
-            raise ValueError("hours must be two different ones of at least 0 and below 24")
+        if self.hours and self.hours[0] == self.hours[1]:
+            raise ValueError("hours must be two different times of day")
         return self
 
 
@@ -241,7 +241,7 @@ def _battery(profile: DeviceProfile, settings: BatterySettings) -> Battery:
     capacity_j, idle_w = profile.battery_wh * JOULES_PER_WH, profile.power.idle_w
     hours, charger = settings.hours, None
     if hours:
-        charger = Charger(settings.charger, hours[0] * HOUR_S, hours[1] * HOUR_S, settings.starts_at * HOUR_S)
+        charger = Charger(settings.charger, *hours, settings.starts_at)
     battery, low_j, goal_j = (
         Battery(capacity_j, charger),
         settings.stop_below * capacity_j,
@@ -254,7 +254,7 @@ def _battery(profile: DeviceProfile, settings: BatterySettings) -> Battery:
     if math.isinf(wait_s):
         raise ValueError(
             f"a {profile.name} draws {idle_w:g} W when idle: from a charger of {settings.charger:g} W"
-            f"{f' for {charger.daily_s / HOUR_S:g} h a day' if charger else ''} it would never be charged up to "
+            f"{f' for {charger.daily_s / 3600:g} h a day' if charger else ''} it would never be charged up to "
             f"{settings.resume_at:g}; give devices.battery a stronger charger or more hours"
         )
     return battery

@@ -147,7 +147,7 @@ def test_a_long_piece_pauses_at_the_threshold_and_goes_on(phones):
 
 def test_charging_hours_are_waited_for(phones):
     """Plugged in from 22:00 to 06:00; at 20:00 a phone at 10 % waits for the night and works on at 30 %."""
-    battery = {"initial": [0.1, 0.1], "resume_at": 0.3, "hours": [22, 6], "starts_at": 20}
+    battery = {"initial": [0.1, 0.1], "resume_at": 0.3, "hours": ["22 h", "6 h"], "starts_at": "20 h"}
     sim = phones({"battery": battery})
     phone = sim.devices[0].profile
     capacity_j = phone.battery_wh * 3600
@@ -304,7 +304,7 @@ def test_hot_phones_take_as_long_as_the_docs_say(override, takes_s):
     ("devices", "says"),
     [
         ({"battery": {"stop_below": 0.5, "resume_at": 0.4}}, "resume_at must be above stop_below"),
-        ({"battery": {"hours": [22, 22]}}, "two different ones"),
+        ({"battery": {"hours": ["22 h", "22 h"]}}, "two different times of day"),
         ({"memory_pressure": {"share": [0.6, 0.3]}}, "the first must not be above the second"),
         ({"background_load": {"left": [0.9, 0.5]}}, "the first must not be above the second"),
         ({"background_load": {"left": [0.0, 0.5]}}, "greater than 0"),
