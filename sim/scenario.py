@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_serializer
 
+from sim.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.availability import AnyAvailability, DropOut
 from sim.conditions import Varying
 from sim.methods import AnyMethod
 from sim.settings import Settings
-from sim.units import BitsPerSecond, Bytes, PerSecond, Seconds
+from sim.units import BitsPerSecond, Bytes, Seconds
 
 Mix = str | dict[str, Annotated[float, Field(ge=0)]]
 """One name for all, or a mapping name -> weight to draw from."""
@@ -184,39 +185,6 @@ class Server(Settings):
     """Fixed time of one server step; default the profile's."""
 
 
-class AtOnce(Settings):
-    """Every device is there from the start."""
-
-    kind: Literal["at-once"]
-
-
-class PoissonJoin(Settings):
-    """Devices join one by one, in random order, with exponential gaps."""
-
-    kind: Literal["poisson"]
-    mean_gap: Seconds = Field(gt=0)
-
-
-class ListedJoin(Settings):
-    """One joining time a device, in fleet order."""
-
-    kind: Literal["list"]
-    times: list[Seconds]
-
-
-class DataPresent(Settings):
-    """All of a device's samples are there when it joins."""
-
-    kind: Literal["present"]
-
-
-class DataStream(Settings):
-    """Fresh samples reach each device as a Poisson stream from the moment it joins."""
-
-    kind: Literal["poisson"]
-    rate: PerSecond = Field(gt=0)
-
-
 class OwnBackbone(Settings):
     """A backbone of one's own: a local directory, a hub name, or a random initialisation of a configuration."""
 
@@ -300,14 +268,14 @@ class Scenario(Settings):
     traces: dict[str, Trace] = {}
     """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`."""
     server: Server = Server()
-    arrivals: Annotated[AtOnce | PoissonJoin | ListedJoin, Field(discriminator="kind")] = AtOnce(kind="at-once")
+    arrivals: AnyJoin = AtOnce(kind="at-once")
     devices: Varying | None = None
     """What changes on devices while they work: heat, background load, battery, memory; by default nothing."""
     availability: AnyAvailability | None = None
     """When devices are on once they have joined; by default always."""
     dropout: DropOut | None = None
     """Devices that leave for good, in the middle of whatever they do; by default nobody."""
-    fresh_data: Annotated[DataPresent | DataStream, Field(discriminator="kind")] = DataPresent(kind="present")
+    fresh_data: AnyData = DataPresent(kind="present")
     method: AnyMethod
     cost_as: CostAs | None = None
     evaluate_every: int = Field(25, ge=1)

@@ -10,8 +10,9 @@ import devices.profile
 import network.profile
 from devices import availability as rhythms
 from learning import catalogue, data
+from sim.arrivals import ListedJoin
 from sim.availability import Diurnal
-from sim.scenario import Compare, ListedJoin, Mix, Scenario, SizedData
+from sim.scenario import Compare, Mix, Scenario, SizedData
 
 
 def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:

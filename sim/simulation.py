@@ -18,12 +18,12 @@ import numpy as np
 import simpy
 
 import devices.profile
-from devices import arrivals, fleet
+from devices import fleet
 from devices.compute import ComputeModel
 from devices.memory import find_shortage
 from learning import assets
 from learning.data import TextDataset
-from sim import availability, links
+from sim import arrivals, availability, links
 from sim.actors import Device, Server
 from sim.conditions import Conditions
 from sim.costing import Costing, DoesNotFit, costing_for
@@ -31,7 +31,7 @@ from sim.host import Host, single_threaded_torch
 from sim.journal import Journal
 from sim.methods import method_for
 from sim.recorder import Recorder
-from sim.scenario import DataStream, ListedJoin, PoissonJoin, Scenario
+from sim.scenario import Scenario
 from sim.streams import Streams
 from sim.task import Task, load_task
 
@@ -112,7 +112,7 @@ class Simulation:
         self.costing: Costing = costing_for(scenario, members, folder)
         self._lengths = self._lengths_by_backbone(members)
         self.network = links.build(self.env, scenario, members, self.streams, folder)
-        self.devices = self._devices(members)
+        self.devices = self._devices(members, folder)
         availability.give(self, scenario.availability, folder)
         self.server = self._server()
         self._working = {device.id for device in self.devices}
@@ -294,17 +294,16 @@ class Simulation:
     def _clock() -> simpy.Environment:
         return simpy.Environment()
 
-    def _devices(self, members: list[fleet.Member]) -> list[Device]:
-        joined_s = self._joining_times(len(members))
+    def _devices(self, members: list[fleet.Member], folder: Path) -> list[Device]:
+        s, counts, ids = self.scenario, [len(part) for part in self.task.parts], [member.id for member in members]
+        joined_s = arrivals.joining_times(s.arrivals, len(members), self.streams, folder)
+        ready = arrivals.data_times(s.fresh_data, counts, ids, joined_s, self.streams, folder)
         made = []
         for i, member in enumerate(members):
             profile, samples = devices.profile.load(member.device), self.task.parts[i]
             rng = self.streams.rng("jitter", member.id) if self.scenario.jitter else None
             model = ComputeModel(profile, member.engine, rng, self.scenario.jitter)
-            ready_s = arrivals.data_present(len(samples), joined_s[i])
-            if isinstance(self.scenario.fresh_data, DataStream):
-                stream = self.streams.rng("fresh-data", member.id)
-                ready_s = arrivals.data_poisson(len(samples), self.scenario.fresh_data.rate, stream, joined_s[i])
+            ready_s = ready[i]
             if max(joined_s[i], ready_s.max(initial=0.0)) > LONGEST_S:
                 raise CannotBuild(
                     f"{member.id} has its data only after {LONGEST_S:.0e} s: let it join, or data come, sooner"
@@ -314,15 +313,6 @@ class Simulation:
             if self.scenario.devices:
                 made[-1].conditions = Conditions(made[-1], self.scenario.devices, self.streams)
         return made
-
-    def _joining_times(self, count: int) -> np.ndarray:
-        how = self.scenario.arrivals
-        if isinstance(how, PoissonJoin):
-            gaps, order = self.streams.rng("arrivals/gaps"), self.streams.rng("arrivals/order")
-            return arrivals.join_poisson(count, how.mean_gap, gaps, order)
-        if isinstance(how, ListedJoin):
-            return arrivals.join_listed(how.times, count)
-        return arrivals.join_together(count)
 
     def _server(self) -> Server:
         settings = self.scenario.server
