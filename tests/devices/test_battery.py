@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import profile
@@ -40,6 +40,7 @@ def test_worked_number_of_the_docs():
     assert up_s / 60 == pytest.approx(32.8, abs=0.05)
 
 
+@settings(deadline=None)
 @given(
     charger=CHARGERS,
     charge=st.floats(0, 1),
@@ -54,6 +55,7 @@ def test_charge_is_the_integral_of_power_between_empty_and_full(charger, charge,
     assert battery.after(charge * 60_000, start_s, end_s, drain_w) == pytest.approx(stepped, abs=1e-6)
 
 
+@settings(deadline=None)
 @given(
     charger=CHARGERS,
     charge=st.floats(0, 1),
@@ -85,6 +87,7 @@ def test_a_night_fills_a_phone_and_a_charger_that_is_too_weak_never_does():
     assert TopUp(0.5, 0.1, 1.0).seconds(1.0, 0.5) == 0.0
 
 
+@settings(deadline=None)
 @given(charge=st.floats(0, 1), seconds=st.integers(0, 3000), drain_w=st.floats(0, 12), is_plugged=st.booleans())
 def test_topping_up_is_what_stepping_through_it_gives(charge, seconds, drain_w, is_plugged):
     """1,000 J, plugged in from 200 J to 500 J by 10 W, in steps of half a second."""
@@ -98,6 +101,7 @@ def test_topping_up_is_what_stepping_through_it_gives(charge, seconds, drain_w, 
     assert now or found_j >= 200 - 1e-6
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.floats(0, 500), min_size=1, max_size=8), charge=st.floats(0, 1000), drain_w=st.floats(0.1, 12))
 def test_looking_in_between_changes_nothing(parts, charge, drain_w):
     top_up, state = TopUp(10.0, 200.0, 500.0), (charge, False)

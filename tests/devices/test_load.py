@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
@@ -17,6 +17,7 @@ def load(seed: int, **settings):
     return background_load(np.random.default_rng(seed), **settings)
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, times_s=st.lists(st.floats(0, 5000), min_size=1, max_size=20))
 def test_the_factor_at_a_time_does_not_depend_on_what_was_asked_before(seed, times_s):
     asked = load(seed)
@@ -55,6 +56,7 @@ def test_what_is_left_of_a_busy_device_does_not_shift_the_spells():
     assert (was[now == 1.0] > 0.9 * np.exp(-0.2)).all() and (was[now < 0.5] <= 0.9).all()
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, start_s=st.floats(0, 1000), nominal_s=st.floats(0.01, 2000), heat=st.floats(0, 1))
 def test_work_takes_the_time_whose_integral_it_is(seed, start_s, nominal_s, heat):
     spells = load(seed)

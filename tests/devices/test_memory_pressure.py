@@ -5,7 +5,7 @@ from itertools import takewhile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices.memory import fits_at_s, pressure, shortage_at_s
@@ -17,6 +17,7 @@ def taken(seed: int, **settings):
     return pressure(np.random.default_rng(seed), **settings)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 999), needed=st.floats(0.35, 0.75), start_s=st.floats(0, 3000), seconds=st.floats(0.1, 3000))
 def test_the_first_shortage_and_the_next_fit_are_those_of_a_scan(seed, needed, start_s, seconds):
     shares = taken(seed)

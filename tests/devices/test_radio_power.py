@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devices import profile
@@ -24,6 +24,7 @@ def test_worked_number_of_the_docs():
     assert transfer_joules(PHONE, "uplink", 1.6, 1e6, by_rate=False) == pytest.approx(4.208)
 
 
+@settings(deadline=None)
 @given(rates_mbps=st.lists(st.floats(0, 100), min_size=1, max_size=30))
 def test_joules_are_the_integral_of_power_whatever_the_rate_does(rates_mbps):
     """One second at each rate: the sum of a + b x rate."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import wrightomega
 
@@ -29,6 +29,7 @@ def test_worked_numbers_of_the_docs():
     assert PHONE.seconds(PHONE.after_work(0.0, first_s), 120.0) == pytest.approx(235.0, abs=0.05)
 
 
+@settings(deadline=None)
 @given(throttle=THROTTLES, heat=HEATS, nominal_s=NOMINALS)
 def test_the_inverse_is_one_and_lies_between_its_bounds(throttle, heat, nominal_s):
     seconds = throttle.seconds(heat, nominal_s)
@@ -36,6 +37,7 @@ def test_the_inverse_is_one_and_lies_between_its_bounds(throttle, heat, nominal_
     assert nominal_s * (1 - 1e-12) <= seconds <= nominal_s / throttle.floor * (1 + 1e-12)
 
 
+@settings(deadline=None)
 @given(throttle=THROTTLES, heat=HEATS, nominal_s=st.floats(1, 1e4))
 def test_the_inverse_is_that_of_lamberts_w(throttle, heat, nominal_s):
     """f t + A (1 - e^(-t/tau)) = w solved for t with the Wright omega function, which is W(e^x)."""
@@ -47,6 +49,7 @@ def test_the_inverse_is_that_of_lamberts_w(throttle, heat, nominal_s):
     assert throttle.seconds(heat, nominal_s) == pytest.approx(closed_s, rel=1e-8, abs=1e-8 * throttle.tau_s)
 
 
+@settings(deadline=None)
 @given(throttle=THROTTLES, heat=HEATS, pieces=st.lists(st.floats(0, 500), min_size=1, max_size=6))
 def test_cutting_work_and_rest_into_pieces_changes_nothing(throttle, heat, pieces):
     hot, cold, done_s = heat, heat, 0.0
@@ -84,6 +87,7 @@ def test_only_devices_that_throttle_have_a_throttle():
         Throttle(0.0, 40.0, 160.0)
 
 
+@settings(deadline=None, max_examples=25)
 @given(floor=st.floats(0.3, 0.9), tau_s=st.floats(10, 100), seed=st.integers(0, 99))
 def test_the_fit_finds_the_curve_it_was_given(floor, tau_s, seed):
     time_s = np.arange(400.0)
