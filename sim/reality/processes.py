@@ -29,7 +29,16 @@ from sim.scenario_file import resolved
 
 PRIORITY = -10
 READY_S = 180.0  # real seconds that the processes may take until all are ready
-PRELOADED = ["torch", "torch._dynamo", "transformers.modeling_utils", "transformers.models.bert.modeling_bert", "peft"]
+PRELOADED = [
+    *("torch", "torch._dynamo", "transformers.modeling_utils", "transformers.models.bert.modeling_bert", "peft"),
+    *(
+        "sim.reality.processes",
+        "sim.reality.learners",
+        "sim.reality.links",
+        "learning.side_tuning",
+        "learning.trainable",
+    ),
+]
 
 
 class Lifeline:

@@ -83,7 +83,8 @@ def _executable(entry: tuple[str, Scenario], folder: Path) -> tuple[str, Scenari
         *_beyond(scenario, EXECUTED, ""),
         *(text for index, group in enumerate(scenario.fleet) for text in _beyond(group, GROUPS, f"fleet[{index}].")),
         *(text for name, cell in scenario.cells.items() for text in _beyond(cell, {"up", "down"}, f"cells.{name}.")),
-        *(f"method.{name}" for name in ("over_selection", "deadline") if getattr(method, name, None) not in (None, 1)),
+        *(["method.over_selection"] if getattr(method, "over_selection", 1.0) > 1 else []),
+        *(["method.deadline"] if getattr(method, "deadline", None) is not None else []),
         *(["task.dataset (a size alone)"] if isinstance(scenario.task.dataset, SizedData) else []),
     ]
     if beyond:
