@@ -255,7 +255,7 @@ def compare(
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
     place = _folder_of(scenario)
-    for table in compare_scenario(chosen, place, folder, seeds, only, dry, cores, console.print, tune):
+    for table in compare_scenario(chosen, place, folder, seeds, only, dry, cores, console, tune):
         console.print(table)
 
 

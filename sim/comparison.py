@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sim.compare import Entry, plan, run_all, target_of, tuned, tuning_plan
+from sim.compare import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
 from sim.results import open_run
 from sim.scenario import Scenario
@@ -28,7 +30,7 @@ def compare_scenario(
     only: list[str],
     dry: bool,
     processes: int,
-    say: Callable[[str], None],
+    console: Console,
     tune: bool = True,
 ) -> Iterator[Table]:
     """Run the comparison into `out` and yield its tables for a terminal; `sim.compare.CompareError` if there is none."""
@@ -36,10 +38,15 @@ def compare_scenario(
     out.mkdir(parents=True, exist_ok=True)
 
     def run(some: list[Entry], what: str) -> None:
-        def done(entry: Entry, count: int, of: int) -> None:
-            say(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+            bar = progress.add_task(what, total=len(some), completed=sum(is_done(entry, dry) for entry in some))
 
-        run_all(some, folder, dry, processes, done)
+            def done(entry: Entry, count: int, of: int) -> None:
+                progress.update(bar, completed=count)
+                console.print(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
+
+            run_all(some, folder, dry, processes, done)
 
     run(entries, "run")
     compare, target = scenario.compare, target_of(scenario)
