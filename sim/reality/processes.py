@@ -119,6 +119,7 @@ def device_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
     _quiet()
     world.env.begin(begin.get())
     me.control.send({"done": world.live()})
+    me.control.send({"spans": world.spans()})
     bye.wait(config["limit_s"])
     return {"torch_s": world.host.torch_s}
 
@@ -190,7 +191,7 @@ def _attach(world: ServerWorld, device, role: str, sock) -> None:
         world.env.post(lambda: device.receive(header, body, counted))
 
     def end() -> None:
-        if not device.report:
+        if device.spans is None:
             world.env.post(lambda: _raise(f"{device.id} ({device.member.device}) ended before its story did"))
 
     setattr(device, role, Connection(sock, control if role == "control" else data, end))

@@ -138,8 +138,11 @@ class DeviceWorld(RealWorld):
             "finished_at_s": self.me.finished_at_s,
             "peak_memory_bytes": self.me.peak_memory_bytes,
             "torch_s": self.host.torch_s,
-            "spans": self.recorder.spans().to_pylist(),
         }
+
+    def spans(self) -> list[dict[str, Any]]:
+        """What this device did; asked for after its day, for making a table takes the host its time."""
+        return self.recorder.spans().to_pylist()
 
 
 # --- the server's process
@@ -153,6 +156,7 @@ class RemoteDevice(Device):
         self.control: Connection | None = None
         self.data: Connection | None = None
         self.report: dict[str, Any] = {}
+        self.spans: list[dict[str, Any]] | None = None
         self._tasks = 0
         self._done = self.sim.env.event()
         self._delivered = self.sim.env.event()
@@ -199,6 +203,8 @@ class RemoteDevice(Device):
             self.outcome = self.report["outcome"]
             self.peak_memory_bytes = self.report["peak_memory_bytes"]
             self._done.succeed()
+        elif "spans" in header:
+            self.spans = header["spans"]
 
     def receive(self, header: dict[str, Any], body: bytes, counted: int) -> None:
         """A payload whose last byte has landed."""
@@ -260,9 +266,11 @@ class ServerWorld(RealWorld):
             if time.monotonic() - began > limit_s:
                 raise RealityError(f"the real run was still under way after {limit_s:.0f} s: use a higher --compress")
         self.ended.reason, self.ended.at_s, self.torch_s = "exhausted", self.env.now, self.host.torch_s
+        while any(device.spans is None for device in self.devices):
+            self.env.step()
         for device in self.devices:
             device.finished_at_s = device.report["finished_at_s"]
-            for span in device.report["spans"]:
+            for span in device.spans:
                 self.recorder.span(**span)
         self._record_links()
         super().after_update(self.method.learner, None, 0, last=True)
