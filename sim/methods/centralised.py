@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from learning.side_config import shape_for
-from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
 from sim.learners.null import NullLearner
 from sim.learners.references import ServerLearner
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.side_tuning import SideTuningSettings, shape_over
 from sim.methods.shared.text_wire import encode_texts, texts_nbytes
 
 if TYPE_CHECKING:
@@ -48,16 +46,12 @@ class Centralised:
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         self.config, self.sim = config, sim
-        self.backbone = config.backbone or max(
-            sorted(sim.costing.architectures), key=lambda name: sim.costing.architectures[name].parameters
-        )
-        if self.backbone not in sim.costing.architectures:
-            known = ", ".join(sorted(sim.costing.architectures))
-            raise ValueError(f"method.backbone: {self.backbone} runs on no device of the fleet; choose one of {known}")
-        self.architecture = sim.costing.architectures[self.backbone]
-        blocks = len(sample({self.backbone: self.architecture.layers}, config.taps)[self.backbone])
-        widths = {self.backbone: self.architecture.hidden_size}
-        self.shape = shape_for(config.side_network, blocks, widths, sim.task.classes)
+        known = dict(sorted(sim.costing.architectures.items()))
+        self.backbone = config.backbone or max(known, key=lambda name: known[name].parameters)
+        if self.backbone not in known:
+            raise ValueError(f"method.backbone: no device runs {self.backbone}; choose one of {', '.join(known)}")
+        self.architecture = known[self.backbone]
+        self.shape = shape_over(config, sim, [self.backbone])
         self.learner = NullLearner() if sim.dry else ServerLearner(config, sim, [self.backbone])
         self.cache, self.payloads = ReplayCache(sim.streams.rng("server/replay")), 0
 

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from learning.activations import encoded_nbytes
-from learning.side_config import SideNetworkConfig, shape_for
-from learning.taps import sample
 from sim.actors import Device, Payload, Server, Work
 from sim.learners.null import NullLearner
 from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.settings import Settings
+from sim.methods.shared.side_tuning import SideTuningSettings, shape_over
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -30,38 +28,24 @@ class FedMobiLLM:
 
     real_learner = SideTuningLearner
 
-    class Config(Settings):
+    class Config(SideTuningSettings):
         """Settings of Fed MobiLLM."""
 
         kind: Literal["fed-mobillm"]
-        taps: Literal["interval"] | int | list[int] = "interval"
-        """Sampled layers: as many as the shallowest backbone has (average interval), so many, or a list of layers."""
-        readout: Literal["first", "last", "mean"] = "mean"
-        """The one vector a layer: first token, last token, or the mean (measured far better for sentence encoders)."""
         wire: Literal["float32", "float16", "int8"] = "float16"
         """Number format of uploaded activations."""
-        backbone_prediction: Literal["uniform", "label-names", "random-head"] = "uniform"
-        """The backbone's own prediction y_b, which the side network adds to."""
-        loss: Literal["squared-error", "cross-entropy"] = "squared-error"
-        """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS on the server."""
-        side_network: SideNetworkConfig = SideNetworkConfig()
-        learning_rate: float = Field(1e-3, gt=0)
-        weight_decay: float = Field(1.0, ge=0)
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""
         eager: float = Field(0.25, ge=0, le=1)
         """Share of the granted updates that is spent as samples arrive; the rest follows when all have arrived."""
         server_batch: int = Field(32, ge=1)
-        device_batch: int = Field(8, ge=1)
-        """Samples of one forward pass and one upload on a device."""
         deliver: bool = True
         """After training, send each device the side network and its backbone's projections."""
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         self.config, self.sim = config, sim
         self.target_width = sim.task.classes * (2 if config.loss == "cross-entropy" else 1)
-        blocks = len(next(iter(sample(sim.costing.depths(), config.taps).values())))
-        self.shape = shape_for(config.side_network, blocks, sim.costing.widths(), sim.task.classes)
+        self.shape = shape_over(config, sim, sim.costing.learned)
         self.learner = NullLearner() if sim.dry else self.real_learner(config, sim)
         self.cache = ReplayCache(sim.streams.rng("server/replay"))
         self.payloads = 0
@@ -69,6 +53,10 @@ class FedMobiLLM:
     def device(self, device: Device) -> Generator:
         """Its own data, once."""
         yield from device.arrive()
+        yield from self.pass_over_data(device)
+
+    def pass_over_data(self, device: Device) -> Generator:
+        """Forward passes over all batches, each uploaded as soon as it is computed."""
         for batch in device.batches(self.config.device_batch):
             yield from device.until(batch.ready_s)
             activations = yield from device.compute(self.forward(device, batch.samples))
@@ -93,6 +81,10 @@ class FedMobiLLM:
                 yield from server.wait()
             else:
                 break
+        yield from self.end(server)
+
+    def end(self, server: Server) -> Generator:
+        """The training is over; send every device what it needs to use the side network."""
         self.sim.end_training(self.learner)
         if self.config.deliver:
             yield from server.deliver(self.sim.present_devices(), lambda d: self.shape.shipped_bytes(d.backbone))

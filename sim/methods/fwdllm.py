@@ -1,8 +1,8 @@
 """FwdLLM (USENIX ATC 2024): devices probe the loss along random directions by forward passes; the server makes the step.
 
 A round asks the same devices for further directions until the gradients that came agree well enough (the variance gate).
-Directions are the server's choice, by their seeds: of ten times as many those nearest to its last gradient. Defaults are
-the published ones; what they leave open is a setting (docs/forward_only_and_split.md).
+The server chooses directions by their seeds, of ten times as many those nearest to its last gradient. Defaults are the
+published ones (docs/forward_only_and_split.md).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from sim.learners.forward_only import FwdLLMLearner
 from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings, moves
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    pass
 
 
 class FwdLLM(ForwardOnly):
     """Forward gradients with a variance gate."""
 
     Learner = FwdLLMLearner
+    asked = 0  # how many times, over all rounds
 
     class Config(ForwardOnlySettings):
         """Settings of FwdLLM."""
@@ -52,18 +53,13 @@ class FwdLLM(ForwardOnly):
         shared_seeds: bool = False
         """Upload 12 bytes a direction instead of the gradient, which the server then makes itself."""
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, sim)
-        self.asked = 0
-
     def round(self, device: Device, task: Task) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
         state, seeds, is_new = task.model
         nbytes, directions = self.costs[device.backbone].nbytes(), self.config.perturbations
         yield from device.download(8 * directions + is_new * nbytes)
         data = yield from device.compute(self.probing(device, task, state, seeds.get(device.id)))
-        sent = PROBE_BYTES * directions if self.config.shared_seeds else nbytes
-        payload = self.payload(device, task, sent, data)
+        payload = self.payload(device, task, PROBE_BYTES * directions if self.config.shared_seeds else nbytes, data)
         yield from device.upload(payload)
         self.sim.server.receive(payload)
 
@@ -85,50 +81,40 @@ class FwdLLM(ForwardOnly):
         yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.agree, server))
 
     def agree(self, server: Server, number: int) -> Generator[Any, Any, int]:
-        """One round: ask until the gradients agree, and make one step."""
+        """One round: ask the same devices until the gradients that came agree, then make one step along their mean."""
         devices = yield from server.select(self.wanted, number)
-        answers = yield from self.agreed(server, devices, number)
-        if answers:
-            yield from server.compute(self.step(answers, number), kind="aggregate")
-        return len(answers)
-
-    def agreed(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, list[tuple]]:
-        """Ask the devices until their gradients agree; returns all (payload, gradient)."""
-        answers: list[tuple[Payload, Any]] = []
+        payloads, gradients = [], []
         for ask in range(max(self.config.asks, self.config.most_asks)):
-            devices = [device for device in devices if self.sim.is_at_work(device)]
-            if not devices:
+            if not (devices := [device for device in devices if self.sim.is_at_work(device)]):
                 break
             chosen = yield from server.compute(self.choosing(devices, number), kind="choose")
             seeds = dict(zip((d.id for d in devices), chosen or [None] * len(devices), strict=True))
             came = yield from server.ask(devices, self.asked, (self.learner.state, seeds, ask == 0))
-            self.asked += 1
-            gathered = yield from server.compute(self.gathering(came, answers), [p.number for p in came], "gather")
-            gradients, needs_more = gathered or ([None] * len(answers + came), False)
-            answers = list(zip([p for p, _ in answers] + came, gradients, strict=True))
+            self.asked, payloads = self.asked + 1, payloads + came
+            gathered = yield from server.compute(self.gathering(payloads, came), [p.number for p in came], "gather")
+            gradients, needs_more = gathered or ([], False)
             if ask + 1 >= self.config.asks and not needs_more:
                 break
-        return answers
+        if payloads:
+            yield from server.compute(self.step(payloads, gradients, number), kind="aggregate")
+        return len(payloads)
 
-    def step(self, answers: list[tuple[Payload, Any]], number: int) -> Work:
+    def step(self, payloads: list[Payload], gradients: list[Any], number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""
-        c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p, _ in answers)
+        c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p in payloads)
         rate = warm_up_then_linear(number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), "step", [gradient for _, gradient in answers], rate)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), "step", gradients, rate)
 
     def choosing(self, devices: list[Device], number: int) -> Work:
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there is a gradient."""
-        c, drawn = self.config, 0.0
-        if number > 0:
-            drawn = c.perturbations * c.candidates * sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
-        seeds = [self.seed(device, self.asked) for device in devices]
-        names = [device.backbone for device in devices]
+        c, numbers = self.config, sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
+        drawn = c.perturbations * c.candidates * numbers if number > 0 else 0.0
+        names, seeds = [d.backbone for d in devices], [self.seed(d, self.asked) for d in devices]
         return self.learner.work(Cost(7 * drawn, 8 * drawn), "choose", names, seeds, c.perturbations, c.candidates)
 
-    def gathering(self, came: list[Payload], before: list[tuple[Payload, Any]]) -> Work:
+    def gathering(self, payloads: list[Payload], came: list[Payload]) -> Work:
         """Unpack what came (shared seeds: make the gradients), and compare the halves of all."""
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in came)
         cost = moves(self.config.perturbations, nbytes) if self.config.shared_seeds else Cost(nbytes / 4, 2 * nbytes)
-        payloads = [p for p, _ in before] + came
         names, data = [p.sender.backbone for p in payloads], [p.data for p in payloads]
         return self.learner.work(cost, "gather", names, data, self.config.variance_threshold, self.config.shared_seeds)

@@ -5,21 +5,21 @@ What federation has to beat: its accuracy is the mean over devices, each with th
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from sim.actors import Device, Server, Task
+from sim.actors import Device, Task, Work
 from sim.learners.local import LocalPeftLearner
 from sim.learners.null import NullLearner
+from sim.methods.shared.alone import Alone
 from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
 
 
-class LocalLoRA(FederatedPeft):
+class LocalLoRA(Alone, FederatedPeft):
     """Every device trains LoRA alone; nothing is uploaded, and the accuracy is the mean over devices."""
 
     class Config(PeftSettings):
@@ -33,23 +33,9 @@ class LocalLoRA(FederatedPeft):
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         super().__init__(config, "lora", sim)
-        self.training = "train_alone"
+        self.rounds, self.training = config.rounds, "train_alone"
         self.learner = NullLearner() if sim.dry else LocalPeftLearner(sim, config.evaluated_devices, *self.learner_args)
 
-    def device(self, device: Device) -> Generator:
-        """Its own texts, over and over, once they are all there."""
-        yield from device.arrive()
-        for batch in device.batches(len(device.samples)):
-            yield from device.until(batch.ready_s)
-        for number in range(self.config.rounds):
-            state = yield from device.compute(self.local_training(device, Task(number, device.id, None)))
-            if not self.sim.dry:
-                self.learner.keep(device.id, state)
-            self.sim.after_update(self.learner, None, 0)
-            self.sim.server.wake()
-
-    def server(self, server: Server) -> Generator:
-        """Nothing to do but to see when all is over."""
-        while self.sim.devices_at_work and not self.sim.target_reached:
-            yield from server.wait()
-        self.sim.end_training(self.learner)
+    def own_round(self, device: Device, number: int) -> Work:
+        """The local epochs of a round, from the device's own last state."""
+        return self.local_training(device, Task(number, device.id, None))

@@ -6,24 +6,22 @@ the accuracy is the mean over devices, each with its own side network. Defaults 
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from learning.cost import Cost
-from learning.side_config import shape_for
-from learning.taps import sample
-from sim.actors import Device, Server, Work
+from sim.actors import Device, Work
 from sim.learners.local import LadderLearner
 from sim.learners.null import NullLearner
-from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.alone import Alone
+from sim.methods.shared.side_tuning import SideTuningSettings, shape_over
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
 
 
-class LocalLST:
+class LocalLST(Alone):
     """Every device trains a ladder side network on its own activations; nothing is uploaded."""
 
     class Config(SideTuningSettings):
@@ -45,41 +43,15 @@ class LocalLST:
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         self.config, self.sim = config, sim
-        depths, widths = sim.costing.depths(), sim.costing.widths()
-        self.shapes = {
-            name: shape_for(
-                config.side_network,
-                len(sample({name: depths[name]}, config.taps)[name]),
-                {name: widths[name]},
-                sim.task.classes,
-            )
-            for name in depths
-        }
+        self.rounds = config.epochs
+        self.shapes = {name: shape_over(config, sim, [name]) for name in sim.costing.learned}
         self.learner = NullLearner() if sim.dry else LadderLearner(config, sim)
 
     def peak_bytes(self, device: Device) -> int:
         """Of an epoch that computes activations, with the backbone's weights."""
-        return device.held_bytes(self.epoch(device, 0).cost.peak_bytes)
+        return device.held_bytes(self.own_round(device, 0).cost.peak_bytes)
 
-    def device(self, device: Device) -> Generator:
-        """Its own texts, epoch by epoch, once they are all there."""
-        yield from device.arrive()
-        for batch in device.batches(len(device.samples)):
-            yield from device.until(batch.ready_s)
-        for number in range(self.config.epochs):
-            result = yield from device.compute(self.epoch(device, number))
-            if not self.sim.dry:
-                self.learner.keep(device.id, result)
-            self.sim.after_update(self.learner, None, 0)
-            self.sim.server.wake()
-
-    def server(self, server: Server) -> Generator:
-        """Nothing to do but to see when all is over."""
-        while self.sim.devices_at_work and not self.sim.target_reached:
-            yield from server.wait()
-        self.sim.end_training(self.learner)
-
-    def epoch(self, device: Device, number: int) -> Work:
+    def own_round(self, device: Device, number: int) -> Work:
         """Forward passes of the backbone (the first time, or without a cache) and steps of the side network."""
         shape, cost = self.shapes[device.backbone], Cost()
         vector_bytes = 4 * shape.vectors * shape.backbone_widths[device.backbone]

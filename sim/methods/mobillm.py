@@ -15,7 +15,7 @@ from pydantic import Field
 
 from sim.actors import Device
 from sim.methods.pae_mobillm import PaeMobiLLM
-from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.side_tuning import SideTuningSettings
 
 
 class MobiLLM(PaeMobiLLM):

@@ -2,14 +2,12 @@
 
 A device uploads, for each sample, one vector of every layer and the difference between the truth and its backbone's own
 prediction. The server keeps what it gets: in later epochs a recurring sample is neither computed nor sent again, and the
-server goes on alone. Both savings can be switched off. Over a fleet all devices do the same for one side network; what
-Fed MobiLLM adds to this is the treatment of unlike backbones and of the order of arrivals (docs/pae_mobillm.md).
+server goes on alone. Both savings can be switched off. Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
@@ -21,12 +19,10 @@ from sim.actors import Device, Payload, Server, Work
 from sim.learners.matrix import MatrixLearner
 from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.fed_mobillm import FedMobiLLM
-from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.side_tuning import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
-
-WIRES = {32: "float32", 16: "float16", 8: "int8"}
 
 
 class PaeMobiLLM(FedMobiLLM):
@@ -60,7 +56,7 @@ class PaeMobiLLM(FedMobiLLM):
         @property
         def wire(self) -> str:
             """The number format of single vectors."""
-            return WIRES[self.bits]
+            return {32: "float32", 16: "float16", 8: "int8"}[self.bits]
 
         @property
         def replay(self) -> int:
@@ -80,23 +76,18 @@ class PaeMobiLLM(FedMobiLLM):
         """Its own data: once with a cache at the server, once an epoch without."""
         yield from device.arrive()
         for _ in range(1 if self.config.cache else self.config.epochs):
-            for batch in device.batches(self.config.device_batch):
-                yield from device.until(batch.ready_s)
-                activations = yield from device.compute(self.forward(device, batch.samples))
-                payload = self.payload(device, batch.samples, activations)
-                yield from device.upload(payload)
-                self.sim.server.receive(payload)
+            yield from self.pass_over_data(device)
 
     def server(self, server: Server) -> Generator:
         """With a cache as in Fed MobiLLM; without, every payload is one update and then forgotten."""
         if self.config.cache:
             yield from super().server(server)
             return
-        landed: deque[Payload] = deque()
+        landed = []
         while not self.sim.target_reached:
             landed += server.take()
             if landed:
-                payload = landed.popleft()
+                payload = landed.pop(0)
                 self.ingest(payload)
                 records = list(range(len(self.cache) - len(payload.samples), len(self.cache)))
                 loss = yield from server.compute(self.update(records), [payload.number])
@@ -106,9 +97,7 @@ class PaeMobiLLM(FedMobiLLM):
                 yield from server.wait()
             else:
                 break
-        self.sim.end_training(self.learner)
-        if self.config.deliver:
-            yield from server.deliver(self.sim.present_devices(), lambda d: self.shape.shipped_bytes(d.backbone))
+        yield from self.end(server)
 
     def forward(self, device: Device, samples: np.ndarray) -> Work:
         """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""

@@ -16,7 +16,7 @@ from sim.actors import Payload, Server, Work
 from sim.learners.references import SeparateLearner
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.side_tuning_settings import SideTuningSettings
+from sim.methods.shared.side_tuning import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

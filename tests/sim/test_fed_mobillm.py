@@ -32,11 +32,7 @@ def payloads(monkeypatch):
     return made
 
 
-def curve(sim, group: str = "") -> list[float]:
-    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", group)]
-
-
-def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate):
+def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):
     sim = simulate(**ONE)
     learner, config = sim.method.learner, sim.method.config
     samples, labels, test = sim.devices[0].samples, sim.task.labels, sim.task.test
@@ -74,7 +70,7 @@ def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate):
     assert recorded == losses[4::5]
 
 
-def test_it_learns_what_can_be_learned(simulate):
+def test_it_learns_what_can_be_learned(simulate, curve):
     sim = simulate("method.replay=20")
     assert curve(sim)[0] <= 0.45  # three classes, nothing known at first
     assert curve(sim)[-1] >= 0.8
@@ -151,7 +147,7 @@ def test_costing_as_another_architecture_changes_charges_and_not_learning(simula
     assert costed.ended.at_s > plain.ended.at_s
 
 
-def test_costing_leaves_the_accuracy_of_every_update_alone(simulate):
+def test_costing_leaves_the_accuracy_of_every_update_alone(simulate, curve):
     one = {**ONE, "jitter": False, "method": {"kind": "fed-mobillm", "replay": 5, "eager": 0, "server_batch": 8}}
     plain, costed = simulate(**one), simulate(**one, cost_as={"backbone": "roberta-large"})
     assert curve(plain) == curve(costed)

@@ -17,10 +17,6 @@ ASYNC = {"kind": "fedasync", "peft": "head", "answers": 12, "concurrency": 1.0}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 
 
-def spans(sim, **wanted):
-    return [s for s in sim.recorder.spans().to_pylist() if all(s[k] == v for k, v in wanted.items())]
-
-
 def test_two_rounds_equal_a_plain_loop(simulate):
     """FedAvg of K clients, every one a plain AdamW loop on its own copy: the same model to 1e-5."""
     sim = simulate(fleet=EQUAL, method=ROUNDS, **AT_ONCE)
@@ -51,7 +47,7 @@ def test_two_rounds_equal_a_plain_loop(simulate):
 
 
 @pytest.mark.parametrize("kind", ["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"])
-def test_bytes_both_ways_are_four_a_trained_number(kind, simulate):
+def test_bytes_both_ways_are_four_a_trained_number(kind, simulate, spans):
     sim = simulate(fleet=EQUAL, method={**ROUNDS, "kind": kind}, **AT_ONCE)
     nbytes = 4 * training_architecture(find("random-bert"), kind.removeprefix("fedavg-"), 3, head="dense").trainable
     for way in ("upload", "download"):
@@ -69,7 +65,7 @@ def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simul
     assert mark(real) == mark(again)
 
 
-def test_cuts_of_one_backbone_share_what_they_have(simulate):
+def test_cuts_of_one_backbone_share_what_they_have(simulate, spans):
     sim = simulate(method={**ROUNDS, "rounds": 1})  # two whole ones and one of a single layer
     whole, cut = (sim.method.learner.models[name].trainable() for name in ("random-bert", "random-bert-l1"))
     assert set(cut) < set(whole)
@@ -85,7 +81,7 @@ def test_strangers_cannot_be_averaged(simulate):
         simulate(fleet=mixed, method={**ROUNDS, "kind": "fedavg-lora"}, **AT_ONCE)
 
 
-def test_the_server_waits_for_its_slowest_and_the_others_wait_with_it(simulate):
+def test_the_server_waits_for_its_slowest_and_the_others_wait_with_it(simulate, spans):
     sim = simulate(method={**ROUNDS, "rounds": 1}, dry=True, **AT_ONCE)
     [waited] = spans(sim, actor="server", kind="wait")
     ends = {s["actor"]: s["end_s"] for s in spans(sim, kind="upload")}
@@ -97,7 +93,7 @@ def test_the_server_waits_for_its_slowest_and_the_others_wait_with_it(simulate):
         )
 
 
-def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate):
+def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate, spans):
     late = simulate(method={**ROUNDS, "rounds": 3, "participation": 0.34, "over_selection": 3.0}, dry=True, **AT_ONCE)
     for waited in spans(late, actor="server", kind="wait"):  # a round is over with its first answer
         inside = [
@@ -115,7 +111,7 @@ def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate):
     "method",
     [{**ROUNDS, "rounds": 4}, {**ASYNC, "peft": "lora"}, {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 2}],
 )
-def test_a_device_that_drops_out_stalls_nobody(method, scenario_file, monkeypatch):
+def test_a_device_that_drops_out_stalls_nobody(method, scenario_file, monkeypatch, spans):
     from sim.scenario import Scenario
     from sim.scenario_file import load
     from sim.simulation import Simulation
@@ -147,7 +143,7 @@ def test_it_learns(method, simulate):
     assert best >= majority + 0.2
 
 
-def test_staleness_of_three_devices_by_hand(simulate):
+def test_staleness_of_three_devices_by_hand(simulate, spans):
     """A fast device answers twice while a slow one works: the slow answer is as many versions old as were made meanwhile."""
     fleet = [{**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
              {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"}]  # fmt: skip

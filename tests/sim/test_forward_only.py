@@ -25,10 +25,6 @@ SPRY = {"kind": "spry", "rounds": 2, "participation": 1.0, "learning_rate": 0.01
 METHODS = pytest.mark.parametrize("method", [FWDLLM, MEZO, SPRY], ids=["fwdllm", "fedmezo", "spry"])
 
 
-def spans(sim, **wanted):
-    return [s for s in sim.recorder.spans().to_pylist() if all(s[k] == v for k, v in wanted.items())]
-
-
 class Plain:
     """The same fleet without a clock: one model object, batches in the documented order, losses by plain PyTorch."""
 
@@ -155,7 +151,7 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
 
 
 @METHODS
-def test_every_byte_charged_is_a_byte_sent(method, scenario_file):
+def test_every_byte_charged_is_a_byte_sent(method, scenario_file, spans):
     sim, sent = built(scenario_file, method, **AT_ONCE), []
     receive = sim.server.receive
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
@@ -179,7 +175,7 @@ def trained_bytes(name="random-bert", rank=4, kind="lora"):
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "bitfit"])
-def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate):
+def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate, spans):
     sim = simulate(fleet=EQUAL, method={**FWDLLM, "peft": kind, "asks": 2}, dry=True, **AT_ONCE)
     nbytes, _ = trained_bytes(kind=kind)
     assert [s["nbytes"] for s in spans(sim, kind="upload")] == [nbytes] * 18
@@ -189,7 +185,7 @@ def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate):
     assert {s["nbytes"] for s in spans(shared, kind="upload")} == {2 * 12}
 
 
-def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate):
+def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate, spans):
     """12 bytes a step and client of every round since its last one; the model where that is less, or at first."""
     method = {**MEZO, "rounds": 30, "participation": 0.34, "local_steps": 8}
     sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
@@ -215,7 +211,7 @@ def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
     assert all(torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.items())
 
 
-def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate):
+def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate, spans):
     sim = simulate(fleet=EQUAL, method=SPRY, dry=True, **AT_ONCE)
     nbytes, model = trained_bytes()
     size = {n: 4 * t.numel() for n, t in model.trainable().items()}
@@ -225,7 +221,7 @@ def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate):
         assert sum(s["nbytes"] for s in spans(sim, kind="upload")[3 * number : 3 * number + 3]) == nbytes + 2 * head
 
 
-def test_what_is_charged_is_the_architecture_that_the_scenario_names(simulate):
+def test_what_is_charged_is_the_architecture_that_the_scenario_names(simulate, spans):
     fleet = [{**EQUAL[0], "backbone": "random-bert-l1"}]
     for method in (FWDLLM, MEZO, SPRY):
         one = {**method, "rounds": 1}
@@ -269,7 +265,7 @@ def test_deep_models_follow_from_shallow_ones():
     assert counted.peak_bytes == pytest.approx(peak, rel=0.1)
 
 
-def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate):
+def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate, spans):
     one, two = (simulate(fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE)
                 for n in (1, 2))  # fmt: skip
     counted, nbytes = forward_architecture(find("random-bert"), "lora", 3, 4), trained_bytes()[0]
@@ -286,7 +282,7 @@ def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate
         assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + 4 * nbytes
 
 
-def test_spry_computes_a_pass_with_derivatives_a_batch(simulate):
+def test_spry_computes_a_pass_with_derivatives_a_batch(simulate, spans):
     sim = simulate(fleet=EQUAL, method={**SPRY, "rounds": 1, "local_epochs": 2}, dry=True, **AT_ONCE)
     tensors = forward_architecture(find("random-bert"), "lora", 3, 4).tensors
     places = sim.streams.rng("server/deal", 0).permutation(3)
@@ -307,7 +303,7 @@ def test_spry_computes_a_pass_with_derivatives_a_batch(simulate):
 # --- stories ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_gate_asks_until_gradients_agree(simulate):
+def test_the_gate_asks_until_gradients_agree(simulate, spans):
     """A wide gate is passed at once, a narrow one never; a dry run takes it as open."""
     base = {**FWDLLM, "rounds": 2, "perturbations": 1}
     for threshold, asks in ((1e9, 1), (1e-12, 4)):
@@ -331,7 +327,7 @@ def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simul
 
 
 @METHODS
-def test_a_device_that_drops_out_stalls_nobody(method, scenario_file):
+def test_a_device_that_drops_out_stalls_nobody(method, scenario_file, spans):
     sim = built(scenario_file, {**method, "rounds": 4}, dry=True, **AT_ONCE)
 
     def fate():
@@ -346,7 +342,7 @@ def test_a_device_that_drops_out_stalls_nobody(method, scenario_file):
 
 
 @METHODS
-def test_the_server_waits_for_its_slowest(method, simulate):
+def test_the_server_waits_for_its_slowest(method, simulate, spans):
     sim = simulate(method={**method, "rounds": 1}, dry=True, **AT_ONCE)
     [waited] = spans(sim, actor="server", kind="wait")
     assert waited["end_s"] == max(s["end_s"] for s in spans(sim, kind="upload"))

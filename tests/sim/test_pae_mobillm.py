@@ -40,15 +40,6 @@ def payloads(monkeypatch):
     return made
 
 
-def curve(sim) -> list[float]:
-    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", "")]
-
-
-def spans(sim, *kinds: str, actor: str = "") -> list[dict]:
-    rows = sim.recorder.spans().to_pylist()
-    return [s for s in rows if s["kind"] in kinds and s["actor"].startswith(actor)]
-
-
 @pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
 def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
     real, dry = simulate(method=method), simulate(method=method, dry=True)
@@ -79,7 +70,7 @@ def test_the_published_formula_gives_all_but_the_frame(simulate, payloads):
     assert [n for n, _ in sizes.values()] == [1, 5, 1]
 
 
-def test_a_recurring_sample_is_neither_computed_nor_sent_again(simulate):
+def test_a_recurring_sample_is_neither_computed_nor_sent_again(simulate, spans):
     once, again = (simulate(method={**PAE, "cache": cache}, dry=True, jitter=False, **ONE) for cache in (True, False))
     assert len(spans(again, "compute")) == 5 * len(spans(once, "compute")) == 5 * 15
     assert again.recorder.uplink_bytes == 5 * once.recorder.uplink_bytes
@@ -87,7 +78,7 @@ def test_a_recurring_sample_is_neither_computed_nor_sent_again(simulate):
     assert again.updates == 5 * 15
 
 
-def test_with_a_cache_the_server_goes_on_when_the_device_is_done(simulate):
+def test_with_a_cache_the_server_goes_on_when_the_device_is_done(simulate, spans):
     sim = simulate(method=PAE, dry=True, **ONE)
     last_s = max(s["end_s"] for s in spans(sim, "upload"))
     late = [s for s in spans(sim, "train") if s["start_s"] >= last_s]
@@ -126,14 +117,14 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
 
 
 @pytest.mark.parametrize("variant", ["pivot", "matrix", "mobillm"])
-def test_it_learns(variant, simulate):
+def test_it_learns(variant, simulate, curve):
     sim = simulate(method={**VARIANTS[variant], "epochs": 20})
     assert curve(sim)[0] <= 0.45
     assert curve(sim)[-1] >= 0.8
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_device_that_drops_out_stalls_nobody(variant, scenario_file):
+def test_a_device_that_drops_out_stalls_nobody(variant, scenario_file, spans):
     path = scenario_file(method=VARIANTS[variant])
     half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
     sim = dropped_out(path, half_s)
@@ -174,7 +165,7 @@ def test_the_server_sees_no_labels(simulate, payloads):
     assert activations.decode(payloads[0].data).targets.shape == (4, 3)
 
 
-def test_fresh_samples_are_sent_as_they_come(simulate):
+def test_fresh_samples_are_sent_as_they_come(simulate, spans):
     fresh = {"kind": "poisson", "rate": "1 /s"}
     sim = simulate(method=PAE, dry=True, fresh_data=fresh, **ONE)
     device = sim.devices[0]
@@ -218,7 +209,7 @@ def test_mobillm_sends_labels(simulate, payloads):
         assert received.targets.tolist() == np.eye(3)[sim.task.labels[received.samples]].tolist()
 
 
-def test_the_next_forward_pass_overlaps_the_upload(simulate):
+def test_the_next_forward_pass_overlaps_the_upload(simulate, spans):
     overlapped, serial = (
         simulate(method={**MOBILLM, "overlap": on}, dry=True, jitter=False, **ONE) for on in (True, False)
     )
@@ -231,7 +222,7 @@ def test_the_next_forward_pass_overlaps_the_upload(simulate):
     assert overlapped.ended.at_s < serial.ended.at_s
 
 
-def test_in_steady_state_a_batch_takes_as_long_as_the_slowest_stage(simulate):
+def test_in_steady_state_a_batch_takes_as_long_as_the_slowest_stage(simulate, spans):
     """With constant stages (equal lengths, one private link) the device's day is first batch + (n - 1) slowest stages."""
     equal = {"cost_as": {"backbone": {"random-bert": "random-bert"}, "tokens": 16}}
     method = {**MOBILLM, "epochs": 1}

@@ -26,15 +26,6 @@ METHODS = {
 }
 
 
-def curve(sim, group: str = "") -> list[float]:
-    return [m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", group)]
-
-
-def spans(sim, *kinds: str, actor: str = "") -> list[dict]:
-    rows = sim.recorder.spans().to_pylist()
-    return [s for s in rows if s["kind"] in kinds and s["actor"].startswith(actor)]
-
-
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
     real, dry = simulate(method=method), simulate(method=method, dry=True)
@@ -51,7 +42,7 @@ def test_the_same_seed_gives_the_same_digest_on_any_workers(method, simulate, ma
 
 
 @pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "centralised"])
-def test_a_device_that_drops_out_stalls_nobody(kind, scenario_file):
+def test_a_device_that_drops_out_stalls_nobody(kind, scenario_file, spans):
     path = scenario_file(method=METHODS[kind])
     half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
     sim = dropped_out(path, half_s)
@@ -75,7 +66,7 @@ def dropped_out(path, at_s: float) -> Simulation:
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_it_learns(method, simulate):
+def test_it_learns(method, simulate, curve):
     longer = {"replay": 20, "epochs": 20, "rounds": 8}
     sim = simulate(method={**method, **{key: longer[key] for key in longer if key in method}})
     assert curve(sim)[0] <= 0.5  # three classes, nothing known at first
@@ -90,7 +81,7 @@ def test_what_was_learned_is_saved(method, simulate, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["centralised", "upload-raw-text"])
-def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(kind, simulate):
+def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(kind, simulate, curve):
     """Without rounding on the wire and with updates after all samples, who runs the backbone makes no difference."""
     fed = simulate(method={"kind": "fed-mobillm", "wire": "float32", "eager": 0, **SMALL}, **ONE)
     central = simulate(method={**METHODS[kind], "eager": 0}, **ONE)
@@ -101,7 +92,7 @@ def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
     assert curve(fed) == curve(central)
 
 
-def test_raw_texts_arrive_as_they_were(simulate, monkeypatch):
+def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
     from sim.methods.centralised import Centralised
 
     made, make = [], Centralised.payload
@@ -127,7 +118,7 @@ def test_texts_charged_by_tokens_take_the_bytes_of_tokens(simulate):
     assert sim.recorder.uplink_bytes == 60 * (370 + 10)
 
 
-def test_centralised_costs_devices_nothing(simulate):
+def test_centralised_costs_devices_nothing(simulate, curve, spans):
     sim = simulate(method=METHODS["centralised"])
     assert not spans(sim, "compute", "upload", "download", "wait", actor="device")
     assert spans(sim, "forward", actor="server")[0]["start_s"] == 0
@@ -143,7 +134,7 @@ def test_a_backbone_that_nobody_runs_is_refused(mobifleet, scenario_file):
     assert "choose one of random-bert, random-bert-l1" in outcome.err
 
 
-def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate):
+def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate, spans):
     shared = simulate(method={"kind": "fed-mobillm", "eager": 1, **SMALL}, dry=True)
     single = simulate(method=METHODS["single-side-network"], dry=True)
     devices = ("compute", "upload")
@@ -151,7 +142,7 @@ def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate):
     assert single.updates == sum(5 * n // 8 for n in (40, 20))
 
 
-def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simulate):
+def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simulate, curve):
     method = {**METHODS["single-side-network"], "eager": 0, "wire": "float32"}
     sim = simulate(method=method)
     learner, device, name = sim.method.learner._of["random-bert-l1"], sim.devices[2], "random-bert-l1"
@@ -175,7 +166,7 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
 
 
 @pytest.mark.parametrize("kind", ["local-lora", "local-lst"])
-def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate):
+def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate, spans):
     sim = simulate(method=METHODS[kind], dry=True)
     assert sim.recorder.uplink_bytes == sim.recorder.downlink_bytes == 0
     for device in sim.devices:
@@ -183,7 +174,7 @@ def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate):
         assert device.peak_memory_bytes > sim.costing.weight_bytes(device.member)
 
 
-def test_local_lora_is_local_training_device_by_device(simulate):
+def test_local_lora_is_local_training_device_by_device(simulate, curve):
     import torch
 
     from learning.trainable import TrainableClassifier
@@ -237,7 +228,7 @@ def test_the_evaluated_devices_are_a_seeded_sample_with_every_backbone(simulate)
             assert tensor.equal(everyone.method.learner.states[device][name])
 
 
-def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate):
+def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curve):
     sim = simulate(method=METHODS["local-lst"])
     learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
     shared = learner._of[name]
@@ -258,7 +249,7 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate):
     assert curve(sim, name)[-1] == alone.evaluate()[name]
 
 
-def test_a_ladder_with_a_cache_runs_the_backbone_once(simulate):
+def test_a_ladder_with_a_cache_runs_the_backbone_once(simulate, spans):
     again, once = (simulate(method={**METHODS["local-lst"], "cache": c}, dry=True) for c in (False, True))
     flop = [[s["flop"] for s in spans(sim, "compute", actor="device-0000")] for sim in (again, once)]
     assert flop[0] == [flop[0][0]] * 3
