@@ -117,13 +117,6 @@ def start(sim: Simulation, drop_out: DropOut | None) -> None:
         sim.env.timeout(MOST_S).callbacks.append(lambda _: sim.stop("stalled"))
 
 
-def close(sim: Simulation) -> None:
-    """Record the absences that are under way at the end."""
-    for device in sim.devices:
-        if device.availability is not None and not device.is_on and device.outcome != "never-ready":
-            _note_absence(sim, device)
-
-
 def _come_and_go(sim: Simulation, device: Device) -> Generator:
     at_s, own = 0.0, device.availability  # in the availability's own numbers: the clock's sums round differently
     while (at_s := own.next_change(at_s)) < inf:
@@ -135,12 +128,12 @@ def _come_and_go(sim: Simulation, device: Device) -> Generator:
             if own.next_change(at_s) == inf:
                 leave(sim, device, "never-back")
         else:
-            _note_absence(sim, device)
+            note_absence(sim, device)
             device.come_on()
 
 
-def _note_absence(sim: Simulation, device: Device) -> None:
-    """An "offline" span of a device that has joined and whose day goes on."""
+def note_absence(sim: Simulation, device: Device) -> None:
+    """An "offline" span of a device that has joined and whose day goes on, or ends now."""
     start_s = max(device.off_since_s, first_on_s(device))
     if start_s < sim.env.now and sim.is_at_work(device):
         sim.recorder.span(device.id, "offline", start_s, sim.env.now)

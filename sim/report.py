@@ -38,6 +38,8 @@ def device_table(sim: Simulation) -> pa.Table:
         rows["peak_memory_bytes"].append(device.peak_memory_bytes)
         rows["busy_s"].append(mine.get(("compute", "seconds"), 0.0))
         rows["waiting_s"].append(mine.get(("wait", "seconds"), 0.0))
+        own = device.availability
+        rows["on_share"].append(1.0 if own is None else own.share(0.0, sim.ended.at_s))
         rows["outcome"].append(device.outcome)
     return pa.table({name: pa.array(rows[name], type_) for name, type_ in _DEVICE_TYPES.items()})
 
@@ -49,7 +51,7 @@ _DEVICE_TYPES = {
     **dict.fromkeys(("uplink_bytes", "downlink_bytes"), pa.int64()),
     **dict.fromkeys(("flop", "energy_j"), pa.float64()),
     "peak_memory_bytes": pa.int64(),
-    **dict.fromkeys(("busy_s", "waiting_s"), pa.float64()),
+    **dict.fromkeys(("busy_s", "waiting_s", "on_share"), pa.float64()),
     "outcome": pa.string(),
 }
 
@@ -100,7 +102,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
             name: _spread(devices[name])
             for name in (
                 *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes"),
-                *("busy_s", "waiting_s", "finished_at_s"),
+                *("busy_s", "waiting_s", "finished_at_s", "on_share"),
             )
         },
         "outcomes": {row["values"]: row["counts"] for row in pc.value_counts(devices["outcome"]).to_pylist()},

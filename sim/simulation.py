@@ -145,7 +145,6 @@ class Simulation:
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
-        availability.close(self)
         self._record_links()
         self.host.close()
         return self.ended
@@ -184,6 +183,8 @@ class Simulation:
             device.outcome = str(stop.cause)
             raise
         finally:
+            if not device.is_on:
+                availability.note_absence(self, device)
             self._working.discard(device.id)
             self.server.wake()
 

@@ -33,7 +33,8 @@ def recorded(
     try:
         yield event
     except simpy.Interrupt as stop:
-        outcome = str(stop.cause)
+        if kind != "wait" or stop.cause != "offline":  # who only waited loses nothing by going
+            outcome = str(stop.cause)
         share = done or (lambda passed: passed / seconds if seconds > 0 else 1.0)
         flop *= share(sim.env.now - start)
         nbytes = int(abort(event)) if abort else nbytes

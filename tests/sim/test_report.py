@@ -18,6 +18,7 @@ TOTALS = {
 PER_DEVICE = {
     *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes", "busy_s", "waiting_s"),
     "finished_at_s",
+    "on_share",
 }
 
 
