@@ -111,20 +111,9 @@ def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate, 
     "method",
     [{**ROUNDS, "rounds": 4}, {**ASYNC, "peft": "lora"}, {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 2}],
 )
-def test_a_device_that_drops_out_stalls_nobody(method, scenario_file, monkeypatch, spans):
-    from sim.scenario import Scenario
-    from sim.scenario_file import load
-    from sim.simulation import Simulation
-
-    path = scenario_file(method=method, **AT_ONCE)
-    sim = Simulation(load(str(path), Scenario), path.parent, dry=True)
-
-    def fate():
-        yield sim.env.timeout(0.05)
-        sim.interrupt([sim.devices[0]], "dropped")
-
-    sim.env.process(fate())
-    assert sim.run().reason == "exhausted"
+def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
+    sim = simulate(method=method, dry=True, dropped=(0, 0.05), **AT_ONCE)
+    assert sim.ended.reason == "exhausted"
     assert sim.devices[0].outcome == "dropped"
     assert {d.outcome for d in sim.devices[1:]} <= {"ok", "ended"}
     assert len(spans(sim, actor="device-0000", outcome="dropped")) == 1

@@ -327,15 +327,9 @@ def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simul
 
 
 @METHODS
-def test_a_device_that_drops_out_stalls_nobody(method, scenario_file, spans):
-    sim = built(scenario_file, {**method, "rounds": 4}, dry=True, **AT_ONCE)
-
-    def fate():
-        yield sim.env.timeout(0.05)
-        sim.interrupt([sim.devices[0]], "dropped")
-
-    sim.env.process(fate())
-    assert sim.run().reason == "exhausted"
+def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
+    sim = simulate(method={**method, "rounds": 4}, dry=True, dropped=(0, 0.05), **AT_ONCE)
+    assert sim.ended.reason == "exhausted"
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"] and sim.updates == 4
     assert len(spans(sim, actor="device-0000", outcome="dropped")) == 1
     assert spans(sim, actor="device-0001", kind="upload")[-1]["start_s"] > 0.05

@@ -10,7 +10,6 @@ from learning import activations, full_activations, taps
 from learning.prediction_difference import difference
 from learning.side_network import SideNetwork
 from sim.methods.pae_mobillm import PaeMobiLLM
-from sim.simulation import Simulation
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -124,27 +123,14 @@ def test_it_learns(variant, simulate, curve):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_device_that_drops_out_stalls_nobody(variant, scenario_file, spans):
-    path = scenario_file(method=VARIANTS[variant])
-    half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
-    sim = dropped_out(path, half_s)
+def test_a_device_that_drops_out_stalls_nobody(variant, simulate, spans):
+    half_s = 0.5 * simulate(method=VARIANTS[variant], dry=True).devices[0].finished_at_s
+    sim = simulate(method=VARIANTS[variant], dry=True, dropped=(0, half_s))
     assert sim.ended.reason == "exhausted"
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
     assert sim.updates > 0
     last = spans(sim, "compute", "upload", actor="device-0000")[-1]
     assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
-
-
-def dropped_out(path, at_s: float, dry: bool = True) -> Simulation:
-    """A run in which the first device is told to go at a moment."""
-    from sim.scenario import Scenario
-    from sim.scenario_checks import problems
-    from sim.scenario_file import load
-
-    sim = Simulation(load(str(path), Scenario, [], [], problems), path.parent, dry)
-    sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt(sim.devices[:1], "dropped"))
-    sim.run()
-    return sim
 
 
 @pytest.mark.parametrize("variant", ["pivot-no-cache", "matrix", "mobillm"])

@@ -10,7 +10,7 @@ from learning.side_tuning import SideTuning, Training
 from sim.journal import Journal
 from sim.methods.shared.replay_cache import ReplayCache
 from sim.methods.shared.text_wire import decode_texts
-from sim.simulation import Simulation, Watch
+from sim.simulation import Watch
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -42,27 +42,14 @@ def test_the_same_seed_gives_the_same_digest_on_any_workers(method, simulate, ma
 
 
 @pytest.mark.parametrize("kind", [kind for kind in METHODS if kind != "centralised"])
-def test_a_device_that_drops_out_stalls_nobody(kind, scenario_file, spans):
-    path = scenario_file(method=METHODS[kind])
-    half_s = 0.5 * dropped_out(path, at_s=1e6).devices[0].finished_at_s
-    sim = dropped_out(path, half_s)
+def test_a_device_that_drops_out_stalls_nobody(kind, simulate, spans):
+    half_s = 0.5 * simulate(method=METHODS[kind], dry=True).devices[0].finished_at_s
+    sim = simulate(method=METHODS[kind], dry=True, dropped=(0, half_s))
     assert sim.ended.reason == "exhausted"
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
     assert sim.updates > 0
     last = spans(sim, "compute", "upload", actor="device-0000")[-1]
     assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
-
-
-def dropped_out(path, at_s: float) -> Simulation:
-    """A run in which the first device is told to go at a moment."""
-    from sim.scenario import Scenario
-    from sim.scenario_checks import problems
-    from sim.scenario_file import load
-
-    sim = Simulation(load(str(path), Scenario, [], [], problems), path.parent, dry=True)
-    sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt(sim.devices[:1], "dropped"))
-    sim.run()
-    return sim
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

@@ -18,7 +18,6 @@ from learning.count_training import count_step
 from learning.local_training import inputs
 from learning.trainable import TrainableClassifier
 from sim.methods.shared.split_training import SplitTraining
-from sim.simulation import Watch
 
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
 SEQUENTIAL = {"kind": "fedbert", "body": "sequential"}
@@ -33,23 +32,6 @@ REPOSITORY = Path(__file__).parents[2]
 def method(kind, **settings):
     base = SEQUENTIAL if kind == "fedbert-sequential" else {"kind": kind}
     return {**base, "rounds": 2, "device_batch": 8, "learning_rate": RATE, **settings}
-
-
-class DroppingOut(Watch):
-    """A watch that lets the first device drop out at a virtual time."""
-
-    def __init__(self, moment_s):
-        super().__init__(on_look=self.begin)
-        self.moment_s, self.begun = moment_s, False
-
-    def begin(self, sim):
-        if not self.begun:
-            self.begun = True
-            sim.env.process(self.drop(sim))
-
-    def drop(self, sim):
-        yield sim.env.timeout(self.moment_s - sim.env.now)
-        sim.interrupt([sim.devices[0]], "dropped")
 
 
 def spans_of(sim, actor=None, *kinds):
@@ -262,7 +244,7 @@ def test_a_device_that_drops_out_stalls_nobody(kind, during, simulate):
     span = spans[1] if len(spans) > 1 else spans[0]
     moment_s = (span["start_s"] + span["end_s"]) / 2
 
-    sim = simulate(method=method(kind), dry=True, arrivals={"kind": "at-once"}, watch=DroppingOut(moment_s))
+    sim = simulate(method=method(kind), dry=True, arrivals={"kind": "at-once"}, dropped=(0, moment_s))
     gone, *others = sim.devices
     assert gone.outcome == "dropped" and [d.outcome for d in others] == ["ok", "ok"]
     assert sim.ended.reason == "exhausted" and sim.updates == 2
