@@ -351,8 +351,7 @@ def test_the_same_seed_gives_the_same_digest_with_any_number_of_workers(kind, si
 
 
 def test_a_dropped_clients_copy_is_not_averaged(simulate, tmp_path):
-    watch = DroppingOut(moment_s=0.3)
-    sim = simulate(method=method("splitfed-v1", rounds=1), arrivals={"kind": "at-once"}, watch=watch)
+    sim = simulate(method=method("splitfed-v1", rounds=1), arrivals={"kind": "at-once"}, dropped=(0, 0.3))
     sim.method.learner.save(tmp_path / "model")
     assert (tmp_path / "model" / "state.safetensors").is_file()
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
