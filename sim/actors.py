@@ -198,13 +198,13 @@ class Device:
             yield self._back
 
     def _resumed(self, verb: Callable[[], Generator]) -> Generator:
+        return verb() if self.availability is None else self._tried(verb)
+
+    def _tried(self, verb: Callable[[], Generator]) -> Generator:
         """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped.
 
         A device that has begun `MOST_TRIES` times gives up and ends its day: what it does never fits between two absences.
         """
-        if self.availability is None:
-            yield from verb()
-            return
         process = self.sim.env.active_process
         if process in self._open_verbs:  # a verb within a verb
             yield from verb()
