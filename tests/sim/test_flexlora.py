@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from learning.aggregation import flex_lora_flop
 from learning.backbone import pad
 from learning.catalogue import find
+from learning.count_training import training_architecture
 from learning.trainable import TrainableClassifier
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "evaluate_every": 1, "jitter": False}
@@ -106,6 +107,12 @@ def test_bytes_grow_with_the_rank_as_on_real_phones():
     numbers = 18 * ((hidden + queries) + 2 * (hidden + keys) + (queries + hidden))
     measured = {4: 1_486_080, 8: 2_960_640, 16: 5_909_760}
     assert {nbytes - 4 * rank * numbers for rank, nbytes in measured.items()} == {11_520}
+
+
+def test_the_worked_numbers_of_the_documents():
+    costs = [training_architecture(find("roberta-base"), "lora", rank=rank, head="dense") for rank in (4, 8, 16)]
+    assert [cost.trainable_bytes for cost in costs] == [2_958_344, 3_548_168, 4_727_816]
+    assert 24 * flex_lora_flop([4] * 6 + [16] * 4, 16, 768) == pytest.approx(1.62e9, rel=2e-3)
 
 
 def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(simulate, mark):
