@@ -161,7 +161,7 @@ class FedBertLearner(SplitLearner):
         _, gradients, back = split.learn(self.parts[backbone][2], held.state, received, mask_BT, labels)
         return _vectors(back, mask_BT), gradients
 
-    def body_back(self, held: Held, sent: Sent, data: bytes) -> tuple[bytes, Held]:
+    def body_back(self, sent: Sent, held: Held, data: bytes) -> tuple[bytes, Held]:
         """The server's layers backward and their step; the gradient of the embeddings goes down."""
         _single_thread()
         gradients, back = sent.ran.backward(_received(data, sent.mask_BT))

@@ -67,8 +67,7 @@ class SplitFed(SplitTraining):
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
         up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
-        step = work(both, "learn", name, len(samples), self.copy_for(device, task), up.data)
-        gradient = self.keep(device, (yield from self.served(device, step, up)))
+        gradient = yield from self.trained(device, task, up, both, "learn", name, len(samples))
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
         return (yield from device.compute(work(back, "finish", slot, sent, gradient)))

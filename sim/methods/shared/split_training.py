@@ -103,14 +103,18 @@ class SplitTraining:
 
     # --- what the server does for a device
 
-    def served(self, device: Device, work: Work, payload: Payload) -> Generator[Any, Any, Any]:
-        """The server works on what has just come, in its queue, while the device waits."""
+    def served(
+        self, device: Device, task: Task, payload: Payload, cost: Cost, name: str, *args: Any
+    ) -> Generator[Any, Any, Any]:
+        """The server works on what has just come with what it trains together with this device; the device waits."""
+        copy = self.copies.get(device.id if self.in_parallel else "all", task.model)
+        work = self.learner.work(cost, name, *args, copy, payload.data)
         with waiting(device):
             return (yield from self.sim.server.compute(work, [payload.number]))
 
-    def copy_for(self, device: Device, task: Task) -> Any:
-        """What the server trains together with this device."""
-        return self.copies.get(device.id if self.in_parallel else "all", task.model)
+    def trained(self, device: Device, task: Task, payload: Payload, *what: Any) -> Generator[Any, Any, bytes | None]:
+        """The same where the server makes a step: what it trained is kept; returns the gradient for the device."""
+        return self.keep(device, (yield from self.served(device, task, payload, *what)))
 
     def keep(self, device: Device, done: tuple[bytes, Any] | None) -> bytes | None:
         """Keep what the server trained; returns what it has for the device."""
