@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def _error(simulated_s: float, real_s: float) -> dict[str, float]:
 
 
 def _errors(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
-    pairs = list(pairs)
+    pairs = [pair for pair in pairs if all(map(isfinite, pair))]  # who never finished has no finish time
     if not pairs:
         return {"n": 0}
     simulated_s, real_s = np.array(pairs).T

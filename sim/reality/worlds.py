@@ -174,10 +174,7 @@ class RemoteDevice(Device):
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
         self.data.send({"task": number}, learner.packed(learner.part_of(self.backbone, task.model)))
-        if task.closed.triggered:
-            self.control.send({"closed": number})
-        else:
-            task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
+        task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
     def has(self, task: Task) -> bool:
         """Nobody drops a task here: it has it until it has answered."""

@@ -111,6 +111,7 @@ def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"method": {"kind": "fedasync"}}, "fedasync is not executed for real"),
         ({"method": {"kind": "splitfed-v1"}}, "splitfed-v1 is not executed for real; what is: fed-mobillm"),
         ({"method": {"kind": "pae-mobillm", "shortcut": "matrix"}}, "single vectors"),
         ({"method": {**LORA, "deadline": "1 s"}}, "method.deadline is simulated only"),
