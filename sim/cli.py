@@ -291,8 +291,12 @@ def validate(
 
     chosen = _load(scenario, overrides, seed)
     only = [label.strip() for label in methods.split(",")] if methods else []
-    with console.status("validating") as status:
-        found = validate(chosen, _folder_of(scenario), out, compress, repeats, only, limit, _sayer(status))
+    try:
+        with console.status("validating") as status:
+            found = validate(chosen, _folder_of(scenario), out, compress, repeats, only, limit, _sayer(status))
+    except KeyboardInterrupt:
+        errors.print("stopped: every process has ended, and the runs that were finished are kept")
+        raise typer.Exit(130) from None
     for table in tables(found):
         console.print(table)
     console.print(f"{conclusion(found)}\nwritten to {found['path']}", highlight=False)
