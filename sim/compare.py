@@ -103,9 +103,11 @@ def run_all(
 def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
     from sim.runner import run_scenario
 
-    if entry.folder.exists():
+    if read_manifest(entry.folder):
         shutil.rmtree(entry.folder)  # of another scenario, or unfinished
-    run_scenario(entry.scenario, entry.folder, folder, dry, workers=1, figures=False)
+    run = run_scenario(entry.scenario, entry.folder, folder, dry, workers=1, figures=False)
+    if run.manifest["status"] == "interrupted":  # Ctrl-C ends the run in good order, and is meant for all of them
+        raise KeyboardInterrupt
 
 
 # --- every method's own dials, chosen with one equal budget

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
 
-from sim.compare import Entry, candidates, is_done, plan
+from sim.compare import Entry, candidates, is_done, plan, run_all
 from sim.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
 from sim.results import open_run
 from sim.scenario import Scenario
@@ -183,3 +185,18 @@ def test_every_backbone_has_its_accuracy_in_the_table(compared):
     with (out / "table.csv").open() as file:
         [row] = csv.DictReader(file)
     assert {name: float(row[f"accuracy, final, {name}"]) for name in by_backbone} == by_backbone
+
+
+def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(scenario_file, tmp_path, monkeypatch):
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    entries = plan(scenario, tmp_path)
+    monkeypatch.setattr("sim.simulation.Simulation.run", lambda sim: os.kill(os.getpid(), signal.SIGINT) or stop(sim))
+
+    def stop(sim):
+        assert sim.watch.should_stop()
+        sim.ended.reason = "interrupted"
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(entries, scenario_file().parent, True, 1, lambda *_: pytest.fail("it counted as done"))
+    assert [is_done(entry, dry=True) for entry in entries] == [False, False]
+    assert entries[0].folder.exists() and not entries[1].folder.exists()
