@@ -17,11 +17,17 @@ PANELS = ("flop", "communication_bytes", "time_s")
 
 
 def draw_reductions(
-    runs: Mapping[str, Run], ours: str, baselines: Sequence[str], claims: Mapping[str, float], out: Path
+    runs: Mapping[str, Run],
+    ours: str,
+    baselines: Sequence[str],
+    claims: Mapping[str, float],
+    out: Path,
+    learned: float = 0.0,
 ) -> Path | None:
     """How much less `ours` costs, against the server updates that a baseline is given; a dot where it had converged.
 
-    Our cost is that of our own convergence. `claims` are drawn as dashed lines. Returns the file; None without accuracy.
+    Our cost is that of our own convergence. `claims` are drawn as dashed lines; baselines whose best accuracy stays below
+    `learned` are left out. Returns the file; None without accuracy.
     """
     until_s = converged_at_s(runs[ours])
     if until_s is None:
@@ -32,7 +38,7 @@ def draw_reductions(
         for number, label in enumerate(baselines):
             run, colour = runs[label], COLOURS[number % len(COLOURS)]
             time_s = run.curve("accuracy")[0]
-            if not len(time_s):
+            if not len(time_s) or run.curve("accuracy")[1].max() < learned:
                 continue
             cost, converged = costs_at(run, time_s), converged_at_s(run)
             here = int(np.searchsorted(time_s, converged))

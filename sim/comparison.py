@@ -101,7 +101,8 @@ def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, bas
         draw(list(first.values()), out / at / "figures")
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
-            compare_plots.draw_reductions(first, ours, against, scenario.compare.claims, out / at / "figures")
+            claims, learned = scenario.compare.claims, target_of(scenario) or 0.0
+            compare_plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
     if scenario.compare.over is not None and not dry:
         compare_plots.draw_over(scenario.compare.over.key, entries, out / "figures")
 
