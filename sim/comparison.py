@@ -16,7 +16,7 @@ from sim.cost_table import COLUMNS, headings, latex, markdown, reductions, rows,
 from sim.results import open_run
 from sim.scenario import Scenario
 
-METHODS_A_TABLE = 7
+FIRST_COLUMN, COLUMN = 26, 13  # characters
 OWN = "cost to the end of each method's own convergence"
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -63,10 +63,10 @@ def compare_scenario(
     ours = compare.ours or next(iter(compare.methods))
     baselines = compare.baselines or list(compare.methods)
     _write(tables, out, compare.reference or ours)
-    headline = {}
+    headline, abreast = {}, max(1, (console.width - FIRST_COLUMN) // COLUMN)
     for title, table in tables.items():
-        for first in range(0, len(table), METHODS_A_TABLE):
-            yield _shown(title, table[first : first + METHODS_A_TABLE], entries)
+        for first in range(0, len(table), abreast):
+            yield _shown(title, table[first : first + abreast], entries)
         labels = {row["method"] for row in table}
         if ours in labels and labels & set(baselines) - {ours}:
             headline[title] = reductions(table, ours, baselines, 0.0 if dry else target or 0.0)
@@ -127,5 +127,6 @@ def _headline(ours: str, found: dict[str, dict[str, Any]]) -> Table:
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():
         interval = f" ± {value['reduction_pm']:.1%}" if value["reduction_pm"] is not None else ""
-        view.add_row(COLUMNS[name], f"{value['reduction']:.1%}{interval}", f"{value['factor']:.2f}x", value["of"])
+        saved = f"{value['reduction']:.1%}{interval}" if value["best_other"] else "it needs none"
+        view.add_row(COLUMNS[name], saved, f"{value['factor']:.2f}x", value["of"])
     return view
