@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sim.cli_calibrate import app as calibrate
+from sim.calibrate.cli import app as calibrate
 
 app = typer.Typer(
     name="mobifleet",
@@ -248,7 +248,7 @@ def compare(
     """
     import os
 
-    from sim.comparison import compare_scenario
+    from sim.compare.verb import compare_scenario
 
     chosen = _load(scenario, overrides, seed)
     only = [label.strip() for label in methods.split(",")] if methods else []

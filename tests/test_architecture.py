@@ -82,7 +82,7 @@ LIGHT = {
 }
 
 
-DRAW = ("plots", "compare_plots", "figure")  # imported by whoever draws, when it draws
+DRAW = ("plots", "figure")  # imported by whoever draws, when it draws
 
 
 def test_what_answers_at_once_imports_nothing_heavy_at_its_top():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sim.compare import Entry, plan
+from sim.compare.runs import Entry, plan
 from sim.methods import method_for
 from sim.reality.agreement import agreement, ranking, spread, transfers_from_real_starts
 from sim.reality.learners import SUPPORTED

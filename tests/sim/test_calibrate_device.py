@@ -13,9 +13,10 @@ import torch
 from devices import calibration, compute, profile
 from learning import catalogue
 from learning.count_training import training_architecture
-from sim import calibrate_device, measure_device
-from sim.calibrate_device import Plan
-from sim.measure_device import Bench, EnergyCounter, Shape, shape_of
+from sim.calibrate import device as calibrate_device
+from sim.calibrate import measure as measure_device
+from sim.calibrate.device import Plan
+from sim.calibrate.measure import Bench, EnergyCounter, Shape, shape_of
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def test_rapl_counters_add_up_over_packages_and_wrap_around(tmp_path):
 
 
 def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_path):
-    from sim.calibration_report import write_profile
+    from sim.calibrate.report import write_profile
 
     rows = [calibration.Point(str(i), "simple", 1e9 * 2**i, 1e6, 0.01 * 2**i, repeats=3, cv=0.03) for i in range(8)]
     lender = profile.load("laptop-ryzen-8945hs")

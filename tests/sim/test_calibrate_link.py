@@ -14,7 +14,7 @@ from network import profile
 from network.bandwidth import read_csv
 from network.calibration import moments, read_variations
 from network.shaping import Access, ShapedRelay
-from sim import calibrate_link
+from sim.calibrate import link as calibrate_link
 
 
 @pytest.fixture

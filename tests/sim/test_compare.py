@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-from sim.compare import Entry, candidates, is_done, plan, run_all
-from sim.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
+from sim.compare.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
+from sim.compare.runs import Entry, candidates, is_done, plan, run_all
 from sim.results import open_run
 from sim.scenario import Scenario
 from sim.scenario_file import load

@@ -67,7 +67,7 @@ def device(
 
         mobifleet calibrate device --from phone.csv --name my-phone --like phone-2024-flagship
     """
-    from sim import calibrate_device as verb
+    from sim.calibrate import device as verb
 
     folder = out or Path("calibrations") / name
     names = [backbone.strip() for backbone in backbones.split(",")]
@@ -122,7 +122,7 @@ def link(
 
         mobifleet calibrate link --from drive.csv --unit Mbit/s --like lte --name drive
     """
-    from sim import calibrate_link as verb
+    from sim.calibrate import link as verb
 
     if (serve, to is not None, bool(files)).count(True) != 1:
         raise verb.LinkCalibrationError(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from sim.results import Run, encode, open_run
 
 if TYPE_CHECKING:
-    from sim.compare import Entry
+    from sim.compare.runs import Entry
 
 CONVERGED_WITHIN = 0.005
 

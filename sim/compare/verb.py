@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sim.compare import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
-from sim.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
+from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
+from sim.compare.runs import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.results import open_run
 from sim.scenario import Scenario
 
@@ -33,7 +33,7 @@ def compare_scenario(
     console: Console,
     tune: bool = True,
 ) -> Iterator[Table]:
-    """Run the comparison into `out` and yield its tables for a terminal; `sim.compare.CompareError` if there is none."""
+    """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is none."""
     entries = plan(scenario, out, seeds, only)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -93,7 +93,7 @@ def _write(tables: Tables, out: Path, reference: str) -> None:
 
 
 def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool) -> None:
-    from sim import compare_plots
+    from sim.compare import plots
     from sim.plots import draw
 
     for at, mine in _by_world(entries):
@@ -102,9 +102,9 @@ def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, bas
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
             claims, learned = scenario.compare.claims, target_of(scenario) or 0.0
-            compare_plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
+            plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
     if scenario.compare.over is not None and not dry:
-        compare_plots.draw_over(scenario.compare.over.key, entries, out / "figures")
+        plots.draw_over(scenario.compare.over.key, entries, out / "figures")
 
 
 def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:

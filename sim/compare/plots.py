@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 
-from sim.compare import Entry
-from sim.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
+from sim.compare.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
+from sim.compare.runs import Entry
 from sim.plots import COLOURS, STYLE, _figure
 from sim.results import Run, open_run
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sim.cost_table import CompareError, rows
+from sim.compare.cost_table import CompareError, rows
 from sim.run_directory import read_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import ScenarioError, changed, digest, resolved

@@ -36,7 +36,7 @@ from network.calibration import (
     write_variations,
 )
 from network.profile import LinkProfile
-from sim.link_figure import draw
+from sim.calibrate.link_figure import draw
 from sim.units import format_seconds, format_si
 
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link

@@ -19,7 +19,7 @@ from devices.profile import DeviceProfile
 from sim.units import format_bytes, format_seconds, format_si
 
 if TYPE_CHECKING:
-    from sim.calibrate_device import Measured, Plan
+    from sim.calibrate.device import Measured, Plan
 
 BAR_MEAN_PCT, BAR_P95_PCT = 10.0, 25.0  # of shapes that the fit did not see
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito
@@ -331,7 +331,7 @@ def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(Path(__file__).with_name("mobifleet.mplstyle")):
+    with matplotlib.style.context(Path(__file__).parents[1] / "mobifleet.mplstyle"):
         figure = Figure(figsize=(4.6, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()

@@ -7,7 +7,7 @@ import numpy as np
 from network.bandwidth import CapacityTrace
 from network.calibration import Moments, Variation, autocorrelation
 
-STYLE = Path(__file__).with_name("mobifleet.mplstyle")
+STYLE = Path(__file__).parents[1] / "mobifleet.mplstyle"
 SIZE_IN = (7.0, 4.2)
 LONG_S = 14_400  # of drawing, for curves of the fit and not of one draw
 SHARES = np.linspace(0, 1, 201)

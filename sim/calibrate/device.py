@@ -1,7 +1,7 @@
 """`mobifleet calibrate device`: measure (or read) timings, fit them, and leave a device profile with how good it is.
 
 `calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds an old profile
-against the machine as it is now. The measuring is in `sim.measure_device`, the fits are in `devices.calibration`.
+against the machine as it is now. The measuring is in `sim.calibrate.measure`, the fits are in `devices.calibration`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from devices import calibration, compute, profile
 from devices.calibration import CalibrationError, Errors, Fit, Point, Sustained, Timing
-from sim import measure_device as measure
-from sim.calibration_report import write_profile, write_report, write_validation
-from sim.measure_device import FORWARD, TRAINED, Bench, Shape
+from sim.calibrate import measure
+from sim.calibrate.measure import FORWARD, TRAINED, Bench, Shape
+from sim.calibrate.report import write_profile, write_report, write_validation
 
 COLUMNS = ("workload", "engine", "backbone", "work", "batch", "tokens", "flop", "bytes_moved", "seconds", "cpu_share")
 COLUMNS += ("round", "at_s")

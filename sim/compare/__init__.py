@@ -1,0 +1,1 @@
+"""`mobifleet compare`: several methods on one scenario, in one table."""
