@@ -318,7 +318,7 @@ def _sayer(status):
             status.update(line)
         elif what != said["what"] or time.monotonic() - said["at_s"] > 5:
             said.update(what=what, at_s=time.monotonic())
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
     return say
 
