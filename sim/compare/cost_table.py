@@ -59,7 +59,10 @@ def costs_until(run: Run, until_s: float) -> dict[str, float]:
 
 
 def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
-    """The same at each of some moments [n], each cost as float64 [n]; peak memory is of the whole run."""
+    """The same at each of some moments [n], each cost as float64 [n].
+
+    Peak memory is of the whole run, the mean over the devices that did any work.
+    """
     spans = run.spans(["actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome"])
     spans = spans.filter(pc.starts_with(spans["actor"], "device-"))
     end_s, devices = spans["end_s"].to_numpy(), run.devices()
@@ -75,6 +78,7 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
     nbytes, everything = spans["nbytes"].to_numpy().astype(float), np.ones(len(end_s), dtype=bool)
     up, down = (until(nbytes, kind == way) / len(devices) for way in ("upload", "download"))
     peak = devices["peak_memory_bytes"].to_numpy()
+    peak = peak[peak > 0]
     return {
         "time_s": np.asarray(times_s, dtype=float),
         "flop": until(spans["flop"].to_numpy(), kind == "compute") / len(devices),
