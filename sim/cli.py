@@ -1,4 +1,4 @@
-"""The command line: `mobifleet run | plot | check | list | fetch`. Heavy imports happen inside the verbs."""
+"""The command line: `mobifleet run | plot | compare | validate | check | list | fetch | calibrate`. Heavy imports happen inside the verbs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def run(
     scenario: ScenarioName,
     overrides: Overrides = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default a fresh runs/<name>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default a fresh runs/NAME.")] = None,
     dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone: nothing learns.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this scenario.")] = False,
     workers: Annotated[
@@ -197,7 +197,7 @@ def _show_summary(done) -> None:
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are overlaid.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default <RUN>/figures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; default RUN/figures.")] = None,
     formats: Annotated[str, typer.Option("--format", help="png, pdf or both, with a comma.")] = "png",
 ) -> None:
     """Draw the timeline, accuracy, bytes and energy by class, and finish times of one or more runs.
@@ -228,7 +228,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Repeat with so many seeds and give 95 % intervals.", min=1)] = 1,
     methods: Annotated[str | None, typer.Option(help="Only these labels, with a comma.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder; default runs/<name>-compare. Finished runs in it are kept.")
+        Path | None, typer.Option(help="Folder; default runs/NAME-compare. Finished runs in it are kept.")
     ] = None,
     dry: Annotated[bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone.")] = False,
     processes: Annotated[int | None, typer.Option(help="Runs at a time; default one a core.", min=1)] = None,
@@ -269,7 +269,7 @@ def validate(
         float | None, typer.Option(help="Virtual seconds in a real one; default: 50 s for the longest real run.")
     ] = None,
     repeats: Annotated[int, typer.Option(help="Real runs of each method, for their own spread.", min=1)] = 2,
-    out: Annotated[Path | None, typer.Option(help="Folder; default a fresh runs/<name>-validate.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; default a fresh runs/NAME-validate.")] = None,
     limit: Annotated[float, typer.Option(help="Most real seconds of one run.", min=1)] = 600.0,
     fail_above: Annotated[
         float | None, typer.Option(help="Exit code 1 if a makespan is off by more percent, or bytes or ranking differ.")
