@@ -1,4 +1,4 @@
-"""The command line: `mobifleet run | plot | compare | validate | check | list | fetch | calibrate`. Heavy imports happen inside the verbs."""
+"""The command line, `mobifleet VERB`. Heavy imports happen inside the verbs."""
 
 from __future__ import annotations
 
