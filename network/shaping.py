@@ -126,11 +126,11 @@ class ShapedRelay:
 
     def stop(self) -> None:
         """Close every connection and end the thread; a second call does nothing."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None  # two threads may stop it at once
+        if thread is not None:
             with suppress(RuntimeError):  # the loop has ended by itself
                 self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join()
-            self._thread = None
+            thread.join()
 
     def __enter__(self) -> ShapedRelay:
         return self.start()
