@@ -205,6 +205,10 @@ class CostAs(Settings):
     """Charge every text at this length instead of its own."""
 
 
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+"""A name that a folder may have."""
+
+
 class Over(Settings):
     """One of the scenario's own settings, and the values at which everything is compared."""
 
@@ -227,7 +231,7 @@ class Tune(Settings):
 class Compare(Settings):
     """Which methods `mobifleet compare` runs on this scenario, and beside which one it puts them."""
 
-    methods: dict[str, AnyMethod] = Field(min_length=1)
+    methods: dict[Label, AnyMethod] = Field(min_length=1)
     """Label -> settings of a method."""
     ours: str | None = None
     """The label whose reductions against the best other one are reported; default the first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -58,7 +59,8 @@ def _worlds(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
         yield "", scenario
         return
     for value in over.values:
-        yield f"{over.key}={value}", _with(scenario, over.key, value, "compare.over")
+        name = re.sub(r"[^\w=.-]+", "-", f"{over.key}={value}")[:80]  # of a folder
+        yield name, _with(scenario, over.key, value, "compare.over")
 
 
 def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:

@@ -200,3 +200,12 @@ def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(scenario_file
         run_all(entries, scenario_file().parent, True, 1, lambda *_: pytest.fail("it counted as done"))
     assert [is_done(entry, dry=True) for entry in entries] == [False, False]
     assert entries[0].folder.exists() and not entries[1].folder.exists()
+
+
+def test_a_comparison_stays_in_its_folder(mobifleet, scenario_file, tmp_path):
+    climbing = mobifleet("compare", scenario_file(compare={"methods": {"../../up": METHODS["ours"]}}), "--dry")
+    assert climbing.code == 2 and "../../up" in climbing.err and "Traceback" not in climbing.err
+    values = ["../../../up", "a/b"]
+    scenario = load(str(scenario_file(compare={**COMPARE, "over": {"key": "description", "values": values}})), Scenario)
+    for entry in plan(scenario, tmp_path):
+        assert entry.folder.resolve().is_relative_to(tmp_path.resolve()) and entry.folder.parent.parent == tmp_path
