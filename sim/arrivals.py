@@ -19,6 +19,21 @@ Hours = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=24, max_
 """24 weights of the hours of the day; default those at which phones are ready (`charging-wifi-locked`)."""
 
 
+class Daily(Settings):
+    """A rate that follows the hour of the day."""
+
+    hours: Hours | None = None
+    starts_at: DayTime = 0.0
+    """Time of day at which the virtual clock starts."""
+
+
+class Batches(Settings):
+    """So many at a time, with exponential gaps."""
+
+    size: int = Field(ge=1)
+    mean_gap: Seconds = Field(gt=0)
+
+
 class AtOnce(Settings):
     """Every device is there from the start."""
 
@@ -32,23 +47,18 @@ class PoissonJoin(Settings):
     mean_gap: Seconds = Field(gt=0)
 
 
-class DiurnalJoin(Settings):
+class DiurnalJoin(Daily):
     """Devices join one by one, in random order, at a rate that follows the hour of the day."""
 
     kind: Literal["diurnal"]
     mean_gap: Seconds = Field(gt=0)
     """Over a day."""
-    hours: Hours | None = None
-    starts_at: DayTime = 0.0
-    """Time of day at which the virtual clock starts."""
 
 
-class BurstJoin(Settings):
+class BurstJoin(Batches):
     """Devices join in batches, in random order, with exponential gaps between batches."""
 
     kind: Literal["burst"]
-    size: int = Field(ge=1)
-    mean_gap: Seconds = Field(gt=0)
 
 
 class ListedJoin(Settings):
@@ -78,23 +88,18 @@ class DataStream(Settings):
     rate: PerSecond = Field(gt=0)
 
 
-class DataDiurnal(Settings):
+class DataDiurnal(Daily):
     """Fresh samples reach each device at a rate that follows the hour of the day, from the moment it joins."""
 
     kind: Literal["diurnal"]
     rate: PerSecond = Field(gt=0)
     """Over a day."""
-    hours: Hours | None = None
-    starts_at: DayTime = 0.0
-    """Time of day at which the virtual clock starts."""
 
 
-class DataBurst(Settings):
+class DataBurst(Batches):
     """Fresh samples reach each device in batches, with exponential gaps, from the moment it joins."""
 
     kind: Literal["burst"]
-    size: int = Field(ge=1)
-    mean_gap: Seconds = Field(gt=0)
 
 
 class DataTraced(Settings):

@@ -7,7 +7,6 @@ import numpy as np
 from network.bandwidth import CapacityTrace
 from network.calibration import Moments, Variation, autocorrelation
 
-STYLE = Path(__file__).parents[1] / "mobifleet.mplstyle"
 SIZE_IN = (7.0, 4.2)
 LONG_S = 14_400  # of drawing, for curves of the fit and not of one draw
 SHARES = np.linspace(0, 1, 201)
@@ -19,6 +18,8 @@ def draw(
     """Write a figure of a series in steps of 1 s (bit/s, NaN where missing) beside the trace that was drawn for it."""
     import matplotlib.style
     from matplotlib.figure import Figure
+
+    from sim.plots import STYLE
 
     beside_bps = np.array(trace.capacity_bps)[: len(series_bps)]
     drawn_bps = np.array(variation.trace(LONG_S, np.random.default_rng(1)).capacity_bps)

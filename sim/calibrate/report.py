@@ -331,7 +331,9 @@ def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.style.context(Path(__file__).parents[1] / "mobifleet.mplstyle"):
+    from sim.plots import STYLE
+
+    with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(4.6, 4.2), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()

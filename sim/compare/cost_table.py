@@ -89,14 +89,13 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
         "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
         "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
         "wasted_bytes": until(nbytes, radio & ~ok),
-        "updates": np.array([_at(run, "updates", time_s) for time_s in times_s]),
+        "updates": _last_before(*run.curve("updates"), times_s),
     }
 
 
-def _at(run: Run, name: str, until_s: float) -> float:
-    time_s, value = run.curve(name)
-    before = value[time_s <= until_s]
-    return float(before[-1]) if len(before) else 0.0
+def _last_before(at_s: np.ndarray, value: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+    """What a metric had last been noted as at each moment; 0 before its first note."""
+    return np.concatenate([[0.0], value])[np.searchsorted(at_s, times_s, side="right")]
 
 
 def rows(entries: list[Entry], protocol: str, target: float | None = None) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ def rows(entries: list[Entry], protocol: str, target: float | None = None) -> li
         runs = [open_run(entry.folder) for entry in entries if entry.label == label]
         each = [_row(run, protocol, target) for run in runs]
         row: dict[str, Any] = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
-        for name in [*each[0]]:
+        for name in each[0]:
             values = [r.get(name) for r in each]
             row[name], row[f"{name}_pm"] = _interval(values)
             row[f"{name}_each"] = values

@@ -50,4 +50,4 @@ AnyMethod = Annotated[
 
 def method_for(config):
     """The method class whose settings these are."""
-    return next(method for method in METHODS if isinstance(config, method.Config))
+    return next(method for method in METHODS if type(config) is method.Config)

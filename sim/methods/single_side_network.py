@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
 from learning.side_config import shape_for
 from sim.actors import Payload, Server, Work
 from sim.learners.references import SeparateLearner
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.side_tuning import SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -27,19 +24,10 @@ class SingleSideNetwork(FedMobiLLM):
 
     real_learner = SeparateLearner
 
-    class Config(SideTuningSettings):
-        """Settings of separate side networks; those of Fed MobiLLM."""
+    class Config(FedMobiLLM.Config):
+        """Settings of separate side networks: those of Fed MobiLLM; updates are granted to the sample's own network."""
 
         kind: Literal["single-side-network"]
-        wire: Literal["float32", "float16", "int8"] = "float16"
-        """Number format of uploaded activations."""
-        replay: float = Field(20, gt=0)
-        """Sample-updates granted to the server for each sample ingested, by the sample's own network."""
-        eager: float = Field(0.25, ge=0, le=1)
-        """Share of the granted updates that is spent as samples arrive."""
-        server_batch: int = Field(32, ge=1)
-        deliver: bool = True
-        """After training, send each device its side network."""
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         super().__init__(config, sim)
