@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from inputs.files import is_ours
 from sim.calibrate.cli import app as calibrate
 
 app = typer.Typer(
@@ -71,10 +72,7 @@ def _for_the_user(error: Exception) -> str | None:
         return (
             f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"
         )
-    ours = ("learning.", "devices.", "network.", "sim.")
-    if isinstance(error, ValueError) and type(error).__module__.startswith(ours):
-        return str(error)
-    return None
+    return str(error) if is_ours(error) else None
 
 
 def _load(name: str, overrides: list[str] | None, seed: int | None):
@@ -192,6 +190,12 @@ def _show_summary(done) -> None:
     row("digest", s["digest"][:16])
     row("written to", str(done.path))
     console.print(table)
+    _show_remarks(s.get("remarks", []))
+
+
+def _show_remarks(remarks: list[str]) -> None:
+    for remark in remarks:
+        errors.print(f"note: {remark}", style="yellow", markup=False)
 
 
 @app.command()
@@ -346,6 +350,7 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
     if sim.costing.charged_as:
         table.add_row("costed as", sim.costing.charged_as)
     console.print(table)
+    _show_remarks(sim.remarks)
 
 
 @app.command("list")

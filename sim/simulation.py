@@ -107,6 +107,7 @@ class Simulation:
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
+        self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
@@ -230,6 +231,11 @@ class Simulation:
             self.recorder.metric(self.env.now, "resent_bytes", self.network.resent_bytes)
 
     # --- what a method tells about its progress
+
+    def remark(self, text: str) -> None:
+        """Note, once, a sentence that whoever reads the result has to know: `check`, the summary and the run show it."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
     def after_update(
         self, learner: NullLearner, loss: float | None, records: int, first: bool = False, last: bool = False

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("learning", "devices", "network", "sim")
+PACKAGES = ("inputs", "learning", "devices", "network", "sim")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 NEVER = {
+    "inputs": {"torch", "transformers", "simpy", "numpy", "learning", "devices", "network", "sim", "scenarios"},
     "learning": {"simpy", "devices", "network", "sim", "scenarios"},
     "devices": {"torch", "transformers", "simpy", "learning", "network", "sim", "scenarios"},
     "network": {"torch", "transformers", "learning", "devices", "sim", "scenarios"},

@@ -1,0 +1,180 @@
+"""Reading a file of the user's: bounded, decoded, and every failure a `FileProblem` that names file, place and cause.
+
+Whatever reads such a file goes through here, so that a device node, a pipe, a binary file, a foreign encoding, a bottomless
+nesting or a surprise of some library's reader is one line for the user, never a traceback.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 256 * 2**20  # of a text file that is read whole
+MOST_CELL_CHARACTERS = 16 * 2**20  # of one cell of a CSV file
+_MARKS = (  # byte-order marks, the longer first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+class FileProblem(ValueError):
+    """A file of the user's cannot be used; the message is `file, place: cause` in one line."""
+
+
+def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
+    """The path itself, if it is a regular file of at most so many bytes.
+
+    Raises FileProblem for what is missing, a folder, a device, a pipe, a socket, not readable, or too large.
+    """
+    path = Path(path)
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FileProblem(f"{path}: cannot be opened ({_reason(error)})") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise FileProblem(f"{path}: is a folder, not a file")
+    if not stat.S_ISREG(found.st_mode):
+        raise FileProblem(f"{path}: is not a regular file (a device, pipe or socket)")
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise FileProblem(f"{path}: {found.st_size:,} bytes, more than the {most_bytes:,} that are read of such a file")
+    return path
+
+
+def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """The bytes of a regular file; FileProblem as for `regular_file`."""
+    path = regular_file(path, most_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES) -> str:
+    """The text of a file, line ends as they are: UTF-8, or UTF-16 and UTF-32 by their byte-order mark, or the encoding named.
+
+    Raises FileProblem with the line at which the text is not of that encoding, or for a binary file (one that holds NUL).
+    """
+    raw = read_bytes(path, most_bytes)
+    marked = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding or marked)
+    except LookupError:
+        raise FileProblem(f"{path}: no encoding is called {encoding!r}; try utf-8, utf-16 or latin-1") from None
+    except UnicodeError as error:
+        at = getattr(error, "start", 0)
+        line = raw.count(b"\n", 0, at) + 1
+        hint = "" if encoding else "; save it as UTF-8, or name its encoding where that can be said"
+        raise FileProblem(f"{path}, line {line}: not {encoding or marked.removesuffix('-sig')} text{hint}") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise FileProblem(f"{path}, line {line}: binary, not text (it holds NUL)")
+    return text.removeprefix("\ufeff")
+
+
+def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
+    """What a JSON file holds; FileProblem with line and column where it is none."""
+    return parse_json(read_text(path, most_bytes=most_bytes), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text holds; `where` names it in the FileProblem of one that is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FileProblem(f"{where}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+        raise FileProblem(f"{where}: not JSON that can be read ({_first_line(error)})") from None
+
+
+def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
+    """What a YAML file holds, plain data alone; FileProblem with line and column where it is none."""
+    import yaml  # here, for `mobifleet --help` reads no YAML
+
+    text = read_text(path, most_bytes=most_bytes)
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise FileProblem(f"{path}{place}: not YAML ({error.problem or error.context})") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
+        raise FileProblem(f"{path}: not YAML that can be read ({_first_line(error)})") from None
+
+
+def read_rows(
+    path: str | Path, delimiter: str | None = None, encoding: str | None = None
+) -> list[tuple[int, list[str]]]:
+    """The rows of a table of text as (number of the line at which each begins, cells); blank lines are left out.
+
+    Without a delimiter the one of comma, semicolon, tab and | that splits the first lines most evenly is taken.
+    """
+    text = read_text(path, encoding)
+    csv.field_size_limit(MOST_CELL_CHARACTERS)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or guess_delimiter(text))
+    rows, line = [], 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((line, row))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise FileProblem(f"{path}, line {line}: not a table of text ({error})") from None
+    return rows
+
+
+def guess_delimiter(text: str, fallback: str = ",") -> str:
+    """The delimiter that splits the first twenty lines into the same number, the largest, of cells; else the fallback."""
+    lines = [line for line in text[:100_000].splitlines() if line.strip() and not line.lstrip().startswith("#")][:20]
+    best, most = fallback, 1
+    for candidate in (",", ";", "\t", "|"):
+        counts = {len(row) for row in csv.reader(lines, delimiter=candidate)}
+        if len(counts) == 1 and (count := counts.pop()) > most:
+            best, most = candidate, count
+    return best
+
+
+@contextmanager
+def reading(path: str | Path, what: str) -> Iterator[None]:
+    """Whatever a library's reader raises within becomes a FileProblem: the file, what it should be, the library's words.
+
+    Errors of our own (ValueErrors that already say whose fault it is) and a lack of memory pass as they are.
+
+        with reading(file, "a Parquet table"):
+            table = parquet.read_table(file)
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read as {what} ({_reason(error)})") from error
+    except Exception as error:
+        if is_ours(error):
+            raise
+        raise FileProblem(f"{path}: cannot be read as {what} ({_first_line(error)})") from error
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was worded here for the user: a ValueError of a class that one of our packages defines."""
+    home = type(error).__module__.partition(".")[0]
+    return isinstance(error, ValueError) and home in {"inputs", "learning", "devices", "network", "sim"}
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of an error's own words, with its type where they say nothing, short enough for a terminal."""
+    words = next(iter(str(error).strip().splitlines()), "")[:200]
+    return words or type(error).__name__
