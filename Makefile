@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
 
-.PHONY: quickstart test lint slow bench clean
+.PHONY: quickstart test lint slow timed bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/mobifleet fetch
@@ -12,7 +12,7 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests lint
 	$(VENV)/bin/mobifleet fetch
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --durations 15 -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --durations 15
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check --quiet .
@@ -20,7 +20,11 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/lint-imports > /dev/null
 
 slow: $(VENV)/.installed-for-tests
-	$(VENV)/bin/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
+
+# Leave the machine alone meanwhile: these tests assert how long things take.
+timed: $(VENV)/.installed-for-tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m timed
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/fair_link.py

@@ -63,8 +63,9 @@ def load(
         instance = model.model_validate(root.plain())
     except ValidationError as error:
         problems += _explain(error, model.model_json_schema(), root)
-    if not problems and check is not None:
-        spots = [(_Spot(model.model_json_schema(), root, where), what) for where, what in check(instance)]
+    if not problems and check is not None and (found := list(check(instance))):
+        schema = model.model_json_schema()  # of many classes: built once, and only where there is something to place
+        spots = [(_Spot(schema, root, where), what) for where, what in found]
         problems += [Problem(spot.place, f"{dotted(spot.path)}: {what}") for spot, what in spots]
     if problems:
         raise _error(problems)

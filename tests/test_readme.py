@@ -34,7 +34,7 @@ def place(tmp_path_factory):
 
 def run(argv, place):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-    done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

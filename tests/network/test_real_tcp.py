@@ -14,6 +14,15 @@ sys.modules["real_tcp"] = real_tcp  # where its dataclasses look for their annot
 spec.loader.exec_module(real_tcp)
 
 
+@pytest.mark.parametrize(("n", "busy_s"), [(1, 0.3), (4, 0.4)])
+def test_a_shaped_relay_carries_no_more_than_its_rate(n, busy_s):
+    flows = real_tcp.mixed_flows(n, 16e6, busy_s, np.random.default_rng(n))
+    starts_s = np.array([flow.start_s for flow in flows])
+    ends_s = starts_s + real_tcp.through_relay(flows, 16e6)
+    assert ends_s.max() - starts_s.min() > 0.95 * 8 * sum(flow.nbytes for flow in flows) / 16e6 - 0.02
+
+
+@pytest.mark.timed
 @pytest.mark.parametrize(("n", "busy_s"), [(1, 0.3), (4, 0.8), (16, 1.2)])
 def test_completion_times_through_a_shaped_relay_are_a_fair_links(n, busy_s):
     """Within 10 % at the median over the flows, real sockets on the loopback device."""
@@ -25,6 +34,7 @@ def test_completion_times_through_a_shaped_relay_are_a_fair_links(n, busy_s):
     assert np.median(np.abs(took_s / expected_s - 1)) < 0.1
 
 
+@pytest.mark.timed
 def test_completion_times_through_a_shaping_kernel_are_a_fair_links():
     """Linux shapes real TCP, a queue for each of four flows: where namespaces and tc are permitted, again within 10 %."""
     flows = real_tcp.mixed_flows(4, 16e6, 0.8, np.random.default_rng(4))

@@ -222,7 +222,7 @@ def test_an_interruption_keeps_every_timing_and_says_how_to_fit_them(mobifleet, 
 
     monkeypatch.setattr(Bench, "time", interrupted)
     monkeypatch.setattr(Plan, "load_s", 0.0)
-    monkeypatch.setattr(Plan, "budget_s", 60)
+    monkeypatch.setattr(Plan, "budget_s", 600)
     found = mobifleet(*tiny, "random-bert-l1,random-bert", "--name", "cut")
     assert found.code == 130 and "--from calibrations/cut/measurements.csv" in " ".join(found.out.split())
     timings, _ = calibrate_device.read_table(tmp_path / "calibrations" / "cut" / "measurements.csv")

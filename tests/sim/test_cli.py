@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -29,7 +28,7 @@ def probe(shell):
 
     def run(*argv: object) -> tuple[int, str, float, str]:
         process = shell("-c", PROBE, *argv)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         found = re.search(r"^CPU (\S+) HEAVY (\S*)$", err, re.M)
         assert found, err
         return process.returncode, out + err[: found.start()], float(found[1]), found[2]
@@ -39,12 +38,20 @@ def probe(shell):
 
 @pytest.mark.parametrize("argv", [("--help",), *((verb, "--help") for verb in VERBS)], ids=" ".join)
 def test_help_answers_at_once(argv, probe):
-    code, out, cpu_s, heavy = probe(*argv)
+    code, out, _, heavy = probe(*argv)
     assert (code, heavy) == (0, "")
     assert "mobifleet" in out
-    assert cpu_s < 0.5
     if argv[0] in ("run", "check", "plot"):
         assert f"mobifleet {argv[0]}" in out  # an example to copy
+
+
+@pytest.mark.timed
+@pytest.mark.fetched
+@pytest.mark.parametrize(
+    ("argv", "most_s"), [(("--help",), 0.5), (("run", "--help"), 0.5), (("check", "quickstart"), 0.7)]
+)
+def test_answers_take_less_than_a_second(argv, most_s, probe):
+    assert min(probe(*argv)[2] for _ in range(3)) < most_s
 
 
 @pytest.mark.parametrize("what", LISTINGS)
@@ -57,9 +64,8 @@ def test_lists_answer_without_the_heavy_modules(what, mobifleet):
 def test_check_list_and_a_dry_run_import_nothing_heavy(probe, scenario_file, tmp_path):
     path = scenario_file(fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}])
     assert probe("list", "backbones")[::3] == (0, "")
-    code, out, cpu_s, heavy = probe("check", path)
+    code, out, _, heavy = probe("check", path)
     assert (code, heavy) == (0, "")
-    assert cpu_s < 2
     assert "tiny: fine" in out
     code, out, _, heavy = probe("run", path, "--dry", "--no-figures", "--out", "dry")
     assert (code, heavy) == (0, ""), out
@@ -147,8 +153,6 @@ def test_the_installed_command_is_the_same_program(tmp_path):
     script = __import__("pathlib").Path(sys.executable).with_name("mobifleet")
     if not script.is_file():
         pytest.skip("not installed as a command")
-    begin = time.perf_counter()
     done = subprocess.run([script, "list", "methods"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "fed-mobillm" in done.stdout
-    assert time.perf_counter() - begin < 20

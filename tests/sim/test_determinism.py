@@ -50,7 +50,7 @@ def test_python_hash_seeds_change_nothing(shell, scenario_file, tmp_path):
         start = "from sim import cli; cli.main()"
         processes.append(shell("-c", start, *argv, PYTHONHASHSEED=seed))
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     summaries = [json.loads((tmp_path / f"run-{seed}" / "summary.json").read_text()) for seed in ("0", "12345")]
     assert summaries[0]["digest"] == summaries[1]["digest"]

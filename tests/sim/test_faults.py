@@ -141,7 +141,7 @@ def test_the_same_holds_in_a_process_of_its_own(shell, scenario_file):
     path = scenario_file()
     for overrides, says in (REFUSED[0], REFUSED[8], REFUSED[-4]):
         process = shell("-c", "from sim import cli; cli.main()", "run", path, "--dry", *PLAIN, *sets(overrides))
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 2
         assert says in errors
         assert "Traceback" not in errors

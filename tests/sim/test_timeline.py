@@ -248,6 +248,7 @@ def test_a_budget_too_small_for_anything_is_refused(small, tmp_path):
         write_perfetto(small[0], tmp_path / "t.pftrace", max_tracks=5)
 
 
+@pytest.mark.timed
 def test_two_hundred_thousand_slices_take_less_than_five_seconds(tmp_path):
     run = open_run(write_run(tmp_path / "run", n_devices=400, batches=130, oom_share=0.0))
     began_s = time.process_time()
