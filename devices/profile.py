@@ -3,7 +3,8 @@
 A profile is a YAML file. Every number in it is a mapping `{value, source, date or version, conditions, basis}`;
 `load` turns the file into frozen dataclasses with plain floats and keeps the sources in `DeviceProfile.provenance`.
 The unit of speed is the *engine* (chip and software path together), because on one chip the path moves the rate by
-up to 40x, more than the chip does.
+up to 40x, more than the chip does. Power belongs to it too, for a chip in a fast mode draws more: an engine's `compute_w`,
+of the power mode that it names, or `power.compute_w` for engines that say nothing.
 """
 
 import difflib
@@ -14,11 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from inputs.files import FileProblem, read_yaml
 
 PROFILES = Path(__file__).parent / "profiles"
 KINDS = ("board", "phone", "sbc", "laptop", "server")
-BASES = ("measured", "derived", "estimated", "data-sheet", "recalled")
+BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalled")
 
 
 class ProfileError(ValueError):
@@ -38,19 +39,8 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Engine:
-    """One way of computing on a device: achieved FLOP/s in the long run, and fixed seconds per piece of work."""
-
-    name: str
-    precision: str
-    flop_per_s: float
-    overhead_s: float
-    description: str
-
-
-@dataclass(frozen=True)
 class Power:
-    """Power drawn by the whole device in each state, in watts (not above idle).
+    """Power drawn by the whole device in each state, in watts (not above idle), on one engine.
 
     The radio's is a constant, or, where the optional numbers are known, base + w_per_mbps x rate.
     """
@@ -63,6 +53,22 @@ class Power:
     uplink_w_per_mbps: float | None = None
     downlink_base_w: float | None = None
     downlink_w_per_mbps: float | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way of computing on a device: achieved FLOP/s in the long run, fixed seconds per piece of work, and its power.
+
+    Rate and power belong together: both are of one power mode, which `power_mode` names ("" where a device has but one).
+    """
+
+    name: str
+    precision: str
+    flop_per_s: float
+    overhead_s: float
+    power: Power
+    description: str
+    power_mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,6 @@ class DeviceProfile:
     memory_bytes: int
     memory_bandwidth_bytes_per_s: float
     engines: dict[str, Engine] = field(hash=False)
-    power: Power
     jitter_cv: float
     sustained_factor: float
     sustained_tau_s: float
@@ -146,11 +151,9 @@ def _bundled(name: str) -> DeviceProfile:
 
 def _read(path: Path) -> DeviceProfile:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{path}: cannot read this device profile ({error})") from error
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path}: not valid YAML ({error})") from error
+        data = read_yaml(path)
+    except FileProblem as error:
+        raise ProfileError(f"device profile {error}") from error
     return _Parser(path).profile(data)
 
 
@@ -167,13 +170,7 @@ class _Parser:
         data = self.mapping(data, "", required, optional=("measurements", "battery_wh"))
         if data["kind"] not in KINDS:
             self.fail("kind", f"found {data['kind']!r}, allowed: {', '.join(KINDS)}")
-        engines = self.engines(data["engines"])
-        power_keys = ("compute_w", "uplink_w", "downlink_w", "idle_w")
-        by_rate = tuple(f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps"))
-        power = self.mapping(data["power"], "power", power_keys, optional=by_rate)
-        for base, slope in (by_rate[:2], by_rate[2:]):
-            if (base in power) != (slope in power):
-                self.fail("power", f"{base} and {slope} go together: give both, or neither")
+        engines = self.engines(data["engines"], self.power(data["power"]))
         return DeviceProfile(
             name=self.text(data["name"], "name"),
             title=self.text(data["title"], "title"),
@@ -183,7 +180,6 @@ class _Parser:
                 data["memory_bandwidth_bytes_per_s"], "memory_bandwidth_bytes_per_s", above=0
             ),
             engines=engines,
-            power=Power(**{key: self.number(power[key], f"power.{key}", least=0) for key in power}),
             jitter_cv=self.number(data["jitter_cv"], "jitter_cv", least=0),
             sustained_factor=self.number(data["sustained_factor"], "sustained_factor", above=0, most=1),
             sustained_tau_s=self.number(data["sustained_tau_s"], "sustained_tau_s", least=0),
@@ -192,19 +188,36 @@ class _Parser:
             battery_wh=self.number(data["battery_wh"], "battery_wh", above=0) if "battery_wh" in data else None,
         )
 
-    def engines(self, data: Any) -> dict[str, Engine]:
+    def power(self, data: Any) -> dict[str, float]:
+        """Idle and radio, which all engines share, and `compute_w` of those engines that say nothing of it."""
+        by_rate = tuple(f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps"))
+        data = self.mapping(data, "power", ("uplink_w", "downlink_w", "idle_w"), optional=("compute_w", *by_rate))
+        for base, slope in (by_rate[:2], by_rate[2:]):
+            if (base in data) != (slope in data):
+                self.fail("power", f"{base} and {slope} go together: give both, or neither")
+        return {key: self.number(data[key], f"power.{key}", least=0) for key in data}
+
+    def engines(self, data: Any, shared: Mapping[str, float]) -> dict[str, Engine]:
         if not isinstance(data, Mapping) or not data:
             self.fail("engines", "needs at least one engine, for example `simple`")
         engines = {}
         for name, entry in data.items():
             where = f"engines.{name}"
-            entry = self.mapping(entry, where, ("description", "precision", "flop_per_s", "overhead_s"))
+            required = ("description", "precision", "flop_per_s", "overhead_s")
+            entry = self.mapping(entry, where, required, optional=("compute_w", "power_mode"))
+            power = dict(shared)
+            if "compute_w" in entry:
+                power["compute_w"] = self.number(entry["compute_w"], f"{where}.compute_w", least=0)
+            if "compute_w" not in power:
+                self.fail(f"{where}.compute_w", "is missing, and so is power.compute_w, which would stand in for it")
             engines[str(name)] = Engine(
                 name=str(name),
                 precision=self.text(entry["precision"], f"{where}.precision"),
                 flop_per_s=self.number(entry["flop_per_s"], f"{where}.flop_per_s", above=0),
                 overhead_s=self.number(entry["overhead_s"], f"{where}.overhead_s", least=0),
+                power=Power(**power),
                 description=self.text(entry["description"], f"{where}.description"),
+                power_mode=self.text(entry["power_mode"], f"{where}.power_mode") if "power_mode" in entry else "",
             )
         return engines
 
@@ -217,7 +230,7 @@ class _Parser:
             entry = self.mapping(
                 entry, where, ("workload", "engine", "flop", "bytes_moved", "seconds", "fitted", "source")
             )
-            if entry["engine"] not in engines:
+            if not isinstance(entry["engine"], str) or entry["engine"] not in engines:
                 self.fail(f"{where}.engine", f"found {entry['engine']!r}{_nearest(str(entry['engine']), engines)}")
             if not isinstance(entry["fitted"], bool):
                 self.fail(f"{where}.fitted", f"found {entry['fitted']!r}, allowed: true, false")
@@ -256,7 +269,7 @@ class _Parser:
         """A finite number within limits. PyYAML reads `1e9` as a string, hence the conversion."""
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not (math.isfinite(number) and above < number and least <= number <= most):
             allowed = "a number"

@@ -84,7 +84,7 @@ class Device:
         client: str | None = None,
     ) -> None:
         self.sim, self.member, self.profile, self.client = sim, member, profile, client
-        self.id, self.backbone = member.id, member.backbone
+        self.id, self.backbone, self.power = member.id, member.backbone, model.engine.power
         self.samples, self.joined_at_s = samples, joined_at_s
         self.finished_at_s: float | None = None
         self.outcome = "ok"
@@ -162,7 +162,7 @@ class Device:
                     return
                 yield from story(self.task)
                 if not self.task.closed.triggered:
-                    yield from self._spend("wait", self.task.closed, self.profile.power.idle_w)
+                    yield from self._spend("wait", self.task.closed, self.power.idle_w)
             except simpy.Interrupt as stop:  # it may come when the task has just been dropped for another reason
                 if stop.cause not in ("late", "offline"):
                     raise
@@ -237,17 +237,17 @@ class Device:
 
     def _wait(self, time_s: float) -> Generator:
         left_s = max(0.0, time_s - self.sim.env.now)
-        yield from self.timed("wait", left_s, self.profile.power.idle_w)
+        yield from self.timed("wait", left_s, self.power.idle_w)
 
     def _computing(self, work: Work, seconds: float) -> Generator:
         if self.conditions:
             return self.conditions.compute(work, seconds)
-        return self.timed("compute", seconds, self.profile.power.compute_w, work.cost.flop)
+        return self.timed("compute", seconds, self.power.compute_w, work.cost.flop)
 
     def _transfer(
         self, kind: str, link: Callable[[str, int], simpy.Event], nbytes: int, way: str, flows: Sequence[int] = ()
     ) -> Generator:
-        watts, j_per_byte = radio(self.profile.power, way, bool(self.conditions) and self.conditions.radio_by_rate)
+        watts, j_per_byte = radio(self.power, way, bool(self.conditions) and self.conditions.radio_by_rate)
         what = {"nbytes": nbytes, "flows": flows, "abort": self.sim.network.abort, "j_per_byte": j_per_byte}
         yield from self._resumed(lambda: self._spend(kind, link(self.id, nbytes), watts, **what))
 
@@ -260,7 +260,7 @@ class Server:
     """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
 
     def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
-        self.sim, self.profile = sim, profile
+        self.sim, self.profile, self.power = sim, profile, model.engine.power
         self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = sim.env.event()
@@ -391,7 +391,7 @@ class Server:
             yield turn
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             future = self.sim.host.start(work.run) if work.run else None
-            watts, done = self.profile.power.compute_w, self.sim.env.timeout(seconds)
+            watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
             yield from recorded(
                 self.sim, "server", kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
             )

@@ -122,7 +122,7 @@ class Conditions:
         if s.background_load:
             b = s.background_load
             self.load = background_load(streams.rng("background-load", id_), b.quiet, b.busy, b.left, b.sigma)
-        self.battery = _battery(profile, s.battery) if s.battery and profile.battery_wh else None
+        self.battery = _battery(profile, device.power.idle_w, s.battery) if s.battery and profile.battery_wh else None
         if self.battery:
             low, high = s.battery.initial
             self.charge_j = self.battery.capacity_j * (low + (high - low) * streams.rng("battery", id_).random())
@@ -157,7 +157,7 @@ class Conditions:
             try:
                 flop = work.cost.flop * (piece_s / nominal_s if nominal_s else 1.0)
                 done = functools.partial(_share_done, at, piece_s)
-                yield from device.timed("compute", seconds, device.profile.power.compute_w, flop, outcome, done)
+                yield from device.timed("compute", seconds, device.power.compute_w, flop, outcome, done)
             finally:
                 worked_s = device.sim.env.now - start_s
                 self.heat = self.throttle.after_work(self.heat, worked_s)
@@ -172,11 +172,11 @@ class Conditions:
 
     def spent(self, joules: float, seconds: float) -> None:
         """Called with every span: what the battery gave above idle."""
-        self._drawn_j += joules - self.device.profile.power.idle_w * seconds
+        self._drawn_j += joules - self.device.power.idle_w * seconds
 
     def _settle(self) -> float:
         """Bring the charge to this moment and return it; a state of charge can be asked for only at present."""
-        now, idle_w = self.device.sim.env.now, self.device.profile.power.idle_w
+        now, idle_w = self.device.sim.env.now, self.device.power.idle_w
         elapsed_s = now - self._charged_at_s
         if elapsed_s > 0:
             drain_w = idle_w + self._drawn_j / elapsed_s
@@ -191,7 +191,7 @@ class Conditions:
         """If the battery is low, wait until it is charged."""
         if self.battery is None:
             return
-        s, idle_w, capacity_j = self.settings.battery, self.device.profile.power.idle_w, self.battery.capacity_j
+        s, idle_w, capacity_j = self.settings.battery, self.device.power.idle_w, self.battery.capacity_j
         while self._settle() <= (s.stop_below + HAIR) * capacity_j or self.is_plugged:
             if self.top_up:
                 wait_s = self.top_up.seconds(self.charge_j, idle_w) + HAIR * capacity_j / s.charger
@@ -204,10 +204,7 @@ class Conditions:
     def _low_in_s(self, within_s: float) -> float:
         if self.battery is None:
             return math.inf
-        level_j, compute_w = (
-            self.settings.battery.stop_below * self.battery.capacity_j,
-            self.device.profile.power.compute_w,
-        )
+        level_j, compute_w = self.settings.battery.stop_below * self.battery.capacity_j, self.device.power.compute_w
         return self.battery.seconds_until(level_j, self.charge_j, self.device.sim.env.now, compute_w, within_s)
 
     def _short_in_s(self, needed: float, within_s: float) -> float:
@@ -237,8 +234,8 @@ def _share_done(at: tuple, piece_s: float, seconds: float) -> float:
     return work_done_s(*at, seconds) / piece_s if piece_s > 0 else 1.0
 
 
-def _battery(profile: DeviceProfile, settings: BatterySettings) -> Battery:
-    capacity_j, idle_w = profile.battery_wh * JOULES_PER_WH, profile.power.idle_w
+def _battery(profile: DeviceProfile, idle_w: float, settings: BatterySettings) -> Battery:
+    capacity_j = profile.battery_wh * JOULES_PER_WH
     hours, charger = settings.hours, None
     if hours:
         charger = Charger(settings.charger, *hours, settings.starts_at)

@@ -55,6 +55,7 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
         count = sum(p.fitted for p in m.points if p.engine == engine)
         how = f"{FORMULA}, robust fit to {count} workloads; error {_words(own_errors)} {seen} workloads"
         known = lender.engines.get(engine)
+        mode = {"power_mode": known.power_mode} if m.table and known and known.power_mode else {}
         engines[engine] = {
             "description": f"{_engine_words(engine)}, {m.conditions}" if not m.table else known.description if known
             else f"fitted to {m.table}",
@@ -62,6 +63,8 @@ def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
             "flop_per_s": own(found.flop_per_s, how, "derived"),
             "overhead_s": _number(found.overhead_s, f"profile {lender.name}", "too few rows to fit it", "estimated")
             if found.rate_alone else own(found.overhead_s, how, "derived"),
+            "compute_w": _compute_w(m, engine, lender, own, lent),
+            **mode,
         }  # fmt: skip
     if m.fit.bandwidth_fitted:
         ceiling = f"; copying reaches {format_si(m.copy_bytes_per_s, 'B/s')}" if m.copy_bytes_per_s else ""
@@ -108,19 +111,31 @@ def _engine_words(engine: str) -> str:
     return "eager PyTorch, training steps with AdamW" if engine == "training" else "eager PyTorch, forward passes"
 
 
+def _compute_w(m: Measured, engine: str, lender: DeviceProfile, own: Any, lent: Any) -> dict[str, Any]:
+    """Measured for the engine under the steady load where a counter counts; else what the lender's like engine draws."""
+    if m.compute_w is not None:
+        steady = f"steady load of forward passes: {_counted(m)}"
+        return own(m.compute_w, steady, "measured" if engine == "simple" else "estimated")
+    like = engine if engine in lender.engines else next(iter(lender.engines))
+    key = f"engines.{like}.compute_w"
+    return lent(key if key in lender.provenance else "power.compute_w")
+
+
+def _counted(m: Measured) -> str:
+    return f"{', '.join(m.energy_sources)} alone, not the whole machine"
+
+
 def _power(m: Measured, lender: DeviceProfile, own: Any, lent: Any) -> dict[str, Any]:
-    """Measured where a counter counts; the radio adds to idle what it adds in the lender."""
+    """Idle and radio, measured where a counter counts; the radio adds to idle what it adds in the lender."""
     keys = [key.removeprefix("power.") for key in lender.provenance if key.startswith("power.")]
-    states = {key: lent(f"power.{key}") for key in keys}
+    states = {key: lent(f"power.{key}") for key in keys if key != "compute_w"}
     if m.compute_w is None or m.idle_w is None:
         return states
-    seen = f"{', '.join(m.energy_sources)} alone, not the whole machine"
     idle_w, lent_idle_w = min(m.idle_w, m.compute_w), states["idle_w"]["value"]
     for state in {"uplink_w", "downlink_w", "uplink_base_w", "downlink_base_w"} & set(states):
         states[state]["value"] = round(idle_w + states[state]["value"] - lent_idle_w, 4)
         states[state]["conditions"] = f"idle as measured + what the radio adds; {states[state]['conditions']}"
-    states["compute_w"] = own(m.compute_w, f"steady load: {seen}", "measured")
-    states["idle_w"] = own(idle_w, f"3 s without load: {seen}", "measured")
+    states["idle_w"] = own(idle_w, f"3 s without load: {_counted(m)}", "measured")
     return states
 
 

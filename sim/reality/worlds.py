@@ -70,14 +70,14 @@ class LocalDevice(Device):
         self.data.send(header, payload.data)
         nbytes = yield self._acknowledged[payload.number]
         del self._acknowledged[payload.number]
-        self._record("upload", start_s, nbytes, self.profile.power.uplink_w, [payload.number])
+        self._record("upload", start_s, nbytes, self.power.uplink_w, [payload.number])
 
     def download(self, nbytes: int) -> Generator:
         """Receive the model of the present task, which the server sends without being asked."""
         start_s, task = self.sim.env.now, self._present
         body, nbytes = yield task.landed
         task.model = self.sim.method.learner.unpacked(self.backbone, body)
-        self._record("download", start_s, nbytes, self.profile.power.downlink_w)
+        self._record("download", start_s, nbytes, self.power.downlink_w)
 
     def _record(self, kind: str, start_s: float, nbytes: int, watts: float, flows=()) -> None:
         now = self.sim.env.now
@@ -182,7 +182,7 @@ class RemoteDevice(Device):
 
     def download(self, nbytes: int) -> Generator:
         """Send it what it needs to predict, and wait for its word that this has landed."""
-        start_s, watts = self.sim.env.now, self.profile.power.downlink_w
+        start_s, watts = self.sim.env.now, self.power.downlink_w
         self.data.send({"delivery": self.id}, self.sim.shipped(self.backbone))
         landed_bytes = yield self._delivered
         now = self.sim.env.now

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "devices.md"
 def table_row(name: str) -> str:
     p = profile.load(name)
     rates = ", ".join(f"{e.name} {e.flop_per_s / 1e12:.3g}" for e in p.engines.values())
-    w = p.power
+    w = p.engine("simple").power
     return (
         f"| `{name}` | {p.kind} | {p.memory_bytes / 2**30:.1f} | {p.memory_bandwidth_bytes_per_s / 1e9:.1f} | {rates} "
         f"| {w.compute_w:g} / {w.uplink_w:.3g} / {w.downlink_w:.3g} / {w.idle_w:g} | {p.jitter_cv:g} |"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from devices import profile
 from devices.power import STATES, energy_j, joules, power_at_w, watts
 
-TX2 = profile.load("jetson-tx2").power
+TX2 = profile.load("jetson-tx2").engine("simple").power
 TIMES = st.integers(0, 40).map(lambda k: k / 4)  # quarters of a second, so that a sum over a fine grid is exact
 SPANS = st.lists(
     st.tuples(st.sampled_from(STATES), TIMES, TIMES).map(lambda s: (s[0], min(s[1:]), max(s[1:]))), max_size=8
@@ -54,6 +54,6 @@ def test_mistakes_are_named():
 
 
 def test_uplink_power_of_a_phone_is_the_published_fit_at_20_mbit_s():
-    phone = profile.load("phone-2024-flagship").power
+    phone = profile.load("phone-2024-flagship").engine("simple").power
     whole_phone_with_screen_w, base_with_screen_w = (2926 + 76.7 * 20) / 1000, 2.33
     assert phone.uplink_w - phone.idle_w == pytest.approx(whole_phone_with_screen_w - base_with_screen_w, abs=1e-3)

@@ -56,7 +56,8 @@ def test_every_number_of_a_shipped_profile_names_its_source(name):
     assert set(numbers_in(raw(name))) == set(loaded.provenance)
     for origin in loaded.provenance.values():
         assert origin.source and origin.conditions and (origin.date or origin.version) and origin.basis in profile.BASES
-    assert loaded.power.idle_w <= min(loaded.power.uplink_w, loaded.power.downlink_w, loaded.power.compute_w)
+    for engine in loaded.engines.values():
+        assert engine.power.idle_w <= min(engine.power.uplink_w, engine.power.downlink_w, engine.power.compute_w)
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -135,6 +136,26 @@ def test_a_profile_of_ones_own_loads_from_its_path(tmp_path):
         assert mine.engine("simple").flop_per_s == 1e9
 
 
+def test_an_engine_draws_its_own_power_and_a_file_with_one_compute_w_still_loads(tmp_path):
+    data = {**raw("jetson-tx2"), "measurements": []}
+    engine, power = data["engines"]["simple"], data["power"]
+    default = {**power["idle_w"], "value": 12.0}
+    fast = {**engine, "compute_w": {**default, "value": 30.0}, "power_mode": "MAXN"}
+    slow = {key: value for key, value in engine.items() if key not in ("compute_w", "power_mode")}
+    data["engines"], data["power"] = {"fast": fast, "slow": slow}, {**power, "compute_w": default}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data))
+    mine = profile.load(path)
+    assert [(e.power.compute_w, e.power_mode) for e in mine.engines.values()] == [(30.0, "MAXN"), (12.0, "")]
+    assert mine.engine("fast").power.idle_w == mine.engine("slow").power.idle_w == power["idle_w"]["value"]
+    assert {"engines.fast.compute_w", "power.compute_w"} < set(mine.provenance)
+
+    del data["power"]["compute_w"]
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(profile.ProfileError, match=r"engines\.slow.compute_w: is missing, and so is power\.compute_w"):
+        profile.load(path)
+
+
 def broken(change) -> dict:
     data = copy.deepcopy(raw("jetson-tx2"))
     change(data)
@@ -165,6 +186,8 @@ def broken(change) -> dict:
         (lambda d: d.update(engines={}), "engines: needs at least one engine"),
         (lambda d: d["engines"]["simple"].pop("overhead_s"), "engines.simple.overhead_s: is missing"),
         (lambda d: d["engines"]["simple"]["flop_per_s"].update(value=0), "engines.simple.flop_per_s.value: found 0"),
+        (lambda d: d["measurements"][0].update(engine=["simple"]), r"measurements\[0\].engine: found \['simple'\]"),
+        (lambda d: d["memory_bytes"].update(value=10**400), "memory_bytes.value: found 1000"),
         (lambda d: d["measurements"][0].update(engine="smple"), r"measurements\[0\].engine.*did you mean simple"),
         (lambda d: d["measurements"][0].update(fitted="yes"), r"measurements\[0\].fitted: found 'yes'"),
         (lambda d: d.update(measurements="none"), "measurements: found 'none', allowed: a list"),
@@ -187,7 +210,7 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path, text):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(profile.ProfileError, match=r"nowhere\.yaml: cannot read"):
+    with pytest.raises(profile.ProfileError, match=r"nowhere\.yaml: cannot be opened"):
         profile.load(tmp_path / "nowhere.yaml")
 
 

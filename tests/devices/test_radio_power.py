@@ -12,7 +12,7 @@ from devices import profile
 from devices.power import fit_radio, transfer_joules
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
-PHONE = profile.load("phone-2024-flagship").power
+PHONE = profile.load("phone-2024-flagship").engine("simple").power
 BASE_AND_SCREEN_W = 2.33
 
 
@@ -39,7 +39,7 @@ def test_the_two_forms_agree_where_the_constant_was_taken():
 
 
 def test_a_device_without_a_line_keeps_its_constant():
-    tx2 = profile.load("jetson-tx2").power
+    tx2 = profile.load("jetson-tx2").engine("simple").power
     assert transfer_joules(tx2, "uplink", 10.0, 1e9) == 40.0
 
 

@@ -114,7 +114,7 @@ def test_arriving_draws_nothing_and_waiting_draws_idle_power(world):
     world.env.run()
     [span] = rows(world)
     assert (span["kind"], span["start_s"], span["end_s"]) == ("wait", 2.0, 5.0)
-    assert span["joules"] == pytest.approx(3 * TX2.power.idle_w)
+    assert span["joules"] == pytest.approx(3 * TX2.engine("simple").power.idle_w)
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 99])

@@ -137,7 +137,10 @@ def test_a_table_of_a_shipped_profile_reproduces_its_rows_within_the_stated_erro
     assert done.code == 0, done.err
     copy = profile.load(tmp_path / "calibrations" / "copy" / "profile.yaml")
     stated = json.loads((tmp_path / "calibrations" / "copy" / "report.json").read_text())["errors"]
-    assert copy.power == shipped.power and copy.memory_bytes == shipped.memory_bytes
+    assert copy.memory_bytes == shipped.memory_bytes
+    for engine in copy.engines.values():
+        lent = shipped.engine(engine.name)
+        assert (engine.power, engine.power_mode) == (lent.power, lent.power_mode)
     for m in shipped.measurements:
         error_pct = 100 * abs(compute.seconds(copy, m.engine, m.flop, m.bytes_moved) / m.seconds - 1)
         assert error_pct <= stated[m.engine]["fitted" if m.fitted else "held_out"]["worst_pct"] + 0.01
@@ -258,9 +261,12 @@ def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_
         energy_sources=["RAPL package-0"], sustained=calibration.Sustained(0.8, 30.0, 5.0, 60.0, 0.9, 0.02),
     )  # fmt: skip
     made = write_profile(measured, lender, "mine", tmp_path / "profile.yaml")
-    assert (made.power.compute_w, made.power.idle_w) == (21.0, 3.0)
-    assert made.power.uplink_w - 3.0 == pytest.approx(lender.power.uplink_w - lender.power.idle_w)
-    assert "not the whole machine" in made.provenance["power.compute_w"].conditions
+    power, lent = made.engine("simple").power, lender.engine("simple").power
+    assert (power.compute_w, power.idle_w) == (21.0, 3.0)
+    assert power.uplink_w - 3.0 == pytest.approx(lent.uplink_w - lent.idle_w)
+    origin = made.provenance["engines.simple.compute_w"]
+    assert origin.basis == "measured" and "not the whole machine" in origin.conditions
+    assert "power.compute_w" not in made.provenance
     assert (made.sustained_factor, made.sustained_tau_s, made.jitter_cv) == (0.8, 30.0, 0.03)
 
 

@@ -80,12 +80,12 @@ def test_a_device_computes_and_uploads_by_the_formulas(simulate):
         assert compute["start_s"] == pytest.approx(now_s, rel=1e-12)
         assert compute["end_s"] == pytest.approx(now_s + compute_s, rel=1e-12)
         assert compute["flop"] == cost.flop
-        assert compute["joules"] == pytest.approx(profile.power.compute_w * compute_s)
+        assert compute["joules"] == pytest.approx(engine.power.compute_w * compute_s)
         now_s += compute_s
         assert upload["start_s"] == pytest.approx(now_s, rel=1e-12)
         assert upload["end_s"] == pytest.approx(now_s + upload_s, rel=1e-12)
         assert upload["nbytes"] == nbytes
-        assert upload["joules"] == pytest.approx(profile.power.uplink_w * upload_s)
+        assert upload["joules"] == pytest.approx(engine.power.uplink_w * upload_s)
         now_s += upload_s
     assert sim.devices[1].finished_at_s == pytest.approx(now_s, rel=1e-12)
     assert len(spans(sim, "device-0001", "upload")) == 2  # 8 samples in batches of 4
@@ -106,7 +106,7 @@ def test_the_server_updates_by_the_formula_as_soon_as_a_payload_lands(simulate):
         assert update["flop"] == records * flop
         step_s = engine.overhead_s + records * flop / engine.flop_per_s + moved / server.memory_bandwidth_bytes_per_s
         assert update["end_s"] - update["start_s"] == pytest.approx(step_s, rel=1e-9)
-        assert update["joules"] == pytest.approx(server.power.compute_w * step_s, rel=1e-9)
+        assert update["joules"] == pytest.approx(engine.power.compute_w * step_s, rel=1e-9)
     assert updates[1]["start_s"] == updates[0]["end_s"]  # 4 records x 5 grant two updates of 8, one after the other
 
 
@@ -131,7 +131,7 @@ def test_every_device_gets_the_side_network_and_its_own_projections_at_the_end(s
 
 def test_fresh_data_makes_a_device_wait_idle(simulate):
     sim = simulate("fresh_data={kind: poisson, rate: 10 Hz}", dry=True, **CALM)
-    idle_w = devices.profile.load("jetson-tx2").power.idle_w
+    idle_w = devices.profile.load("jetson-tx2").engine("simple").power.idle_w
     waits = spans(sim, "device-0000", "wait")
     assert waits
     for wait in waits:

@@ -99,7 +99,7 @@ def test_bytes_sent_are_bytes_received_and_bytes_wasted(ended):
 
 def test_joules_are_the_integral_of_power_over_the_spans(ended):
     for device in ended.devices:
-        power = device.profile.power
+        power = device.power
         watts = {
             "compute": power.compute_w, "upload": power.uplink_w, "download": power.downlink_w, "wait": power.idle_w,
         }  # fmt: skip

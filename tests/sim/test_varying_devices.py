@@ -77,7 +77,7 @@ def test_heat_slows_each_piece_by_what_all_pieces_and_pauses_before_it_left(phon
             heat = throttle.after_rest(heat, one["start_s"] - since_s)
             assert throttle.done_s(heat, seconds(one)) == pytest.approx(seconds(before), rel=1e-9)
             assert one["flop"] == before["flop"]
-            assert one["joules"] == pytest.approx(device.profile.power.compute_w * seconds(one))
+            assert one["joules"] == pytest.approx(device.power.compute_w * seconds(one))
             heat, since_s = throttle.after_work(heat, seconds(one)), one["end_s"]
         speeds = metric(sim, "speed", device.id)
         assert len(speeds) == len(hot)
@@ -114,7 +114,7 @@ def test_another_device_and_another_condition_leave_a_devices_day_alone(phones):
 def test_a_low_phone_charges_first_and_its_charge_is_the_integral_of_its_power(phones):
     sim = phones({"battery": {"initial": [0.1, 0.19], "resume_at": 0.3}})
     for device in sim.devices:
-        power, capacity_j = device.profile.power, device.profile.battery_wh * 3600
+        power, capacity_j = device.power, device.profile.battery_wh * 3600
         share = 0.1 + 0.09 * Streams(0).rng("battery", device.id).random()
         mine = spans(sim, device.id)
         assert [span["kind"] for span in mine[:2]] == ["charge", "compute"]
@@ -136,7 +136,7 @@ def test_a_long_piece_pauses_at_the_threshold_and_goes_on(phones):
         pieces = [s for s in spans(sim, device.id) if s["kind"] in ("compute", "charge")]
         assert [p["kind"] for p in pieces[:3]] == ["compute", "charge", "compute"]
         assert pieces[0]["outcome"] == "low-battery"
-        capacity_j, power = device.profile.battery_wh * 3600, device.profile.power
+        capacity_j, power = device.profile.battery_wh * 3600, device.power
         until_low_j = 0.0003 * capacity_j - power.idle_w * device.joined_at_s
         assert seconds(pieces[0]) == pytest.approx(until_low_j / power.compute_w, rel=1e-6)
         assert seconds(pieces[1]) == pytest.approx(0.05 * capacity_j / (10 - power.idle_w), rel=1e-6)
@@ -149,8 +149,8 @@ def test_charging_hours_are_waited_for(phones):
     """Plugged in from 22:00 to 06:00; at 20:00 a phone at 10 % waits for the night and works on at 30 %."""
     battery = {"initial": [0.1, 0.1], "resume_at": 0.3, "hours": ["22 h", "6 h"], "starts_at": "20 h"}
     sim = phones({"battery": battery})
-    phone = sim.devices[0].profile
-    capacity_j = phone.battery_wh * 3600
+    phone = sim.devices[0]
+    capacity_j = phone.profile.battery_wh * 3600
     missing_j = 0.2 * capacity_j + 2 * 3600 * phone.power.idle_w
     first = spans(sim, "device-0000")[0]
     assert first["kind"] == "charge"
@@ -195,7 +195,7 @@ def test_work_dies_when_memory_runs_short_and_begins_again_when_it_fits(phones):
                 assert free(span["end_s"] - 1e-6) >= needed
         good = [span["flop"] for span in mine if span["outcome"] == "ok"]
         assert good == pytest.approx([span["flop"] for span in spans(whole, device.id, "compute")])
-        power = device.profile.power.compute_w
+        power = device.power.compute_w
         assert all(span["joules"] == pytest.approx(power * seconds(span)) for span in mine)
         dead = [span for span in mine if span["outcome"] == "oom"]
         assert all(0 <= span["flop"] < good[0] for span in dead)
@@ -260,7 +260,7 @@ def test_the_peak_that_is_checked_is_the_peak_that_is_held(kind, phones):
 
 def test_joules_of_a_transfer_follow_its_rate_where_it_is_asked_for(phones):
     plain, by_rate = phones(), phones({"radio_power_by_rate": True})
-    power = profile_of("phone-2024-flagship").power
+    power = profile_of("phone-2024-flagship").engine("simple").power
     for was, now in zip(spans(plain, "device-0000"), spans(by_rate, "device-0000"), strict=True):
         if was["kind"] == "upload":
             mbit = now["nbytes"] * 8e-6

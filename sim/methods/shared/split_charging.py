@@ -66,5 +66,5 @@ def waiting(device: Device) -> Iterator[None]:
         outcome = str(stop.cause)
         raise
     finally:
-        joules = device.profile.power.idle_w * (sim.env.now - start)
+        joules = device.power.idle_w * (sim.env.now - start)
         sim.recorder.span(device.id, "wait", start, sim.env.now, 0, 0.0, joules, outcome)
