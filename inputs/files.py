@@ -10,6 +10,7 @@ import codecs
 import csv
 import io
 import json
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _MARKS = (  # byte-order marks, the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NOT_OF_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # slow, or not meant for whole texts
 
 
 class FileProblem(ValueError):
@@ -65,20 +67,71 @@ def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = M
     Raises FileProblem with the line at which the text is not of that encoding, or for a binary file (one that holds NUL).
     """
     raw = read_bytes(path, most_bytes)
-    marked = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
+    codec = _codec(path, raw[:4], encoding)
     try:
-        text = raw.decode(encoding or marked)
-    except LookupError:
-        raise FileProblem(f"{path}: no encoding is called {encoding!r}; try utf-8, utf-16 or latin-1") from None
+        text = raw.decode(codec)
     except UnicodeError as error:
-        at = getattr(error, "start", 0)
-        line = raw.count(b"\n", 0, at) + 1
-        hint = "" if encoding else "; save it as UTF-8, or name its encoding where that can be said"
-        raise FileProblem(f"{path}, line {line}: not {encoding or marked.removesuffix('-sig')} text{hint}") from None
+        raise _undecodable(path, 0, error, codec, encoding) from None
     if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise FileProblem(f"{path}, line {line}: binary, not text (it holds NUL)")
+        raise _binary(path, text.count("\n", 0, text.index("\0")) + 1, raw[:200])
     return text.removeprefix("\ufeff")
+
+
+def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES) -> Iterator[str]:
+    """The lines of a file of text one by one, each with its end: a large file passes through little memory.
+
+    Decoded and refused as by `read_text`; FileProblem too for a line of MOST_CELL_CHARACTERS or more.
+    """
+    path, number, codec = regular_file(path, most_bytes), 0, ""
+    try:
+        with path.open("rb") as raw:
+            start = raw.read(200)
+            raw.seek(0)
+            codec = _codec(path, start, encoding)
+            with io.TextIOWrapper(raw, codec, newline="") as text:
+                while line := text.readline(MOST_CELL_CHARACTERS):
+                    if "\0" in line:
+                        raise _binary(path, number + 1, start)
+                    if len(line) == MOST_CELL_CHARACTERS:
+                        raise FileProblem(
+                            f"{path}, line {number + 1}: {len(line):,} characters or more, too long a line"
+                        )
+                    yield line if number else line.removeprefix("\ufeff")
+                    number += 1
+    except OSError as error:
+        raise FileProblem(f"{path}: cannot be read ({_reason(error)})") from None
+    except UnicodeError as error:
+        raise _undecodable(path, number, error, codec, encoding) from None
+
+
+def _codec(path: str | Path, start: bytes, encoding: str | None) -> str:
+    """The encoding named, or the one of the mark that the file starts with, or UTF-8."""
+    if encoding is None:
+        return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
+    try:
+        "a".encode(encoding)  # refuses what is a codec, but of no text, as hex is
+        if (name := codecs.lookup(encoding).name) not in _NOT_OF_FILES:
+            return name
+    except (LookupError, ValueError):
+        pass
+    raise FileProblem(f"{path}: no encoding is called {encoding[:40]!r}; try utf-8, utf-16 or latin-1")
+
+
+def _undecodable(
+    path: str | Path, lines_before: int, error: UnicodeError, codec: str, named: str | None
+) -> FileProblem:
+    """Which line is not of that encoding: `lines_before` stand before the bytes that failed, and some within them."""
+    good = getattr(error, "object", b"")[: getattr(error, "start", 0)].decode(codec, "ignore")
+    hint = "" if named else "; save it as UTF-8, or name its encoding where that can be said"
+    line = lines_before + len(re.findall("\r\n|\r|\n", good)) + 1
+    return FileProblem(f"{path}, line {line}: not {codec.removesuffix('-sig')} text{hint}")
+
+
+def _binary(path: str | Path, line: int, start: bytes) -> FileProblem:
+    evens, odds = start[::2].count(0), start[1::2].count(0)
+    likely = "utf-16-be" if evens > len(start) / 4 >= odds else "utf-16-le" if odds > len(start) / 4 >= evens else None
+    hint = f"; if it is UTF-16, name the encoding {likely} where that can be said" if likely else ""
+    return FileProblem(f"{path}, line {line}: binary, not text (it holds NUL){hint}")
 
 
 def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
@@ -114,22 +167,53 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
 def read_rows(
     path: str | Path, delimiter: str | None = None, encoding: str | None = None
 ) -> list[tuple[int, list[str]]]:
-    """The rows of a table of text as (number of the line at which each begins, cells); blank lines are left out.
+    """The rows of a table of text as (number of the line at which each begins, cells); blank rows are left out.
 
     Without a delimiter the one of comma, semicolon, tab and | that splits the first lines most evenly is taken.
     """
-    text = read_text(path, encoding)
+    delimiter = delimiter or guess_delimiter(first_lines(path, encoding))
+    return [(line, row) for line, row in table_rows(path, delimiter, encoding) if any(cell.strip() for cell in row)]
+
+
+def table_rows(
+    path: str | Path, delimiter: str, encoding: str | None = None, quotes: bool = True
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table of text one by one as (number of the line at which each begins, cells), without blank lines.
+
+    With quotes, a cell in double quotes may hold the delimiter, line ends and doubled quotes; else they are characters.
+    Raises FileProblem for what `text_lines` refuses, and for quotes that are not closed, or closed within a cell.
+    """
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise FileProblem(f"{path}: a delimiter is one character, such as ; or a tab (got {delimiter!r})")
     csv.field_size_limit(MOST_CELL_CHARACTERS)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or guess_delimiter(text))
-    rows, line = [], 1
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    reader = csv.reader(text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True)
+    line = 1
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append((line, row))
+            if len(row) > 1 or (row and row[0].strip()):
+                yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise FileProblem(f"{path}, line {line}: not a table of text ({error})") from None
-    return rows
+        raise FileProblem(f"{path}, line {line}: not a table of text ({_words_of_csv(error)})") from None
+
+
+def _words_of_csv(error: csv.Error) -> str:
+    words = str(error)
+    if "expected after" in words:
+        return "a quotation mark ends a cell before its end: double those that belong to the text"
+    return "a quotation mark opens a cell and none closes it" if "unexpected end" in words else words
+
+
+def first_lines(path: str | Path, encoding: str | None = None) -> str:
+    """The first lines of a file of text that are not blank, as many as a person would look at."""
+    seen: list[str] = []
+    for line in text_lines(path, encoding):
+        if line.strip():
+            seen.append(line)
+        if len(seen) == 20 or sum(map(len, seen)) > 100_000:
+            break
+    return "".join(seen)
 
 
 def guess_delimiter(text: str, fallback: str = ",") -> str:

@@ -1,9 +1,13 @@
 """Files of a user's: the right text for what is text, and one FileProblem with file and place for all else."""
 
+import csv
+import io
 import os
 import random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from inputs.files import (
     FileProblem,
@@ -16,6 +20,8 @@ from inputs.files import (
     read_yaml,
     reading,
     regular_file,
+    table_rows,
+    text_lines,
 )
 
 
@@ -32,8 +38,82 @@ def test_an_encoding_without_a_mark_has_to_be_named(tmp_path):
     with pytest.raises(FileProblem, match=r"a\.txt, line 3: not utf-8 text"):
         read_text(file)
     assert read_text(file, "latin-1") == "eins\nzwei\ngrößer\n"
-    with pytest.raises(FileProblem, match="no encoding is called 'latin-99'"):
-        read_text(file, "latin-99")
+    for name in ("latin-99", "hex", "punycode", "a\0b", "", "x" * 5000):
+        for read in (read_text, lambda *of: list(text_lines(*of))):
+            with pytest.raises(FileProblem, match="no encoding is called"):
+                read(file, name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_recognised_and_read_when_named(tmp_path, encoding):
+    file = tmp_path / "a.txt"
+    file.write_bytes("eins\nzwei\n".encode(encoding))
+    with pytest.raises(FileProblem, match=f"NUL.; if it is UTF-16, name the encoding {encoding} where"):
+        read_text(file)
+    assert read_text(file, encoding) == "eins\nzwei\n"
+    assert list(text_lines(file, encoding)) == ["eins\n", "zwei\n"]
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff"), max_size=12)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pieces=st.lists(TEXT, max_size=6),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    code=st.sampled_from(["utf-8", "utf-16"]),
+)
+def test_lines_one_by_one_are_the_lines_of_the_whole(tmp_path, pieces, end, code):
+    file, text = tmp_path / "a.txt", end.join(pieces)
+    file.write_bytes(text.encode(code))
+    assert "".join(text_lines(file)) == text
+    wanted = io.StringIO(text, newline="").readlines()
+    assert list(text_lines(file)) == wanted
+
+
+def test_bytes_far_down_a_file_that_are_no_text_are_found_at_their_line(tmp_path):
+    file = tmp_path / "a.txt"
+    for ends in (b"\n", b"\r\n"):
+        file.write_bytes((b"a line of text" + ends) * 40_000 + b"\xff" + ends)
+        for read in (read_text, lambda path: list(text_lines(path))):
+            with pytest.raises(FileProblem, match="line 40001: not utf-8 text"):
+                read(file)
+
+
+CELLS = st.lists(st.lists(TEXT, min_size=2, max_size=2), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=CELLS, delimiter=st.sampled_from([",", ";", "\t", "|", "~"]), end=st.sampled_from(["\n", "\r\n"]))
+def test_a_table_of_any_cells_comes_back_cell_by_cell_with_its_lines(tmp_path, rows, delimiter, end):
+    written, lines = io.StringIO(), []
+    writer = csv.writer(written, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+    for row in rows:
+        lines.append(len(io.StringIO(written.getvalue(), newline="").readlines()) + 1)
+        writer.writerow(row)
+    (tmp_path / "t.csv").write_bytes(written.getvalue().encode())
+    assert list(table_rows(tmp_path / "t.csv", delimiter)) == list(zip(lines, rows, strict=True))
+
+
+def test_quotes_that_are_not_closed_are_an_error_not_one_long_cell(tmp_path):
+    file = tmp_path / "t.csv"
+    for text, said in (
+        ('a,b\n"one,1\ntwo,2\n', "line 2: not a table of text .a quotation mark opens a cell and none closes it"),
+        ('a,b\n1,2\n"one" more,1\n', "line 3: not a table of text .a quotation mark ends a cell before"),
+    ):
+        file.write_text(text)
+        with pytest.raises(FileProblem, match=said):
+            list(table_rows(file, ","))
+        assert len(list(table_rows(file, ",", quotes=False))) == 3
+    with pytest.raises(FileProblem, match="a delimiter is one character"):
+        list(table_rows(file, "::"))
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("inputs.files.MOST_CELL_CHARACTERS", 1000)
+    (tmp_path / "t.txt").write_text("short\n" + "x" * 2000)
+    with pytest.raises(FileProblem, match="line 2: 1,000 characters or more"):
+        list(text_lines(tmp_path / "t.txt"))
 
 
 def test_what_is_no_regular_file_of_text_is_refused(tmp_path):
@@ -98,7 +178,7 @@ def test_no_bytes_whatever_raise_anything_else(tmp_path):
     rng, file = random.Random(0), tmp_path / "any"
     for _ in range(300):
         file.write_bytes(rng.randbytes(rng.randrange(200)))
-        for read in (read_text, read_json, read_yaml, read_rows):
+        for read in (read_text, read_json, read_yaml, read_rows, lambda path: list(text_lines(path))):
             try:
                 read(file)
             except FileProblem as problem:
