@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from learning.catalogue import Tokens
+from learning.tokens import Tokens
 
 _SHARD_ROWS = 512
 

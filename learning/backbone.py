@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from learning.catalogue import BackboneError, BackboneSpec, Tokens, config_of, depth_of, directory
+from learning.catalogue import BackboneError, BackboneSpec, config_of, depth_of, directory
+from learning.tokens import Tokens
 
 READOUTS = ("first", "last", "mean")
 _ROWS, _LENGTH_STEP = 16, 8

@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 
 if TYPE_CHECKING:
     from learning.backbone import Backbone
-    from learning.catalogue import Tokens
+    from learning.tokens import Tokens
 
 BITS = (32, 16, 8, 4)
 _LARGEST = {8: 127, 4: 7}

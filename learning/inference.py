@@ -24,6 +24,7 @@ from learning.catalogue import BackboneSpec
 from learning.prediction_difference import backbone_prediction
 from learning.readouts import compute
 from learning.side_network import SideNetwork, load_side_network
+from learning.tokens import tokenise
 
 
 class InferenceError(ValueError):
@@ -99,7 +100,7 @@ class SidePredictor:
         return [self.class_names[c] for c in scores.argmax(axis=1)], scores
 
     def _pooled(self, texts: Sequence[str], second_texts: Sequence[str] | None = None) -> np.ndarray:
-        tokens = catalogue.tokenise(self.spec, texts, second_texts, int(self.notes["max_tokens"]))
+        tokens = tokenise(self.spec, texts, second_texts, int(self.notes["max_tokens"]))
         return compute(self.spec, tokens, self.notes["readout"])
 
     def _own_prediction(self, last_layer_ND: np.ndarray) -> np.ndarray:

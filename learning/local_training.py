@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from learning.catalogue import Tokens
+from learning.tokens import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor

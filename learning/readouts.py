@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from learning.activation_store import ActivationStore
-from learning.catalogue import BackboneSpec, Tokens, fingerprint
+from learning.catalogue import BackboneSpec, fingerprint
+from learning.tokens import Tokens
 
 Map = Callable[[Callable[..., np.ndarray], Iterable[tuple]], Iterator[np.ndarray]]
 CHUNK = 128

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from learning import catalogue, data, drift, partition
-from learning.catalogue import BackboneSpec, Tokens
+from learning import data, drift, partition
+from learning.catalogue import BackboneSpec
+from learning.tokens import Tokens, tokenise
 from sim.scenario import Dirichlet, Drift, Iid, Natural, OwnData, Scenario, Shards, SizedData
 from sim.streams import Streams
 
@@ -34,7 +35,7 @@ class Task:
     def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
         """The samples as this backbone's tokens."""
         second = self.texts.second_texts
-        return catalogue.tokenise(
+        return tokenise(
             spec,
             [self.texts.texts[i] for i in samples],
             None if second is None else [second[i] for i in samples],

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learning.catalogue import BackboneError, Tokens
+from learning.catalogue import BackboneError
 from learning.local_training import LocalTraining
+from learning.tokens import Tokens
 from sim.learners.null import NullLearner
 from sim.learners.side_tuning import SideTuningLearner
 

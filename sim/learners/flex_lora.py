@@ -13,7 +13,7 @@ from sim.learners.federated import FederatedLearner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learning.catalogue import Tokens
+    from learning.tokens import Tokens
     from sim.simulation import Simulation
 
     Model = tuple[str, int]  # a backbone and the rank of its LoRA

@@ -12,6 +12,7 @@ import numpy as np
 from learning import catalogue, taps
 from learning.cost import Cost
 from learning.side_config import shape_for
+from learning.tokens import tokenise
 from sim.actors import Work
 from sim.learners.null import NullLearner
 
@@ -72,7 +73,7 @@ class SideTuningLearner(NullLearner):
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
             self._labels[name] = None
             if self.config.backbone_prediction == "label-names":
-                names = catalogue.tokenise(spec, task.class_names, max_tokens=task.max_tokens)
+                names = tokenise(spec, task.class_names, max_tokens=task.max_tokens)
                 self._labels[name] = pooled_activations(spec, names, self.config.readout, store, self.sim.host.map)[
                     :, -1
                 ]

@@ -45,7 +45,7 @@ class OnDevice(NullLearner):
         self._last: np.ndarray | None = None
         self._names: np.ndarray | None = None
         if self.config.backbone_prediction == "label-names":
-            from learning.catalogue import tokenise
+            from learning.tokens import tokenise
 
             self._names = self._pass(tokenise(self._spec, sim.task.class_names, max_tokens=sim.task.max_tokens))[:, -1]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from learning import assets, catalogue
-from learning.catalogue import Tokens
+from learning.tokens import Tokens
 
 torch.set_num_threads(1)
 ALL = [

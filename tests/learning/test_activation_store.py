@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from learning.activation_store import ActivationStore
-from learning.catalogue import Tokens
+from learning.tokens import Tokens
 
 
 def tokens_of(seed, count=20, pairs=False):

@@ -20,8 +20,9 @@ from learning.aggregation import (
     server_step,
     weighted_mean,
 )
-from learning.catalogue import Tokens, find
+from learning.catalogue import find
 from learning.local_training import LocalTraining, train
+from learning.tokens import Tokens
 from learning.trainable import TrainableClassifier
 
 torch.set_num_threads(1)

@@ -6,6 +6,7 @@ import torch
 
 from learning import catalogue
 from learning.backbone import Backbone
+from learning.tokens import Tokens
 
 
 def states_of(backbone, tokens, index):
@@ -35,11 +36,11 @@ def test_a_decoder_reads_left_to_right_and_an_encoder_both_ways(get, some_tokens
     for name, causal in (("random-llama", True), ("random-bert", False)):
         backbone = get(name)
         tokens = some_tokens(backbone, [9])
-        longer = catalogue.Tokens([np.append(tokens.ids[0], [7, 8, 9]).astype(np.int32)])
+        longer = Tokens([np.append(tokens.ids[0], [7, 8, 9]).astype(np.int32)])
         first, longer_first = (backbone.readouts(t, "first")[0, -1] for t in (tokens, longer))
         assert np.allclose(first, longer_first, atol=1e-5) == causal
         # what comes before the last token reaches its vector in both
-        other = catalogue.Tokens([np.append([3], tokens.ids[0][1:]).astype(np.int32)])
+        other = Tokens([np.append([3], tokens.ids[0][1:]).astype(np.int32)])
         last, other_last = (backbone.readouts(t, "last")[0, -1] for t in (tokens, other))
         assert not np.allclose(last, other_last, atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_pairs_use_segments_where_the_model_has_them(get, some_tokens):
     bert, llama = get("random-bert"), get("random-llama")
     for backbone, matters in ((bert, True), (llama, False)):
         pair = some_tokens(backbone, [8, 5], pairs=True)
-        single = catalogue.Tokens(pair.ids)
+        single = Tokens(pair.ids)
         assert (not np.array_equal(backbone.readouts(pair), backbone.readouts(single))) == matters
     pair = some_tokens(bert, [8, 5], pairs=True)
     for index in range(2):
@@ -105,7 +106,7 @@ def test_the_same_bits_whatever_the_company(backbone, some_tokens):
     together = backbone.readouts(tokens, readout)
     for count in (1, 7, 64):
         chosen = rng.permutation(len(tokens))[:count]
-        part = catalogue.Tokens([tokens.ids[i] for i in chosen])
+        part = Tokens([tokens.ids[i] for i in chosen])
         assert np.array_equal(backbone.readouts(part, readout), together[chosen])
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from learning import catalogue
 from learning.backbone import Backbone
-from learning.catalogue import BackboneError, config_of, find, fingerprint, tokenise
+from learning.catalogue import BackboneError, config_of, find, fingerprint
+from learning.tokens import Tokens, tokenise
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "wrote", "hamlet", "?", "how", "far", "is", "the", "moon"]
 
@@ -149,7 +150,7 @@ def test_a_model_whose_configuration_uses_other_words(tmp_path, own_cache):
     ids = np.array([3, 9, 4, 7], np.int32)
     with torch.no_grad():
         states = model(torch.tensor(ids.tolist())[None], output_hidden_states=True).hidden_states
-    got = Backbone(find("mine", own)).readouts(catalogue.Tokens([ids]), "last")[0]
+    got = Backbone(find("mine", own)).readouts(Tokens([ids]), "last")[0]
     assert np.allclose(got, torch.cat(states)[:, -1].numpy(), atol=1e-5)
     assert Backbone(find("two", own)).layers == 2
     counted = catalogue.architecture(find("mine", own))

@@ -10,10 +10,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from learning import count_training as counting
-from learning.catalogue import Tokens, architecture, config_of, find
+from learning.catalogue import architecture, config_of, find
 from learning.count import MemoryCounter, build_fake
 from learning.count_training import count_step, training_architecture
 from learning.local_training import LocalTraining, train
+from learning.tokens import Tokens
 from learning.trainable import TrainableClassifier
 
 torch.set_num_threads(1)

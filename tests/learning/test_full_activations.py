@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from learning import full_activations as full
-from learning.catalogue import Tokens
 from learning.full_activations import FullActivations
+from learning.tokens import Tokens
 
 LENGTHS = [5, 1, 17, 9]
 

@@ -15,6 +15,7 @@ from learning.prediction_difference import backbone_prediction, difference
 from learning.readouts import compute
 from learning.side_config import SideNetworkConfig, shape_for
 from learning.side_tuning import HeldOut, SideTuning, Training
+from learning.tokens import tokenise
 
 CLASSES = ["person", "place", "time"]
 ENTITIES = [["poet", "king", "author"], ["city", "river", "island"], ["year", "century", "month"]]
@@ -67,9 +68,9 @@ def train(folder, kind="uniform", loss="squared-error", readout="mean", pairs=Fa
     )
     uploads, held_out = {}, {}
     for name, spec in specs.items():
-        tokens = catalogue.tokenise(spec, texts + held, second, max_tokens)
+        tokens = tokenise(spec, texts + held, second, max_tokens)
         pooled = compute(spec, tokens, readout)
-        names = compute(spec, catalogue.tokenise(spec, CLASSES, max_tokens=max_tokens), readout)[:, -1]
+        names = compute(spec, tokenise(spec, CLASSES, max_tokens=max_tokens), readout)[:, -1]
         y_b = backbone_prediction(kind, pooled[:, -1], 3, names, streams[name])
         targets = difference(labels, y_b[:120])
         if loss == "cross-entropy":
@@ -203,9 +204,7 @@ def test_a_model_that_was_moved_is_found_by_its_new_path(tmp_path):
 def test_label_names_alone_would_be_the_softmax_of_cosines(tmp_path):
     run = train(tmp_path / "run", kind="label-names", backbones=("random-bert",))
     spec = catalogue.find("random-bert")
-    names, texts = (
-        compute(spec, catalogue.tokenise(spec, t, max_tokens=12), "mean")[:, -1] for t in (CLASSES, run.texts)
-    )
+    names, texts = (compute(spec, tokenise(spec, t, max_tokens=12), "mean")[:, -1] for t in (CLASSES, run.texts))
     cosines = (texts / np.linalg.norm(texts, axis=1)[:, None]) @ (names / np.linalg.norm(names, axis=1)[:, None]).T
     assert np.allclose(scipy.special.softmax(cosines / 0.05, axis=1), run.prediction["random-bert"], atol=1e-4)
 

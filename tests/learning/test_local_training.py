@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learning.catalogue import Tokens, find
+from learning.catalogue import find
 from learning.local_training import LocalTraining, evaluate, inputs, predict, train
+from learning.tokens import Tokens
 from learning.trainable import KINDS, TrainableClassifier
 
 torch.set_num_threads(1)

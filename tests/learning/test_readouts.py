@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from learning import catalogue, readouts
-from learning.catalogue import Tokens
 from learning.readouts import CHUNK, pooled_activations
+from learning.tokens import Tokens
 
 SPEC = catalogue.find("random-bert")
 

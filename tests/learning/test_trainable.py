@@ -9,8 +9,9 @@ from torch import nn
 from torch.func import functional_call, jvp
 
 from learning.backbone import Backbone
-from learning.catalogue import Tokens, config_of, find
+from learning.catalogue import config_of, find
 from learning.local_training import inputs
+from learning.tokens import Tokens
 from learning.trainable import KINDS, TrainableClassifier
 
 torch.set_num_threads(1)
