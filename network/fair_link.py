@@ -19,9 +19,11 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from math import inf
 
+import numpy as np
 import simpy
 
 from network.errors import NetworkError
+from network.occupancy import Occupancy
 
 # Ends closer together than this share of the clock are one instant: a few rounding errors of a float64, not a model.
 CLOCK_ROUNDING = 1e-15
@@ -86,8 +88,7 @@ class FairLink:
         self._n_uncapped = 0
 
         self._last_s = env.now
-        self._bits_carried = 0.0
-        self._busy_s = 0.0
+        self._occupancy = Occupancy()
         self._timer: simpy.Event | None = None
         self._timer_s = inf
 
@@ -179,17 +180,24 @@ class FairLink:
         """What the transfers would take if nothing outside this link held them back, bit/s."""
         return self.capacity_bps if self._n_uncapped else min(self.capacity_bps, self._caps_bps)
 
-    # These two look without touching: a float sum split at the moment of a look would change later results.
+    # These look without touching: a float sum split at the moment of a look would change later results.
 
     @property
     def bytes_carried(self) -> float:
         """Bytes that have passed since the link was made, aborted transfers' included."""
-        return (self._bits_carried + self.rate_bps * (self.env.now - self._last_s)) / 8
+        return (self._occupancy.bits + self.rate_bps * (self.env.now - self._last_s)) / 8
+
+    def busy_times(self) -> np.ndarray:
+        """When transfers were on the link, a row a time without a gap: from, until (s), bytes; float64 (times, 3)."""
+        since_s, now = self._last_s, self.env.now
+        if not self.n_flows or now == since_s:
+            return self._occupancy.times()
+        return self._occupancy.with_(since_s, now, self.rate_bps * (now - since_s)).times()
 
     @property
     def busy_s(self) -> float:
         """Seconds during which at least one transfer was on the link."""
-        return self._busy_s + (self.env.now - self._last_s if self.n_flows else 0.0)
+        return float(np.sum(np.diff(self.busy_times()[:, :2])))
 
     # ---- what a trunk calls, after `_advance`
 
@@ -207,8 +215,8 @@ class FairLink:
 
     def _advance(self) -> None:
         """Bring the counters to the present."""
-        now = self.env.now
-        elapsed_s = now - self._last_s
+        now, since_s = self.env.now, self._last_s
+        elapsed_s = now - since_s
         if elapsed_s > 0:
             self._last_s = now
             bps = self._capped_bps
@@ -217,8 +225,7 @@ class FairLink:
                 bps += self._n_level * self.level_bps
             elif not self._n_capped:
                 return
-            self._bits_carried += bps * elapsed_s
-            self._busy_s += elapsed_s
+            self._occupancy.note(since_s, now, bps * elapsed_s)
 
     def _enter(self, transfer: Transfer, left_bits: float) -> None:
         cap_bps = transfer.cap_bps

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from math import inf
 
+import numpy as np
 import simpy
 
 from network.errors import NetworkError
 from network.fair_link import FairLink
+from network.occupancy import union
 
 
 class FairTrunk:
@@ -61,6 +63,15 @@ class FairTrunk:
     def bytes_carried(self) -> float:
         """Bytes that have passed since the trunk was made, aborted transfers' included."""
         return sum(link.bytes_carried for link in self.links)
+
+    def busy_times(self) -> np.ndarray:
+        """When any link had transfers, a row a time without a gap: from, until (s), bytes; float64 (times, 3)."""
+        return union([link.busy_times() for link in self.links])
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds during which at least one transfer was under way."""
+        return float(np.sum(np.diff(self.busy_times()[:, :2])))
 
     def rebalance(self, changed: FairLink | None = None) -> None:
         """Find the level after a change in one link (or, with None, in the trunk) and arm the timers that it moves."""

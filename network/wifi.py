@@ -90,8 +90,7 @@ class AirLink(FairLink):
         elapsed_s = self.env.now - self._last_s
         if elapsed_s > 0:
             if self.n_flows:
-                self._bits_carried += self.rate_bps * elapsed_s
-                self._busy_s += elapsed_s
+                self._occupancy.note(self._last_s, self.env.now, self.rate_bps * elapsed_s)
                 if self._n_level:
                     self._volume_bits += self.level_bps * elapsed_s
             self._last_s = self.env.now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,17 +52,14 @@ class Recorder:
         elif kind == "download":
             self.downlink_bytes += nbytes
 
-    def record_link(self, link: str, kind: str, devices: Set[str]) -> None:
-        """Spans of a shared link, one for each time without a gap in which these devices had transfers under way."""
-        transfers = [(s[2], s[3], s[4]) for s in self._spans if s[1] == kind and s[0] in devices]
-        busy: list[list[float]] = []
-        for start_s, end_s, nbytes in sorted(transfers):
-            if busy and start_s <= busy[-1][1]:
-                busy[-1][1:] = max(busy[-1][1], end_s), busy[-1][2] + nbytes
-            else:
-                busy.append([start_s, end_s, nbytes])
-        for start_s, end_s, nbytes in busy:
-            self.span(link, "carry", start_s, end_s, int(nbytes))
+    def record_link(self, link: str, busy_times: np.ndarray) -> None:
+        """Spans of a shared link, one for each time without a gap in which transfers were on it.
+
+        `busy_times` has a row of (from, until, bytes) for each; they are rounded so that their sum is the rounded sum.
+        """
+        nbytes = np.diff(np.rint(np.cumsum(busy_times[:, 2])), prepend=0.0)
+        for (start_s, end_s, _), whole in zip(busy_times.tolist(), nbytes.tolist(), strict=True):
+            self.span(link, "carry", start_s, end_s, int(whole))
 
     def metric(self, time_s: float, name: str, value: float, group: str = "") -> None:
         """A number at a moment, of one group or (group "") of the whole fleet."""

@@ -219,14 +219,9 @@ class Simulation:
                 process.interrupt(reason)
 
     def _record_links(self) -> None:
-        """When each shared link had transfers under way, and how many bytes they came to."""
-        cell_of = {device.id: device.member.cell for device in self.devices}
-        for name, kind in (("ingress", "upload"), ("egress", "download")):
-            self.recorder.record_link(f"link:{name}", kind, set(cell_of))
-        for cell in sorted(set(cell_of.values()) - {None}):
-            below = {device for device, its_cell in cell_of.items() if its_cell == cell}
-            self.recorder.record_link(f"link:{cell}/up", "upload", below)
-            self.recorder.record_link(f"link:{cell}/down", "download", below)
+        """When each shared link had transfers on it, and the bytes that passed meanwhile, as the link itself counted them."""
+        for name, link in self.network.shared.items():
+            self.recorder.record_link(f"link:{name}", link.busy_times())
         if self.scenario.links.tcp:
             self.recorder.metric(self.env.now, "resent_bytes", self.network.resent_bytes)
 

@@ -269,6 +269,5 @@ class ServerWorld(RealWorld):
             device.finished_at_s = device.report["finished_at_s"]
             for span in device.spans:
                 self.recorder.span(**span)
-        self._record_links()
         super().after_update(self.method.learner, None, 0, last=True)
         return self.ended

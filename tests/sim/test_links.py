@@ -185,3 +185,19 @@ def test_streams_are_named_by_device_and_direction():
     mine = links._rates("device-0000", group, lte, {}, True, Streams(3))
     again = VaryingRate(lte.down_bps, lte.cv, lte.lag1, Streams(3).rng("link/down", "device-0000"))
     assert [mine[1].at(t) for t in range(50)] == [again.at(t) for t in range(50)]
+
+
+def test_spans_of_links_are_their_occupancy_and_hold_devices_that_move(simulate, trace_csv):
+    """With everything on: durations add up to what the link was busy, bytes to what crossed it, whoever passed through."""
+    sim = simulate(dry=True, **ALL)
+    rows = [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "carry"]
+    names = {s["actor"].removeprefix("link:") for s in rows}
+    assert {"ingress", "egress", "west/up", "east/up", "west/down", "east/down"} <= names  # only movers are in the west
+    for name, link in sim.network.shared.items():
+        mine = [s for s in rows if s["actor"] == f"link:{name}"]
+        assert sum(s["end_s"] - s["start_s"] for s in mine) == pytest.approx(link.busy_s, rel=1e-9)
+        assert sum(s["nbytes"] for s in mine) == pytest.approx(link.bytes_carried, abs=0.51)
+    resent = next(m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "resent_bytes")
+    payload_bytes = sim.recorder.uplink_bytes + sim.recorder.downlink_bytes
+    through = sum(s["nbytes"] for s in rows if s["actor"] in ("link:ingress", "link:egress"))
+    assert through == pytest.approx(payload_bytes + resent, abs=2)

@@ -11,6 +11,7 @@ import pytest
 import simpy
 
 import devices.profile
+import network.profile
 from devices.compute import ComputeModel
 from learning.cost import Cost
 from sim.actors import Server, Work
@@ -59,14 +60,21 @@ def rows(sim, **wanted) -> list[dict]:
 
 
 def test_a_links_spans_hold_every_byte_of_its_transfers_without_overlap(simulate):
+    """A transfer is on the link from the end of its overhead and latency on."""
     sim = simulate(dry=True)
     every = sim.recorder.spans().to_pylist()
+    delay_s = {d.id: (lte := network.profile.load(d.member.link)).overhead_s + lte.latency_s for d in sim.devices}
     for link, kind in (("link:ingress", "upload"), ("link:egress", "download")):
         carried = [s for s in every if s["actor"] == link]
-        assert sum(s["nbytes"] for s in carried) == sum(s["nbytes"] for s in every if s["kind"] == kind) > 0
+        moved = [s for s in every if s["kind"] == kind]
+        assert sum(s["nbytes"] for s in carried) == sum(s["nbytes"] for s in moved) > 0
         assert all(a["end_s"] < b["start_s"] for a, b in itertools.pairwise(carried))
-        for s in (s for s in every if s["kind"] == kind):
-            assert sum(c["start_s"] <= s["start_s"] and s["end_s"] <= c["end_s"] for c in carried) == 1
+        for s in moved:
+            on_s = s["start_s"] + delay_s[s["actor"]]
+            assert sum(c["start_s"] <= on_s + 1e-9 and s["end_s"] <= c["end_s"] + 1e-9 for c in carried) == 1
+        busy_s = sum(c["end_s"] - c["start_s"] for c in carried)
+        assert busy_s <= sum(s["end_s"] - s["start_s"] - delay_s[s["actor"]] for s in moved) + 1e-9
+        assert busy_s == pytest.approx(sim.network.shared[link.removeprefix("link:")].busy_s, rel=1e-12)
 
 
 ENDINGS = {
