@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from inputs.files import is_ours
+from sim import faults
 from sim.calibrate.cli import app as calibrate
+from sim.faults import UserError
 
 app = typer.Typer(
     name="mobifleet",
-    help="Simulate fleets of unlike mobile devices that fine-tune a language model together.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -35,12 +36,11 @@ Overrides = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Another seed than the scenario's.", min=0)]
 
 
-class UserError(Exception):
-    """A mistake of the user's that has no error class of its own."""
-
-
 def main() -> None:
-    """Run the command line; every mistake a user can make is one message and exit code 2, never a traceback."""
+    """Run the command line; every mistake a user can make is one message and exit code 2, never a traceback.
+
+    What is no mistake of a user's is called a fault of mobifleet's, with how to report it, and ends with exit code 70.
+    """
     try:
         sys.exit(app(standalone_mode=False))  # the code of a `typer.Exit`, None where a verb simply returns
     except (KeyboardInterrupt, typer.Abort):
@@ -49,30 +49,26 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        message = _for_the_user(error)
-        if message is None:
+        message = faults.of_the_user(error)
+        if message is None and os.environ.get(faults.TRACEBACK):
             raise
-        errors.print(message, markup=False)
-        sys.exit(2)
+        errors.print(message or faults.ours(error), markup=False)
+        sys.exit(faults.USERS if message else faults.OURS)
 
 
-def _for_the_user(error: Exception) -> str | None:
-    """The message of an error that a user caused; None for a defect of ours, which deserves its traceback."""
-    from learning.assets import AssetError
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"mobifleet {faults.version()}", highlight=False)
+        raise typer.Exit
 
-    if hasattr(error, "format_message"):  # click's own errors, of whichever copy of click typer uses
-        return error.format_message()
-    if isinstance(error, OSError):
-        return f"{error.filename or 'the disk'}: {error.strerror or error}"
-    if isinstance(error, UserError | AssetError):
-        return str(error)
-    if type(error).__name__ == "SafetensorError":  # how safetensors words a full or broken disk
-        return f"the disk: {error}"
-    if isinstance(error, MemoryError):
-        return (
-            f"this machine has too little memory for it ({error or 'no more could be had'}): make the scenario smaller"
-        )
-    return str(error) if is_ours(error) else None
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Simulate fleets of unlike mobile devices that fine-tune a language model together."""
 
 
 def _load(name: str, overrides: list[str] | None, seed: int | None):
@@ -135,13 +131,13 @@ def run(
 
 
 def _workers(text: str) -> int | str:
-    import os
+    import re
 
     if text == "auto":
         return min(4, os.cpu_count() or 1)
     if text == "ray":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,4}", text) or int(text) < 1:
         raise UserError(f"--workers: a number from 1, auto or ray (got {text!r})")
     return int(text)
 
@@ -250,8 +246,6 @@ def compare(
 
         mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
     """
-    import os
-
     from sim.compare.verb import compare_scenario
 
     chosen = _load(scenario, overrides, seed)
@@ -397,3 +391,7 @@ def fetch(
     with FetchView(console) as view:
         assets.fetch(names or None, view.report, wheels_dir=wheels)
     view.summary()
+
+
+if __name__ == "__main__":
+    main()

@@ -83,7 +83,7 @@ def resolved(instance: BaseModel) -> dict[str, Any]:
 def changed(instance: Model, key: str, value: Any) -> Model:
     """The same with another value at a dotted path such as `task.partition.alpha`; ScenarioError if that cannot be."""
     data = resolved(instance)
-    *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
+    *path, last = (int(step) if re.fullmatch("[0-9]{1,9}", step) else step for step in key.split("."))
     spot = data
     try:
         for step in path:

@@ -6,6 +6,7 @@ The FLOP and bytes beside each timing are those that the simulator charges (`lea
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import time
@@ -95,7 +96,7 @@ class Timed(NamedTuple):
 
 
 class Bench:
-    """Real backbones on one torch device, loaded once each, ready to be timed.
+    """Real backbones with untrained weights on one torch device, made once each, ready to be timed.
 
     `threads` sets torch's. Passes are a device's: no gradients, the output of every layer; training steps are those of
     `learning.trainable.TrainableClassifier` with AdamW. One thread on a CPU is timed by its processor time, which other
@@ -155,7 +156,10 @@ class Bench:
         key = (shape.backbone, shape.work)
         if key not in self._passes:
             make = self._forward if shape.work == FORWARD else self._step
-            self._passes[key] = make(catalogue.find(shape.backbone), shape.work)
+            spec = catalogue.find(shape.backbone)
+            # what the weights are changes no timing: drawn at random, any known architecture can be timed, fetched or not
+            untrained = dataclasses.replace(spec, kind="random", config=catalogue.config_of(spec), layers=None)
+            self._passes[key] = make(untrained, shape.work)
         return self._passes[key]
 
     def _forward(self, spec: catalogue.BackboneSpec, _: str) -> Callable[[Any], Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute as pc
 
+from sim import escaping
 from sim.results import Run, encode, open_run
 
 if TYPE_CHECKING:
@@ -236,9 +237,9 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     parts = []
     for title, table in tables.items():
         columns = headings(table)
-        head = ["method", *columns.values()]
-        lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join([name, *cells]) + " |" for name, cells in shown(table, columns)]
+        head = ["method", *(escaping.markdown(heading) for heading in columns.values())]
+        lines = [f"## {escaping.markdown(title)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines += ["| " + " | ".join([escaping.markdown(name), *cells]) + " |" for name, cells in shown(table, columns)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -248,15 +249,19 @@ def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     parts = []
     for title, table in tables.items():
         columns = headings(table)
-        head = " & ".join(["method", *columns.values()])
-        body = [" & ".join(_escaped(c) for c in [name, *cells]) + r" \\" for name, cells in shown(table, columns)]
+        head = " & ".join(escaping.latex(heading) for heading in ["method", *columns.values()])
+        body = [
+            " & ".join(escaping.latex(cell) for cell in [name, *cells]) + r" \\"
+            for name, cells in shown(table, columns)
+        ]
         spec = "l" + "r" * len(columns)
-        lines = [f"% {title}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head + r" \\", r"\midrule", *body]
+        lines = [
+            f"% {escaping.latex(title)}",
+            rf"\begin{{tabular}}{{{spec}}}",
+            r"\toprule",
+            head + r" \\",
+            r"\midrule",
+            *body,
+        ]
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
-
-
-def _escaped(text: str) -> str:
-    for plain, tex in (("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$"), ("µ", r"\textmu{}")):
-        text = text.replace(plain, tex)
-    return text

@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from sim import escaping
+
 HEADINGS = ("", "simulated, and its error", "real, and its own spread")
 
 
@@ -63,6 +65,10 @@ def _spans(found: list[dict[str, Any]]) -> str:
     return f"{_percentiles(found)}; {total:+.2%}" + (f"; {missing} without a partner" if missing else "")
 
 
+def _named(names: Iterable[str]) -> str:
+    return ", ".join(map(escaping.markdown, names))
+
+
 def conclusion(found: dict[str, Any]) -> str:
     """The ranking in a sentence."""
     ranked = found["ranking"]
@@ -89,16 +95,16 @@ def markdown(found: dict[str, Any]) -> str:
     """report.md."""
     about, machine = found["range"], found["machine"]
     parts = [
-        f"# {found['scenario']}: simulated against executed",
+        f"# {escaping.markdown(found['scenario'])}: simulated against executed",
         f"{found['compress']:.4g} virtual seconds in a real one; {found['repeats']} real runs a method. An error is "
         "(simulated - real) / real; percentiles are of its magnitude.",
-        f"Checked range: {about['devices']} devices ({', '.join(about['kinds'])}), backbones "
-        f"{', '.join(about['backbones'])}, links {', '.join(about['links'])}, cells {about['cells'] or 'none'}, server "
+        f"Checked range: {about['devices']} devices ({_named(about['kinds'])}), backbones {_named(about['backbones'])}, "
+        f"links {_named(about['links'])}, cells {escaping.markdown(str(about['cells'] or 'none'))}, server "
         f"{about['server']} behind {about['ingress_bps'] or 'unlimited'} bit/s; variation of work: {about['jitter']}. "
         f"Machine: {machine['cores']} cores of {machine['processor']}, {machine['system']}, Python {machine['python']}.",
-        conclusion(found),
+        escaping.markdown(conclusion(found)),
     ]
     for label, lines in rows(found):
         table = [f"| {' | '.join(line)} |" for line in (HEADINGS, ("---",) * 3, *lines)]
-        parts += [f"## {label}", "\n".join(table), f"![both timelines](figures/{label}.png)"]
+        parts += [f"## {escaping.markdown(label)}", "\n".join(table), f"![both timelines](figures/{label}.png)"]
     return "\n\n".join(parts) + "\n"

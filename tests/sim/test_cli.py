@@ -156,3 +156,28 @@ def test_the_installed_command_is_the_same_program(tmp_path):
     done = subprocess.run([script, "list", "methods"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert "fed-mobillm" in done.stdout
+
+
+def test_a_fault_of_ours_is_called_one_and_says_how_to_report_it(mobifleet, monkeypatch):
+    def broken():
+        raise KeyError("a key that\nnobody expected")
+
+    monkeypatch.setitem(LISTINGS, "devices", broken)
+    outcome = mobifleet("list", "devices")
+    assert outcome.code == 70
+    assert "this is a fault of mobifleet's, not yours: KeyError: 'a key that" in outcome.err
+    assert "test_cli.py:" in outcome.err and "please report" in outcome.err and "Traceback" not in outcome.err
+    monkeypatch.setenv("MOBIFLEET_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        mobifleet("list", "devices")
+
+
+@pytest.mark.parametrize("text", ["²", "0", "-1", "1.5", "10000000000", "two", ""])
+def test_odd_numbers_of_workers_are_refused_in_one_line(mobifleet, scenario_file, text):
+    outcome = mobifleet("run", scenario_file(), "--workers", text)
+    assert outcome.code == 2 and "--workers: a number from 1" in outcome.err
+
+
+def test_the_version_is_told(mobifleet):
+    outcome = mobifleet("--version")
+    assert outcome.code == 0 and re.fullmatch(r"mobifleet \d+\.\d+\.\d+", outcome.out.strip())

@@ -1,0 +1,46 @@
+"""What users name goes through LaTeX and Markdown as it is."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from sim import escaping
+
+NAMES = (
+    "a_b & 100 %",
+    r"x\y{z}^2~$3#",
+    "one | two",
+    "line\nbreak",
+    "µs ± 1 × 2",
+    "[link](http://x) <b> `c` *d*",
+    '"q"',
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_character_of_a_name_means_anything_to_latex(name):
+    text = escaping.latex(name)
+    bare = re.sub(r"\\text\w+\{\}|\$\\(pm|times)\$|\\[&%$#_{}]", "", text)
+    assert not set(bare) & set('\\&%$#_{}~^<>|"\n')
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
+def test_latex_itself_takes_every_name(tmp_path):
+    body = r" \\ ".join(escaping.latex(name) for name in NAMES)
+    head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{textcomp}"
+    source = rf"{head}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "a.tex").write_text(source, encoding="utf-8")
+    subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_markdown_shows_a_name_as_it_is(name):
+    from markdown_it import MarkdownIt
+
+    shown = MarkdownIt("commonmark").enable("table").render(f"| a |\n|---|\n| {escaping.markdown(name)} |")
+    cell = re.search(r"<td>(.*?)</td>", shown, re.DOTALL)[1]
+    for entity, plain in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
+        cell = cell.replace(entity, plain)
+    assert cell == " ".join(name.split())
