@@ -12,7 +12,7 @@ import io
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -176,18 +176,23 @@ def read_rows(
 
 
 def table_rows(
-    path: str | Path, delimiter: str, encoding: str | None = None, quotes: bool = True
+    path: str | Path,
+    delimiter: str,
+    encoding: str | None = None,
+    quotes: bool = True,
+    lines: Iterable[str] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows of a table of text one by one as (number of the line at which each begins, cells), without blank lines.
 
     With quotes, a cell in double quotes may hold the delimiter, line ends and doubled quotes; else they are characters.
+    `lines`: those of the file, each with its end, where the caller has read them already.
     Raises FileProblem for what `text_lines` refuses, and for quotes that are not closed, or closed within a cell.
     """
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise FileProblem(f"{path}: a delimiter is one character, such as ; or a tab (got {delimiter!r})")
     csv.field_size_limit(MOST_CELL_CHARACTERS)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines or text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True)
     line = 1
     try:
         for row in reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,15 +12,19 @@ import numpy as np
 import simpy
 
 from network.errors import NetworkError
+from network.series import read_rates
 
 
 class CapacityTrace:
     """A capacity in bit/s over time: `capacity_bps[i]` holds from `times_s[i]` to the next time.
 
     `times_s` starts at 0 and increases strictly. With `period_s` the trace repeats, else its last value holds for ever.
+    `read`: as what it was read, if it comes from a file.
     """
 
-    def __init__(self, times_s: Sequence[float], capacity_bps: Sequence[float], period_s: float | None = None):
+    def __init__(
+        self, times_s: Sequence[float], capacity_bps: Sequence[float], period_s: float | None = None, read: str = ""
+    ):
         times = [float(t) for t in times_s]
         rates = [float(c) for c in capacity_bps]
         if not times or len(times) != len(rates):
@@ -34,7 +37,8 @@ class CapacityTrace:
             raise NetworkError("a trace's capacity_bps must be finite and >= 0")
         if period_s is not None and not times[-1] < period_s < inf:
             raise NetworkError(f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})")
-        self.times_s, self.capacity_bps, self.period_s = times, rates, period_s
+        self.times_s, self.capacity_bps, self.period_s, self.read = times, rates, period_s, read
+        self._is_steady = min(rates) == max(rates)
         ends = [*times[1:], period_s if period_s is not None else times[-1]]
         self._bits = [0.0]  # offered up to each time, and in a whole period
         for start, end, rate in zip(times, ends, rates, strict=True):
@@ -45,7 +49,9 @@ class CapacityTrace:
         return self.capacity_bps[self._locate(t_s)[1]]
 
     def next_change(self, t_s: float) -> float:
-        """The first time after t at which a new step begins, s; inf if none does."""
+        """The first time after t at which a new step begins, s; inf if none does, or if all steps are equal."""
+        if self._is_steady:
+            return inf
         period, step = self._locate(t_s)
         if step + 1 == len(self.times_s):
             if self.period_s is None:
@@ -79,29 +85,14 @@ class CapacityTrace:
 
 
 def read_csv(path: str | Path, period_s: float | None = None) -> CapacityTrace:
-    """A trace from a file of two columns, time_s and bit/s, with or without a line of names; the first row is time 0.
+    """A trace from a file: two columns, time in s and bit/s or the units that their names say, or packets delivered.
 
-    Raises NetworkError with file and line for a row that is not two numbers.
+    The first row is time 0. A packet-delivery trace has its own period; `period_s` is for the others. `network.series` says
+    what is read. Raises FileProblem with line and column, NetworkError for a period that is too short.
     """
-    times_s, capacity_bps = [], []
-    with open(path, newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.reader(file), start=1):
-            if not row or row[0].lstrip().startswith("#"):
-                continue
-            try:
-                time_s, bps = (float(cell) for cell in row)
-            except ValueError:
-                if not times_s and line == 1:
-                    continue  # the names of the columns
-                raise NetworkError(
-                    f"{path}, line {line}: expected two numbers, time_s and bit/s, found {row}"
-                ) from None
-            times_s.append(time_s)
-            capacity_bps.append(bps)
-    if not times_s:
-        raise NetworkError(f"{path}: no rows of time_s and bit/s")
+    rates = read_rates(path, is_capacity=True)
     try:
-        return CapacityTrace([t - times_s[0] for t in times_s], capacity_bps, period_s)
+        return CapacityTrace(rates.times_s, rates.bps, rates.period_s or period_s, f"{Path(path).name}: {rates.read}")
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from None
 

@@ -23,11 +23,11 @@ from difflib import get_close_matches
 from math import inf
 from pathlib import Path
 
-import yaml
-
+from inputs.files import read_yaml
 from network.errors import NetworkError
 
 PROFILES = Path(__file__).parent / "profiles"
+MOST_BYTES = 2**20  # of a profile
 BASES = ("measured", "derived", "published", "estimated")
 REQUIRED = ("up_bps", "down_bps", "latency_s")
 OPTIONAL = ("overhead_s", "cv", "lag1", "loss", "window_bytes", "initial_window_bytes")
@@ -87,7 +87,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path) -> LinkProfile:
     """A shipped profile by name, or one of your own by the path of its .yaml file.
 
-    Raises UnknownProfileError with the nearest name, or NetworkError with file and field for a bad file.
+    Raises UnknownProfileError with the nearest name, FileProblem for a file that cannot be read, or NetworkError with file and
+    field for one that says something else.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
@@ -97,14 +98,7 @@ def load(name_or_path: str | Path) -> LinkProfile:
             hint = f"did you mean {near[0]!r}?" if near else "give a name or the path of a .yaml file."
             raise UnknownProfileError(f"no link profile is called {name!r}: {hint} Known: {', '.join(known)}")
         path = PROFILES / f"{name}.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
-    except OSError as error:
-        raise NetworkError(f"cannot read link profile {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise NetworkError(f"{path} is not YAML: {error}") from None
-    return _parse(document, path)
+    return _parse(read_yaml(path, MOST_BYTES), path)
 
 
 def _parse(document, path: Path) -> LinkProfile:
@@ -126,7 +120,7 @@ def _parse(document, path: Path) -> LinkProfile:
             raise NetworkError(f"{path}: {key}: basis must be one of {', '.join(BASES)}, not {entry.get('basis')!r}")
         try:
             values[key] = float(entry["value"])
-        except (TypeError, ValueError):
-            raise NetworkError(f"{path}: {key}: value must be a number, not {entry['value']!r}") from None
+        except (TypeError, ValueError, OverflowError):
+            raise NetworkError(f"{path}: {key}: value must be a number, not {str(entry['value'])[:40]!r}") from None
         provenance[key] = {k: str(v) for k, v in entry.items() if k != "value"}
     return LinkProfile(name=document["name"], **values, provenance=provenance)

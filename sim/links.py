@@ -61,21 +61,17 @@ def build(
 def read_trace(path: str, folder: Path) -> CapacityTrace:
     """A trace that repeats: its last step lasts as long as the one before it.
 
-    A relative path must lead to a file below `folder`. Raises NetworkError if it does not, or for a file that is none.
+    A relative path must lead to a file below `folder`. Raises NetworkError if it does not, FileProblem for a file that is none.
     """
     place = Path(path).expanduser()
     if not place.is_absolute():
         place = (folder / place).resolve()
         if not place.is_relative_to(folder.resolve()):
             raise NetworkError(f"trace {path!r} lies outside the scenario's folder {folder}: give its absolute path")
-    try:
-        once = read_csv(place)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise NetworkError(f"cannot read trace {place}: {why}") from None
-    if len(once.times_s) == 1:
+    once = read_csv(place)
+    if once.period_s is not None or len(once.times_s) == 1:
         return once
-    return CapacityTrace(once.times_s, once.capacity_bps, 2 * once.times_s[-1] - once.times_s[-2])
+    return CapacityTrace(once.times_s, once.capacity_bps, 2 * once.times_s[-1] - once.times_s[-2], once.read)
 
 
 def _rates(

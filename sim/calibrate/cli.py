@@ -92,16 +92,25 @@ def link(
     to: Annotated[str | None, typer.Option(metavar="HOST[:PORT]", help="Measure the path to a --serve end.")] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--from", metavar="FILE", help="iperf3 -J output (.json; one each for up and down), or a CSV."),
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="iperf3 -J output (one each for up and down, or --bidir), or a file of rates.",
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the profile; files go to calibrations/NAME.")] = "this-path",
     out: Annotated[Path | None, typer.Option(help="Another output folder.")] = None,
     seconds: Annotated[float, typer.Option(help="With --to: seconds of bulk each way.", min=0.5, max=600)] = 20,
-    unit: Annotated[str, typer.Option(help="Of a CSV: bit/s, kbit/s, Mbit/s, Gbit/s, B/s, kB/s or MB/s.")] = "Mbit/s",
-    column: Annotated[
-        str | None, typer.Option(help="Of a CSV: the column of throughput, if there are several.")
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Of rates whose column names none: bit/s, kbit/s, Mbit/s (the default), Gbit/s, B/s, kB/s or MB/s."
+        ),
     ] = None,
-    direction: Annotated[str, typer.Option(help="Of a CSV: up or down.")] = "up",
+    column: Annotated[
+        str | None, typer.Option(help="Of a file of rates: the column of throughput, if there are several.")
+    ] = None,
+    direction: Annotated[str, typer.Option(help="Of a file of rates: up or down.")] = "up",
     like: Annotated[
         str | None, typer.Option(help="Profile that lends what was not measured: latency, the other direction's ratio.")
     ] = None,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +23,27 @@ from rich.table import Table
 from network import probe, profile
 from network.calibration import (
     FEWEST_STEPS,
-    Measured,
     Moments,
     Variation,
     fit_transfers,
     fit_variation,
     moments,
     number,
-    per_second,
-    read_iperf3,
-    read_throughput,
     write_profile,
     write_variations,
 )
+from network.errors import NetworkError
+from network.iperf3 import is_iperf3, read_iperf3
+from network.measured import NEAR_A_SECOND, Measured, per_second, read_throughput
 from network.profile import LinkProfile
+from network.series import doubt
 from sim.calibrate.link_figure import draw
 from sim.units import format_seconds, format_si
 
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
 HELD_OUT_S = 240  # shortest series of which every other minute is held out, to see whether the fit foretells it
 SYNTHETIC_S = 3600
+LONGEST_DRAW_S = 20_000  # of a held-out comparison
 DRAWS = 40  # of a held-out comparison: one draw of a link that wanders slowly says little
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -107,18 +109,26 @@ def measure(address: str, seconds: float, console: Console) -> Found:
     )
 
 
-def read(paths: Sequence[Path], unit: str, direction: str, column: str | None) -> Found:
-    """iperf3's JSON (one file a direction) or a CSV of throughput. Raises NetworkError or LinkCalibrationError."""
+def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | None) -> Found:
+    """iperf3's JSON, a file of rates, or a packet-delivery trace for each direction; --bidir holds both.
+
+    Raises FileProblem, NetworkError or LinkCalibrationError.
+    """
     series: dict[str, Measured] = {}
     for path in paths:
-        is_json = path.suffix == ".json"
-        found = read_iperf3(path) if is_json else read_throughput(path, unit, direction, column)
-        if found.direction in series:
-            raise LinkCalibrationError(
-                f"{path}: a second series for {found.direction}; give one file for up and one for down "
-                f"({'`iperf3 -J` and `iperf3 -J --reverse`' if is_json else 'the second with its own calibration'})"
-            )
-        series[found.direction] = found
+        if is_iperf3(path):
+            measured = read_iperf3(path)
+        else:
+            measured = (read_throughput(path, unit, direction, column),)
+        for found in measured:
+            if found.direction in series:
+                raise LinkCalibrationError(
+                    f"{path}: a second series for {found.direction}; give one file for up and one for down "
+                    "(`iperf3 -J` and `iperf3 -J --reverse`, or others each with its own calibration)"
+                )
+            if not np.nansum(found.series_bps) > 0:
+                raise LinkCalibrationError(f"{path}: nothing passed in it: no step has a rate above zero")
+            series[found.direction] = found
     rtts_s = [found.rtt_s for found in series.values() if found.rtt_s]
     dates = [found.date for found in series.values() if found.date]
     return Found(
@@ -146,17 +156,17 @@ def report(found: Found, name: str, folder: Path, like: str | None, console: Con
     `like` names the profile that lends what was not measured. Raises LinkCalibrationError if it is needed and missing.
     """
     lender = profile.load(like) if like else None
-    series = {way: per_second(m.series_bps, m.step_s) for way, m in found.series.items()}
-    seconds = {way: np.size(bps) for way, bps in series.items() if found.series[way].step_s < 1.5}
-    varied = {way: series[way] for way, n in seconds.items() if n >= FEWEST_STEPS}
+    steps = {way: _steps(measured) for way, measured in found.series.items()}
+    varied = {way: bps for way, (bps, step_s) in steps.items() if step_s == 1 and _present(bps) >= FEWEST_STEPS}
     found_moments = {way: moments(bps) for way, bps in varied.items()}
     variations = {way: fit_variation(bps) for way, bps in varied.items()}
+    held_out = {way: foretold(bps) for way, bps in varied.items() if len(bps) >= HELD_OUT_S}
 
-    numbers = _numbers(found, found_moments, lender)
+    numbers = _numbers(found, found_moments, varied, lender)
     folder.mkdir(parents=True, exist_ok=True)
     write_profile(folder / "profile.yaml", name, numbers)
-    for way, bps in series.items():
-        _write_series(folder / f"{way}.csv", bps, max(1.0, found.series[way].step_s))
+    for way, (bps, step_s) in steps.items():
+        _write_series(folder / f"{way}.csv", bps, step_s)
     if variations:
         write_variations(folder / "variation.yaml", variations)
         for way, variation in variations.items():
@@ -164,11 +174,24 @@ def report(found: Found, name: str, folder: Path, like: str | None, console: Con
             _write_series(folder / f"synthetic_{way}.csv", np.array(trace.capacity_bps), 1.0)
             draw(varied[way], trace, variation, found_moments[way], f"{name}, {way}link", folder / f"{way}.png")
     link = profile.load(folder / "profile.yaml")
-    _show(link, found, found_moments, variations, varied, folder, console)
+    _show(link, found, found_moments, variations, held_out, folder, console)
     return link
 
 
-def _numbers(found: Found, by_way: Mapping[str, Moments], lender: LinkProfile | None) -> dict[str, dict]:
+def _steps(measured: Measured) -> tuple[np.ndarray, float]:
+    """A series in steps of 1 s where it has whole seconds, else as it is, and the length of its steps."""
+    seconds = per_second(measured.series_bps, measured.step_s)
+    is_fine = measured.step_s < 1 + NEAR_A_SECOND
+    return (seconds, 1.0) if is_fine and len(seconds) else (measured.series_bps, measured.step_s)
+
+
+def _present(bps: np.ndarray) -> int:
+    return int(np.isfinite(bps).sum())
+
+
+def _numbers(
+    found: Found, by_way: Mapping[str, Moments], varied: Mapping[str, np.ndarray], lender: LinkProfile | None
+) -> dict[str, dict]:
     def entry(value, conditions, basis="measured"):
         return number(value, found.source, found.date, conditions, basis)
 
@@ -204,10 +227,10 @@ def _numbers(found: Found, by_way: Mapping[str, Moments], lender: LinkProfile | 
         numbers["overhead_s"] = entry(found.overhead_s, fixed + opened, "derived")
     if by_way:
         way = "up" if "up" in by_way else "down"
-        n = np.isfinite(per_second(found.series[way].series_bps, found.series[way].step_s)).sum()
-        how = f"{way}link, {n} steps of 1 s; {found.series[way].conditions}"
+        how = f"{way}link, {_present(varied[way])} steps of 1 s; {found.series[way].conditions}"
         numbers["cv"] = entry(by_way[way].cv, how)
-        numbers["lag1"] = entry(float(np.clip(by_way[way].lag1, 0, 0.999)), how)
+        if isfinite(by_way[way].lag1):  # else no second has a next one
+            numbers["lag1"] = entry(float(np.clip(by_way[way].lag1, 0, 0.999)), how)
     return numbers
 
 
@@ -217,17 +240,26 @@ def _write_series(path: Path, bps: np.ndarray, step_s: float) -> None:
     path.write_text("time_s,capacity_bps\n" + "".join(rows), encoding="utf-8")
 
 
-def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments]]:
-    """(drawn from a fit on one part, measured in the other) for every other minute, and for the second half."""
+def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]:
+    """(drawn from a fit on one part, measured in the other) for every other minute, and for the second half.
+
+    Why there is none where a part is too short, or nothing passed in it.
+    """
     minute = np.arange(len(series_bps)) // 60 % 2
     half = np.arange(len(series_bps)) >= len(series_bps) // 2
-    results = {}
+    n_steps = min(_present(series_bps), LONGEST_DRAW_S)
+    results: dict[str, tuple[Moments, Moments] | str] = {}
     for title, held_out in (("every other minute", minute == 1), ("second half", half)):
-        variation = fit_variation(np.where(held_out, np.nan, series_bps))
-        drawn = [variation.trace(len(series_bps), np.random.default_rng(seed)).capacity_bps for seed in range(DRAWS)]
+        try:
+            measured = moments(np.where(held_out, series_bps, np.nan))
+            variation = fit_variation(np.where(held_out, np.nan, series_bps))
+        except NetworkError as error:
+            results[title] = f"not held out: {error}"
+            continue
+        drawn = [variation.trace(n_steps, np.random.default_rng(seed)).capacity_bps for seed in range(DRAWS)]
         each = [moments(np.array(bps)) for bps in drawn]
         mean = Moments(*(float(np.mean([getattr(m, key) for m in each])) for key in Moments.__dataclass_fields__))
-        results[title] = (mean, moments(np.where(held_out, series_bps, np.nan)))
+        results[title] = (mean, measured)
     return results
 
 
@@ -268,7 +300,7 @@ def _show(
     found: Found,
     by_way: Mapping[str, Moments],
     variations: Mapping[str, Variation],
-    series: Mapping[str, np.ndarray],
+    held_out: Mapping[str, Mapping[str, tuple[Moments, Moments] | str]],
     folder: Path,
     console: Console,
 ) -> None:
@@ -287,7 +319,8 @@ def _show(
         table.add_row("overhead", f"{format_seconds(link.overhead_s)} a transfer on an open connection")
     for way, m in by_way.items():
         v = variations[way]
-        table.add_row(f"variability, {way}", f"CV {m.cv:.2f}, lag-1 autocorrelation {m.lag1:.2f} at 1 s")
+        lag1 = f"lag-1 autocorrelation {m.lag1:.2f}" if isfinite(m.lag1) else "no two seconds in a row to correlate"
+        table.add_row(f"variability, {way}", f"CV {m.cv:.2f}, {lag1} at 1 s")
         table.add_row(
             "", f"{v.slow_share:.0%} of it slow ({format_seconds(v.slow_s)}), the rest fast (lag 1 {v.fast_lag1:.2f})"
         )
@@ -295,15 +328,20 @@ def _show(
         table.add_row(
             "variability", f"not known: it needs {FEWEST_STEPS} steps of 1 s and more (cv and lag1 are left out)"
         )
-    for way, bps in series.items():
-        if len(bps) < HELD_OUT_S:
-            continue
-        for title, (drawn, held_out) in foretold(bps).items():
-            parts = [
-                f"{label} {getattr(drawn, key) / getattr(held_out, key) - 1:+.0%}"
-                for label, key in (("mean", "mean_bps"), ("CV", "cv"), ("lag 1", "lag1"))
-                if getattr(held_out, key)
-            ]
-            table.add_row(f"held out, {way}", f"{title}: {', '.join(parts)}")
+    for way, parts in held_out.items():
+        for title, outcome in parts.items():
+            table.add_row(f"held out, {way}", f"{title}: {outcome if isinstance(outcome, str) else _errors(*outcome)}")
     console.print(table)
     console.print(f"written to {folder}; in a scenario: `link: {folder / 'profile.yaml'}`", soft_wrap=True)
+    for way, measured in found.series.items():
+        if (what := doubt(measured.series_bps)) is not None:
+            console.print(f"note: {way}link: {what}", style="yellow", soft_wrap=True)
+
+
+def _errors(drawn: Moments, held_out: Moments) -> str:
+    """How far a drawn series is from the measured one, relatively."""
+    return ", ".join(
+        f"{label} {getattr(drawn, key) / getattr(held_out, key) - 1:+.0%}"
+        for label, key in (("mean", "mean_bps"), ("CV", "cv"), ("lag 1", "lag1"))
+        if getattr(held_out, key) and isfinite(getattr(held_out, key))
+    )

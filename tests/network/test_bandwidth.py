@@ -8,6 +8,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inputs.files import FileProblem
 from network.bandwidth import CapacityTrace, drive, lognormal_ar1, read_csv
 from network.errors import NetworkError
 from network.fair_link import FairLink
@@ -65,18 +66,20 @@ def test_drive_re_rates_a_link():
 def test_csv_with_and_without_names(tmp_path):
     path = tmp_path / "trace.csv"
     path.write_text("# walked\ntime_s,capacity_bps\n")
-    with pytest.raises(NetworkError, match=r"trace\.csv"):
+    with pytest.raises(FileProblem, match=r"trace\.csv: no rows"):
         read_csv(path)
     path.write_text("time_s,capacity_bps\n10,1e6\n11.5,0\n13,2000000\n")
     trace = read_csv(path, period_s=5)
     assert trace.times_s == [0, 1.5, 3] and trace.capacity_bps == [1e6, 0, 2e6] and trace.period_s == 5
+    with pytest.raises(NetworkError, match=r"trace\.csv: .*period"):
+        read_csv(path, period_s=2)
     path.write_text("0,5\n1,7\n")
     assert read_csv(path).capacity_bps == [5, 7]
     path.write_text("0,5\n1,fast\n")
-    with pytest.raises(NetworkError, match="line 2"):
+    with pytest.raises(FileProblem, match="line 2"):
         read_csv(path)
     path.write_text("0,5\n0,7\n")
-    with pytest.raises(NetworkError, match="increase"):
+    with pytest.raises(FileProblem, match="increase"):
         read_csv(path)
 
 

@@ -1,6 +1,5 @@
 """Fits of links: known processes come back, files are read or refused clearly, and held-out seconds of real uplinks too."""
 
-import json
 from math import exp, inf
 from pathlib import Path
 
@@ -19,12 +18,10 @@ from network.calibration import (
     fit_variation,
     moments,
     number,
-    per_second,
-    read_iperf3,
-    read_throughput,
     write_profile,
 )
 from network.errors import NetworkError
+from network.measured import read_throughput
 from network.topology import Network
 
 
@@ -95,11 +92,6 @@ def test_fixed_cost_and_rate_of_exact_transfers_are_found(fixed_s, rate_bps, siz
     assert [found_s + 8 * n / found_bps for n in sizes] == pytest.approx(seconds, rel=1e-3)
 
 
-def test_seconds_are_means_of_their_tenths():
-    assert per_second(np.arange(25.0), 0.1).tolist() == [4.5, 14.5]
-    assert per_second(np.arange(3.0), 1.0).tolist() == [0, 1, 2]
-
-
 # ---- files
 
 
@@ -119,70 +111,6 @@ def test_a_written_profile_is_read_back(tmp_path):
     }
     with pytest.raises(NetworkError, match="finite"):
         write_profile(path, "mine", {"up_bps": number(inf, "a", "b", "c")})
-
-
-def test_throughput_files_of_every_accepted_shape(tmp_path):
-    path = tmp_path / "trace.csv"
-    path.write_text("# walked\nup\n1\n2\n\n4\n")
-    assert read_throughput(path).series_bps.tolist() == [1e6, 2e6, 4e6]
-    path.write_text("0,10\n0.5,20\n2.0,30\n2.5,40\n")  # two rows are missing
-    found = read_throughput(path, "kB/s", "down")
-    assert found.step_s == 0.5 and found.direction == "down"
-    assert np.array_equal(found.series_bps, np.array([8e4, 16e4, np.nan, np.nan, 24e4, 32e4]), equal_nan=True)
-    path.write_text("t_s,up,power\n0,1,9\n1,,9\n2,3,9\n")
-    assert np.array_equal(read_throughput(path, "bit/s", column="up").series_bps, [1, np.nan, 3], equal_nan=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "column", "message"),
-    [
-        ("", "Mbit/s", None, "no rows"),
-        ("1\nfast\n", "Mbit/s", None, "row 2: expected a number"),
-        ("t_s,a,b\n0,1,2\n", "Mbit/s", None, "a, b.*--column"),
-        ("t_s,a,b\n0,1,2\n", "Mbit/s", "c", "no column 'c'"),
-        ("1\n", "Mbps", None, "one of bit/s"),
-        ("t_s,a\n0,1\n0,2\n", "Mbit/s", None, "increase"),
-        ("t_s,a\n0,1\n1,2\n1.2,2\n2,3\n", "Mbit/s", None, "multiples"),
-    ],
-)
-def test_what_is_wrong_with_a_throughput_file_is_said(tmp_path, text, unit, column, message):
-    path = tmp_path / "trace.csv"
-    path.write_text(text)
-    with pytest.raises(NetworkError, match=message):
-        read_throughput(path, unit, "up", column)
-
-
-def iperf3(reverse: int, rates: list[float], **extra) -> dict:
-    """What `iperf3 -J` writes, as far as it is read; the first interval is one that -O leaves out."""
-    sums = [{"sum": {"seconds": 1.0, "bits_per_second": bps, "omitted": i == 0}} for i, bps in enumerate(rates)]
-    sums.append({"sum": {"seconds": 0.01, "bits_per_second": 1.0, "omitted": False}})
-    start = {
-        "test_start": {"reverse": reverse, "num_streams": 1},
-        "timestamp": {"time": "Sun, 22 Nov 2026 10:00:00 UTC"},
-    }
-    end = {"streams": [{"sender": {"min_rtt": 24_000, "mean_rtt": 90_000}}]}
-    return {"start": start, "intervals": sums, "end": end, **extra}
-
-
-def test_iperf3_both_ways(tmp_path):
-    path = tmp_path / "iperf3.json"
-    path.write_text(json.dumps(iperf3(1, [9e9, 20e6, 30e6])))
-    down = read_iperf3(path)
-    assert down.direction == "down" and down.series_bps.tolist() == [20e6, 30e6] and down.rtt_s == 0.024
-    assert "receiver" in down.conditions and down.date.startswith("Sun")
-    path.write_text(json.dumps(iperf3(0, [9e9, 20e6])))
-    assert "--get-server-output" in read_iperf3(path).conditions
-    path.write_text(json.dumps(iperf3(0, [9e9, 20e6], server_output_json=iperf3(0, [9e9, 15e6]))))
-    assert read_iperf3(path).series_bps.tolist() == [15e6]
-    for text, message in (
-        ("{", "not JSON"),
-        ("[]", "not a result"),
-        ('{"error": "unable to connect"}', "unable to connect"),
-        ('{"start": {}}', "not a result"),
-    ):
-        path.write_text(text)
-        with pytest.raises(NetworkError, match=message):
-            read_iperf3(path)
 
 
 # ---- measured uplinks, held out

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from network import probe
-from network.calibration import fit_transfers, moments, per_second
+from network.calibration import fit_transfers, moments
 from network.errors import NetworkError
+from network.measured import per_second
 from network.shaping import Access, ShapedRelay
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from inputs.files import FileProblem
 from network import profile
 from network.errors import NetworkError
 
@@ -81,10 +82,10 @@ def test_your_own_file(tmp_path):
 def test_a_bad_file_is_told_what_is_wrong(tmp_path, old, new, message):
     path = tmp_path / "mine.yaml"
     path.write_text(GOOD.replace(old, new))
-    with pytest.raises(NetworkError, match=message):
+    with pytest.raises((NetworkError, FileProblem), match=message):
         profile.load(path)
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(NetworkError, match="cannot read"):
+    with pytest.raises(FileProblem, match="cannot be opened"):
         profile.load(tmp_path / "nothing.yaml")

@@ -1,6 +1,7 @@
 """`mobifleet calibrate link`: from a trace, from iperf3 and from a measured path to a profile that a scenario can name."""
 
 import json
+import os
 import re
 import socket
 import threading
@@ -107,7 +108,7 @@ def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
         (("--to", "here:port"), "HOST or HOST:PORT"),
         (("--to", "127.0.0.1:1"), "refused the connection"),
         (("--from", "walk.csv", "--direction", "sideways"), "up or down"),
-        (("--from", "nowhere.csv"), "nowhere.csv: No such file"),
+        (("--from", "nowhere.csv"), "nowhere.csv: cannot be opened .No such file"),
         (("--from", "walk.csv", "--column", "up"), "says nothing of downlink and latency.*--like"),
         (("--from", "walk.csv", "--column", "up", "--like", "let"), "did you mean"),
         (("--from", "walk.csv"), "up, power_mw.*--column"),
@@ -121,3 +122,105 @@ def test_every_mistake_is_one_message(argv, message, walk, mobifleet, tmp_path, 
     assert re.search(message, outcome.err.replace("\n", " ")), outcome.err
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "calibrations").exists()
+
+
+# ---- what others have measured, through the verb itself
+
+
+@pytest.fixture
+def calibrated(mobifleet, tmp_path):
+    """Run `calibrate link --from` on a text; gives the outcome and the folder."""
+
+    def run(text: str, *more: str, name: str = "t.csv"):
+        (tmp_path / name).write_text(text)
+        out = tmp_path / "out"
+        lent = () if "--bidir" in more else ("--like", "lte")
+        more = tuple(word for word in more if word != "--bidir")
+        return mobifleet("calibrate", "link", "--from", tmp_path / name, *lent, *more, "--out", out), out
+
+    return run
+
+
+def rates(n: int, mean: float = 16.0) -> list[float]:
+    return np.round(mean * np.exp(0.1 * np.random.default_rng(2).standard_normal(n)), 4).tolist()
+
+
+def test_steps_of_a_tenth_of_a_second_are_read_from_a_column_in_ms(calibrated):
+    values = rates(600)
+    outcome, out = calibrated("timestamp_ms,mbps\n" + "".join(f"{100 * i},{v}\n" for i, v in enumerate(values)))
+    assert (outcome.code, outcome.err) == (0, "")
+    seconds = 1e6 * np.array(values).reshape(60, 10).mean(axis=1)
+    link = profile.load(out / "profile.yaml")
+    assert (link.up_bps, link.cv) == pytest.approx((seconds.mean(), seconds.std() / seconds.mean()), rel=1e-3)
+    assert len(read_csv(out / "up.csv").times_s) == 60
+    said = " ".join(outcome.out.split())
+    assert "column 'timestamp_ms' in ms, column 'mbps' in Mbit/s, steps of 0.1 s" in said
+
+
+def test_a_hole_of_an_hour_leaves_a_profile_and_says_what_is_not_held_out(calibrated):
+    rows = [f"{i},{v}\n" for i, v in enumerate(rates(130))] + [f"{4000 + i},{v}\n" for i, v in enumerate(rates(4))]
+    outcome, out = calibrated("time_s,mbps\n" + "".join(rows))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert profile.load(out / "profile.yaml").up_bps == pytest.approx(1e6 * np.mean(rates(130) + rates(4)), rel=1e-3)
+    assert "second half: not held out: a series of 4 steps" in " ".join(outcome.out.split())
+
+
+def test_seconds_that_never_follow_each_other_have_no_lag(calibrated):
+    text = "time_s,mbps\n" + "".join(f"{i},{v if i % 2 == 0 else ''}\n" for i, v in enumerate(rates(40)))
+    outcome, out = calibrated(text)
+    assert (outcome.code, outcome.err) == (0, "")
+    link = profile.load(out / "profile.yaml")
+    assert link.cv > 0 and "lag1" not in link.provenance
+    assert "no two seconds in a row" in " ".join(outcome.out.split())
+
+
+def test_packets_delivered_become_a_profile(calibrated):
+    sent_ms = [*sorted(np.random.default_rng(1).integers(1, 20_000, 4000).tolist()), 20_000]
+    outcome, out = calibrated("".join(f"{ms}\n" for ms in sent_ms), "--direction", "down", name="down.trace")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert profile.load(out / "profile.yaml").down_bps == pytest.approx(4001 * 12_000 / 20, rel=1e-3)
+    assert "a packet-delivery trace: 4,001 packets of 1,500 bytes in 20 s" in " ".join(outcome.out.split())
+
+
+def test_both_directions_of_one_file_need_no_other(calibrated):
+    document = json.loads(iperf3(0, [22e6, 20e6] * 5))
+    for interval in document["intervals"]:
+        interval["sum_bidir_reverse"] = {"seconds": 1.0, "bits_per_second": 88e6, "sender": False}
+    outcome, out = calibrated(json.dumps(document), "--bidir", name="bidir.txt")
+    assert (outcome.code, outcome.err) == (0, "")
+    link = profile.load(out / "profile.yaml")
+    assert (link.up_bps, link.down_bps, link.latency_s) == (21e6, 88e6, 0.02)
+
+
+def test_a_doubtful_level_is_noted(calibrated):
+    outcome, _ = calibrated("time_s,bps\n" + "".join(f"{i},{v}\n" for i, v in enumerate(rates(20))))
+    assert outcome.code == 0 and "note: uplink: its median is 15.7 bit/s" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mbps\n0\n0\n0\n", "nothing passed in it"),
+        ("mbps\n0\n" + "0\n" * 20, "nothing passed in it"),
+        ("time_s,mbps\n0,\n1,\n", "nothing passed in it"),
+        ("x,mbps\n0,1\n100,2\n200,3\n", "column 'x': in which unit"),
+        ("time_s;mbps\n0;1,5\n1;2.5\n", "which is the decimal sign"),
+        ("0;1000\n1,2e7\n2,2e7\n", "line 1: 1 cell where 2"),
+    ],
+)
+def test_what_cannot_be_a_link_is_told_before_anything_is_written(calibrated, text, message):
+    outcome, out = calibrated(text)
+    assert outcome.code == 2 and message in outcome.err
+    assert not out.exists()
+
+
+def test_what_is_no_file_of_text_is_refused(mobifleet, tmp_path):
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 10)
+    refused = [(tmp_path, "is a folder"), (tmp_path / "binary", "binary")]
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        refused += [(tmp_path / "pipe", "not a regular file"), ("/dev/zero", "not a regular file")]
+    for path, message in refused:
+        outcome = mobifleet("calibrate", "link", "--from", path, "--like", "lte", "--out", tmp_path / "out")
+        assert outcome.code == 2 and message in outcome.err, outcome.err
+        assert outcome.err.count("\n") == 1
