@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.results import Run, RunError, encode, finish_times, sampling_order
+from sim.span_kinds import FINE, STATES, colours_of, joules_by_state, of_devices
 
 STYLE = Path(__file__).with_name("mobifleet.mplstyle")
 WIDTH_IN = 7.0  # two columns of a paper
@@ -25,19 +26,7 @@ MAX_ROWS = 60  # of devices in the Gantt chart: more cannot be read
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F", "#000000")  # Okabe-Ito
 BINS = 600  # of virtual time in the Gantt chart; fewer than its pixels, so that none is lost
 FAINTEST = 0.3  # opacity of a bin in which little happened
-KIND_COLOURS = {  # in the order of the legend
-    "wait": "#D9D9D9",
-    "offline": "#A6A6A6",
-    "download": "#56B4E9",
-    "upload": "#D55E00",
-    "compute": "#0072B2",
-    "train": "#009E73",
-    "evaluate": "#CC79A7",
-}
 FAR_APART = 20  # how many times, before runs need a logarithmic axis
-RADIO = ("upload", "download")
-IDLE = ("wait", "idle", "offline")
-UNMARKED = ("ok", "horizon")  # outcomes of spans that went as meant
 
 
 def draw(runs: Run | Sequence[Run], out_dir: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
@@ -100,7 +89,8 @@ def timeline_figure(run: Run) -> Figure:
             f"\n{len(shown)} of {len(names):,} devices: slowest, failed, median, fastest and random ones of each class"
         )
     figure, (ax,) = _figure(1.15 + 0.125 * len(rows), 1, run_title=title, note=_note([run]))
-    order = sorted(kinds, key=lambda name: (list(KIND_COLOURS).index(name) if name in KIND_COLOURS else -1, name))
+    colours = colours_of(set(kinds))
+    order = list(colours)
     drawn = np.flatnonzero(~np.isnan(y))
     number_of = {name: number for number, name in enumerate(rows)}
     row_of_span = np.array([number_of.get(name, -1) for name in actors], dtype=np.int64)[actor]
@@ -109,16 +99,15 @@ def timeline_figure(run: Run) -> Figure:
     for number, name in enumerate(order):
         mine = drawn[kind[drawn] == kinds.index(name)]
         share[number] = coverage(row_of_span[mine], start_s[mine] * scale, end_s[mine] * scale, len(rows), BINS)
-    colours = [_kind_colour(name, order) for name in order]
-    for row, strip in zip(rows, _blend(share, colours), strict=True):
+    for row, strip in zip(rows, _blend(share, list(colours.values())), strict=True):
         extent = (0, last_s / unit_s, place_of[row] - 0.4, place_of[row] + 0.4)
         ax.imshow(strip[None], extent=extent, aspect="auto", interpolation="nearest", zorder=1)
     seen = share.any(axis=(1, 2))
     handles: list = [
-        Patch(color=colour, label=name) for name, colour, is_seen in zip(order, colours, seen, strict=True) if is_seen
+        Patch(color=colours[name], label=name) for name, is_seen in zip(order, seen, strict=True) if is_seen
     ]
     outcome, outcomes = encode(table["outcome"])
-    bad = np.array([name not in UNMARKED for name in outcomes], dtype=bool)[outcome] & ~np.isnan(y)
+    bad = np.array([name not in FINE for name in outcomes], dtype=bool)[outcome] & ~np.isnan(y)
     if bad.any():
         what = ", ".join(sorted({outcomes[code] for code in outcome[bad]}))
         style = {"color": "black", "marker": "x", "markersize": 3.5, "markeredgewidth": 0.8, "linestyle": ""}
@@ -163,12 +152,6 @@ def _blend(share: np.ndarray, colours: list[str]) -> np.ndarray:
     # Whatever happened leaves a mark, however short it was.
     alpha = np.where(total > 0, np.clip(total, FAINTEST, 1.0), 0.0)
     return np.clip(np.concatenate([rgb, alpha[..., None]], axis=-1), 0.0, 1.0)
-
-
-def _kind_colour(name: str, kinds: list[str]) -> str:
-    unknown = [kind for kind in kinds if kind not in KIND_COLOURS]
-    spare = ("#E69F00", "#F0E442", "#8C6D1F", "#000000")
-    return KIND_COLOURS.get(name) or spare[unknown.index(name) % len(spare)]
 
 
 # --- what was learned -------------------------------------------------------------------------------------------------
@@ -252,20 +235,16 @@ def _groups(run: Run) -> list[str]:
 
 
 def devices_figure(run: Run) -> Figure:
-    """Mean bytes (up and down) and mean joules (compute, radio, idle) of a device, by class.
-
-    Joules come from the spans of the devices; what a device spent outside any span counts as idle.
-    """
+    """Mean bytes (up and down) and mean joules (compute, radio, idle) of a device, by class."""
     devices = run.devices()
     class_of_row, classes = encode(devices["device_class"])
     order = sorted(range(len(classes)), key=classes.__getitem__)
     count = np.bincount(class_of_row, minlength=len(classes))
     mean = {
         name: np.bincount(class_of_row, devices[name].to_numpy().astype(float), len(classes)) / count
-        for name in ("uplink_bytes", "downlink_bytes", "energy_j")
+        for name in ("uplink_bytes", "downlink_bytes")
     }
     energy = _energy_by_use(run, devices["device"].to_pylist(), class_of_row, len(classes)) / count
-    energy[2] += np.maximum(mean["energy_j"] - energy.sum(axis=0), 0.0)
 
     figure, axes = _figure(1.2 + 0.26 * len(classes), 2, run_title=_title([run]), note=_note([run]), sharey=True)
     byte_unit, unit_bytes = _byte_unit((mean["uplink_bytes"] + mean["downlink_bytes"]).max(initial=0.0))
@@ -294,15 +273,12 @@ def _stack(ax, parts: list[tuple[str, np.ndarray, str]]) -> None:
 
 def _energy_by_use(run: Run, names: list[str], class_of_row: np.ndarray, classes: int) -> np.ndarray:
     """Joules in the spans of devices: shape (3, classes), for compute, radio and idle."""
-    table = run.spans(["actor", "kind", "joules"])
+    table = of_devices(run.spans(["actor", "kind", "joules"]))
     actor, actors = encode(table["actor"])
-    kind, kinds = encode(table["kind"])
     row_of = {name: row for row, name in enumerate(names)}
-    class_of_actor = np.array([class_of_row[row_of[name]] if name in row_of else -1 for name in actors], dtype=np.int64)
-    use_of_kind = np.array([1 if name in RADIO else 2 if name in IDLE else 0 for name in kinds], dtype=np.int64)
-    mine = class_of_actor[actor] >= 0
-    cell = use_of_kind[kind[mine]] * classes + class_of_actor[actor[mine]]
-    return np.bincount(cell, table["joules"].to_numpy()[mine], 3 * classes).reshape(3, classes)
+    class_of_actor = np.array([class_of_row[row_of[name]] for name in actors], dtype=np.int64)
+    by_state = dict(zip(STATES, joules_by_state(table, class_of_actor[actor], classes), strict=True))
+    return np.stack([by_state["compute"], by_state["uplink"] + by_state["downlink"], by_state["idle"]])
 
 
 # --- who was done when ------------------------------------------------------------------------------------------------

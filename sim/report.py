@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import resource
+import math
 import sys
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sim.simulation import Simulation
+from sim.span_kinds import STATES, is_waste, joules_by_state, of_devices
 
 
 def device_table(sim: Simulation) -> pa.Table:
@@ -34,7 +36,7 @@ def device_table(sim: Simulation) -> pa.Table:
         rows["uplink_bytes"].append(int(mine.get(("upload", "nbytes"), 0)))
         rows["downlink_bytes"].append(int(mine.get(("download", "nbytes"), 0)))
         rows["flop"].append(mine.get(("compute", "flop"), 0.0))
-        rows["energy_j"].append(sum(v for (_, what), v in sorted(mine.items()) if what == "joules"))
+        rows["energy_j"].append(math.fsum(v for (_, what), v in mine.items() if what == "joules"))
         rows["peak_memory_bytes"].append(device.peak_memory_bytes)
         rows["busy_s"].append(mine.get(("compute", "seconds"), 0.0))
         rows["waiting_s"].append(mine.get(("wait", "seconds"), 0.0))
@@ -92,9 +94,9 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "totals": {
             **_totals(spans),
             "server_flop": _sum(server, "flop"),
-            "server_busy_s": float(np.sum(_durations(server.filter(pc.not_equal(server["kind"], "wait"))))),
+            "server_busy_s": math.fsum(_durations(server.filter(pc.not_equal(server["kind"], "wait")))),
             "server_energy_j": _sum(server, "joules"),
-            "wasted_bytes": _wasted(spans),
+            **_wasted(spans),
             "updates": sim.updates,
         },
         "energy_by_state": _energy_by_state(spans),
@@ -127,28 +129,31 @@ def _target(sim: Simulation, spans: pa.Table) -> dict[str, Any]:
 
 
 def _totals(spans: pa.Table) -> dict[str, float]:
-    of_devices = spans.filter(pc.starts_with(spans["actor"], "device-"))
+    ours = of_devices(spans)
     return {
-        "uplink_bytes": int(_sum(_kind(of_devices, "upload"), "nbytes")),
-        "downlink_bytes": int(_sum(_kind(of_devices, "download"), "nbytes")),
-        "device_flop": _sum(_kind(of_devices, "compute"), "flop"),
-        "device_energy_j": _sum(of_devices, "joules"),
+        "uplink_bytes": int(_sum(_kind(ours, "upload"), "nbytes")),
+        "downlink_bytes": int(_sum(_kind(ours, "download"), "nbytes")),
+        "device_flop": _sum(_kind(ours, "compute"), "flop"),
+        "device_energy_j": _sum(ours, "joules"),
     }
 
 
 def _energy_by_state(spans: pa.Table) -> dict[str, float]:
-    """Joules of all devices by what they were doing; waiting, charging and restarting are idle."""
-    of_devices = spans.filter(pc.starts_with(spans["actor"], "device-"))
-    states = {"compute": "compute", "upload": "uplink", "download": "downlink"}
-    joules = {state: _sum(_kind(of_devices, kind), "joules") for kind, state in states.items()}
-    active = pc.is_in(of_devices["kind"], pa.array(list(states)))
-    return {**joules, "idle": _sum(of_devices.filter(pc.invert(active)), "joules")}
+    """Joules of all devices by what they were doing; waiting and charging are idle, a device that is off draws nothing."""
+    ours = of_devices(spans)
+    joules = joules_by_state(ours, np.zeros(len(ours), dtype=int), 1)[:, 0]
+    return {state: joules for state, joules in zip(STATES, joules.tolist(), strict=True) if state != "off"}
 
 
-def _wasted(spans: pa.Table) -> int:
-    """Bytes that crossed a link for nothing: of transfers that did not end well."""
-    transfers = spans.filter(pc.is_in(spans["kind"], pa.array(["upload", "download"])))
-    return int(_sum(transfers.filter(pc.not_equal(transfers["outcome"], "ok")), "nbytes"))
+def _wasted(spans: pa.Table) -> dict[str, float]:
+    """What devices sent, received, computed and spent for nothing: in spans that did not end well."""
+    ours = of_devices(spans)
+    lost = ours.filter(pa.array(is_waste(ours)))
+    return {
+        "wasted_bytes": int(_sum(lost, "nbytes")),
+        "wasted_flop": _sum(lost, "flop"),
+        "wasted_energy_j": _sum(lost, "joules"),
+    }
 
 
 def _kind(spans: pa.Table, kind: str) -> pa.Table:
@@ -156,7 +161,7 @@ def _kind(spans: pa.Table, kind: str) -> pa.Table:
 
 
 def _sum(spans: pa.Table, name: str) -> float:
-    return float(np.sum(spans[name].to_numpy())) if len(spans) else 0.0
+    return math.fsum(spans[name].to_numpy())
 
 
 def _durations(spans: pa.Table) -> np.ndarray:
@@ -181,5 +186,10 @@ def _spread(column: pa.ChunkedArray) -> dict[str, float | None]:
 
 
 def _peak_rss_bytes() -> int:
+    """The most memory that this process has held; Windows tells it in another place than all others do."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sim.span_kinds import FINE
+
 COLUMNS = {
     "spans": ("actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome", "flows"),
     "metrics": ("time_s", "name", "value", "group"),
@@ -22,8 +24,6 @@ COLUMNS = {
         *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes", "busy_s", "waiting_s", "outcome"),
     ),
 }
-# outcomes of a device that did not fail; at the horizon, at the target or at Ctrl-C it was still at work
-FINE = frozenset({"ok", "finished", "horizon", "target", "ended", "interrupted"})
 SAMPLE_REASONS = ("slowest", "failed", "median", "fastest", "random")
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from sim.results import Run, RunError, encode, finish_times, sampling_order
+from sim.span_kinds import KINDS, LINK
 from sim.trace_writer import TraceWriter
 
 MAX_COUNTER_POINTS = 2_000
 MAX_LANES = 8  # of one actor; what overlaps more than that is left out and counted in the track's name
-COUNTED = {"compute": "computing", "upload": "uploading", "wait": "waiting"}
+COUNTED = {name: kind.doing for name, kind in KINDS.items() if kind.doing}
 
 
 @dataclass(frozen=True)
@@ -188,12 +189,12 @@ class _Plan:
     def add_server_and_links(self) -> None:
         """Everything that is not a device: the server gets at most half of the slices, the links a quarter of all."""
         others = [name for name in self.spans.actors if name not in self.row_of_device]
-        others.sort(key=lambda name: (name.startswith("link:"), name))
-        links = [self.spans.rows(self.actor_of_name[name]) for name in others if name.startswith("link:")]
+        others.sort(key=lambda name: (name.startswith(LINK), name))
+        links = [self.spans.rows(self.actor_of_name[name]) for name in others if name.startswith(LINK)]
         link_share = self.slices_left // 4 // max(len(links), 1)
         link_tracks = max(self.tracks_left // 4, 1)
         for name in others:
-            is_link = name.startswith("link:")
+            is_link = name.startswith(LINK)
             if is_link and link_tracks < 1:
                 break
             rows = self.spans.rows(self.actor_of_name[name])

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from sim import escaping
 from sim.results import Run, encode, open_run
+from sim.span_kinds import is_waste, of_devices
 
 if TYPE_CHECKING:
     from sim.compare.runs import Entry
@@ -65,13 +65,12 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
     Peak memory is of the whole run, the mean over the devices that did any work.
     """
     spans = run.spans(["actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome"])
-    spans = spans.filter(pc.starts_with(spans["actor"], "device-"))
+    spans = of_devices(spans)
     end_s, devices = spans["end_s"].to_numpy(), run.devices()
     order = np.argsort(end_s, kind="stable")
     ended = np.searchsorted(end_s[order], times_s, side="right")
     code, kinds = encode(spans["kind"])
     kind = np.array(kinds, dtype=object)[code]
-    radio, ok = np.isin(kind, ("upload", "download")), spans["outcome"].to_numpy(zero_copy_only=False) == "ok"
 
     def until(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return np.concatenate([[0.0], np.cumsum(np.where(chosen, values, 0.0)[order])])[ended]
@@ -89,7 +88,7 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
         "peak_memory_bytes": np.full(len(times_s), float(peak.mean()) if len(peak) else 0.0),
         "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
         "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
-        "wasted_bytes": until(nbytes, radio & ~ok),
+        "wasted_bytes": until(nbytes, is_waste(spans)),
         "updates": _last_before(*run.curve("updates"), times_s),
     }
 

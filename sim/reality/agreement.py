@@ -15,12 +15,13 @@ import numpy as np
 
 from sim.results import Run, finish_times
 from sim.simulation import Simulation
+from sim.span_kinds import DEVICE, SERVER_WORK
 
 GROUPS = {
-    "device compute": ("device-", ("compute",)),
-    "uploads": ("device-", ("upload",)),
-    "downloads": ("device-", ("download",)),
-    "server compute": ("server", ("train", "aggregate", "forward")),
+    "device compute": (DEVICE, ("compute",)),
+    "uploads": (DEVICE, ("upload",)),
+    "downloads": (DEVICE, ("download",)),
+    "server compute": ("server", SERVER_WORK),
 }
 
 
@@ -56,7 +57,7 @@ def transfers_from_real_starts(world: Simulation, real: Run) -> dict[str, Any]:
         pairs[kind].append((world.env.now - start_s, end_s - start_s))
 
     for (actor, kind), spans in _spans(real).items():
-        if actor.startswith("device-") and kind in pairs:
+        if actor.startswith(DEVICE) and kind in pairs:
             for span in spans:
                 world.env.process(transfer(actor, kind, span["start_s"], span["end_s"], span["nbytes"]))
     world.env.run()

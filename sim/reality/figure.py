@@ -9,11 +9,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sim.plots import KIND_COLOURS, STYLE, WIDTH_IN
+from sim.plots import STYLE, WIDTH_IN
 from sim.results import Run
+from sim.span_kinds import colours_of
 
 MOST_DEVICES = 12
-AGGREGATE = "#E69F00"
 
 
 def draw_overlay(simulated: Run, real: Run, title: str, path: Path) -> Path:
@@ -26,15 +26,18 @@ def draw_overlay(simulated: Run, real: Run, title: str, path: Path) -> Path:
         figure = Figure(figsize=(WIDTH_IN, 1.2 + 0.42 * len(labels)), layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.subplots()
-        seen = set()
-        for run, offset, alpha in ((simulated, 0.21, 1.0), (real, -0.21, 0.6)):
-            for span in run.spans(["actor", "kind", "start_s", "end_s"]).to_pylist():
-                if span["actor"] in place:
-                    seen.add(span["kind"])
-                    ax.barh(
-                        place[span["actor"]] + offset, span["end_s"] - span["start_s"], 0.38, span["start_s"],
-                        color=_colour(span["kind"]), alpha=alpha, linewidth=0,
-                    )  # fmt: skip
+        drawn = [
+            (span, offset, alpha)
+            for run, offset, alpha in ((simulated, 0.21, 1.0), (real, -0.21, 0.6))
+            for span in run.spans(["actor", "kind", "start_s", "end_s"]).to_pylist()
+            if span["actor"] in place
+        ]
+        colours = colours_of({span["kind"] for span, _, _ in drawn})
+        for span, offset, alpha in drawn:
+            ax.barh(
+                place[span["actor"]] + offset, span["end_s"] - span["start_s"], 0.38, span["start_s"],
+                color=colours[span["kind"]], alpha=alpha, linewidth=0,
+            )  # fmt: skip
         for actor, y in place.items():
             for name, offset in (("simulated", 0.21), ("real", -0.21)):
                 ax.text(last_s * 1.012, y + offset, name, va="center", fontsize=5.5, color="#555555")
@@ -47,14 +50,9 @@ def draw_overlay(simulated: Run, real: Run, title: str, path: Path) -> Path:
         ax.set_xlim(0, last_s * 1.01)
         ax.set_ylim(min(place.values()) - 0.6, 0.6)
         ax.set_xlabel("virtual time [s]; a black mark is an actor's end")
-        kinds = [*(kind for kind in KIND_COLOURS if kind in seen), *sorted(seen - set(KIND_COLOURS))]
-        handles = [Patch(color=_colour(kind), label=kind) for kind in kinds]
+        handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderpad=0)
         figure.suptitle(title, fontsize=8, x=0.01, ha="left")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return path
-
-
-def _colour(kind: str) -> str:
-    return KIND_COLOURS.get(kind, AGGREGATE)

@@ -20,6 +20,7 @@ from sim.runner import run_scenario
 from sim.scenario import Scenario, SizedData, Stop
 from sim.settings import Settings
 from sim.simulation import Simulation, building
+from sim.span_kinds import SERVER_WORK
 
 REAL_S = 50.0  # the longest real run, where nobody chose the compression
 MOST_DEVICES = 32
@@ -158,7 +159,7 @@ def _share_of_real_work(run: Run, torch_s: dict[str, Any], compress: float) -> d
     spans = run.spans(["actor", "kind", "start_s", "end_s"]).to_pylist()
 
     def share(actor: str, seconds: float) -> float:
-        mine = [s for s in spans if s["actor"] == actor and s["kind"] in ("compute", "train", "aggregate", "forward")]
+        mine = [s for s in spans if s["actor"] == actor and s["kind"] in ("compute", *SERVER_WORK)]
         modelled_s = sum(span["end_s"] - span["start_s"] for span in mine) / compress
         return seconds / modelled_s if modelled_s else 0.0
 

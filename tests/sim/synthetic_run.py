@@ -75,7 +75,7 @@ def write_run(
     add("server", "train", done - server_s, done, 0, 5e9, 0.0, "ok", used)
     for cell in ("cell-a", "cell-b"):
         hours = np.arange(0.0, end[alive].max(), 10.0)
-        add(f"link:{cell}", "busy", hours, hours + 7.0, 5_000_000)
+        add(f"link:{cell}", "carry", hours, hours + 7.0, 5_000_000)
     table = pa.table(spans | {"flows": pa.array(spans["flows"], pa.list_(pa.int64()))})
     pq.write_table(table.cast(_spans_schema()), path / "spans.parquet")
 

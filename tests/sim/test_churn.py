@@ -1,31 +1,20 @@
 """Devices that come and go: what that does to a verb, to a task, to every method, and to the bytes."""
 
-from typing import get_args
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from devices.availability import DAY_S, Availability
 from sim.actors import Device, Task
-from sim.methods import METHODS
 from sim.report import device_table, summary
 
-KINDS = [kind for method in METHODS for kind in get_args(method.Config.model_fields["kind"].annotation)]
-SMALL = {
-    "rounds": 3, "participation": 1.0, "epochs": 2, "local_epochs": 1, "device_batch": 4, "server_batch": 8, "replay": 5,
-    "answers": 8, "concurrency": 1.0, "buffer": 2, "evaluate_every": 2, "local_steps": 2, "most_asks": 1, "asks": 1,
-    "variance_threshold": None,
-}  # fmt: skip
+every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
+KINDS, small = every_method["KINDS"], every_method["small"]
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 TASK = {"dataset": {"path": "texts.csv"}, "max_tokens": 16, "train": 30, "test": 12}
 NO_WORK = {"centralised"}  # its devices do nothing
-
-
-def small(kind: str) -> dict:
-    """Few rounds, and (nearly always) everybody takes part."""
-    config = next(m.Config for m in METHODS if kind in get_args(m.Config.model_fields["kind"].annotation))
-    own = {"participation": 0.3} if kind == "spry" else {}  # one device, so that one division of its tensors is counted
-    return {"kind": kind, **{key: value for key, value in SMALL.items() if key in config.model_fields}, **own}
 
 
 @pytest.fixture

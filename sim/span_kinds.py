@@ -1,0 +1,104 @@
+"""The kinds of spans, the ways they end, and what each of them means: whoever counts, draws or tells spans looks it up here.
+
+A device's kinds belong to a state of its power (`devices.power.STATES`; "off" draws nothing): joules by state are sums over
+them. What did not end well was for nothing (`is_waste`): its bytes were sent, its FLOP computed, its joules spent in vain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+DEVICE, LINK = "device-", "link:"  # how the names of such actors begin; the third is "server"
+STATES = ("compute", "uplink", "downlink", "idle", "off")
+OTHER = "compute"  # the state of a kind of a method's own: a device that does something, and sends nothing, computes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an actor does meanwhile: a device's state, the colour in figures, and the word for devices at it, if counted."""
+
+    state: str
+    colour: str
+    doing: str = ""
+
+
+KINDS = {  # in the order of legends
+    "wait": Kind("idle", "#D9D9D9", "waiting"),
+    "charge": Kind("idle", "#F0E442"),
+    "offline": Kind("off", "#A6A6A6"),
+    "download": Kind("downlink", "#56B4E9"),
+    "upload": Kind("uplink", "#D55E00", "uploading"),
+    "compute": Kind("compute", "#0072B2", "computing"),
+    "load": Kind("compute", "#000000"),  # of a model that does not fit
+    "train": Kind("compute", "#009E73"),  # from here on the server's
+    "forward": Kind("compute", "#CC79A7"),
+    "choose": Kind("compute", "#8C6D1F"),
+    "gather": Kind("compute", "#117733"),
+    "aggregate": Kind("compute", "#E69F00"),
+    "carry": Kind("off", "#555555"),  # a link's: what it draws is nobody's
+}
+SERVER_WORK = ("train", "forward", "choose", "gather", "aggregate")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a span, or a device's day, ended: `is_fine` if nothing went wrong, `is_lost` if what was done was for nothing."""
+
+    meaning: str
+    is_fine: bool = False
+    is_lost: bool = True
+
+
+OUTCOMES = {
+    "ok": Outcome("went as meant", is_fine=True, is_lost=False),
+    "horizon": Outcome("the scenario's horizon came", is_fine=True),
+    "target": Outcome("the target accuracy was reached", is_fine=True),
+    "ended": Outcome("the training ended", is_fine=True),
+    "interrupted": Outcome("the user stopped the run", is_fine=True),
+    "stalled": Outcome("nothing could happen any more"),
+    "low-battery": Outcome("paused until it is charged, then goes on where it was", is_lost=False),
+    "offline": Outcome("the device went offline"),
+    "late": Outcome("the round closed without it"),
+    "oom": Outcome("out of memory"),
+    "gave-up": Outcome("it was cut short too often"),
+    "dropped": Outcome("the device left for good"),
+    "never-back": Outcome("the device went offline for good"),
+    "never-ready": Outcome("the device was never on"),
+}
+FINE = frozenset(name for name, outcome in OUTCOMES.items() if outcome.is_fine)
+NOT_LOST = frozenset(name for name, outcome in OUTCOMES.items() if not outcome.is_lost)
+
+
+def colours_of(kinds: set[str]) -> dict[str, str]:
+    """Kinds in the order of a legend with their colours; those of a method's own come first, in colours to spare."""
+    own = sorted(kinds - set(KINDS))
+    spare = ("#F5793A", "#A95AA1", "#85C0F9", "#0F2080")
+    known = {name: kind.colour for name, kind in KINDS.items() if name in kinds}
+    return {name: spare[number % len(spare)] for number, name in enumerate(own)} | known
+
+
+def of_devices(spans: pa.Table) -> pa.Table:
+    """The spans whose actor is a device."""
+    return spans.filter(pc.starts_with(spans["actor"], DEVICE))
+
+
+def states(kind: pa.ChunkedArray) -> np.ndarray:
+    """The state of a device in each of its spans, as positions in `STATES`; int64 of shape (spans,)."""
+    of_kind = np.array([STATES.index(state) for state in (*(kind.state for kind in KINDS.values()), OTHER)])
+    return of_kind[pc.fill_null(pc.index_in(kind, pa.array(list(KINDS))), len(KINDS)).to_numpy()]
+
+
+def is_waste(spans: pa.Table) -> np.ndarray:
+    """Which spans of devices were work for nothing: computing or radio that did not end well; bool of shape (spans,)."""
+    at_work = states(spans["kind"]) < STATES.index("idle")
+    return at_work & ~pc.is_in(spans["outcome"], pa.array(sorted(NOT_LOST))).to_numpy()
+
+
+def joules_by_state(spans: pa.Table, group: np.ndarray, groups: int) -> np.ndarray:
+    """Joules of devices' spans by state and by `group` (int of shape (spans,)): float64 of shape (states, groups)."""
+    cell = states(spans["kind"]) * groups + group
+    return np.bincount(cell, spans["joules"].to_numpy(), len(STATES) * groups).reshape(len(STATES), groups)
