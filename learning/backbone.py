@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learning.catalogue import BackboneError, BackboneSpec, config_of, depth_of, directory
+from learning.catalogue import BackboneError, BackboneSpec, config_of, cut, depth_of, directory
+from learning.huggingface import bare_model, hf_config
+from learning.layers import hidden_states
 from learning.tokens import Tokens
 
 READOUTS = ("first", "last", "mean")
@@ -60,15 +63,14 @@ class Backbone:
             inputs["token_type_ids"] = pad([tokens.segments[i] for i in chosen], length)[0]
         with torch.inference_mode():
             # the cache of keys and values is for generation; a single pass has no use for it
-            output = self.model(**inputs, output_hidden_states=True, **self._no_cache())
-            return torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in output.hidden_states], dim=1)
+            states = hidden_states(self.model, **inputs, **self._no_cache())
+            return torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
 
 
 def _load(spec: BackboneSpec, config: dict):
-    from transformers import AutoConfig, AutoModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -76,15 +78,15 @@ def _load(spec: BackboneSpec, config: dict):
     if spec.kind == "random":
         model = _initialised(dict(spec.config), spec.seed)
         if spec.layers is not None:  # cut it as a checkpoint is cut, instead of drawing a shallower one
-            cut = _initialised(config, spec.seed)
-            cut.load_state_dict(model.state_dict(), strict=False)
-            model = cut
+            shallow = _initialised(config, spec.seed)
+            shallow.load_state_dict(model.state_dict(), strict=False)
+            model = shallow
     else:
         path = directory(spec)
-        kept = AutoConfig.from_pretrained(path, local_files_only=True)
-        kept.num_hidden_layers = depth_of(config)  # the checkpoint's deeper layers are simply not loaded
+        whole = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kept = hf_config(cut(whole, depth_of(config)))  # the checkpoint's deeper layers are simply not loaded
         try:
-            model = AutoModel.from_pretrained(
+            model = bare_model(kept).from_pretrained(
                 path, config=kept, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
         except (OSError, ValueError) as error:
@@ -93,12 +95,10 @@ def _load(spec: BackboneSpec, config: dict):
 
 
 def _initialised(config: dict, seed: int):
-    from transformers import AutoConfig, AutoModel
-
-    fields = {key: value for key, value in config.items() if key != "model_type"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(AutoConfig.for_model(config["model_type"], **fields))
+        made = hf_config(config)
+        return bare_model(made).from_config(made)
 
 
 def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _HERE = Path(__file__).parent
 _FORWARD_VERSION = 2  # to be raised whenever the same weights and tokens would give other bits
 _LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
+_NOT_BY_LAYER = frozenset(("architectures", "pos_att_type", "time_step_limit", "eos_token_id"))  # lists of other things
 
 
 class BackboneError(ValueError):
@@ -111,6 +112,32 @@ def depth_of(config: Mapping[str, Any]) -> int:
     raise BackboneError(f"a configuration without a number of layers (looked for {', '.join(_LAYERS_KEYS)})")
 
 
+def cut(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The configuration of a model's first `layers` layers: their number, and every list with an entry for each layer.
+
+    More layers than there are repeat the last entry of such lists. (GPT-Neo writes its list down in runs.)
+    """
+    depth = depth_of(config)
+    made = {key: _entries(value, layers) if _is_by_layer(key, value, depth) else value for key, value in config.items()}
+    if runs := config.get("attention_types"):
+        each = [kind for kinds, times in runs for kind in list(kinds) * times]
+        made["attention_types"] = [[[kind], 1] for kind in _entries(each, layers)]
+    return {**made, next(key for key in _LAYERS_KEYS if key in config): layers}
+
+
+def _is_by_layer(key: str, value: Any, depth: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == depth and key not in _NOT_BY_LAYER
+
+
+def _entries(listed: Sequence[Any], layers: int) -> list[Any]:
+    return [*listed, *[listed[-1]] * layers][:layers]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a parameter of this name belongs to: the first number in it; None for one outside the layers."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
 def width_of(config: Mapping[str, Any]) -> int:
     """The hidden size that a Hugging Face configuration states."""
     for key in _WIDTH_KEYS:
@@ -166,7 +193,7 @@ def config_of(spec: BackboneSpec) -> dict[str, Any]:
             raise BackboneError(
                 f"backbone {spec.name!r}: {depth_of(config)} layers, so it cannot be cut to {spec.layers}"
             )
-        config[next(key for key in _LAYERS_KEYS if key in config)] = spec.layers
+        config = cut(config, spec.layers)
     return config
 
 

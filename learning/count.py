@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from learning.cost import Architecture, Cost
+from learning.huggingface import bare_model, hf_config
 
 
 class MemoryCounter(TorchDispatchMode):
@@ -64,17 +65,8 @@ class MemoryCounter(TorchDispatchMode):
 
 def build_fake(config: dict[str, Any]):
     """The bare model of a Hugging Face config dictionary, made under the current FakeTensorMode."""
-    from transformers import AutoModel
-
-    # transformers keys its registry by model type and rejects unknown attention names, so both are given explicitly
-    return AutoModel.from_config(_hf_config(config), attn_implementation="eager").eval()
-
-
-def _hf_config(config: dict[str, Any]):
-    from transformers import AutoConfig
-
-    fields = {key: value for key, value in config.items() if key != "model_type"}
-    return AutoConfig.for_model(config["model_type"], **fields)
+    made = hf_config(config)
+    return bare_model(made).from_config(made, attn_implementation="eager").eval()
 
 
 def count_forward(config: dict[str, Any], batch: int, tokens: int) -> Cost:

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from learning import assets
-from learning.catalogue import _LAYERS_KEYS, BackboneSpec, config_of, depth_of
+from learning.catalogue import BackboneSpec, config_of, cut, depth_of, layer_of
 from learning.count_split import PassCounts
 from learning.count_training import _LONG, _SHORT, _TINY, _extrapolate, _size
-
-_LAYER = re.compile(r"\.(layers?)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,12 @@ def jvp_pass(
     anyway, is left out (in LoRA below 1e-4 of a pass). The layers before cost a forward pass.
     """
     config, size = config_of(spec), _size(kind, rank, bottleneck)
-    depth, below = depth_of(config), [_layer(name) for name in names if not name.startswith("head.")]
+    depth, below = depth_of(config), [layer_of(name) for name in names if not name.startswith("head.")]
     if not below:  # the head's own derivatives are a product of [D] and [D, C]
         return forward_architecture(spec, kind, classes, rank, bottleneck).ahead
     first = 0 if None in below else min(below)
     # the head and the first of these layers, moved to the bottom of a model of the layers that carry derivatives
-    start = [_LAYER.sub(r".\1.0.", name) for name in names if _layer(name) in (None, first)]
+    start = [re.sub(r"\.\d+\.", ".0.", name, count=1) for name in names if layer_of(name) in (None, first)]
     carried = _cached_pass(config, kind, size, classes, depth - first, start)
     two, three = (_cached_pass(config, kind, size, classes, layers, []) for layers in (2, 3))
     return dataclasses.replace(
@@ -74,19 +72,10 @@ def jvp_pass(
     )
 
 
-def _layer(name: str) -> int | None:
-    found = _LAYER.search(name)
-    return int(found[2]) if found else None
-
-
-def _cut(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    return {**config, next(key for key in _LAYERS_KEYS if key in config): layers}
-
-
 def _cached_pass(
     config: Mapping[str, Any], kind: str, size: int, classes: int, layers: int, names: Sequence[str]
 ) -> PassCounts:
-    what = [_cut(config, layers), kind, size, classes, sorted(names)]
+    what = [cut(config, layers), kind, size, classes, sorted(names)]
     return _passes(_cached(what, lambda: _at_depth(config, kind, size, classes, layers, names)))
 
 
@@ -121,8 +110,8 @@ def _at_depth(
 ) -> PassCounts:
     """The pass of a cut to so many layers; more than three follow from two and three, since each adds the same."""
     if layers <= 3:
-        return _count(_cut(config, layers), kind, size, classes, names)
-    two, three = (_count(_cut(config, n), kind, size, classes, names) for n in (2, 3))
+        return _count(cut(config, layers), kind, size, classes, names)
+    two, three = (_count(cut(config, n), kind, size, classes, names) for n in (2, 3))
     return _extrapolate(two, three, layers - 2)
 
 
@@ -143,14 +132,14 @@ def _count(config: Mapping[str, Any], kind: str, size: int, classes: int, names:
 def _model(config: Mapping[str, Any], kind: str, size: int, classes: int):
     """The trainable classifier of an architecture on `meta`."""
     import torch
-    from transformers import AutoModel
 
-    from learning.count import _hf_config
+    from learning.huggingface import bare_model, hf_config
     from learning.trainable import TrainableClassifier
 
+    made = hf_config(config)
     spec = BackboneSpec("counted", "shape", "counted", config=dict(config))
     with torch.device("meta"):
-        bare = AutoModel.from_config(_hf_config(dict(config)), attn_implementation="eager")
+        bare = bare_model(made).from_config(made, attn_implementation="eager")
         sizes = {"rank": size} if kind == "lora" else {"bottleneck": size} if kind == "adapter" else {}
         model = TrainableClassifier(spec, kind, classes, backbone=bare, **sizes)
     model.backbone.register_forward_pre_hook(_with_whole_mask, with_kwargs=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learning import assets
-from learning.catalogue import _LAYERS_KEYS, BackboneSpec, config_of, depth_of
+from learning.catalogue import BackboneSpec, config_of, cut, depth_of
 from learning.cost import OPTIMISER_NUMBERS, Cost, _polynomial
 from learning.count_training import _LONG, _SHORT, _TINY, _build, _extrapolate, _size
 
@@ -84,8 +84,8 @@ def part_architecture(
     config, size = config_of(spec), _size(kind, rank, bottleneck)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
-    shape = {name: value for name, value in config.items() if name not in _LAYERS_KEYS}  # cuts of one model share parts
-    what = [shape, layers, embeds, head, kind, size, classes if head else 0]
+    # cuts of one model share parts
+    what = [cut(config, 1), layers, embeds, head, kind, size, classes if head else 0]
     key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
     cached = assets.cache_dir() / "costs" / f"part-{key}.json"
     if not cached.is_file():
@@ -125,7 +125,7 @@ def _count(
     from learning.count import _quadratic
     from learning.split import Part
 
-    cut = {**config, next(key for key in _LAYERS_KEYS if key in config): max(1, layers or 0)}
+    shallow = cut(config, max(1, layers or 0))
 
     def part_of(config: Mapping[str, Any]) -> tuple[Any, int]:
         model = _build(config, kind, size, dropout=0.0)
@@ -136,7 +136,7 @@ def _count(
 
     many = 2**20  # see learning.count_training._step_counts
     with FakeTensorMode():
-        (part, entering), (roomy, _) = part_of(cut), part_of({**cut, "max_position_embeddings": 2 * _LONG[-1]})
+        (part, entering), (roomy, _) = part_of(shallow), part_of({**shallow, "max_position_embeddings": 2 * _LONG[-1]})
         flop = [_flop(part, entering, n) for n in _TINY]
         short = [_memory(part, entering, many, n) for n in _SHORT]
         long = [_memory(roomy, entering, many, n) for n in _LONG]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from learning import assets
-from learning.catalogue import _LAYERS_KEYS, BackboneSpec, config_of, depth_of
+from learning.catalogue import BackboneSpec, config_of, cut, depth_of
 from learning.cost import Cost, StepCounts, TrainingArchitecture
 
 _SHIPPED = Path(__file__).with_name("training_costs.json")
@@ -108,8 +108,7 @@ def count_training(config: Mapping[str, Any], kind: str, size: int = 0, head: st
     depth = depth_of(config)
     if depth <= 3:
         return _count(config, kind, size, head)
-    layers_key = next(key for key in _LAYERS_KEYS if key in config)
-    two, three = (_count({**config, layers_key: layers}, kind, size, head) for layers in (2, 3))
+    two, three = (_count(cut(config, layers), kind, size, head) for layers in (2, 3))
     return _extrapolate(two, three, depth - 2)
 
 
@@ -174,20 +173,19 @@ def _build(config: Mapping[str, Any], kind: str, size: int, dropout: float, head
     import torch
     from torch import nn
     from torch._subclasses.fake_tensor import unset_fake_temporarily
-    from transformers import AutoModel
 
-    from learning.count import _hf_config
+    from learning.huggingface import bare_model, hf_config
     from learning.trainable import TrainableClassifier
 
     spec = BackboneSpec("counted", "shape", "counted", config=config)
-    hf_config = _hf_config(dict(config))
+    made = hf_config(config)
     for name in _DROPOUTS:
-        if hasattr(hf_config, name):
-            setattr(hf_config, name, dropout)
-    if hasattr(hf_config, "layerdrop"):
-        hf_config.layerdrop = 0.0
+        if hasattr(made, name):
+            setattr(made, name, dropout)
+    if hasattr(made, "layerdrop"):
+        made.layerdrop = 0.0
     with unset_fake_temporarily(), torch.device("meta"):
-        bare = AutoModel.from_config(hf_config, attn_implementation="eager")
+        bare = bare_model(made).from_config(made, attn_implementation="eager")
         sizes = {"rank": size} if kind == "lora" else {"bottleneck": size} if kind == "adapter" else {}
         model = TrainableClassifier(spec, kind, _CLASSES, backbone=bare, head=head, **sizes)
     for module in model.modules():

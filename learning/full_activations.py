@@ -51,6 +51,7 @@ def full_states(backbone: Backbone, tokens: Tokens, layers: Sequence[int]) -> tu
     """
     import torch
 
+    from learning.layers import hidden_states
     from learning.local_training import inputs
 
     ids_BT, mask_BT, segments_BT = inputs(tokens, range(len(tokens)))
@@ -60,8 +61,8 @@ def full_states(backbone: Backbone, tokens: Tokens, layers: Sequence[int]) -> tu
     if hasattr(backbone.model.config, "use_cache"):
         optional["use_cache"] = False
     with torch.inference_mode():
-        output = backbone.model(ids_BT, attention_mask=mask_BT, output_hidden_states=True, **optional)
-        kept = torch.stack([output.hidden_states[layer][mask_BT.bool()] for layer in layers])
+        states = hidden_states(backbone.model, input_ids=ids_BT, attention_mask=mask_BT, **optional)
+        kept = torch.stack([states[layer][mask_BT.bool()] for layer in layers])
     return kept.numpy(), tokens.lengths()
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from learning.backbone import _load, _read
-from learning.catalogue import BackboneSpec, config_of
+from learning.catalogue import BackboneSpec, config_of, layer_of
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
@@ -184,8 +184,8 @@ def _start(model: nn.Module, seed: int) -> None:
 def _place(named: tuple[str, nn.Parameter]) -> tuple[int, int]:
     """Where a parameter stands in a state: the head, what lies outside the layers, layer 0, layer 1, ..."""
     name = named[0]
-    layer = re.search(r"\.layers?\.(\d+)\.", name)
-    return (0, 0) if name.startswith("head.") else (1, int(layer[1]) + 1) if layer else (1, 0)
+    layer = layer_of(name)
+    return (0, 0) if name.startswith("head.") else (1, 0 if layer is None else layer + 1)
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
