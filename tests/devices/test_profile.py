@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import statistics
 
 import pytest
 import yaml
@@ -25,7 +27,8 @@ REQUIRED = {
     "a100",
     "h100",
 }
-FITTED_TOLERANCE, SPREAD_TOLERANCE, HELD_OUT_TOLERANCE = 0.01, 0.25, 0.10
+BAR = 0.20  # median error, relative
+LONE_ROW = 0.01  # of the one row that gave an engine its rate
 
 
 def raw(name: str) -> dict:
@@ -67,36 +70,54 @@ def test_a_number_called_derived_or_measured_does_not_rest_on_an_estimate_of_our
             assert origin.basis in ("estimated", "recalled"), key
 
 
-def measured_rows():
-    return [(name, row) for name in profile.names() for row in profile.load(name).measurements]
+NO_MEASUREMENT = re.compile(r"proxy|\bcap\b|constant|data sheet|assumed|another (phone|board|card)|scaled")
 
 
-def predicted_over_measured(name, row):
-    return compute.seconds(profile.load(name), row.engine, row.flop, row.bytes_moved) / row.seconds
+@pytest.mark.parametrize("name", profile.names())
+def test_a_number_called_measured_is_no_cap_constant_or_other_devices(name):
+    for key, origin in profile.load(name).provenance.items():
+        words = f"{origin.source}; {origin.conditions}"
+        if origin.basis == "measured":
+            assert not NO_MEASUREMENT.search(words), key
+        elif origin.basis == "derived":
+            assert "proxy: another" not in words, key
 
 
-@pytest.mark.parametrize(("name", "row"), measured_rows(), ids=lambda x: x if isinstance(x, str) else x.workload[:40])
-def test_a_profile_reproduces_each_measured_row(name, row):
-    siblings = [r for r in profile.load(name).measurements if r.engine == row.engine and r.fitted]
-    ratio = predicted_over_measured(name, row)
-    if not row.fitted:
-        assert abs(ratio - 1) < HELD_OUT_TOLERANCE
-    elif len(siblings) == 1:
-        assert abs(ratio - 1) < FITTED_TOLERANCE
-    else:  # one rate for several models: none far off, and right in the geometric mean
-        assert abs(ratio - 1) < SPREAD_TOLERANCE
-        logs = [math.log(predicted_over_measured(name, r)) for r in siblings]
-        assert abs(math.fsum(logs) / len(logs)) < 0.02
+def off(name, row):
+    p = profile.load(name)
+    return compute.seconds(p, row.engine, row.flop, row.bytes_moved) / row.seconds - 1
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_an_engine_reproduces_the_rows_that_gave_it_its_rate(name):
+    p = profile.load(name)
+    for engine in p.engines:
+        rows = [row for row in p.measurements if row.engine == engine and row.fitted]
+        errors = [off(name, row) for row in rows]
+        if len(rows) == 1:
+            assert abs(errors[0]) < LONE_ROW, engine
+        elif rows:
+            assert statistics.median(map(abs, errors)) < BAR, engine
+            assert abs(statistics.median(errors)) < BAR, engine
+
+
+def test_the_median_error_over_all_published_rows_is_within_the_bar():
+    errors = [abs(off(name, row)) for name in profile.names() for row in profile.load(name).measurements]
+    assert len(errors) > 140
+    assert statistics.median(errors) < BAR
 
 
 @pytest.mark.parametrize(
     ("name", "engine", "flop", "bytes_moved", "seconds"),
     [  # typed in again from the publications, not read from the profiles
         ("jetson-tx2", "simple", 183.6e9, 340e6, 0.5325),
+        ("jetson-nano", "simple", 183.6e9, 340e6, 0.5325 * 37 / 20),
         ("jetson-agx-orin", "simple", 123e9, 608e6, 123e9 / 1.57e12),
-        ("jetson-xavier-nx", "int8", 246.4e9, 302e6, 0.05125),
+        ("jetson-agx-orin", "simple-15w", 123e9, 608e6, 123e9 / 0.59e12),
+        ("jetson-xavier-nx", "int8-batched", 8 * 110e9, 302e6, 8 / 61.34),
+        ("jetson-agx-xavier", "int8-batched", 8 * 110e9, 302e6, 8 / 96.73),
+        ("jetson-agx-orin", "int8-batched", 256 * 110e9, 302e6, 256 / 476.3),
         ("a100", "simple", 2 * 8.03e9 * 1024, 16.06e9, 1024 / 7504),
-        ("phone-2024-flagship", "optimised", 70.7e9, 170e6, 0.01189),
         ("raspberry-pi-4", "simple", 183.6e9, 340e6, 0.5325 * 235.67 / 20),
     ],
 )
@@ -110,6 +131,63 @@ def test_a_quarter_of_the_sequence_is_about_a_quarter_of_the_time_on_tx2():
     long_s = compute.seconds(tx2, "simple", 183.6e9, 340e6)
     short_s = compute.seconds(tx2, "simple", 2 * 84.9e6 * 256 + 4 * 12 * 64**2 * 768 * 4, 340e6)
     assert short_s / long_s == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "engine", "flop", "bytes_moved", "seconds", "within"),
+    [  # several rows under one rate: each within the error that docs/devices.md states for it
+        ("jetson-xavier-nx", "int8", 246.4e9, 302e6, 0.05125, 0.16),
+        ("jetson-agx-xavier", "int8", 246.4e9, 302e6, 0.03317, 0.16),
+        ("jetson-agx-orin", "int8", 246.4e9, 302e6, 0.0088, 0.16),
+        ("phone-2024-flagship", "optimised", 70.7e9, 170e6, 0.01189, 0.05),
+        ("phone-2022-flagship", "optimised", 70.7e9, 170e6, 0.0248, 0.05),
+        ("jetson-agx-orin", "int8-batched", 8.19e12, 2e9, 2048 / 12243, 0.05),  # held out: another model and library
+    ],
+)
+def test_published_timings_come_near(name, engine, flop, bytes_moved, seconds, within):
+    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(seconds, rel=within)
+
+
+def test_boards_stand_to_each_other_as_one_group_measured_them():
+    """FedAdapter's federated BERT steps: TX2 : Nano : Pi 4 = 20 : 37 : 235.67, all in eager PyTorch."""
+    tx2, nano, pi = (
+        compute.seconds(profile.load(name), "simple", 183.6e9, 340e6)
+        for name in ("jetson-tx2", "jetson-nano", "raspberry-pi-4")
+    )
+    assert nano / tx2 == pytest.approx(37 / 20, rel=0.01)
+    assert pi / tx2 == pytest.approx(235.67 / 20, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "joules"),
+    [("jetson-agx-xavier", 8, 0.299), ("jetson-xavier-nx", 8, 0.284), ("jetson-agx-orin", 256, 0.137)],
+)
+def test_joules_a_sample_at_maxq_are_the_published_ones(name, batch, joules):
+    """BERT-large int8 offline, MLPerf: rate and power of one run, the wall's."""
+    p = profile.load(name)
+    seconds = compute.seconds(p, "int8-batched-maxq", batch * 110e9, 302e6)
+    assert seconds / batch * p.engine("int8-batched-maxq").power.compute_w == pytest.approx(joules, rel=0.01)
+
+
+@pytest.mark.parametrize("name", profile.names())
+def test_rate_and_power_of_an_engine_are_of_one_run(name):
+    """A power that was measured belongs to the run that gave the rate; one of another mode or path is an estimate."""
+    p = profile.load(name)
+    for engine in p.engines:
+        power = p.provenance.get(f"engines.{engine}.compute_w")
+        if power is not None and power.basis == "measured":
+            assert power.source.startswith(p.provenance[f"engines.{engine}.flop_per_s"].source)
+
+
+@pytest.mark.parametrize("name", ["jetson-xavier-nx", "jetson-agx-xavier", "jetson-agx-orin"])
+def test_a_fast_mode_draws_more_than_a_thrifty_one_and_eager_passes_less_than_either_at_full_load(name):
+    p = profile.load(name)
+    fast, thrifty = p.engine("int8-batched"), p.engine("int8-batched-maxq")
+    assert fast.power.compute_w > thrifty.power.compute_w and fast.flop_per_s > thrifty.flop_per_s
+    assert "MAXN" in fast.power_mode and "MaxQ" in thrifty.power_mode
+    for eager in (e for e in p.engines.values() if e.name.startswith("simple")):
+        assert eager.power.compute_w < fast.power.compute_w
+        assert p.provenance[f"engines.{eager.name}.compute_w"].basis == "estimated"
 
 
 def test_a_wrong_name_suggests_the_right_one():

@@ -293,7 +293,7 @@ def test_a_real_run_has_the_spans_of_the_dry_one_and_its_own_digest_again(simula
 
 @pytest.mark.fetched
 @pytest.mark.parametrize(
-    ("override", "takes_s"), [("seed=0", 828.9), ("devices.battery=null", 249.5), ("devices=null", 163.6)]
+    ("override", "takes_s"), [("seed=0", 828.9), ("devices.battery=null", 249.6), ("devices=null", 163.6)]
 )
 def test_hot_phones_take_as_long_as_the_docs_say(override, takes_s):
     scenario = load("hot_phones", Scenario, [override], [SCENARIOS], problems)
