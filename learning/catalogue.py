@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from learning import assets
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
@@ -219,25 +218,16 @@ def fingerprint(spec: BackboneSpec) -> str:
 def architecture(spec: BackboneSpec) -> Architecture:
     """The counted cost of the backbone: from `costs.json`, else from the user's cache, else counted now on fake tensors."""
     config = config_of(spec)
-    key = cost_key(config)
-    if key in _shipped_costs():
-        return architecture_from_json(_shipped_costs()[key])
-    cached = assets.cache_dir() / "costs" / f"{key}.json"
-    if not cached.is_file():
+    if shipped := _shipped_costs().get(cost_key(config)):
+        return architecture_from_json(shipped)
+    from learning.cost_cache import counted
+
+    def count() -> dict[str, Any]:
         from learning.count import count_architecture
 
-        try:
-            counted = dataclasses.asdict(count_architecture(config))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            raise BackboneError(
-                f"backbone {spec.name!r}: transformers cannot build its configuration: {reason}"
-            ) from error
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        fresh = cached.with_suffix(".tmp")
-        fresh.write_text(json.dumps(counted))
-        fresh.replace(cached)
-    return architecture_from_json(json.loads(cached.read_text()))
+        return dataclasses.asdict(count_architecture(config))
+
+    return architecture_from_json(counted(spec.name, "a forward pass", config, count))
 
 
 def cost_key(config: Mapping[str, Any]) -> str:

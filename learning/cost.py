@@ -6,7 +6,9 @@ coefficients. `learning.count` obtains them by running the real architecture on 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Architecture:
     sequences it has (the embedding table is gathered from, not read).
     The peak of live activations is the larger of two regimes, each linear in the batch: feed-forward (linear in tokens) and
     attention (quadratic): `peak_feed_forward`, `peak_attention` = (constant, per token, per token^2) bytes a sequence.
+    `flop_per_batch` is what a batch computes once (DeBERTa's relative positions), in most architectures nothing.
     """
 
     layers: int
@@ -42,6 +45,7 @@ class Architecture:
     weight_bytes_read: float
     peak_feed_forward: tuple[float, float, float]
     peak_attention: tuple[float, float, float]
+    flop_per_batch: float = 0.0
 
     def weight_bytes(self, bytes_per_number: float = 4) -> int:
         """Bytes of the weights when each number takes `bytes_per_number` bytes."""
@@ -51,7 +55,7 @@ class Architecture:
         """The cost of one forward pass over `batch` sequences padded to `tokens`, with numbers of the given width."""
         width = bytes_per_number / 4
         peak = max(_polynomial(self.peak_feed_forward, tokens), _polynomial(self.peak_attention, tokens))
-        flop = batch * _polynomial(self.flop_per_sequence, tokens)
+        flop = batch * _polynomial(self.flop_per_sequence, tokens) + self.flop_per_batch
         return Cost(flop, width * self.weight_bytes_read, round(width * batch * peak))
 
 
@@ -75,6 +79,7 @@ class StepCounts:
     `saved` is what the forward pass keeps for the backward pass, in bytes; `peak_feed_forward` and `peak_attention` are
     the two regimes of the largest sum of live activations and gradients, as in `Architecture`. `bytes_moved` is what a
     step reads and writes once, however many sequences it has: weights (twice, or three times) and their gradients.
+    `flop_per_batch` is what it computes once, as in `Architecture`.
     """
 
     flop: tuple[float, float, float]
@@ -82,6 +87,7 @@ class StepCounts:
     peak_feed_forward: tuple[float, float, float]
     peak_attention: tuple[float, float, float]
     bytes_moved: float
+    flop_per_batch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,19 @@ class TrainingArchitecture:
         peak = max(_polynomial(counts.peak_feed_forward, tokens), _polynomial(counts.peak_attention, tokens))
         kept = OPTIMISER_NUMBERS[optimiser]
         return Cost(
-            batch * _polynomial(counts.flop, tokens),
+            batch * _polynomial(counts.flop, tokens) + counts.flop_per_batch,
             width * counts.bytes_moved + (3 + 2 * kept) * self.trainable_bytes,
             max(round(width * batch * peak), self.trainable_bytes),
         )
+
+
+def extrapolate(two: Any, three: Any, steps: float) -> Any:
+    """Every number of `two` plus `steps` times what it grows by from `two` to `three`; whole numbers stay whole."""
+    if dataclasses.is_dataclass(two):
+        fields = [field.name for field in dataclasses.fields(two)]
+        return type(two)(**{f: extrapolate(getattr(two, f), getattr(three, f), steps) for f in fields})
+    if isinstance(two, tuple):
+        return tuple(extrapolate(a, b, steps) for a, b in zip(two, three, strict=True))
+    if isinstance(two, str):
+        return two
+    return round(two + steps * (three - two)) if isinstance(two, int) else two + steps * (three - two)

@@ -1,5 +1,5 @@
 """What passes without a backward pass cost: the forward pass of a classifier with its trainable part, and the same with
-forward-mode derivatives, counted on meta tensors and looked up.
+forward-mode derivatives, counted and looked up.
 
 `forward_architecture` and `jvp_pass` answer from the user's cache, else count; only counting imports torch. Derivatives are
 counted as PyTorch executes them: a product of which one factor alone has a derivative is computed three times, once with
@@ -10,18 +10,15 @@ give the same count, and take as much longer.)
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learning import assets
 from learning.catalogue import BackboneSpec, config_of, cut, depth_of, layer_of
-from learning.count_split import PassCounts
-from learning.count_training import _LONG, _SHORT, _TINY, _extrapolate, _size
+from learning.cost_cache import counted
+from learning.count_split import PassCounts, passes
+from learning.count_training import Targets, peft_options
 
 
 @dataclass(frozen=True)
@@ -40,139 +37,124 @@ class ForwardArchitecture:
 
 
 def forward_architecture(
-    spec: BackboneSpec, kind: str, classes: int = 2, rank: int = 8, bottleneck: int = 16
+    spec: BackboneSpec,
+    kind: str,
+    classes: int = 2,
+    rank: int = 8,
+    bottleneck: int = 16,
+    target_modules: Targets = None,
 ) -> ForwardArchitecture:
     """The counted forward pass of the backbone with a trainable part of `kind` and a head; nothing is kept."""
-    config, size = config_of(spec), _size(kind, rank, bottleneck)
-    made = _cached([config, kind, size, classes, "tensors"], lambda: _count_forward(config, kind, size, classes))
-    return ForwardArchitecture(made["tensors"], _passes(made["ahead"]))
+    options = peft_options(kind, rank, bottleneck, target_modules)
+    counter = _Counter(spec.name, config_of(spec), kind, classes, options)
+    return ForwardArchitecture(counter.tensors(), counter.ahead(counter.config))
 
 
 def jvp_pass(
-    spec: BackboneSpec, kind: str, names: Sequence[str], classes: int = 2, rank: int = 8, bottleneck: int = 16
+    spec: BackboneSpec,
+    kind: str,
+    names: Sequence[str],
+    classes: int = 2,
+    rank: int = 8,
+    bottleneck: int = 16,
+    target_modules: Targets = None,
 ) -> PassCounts:
     """The counted forward pass that carries derivatives with respect to the named tensors.
 
     Derivatives begin in the first layer that has one of these; what the others add in later layers, where all is carried
     anyway, is left out (in LoRA below 1e-4 of a pass). The layers before cost a forward pass.
     """
-    config, size = config_of(spec), _size(kind, rank, bottleneck)
-    depth, below = depth_of(config), [layer_of(name) for name in names if not name.startswith("head.")]
+    options = peft_options(kind, rank, bottleneck, target_modules)
+    counter = _Counter(spec.name, config_of(spec), kind, classes, options)
+    depth, below = depth_of(counter.config), [layer_of(name) for name in names if not name.startswith("head.")]
     if not below:  # the head's own derivatives are a product of [D] and [D, C]
-        return forward_architecture(spec, kind, classes, rank, bottleneck).ahead
+        return counter.ahead(counter.config)
     first = 0 if None in below else min(below)
     # the head and the first of these layers, moved to the bottom of a model of the layers that carry derivatives
     start = [re.sub(r"\.\d+\.", ".0.", name, count=1) for name in names if layer_of(name) in (None, first)]
-    carried = _cached_pass(config, kind, size, classes, depth - first, start)
-    two, three = (_cached_pass(config, kind, size, classes, layers, []) for layers in (2, 3))
+    carried = counter.ahead(cut(counter.config, depth - first), start)
+    if first == 0:
+        return carried
+    two, three = (counter.ahead(cut(counter.config, layers)) for layers in (2, 3))
     return dataclasses.replace(
         carried,
         flop=tuple(c + first * (b - a) for c, a, b in zip(carried.flop, two.flop, three.flop, strict=True)),
         bytes_moved=carried.bytes_moved + first * (three.bytes_moved - two.bytes_moved),
+        flop_per_batch=carried.flop_per_batch + first * (three.flop_per_batch - two.flop_per_batch),
     )
-
-
-def _cached_pass(
-    config: Mapping[str, Any], kind: str, size: int, classes: int, layers: int, names: Sequence[str]
-) -> PassCounts:
-    what = [cut(config, layers), kind, size, classes, sorted(names)]
-    return _passes(_cached(what, lambda: _at_depth(config, kind, size, classes, layers, names)))
-
-
-def _cached(what: Any, count: Callable[[], Any]) -> dict[str, Any]:
-    """The fields of what `count` gives, from the user's cache where they are there."""
-    key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
-    cached = assets.cache_dir() / "costs" / f"forward-{key}.json"
-    if not cached.is_file():
-        counted = dataclasses.asdict(count())
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        fresh = cached.with_suffix(".tmp")
-        fresh.write_text(json.dumps(counted))
-        fresh.replace(cached)
-    return json.loads(cached.read_text())
-
-
-def _passes(fields: Mapping[str, Any]) -> PassCounts:
-    return PassCounts(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
-def _count_forward(config: Mapping[str, Any], kind: str, size: int, classes: int) -> ForwardArchitecture:
-    model = _model(config, kind, size, classes)
-    tensors = {name: parameter.numel() for name, parameter in model.trainable_parameters().items()}
-    return ForwardArchitecture(tensors, _at_depth(config, kind, size, classes, depth_of(config), ()))
+@dataclass(frozen=True)
+class _Counter:
+    """Counts, or looks up, what concerns one backbone with one trainable part."""
+
+    backbone: str
+    config: Mapping[str, Any]
+    kind: str
+    classes: int
+    options: Mapping[str, Any]
+
+    def tensors(self) -> dict[str, int]:
+        """How many numbers each trained tensor has."""
+
+        def count() -> dict[str, int]:
+            trained = self._model(self.config).trainable_parameters()
+            return {name: parameter.numel() for name, parameter in trained.items()}
+
+        return counted(self.backbone, "what is trained", [self.config, *self._how], count)
+
+    def ahead(self, config: Mapping[str, Any], names: Sequence[str] = ()) -> PassCounts:
+        """The pass of the backbone, or of a cut of it, with derivatives along the named tensors."""
+
+        def count() -> dict[str, Any]:
+            from learning.weightless import of_depth
+
+            return dataclasses.asdict(of_depth(config, lambda cut_to: self._count(cut_to, names)))
+
+        what = "a pass with derivatives" if names else "a pass"
+        return passes(counted(self.backbone, what, [config, *self._how, sorted(names)], count))
+
+    @property
+    def _how(self) -> list[Any]:
+        return [self.kind, self.classes, self.options]
+
+    def _count(self, config: Mapping[str, Any], names: Sequence[str]) -> PassCounts:
+        from learning.meter import LONG, coefficients
+
+        model, roomy = self._model(config), self._model(config, 2 * LONG[-1])
+        (made,) = coefficients(_run_on(model, names), _run_on(roomy, names))
+        return PassCounts(**{name: value for name, value in made.items() if name != "saved"})
+
+    def _model(self, config: Mapping[str, Any], positions: int | None = None) -> Any:
+        from learning.weightless import weightless_classifier
+
+        return weightless_classifier(config, self.kind, self.classes, positions=positions, **self.options)
 
 
-def _at_depth(
-    config: Mapping[str, Any], kind: str, size: int, classes: int, layers: int, names: Sequence[str]
-) -> PassCounts:
-    """The pass of a cut to so many layers; more than three follow from two and three, since each adds the same."""
-    if layers <= 3:
-        return _count(cut(config, layers), kind, size, classes, names)
-    two, three = (_count(cut(config, n), kind, size, classes, names) for n in (2, 3))
-    return _extrapolate(two, three, layers - 2)
-
-
-def _count(config: Mapping[str, Any], kind: str, size: int, classes: int, names: Sequence[str] = ()) -> PassCounts:
-    from learning.count import _quadratic
-
-    model = _model({**config, "max_position_embeddings": 2 * _LONG[-1]}, kind, size, classes)
-    run, many = functools.partial(_run, model, names), 2**20  # see learning.count_training._step_counts
-    one, two = (run(batch, _TINY[0]) for batch in (1, 2))
-    return PassCounts(
-        flop=_quadratic(_TINY, [float(run(1, n)[0]) for n in _TINY]),
-        peak_feed_forward=_quadratic(_SHORT, [float(round(run(many, n)[1] / many)) for n in _SHORT]),
-        peak_attention=_quadratic(_LONG, [float(round(run(many, n)[1] / many)) for n in _LONG]),
-        bytes_moved=float(2 * one[2] - two[2]),  # what two sequences move beyond one is the sequence's own
-    )
-
-
-def _model(config: Mapping[str, Any], kind: str, size: int, classes: int):
-    """The trainable classifier of an architecture on `meta`."""
+def _run_on(model: Any, names: Sequence[str]) -> Any:
+    """Measures one pass with derivatives along the named tensors."""
     import torch
 
-    from learning.huggingface import bare_model, hf_config
-    from learning.trainable import TrainableClassifier
-
-    made = hf_config(config)
-    spec = BackboneSpec("counted", "shape", "counted", config=dict(config))
-    with torch.device("meta"):
-        bare = bare_model(made).from_config(made, attn_implementation="eager")
-        sizes = {"rank": size} if kind == "lora" else {"bottleneck": size} if kind == "adapter" else {}
-        model = TrainableClassifier(spec, kind, classes, backbone=bare, **sizes)
-    model.backbone.register_forward_pre_hook(_with_whole_mask, with_kwargs=True)
-    return model
-
-
-def _with_whole_mask(module, args, inputs):
-    """The mask as attention adds it, [B, 1, T, T]: making it of [B, T] looks at values, of which there are none here."""
-    import torch
-
-    batch, tokens = inputs["attention_mask"].shape
-    return args, {**inputs, "attention_mask": torch.zeros(batch, 1, tokens, tokens, device="meta")}
-
-
-def _run(model, names: Sequence[str], batch: int, tokens: int) -> tuple[int, int, int]:
-    """FLOP, peak of live bytes and bytes moved of one pass, with derivatives along the named tensors."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from learning.count import MemoryCounter
     from learning.forward_gradient import batch_loss
+    from learning.meter import Meter, Reading
 
-    with torch.device("meta"):
-        ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
-        mask_BT, labels_B = torch.ones_like(ids_BT), torch.zeros(batch, dtype=torch.long)
-        loss = batch_loss(model, ids_BT, mask_BT, labels_B)
-        state = {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
-        own = {name: state[name] for name in names}
-        v, memory = {name: torch.empty_like(tensor) for name, tensor in own.items()}, MemoryCounter()
-        memory.ignore([ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers(), *v.values()])
-        with torch.no_grad(), FlopCounterMode(display=False) as flop, memory:
-            if own:
-                torch.func.jvp(lambda part: loss({**state, **part}), (own,), (v,))
-            else:
-                loss(state)
-    return flop.get_total_flops(), memory.peak_bytes, memory.bytes_moved
+    def run(batch: int, tokens: int) -> list[Reading]:
+        with torch.device("meta"):
+            ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
+            mask_BT, labels_B = torch.ones_like(ids_BT), torch.zeros(batch, dtype=torch.long)
+            loss = batch_loss(model, ids_BT, mask_BT, labels_B)
+            state = {name: parameter.detach() for name, parameter in model.trainable_parameters().items()}
+            own = {name: state[name] for name in names}
+            v, meter = {name: torch.empty_like(tensor) for name, tensor in own.items()}, Meter()
+            meter.ignore([ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers(), *v.values()])
+            with torch.no_grad(), meter:
+                if own:
+                    torch.func.jvp(lambda part: loss({**state, **part}), (own,), (v,))
+                else:
+                    loss(state)
+        return [Reading(meter.flop, meter.bytes_moved, meter.peak_bytes, meter.operators)]
+
+    return run

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from learning import catalogue, count
 from learning.catalogue import architecture, config_of, find
 from learning.cost import Architecture, Cost
+from learning.huggingface import bare_model, hf_config
+from learning.meter import Meter
 
 BERT = dict(config_of(find("random-bert")))
 
@@ -70,7 +72,7 @@ def test_every_layer_of_a_cut_costs_the_same():
 
 def _live_peak(model, batch, tokens) -> int:
     ids = torch.randint(0, 2000, (batch, tokens))
-    mask, memory = torch.ones_like(ids), count.MemoryCounter()
+    mask, memory = torch.ones_like(ids), Meter()
     mask[0, -1] = 0  # without any padding transformers leaves the attention mask out, which a count cannot foresee
     memory.ignore([ids, mask, *model.parameters(), *model.buffers()])
     with torch.no_grad(), memory:
@@ -80,8 +82,14 @@ def _live_peak(model, batch, tokens) -> int:
     return memory.peak_bytes
 
 
+def real(config):
+    """The bare model with real, untrained weights, and the attention that is counted."""
+    made = hf_config(config)
+    return bare_model(made).from_config(made, attn_implementation="eager").eval()
+
+
 def test_the_counted_peak_is_that_of_a_live_forward_on_real_tensors():
-    model = count.build_fake(BERT)  # outside fake mode: real weights
+    model = real(BERT)
     for batch, tokens in ((1, 32), (4, 128), (2, 400)):
         live = _live_peak(model, batch, tokens)
         assert architecture(find("random-bert")).forward(batch, tokens).peak_bytes == pytest.approx(live, rel=0.01)
@@ -91,7 +99,7 @@ def test_the_counted_peak_is_that_of_a_live_forward_on_real_tensors():
 
 
 def test_the_memory_counter_sees_births_deaths_and_views():
-    memory = count.MemoryCounter()
+    memory = Meter()
     with torch.no_grad(), memory:
         a = torch.zeros(1000)  # 4,000 bytes
         b = a + 1  # 8,000
@@ -134,7 +142,7 @@ def test_what_a_batch_reads_once_are_its_weights_but_not_the_table_of_words():
 
 
 def test_an_uncatalogued_architecture_is_counted_once_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue.assets, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path))
     own = {"mine": {"random": {**BERT, "hidden_size": 32, "num_attention_heads": 4}}}
     counted = architecture(find("mine", own))
     assert counted == count.count_architecture(config_of(find("mine", own)))

@@ -7,19 +7,19 @@ import sys
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from learning import count_training as counting
 from learning.catalogue import architecture, config_of, find
-from learning.count import MemoryCounter, build_fake
-from learning.count_training import count_step, training_architecture
+from learning.count_training import count_step, count_training, training_architecture
+from learning.huggingface import bare_model, hf_config
 from learning.local_training import LocalTraining, train
+from learning.meter import Meter
 from learning.tokens import Tokens
 from learning.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
 ROBERTA, NARROW, MIB = config_of(find("roberta-base")), config_of(find("minilm-narrow")), 2**20
-SIZES = {"full": 0, "lora": 8, "adapter": 16, "bitfit": 0, "head": 0}
+SIZES = {"full": {}, "lora": {"rank": 8}, "adapter": {"bottleneck": 16}, "bitfit": {}, "head": {}}
 BACKBONES = ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow")
 
 
@@ -31,7 +31,8 @@ def counted():
 
 def live(kind, classes=2):
     """The same encoder on real tensors, untrained, so that it needs no fetched weights."""
-    return TrainableClassifier(find("minilm-narrow"), kind, classes, backbone=build_fake(NARROW))
+    made = hf_config(NARROW)
+    return TrainableClassifier(find("minilm-narrow"), kind, classes, backbone=bare_model(made).from_config(made))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,7 @@ def test_published_saved_bytes_of_roberta_base_are_those_with_dropout(kind, plai
     assert training_architecture(find("roberta-base"), kind).saved_bytes(16, 128) / MIB == pytest.approx(
         plain_mib, abs=0.1
     )
-    with FakeTensorMode():
-        saved, _, _ = counting._memory(counting._build(ROBERTA, kind, SIZES[kind], dropout=0.1), 16, 128)
+    _, saved = count_step(ROBERTA, kind, 16, 128, dropout=0.1, **SIZES[kind])
     assert saved / MIB == pytest.approx(dropout_mib, abs=0.3)
 
 
@@ -76,7 +76,7 @@ def test_training_costs_two_or_three_forward_passes(backbone):
     [(5, 33, False), (8, 200, False), (64, 480, False), (16, 100, True), (32, 450, True)],
 )
 def test_coefficients_give_what_a_fresh_count_gives(counted, kind, batch, tokens, checkpointing):
-    fresh, saved = count_step(NARROW, kind, SIZES[kind], batch, tokens, checkpointing=checkpointing)
+    fresh, saved = count_step(NARROW, kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind])
     step = counted(kind).step(batch, tokens, checkpointing=checkpointing)
     assert step.flop == fresh.flop
     assert counted(kind).saved_bytes(batch, tokens, checkpointing) == pytest.approx(saved, rel=2e-3)
@@ -87,7 +87,7 @@ def test_coefficients_give_what_a_fresh_count_gives(counted, kind, batch, tokens
 def test_a_live_step_on_real_tensors_peaks_where_counted(counted, kind):
     model = live(kind)
     ids = torch.randint(2, 2000, (8, 96))
-    mask, labels, memory = torch.ones_like(ids), torch.zeros(8, dtype=torch.long), MemoryCounter()
+    mask, labels, memory = torch.ones_like(ids), torch.zeros(8, dtype=torch.long), Meter()
     mask[0, -1] = 0
     memory.ignore([ids, mask, labels, *model.parameters(), *model.buffers()])
     with memory:
@@ -116,7 +116,7 @@ def test_a_head_of_more_classes_is_added_exactly(counted, monkeypatch):
         model = live(kind, 7)
         assert many.trainable_bytes == model.trainable_bytes
         monkeypatch.setattr(counting, "_CLASSES", 7)
-        fresh, _ = count_step(NARROW, kind, SIZES[kind], 3, 16)
+        fresh, _ = count_step(NARROW, kind, 3, 16, **SIZES[kind])
         monkeypatch.undo()
         assert many.step(3, 16).flop == fresh.flop
 
@@ -128,12 +128,24 @@ def test_a_head_of_more_classes_is_added_exactly(counted, monkeypatch):
 def test_deep_models_follow_from_their_cuts(backbone, kind, checkpointing):
     """The counts shipped for 6 and 4 layers come from cuts to 2 and 3; a fresh count of all layers agrees."""
     spec, batch, tokens = find(backbone), 64, 100
-    fresh, saved = count_step(config_of(spec), kind, SIZES[kind], batch, tokens, checkpointing=checkpointing)
+    fresh, saved = count_step(config_of(spec), kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind])
     shipped = training_architecture(spec, kind)
     step = shipped.step(batch, tokens, checkpointing=checkpointing)
     assert step.flop == fresh.flop
     assert shipped.saved_bytes(batch, tokens, checkpointing) == pytest.approx(saved, rel=1e-4)
     assert step.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_fitted_cost_of_five_layers_is_a_direct_count_of_five(kind):
+    config = {**NARROW, "num_hidden_layers": 5}
+    fitted, direct = count_training(config, kind, **SIZES[kind]), counting._count(config, kind, "linear", SIZES[kind])
+    assert (fitted.parameters, fitted.trainable) == (direct.parameters, direct.trainable)
+    for ours, whole in ((fitted.plain, direct.plain), (fitted.checkpointed, direct.checkpointed)):
+        assert ours.flop == whole.flop and ours.bytes_moved == whole.bytes_moved
+        assert ours.saved == whole.saved
+    layer = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # FLOP a token of one layer's products, forward
+    assert 5 * layer < direct.plain.flop[1] and direct.plain.flop[1] < (3.01 if kind == "full" else 2.1) * 5 * layer
 
 
 @pytest.mark.parametrize(("kind", "millions"), [("full", 124.7), ("lora", 0.9), ("bitfit", 0.7)])
@@ -168,23 +180,24 @@ def test_traffic_is_weights_gradients_and_the_optimisers_own():
 
 def test_shipped_counts_cover_what_they_promise_and_are_todays():
     file = json.loads(counting._SHIPPED.read_text())
-    kinds = list(itertools.product([*SIZES.items(), ("lora", 16)], ("linear", "dense")))
+    sizes = [*((kind, sum(options.values())) for kind, options in SIZES.items()), ("lora", 16)]
+    kinds = list(itertools.product(sizes, ("linear", "dense")))
     configs = [config_of(find(b)) for b in BACKBONES]
     assert set(file) == {counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds}
     shipped = counting._from_json(file[counting._key(NARROW, "lora", 8)])
-    assert shipped == counting.count_training(NARROW, "lora", 8)
+    assert shipped == counting.count_training(NARROW, "lora", rank=8)
 
 
 def test_another_rank_than_those_counted_is_as_if_counted():
     config, ours = config_of(find("minilm-l2")), training_architecture(find("minilm-l2"), "lora", rank=3)
-    assert ours == counting.count_training(config, "lora", 3)
+    assert ours == counting.count_training(config, "lora", rank=3)
     assert isinstance(ours.trainable, int)
 
 
 def test_an_uncatalogued_training_is_counted_once_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(counting.assets, "cache_dir", lambda: tmp_path)
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path))
     first = training_architecture(find("random-bert"), "head")
-    monkeypatch.setattr(counting, "count_training", lambda *args: pytest.fail("counted twice"))
+    monkeypatch.setattr(counting, "count_training", lambda *_, **__: pytest.fail("counted twice"))
     assert training_architecture(find("random-bert"), "head") == first
     assert training_architecture(find("random-bert"), "head", classes=3).trainable == first.trainable + 65
 

@@ -254,15 +254,16 @@ def test_flop_are_those_of_real_passes(name):
 def test_deep_models_follow_from_shallow_ones():
     """Derivatives from layer 2 of 5 on: the same FLOP as counted on all five layers at once."""
     from learning.catalogue import BackboneSpec, config_of
-    from learning.count_forward_only import _model, _run
+    from learning.count_forward_only import _run_on
+    from learning.weightless import weightless_classifier
 
     config = {**config_of(find("random-bert")), "num_hidden_layers": 5}
     spec = BackboneSpec("five", "shape", "five", config=config)
     names = [n for n in forward_architecture(spec, "lora", 3, 4).tensors if ".2." in n or n.startswith("head.")]
-    flop, peak, _ = _run(_model(config, "lora", 4, 3), names, 1000, 8)
+    [read] = _run_on(weightless_classifier(config, "lora", 3, rank=4), names)(1000, 8)
     counted = jvp_pass(spec, "lora", names, 3, 4).cost(1000, 8)
-    assert counted.flop == pytest.approx(flop, rel=1e-4)
-    assert counted.peak_bytes == pytest.approx(peak, rel=0.1)
+    assert counted.flop == pytest.approx(read.flop, rel=1e-4)
+    assert counted.peak_bytes == pytest.approx(read.peak_bytes, rel=0.1)
 
 
 def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate, spans):

@@ -146,7 +146,7 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulat
 def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
     spec, tokens, batch = find(backbone), 24, 3
     whole, depth = TrainableClassifier(spec, kind, 3), depth_of(config_of(spec))
-    flop = count_step(config_of(spec), kind, 8 if kind == "lora" else 0, batch, tokens)[0].flop + THIRD_CLASS * batch
+    flop = count_step(config_of(spec), kind, batch, tokens)[0].flop + THIRD_CLASS * batch
     front = part_architecture(spec, layers, True, False, kind, 3)
     back = part_architecture(spec, depth - layers, False, True, kind, 3)
     assert front.parameters + back.parameters == sum(p.numel() for p in whole.parameters())
@@ -157,8 +157,8 @@ def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
 
 
 def test_more_than_three_layers_follow_from_two_and_three():
-    what = ({**config_of(find("random-bert")), "num_hidden_layers": 4}, 4, False, True, "full", 0, 3)
-    deep, direct = count_part(*what), _count(*what)
+    config, how = {**config_of(find("random-bert")), "num_hidden_layers": 4}, (False, True, "full", 3)
+    deep, direct = count_part(config, 4, *how), _count(config, range(4), *how, {})
     assert (deep.parameters, deep.trainable, deep.width) == (direct.parameters, direct.trainable, direct.width)
     for mine, its in ((deep.ahead, direct.ahead), (deep.back, direct.back)):
         assert mine.cost(4, 32).flop == its.cost(4, 32).flop
@@ -173,7 +173,7 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
     for device in sim.devices:
         lengths = sim.lengths(device, device.samples)
         config, longest = config_of(find(device.backbone)), int(lengths.max())
-        whole = count_step(config, "full", 0, len(lengths), longest)[0].flop + THIRD_CLASS * len(lengths)
+        whole = count_step(config, "full", len(lengths), longest)[0].flop + THIRD_CLASS * len(lengths)
         own = [sim.method.charging.parts[device.backbone][i] for i in sim.method.charging.own]
         mine = sum(s["flop"] for s in spans_of(sim, device.id, "compute"))
         passes = [f(len(lengths), longest) for part in own for f in (part.forward, part.backward)]
