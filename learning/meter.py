@@ -6,6 +6,7 @@ a million texts, a model of a trillion weights. What an operator makes of shapes
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,22 +39,26 @@ class Meter(TorchDispatchMode):
         self._kept = [tensor.untyped_storage() for tensor in tensors]
         self._seen.update(storage._cdata for storage in self._kept)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard against it costs as much as the operators
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, traits = kwargs or {}, _traits(func)
         inputs = [*_tensors(args), *_tensors(kwargs.values())]
         if func is _ATEN._local_scalar_dense.default and inputs[0].is_meta:
             return False if inputs[0].dtype is torch.bool else 0
-        out = _looked_up(func, args, kwargs, inputs)
-        if func in _QUESTIONS:
+        out = _looked_up(func, args, kwargs, inputs) if traits.is_function else func(*args, **kwargs)
+        if traits.is_question:
             return out
         self.operators += 1
         outputs = [*_tensors((out,))]
-        if func is _ATEN.embedding.default:  # gathers rows; it does not read the whole table
+        if traits.gathers:
             self.bytes_moved += 2 * sum(map(_nbytes, outputs))
-        elif func.namespace == "aten" and not _is_view(func):
+        elif traits.moves:
             self.bytes_moved += sum(map(_nbytes, inputs)) + sum(map(_nbytes, outputs))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.flop += formula(*args, **kwargs, out_val=out)
+        if traits.flop:
+            self.flop += traits.flop(*args, **kwargs, out_val=out)
         for tensor in outputs:
             self._track(tensor.untyped_storage())
         return out
@@ -85,13 +90,32 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _is_view(func: Any) -> bool:
-    return func.is_view or func is _ATEN._unsafe_view.default
+@dataclass(frozen=True)
+class _Traits:
+    """Of an operator: whether it makes new storages out of its arguments alone, what it moves, what it computes."""
+
+    is_function: bool
+    is_question: bool
+    gathers: bool  # rows; it does not read the whole table
+    moves: bool
+    flop: Callable[..., int] | None
+
+
+@functools.cache
+def _traits(func: Any) -> _Traits:
+    is_view, gathers = func.is_view or func is _ATEN._unsafe_view.default, func is _ATEN.embedding.default
+    return _Traits(
+        not (is_view or func._schema.is_mutable),
+        func in _QUESTIONS,
+        gathers,
+        func.namespace == "aten" and not is_view,
+        flop_registry.get(func._overloadpacket),
+    )
 
 
 def _looked_up(func: Any, args: Any, kwargs: Mapping[str, Any], inputs: Sequence[torch.Tensor]) -> Any:
-    """What the operator returns; of `meta` tensors alone, from what it returned for such shapes before."""
-    if _is_view(func) or func._schema.is_mutable or not all(tensor.is_meta for tensor in inputs):
+    """What the function returns; of `meta` tensors alone, from what it returned for such shapes before."""
+    if not all(tensor.is_meta for tensor in inputs):
         return func(*args, **kwargs)
     try:
         key = (func, *map(_frozen, args), *((name, _frozen(value)) for name, value in kwargs.items()))
