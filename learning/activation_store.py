@@ -3,14 +3,14 @@
 A frozen backbone's activation is a pure function of (backbone, readout, tokens), so it is computed once. Values lie in
 immutable safetensors shards, one folder a (backbone, readout), each written to a temporary name and renamed: a killed
 writer leaves nothing half-written, and several processes may write at once. Each shard carries a checksum of its content; a
-damaged one is dropped and its entries are computed again.
+damaged one is dropped and its entries are computed again. What cannot be stored is told of and computed again next time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import os
 import time
 import uuid
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from learning.cache import keep
 from learning.tokens import Tokens
 
 _SHARD_ROWS = 512
@@ -42,16 +43,13 @@ class ActivationStore:
     def save(self, fingerprint: str, readout: str, tokens: Tokens, values: np.ndarray) -> None:
         """Store float32 values [n, layers + 1, hidden] for these tokens, durably, in shards."""
         folder = self._folder(fingerprint, readout)
-        folder.mkdir(parents=True, exist_ok=True)
         _sweep(folder)
         for start in range(0, len(tokens), _SHARD_ROWS):
             rows = range(start, min(start + _SHARD_ROWS, len(tokens)))
             keys = np.frombuffer(b"".join(_key(tokens, i) for i in rows), dtype=np.uint8).reshape(len(rows), 16)
             part = np.ascontiguousarray(values[rows.start : rows.stop], dtype=np.float32)
-            name = uuid.uuid4().hex
-            temporary = folder / f"{name}.tmp"
-            save_file({"keys": keys.copy(), "values": part}, temporary, {"blake2b": _checksum(keys, part)})
-            os.replace(temporary, folder / f"{name}.safetensors")
+            tensors, notes = {"keys": keys.copy(), "values": part}, {"blake2b": _checksum(keys, part)}
+            keep(folder / f"{uuid.uuid4().hex}.safetensors", functools.partial(save_file, tensors, metadata=notes))
 
     def _folder(self, fingerprint: str, readout: str) -> Path:
         return self.root / fingerprint / readout
@@ -67,7 +65,8 @@ class ActivationStore:
                 if file.metadata().get("blake2b") != _checksum(keys, values):
                     raise ValueError("checksum")
         except (SafetensorError, OSError, ValueError, AttributeError):
-            shard.unlink(missing_ok=True)  # it only ever held a copy of what can be computed again
+            with contextlib.suppress(OSError):  # it only ever held a copy of what can be computed again
+                shard.unlink(missing_ok=True)
             return
         for row, key in here:
             wanted[key] = values[row]

@@ -8,6 +8,7 @@ cache. Nothing of a wheel is installed or imported, and a folder in the cache is
 import contextlib
 import difflib
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -125,8 +126,19 @@ def table(file: Path = TABLE) -> dict[str, Asset]:
 
 def cache_dir() -> Path:
     """The per-user cache: the environment variable MOBIFLEET_CACHE, or the platform's own place for caches."""
-    chosen = os.environ.get("MOBIFLEET_CACHE") or platformdirs.user_cache_dir("mobifleet", appauthor=False)
-    return Path(chosen).expanduser().absolute()
+    try:
+        chosen = os.environ.get("MOBIFLEET_CACHE") or platformdirs.user_cache_dir("mobifleet", appauthor=False)
+        return Path(chosen).expanduser().absolute()
+    except RuntimeError:  # neither HOME nor a home in the list of users
+        return Path(_homeless_cache().name)
+
+
+@cache
+def _homeless_cache() -> tempfile.TemporaryDirectory:
+    logging.getLogger(__name__).warning(
+        "there is no home directory to keep what is computed: it goes when this process ends; set MOBIFLEET_CACHE"
+    )
+    return tempfile.TemporaryDirectory(prefix="mobifleet-", ignore_cleanup_errors=True)
 
 
 def path(name: str, table_file: Path = TABLE) -> Path:

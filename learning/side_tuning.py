@@ -137,15 +137,13 @@ class SideTuning:
         save_side_network(self.averaged, path, **notes)
 
     def checkpoint(self, path: Path) -> None:
-        """Write everything that training goes on from, atomically."""
+        """Write everything that training goes on from."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         for index, parameter in enumerate(self._parameters()):
             for name, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = value
-        temporary = path.with_suffix(".tmp")
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, temporary, {"key": self.key})
-        temporary.replace(path)
+        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, path, {"key": self.key})
 
     def restore(self, path: Path) -> None:
         """Take the state of `checkpoint`; the history must already be the one it was written at (ValueError if not)."""

@@ -122,12 +122,12 @@ def run(
             done = run_scenario(
                 chosen, out, _folder_of(scenario), dry, resume, _workers(workers), view.watch, figures, view.stage
             )
-        except Interrupted:
-            raise UserError("interrupted while preparing; what was computed is stored, --resume goes on") from None
+        except Interrupted as stopped:
+            if stopped.run is not None:
+                _show_summary(stopped.run)
+            errors.print(f"interrupted: {stopped}", markup=False)
+            raise typer.Exit(130) from None
     _show_summary(done)
-    if done.manifest["status"] == "interrupted":
-        errors.print(f"interrupted: {done.path} holds the run so far; `--resume` goes on from there")
-        raise typer.Exit(130)
 
 
 def _workers(text: str) -> int | str:
@@ -332,8 +332,9 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
     from sim.simulation import Simulation, building
 
     chosen = _load(scenario, overrides, seed)
-    with building(chosen):
+    with building(chosen) as heard:
         sim = Simulation(chosen, _folder_of(scenario), dry=True)
+    sim.remark(*heard)
     samples = [len(d.samples) for d in sim.devices]
     table = Table(title=f"{chosen.name}: fine", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("method", chosen.method.kind)

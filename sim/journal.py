@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sim.writing import replacing, writing
+
 
 class CannotResume(ValueError):
     """The journal does not belong to this run's history; the message says what to do."""
@@ -74,8 +76,9 @@ class Journal:
         if self._file is None or key in self._entries:
             return
         self._entries[key] = {"key": key, "scores": scores, "loss": loss}
-        with self._file.open("a", encoding="utf-8") as file:
+        with writing(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self._entries[key]) + "\n")
         if time.monotonic() - self._last_s >= self._every_s:
-            write_checkpoint(self.checkpoint)
+            with replacing(self.checkpoint) as temporary:
+                write_checkpoint(temporary)
             self._last_s = time.monotonic()

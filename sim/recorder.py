@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sim.writing import replacing
+
 _SPAN_TYPES = {
     "actor": pa.string(),
     "kind": pa.string(),
@@ -97,9 +99,8 @@ class Recorder:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a table under a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def _table(rows: list[tuple], types: dict[str, pa.DataType]) -> pa.Table:

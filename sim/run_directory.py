@@ -1,20 +1,35 @@
-"""The directory that a run leaves behind: made without overwriting anything, whole or clearly marked as not."""
+"""The directory that a run leaves behind: held by one process at a time, made without overwriting anything, whole or clearly
+marked as not.
+
+A folder of ours holds `LOCK` while it is being written. The lock on it dies with its process; the file that a killed process
+leaves marks the folder as ours, so that a folder with nothing else in it can be used again.
+"""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
+import itertools
 import os
 import platform
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from inputs.files import FileProblem, read_json
 from sim.scenario import Scenario
 from sim.scenario_file import digest, resolved
+from sim.writing import remove, write_json
 
+LOCK = ".lock"
+RESERVED_BYTES = 16_384
+PATIENCE_S = 0.5  # for one who only looks whether a folder is held
 _VERSIONS = ("mobifleet", "simpy", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
 
@@ -22,59 +37,146 @@ class RunDirectoryError(ValueError):
     """The run directory cannot be used; the message says what to do instead."""
 
 
-def new_folder(scenario: Scenario, out: Path | None) -> Path:
-    """A fresh folder: `out` itself, or `runs/<name>`, `runs/<name>-2`, ... whichever is free.
-
-    Raises RunDirectoryError when `out` holds anything already, or cannot be written.
-    """
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunDirectoryError(
-                f"{out} exists and is not empty: name another directory with --out, "
-                "or go on with an interrupted run there by --resume"
-            )
-        return _make(out)
-    root = Path("runs")
-    number = 1
-    while (folder := root / (scenario.name if number == 1 else f"{scenario.name}-{number}")).exists():
-        number += 1
-    return _make(folder)
-
-
-def _make(folder: Path) -> Path:
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Be the only process that writes into an existing folder; RunDirectoryError names the one that does already."""
+    lock = FileLock(folder / LOCK, timeout=PATIENCE_S)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        lock.acquire()
+    except Timeout:
+        who = f"{folder} is being written by {_holder(folder)}"
+        raise RunDirectoryError(f"{who}: wait for it, or name another --out") from None
     except OSError as error:
-        raise RunDirectoryError(f"{folder} cannot be written ({error.strerror}): name another with --out") from error
-    return folder
+        raise _not_writable(folder, error) from error
+    try:
+        with suppress(OSError):  # a disk that is full says so at the first thing that matters
+            who = f"process {os.getpid()} on {socket.gethostname()}, started {_now()}"
+            (folder / LOCK).write_text(who.ljust(RESERVED_BYTES), encoding="utf-8")
+        yield folder
+    finally:
+        with suppress(OSError):
+            (folder / LOCK).unlink()
+        lock.release()
 
 
-def folder_to_resume(scenario: Scenario, out: Path | None) -> Path:
-    """The folder of the unfinished run of this scenario: `out`, or the newest of `runs/<name>*` that is unfinished.
+def make_room(folder: Path) -> None:
+    """Let go of the room that the lock's file keeps on the disk for one last manifest, which says that it was full."""
+    (folder / LOCK).write_bytes(b"")
 
-    Raises RunDirectoryError if there is none, or if it belongs to another scenario.
+
+def empty(folder: Path) -> None:
+    """Remove all that is in a folder but the lock of whoever holds it."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            remove(path)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing into the folder now."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except OSError:  # Timeout is one, too
+        return True
+
+
+def _holder(folder: Path) -> str:
+    try:
+        return (folder / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:  # Windows lets nobody else read it
+        return "another process"
+
+
+@contextmanager
+def new_folder(name: str, out: Path | None) -> Iterator[Path]:
+    """A fresh folder, held: `out` itself, or `runs/<name>`, `runs/<name>-2`, ... whichever is free.
+
+    Raises RunDirectoryError when `out` holds anything already, is held, or cannot be written. If nothing was put into a
+    folder made here, it goes again.
     """
-    if out is not None:
-        folder = out
-    else:
-        candidates = [f.parent for f in Path("runs").glob(f"{scenario.name}*/manifest.json")]
-        unfinished = [f for f in candidates if read_manifest(f).get("status") != "finished" and _same(f, scenario)]
-        if not unfinished:
-            raise RunDirectoryError(
-                f"runs/ holds no unfinished run of {scenario.name} to resume; run it without --resume"
-            )
-        folder = max(unfinished, key=lambda f: (f / "manifest.json").stat().st_mtime)
-    manifest = read_manifest(folder)
-    if not manifest:
+    folder, is_new = (out, not out.exists()) if out is not None else (_numbered(name), True)
+    refusal = RunDirectoryError(
+        f"{folder} exists and is not empty: name another directory with --out, "
+        "or go on with an interrupted run there by --resume"
+    )
+    if not is_new and not (_is_unused(folder) or (folder / LOCK).is_file()):
+        raise refusal  # nothing of ours is put into a stranger's folder
+    with suppress(FileExistsError):  # a file; the lock will say so
+        _make(folder)
+    try:
+        with held(folder):
+            if not _is_unused(folder):
+                raise refusal
+            yield folder
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _numbered(name: str) -> Path:
+    """The first of `runs/<name>`, `runs/<name>-2`, ... that was not there, made now; two processes never get the same."""
+    for number in itertools.count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        with suppress(FileExistsError):
+            _make(folder)
+            return folder
+    raise AssertionError("there is always a next number")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> RunDirectoryError:
+    return RunDirectoryError(f"{folder} cannot be written ({error.strerror}): name another with --out")
+
+
+def _is_unused(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what a run leaves that was killed before it had begun."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK, "manifest.json.tmp"}
+
+
+@contextmanager
+def folder_to_resume(scenario: Scenario, out: Path | None) -> Iterator[Path]:
+    """The folder of the unfinished run of this scenario, held: `out`, or the newest of `runs/<name>*` that is unfinished.
+
+    Raises RunDirectoryError if there is none, if it belongs to another scenario, or if it is still running.
+    """
+    folder = _newest_unfinished(scenario) if out is None else out
+    if not read_manifest(folder) and not (folder / LOCK).is_file():
         raise RunDirectoryError(f"{folder} is not a run directory; run without --resume")
-    if manifest.get("status") == "finished":
-        raise RunDirectoryError(f"{folder} is finished; run without --resume to run it again elsewhere")
-    if not _same(folder, scenario):
-        raise RunDirectoryError(f"{folder} was begun with another scenario, seed or setting; run without --resume")
-    return folder
+    with held(folder):
+        with suppress(OSError):
+            for leftover in folder.glob("*.tmp"):  # of a process that was killed as it wrote
+                remove(leftover)
+        manifest = read_manifest(folder)
+        if not manifest and not _is_unused(folder):
+            raise RunDirectoryError(f"{folder / 'manifest.json'} is missing or damaged; run without --resume")
+        if manifest.get("status") == "finished":
+            raise RunDirectoryError(f"{folder} is finished; run without --resume to run it again elsewhere")
+        if manifest and not _same(folder, scenario):
+            raise RunDirectoryError(f"{folder} was begun with another scenario, seed or setting; run without --resume")
+        yield folder
+
+
+def _newest_unfinished(scenario: Scenario) -> Path:
+    manifests = [f for f in Path("runs").glob("*/manifest.json") if f.parent.name.startswith(scenario.name)]
+    unfinished = [
+        f for f in manifests if read_manifest(f.parent).get("status") != "finished" and _same(f.parent, scenario)
+    ]
+    if not unfinished:
+        raise RunDirectoryError(f"runs/ holds no unfinished run of {scenario.name} to resume; run it without --resume")
+    stopped = [f for f in unfinished if not is_held(f.parent)]
+    return max(stopped or unfinished, key=lambda f: f.stat().st_mtime).parent
 
 
 def _same(folder: Path, scenario: Scenario) -> bool:
@@ -84,15 +186,16 @@ def _same(folder: Path, scenario: Scenario) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run directory, {} where there is none that can be read."""
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        manifest = read_json(folder / "manifest.json")
+    except FileProblem:
         return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -> None:
     """manifest.json: what was run, from what, by which versions, and how it stands."""
     plain = resolved(scenario)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    now = _now()
     before = read_manifest(folder)
     manifest = {
         "scenario": plain,
@@ -111,15 +214,8 @@ def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -
     write_json(folder / "manifest.json", manifest)
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON under a temporary name, flush it to disk, then rename."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _version(name: str) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learning.data import TextDataset
@@ -15,10 +14,19 @@ from sim.journal import Journal
 from sim.recorder import write_table
 from sim.report import device_table, summary
 from sim.results import Run, open_run
-from sim.run_directory import RunDirectoryError, folder_to_resume, new_folder, read_manifest, write_json, write_manifest
+from sim.run_directory import (
+    RunDirectoryError,
+    empty,
+    folder_to_resume,
+    make_room,
+    new_folder,
+    read_manifest,
+    write_manifest,
+)
 from sim.scenario import Scenario
 from sim.scenario_file import digest, resolved
 from sim.simulation import Interrupted, Simulation, Watch, building
+from sim.writing import CannotWrite, replacing, write_json
 
 
 def run_scenario(
@@ -37,40 +45,48 @@ def run_scenario(
 
     `texts` takes the place of the scenario's data set (e.g. `learning.data.load` of a `datasets.Dataset`).
 
-    `out` defaults to a fresh `runs/<name>`. Ctrl-C ends the run in good order: what happened until then is written, marked
-    `interrupted`, and `resume=True` goes on from there. Raises RunDirectoryError, CannotResume, and what building the world
-    raises (all ValueError or AssetError with a message for the user); `Interrupted` when stopped before the clock started.
+    `out` defaults to a fresh `runs/<name>`. Ctrl-C and SIGTERM end the run in good order: what happened until then is
+    written, marked `interrupted`, and `resume=True` goes on from there; then `Interrupted`, a KeyboardInterrupt, ends
+    whatever loop the run was in (a second Ctrl-C stops at once). Raises RunDirectoryError, CannotResume, CannotWrite, and
+    what building the world raises: all ValueError or AssetError with a message for the user.
     """
-    place = folder_to_resume(scenario, out) if resume else new_folder(scenario, out)
-    if resume and read_manifest(place).get("dry", dry) != dry:
-        raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
-    began = time.perf_counter()
-    sim = None
-    try:
-        with building(scenario):
-            write_manifest(place, scenario, "running", dry=dry)
-        with _ctrl_c() as asked_to_stop:
-            watch = watch or Watch()
-            watch.should_stop = asked_to_stop
-            on_stage("preparing")
+    began, watch = time.perf_counter(), watch or Watch()
+    with folder_to_resume(scenario, out) if resume else new_folder(scenario.name, out) as place:
+        if resume and read_manifest(place).get("dry", dry) != dry:
+            raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
+        sim = None
+        try:
             with building(scenario):
-                sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
-            on_stage("simulating")
-            sim.run()
-            on_stage("writing")
-            _write(place, sim, began)
-    except Interrupted:
-        write_manifest(place, scenario, "interrupted", dry=dry)
-        raise
-    except BaseException as error:
-        if sim is None and not resume:
-            shutil.rmtree(place)  # nothing ran: leave no empty run behind
-        else:
-            write_manifest(place, scenario, "failed", dry=dry, error=f"{type(error).__name__}: {error}")
-        raise
-    run = open_run(place)
-    _draw(run, figures, on_stage)
+                write_manifest(place, scenario, "running", dry=dry)
+            with _ctrl_c() as watch.should_stop:
+                on_stage("preparing")
+                with building(scenario) as heard:
+                    sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
+                sim.remark(*heard)
+                on_stage("simulating")
+                sim.run()
+                on_stage("writing")
+                _write(place, sim, began)
+        except BaseException as error:
+            _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
+            raise
+        run = open_run(place)
+        _draw(run, figures, on_stage)
+    if run.manifest["status"] == "interrupted":
+        raise Interrupted(f"{place} holds the run so far; `--resume` goes on from there", run)
     return run
+
+
+def _mark(place: Path, scenario: Scenario, dry: bool, error: BaseException, has_begun: bool) -> None:
+    """What a run leaves that did not get through: a manifest that says so, or, of one that had not begun, nothing."""
+    with suppress(CannotWrite, OSError):  # the disk may be full; the first error is the one to be told
+        if isinstance(error, KeyboardInterrupt):
+            write_manifest(place, scenario, "interrupted", dry=dry)
+        elif has_begun:
+            make_room(place)
+            write_manifest(place, scenario, "failed", dry=dry, error=f"{type(error).__name__}: {error}")
+        else:
+            empty(place)
 
 
 def _write(place: Path, sim: Simulation, began: float) -> None:
@@ -80,7 +96,9 @@ def _write(place: Path, sim: Simulation, began: float) -> None:
     devices = device_table(sim)
     sim.recorder.write(place)
     write_table(devices, place / "devices.parquet")
-    learner.save(place / "model")
+    if not sim.dry:
+        with replacing(place / "model") as temporary:
+            learner.save(temporary)
     write_json(place / "summary.json", summary(sim, mark, devices, time.perf_counter() - began))
     write_manifest(place, sim.scenario, status, dry=sim.dry, digest=mark)
     if status == "finished":
@@ -92,12 +110,14 @@ def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
     from sim.timeline import write_perfetto
 
     on_stage("exporting the timeline")
-    write_perfetto(run, run.path / "timeline.pftrace")
+    with replacing(run.path / "timeline.pftrace") as temporary:
+        write_perfetto(run, temporary)
     if figures:
         from sim.plots import draw
 
         on_stage("drawing")
-        draw(run, run.path / "figures")
+        with replacing(run.path / "figures") as temporary:
+            draw(run, temporary)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ horizon comes. It knows nothing of what a method does; a method knows nothing of
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from sim.task import Task, load_task
 
 if TYPE_CHECKING:
     from sim.learners.null import NullLearner
+    from sim.results import Run
 
 STEPS_BETWEEN_LOOKS = 20  # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
 LONGEST_S = 9e9  # 285 years: a timeline counts nanoseconds in 64 bits
@@ -60,8 +62,12 @@ class Ended:
     target: dict[str, Any] = field(default_factory=dict)
 
 
-class Interrupted(Exception):
-    """The user asked to stop while the world was still being prepared; there is nothing to record yet."""
+class Interrupted(KeyboardInterrupt):
+    """The user asked to stop. `run` is what was written until then; None while the world was still being prepared."""
+
+    def __init__(self, message: str, run: Run | None = None) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 class CannotBuild(ValueError):
@@ -69,14 +75,30 @@ class CannotBuild(ValueError):
 
 
 @contextmanager
-def building(scenario: Scenario) -> Iterator[None]:
-    """What a leaf refuses while the world is built is the scenario's fault: CannotBuild with its words."""
+def building(scenario: Scenario) -> Iterator[list[str]]:
+    """What a leaf refuses while the world is built is the scenario's fault: CannotBuild with its words.
+
+    Gives the warnings of leaves, e.g. of a cache that takes nothing; they are to be remarks of the Simulation.
+    """
+    heard = _Heard(logging.WARNING)
+    logging.getLogger("learning").addHandler(heard)
     try:
-        yield
+        yield heard.texts
     except ValueError as error:
         if type(error) is not ValueError:  # the others say already whose fault it is
             raise
         raise CannotBuild(f"{scenario.name} cannot be built: {error}") from error
+    finally:
+        logging.getLogger("learning").removeHandler(heard)
+
+
+class _Heard(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
 
 
 class Simulation:
@@ -227,10 +249,9 @@ class Simulation:
 
     # --- what a method tells about its progress
 
-    def remark(self, text: str) -> None:
-        """Note, once, a sentence that whoever reads the result has to know: `check`, the summary and the run show it."""
-        if text not in self.remarks:
-            self.remarks.append(text)
+    def remark(self, *texts: str) -> None:
+        """Note, once, sentences that whoever reads the result has to know: `check`, the summary and the run show them."""
+        self.remarks += [text for text in dict.fromkeys(texts) if text not in self.remarks]
 
     def after_update(
         self, learner: NullLearner, loss: float | None, records: int, first: bool = False, last: bool = False
@@ -280,7 +301,7 @@ class Simulation:
         """Pass on how far the activations of a backbone are; stop if someone wants to."""
         self.watch.on_prepare(backbone, done, total)
         if self.watch.should_stop():
-            raise Interrupted
+            raise Interrupted("while preparing; what was computed is stored, `--resume` goes on")
 
     # --- the world
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import re
-import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from sim.compare.cost_table import CompareError, rows
-from sim.run_directory import read_manifest
+from sim.run_directory import empty, held, read_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import ScenarioError, changed, digest, resolved
 from sim.streams import Streams
@@ -72,9 +75,12 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
 
 def is_done(entry: Entry, dry: bool) -> bool:
     """Whether the folder already holds a finished run of exactly this scenario, dry or not as asked."""
+    return _is_same(entry, dry) and read_manifest(entry.folder).get("status") == "finished"
+
+
+def _is_same(entry: Entry, dry: bool) -> bool:
     manifest = read_manifest(entry.folder)
-    same = manifest.get("scenario_digest") == digest(resolved(entry.scenario)) and manifest.get("dry", False) == dry
-    return same and manifest.get("status") == "finished"
+    return manifest.get("scenario_digest") == digest(resolved(entry.scenario)) and manifest.get("dry", False) == dry
 
 
 def run_all(
@@ -90,7 +96,7 @@ def run_all(
             on_done(entry, done, len(entries))
         return
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(min(processes, len(missing)), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(min(processes, len(missing)), spawn, _die_with_parent) as pool:
         pending = {pool.submit(_run_one, entry, folder, dry): entry for entry in missing}
         try:
             for future in as_completed(pending):
@@ -103,13 +109,30 @@ def run_all(
 
 
 def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
+    """Run it, or go on with what was begun of it; a run of another scenario that is in its place goes."""
+    from sim.journal import CannotResume
     from sim.runner import run_scenario
 
-    if read_manifest(entry.folder):
-        shutil.rmtree(entry.folder)  # of another scenario, or unfinished
-    run = run_scenario(entry.scenario, entry.folder, folder, dry, workers=1, figures=False)
-    if run.manifest["status"] == "interrupted":  # Ctrl-C ends the run in good order, and is meant for all of them
-        raise KeyboardInterrupt
+    def run(resume: bool) -> None:
+        run_scenario(entry.scenario, entry.folder, folder, dry, resume, workers=1, figures=False)
+
+    if is_begun := _is_same(entry, dry):
+        with suppress(CannotResume):  # by other code: it is run anew
+            return run(resume=True)
+    if is_begun or read_manifest(entry.folder):
+        with held(entry.folder):
+            empty(entry.folder)
+    run(resume=False)
+
+
+def _die_with_parent() -> None:
+    """A comparison that is killed takes its runs along, as Ctrl-C does; their folders are free for the next one."""
+
+    def watch() -> None:
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- every method's own dials, chosen with one equal budget

@@ -14,6 +14,7 @@ from rich.table import Table
 from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
 from sim.compare.runs import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.results import open_run
+from sim.run_directory import held
 from sim.scenario import Scenario
 
 FIRST_COLUMN, COLUMN = 26, 13  # characters
@@ -36,7 +37,22 @@ def compare_scenario(
     """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is none."""
     entries = plan(scenario, out, seeds, only)
     out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        yield from _compared(scenario, entries, folder, out, seeds, only, dry, processes, console, tune)
 
+
+def _compared(
+    scenario: Scenario,
+    entries: list[Entry],
+    folder: Path,
+    out: Path,
+    seeds: int,
+    only: list[str],
+    dry: bool,
+    processes: int,
+    console: Console,
+    tune: bool,
+) -> Iterator[Table]:
     def run(some: list[Entry], what: str) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:

@@ -15,12 +15,13 @@ from sim.reality.learners import SUPPORTED
 from sim.reality.processes import run_for_real
 from sim.reality.worlds import RealityError
 from sim.results import Run, open_run
-from sim.run_directory import new_folder, write_json
+from sim.run_directory import new_folder
 from sim.runner import run_scenario
 from sim.scenario import Scenario, SizedData, Stop
 from sim.settings import Settings
 from sim.simulation import Simulation, building
 from sim.span_kinds import SERVER_WORK
+from sim.writing import write_json
 
 REAL_S = 50.0  # the longest real run, where nobody chose the compression
 MOST_DEVICES = 32
@@ -48,23 +49,23 @@ def validate(
     RealityError for what cannot be executed, or when a process dies; whatever was finished by then is kept.
     """
     entries = [_executable(entry, folder) for entry in _entries(scenario, methods or [])]
-    place = new_folder(scenario.model_copy(update={"name": f"{scenario.name}-validate"}), out)
-    simulated: dict[str, Run] = {}
-    for label, one in entries:
-        say(f"simulating {label}")
-        simulated[label] = run_scenario(one, place / f"simulated-{label}", folder, figures=False)
-    longest_s = max(run.summary["virtual_time_s"] for run in simulated.values())
-    compress = compress or longest_s / REAL_S
-    if longest_s / compress > limit_s:
-        raise RealityError(
-            f"a real run would take {longest_s / compress:.0f} s, more than the limit of {limit_s:.0f} s: "
-            f"use --compress {longest_s / limit_s * 1.25:.2g} or more, or a higher --limit"
-        )
-    results = {}
-    for label, one in entries:
-        results[label] = _one_method(label, one, folder, place, simulated[label], compress, repeats, limit_s, say)
-        _write(place, scenario, compress, repeats, results)
-    return _write(place, scenario, compress, repeats, results)
+    with new_folder(f"{scenario.name}-validate", out) as place:
+        simulated: dict[str, Run] = {}
+        for label, one in entries:
+            say(f"simulating {label}")
+            simulated[label] = run_scenario(one, place / f"simulated-{label}", folder, figures=False)
+        longest_s = max(run.summary["virtual_time_s"] for run in simulated.values())
+        compress = compress or longest_s / REAL_S
+        if longest_s / compress > limit_s:
+            raise RealityError(
+                f"a real run would take {longest_s / compress:.0f} s, more than the limit of {limit_s:.0f} s: "
+                f"use --compress {longest_s / limit_s * 1.25:.2g} or more, or a higher --limit"
+            )
+        results = {}
+        for label, one in entries:
+            results[label] = _one_method(label, one, folder, place, simulated[label], compress, repeats, limit_s, say)
+            _write(place, scenario, compress, repeats, results)
+        return _write(place, scenario, compress, repeats, results)
 
 
 def _entries(scenario: Scenario, methods: list[str]) -> list[tuple[str, Scenario]]:

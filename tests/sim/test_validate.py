@@ -23,11 +23,11 @@ from sim.reality.processes import run_for_real
 from sim.reality.wire import LENGTHS, Connection, WireError, connect, encode, listen, read_frame, welcome
 from sim.reality.worlds import RealityError
 from sim.results import open_run
-from sim.run_directory import write_json
 from sim.scenario import Scenario
 from sim.scenario_checks import problems
 from sim.scenario_file import load
 from sim.simulation import Simulation
+from sim.writing import write_json
 
 SIDE = {"kind": "fed-mobillm", "replay": 4, "eager": 1, "server_batch": 8, "device_batch": 8}
 LORA = {"kind": "fedavg-lora", "rounds": 1, "participation": 1.0, "device_batch": 8}

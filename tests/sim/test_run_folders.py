@@ -1,0 +1,353 @@
+"""A run's folder has one writer at a time, and what stands in the way of a run leaves a folder that can be used again."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sim.compare.runs import Entry, run_all
+from sim.journal import Journal
+from sim.results import RunError, open_run
+from sim.run_directory import LOCK, RunDirectoryError, folder_to_resume, held, is_held, new_folder
+from sim.runner import run_scenario
+from sim.scenario import Scenario
+from sim.scenario_checks import problems
+from sim.scenario_file import load
+from sim.simulation import Interrupted, Simulation, Watch
+
+PLAIN = ("--quiet", "--no-figures", "--workers", "1")
+HOLD = """
+import sys, time
+from pathlib import Path
+from sim.run_directory import held
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+with held(folder):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def scenario(scenario_file) -> Scenario:
+    return load(str(scenario_file()), Scenario, [], [], problems)
+
+
+@pytest.fixture
+def holder(shell, tmp_path):
+    """Another process that holds tmp_path/run, until the test ends."""
+    process = shell("-c", HOLD, tmp_path / "run")
+    assert process.stdout.readline() == "held\n", process.communicate()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("argv", [("run",), ("run", "--resume"), ("run", "--dry")])
+def test_a_folder_that_another_process_writes_is_refused_by_its_name(argv, holder, mobifleet, scenario_file, tmp_path):
+    verb, *more = argv
+    outcome = mobifleet(verb, scenario_file(), "--out", "run", *more, *PLAIN)
+    assert outcome.code == 2
+    assert f"is being written by process {holder.pid} on " in outcome.err
+    assert "started 2" in outcome.err
+    assert "name another --out" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def test_compare_and_validate_hold_their_folders_too(holder, mobifleet, scenario_file):
+    compare = {"methods": {"ours": {"kind": "fed-mobillm"}}}
+    for verb in ("compare", "validate"):
+        outcome = mobifleet(verb, scenario_file(compare=compare), "--out", "run")
+        assert (outcome.code, f"process {holder.pid}" in outcome.err) == (2, True), outcome.err
+
+
+def test_a_lock_dies_with_its_process(holder, mobifleet, scenario_file, tmp_path):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "run" / LOCK).is_file()
+    assert not is_held(tmp_path / "run")
+    assert mobifleet("run", scenario_file(), "--dry", "--out", "run", *PLAIN).code == 0
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_two_processes_that_begin_at_once_never_share_a_folder(tmp_path, scenario_file, shell):
+    scenario_file()
+    start = "from sim import cli; cli.main()"
+    runs = [shell("-c", start, "run", "tiny.yaml", "--dry", "--out", "run", *PLAIN) for _ in range(4)]
+    codes = []
+    for process in runs:
+        _, errors = process.communicate(timeout=120)
+        codes.append(process.returncode)
+        assert process.returncode == 0 or "is being written by" in errors or "is not empty" in errors
+        assert "Traceback" not in errors
+    assert codes.count(0) == 1
+    assert open_run(tmp_path / "run").manifest["status"] == "finished"
+
+
+def test_numbered_folders_are_each_given_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def take(_: int) -> str:
+        with new_folder("study", None) as folder:
+            (folder / "result").touch()
+            return folder.name
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(take, range(24)))
+    assert len(set(names)) == 24
+
+
+def test_a_folder_in_which_nothing_happened_goes_again_unless_it_was_there(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with new_folder("study", tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("left", [(LOCK,), (LOCK, "manifest.json.tmp")])
+@pytest.mark.parametrize("more", [(), ("--resume",)])
+def test_a_kill_before_the_first_manifest_blocks_nothing(left, more, mobifleet, scenario_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_text('{"scen')
+    assert mobifleet("run", scenario_file(), "--dry", "--out", "run", *more, *PLAIN).code == 0
+    assert open_run(tmp_path / "run").manifest["status"] == "finished"
+
+
+KILLED_AT_THE_MANIFEST = """
+import os, signal, sys
+from sim import cli, writing
+def dump(data, file, **how):
+    file.write("{")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+writing.json.dump = dump
+cli.main()
+"""
+
+
+def test_a_real_kill_in_the_first_manifest_blocks_nothing(shell, mobifleet, scenario_file, tmp_path):
+    path = scenario_file()
+    process = shell("-c", KILLED_AT_THE_MANIFEST, "run", path, "--dry", "--out", "run", *PLAIN)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {LOCK, "manifest.json.tmp"}
+    assert mobifleet("run", path, "--dry", "--out", "run", *PLAIN).code == 0
+
+
+def test_a_comparison_recovers_what_a_kill_left_of_its_runs(scenario, tmp_path):
+    entry = Entry("ours", scenario, tmp_path / "ours-seed0")
+    (tmp_path / "ours-seed0").mkdir()
+    (tmp_path / "ours-seed0" / LOCK).touch()
+    run_all([entry], tmp_path, True, 1, lambda *_: None)
+    assert open_run(entry.folder).manifest["status"] == "finished"
+
+
+def test_a_comparison_leaves_a_strangers_folder_alone(scenario, tmp_path):
+    (tmp_path / "ours-seed0").mkdir()
+    (tmp_path / "ours-seed0" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match="not empty"):
+        run_all([Entry("ours", scenario, tmp_path / "ours-seed0")], tmp_path, True, 1, lambda *_: None)
+    assert [path.name for path in (tmp_path / "ours-seed0").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"scenario": 1}', '{"status": []}', "{" * 50_000, "\x00\xff"])
+def test_a_damaged_or_foreign_manifest_is_one_line(content, mobifleet, scenario_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text(content)
+    for more in (("--resume",), ()):
+        outcome = mobifleet("run", scenario_file(), "--dry", "--out", "run", *more, *PLAIN)
+        assert outcome.code == 2
+        assert "run" in outcome.err
+        assert "Traceback" not in outcome.err
+        assert len(outcome.err.strip().splitlines()) == 1
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
+
+
+def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(scenario, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "tiny-2"):
+        with pytest.raises(Interrupted):
+            run_scenario(scenario, tmp_path / "runs" / name, tmp_path, dry=True, watch=stopping_at_once())
+    with held(tmp_path / "runs" / "tiny-2"), folder_to_resume(scenario, None) as folder:
+        assert folder.name == "tiny"
+
+
+# --- told to stop
+
+
+def stopping_at_once() -> Watch:
+    """Asks this process to stop as soon as the clock runs."""
+    asked = []
+
+    def look(sim: Simulation) -> None:
+        if not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGINT))
+
+    return Watch(on_look=look)
+
+
+SWEEP = """
+import sys
+from pathlib import Path
+from sim.runner import run_scenario
+from sim.scenario import Scenario
+from sim.scenario_checks import problems
+from sim.scenario_file import load
+from sim.simulation import Simulation
+run = Simulation.run
+def told(self):
+    print("running", flush=True)
+    return run(self)
+Simulation.run = told
+for seed in range(200):
+    scenario = load("tiny.yaml", Scenario, [f"seed={seed}", "method.replay=200"], [], problems)
+    run_scenario(scenario, Path(f"seed{seed}"), workers=1, figures=False)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(number, shell, scenario_file, tmp_path):
+    scenario_file()
+    process = shell("-c", SWEEP)
+    assert process.stdout.readline() == "running\n", process.communicate()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in errors or "Interrupted" in errors
+    (folder,) = [path for path in tmp_path.iterdir() if path.name.startswith("seed")]
+    assert open_run(folder).manifest["status"] == "interrupted"
+
+
+def test_the_exception_carries_what_was_written(scenario, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, watch=stopping_at_once())
+    assert stopped.value.run.summary["ended"] == "interrupted"
+    assert "--resume" in str(stopped.value)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, tmp_path):
+    def look(sim: Simulation) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, watch=Watch(on_look=look))
+    assert not isinstance(stopped.value, Interrupted)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
+    assert run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True).manifest["status"] == "finished"
+
+
+# --- a full disk, at every stage
+
+STAGES = {
+    "manifest": ("sim.writing.json.dump", "nothing"),
+    "checkpoint": ("learning.side_tuning.save_file", "failed"),
+    "tables": ("sim.recorder.pq.write_table", "failed"),
+    "model": ("sim.learners.side_tuning.SideTuningLearner.save", "failed"),
+    "summary": ("sim.writing.json.dump", "failed"),
+    "timeline": ("sim.timeline.TraceWriter.track", "finished"),
+    "figures": ("matplotlib.figure.Figure.savefig", "finished"),
+}
+dump = json.dump
+
+
+def a_full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def full_at_the_summary(data, file, **how):
+    return a_full_disk() if "summary" in file.name else dump(data, file, **how)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_is_one_line_with_the_path_and_the_run_is_marked_as_it_stands(
+    stage, mobifleet, scenario_file, tmp_path, monkeypatch
+):
+    path, (writer, status) = scenario_file(), STAGES[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full_at_the_summary if stage == "summary" else a_full_disk)
+        patch.setattr("sim.runner.Journal", functools.partial(Journal, seconds_between_checkpoints=0))
+        outcome = mobifleet("run", path, "--out", "run", "--quiet", "--workers", "1")
+    assert outcome.code == 2
+    assert "No space left on device" in outcome.err
+    assert "run/" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    if status == "nothing":
+        assert not (tmp_path / "run").exists()
+        return
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == status
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    if status == "finished":
+        assert open_run(tmp_path / "run").summary["final"] is not None
+    else:
+        with pytest.raises(RunError, match="--resume"):
+            open_run(tmp_path / "run")
+        assert mobifleet("run", path, "--out", "run", "--resume", *PLAIN).code == 0
+
+
+LIMITED = """
+import resource, sys
+from sim import cli
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("limit", [1_000, 4_000, 12_900])  # the manifest, a table, the model (or a checkpoint)
+def test_files_that_may_not_grow_are_named(limit, mobifleet, shell, scenario_file, tmp_path):
+    path = scenario_file()
+    assert mobifleet("run", path, "--out", "before", *PLAIN).code == 0  # fills the cache
+    process = shell("-c", LIMITED, limit, "run", path, "--out", "run", *PLAIN)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2, errors
+    assert f"run{os.sep}" in errors
+    assert "cannot be written" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+    if limit == 1_000:
+        assert not (tmp_path / "run").exists()
+    else:
+        assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "failed"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a disk of so many bytes, e.g. "36k", at tmp_path/small; skips where that is not allowed."""
+    small = tmp_path / "small"
+    small.mkdir()
+
+    def mount(size: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
+        if done.returncode:
+            pytest.skip("cannot mount a small disk here")
+        return small
+
+    yield mount
+    subprocess.run(["umount", small], capture_output=True)
+
+
+@pytest.mark.parametrize(("stage", "size"), [("tables of a dry run", "24k"), ("tables", "24k"), ("model", "36k")])
+def test_a_really_full_disk_marks_the_run_as_failed(stage, size, small_disk, mobifleet, scenario_file):
+    out = small_disk(size) / "run"
+    outcome = mobifleet("run", scenario_file(), *(["--dry"] if "dry" in stage else []), "--out", out, *PLAIN)
+    assert outcome.code == 2
+    assert f"{out}/" in outcome.err
+    assert "No space left on device" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert json.loads((out / "manifest.json").read_text())["status"] == "failed"
