@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from sim import faults
 from sim.results import open_run
 
 PLAIN = ("-q", "--no-figures", "--workers", "1")
@@ -253,6 +254,7 @@ def test_a_run_that_breaks_is_marked_as_failed_and_keeps_its_traceback(mobifleet
         raise ZeroDivisionError("a defect of ours")
 
     monkeypatch.setattr("sim.simulation.Simulation.run", broken)
+    monkeypatch.setenv(faults.TRACEBACK, "1")
     with pytest.raises(ZeroDivisionError):
         mobifleet("run", scenario_file(), "--dry", "--out", "run", *PLAIN)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import sim.learners.side_tuning
+from sim import faults
 from sim.journal import CannotResume, Journal
 from sim.results import open_run
 
@@ -23,6 +24,12 @@ SideTuningLearner.step = lambda self, records: (time.sleep(0.1), step(self, reco
 cli.main()
 """
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
+
+
+@pytest.fixture(autouse=True)
+def _tracebacks(monkeypatch):
+    """A run that dies of what no user did shows how."""
+    monkeypatch.setenv(faults.TRACEBACK, "1")
 
 
 @pytest.fixture
