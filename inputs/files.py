@@ -146,7 +146,7 @@ def parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise FileProblem(f"{where}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise FileProblem(f"{where}: not JSON that can be read ({_first_line(error)})") from None
+        raise FileProblem(f"{where}: not JSON that can be read ({first_line(error)})") from None
 
 
 def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
@@ -161,7 +161,7 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise FileProblem(f"{path}{place}: not YAML ({error.problem or error.context})") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
-        raise FileProblem(f"{path}: not YAML that can be read ({_first_line(error)})") from None
+        raise FileProblem(f"{path}: not YAML that can be read ({first_line(error)})") from None
 
 
 def read_rows(
@@ -247,10 +247,11 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise FileProblem(f"{path}: cannot be read as {what} ({_reason(error)})") from error
-    except Exception as error:
-        if is_ours(error):
+    except BaseException as error:
+        # a reader written in Rust panics with an exception of its own, below Exception
+        if is_ours(error) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
-        raise FileProblem(f"{path}: cannot be read as {what} ({_first_line(error)})") from error
+        raise FileProblem(f"{path}: cannot be read as {what} ({first_line(error)})") from error
 
 
 def is_ours(error: BaseException) -> bool:
@@ -260,10 +261,16 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or _first_line(error)
+    return getattr(error, "strerror", None) or first_line(error)
 
 
-def _first_line(error: BaseException) -> str:
-    """The first line of an error's own words, with its type where they say nothing, short enough for a terminal."""
-    words = next(iter(str(error).strip().splitlines()), "")[:200]
-    return words or type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an error's own words (the next too where it ends in a colon), short enough for a terminal.
+
+    Its type stands for words that say nothing.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    words = lines[0] if lines else ""
+    if words.endswith(":") and len(lines) > 1:
+        words += f" {lines[1]}"
+    return words[:200] or type(error).__name__

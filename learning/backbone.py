@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from learning.catalogue import BackboneError, BackboneSpec, config_of, cut, depth_of, directory
-from learning.huggingface import bare_model, hf_config
+from inputs.files import first_line, is_ours
+from learning.catalogue import BackboneError, BackboneSpec, config_of, depth_of, too_long
 from learning.layers import hidden_states
+from learning.loading import load_model
 from learning.tokens import Tokens
 
 READOUTS = ("first", "last", "mean")
 _ROWS, _LENGTH_STEP = 16, 8
+_POSITIONS = re.compile(r"wpe|(embed_)?positions?(_embeddings)?|embed_positions")
 
 
 class Backbone:
@@ -28,9 +30,8 @@ class Backbone:
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
-        config = config_of(spec)
-        self.layers, self.model = depth_of(config), _load(spec, config)
-        self.hidden_size = int(self.model.config.hidden_size)
+        self.layers, self.model = depth_of(config_of(spec)), load_model(spec)
+        self.hidden_size, self.positions = int(self.model.config.hidden_size), positions_of(self.model)
         self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
 
     def readouts(
@@ -42,7 +43,9 @@ class Backbone:
         to the next multiple of eight tokens, in a batch of exactly 16 rows. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        lengths, most = tokens.lengths(), getattr(self.model.config, "max_position_embeddings", 1 << 30)
+        lengths, most = tokens.lengths(), self.positions or 1 << 30
+        if lengths.max(initial=0) > most:
+            raise too_long(self.spec.name, int(lengths.max()), most)
         padded = np.maximum(lengths, np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, most))
         done = 0
         for length in np.unique(padded):
@@ -58,47 +61,41 @@ class Backbone:
 
     def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
         ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if self._segments and tokens.segments is not None:
-            inputs["token_type_ids"] = pad([tokens.segments[i] for i in chosen], length)[0]
+        segments_BT = None if tokens.segments is None else pad([tokens.segments[i] for i in chosen], length)[0]
+        states = self.states(ids_BT, mask_BT, segments_BT)
+        self._require_even(states)
         with torch.inference_mode():
-            # the cache of keys and values is for generation; a single pass has no use for it
-            states = hidden_states(self.model, **inputs, **self._no_cache())
-            return torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
+            out_BLD = torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
+        if not torch.isfinite(out_BLD).all():
+            raise BackboneError(f"backbone {self.spec.name!r} turns a text of {length} tokens into NaN or infinity")
+        return out_BLD
 
-    def _no_cache(self) -> dict[str, bool]:
-        return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
-
-
-def _load(spec: BackboneSpec, config: dict):
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if spec.kind == "random":
-        model = _initialised(dict(spec.config), spec.seed)
-        if spec.layers is not None:  # cut it as a checkpoint is cut, instead of drawing a shallower one
-            shallow = _initialised(config, spec.seed)
-            shallow.load_state_dict(model.state_dict(), strict=False)
-            model = shallow
-    else:
-        path = directory(spec)
-        whole = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        kept = hf_config(cut(whole, depth_of(config)))  # the checkpoint's deeper layers are simply not loaded
+    def states(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> list[Tensor]:
+        """What enters each layer, and the output, each [B, T, D], of right-padded ids and the mask of real tokens."""
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if self._segments and segments_BT is not None:
+            inputs["token_type_ids"] = segments_BT
+        if hasattr(self.model.config, "use_cache"):
+            inputs["use_cache"] = False  # keys and values are kept for generation; a single pass has no use for them
         try:
-            model = bare_model(kept).from_pretrained(
-                path, config=kept, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            with torch.inference_mode():
+                return hidden_states(self.model, **inputs)
+        except Exception as error:
+            if is_ours(error) or isinstance(error, MemoryError):
+                raise
+            at = f"{ids_BT.shape[1]} tokens, ids up to {int(ids_BT.max())}"
+            raise BackboneError(
+                f"backbone {self.spec.name!r}: its forward pass fails ({at}): {first_line(error)}"
+            ) from error
+
+    def _require_even(self, states: Sequence[Tensor]) -> None:
+        """A state of one width from the embedding and from each layer; else a side network has nothing to stand beside."""
+        widths = sorted({h_BTD.shape[-1] for h_BTD in states})
+        if len(states) != self.layers + 1 or widths != [self.hidden_size]:
+            raise BackboneError(
+                f"backbone {self.spec.name!r} has {self.layers} layers of width {self.hidden_size}, but gives {len(states)} "
+                f"states of width {' and '.join(map(str, widths))}: no side network fits beside it (train the model itself)"
             )
-        except (OSError, ValueError) as error:
-            raise BackboneError(f"backbone {spec.name!r} could not be loaded from {path}: {error}") from error
-    return model.eval().requires_grad_(False)
-
-
-def _initialised(config: dict, seed: int):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        made = hf_config(config)
-        return bare_model(made).from_config(made)
 
 
 def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -110,6 +107,20 @@ def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Ten
         ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         mask_BT[row, : len(ids)] = 1
     return ids_BT, mask_BT
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The longest text, in tokens, that a model has positions for; None without a table of absolute positions.
+
+    Such a table is an embedding called by its positions. OPT and BART leave rows free before its first, RoBERTa and its
+    relatives all rows up to the padding's.
+    """
+    lengths = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _POSITIONS.fullmatch(name.rpartition(".")[2]):
+            free = getattr(module, "offset", None) or (0 if module.padding_idx is None else module.padding_idx + 1)
+            lengths.append(module.num_embeddings - free)
+    return min(lengths, default=None)
 
 
 def _read(h_BTD: Tensor, mask_BT: Tensor, readout: str) -> Tensor:

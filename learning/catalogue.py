@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from inputs.files import FileProblem, first_line, read_json, reading, regular_file
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
@@ -25,6 +26,13 @@ _FORWARD_VERSION = 2  # to be raised whenever the same weights and tokens would 
 _LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
 _NOT_BY_LAYER = frozenset(("architectures", "pos_att_type", "time_step_limit", "eos_token_id"))  # lists of other things
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")  # what is read of a model's folder
+_MOST_LAYERS = 1_000
+_MOST_CONFIG_BYTES = 16 * 2**20
+# what a configuration may ask of transformers that would run code, or load weights, from elsewhere
+_NEVER_FOLLOWED = re.compile(
+    r"auto_map|custom_pipelines|transformers_weights|fusion_config|.*(attn|experts)_implementation.*"
+)
 
 
 class BackboneError(ValueError):
@@ -97,18 +105,27 @@ def _own(name: str, given: Mapping[str, Any]) -> BackboneSpec:
         raise BackboneError(f"backbone {name!r} needs exactly one of path, hub, random")
     layers, seed = given.get("layers"), given.get("seed") or 0
     if kinds == ["random"]:
-        if missing := [key for key in ("model_type", "vocab_size") if key not in given["random"]]:
-            raise BackboneError(f"backbone {name!r}: the configuration to initialise has no {missing[0]}")
+        _require_complete(name, given["random"])
         return BackboneSpec(name, "random", name, layers, dict(given["random"]), seed)
     return BackboneSpec(name, kinds[0], str(given[kinds[0]]), layers)
 
 
+def _require_complete(name: str, config: Mapping[str, Any]) -> None:
+    if missing := [key for key in ("model_type", "vocab_size") if key not in config]:
+        raise BackboneError(f"backbone {name!r}: the configuration to initialise has no {missing[0]}")
+    if not isinstance(config["model_type"], str):
+        raise BackboneError(f"backbone {name!r}: model_type is {config['model_type']!r:.40}, not a name such as bert")
+    try:
+        if _whole(config, ("vocab_size",), "vocabulary", 1 << 30) < 3:
+            raise BackboneError("a vocabulary of at least 3 is needed (two ids pad and separate)")
+        json.dumps(config, sort_keys=True)
+    except (BackboneError, TypeError, ValueError, RecursionError) as error:
+        raise BackboneError(f"backbone {name!r}: {first_line(error)}") from None
+
+
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers that a Hugging Face configuration states."""
-    for key in _LAYERS_KEYS:
-        if key in config:
-            return int(config[key])
-    raise BackboneError(f"a configuration without a number of layers (looked for {', '.join(_LAYERS_KEYS)})")
+    return _whole(config, _LAYERS_KEYS, "number of layers", _MOST_LAYERS)
 
 
 def cut(config: Mapping[str, Any], layers: int) -> dict[str, Any]:
@@ -139,10 +156,26 @@ def layer_of(name: str) -> int | None:
 
 def width_of(config: Mapping[str, Any]) -> int:
     """The hidden size that a Hugging Face configuration states."""
-    for key in _WIDTH_KEYS:
+    return _whole(config, _WIDTH_KEYS, "hidden size", 1 << 20)
+
+
+def _whole(config: Mapping[str, Any], keys: Sequence[str], what: str, most: int) -> int:
+    for key in keys:
         if key in config:
-            return int(config[key])
-    raise BackboneError(f"a configuration without a hidden size (looked for {', '.join(_WIDTH_KEYS)})")
+            value = config[key]
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise BackboneError(
+                    f"a configuration whose {key} is {value!r:.40}, not a whole number from 1 to {most:,}"
+                )
+            return value
+    raise BackboneError(f"a configuration without a {what} (looked for {', '.join(keys)})")
+
+
+def too_long(name: str, tokens: int, positions: int) -> BackboneError:
+    """What to say of texts that a backbone has no positions for."""
+    return BackboneError(
+        f"{tokens} tokens, but {name} has {positions} positions: set task.max_tokens to at most {positions}"
+    )
 
 
 def directory(spec: BackboneSpec) -> Path:
@@ -154,27 +187,34 @@ def directory(spec: BackboneSpec) -> Path:
         from learning import convert
 
         return convert.model_dir(spec.source)
-    if spec.kind == "path":
-        path = Path(spec.source).expanduser()
+    if spec.kind in ("path", "hub"):
+        path = Path(spec.source).expanduser() if spec.kind == "path" else _hub_directory(spec)
+        if (path / "adapter_config.json").exists():
+            raise BackboneError(
+                f"backbone {spec.name!r}: {path.resolve()} holds an adapter (adapter_config.json); merge it into its model "
+                "(peft's merge_and_unload) and give the folder of the whole"
+            )
         if not (path / "config.json").is_file():
             raise BackboneError(f"backbone {spec.name!r}: no model in {path.resolve()} (config.json not found there)")
         return path
-    if spec.kind == "hub":
-        return _hub_directory(spec)
     raise BackboneError(f"backbone {spec.name!r} is an architecture without weights: it can be costed, not run")
 
 
 def _hub_directory(spec: BackboneSpec) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    here = None
     try:
-        return Path(snapshot_download(spec.source, allow_patterns=wanted, local_files_only=True))
+        here = Path(snapshot_download(spec.source, allow_patterns=MODEL_FILES, local_files_only=True))
+        if (here / "config.json").is_file() and any(here.glob("*.safetensors")):
+            return here
     except Exception:  # not in the local cache yet: any reason is followed by the real attempt
         pass
     try:
-        return Path(snapshot_download(spec.source, allow_patterns=wanted))
+        return Path(snapshot_download(spec.source, allow_patterns=MODEL_FILES))
     except Exception as error:
+        if here is not None:  # what is there of it may be enough for its cost
+            return here
         raise BackboneError(
             f"backbone {spec.name!r}: {spec.source!r} is neither in the local hub cache nor reachable "
             f"({type(error).__name__}); download it where there is a network and give its directory as `path:`"
@@ -183,17 +223,61 @@ def _hub_directory(spec: BackboneSpec) -> Path:
 
 def config_of(spec: BackboneSpec) -> dict[str, Any]:
     """The Hugging Face configuration of the backbone, already cut to its number of layers."""
-    if spec.config is None:
-        config = json.loads((directory(spec) / "config.json").read_text(encoding="utf-8"))
-    else:
-        config = dict(spec.config)
+    config = _read_config(spec) if spec.config is None else dict(spec.config)
+    depth = depth_of(config)
     if spec.layers is not None:
-        if spec.layers > depth_of(config):
-            raise BackboneError(
-                f"backbone {spec.name!r}: {depth_of(config)} layers, so it cannot be cut to {spec.layers}"
-            )
-        config = cut(config, spec.layers)
+        if spec.layers > depth:
+            raise BackboneError(f"backbone {spec.name!r}: {depth} layers, so it cannot be cut to {spec.layers}")
+        with reading(f"backbone {spec.name!r}", "a configuration by layer"):
+            config = cut(config, spec.layers)
     return config
+
+
+def whole(spec: BackboneSpec) -> BackboneSpec:
+    """The backbone with all of its layers."""
+    return dataclasses.replace(spec, layers=None)
+
+
+def _read_config(spec: BackboneSpec) -> dict[str, Any]:
+    file = directory(spec) / "config.json"
+    config = read_json(file, _MOST_CONFIG_BYTES)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise FileProblem(f"{file}: not a model's configuration (an object that names its model_type)")
+    return {key: value for key, value in config.items() if not _NEVER_FOLLOWED.fullmatch(key)}
+
+
+def small_files(spec: BackboneSpec) -> list[Path]:
+    """What else is read of the model's folder: configuration and tokenizer."""
+    folder, kinds = directory(spec), [kind for kind in MODEL_FILES if kind != "*.safetensors"]
+    return sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
+
+
+def weight_files(spec: BackboneSpec) -> list[Path]:
+    """The safetensors files that hold the weights: model.safetensors, or the parts that its index names.
+
+    Raises BackboneError or FileProblem for none, a missing part, or what is no regular file.
+    """
+    folder = directory(spec)
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if file.exists():
+        return [regular_file(file)]
+    if not index.exists():
+        others = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".pt", ".gguf")
+        )
+        there = f" (there is {', '.join(others[:3])})" if others else ""
+        raise BackboneError(
+            f"backbone {spec.name!r}: no model.safetensors in {folder.resolve()}{there}; pickled weights are never read: "
+            "save the model with save_pretrained"
+        )
+    named = read_json(index)
+    places = named.get("weight_map") if isinstance(named, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
+        raise FileProblem(f"{index}: not an index of weights (weight_map: tensor to a file of this folder)")
+    parts = sorted(set(places.values()))
+    if missing := [part for part in parts if not (folder / part).exists()]:
+        raise FileProblem(f"{index}: {len(missing)} of {len(parts)} parts are missing, the first {missing[0]}")
+    return [regular_file(folder / part) for part in parts]
 
 
 def fingerprint(spec: BackboneSpec) -> str:
@@ -201,12 +285,7 @@ def fingerprint(spec: BackboneSpec) -> str:
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_FORWARD_VERSION, spec.kind, config_of(spec), spec.seed], sort_keys=True).encode())
     if spec.kind != "random":
-        files = sorted(directory(spec).glob("*.safetensors"))
-        if not files:
-            raise BackboneError(
-                f"backbone {spec.name!r}: no *.safetensors in {directory(spec)}; pickled weights are refused"
-            )
-        for file in files:
+        for file in weight_files(spec):
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

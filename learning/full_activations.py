@@ -51,18 +51,11 @@ def full_states(backbone: Backbone, tokens: Tokens, layers: Sequence[int]) -> tu
     """
     import torch
 
-    from learning.layers import hidden_states
     from learning.local_training import inputs
 
     ids_BT, mask_BT, segments_BT = inputs(tokens, range(len(tokens)))
-    optional = {}
-    if segments_BT is not None and getattr(backbone.model.config, "type_vocab_size", 1) > 1:
-        optional["token_type_ids"] = segments_BT
-    if hasattr(backbone.model.config, "use_cache"):
-        optional["use_cache"] = False
-    with torch.inference_mode():
-        states = hidden_states(backbone.model, input_ids=ids_BT, attention_mask=mask_BT, **optional)
-        kept = torch.stack([states[layer][mask_BT.bool()] for layer in layers])
+    states = backbone.states(ids_BT, mask_BT, segments_BT)
+    kept = torch.stack([states[layer][mask_BT.bool()] for layer in layers])
     return kept.numpy(), tokens.lengths()
 
 

@@ -14,11 +14,14 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     Raises BackboneError for a model type that the installed transformers does not know, and whatever transformers
     raises for values that do not fit together.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     fields = {key: value for key, value in config.items() if key != "model_type"}
     if config.get("model_type") not in CONFIG_MAPPING:
-        raise BackboneError(f"transformers knows no model type {config.get('model_type')!r}")
+        raise BackboneError(
+            f"transformers {__version__} has no model_type {config.get('model_type')!r:.40} "
+            "(code that a model brings is never run)"
+        )
     return AutoConfig.for_model(config["model_type"], **fields)
 
 

@@ -162,7 +162,7 @@ def _content(spec: BackboneSpec) -> str:
     if spec.kind == "random":
         return catalogue.fingerprint(spec)
     digest = hashlib.blake2b(str(catalogue.depth_of(catalogue.config_of(spec))).encode(), digest_size=16)
-    for file in sorted(catalogue.directory(spec).glob("*.safetensors")):
+    for file in catalogue.weight_files(spec):
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -1,14 +1,26 @@
-"""How texts become a backbone's tokens: by its own tokenizer, or by hashing words where it has none. No torch."""
+"""How texts become a backbone's tokens: by its own tokenizer, or by hashing words where it has none. No torch.
+
+A tokenizer.json is read by the `tokenizers` library. Any other is read once by transformers, which needs torch, and kept as
+a tokenizer.json in the cache. transformers makes up an empty tokenizer where files are missing; such a one is refused.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from learning.catalogue import BackboneSpec, config_of, directory
+from inputs.files import MOST_BYTES, read_bytes, reading, regular_file
+from learning import assets
+from learning.catalogue import BackboneError, BackboneSpec, config_of, directory, small_files
+
+_NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,34 +41,110 @@ class Tokens:
 def tokenise(
     spec: BackboneSpec, texts: Sequence[str], second_texts: Sequence[str] | None = None, max_tokens: int = 64
 ) -> Tokens:
-    """Encode texts (or pairs) with the backbone's own tokenizer, cut at `max_tokens`."""
+    """Encode texts (or pairs) with the backbone's own tokenizer, cut at `max_tokens`.
+
+    Raises BackboneError or FileProblem where there is no usable tokenizer, or where `max_tokens` leaves a text no room.
+    """
     if spec.kind in ("random", "shape"):
         return _hashed_words(spec, texts, second_texts, max_tokens)
-    file = directory(spec) / "tokenizer.json"
-    pairs = list(texts) if second_texts is None else list(zip(texts, second_texts, strict=True))
-    if not file.is_file():
-        return _slow_tokens(spec, texts, second_texts, max_tokens)
-    from tokenizers import Tokenizer
+    tokenizer, are_pairs = tokenizer_of(spec), second_texts is not None
+    around = tokenizer.num_special_tokens_to_add(are_pairs)
+    if around >= max_tokens:
+        raise BackboneError(
+            f"max_tokens: {max_tokens} leaves no room for text beside the {around} tokens that {spec.name} puts around it"
+        )
+    with reading(directory(spec), "a tokenizer of these texts"):
+        ids, segments = _encoded(tokenizer, texts, second_texts, max_tokens)
+    return Tokens(
+        [_array(spec, i) for i in ids], [_array(spec, s) for s in segments] if are_pairs and segments else None
+    )
 
-    tokenizer = Tokenizer.from_file(str(file))
+
+def _encoded(tokenizer, texts, second_texts, max_tokens) -> tuple[list[list[int]], list[list[int]] | None]:
+    if not hasattr(tokenizer, "encode_batch"):  # one of transformers' own, in Python
+        second = None if second_texts is None else list(second_texts)
+        both = tokenizer(list(texts), second, truncation=True, max_length=max_tokens)
+        return both["input_ids"], both.get("token_type_ids")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
-    encoded = tokenizer.encode_batch(pairs)
-    ids = [np.array(e.ids or [0], dtype=np.int32) for e in encoded]
-    return Tokens(ids, None if second_texts is None else [np.array(e.type_ids or [0], dtype=np.int32) for e in encoded])
-
-
-def _slow_tokens(spec, texts, second_texts, max_tokens) -> Tokens:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory(spec), local_files_only=True)
-    pair = list(second_texts) if second_texts is not None else None
-    encoded = tokenizer(list(texts), pair, truncation=True, max_length=max_tokens)
-    segments = encoded.get("token_type_ids") if pair is not None else None
-    return Tokens(
-        [np.array(ids, dtype=np.int32) for ids in encoded["input_ids"]],
-        None if segments is None else [np.array(ids, dtype=np.int32) for ids in segments],
+    if getattr(tokenizer.model, "dropout", None):  # merges left out at random, for training
+        tokenizer.model.dropout = None
+    encoded = tokenizer.encode_batch(
+        list(texts) if second_texts is None else list(zip(texts, second_texts, strict=True))
     )
+    return [e.ids for e in encoded], [e.type_ids for e in encoded]
+
+
+def _array(spec: BackboneSpec, ids: list[int]) -> np.ndarray:
+    whole = np.array(ids or [0], dtype=np.int64)
+    if whole.max() >= 1 << 31:
+        raise BackboneError(f"backbone {spec.name!r}: its tokenizer gives the id {whole.max()}")
+    return whole.astype(np.int32)
+
+
+# --- whose tokenizer -------------------------------------------------------------------------------------------------
+
+
+def tokenizer_of(spec: BackboneSpec) -> Any:
+    """The backbone's `tokenizers.Tokenizer`, or one of transformers' Python ones for the few that have no other."""
+    from tokenizers import Tokenizer
+
+    file = directory(spec) / "tokenizer.json"
+    if not file.exists():
+        file = _kept_conversion(spec)
+        if not file.exists():
+            return _convert(spec, file)
+    with reading(file, "a tokenizer"):
+        return _with_words(Tokenizer.from_file(str(regular_file(file, MOST_BYTES))), file)
+
+
+def _kept_conversion(spec: BackboneSpec) -> Path:
+    """Where the cache has, or would have, the tokenizer.json made of the folder's files."""
+    from importlib.metadata import version
+
+    digest = hashlib.blake2b(version("transformers").encode(), digest_size=16)
+    for file in small_files(spec):
+        digest.update(file.name.encode() + b"\0" + hashlib.sha256(read_bytes(file)).digest())
+    return assets.cache_dir() / "tokenizers" / f"{digest.hexdigest()}.json"
+
+
+def _convert(spec: BackboneSpec, kept: Path) -> Any:
+    """The tokenizer that transformers makes of the folder's files; kept as JSON where it can be."""
+    folder = directory(spec)
+    if {file.name for file in small_files(spec)} <= _NO_TOKENIZER:
+        raise _no_tokenizer(spec, ["what one can be made of"])
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    with reading(folder, "a tokenizer"):
+        made = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    needed = [name for key, name in made.vocab_files_names.items() if key in ("vocab_file", "merges_file")]
+    if missing := [name for name in needed if not (folder / name).is_file()]:
+        raise _no_tokenizer(spec, missing)
+    fast = getattr(made, "backend_tokenizer", None)
+    if fast is None:
+        return made
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fresh = kept.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text(fast.to_str(), encoding="utf-8")
+        fresh.replace(kept)
+    return _with_words(fast, folder)
+
+
+def _no_tokenizer(spec: BackboneSpec, nor: Sequence[str]) -> BackboneError:
+    return BackboneError(
+        f"backbone {spec.name!r}: no tokenizer in {directory(spec).resolve()} (no tokenizer.json, nor {' and '.join(nor)}): "
+        "save the model's own there with save_pretrained"
+    )
+
+
+def _with_words(tokenizer: Any, where: Path) -> Any:
+    special = sum(token.special for token in tokenizer.get_added_tokens_decoder().values())
+    if tokenizer.get_vocab_size() - special < 2:
+        raise BackboneError(f"{where}: a tokenizer without words: all that it knows are {special} special tokens")
+    return tokenizer
 
 
 def _hashed_words(spec, texts, second_texts, max_tokens) -> Tokens:

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from learning.backbone import _load, _read
-from learning.catalogue import BackboneSpec, config_of, layer_of
+from learning.backbone import _read
+from learning.catalogue import BackboneSpec, layer_of
+from learning.loading import load_model
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
@@ -61,7 +62,7 @@ class TrainableClassifier(nn.Module):
             raise ValueError(f"{head!r} is not a head; choose one of {', '.join(HEADS)}")
         self.spec, self.kind, self.readout, self.classes = spec, kind, readout, classes
         with torch.random.fork_rng(devices=[]):  # building draws values from the global stream; `_start` replaces them
-            self.backbone = _load(spec, config_of(spec)) if backbone is None else backbone
+            self.backbone = load_model(spec) if backbone is None else backbone
             self.backbone.set_attn_implementation("eager")
             if getattr(self.backbone, "pooler", None) is not None:
                 self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
