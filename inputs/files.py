@@ -12,7 +12,7 @@ import io
 import json
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ _NOT_OF_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # 
 
 class FileProblem(ValueError):
     """A file of the user's cannot be used; the message is `file, place: cause` in one line."""
+
+
+def located(path: str | Path, folder: str | Path = "") -> Path:
+    """A path as a user gives it: `~` is the home folder, and what is not absolute starts in `folder`.
+
+    Raises FileProblem for the home of somebody who has none here.
+    """
+    try:
+        return Path(folder) / Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileProblem(f"{path}: {first_line(error)}") from None
 
 
 def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
@@ -75,6 +86,12 @@ def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = M
     if "\0" in text:
         raise _binary(path, text.count("\n", 0, text.index("\0")) + 1, raw[:200])
     return text.removeprefix("\ufeff")
+
+
+def encoding_of(path: str | Path, encoding: str | None = None) -> str:
+    """The encoding that a file of text is read in: the one named, the one of its mark, or utf-8; FileProblem for no file."""
+    with regular_file(path).open("rb") as file:
+        return _codec(path, file.read(4), encoding).removesuffix("-sig")
 
 
 def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES) -> Iterator[str]:
@@ -139,14 +156,19 @@ def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(read_text(path, most_bytes=most_bytes), str(path))
 
 
-def parse_json(text: str, where: str) -> Any:
-    """What a JSON text holds; `where` names it in the FileProblem of one that is none."""
+def parse_json(text: str, where: str, line: int = 1, loads: Callable[[str], Any] = json.loads) -> Any:
+    """What a JSON text holds that begins on that line of `where`; FileProblem with line and column where it is none.
+
+    `loads` may be a stricter reader: a ValueError that it raises is worded as the file's fault, too.
+    """
     try:
-        return json.loads(text)
+        return loads(text)
     except json.JSONDecodeError as error:
-        raise FileProblem(f"{where}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+        place = f"{where}, line {line + error.lineno - 1}, column {error.colno}"
+        raise FileProblem(f"{place}: not JSON ({error.msg})") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
-        raise FileProblem(f"{where}: not JSON that can be read ({first_line(error)})") from None
+        place = where if "\n" in text.strip() else f"{where}, line {line}"
+        raise FileProblem(f"{place}: not JSON that can be read ({first_line(error)})") from None
 
 
 def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:

@@ -5,17 +5,18 @@ train and a test part; `pairs` derives a sentence-pair task from any labelled te
 """
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from inputs.files import located
 from learning import assets
+from learning.labels import check_labels, doubts, number_classes
+from learning.tables import DataError, Layout, Table, read_file, read_object
 
-
-class DataError(ValueError):
-    """A dataset cannot be read as asked; the message says what was found and what is needed."""
+_LAYOUT = frozenset(Layout.__dataclass_fields__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class TextDataset:
     """N labelled texts, or pairs of texts.
 
     labels: [N] int64 in [0, len(class_names)); clients: [N] str, whose each text is by nature (a film, a writer);
-    official_split: (train indices, test indices) when the set's authors published one.
+    official_split: (train indices, test indices) when the set's authors published one; sources: what was read, a line a file;
+    remarks: what whoever uses it should know; keep_test_copies: test on texts that stand in the training part, too.
     """
 
     name: str
@@ -33,6 +35,9 @@ class TextDataset:
     class_names: tuple[str, ...]
     clients: np.ndarray | None = None
     official_split: tuple[np.ndarray, np.ndarray] | None = None
+    sources: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    keep_test_copies: bool = True
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -59,17 +64,19 @@ def names() -> list[DatasetInfo]:
 def load(spec: object) -> TextDataset:
     """Load a dataset.
 
-    spec is a name (see `names`); or `{"name": name}`; or, for one's own data,
-    `{"path": file, "text": column, "label": column, "text_b": column, "client": column, "test": other file}` where file
-    ends in .csv, .tsv, .jsonl or .parquet, all but path have the defaults text="text", label="label" and none; or a
-    `datasets.Dataset`, on its own or as `{"dataset": object, ...}` with the same column names.
-    Raises DataError for a file, column or value that does not fit, assets.AssetMissing for a set not fetched yet.
+    spec is a name (see `names`); or `{"name": name}`; or, for one's own data, `{"path": file, "text": column,
+    "label": column, "text_b": column, "client": column, "test": other file}` where file ends in .csv, .tsv, .txt, .jsonl or
+    .parquet, and all but path have the defaults text="text", label="label" and none; or a `datasets.Dataset`, on its own or
+    as `{"dataset": object, ...}` with the same column names. The other keys are those of `tables.Layout`, and
+    `keep_test_copies`.
+    Raises DataError or inputs.files.FileProblem for a file, column or value that does not fit, assets.AssetMissing for a
+    set not fetched yet.
     """
     if isinstance(spec, str):
         return _load_named(spec)
     if not isinstance(spec, Mapping):
         spec = {"dataset": spec}
-    allowed = {"name", "path", "dataset", "text", "text_b", "label", "client", "test"}
+    allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | _LAYOUT
     if unknown := set(spec) - allowed:
         raise DataError(f"unknown key {sorted(unknown)[0]!r} in a dataset; allowed: {', '.join(sorted(allowed))}")
     if len(origin := {"name", "path", "dataset"} & set(spec)) != 1:
@@ -110,6 +117,23 @@ def split(
         raise DataError(f"{dataset.name} has {n} texts; train {train} and test {test} do not fit into them")
     order = rng.permutation(n)
     return order[test : test + train], order[:test]
+
+
+def copies(dataset: TextDataset, train: np.ndarray, test: np.ndarray, in_any_case: bool = False) -> np.ndarray:
+    """Which of the test texts (or pairs) stand in the training part, too, but for white space; bool, [len(test)].
+
+    `in_any_case` takes capital and small letters for the same.
+    """
+    tested = set(_wording(dataset, test, in_any_case))
+    both = {wording for wording in _wording(dataset, train, in_any_case) if wording in tested}
+    return np.array([wording in both for wording in _wording(dataset, test, in_any_case)], dtype=bool)
+
+
+def _wording(dataset: TextDataset, indices: np.ndarray, in_any_case: bool) -> Iterator[str]:
+    columns = [dataset.texts] if dataset.second_texts is None else [dataset.texts, dataset.second_texts]
+    for index in indices:
+        wording = "\0".join(" ".join(texts[index].split()) for texts in columns)
+        yield wording.casefold() if in_any_case else wording
 
 
 def pairs(dataset: TextDataset, rng: np.random.Generator, name: str | None = None) -> TextDataset:
@@ -211,6 +235,36 @@ def _tab_files(name: str, folder: Path) -> TextDataset:
     return _dataset(name, texts, labels, official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1])))
 
 
+def _read_csv(file: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of a packaged file, which may be compressed, as text."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(newlines_in_values=True)
+    table = csv.read_csv(file, None, parse, csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string())))
+    return {column: table[column].to_pylist() for column in wanted}
+
+
+def _dataset(
+    name: str,
+    texts: list[str],
+    labels: Sequence[str],
+    clients: Sequence[str] | None = None,
+    official_split: tuple[np.ndarray, np.ndarray] | None = None,
+) -> TextDataset:
+    class_names = tuple(sorted(set(labels)))
+    number = {label: i for i, label in enumerate(class_names)}
+    return TextDataset(
+        name=name,
+        texts=texts,
+        second_texts=None,
+        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        class_names=class_names,
+        clients=np.array(clients, dtype=object) if clients is not None else None,
+        official_split=official_split,
+    )
+
+
 def _derived_pairs(name: str, folder: Path) -> TextDataset:
     base = {"trec-pairs": "trec-questions", "newsgroups-pairs": "20newsgroups"}[name]
     return pairs(_READERS[base](base, folder), np.random.default_rng(0), name)  # part of the task, not of an experiment
@@ -268,138 +322,76 @@ _INFO = {
 
 
 def _load_own(spec: Mapping) -> TextDataset:
-    text, label = spec.get("text", "text"), spec.get("label", "label")
-    wanted = [text, label, *(spec[key] for key in ("text_b", "client") if spec.get(key) is not None)]
+    layout = Layout(**{key: spec[key] for key in _LAYOUT & set(spec) if spec[key] is not None})
+    test = spec.get("test")
     if "path" in spec:
         name = Path(spec["path"]).stem
-        tables = [_read_file(Path(file), wanted) for file in (spec["path"], spec.get("test")) if file is not None]
+        if test is not None and _is_same_file(spec["path"], test):
+            raise DataError(
+                f"test: {test} is the file that is trained on; leave `test` out, and a fifth is held out of it"
+            )
+        tables = [read_file(located(file), layout) for file in (spec["path"], test) if file is not None]
     else:
-        if spec.get("test") is not None:
+        if test is not None:
             raise DataError("test: goes with path:, not with a dataset object")
-        name = "dataset"
-        tables = [_read_object(spec["dataset"], wanted)]
-    columns = {column: [value for table in tables for value in table[column]] for column in wanted}
-    for column, values in columns.items():
-        if (row := next((i for i, value in enumerate(values) if value is None), None)) is not None:
-            raise DataError(f"{name}: column {column!r} has no value in row {row + 1}")
-    sizes = [len(table[text]) for table in tables]
-    return _dataset(
-        name,
-        [str(value) for value in columns[text]],
-        columns[label],
-        [str(value) for value in columns[spec["client"]]] if spec.get("client") is not None else None,
-        [str(value) for value in columns[spec["text_b"]]] if spec.get("text_b") is not None else None,
-        (np.arange(sizes[0]), sizes[0] + np.arange(sizes[1])) if len(sizes) == 2 else None,
-    )
+        name, tables = "dataset", [read_object(spec["dataset"], layout)]
+    cells = {role: [cell for table in tables for cell in table.cells[role]] for role in layout.columns}
+    sizes = [len(table) for table in tables]
 
+    def place(index: int) -> str:
+        table, row = (tables[0], index) if index < sizes[0] else (tables[1], index - sizes[0])
+        return f"{table.place(row)}, column {layout.label!r}"
 
-def _read_file(file: Path, wanted: Sequence[str]) -> dict[str, list]:
-    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    file = file.expanduser()
-    if file.suffix.lower() not in readers:
-        raise DataError(f"cannot read {file}: its name should end in {', '.join(readers)}")
-    if not file.is_file():
-        raise DataError(f"no file at {file.absolute()}")
-    columns = readers[file.suffix.lower()](file, wanted)
-    if len(columns[wanted[0]]) == 0:
-        raise DataError(f"{file} has no rows")
-    return columns
-
-
-def _read_csv(file: Path, wanted: Sequence[str], delimiter: str = ",", quote: str | bool = '"') -> dict[str, list]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    options = {
-        "parse_options": csv.ParseOptions(delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)),
-        "convert_options": csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string())),  # "007" stays "007"
-    }
-    try:
-        table = csv.read_csv(file, **options)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"cannot read {file}: {error}") from error
-    return _columns(str(file), table.column_names, wanted, lambda column: table[column].to_pylist())
-
-
-def _read_tsv(file: Path, wanted: Sequence[str]) -> dict[str, list]:
-    return _read_csv(file, wanted, delimiter="\t", quote=False)  # as in GLUE: a quotation mark is just a character
-
-
-def _read_jsonl(file: Path, wanted: Sequence[str]) -> dict[str, list]:
-    import json
-
-    rows = []
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{file}, line {number}: expected an object {{...}}, found {line.strip()[:40]}")
-            rows.append(row)
-    found = list(dict.fromkeys(key for row in rows for key in row))
-    return _columns(str(file), found, wanted, lambda column: [row.get(column) for row in rows])
-
-
-def _read_parquet(file: Path, wanted: Sequence[str]) -> dict[str, list]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(file)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"cannot read {file}: {error}") from error
-    return _columns(str(file), table.column_names, wanted, lambda column: table[column].to_pylist())
-
-
-def _read_object(dataset: object, wanted: Sequence[str]) -> dict[str, list]:
-    """Read anything shaped like a `datasets.Dataset`: column_names, [column], and features that may name classes."""
-    found = getattr(dataset, "column_names", None)
-    if not isinstance(found, list):
-        raise DataError(
-            f"a dataset is a name, a mapping with path:, or one split of datasets.Dataset; got {type(dataset).__name__}"
-        )
-    columns = _columns(type(dataset).__name__, found, wanted, lambda column: list(dataset[column]))
-    class_names = getattr(getattr(dataset, "features", {}).get(wanted[1]), "names", None)
-    if class_names is not None:
-        columns[wanted[1]] = [class_names[value] if value is not None else None for value in columns[wanted[1]]]
-    return columns
-
-
-def _columns(where: str, found: Sequence[str], wanted: Sequence[str], read: Callable[[str], list]) -> dict[str, list]:
-    for column in wanted:
-        if column not in found:
-            raise DataError(f"{where} has no column {column!r}; its columns: {', '.join(found)}")
-    return {column: read(column) for column in wanted}
-
-
-def _dataset(
-    name: str,
-    texts: list[str],
-    labels: Sequence,
-    clients: Sequence[str] | None = None,
-    second_texts: list[str] | None = None,
-    official_split: tuple[np.ndarray, np.ndarray] | None = None,
-) -> TextDataset:
-    """Number the classes in sorted order (whole numbers by value, all else as text)."""
-    if fraction := next((label for label in labels if isinstance(label, float) and not label.is_integer()), None):
-        raise DataError(f"{name}: the label {fraction} is not a class; labels are whole numbers or words")
-    labels = [str(int(label)) if isinstance(label, float) else str(label) for label in labels]
-    distinct = set(labels)
-    if len(distinct) < 2:
-        raise DataError(f"{name}: every label is {labels[0]!r}; at least two classes are needed")
-    numeric = all(label.lstrip("-").isdecimal() for label in distinct)
-    class_names = tuple(sorted(distinct, key=int if numeric else None))
-    number = {label: i for i, label in enumerate(class_names)}
-    return TextDataset(
+    class_names, numbers = number_classes(cells["label"], place)
+    counts = np.bincount(numbers, minlength=len(class_names))
+    check_labels(class_names, counts, tables[0].source, layout.label)
+    loaded = TextDataset(
         name=name,
-        texts=texts,
-        second_texts=second_texts,
-        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        texts=cells["text"],
+        second_texts=cells.get("text_b"),
+        labels=numbers,
         class_names=class_names,
-        clients=np.array(clients, dtype=str) if clients is not None else None,
-        official_split=official_split,
+        clients=np.array(cells["client"], dtype=object) if "client" in cells else None,
+        official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1])) if len(sizes) == 2 else None,
+        sources=tuple(f"{table.source}: {len(table):,} rows, {table.how}" for table in tables),
+        remarks=(*(_left_out(table) for table in tables if table.skipped), *doubts(class_names, counts)),
+        keep_test_copies=bool(spec.get("keep_test_copies", False)),
     )
+    if len(tables) == 2:
+        _check_test_part(loaded, tables, place)
+    return loaded
+
+
+def _is_same_file(path: str | Path, other: str | Path) -> bool:
+    try:
+        return located(path).samefile(located(other))
+    except (OSError, ValueError):
+        return False  # reading it will say what is wrong
+
+
+def _left_out(table: Table) -> str:
+    return f"{table.source}: {table.skipped:,} rows without a text, a label or a client were left out"
+
+
+def _check_test_part(loaded: TextDataset, tables: Sequence[Table], place: Callable[[int], str]) -> None:
+    """Refuse a test file with classes of its own, or with no text that the training file has not got."""
+    train, test = loaded.official_split
+    trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
+    unknown = test[~trained[loaded.labels[test]]]
+    if len(unknown):
+        names = sorted({loaded.class_names[c] for c in loaded.labels[unknown]})
+        more = f" (and {len(names) - 1} more such classes)" if len(names) > 1 else ""
+        raise DataError(
+            f"{place(unknown[0])}: class {loaded.class_names[loaded.labels[unknown[0]]]!r} is in the test file alone{more}, "
+            f"so nothing can learn it; {tables[0].source} has {_few(loaded.class_names, trained)}"
+        )
+    if not loaded.keep_test_copies and copies(loaded, train, test).all():
+        raise DataError(
+            f"{tables[1].source}: every one of its {len(test):,} texts is in {tables[0].source} too, so they test nothing; "
+            "take texts that are not trained on, or say `keep_test_copies: true`"
+        )
+
+
+def _few(names: Sequence[str], wanted: np.ndarray) -> str:
+    found = [repr(name) for name, is_wanted in zip(names, wanted, strict=True) if is_wanted]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

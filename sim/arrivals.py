@@ -10,6 +10,7 @@ from pydantic import Field
 
 from devices import arrivals as models
 from devices import availability
+from inputs.files import located
 from sim.settings import Settings
 from sim.streams import Streams
 from sim.units import PerSecond, Seconds
@@ -133,7 +134,7 @@ def joining_times(how: AnyJoin, count: int, streams: Streams, folder: Path) -> n
         case ListedJoin():
             return models.join_listed(how.times, count)
         case TracedJoin():
-            times_s = np.concatenate(list(models.read_times(_located(how.path, folder)).values()))
+            times_s = np.concatenate(list(models.read_times(located(how.path, folder)).values()))
             return models.join_listed(times_s, count)
     return models.join_together(count)
 
@@ -142,7 +143,7 @@ def data_times(
     how: AnyData, samples: list[int], ids: list[str], joined_s: np.ndarray, streams: Streams, folder: Path
 ) -> list[np.ndarray]:
     """When each of a device's so many samples is there, rising seconds, of every device; ValueError as above."""
-    records = models.read_times(_located(how.path, folder)) if isinstance(how, DataTraced) else {}
+    records = models.read_times(located(how.path, folder)) if isinstance(how, DataTraced) else {}
 
     def of(count: int, id_: str, start_s: float) -> np.ndarray:
         match how:
@@ -163,7 +164,3 @@ def data_times(
 
 def _weights(hours: list[float] | None) -> list[float]:
     return availability.load("charging-wifi-locked").observed["share_by_hour"] if hours is None else hours
-
-
-def _located(path: str, folder: Path) -> Path:
-    return folder / Path(path).expanduser()

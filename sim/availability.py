@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from devices import availability as models
+from inputs.files import located
 from sim.settings import Settings
 from sim.units import PerSecond, Seconds
 
@@ -82,7 +83,7 @@ def give(sim: Simulation, how: AnyAvailability | None, folder: Path) -> None:
     """Give every device its availability; ValueError (AvailabilityError) for a rhythm or trace that cannot be used."""
     if how is None or how.kind == "always":
         return
-    trace = models.read_trace(folder / Path(how.path).expanduser(), how.period) if how.kind == "trace" else None
+    trace = models.read_trace(located(how.path, folder), how.period) if how.kind == "trace" else None
     for device in sim.devices:
         if trace is not None:
             device.availability = trace.of(sim.streams.rng("availability", device.id), how.shift)

@@ -323,28 +323,20 @@ def _sayer(status):
 
 @app.command()
 def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None) -> None:
-    """Validate a scenario and say what it will do, without running anything.
+    """Validate a scenario and say what it read, who holds what, and what it will take, without learning anything.
 
     Example:
 
         mobifleet check my_study.yaml --set stop.target=0.8
     """
+    from sim.check import describe
     from sim.simulation import Simulation, building
 
     chosen = _load(scenario, overrides, seed)
     with building(chosen) as heard:
         sim = Simulation(chosen, _folder_of(scenario), dry=True)
     sim.remark(*heard)
-    samples = [len(d.samples) for d in sim.devices]
-    table = Table(title=f"{chosen.name}: fine", title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_row("method", chosen.method.kind)
-    table.add_row("devices", f"{len(sim.devices)}, {min(samples)}-{max(samples)} samples each")
-    for name, architecture in sim.costing.architectures.items():
-        count = sum(d.backbone == name for d in sim.devices)
-        table.add_row(f"backbone {name}", f"{count} devices, {architecture.layers} x {architecture.hidden_size}")
-    if sim.costing.charged_as:
-        table.add_row("costed as", sim.costing.charged_as)
-    console.print(table)
+    console.print(describe(sim))
     _show_remarks(sim.remarks)
 
 

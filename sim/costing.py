@@ -9,6 +9,7 @@ import numpy as np
 
 from devices.fleet import Member
 from devices.memory import find_shortage, needed_bytes
+from inputs.files import located
 from learning import catalogue
 from learning.catalogue import BackboneSpec
 from learning.cost import BYTES_PER_NUMBER, Architecture, Cost
@@ -76,7 +77,7 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
     Directories of the scenario's own backbones are relative to `folder`, as its data are.
     """
     own = {
-        name: given if given["path"] is None else {**given, "path": str(folder / Path(given["path"]).expanduser())}
+        name: given if given["path"] is None else {**given, "path": str(located(given["path"], folder))}
         for name, given in scenario.own_backbones.items()
     }
     names = sorted({member.backbone for member in members})

@@ -14,6 +14,7 @@ import simpy
 
 import network.profile
 from devices.fleet import Member
+from inputs.files import located
 from network.bandwidth import CapacityTrace, read_csv
 from network.errors import NetworkError
 from network.lane import Rate
@@ -63,7 +64,7 @@ def read_trace(path: str, folder: Path) -> CapacityTrace:
 
     A relative path must lead to a file below `folder`. Raises NetworkError if it does not, FileProblem for a file that is none.
     """
-    place = Path(path).expanduser()
+    place = located(path)
     if not place.is_absolute():
         place = (folder / place).resolve()
         if not place.is_relative_to(folder.resolve()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,6 +67,14 @@ class Recorder:
     def metric(self, time_s: float, name: str, value: float, group: str = "") -> None:
         """A number at a moment, of one group or (group "") of the whole fleet."""
         self._metrics.append((time_s, name, float(value), group))
+
+    def bytes_by_actor(self, kind: str) -> Counter[str]:
+        """Bytes that each actor's spans of that kind come to."""
+        nbytes: Counter[str] = Counter()
+        for actor, its_kind, _, _, its_bytes, *_ in self._spans:
+            if its_kind == kind:
+                nbytes[actor] += its_bytes
+        return nbytes
 
     def spans(self) -> pa.Table:
         """All spans in the order in which they ended."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_serializer
+from pydantic import Discriminator, Field, Tag, model_serializer
 
+from learning.labels import MOST_CLASSES
 from sim.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.availability import AnyAvailability, DropOut
 from sim.conditions import Varying
 from sim.methods import AnyMethod
 from sim.settings import Settings
 from sim.units import BitsPerSecond, Bytes, Seconds
+
+MOST_TEXTS, MOST_DEVICES = 2_000_000, 100_000  # so that a slip of the keyboard is an error, not all memory
 
 Mix = str | dict[str, Annotated[float, Field(ge=0)]]
 """One name for all, or a mapping name -> weight to draw from."""
@@ -52,24 +55,52 @@ class Natural(Settings):
     choose: Literal["largest", "random"] = "random"
 
 
+Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
+"""A column by its name, or by its number from 1 in a table without a header."""
+
+
 class OwnData(Settings):
     """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
 
     path: str
-    text: str = "text"
-    text_b: str | None = None
-    label: str = "label"
-    client: str | None = None
+    text: Column = "text"
+    text_b: Column | None = None
+    label: Column = "label"
+    client: Column | None = None
     test: str | None = None
     """A second file that holds the test texts; without it they are split off."""
+    delimiter: str | None = Field(None, max_length=9)
+    """What splits the cells of a table of text: one character, or `tab`; default a tab in .tsv, elsewhere what fits."""
+    encoding: str | None = Field(None, max_length=40)
+    """Of files of text; default UTF-8, or what their byte-order mark says."""
+    header: bool = True
+    """The first line of a table of text names its columns; if not, `text: 1, label: 2` number them."""
+    skip_blank: bool = False
+    """Leave out rows that lack a text, a label or a client, and count them; by default the first is an error."""
+    keep_test_copies: bool = False
+    """Test on texts that stand in the training part, too; by default they are left out of the test part."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: Callable[[OwnData], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: who leaves the later settings alone keeps the digest."""
+        later = {"delimiter": None, "encoding": None, "header": True, "skip_blank": False, "keep_test_copies": False}
+        return {key: value for key, value in dump(self).items() if key not in later or value != later[key]}
 
 
 class SizedData(Settings):
     """A data set known by its size alone: enough for a dry run, which needs no texts."""
 
-    classes: int = Field(ge=2)
-    tokens: int = Field(ge=1)
+    classes: int = Field(ge=2, le=MOST_CLASSES)
+    tokens: int = Field(ge=1, le=1_000_000)
     """Length of every text in tokens."""
+
+
+def _kind_of_data(given: Any) -> str:
+    """Which of the three a data set is given as, so that a mistake is answered for that one alone."""
+    if isinstance(given, dict | Settings):
+        keys = set(given if isinstance(given, dict) else given.model_fields_set)
+        return "SizedData" if keys & {"classes", "tokens"} and "path" not in keys else "OwnData"
+    return "str"
 
 
 class Drift(Settings):
@@ -86,13 +117,16 @@ class Drift(Settings):
 class Task(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
-    dataset: str | OwnData | SizedData
+    dataset: Annotated[
+        Annotated[str, Tag("str")] | Annotated[OwnData, Tag("OwnData")] | Annotated[SizedData, Tag("SizedData")],
+        Discriminator(_kind_of_data),
+    ]
     """A name of `mobifleet list datasets`, a file of your own, or sizes alone."""
-    train: int | None = Field(None, ge=1)
+    train: int | None = Field(None, ge=1, le=MOST_TEXTS)
     """Training texts over all devices; default all that the data set has."""
-    test: int | None = Field(None, ge=1)
+    test: int | None = Field(None, ge=1, le=MOST_TEXTS)
     """Held-out texts; default the official test part, or a fifth."""
-    validation: int = Field(0, ge=0)
+    validation: int = Field(0, ge=0, le=MOST_TEXTS)
     """Further texts of the training part that no device holds, to choose settings on."""
     judge_on: Literal["test", "validation"] = "test"
     """The texts that accuracy is taken on."""
@@ -122,7 +156,7 @@ class Mobility(Settings):
 class Group(Settings):
     """Devices that are alike, or drawn from the same mixes."""
 
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MOST_DEVICES)
     device: Mix
     """A device profile, or a mix of them."""
     backbone: Mix

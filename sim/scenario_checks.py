@@ -12,7 +12,7 @@ from devices import availability as rhythms
 from learning import catalogue, data
 from sim.arrivals import ListedJoin
 from sim.availability import Diurnal
-from sim.scenario import Compare, Mix, Scenario, SizedData
+from sim.scenario import MOST_DEVICES, Compare, Mix, Scenario, SizedData
 
 
 def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -42,6 +42,8 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if isinstance(scenario.task.dataset, str):
         known = {info.name for info in data.names()}
         yield from _unknown(("task", "dataset"), scenario.task.dataset, known, "data set", "list datasets", file=False)
+    if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
+        yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from _cell_problems(scenario)
     yield from _trace_problems(scenario)
     if scenario.compare:

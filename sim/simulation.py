@@ -131,6 +131,7 @@ class Simulation:
         self.target_reached, self.updates, self.accuracy = False, 0, None
         self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
+        self.remark(*self.task.remarks)
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
         self._lengths = self._lengths_by_backbone(members)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inputs.files import located
 from learning import data, drift, partition
 from learning.catalogue import BackboneSpec
 from learning.tokens import Tokens, tokenise
@@ -26,6 +27,7 @@ class Task:
     texts: data.TextDataset | None
     fixed_tokens: int | None
     max_tokens: int
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -64,7 +66,7 @@ def load_task(
             raise data.DataError(f"{scenario.name} states its data by size alone: it can only be run with --dry")
         fixed = settings.dataset.tokens
         classes = settings.dataset.classes
-        names = tuple(str(c) for c in range(classes))
+        names = tuple(map(str, range(classes)))
         n_train, n_test = (settings.train or 10_000) + settings.validation, settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
@@ -82,9 +84,41 @@ def load_task(
             raise data.DataError("judge_on: validation needs `validation: N`, so many texts of the training part")
         test = validation
     parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
+    remarks: list[str] = []
+    if texts is not None:
+        test, remarks = _judged(texts, np.concatenate(parts), test)
     if settings.drift is not None:
         parts = _drifted(settings.drift, labels if settings.drift.by == "label" else clients, parts, streams)
-    return Task(labels, names, test, parts, chosen, texts, fixed, settings.max_tokens)
+    return Task(labels, names, test, parts, chosen, texts, fixed, settings.max_tokens, tuple(remarks))
+
+
+def _judged(texts: data.TextDataset, held: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The texts to judge on, without copies of those that devices hold unless these are wanted; and what to know of them."""
+    remarks, drawn, is_copy = list(texts.remarks), len(test), data.copies(texts, held, test)
+    n_copies = int(is_copy.sum())
+    if n_copies and texts.keep_test_copies:
+        remarks.append(
+            f"{n_copies:,} of {drawn:,} test texts stand in the training part, too, and are judged on all the same"
+        )
+    elif n_copies:
+        remarks.append(
+            f"{n_copies:,} of {drawn:,} test texts stand in the training part, too, and were left out of the test"
+        )
+        test = test[~is_copy]
+    if not len(test):
+        raise data.DataError(
+            f"{texts.name}: no text is left to test on; {drawn:,} were set aside, and {n_copies:,} of these are trained on, too"
+        )
+    n_alike = int(data.copies(texts, held, test, in_any_case=True).sum()) - (n_copies if texts.keep_test_copies else 0)
+    if n_alike:
+        remarks.append(f"{n_alike:,} of {len(test):,} test texts differ from a training text in capital letters alone")
+    unknown = np.setdiff1d(texts.labels[test], texts.labels[held])
+    if len(unknown):
+        names = ", ".join(repr(texts.class_names[c]) for c in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        remarks.append(
+            f"no training text is of {names}, which {np.isin(texts.labels[test], unknown).sum():,} test texts are of"
+        )
+    return test, remarks
 
 
 def _located(dataset: str | OwnData, folder: Path) -> str | dict:
@@ -92,7 +126,7 @@ def _located(dataset: str | OwnData, folder: Path) -> str | dict:
         return dataset
     given = {key: value for key, value in dataset.model_dump().items() if value is not None}
     for key in {"path", "test"} & set(given):
-        given[key] = str(folder / Path(given[key]).expanduser())
+        given[key] = str(located(given[key], folder))
     return given
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inputs.files import FileProblem
 from learning import assets, data
 from learning.data import DataError, TextDataset
 
@@ -66,10 +67,70 @@ def test_a_datasets_dataset_needs_no_file():
 
 def test_a_test_file_is_an_official_split(tmp_path):
     train, test = write(tmp_path, "csv"), tmp_path / "test.csv"
-    test.write_text("sentence,label\nso so,neutral\n")
+    test.write_text("sentence,label\nso so,pos\n")
     loaded = data.load({"path": train, "test": test, "text": "sentence"})
     assert [part.tolist() for part in loaded.official_split] == [[0, 1, 2], [3]]
-    assert loaded.class_names == ("neg", "neutral", "pos")
+    assert loaded.class_names == ("neg", "pos")
+    assert loaded.sources == (
+        f"{train}: 3 rows, split at commas (guessed), utf-8",
+        f"{test}: 1 rows, split at commas (guessed), utf-8",
+    )
+
+
+@pytest.mark.parametrize("kinds", [("csv", "jsonl"), ("parquet", "tsv"), ("jsonl", "parquet")])
+def test_classes_are_those_of_both_files_however_each_spells_them(tmp_path, kinds):
+    rows = [{"sentence": f"text {i}", "label": str(i % 2), "writer": "w"} for i in range(20)]
+    floats = [row | {"sentence": f"other {i}", "label": f"{i % 2}.0"} for i, row in enumerate(rows)]
+    (tmp_path / "a").mkdir()
+    spec = {
+        "path": write(tmp_path, kinds[0], rows),
+        "test": write(tmp_path / "a", kinds[1], floats),
+        "text": "sentence",
+    }
+    loaded = data.load(spec)
+    assert loaded.class_names == ("0", "1") and loaded.labels.tolist() == [0, 1] * 20
+    assert not loaded.remarks and not loaded.keep_test_copies
+    unknown = [*floats, rows[0] | {"sentence": "new", "label": "2"}]
+    with pytest.raises(DataError, match=r"row 21.*class '2' is in the test file alone, .* has '0', '1'$"):
+        data.load(spec | {"test": write(tmp_path / "a", kinds[1], unknown)})
+
+
+def test_a_test_file_that_tests_nothing_is_refused(tmp_path):
+    rows = [{"sentence": f"text {i}", "label": "ab"[i % 2], "writer": "w"} for i in range(20)]
+    train = write(tmp_path, "csv", rows)
+    link = tmp_path / "link.csv"
+    link.symlink_to(train)
+    for same in (train, link):
+        with pytest.raises(DataError, match="is the file that is trained on"):
+            data.load({"path": train, "test": same, "text": "sentence"})
+    (tmp_path / "a").mkdir()
+    part = write(tmp_path / "a", "jsonl", [row | {"sentence": f" {row['sentence']}  "} for row in rows[:5]])
+    spec = {"path": train, "test": part, "text": "sentence"}
+    with pytest.raises(DataError, match=r"reviews\.jsonl: every one of its 5 texts is in .*reviews\.csv too"):
+        data.load(spec)
+    assert len(data.load(spec | {"keep_test_copies": True})) == 25
+
+
+def test_copies_are_the_same_words_whatever_the_white_space():
+    texts = ["a b", "A b", "c", "d", " a\tb ", "a B", "e", "c"]
+    made = TextDataset("made", texts, None, np.zeros(8, dtype=np.int64), ("x", "y"))
+    train, test = np.arange(4), np.arange(4, 8)
+    assert data.copies(made, train, test).tolist() == [True, False, False, True]
+    assert data.copies(made, train, test, in_any_case=True).tolist() == [True, True, False, True]
+    paired = TextDataset("made", texts, ["1", "2"] * 4, np.zeros(8, dtype=np.int64), ("x", "y"))
+    assert data.copies(paired, train, test).tolist() == [True, False, False, False]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    texts=st.lists(st.sampled_from(["a", "b", " b", "c d", "c  d", "e"]), min_size=1, max_size=12),
+    cut=st.integers(0, 12),
+)
+def test_copies_are_what_comparing_each_with_each_finds(texts, cut):
+    made = TextDataset("made", texts, None, np.zeros(len(texts), dtype=np.int64), ("x", "y"))
+    train, test = np.arange(len(texts))[:cut], np.arange(len(texts))[cut:]
+    wanted = [any(texts[i].split() == texts[j].split() for j in train) for i in test]
+    assert data.copies(made, train, test).tolist() == wanted
 
 
 def test_numbered_classes_are_sorted_by_number(tmp_path):
@@ -80,28 +141,46 @@ def test_numbered_classes_are_sorted_by_number(tmp_path):
     assert data.load({"path": tmp_path / "n.parquet"}).class_names == ("0", "1")
 
 
+def test_what_was_left_out_or_is_perhaps_not_meant_is_remarked(tmp_path):
+    file = tmp_path / "d.csv"
+    file.write_text("text,label\n" + "".join(f"t{i},{['Warm', 'warm', ''][i % 3]}\n" for i in range(30)) + "x,None\n")
+    loaded = data.load({"path": file, "skip_blank": True})
+    assert loaded.remarks == (
+        f"{file}: 10 rows without a text, a label or a client were left out",
+        "classes that look alike are kept apart: 'Warm' and 'warm'",
+        "a class that is perhaps a missing value: 'None' (1)",
+        "classes with a single text, which cannot be both learned and tested: 'None'",
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "content", "spec", "message"),
     [
-        (None, "", {"path": "absent.csv"}, r"no file at /.*absent\.csv"),
-        ("d.txt", "x", {}, r"should end in \.csv, \.tsv, \.jsonl, \.parquet"),
-        ("d.csv", "text,label\na,1\n", {"text": "sentence"}, "no column 'sentence'; its columns: text, label"),
-        ("d.csv", "text,label\na,1\nb\n", {}, "cannot read .*Expected 2 columns, got 1"),
-        ("d.csv", "text,label\n", {}, "has no rows"),
-        ("d.csv", "text,label\na,1\nb,1\n", {}, "every label is '1'; at least two classes"),
+        (None, "", {"path": "absent.csv"}, r"absent\.csv: cannot be opened"),
+        (None, "", {"path": "~nobody-here/a.csv"}, "~nobody-here"),
+        (None, "", {"path": "a\0.csv"}, "cannot be opened"),
+        ("d.csv", "text,label\na,1\nb,1\n", {}, r"d\.csv, column 'label': every label is '1'; at least two classes"),
         ("d.csv", "text,label\na,1\n", {"lable": "label"}, "unknown key 'lable' in a dataset; allowed: client"),
-        ("d.csv", "", {}, "cannot read"),
-        ("d.jsonl", '{"text": "a", "label": 1}\nnope\n', {}, "line 2: not JSON"),
-        ("d.jsonl", '["a", 1]\n', {}, "line 1: expected an object"),
-        ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "column 'label' has no value in row 2"),
-        ("d.jsonl", '{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.0}\n', {}, "label 0.5 is not a class"),
-        ("d.parquet", "not parquet", {}, "cannot read"),
+        (
+            "d.csv",
+            "text,id\n" + "".join(f"t{i},{i}\n" for i in range(20)),
+            {"label": "id"},
+            "column 'id': 20 classes for 20",
+        ),
+        ("d.csv", "text,label\na,1\nb,0\nc,01\n", {}, r"d\.csv, row 3 .line 4., column 'label': the label '01'"),
+        (
+            "d.jsonl",
+            '{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.0}\n',
+            {},
+            r"row 1 .line 1.*'0\.5' is a fraction",
+        ),
+        ("d.parquet", "not parquet", {}, "cannot be read as a Parquet table"),
     ],
 )
 def test_errors_in_files_say_what_was_found(tmp_path, file, content, spec, message):
     if file is not None:
         (tmp_path / file).write_text(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, FileProblem), match=message):
         data.load({"path": tmp_path / file} | spec if file else spec)
 
 
