@@ -123,6 +123,13 @@ class Network:
         """Send bytes from the server to a device; the event's value is the finish time, s."""
         return _named(self._lanes, device_id, "attached device")[1].send(nbytes)
 
+    def alone_s(self, device_id: str, nbytes: float) -> float:
+        """Least seconds of bytes down to a device and as many up again: nobody else sends; a rate that varies costs nothing."""
+        return sum(
+            lane.delay_s + (8 * nbytes / lane.rate if isinstance(lane.rate, float) else 0.0)
+            for lane in _named(self._lanes, device_id, "attached device")
+        )
+
     def abort(self, event: simpy.Event) -> float:
         """Give up a transfer; return the bytes that had passed (0 while it waits, all of them once it has ended)."""
         if not isinstance(event, Sent):
@@ -169,6 +176,10 @@ class InstantNetwork:
         return transfer.succeed(self.env.now)
 
     download = upload
+
+    def alone_s(self, device_id: str, nbytes: float) -> float:
+        """No time at all."""
+        return 0.0
 
     def abort(self, event: simpy.Event) -> float:
         """All the bytes: they passed at once."""

@@ -1,4 +1,5 @@
-"""Who acts: devices and the server. Their verbs let the modelled time pass and record it; methods only tell the story.
+"""Who acts: devices, and (in server.py) the server. Their verbs let the modelled time pass and record it; methods only tell
+the story.
 
 Every verb is a generator to be used with `yield from`. A device or server that is told to stop is interrupted inside the
 verb: what had been done until then is recorded with the reason as its outcome, and the interruption goes on to the caller.
@@ -9,7 +10,7 @@ and is done anew. Within a task of the server's it drops the task instead, as if
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,9 @@ from sim.spans import recorded
 
 if TYPE_CHECKING:
     from sim.conditions import Conditions
-    from sim.learners.null import NullLearner
     from sim.simulation import Simulation
 
+COUNTED = "counted"  # of an answer that went into an update
 MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
 
 
@@ -88,6 +89,7 @@ class Device:
         self.samples, self.joined_at_s = samples, joined_at_s
         self.finished_at_s: float | None = None
         self.outcome = "ok"
+        self.came_of_it: str | None = None  # of the server's tasks, where it has had any: see `fared`
         self.peak_memory_bytes = 0
         self.memory_bytes = profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
         self.conditions: Conditions | None = None
@@ -173,6 +175,11 @@ class Device:
         """Whether the device has this task still before it."""
         return self.task is task or any(assigned is task for assigned in self._assigned)
 
+    def fared(self, how: str) -> None:
+        """Note what came of a task: late, offline, ... or "counted"; one answer that counted makes the whole day good."""
+        if self.came_of_it != COUNTED:
+            self.came_of_it = how
+
     # --- there or not; sim/availability.py says when
 
     def go_off(self) -> None:
@@ -254,150 +261,3 @@ class Device:
     def _spend(self, kind: str, event: simpy.Event, watts: float, **what: Any) -> Generator:
         spent = self.conditions.spent if self.conditions else None
         yield from recorded(self.sim, self.id, kind, event, watts, spent=spent, **what)
-
-
-class Server:
-    """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
-
-    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
-        self.sim, self.profile, self.power = sim, profile, model.engine.power
-        self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
-        self._inbox: deque[Payload] = deque()
-        self._news = sim.env.event()
-        self._is_short, self._lost = False, set()
-
-    def receive(self, payload: Payload) -> None:
-        """Put a payload into the inbox; called by a device when its last byte has landed."""
-        self._inbox.append(payload)
-        self.wake()
-
-    def take(self) -> list[Payload]:
-        """Everything that has landed since the last call, in order of landing."""
-        taken = list(self._inbox)
-        self._inbox.clear()
-        return taken
-
-    def wake(self) -> None:
-        """Let a waiting server look again."""
-        if not self._news.triggered:
-            self._news.succeed()
-
-    def wait(self) -> Generator:
-        """Sleep until something lands or a device ends."""
-        if not self._inbox:
-            self._news = self.sim.env.event()
-            yield self._news
-
-    def lose(self, device: Device) -> None:
-        """Called by a device that has dropped its task."""
-        self._lost.add(device)
-        self.wake()
-
-    def take_lost(self) -> set[Device]:
-        """The devices that have dropped a task since the last call."""
-        lost, self._lost = self._lost, set()
-        return lost
-
-    def greet(self, device: Device) -> None:
-        """Called by a device that is on again: a server that is short of devices looks again."""
-        if self._is_short and device.is_serving:
-            self.wake()
-
-    def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
-        """A random sample of so many devices that have joined and are on.
-
-        Waits until that many have joined (or all that ever will); for devices that are off it waits only while none is on.
-        """
-        while True:
-            free, now_s = self._free(), self.sim.env.now
-            able = sum(d.is_on or now_s < d.joined_at_s for d in self.sim.devices if self.sim.is_at_work(d))
-            if len(free) >= max(min(count, able), min(1, self.sim.devices_at_work)):
-                break
-            self._is_short = True
-            self.take()  # answers to rounds that are over
-            yield from self.wait()
-        self._is_short = False
-        rng = self.sim.streams.rng("server/selection", version)
-        return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
-
-    def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
-        """A random sample of at most so many devices that have joined, are on and are not busy."""
-        free = [device for device in self._free() if device not in busy]
-        self._is_short = len(free) < count
-        rng = self.sim.streams.rng("server/selection", version)
-        return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
-
-    def _free(self) -> list[Device]:
-        return [d for d in self.sim.devices if d.is_serving and d.is_on and self.sim.is_at_work(d)]
-
-    def rounds(self, count: int, learner: NullLearner, story: Callable[[int], Generator[Any, Any, int]]) -> Generator:
-        """Live `story` for every round (it returns how many devices answered), until there are no more rounds, the target
-        is reached or no device is at work; then let the devices go and end the training.
-        """
-        for number in range(count):
-            answered = yield from story(number)
-            self.sim.after_update(learner, None, answered)
-            if self.sim.target_reached or not self.sim.devices_at_work:
-                break
-        yield from self.dismiss()
-        self.sim.end_training(learner)
-
-    def ask(
-        self,
-        devices: Sequence[Device],
-        version: int,
-        model: Any,
-        wanted: int | None = None,
-        deadline_s: float | None = None,
-    ) -> Generator[Any, Any, list[Payload]]:
-        """Give these devices a task and collect their answers: of all of them, or of so many as are wanted."""
-        task = Task(version, model, self.sim.env.event())
-        for device in devices:
-            device.assign(task)
-        return (yield from self.collect(task, devices, len(devices) if wanted is None else wanted, deadline_s))
-
-    def dismiss(self) -> Generator:
-        """Tell every device that there will be no more tasks."""
-        for device in self.sim.devices:
-            device.assign(None)
-        yield self.sim.env.timeout(0)  # let them go in good order
-
-    def collect(
-        self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
-    ) -> Generator[Any, Any, list[Payload]]:
-        """Wait until so many of the devices have answered a task, or the deadline; close it and return what came.
-
-        Devices that are still at it are told that they are late. Fewer answers come when devices go. The waiting is
-        a span of the server's: a synchronous server waits for its slowest device.
-        """
-        start, got = self.sim.env.now, []
-        deadline = None if deadline_s is None else self.sim.env.timeout(deadline_s)
-        while True:
-            got += [payload for payload in self.take() if payload.version == task.version]
-            answered = {payload.sender.id for payload in got}
-            open_ = [d for d in devices if d.id not in answered and self.sim.is_at_work(d) and d.has(task)]
-            if len(got) >= wanted or not open_ or (deadline and deadline.processed):
-                break
-            self._news = self.sim.env.event()
-            yield self._news if deadline is None else self._news | deadline
-        self.sim.recorder.span("server", "wait", start, self.sim.env.now, flows=[p.number for p in got])
-        self.sim.interrupt(open_, "late")
-        task.closed.succeed()
-        return got
-
-    def compute(self, work: Work, flows: Sequence[int] = (), kind: str = "train") -> Generator[Any, Any, Any]:
-        """Queue for the accelerator, then run the work for real while its modelled seconds pass; returns its result."""
-        with self._accelerator.request() as turn:
-            yield turn
-            seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
-            future = self.sim.host.start(work.run) if work.run else None
-            watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
-            yield from recorded(
-                self.sim, "server", kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
-            )
-        return future.result() if future else None
-
-    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
-        """Send every device its bytes, all at once through the shared links; ends when the last has them."""
-        downloads = [self.sim.start(device, device.download(nbytes_of(device))) for device in devices]
-        yield self.sim.env.all_of(downloads)

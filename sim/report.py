@@ -91,6 +91,8 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "best": max(curve) if curve else None,
         "by_backbone": {name: scores[-1] for name in backbones if (scores := _curve(sim.recorder.metrics(), name))},
         "target": target,
+        "rounds": sim.tally.rounds,
+        "rounds_without_answer": sim.tally.without_answer,
         "totals": {
             **_totals(spans),
             "server_flop": _sum(server, "flop"),

@@ -25,7 +25,7 @@ from devices.memory import find_shortage
 from learning import assets
 from learning.data import TextDataset
 from sim import arrivals, availability, links
-from sim.actors import Device, Server
+from sim.actors import COUNTED, Device
 from sim.conditions import Conditions
 from sim.costing import Costing, DoesNotFit, costing_for
 from sim.host import Host, single_threaded_torch
@@ -33,7 +33,9 @@ from sim.journal import Journal
 from sim.methods import method_for
 from sim.recorder import Recorder
 from sim.scenario import Scenario
+from sim.server import Server
 from sim.streams import Streams
+from sim.tally import Tally, closing
 from sim.task import Task, load_task
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ class Simulation:
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
+        self.tally = Tally()
         self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         self.remark(*self.task.remarks)
@@ -169,6 +172,8 @@ class Simulation:
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
+        for sentence in closing(self):
+            self.remark(sentence)
         self._record_links()
         self.host.close()
         return self.ended
@@ -201,7 +206,9 @@ class Simulation:
     def _work_day(self, device: Device, story: Generator) -> Generator:
         try:
             yield from story
-            if device.outcome == "ok":
+            if device.outcome == "ok" and device.came_of_it not in (None, COUNTED):
+                device.outcome = device.came_of_it  # it was there to the end, for nothing
+            elif device.outcome == "ok":
                 device.finished_at_s = self.env.now
         except simpy.Interrupt as stop:
             device.outcome = str(stop.cause)
@@ -263,8 +270,9 @@ class Simulation:
         every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)
         if not (first or last or self.updates % every == 0):
             return
-        now = self.env.now
-        scores = self.host.start(learner.evaluate).result()  # in turn with what is under way
+        now, scores = self.env.now, {}
+        if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
+            scores = self.host.start(learner.evaluate).result()  # in turn with what is under way
         for backbone, accuracy in scores.items():
             self.recorder.metric(now, "accuracy", accuracy, backbone)
         self.recorder.metric(now, "updates", self.updates)

@@ -122,6 +122,11 @@ class LadderLearner(Alone, NullLearner):
         self._tunings: dict[str, Any] = {}
         self._scores: dict[str, float] = {}
 
+    @property
+    def predicts_untrained(self) -> bool:
+        """As one of its learners."""
+        return next(iter(self._of.values())).predicts_untrained
+
     def epoch(self, backbone: str, samples: np.ndarray, device_id: str, number: int) -> tuple[dict, float] | None:
         """One pass over the device's texts: its averaged weights after it, and their held-out accuracy."""
         if device_id not in self.evaluated:

@@ -16,6 +16,7 @@ class NullLearner:
     """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
 
     state: Any = None  # of the server's model, where the method sends one to devices
+    predicts_untrained = False  # whether what is there before the first update has an accuracy worth the name
 
     def work(self, cost: Cost, name: str, *args: Any) -> Work:
         """A piece of work that only takes time."""

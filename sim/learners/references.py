@@ -39,6 +39,11 @@ class SeparateLearner(NullLearner):
             config = config.model_copy(update={"taps": min(_depths(sim).values())})
         self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
 
+    @property
+    def predicts_untrained(self) -> bool:
+        """As one of its learners."""
+        return next(iter(self._of.values())).predicts_untrained
+
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
         return self._of[backbone].forward(backbone, samples)

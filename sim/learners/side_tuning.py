@@ -52,6 +52,11 @@ class SideTuningLearner(NullLearner):
         self._behind = self.journal.checkpoint_key is not None
         self._loss: float | None = None
 
+    @property
+    def predicts_untrained(self) -> bool:
+        """Whether the backbones' own prediction, which an untrained side network leaves as it is, is one."""
+        return self.config.backbone_prediction == "label-names"
+
     # --- what a device computes
 
     def _prepare(self, specs: dict[str, catalogue.BackboneSpec]) -> None:

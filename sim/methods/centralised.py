@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from sim.actors import Device, Payload, Server, Work
+from sim.actors import Device, Payload, Work
 from sim.learners.null import NullLearner
 from sim.learners.references import ServerLearner
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.side_tuning import SideTuningSettings, shape_over
+from sim.methods.shared.side_tuning import SideTuningSettings, require_updates, shape_over
 from sim.methods.shared.text_wire import encode_texts, texts_nbytes
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -51,6 +52,7 @@ class Centralised:
         if self.backbone not in known:
             raise ValueError(f"method.backbone: no device runs {self.backbone}; choose one of {', '.join(known)}")
         self.architecture = known[self.backbone]
+        require_updates(config, sim.devices)
         self.shape = shape_over(config, sim, [self.backbone])
         self.learner = NullLearner() if sim.dry else ServerLearner(config, sim, [self.backbone])
         self.cache, self.payloads = ReplayCache(sim.streams.rng("server/replay")), 0

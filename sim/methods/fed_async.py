@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learning.aggregation import ServerOptimiser, Staleness
 from learning.cost import Cost
-from sim.actors import Payload, Server, Task, Work
+from sim.actors import Payload, Task, Work
 from sim.learners.federated import FedAsyncLearner
 from sim.learners.null import NullLearner
 from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -44,6 +45,14 @@ class FedAsync(FederatedPeft):
         """FedBuff's step on the mean of the buffer."""
         evaluate_every: int = Field(10, ge=1)
 
+        @model_validator(mode="after")
+        def _the_buffer_can_fill(self) -> FedAsync.Config:
+            if self.kind == "fedbuff" and self.buffer > self.answers:
+                raise ValueError(
+                    f"buffer: an update takes {self.buffer} answers, but the run takes in {self.answers} in all (`answers`)"
+                )
+            return self
+
     def __init__(self, config: Config, sim: Simulation) -> None:
         super().__init__(config, config.peft, sim)
         self.learner = NullLearner() if sim.dry else FedAsyncLearner(sim, config, *self.learner_args)
@@ -56,14 +65,15 @@ class FedAsync(FederatedPeft):
         while taken < self.config.answers and not self.sim.target_reached and self.sim.devices_at_work:
             busy = {device for device in busy if self.sim.is_at_work(device)} - server.take_lost()
             for device in server.free(slots - len(busy), taken, busy):
-                device.assign(self.task())
+                server.assign(device, self.task())
                 busy.add(device)
             yield from server.wait()
             for payload in server.take():
                 busy.discard(payload.sender)
+                payload.sender.fared("unused")  # until it is taken out of the buffer
                 taken, buffer = taken + 1, [*buffer, payload]
                 if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
-                    yield from server.compute(self.aggregation(buffer), [p.number for p in buffer], "aggregate")
+                    yield from server.take_in(buffer, self.aggregation(buffer))
                     self.version, buffer = self.version + 1, []
                     self.sim.after_update(self.learner, None, taken)
         yield from server.dismiss()

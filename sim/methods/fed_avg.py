@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from learning.aggregation import ServerOptimiser
 from learning.cost import Cost
-from sim.actors import Payload, Server, Work
+from sim.actors import Device, Payload, Work
 from sim.learners.federated import FedAvgLearner
 from sim.learners.null import NullLearner
 from sim.methods.shared.federated_peft import FederatedPeft, RoundSettings
+from sim.server import Server
+from sim.units import format_seconds
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -35,18 +37,33 @@ class FedAvg(FederatedPeft):
         super().__init__(config, config.kind.removeprefix("fedavg-"), sim)
         self.learner = NullLearner() if sim.dry else FedAvgLearner(sim, config.server_optimiser, *self.learner_args)
 
+        if config.deadline is not None:
+            self.look_at_deadline(config.deadline)
+
+    def look_at_deadline(self, deadline_s: float) -> None:
+        """Say beforehand that no device can answer in time, as far as that can be known."""
+        fastest_s = min(self.alone_s(device) for device in self.sim.devices)
+        if deadline_s < fastest_s:
+            self.sim.remark(
+                f"method.deadline: {format_seconds(deadline_s)} is too short for an answer: the fastest device, with its "
+                f"link to itself, needs about {format_seconds(fastest_s)}"
+            )
+
+    @property
+    def wanted(self) -> int:
+        """How many answers a round waits for."""
+        return max(1, round(self.config.participation * len(self.sim.devices)))
+
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
+        wanted = math.ceil(self.wanted * self.config.over_selection)
+        yield from server.rounds(self.config.rounds, wanted, self.learner, functools.partial(self.average, server))
 
-    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
         """One round: ask, collect, average."""
-        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
-        asked = yield from server.select(math.ceil(wanted * self.config.over_selection), number)
         sent = self.learner.state
-        answers = yield from server.ask(asked, number, sent, min(wanted, len(asked)), self.config.deadline)
-        yield from server.compute(self.aggregation(sent, answers), [p.number for p in answers], "aggregate")
-        return len(answers)
+        answers = yield from server.ask(asked, number, sent, min(self.wanted, len(asked)), self.config.deadline)
+        return (yield from server.take_in(answers, self.aggregation(sent, answers)))
 
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The server's mean and step: a few passes over the numbers."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from learning.forward_gradient import PROBE_BYTES
-from sim.actors import Device, Payload, Server, Task, Work
+from sim.actors import Device, Payload, Task, Work
 from sim.learners.forward_only import FedMezoLearner
 from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings, moves
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -82,15 +83,15 @@ class FedMezo(ForwardOnly):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
+        how = (self.config.rounds, self.wanted, self.learner)
+        yield from server.rounds(*how, functools.partial(self.average, server))
 
-    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
         """One round: ask, collect, make the devices' models of their probes and average them."""
-        asked = yield from server.select(self.wanted, number)
         answers = yield from server.ask(asked, number, self.learner.state)
-        yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
+        counted = yield from server.take_in(answers, self.aggregation(answers))
         self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in answers))
-        return len(answers)
+        return counted
 
     def aggregation(self, answers: list[Payload]) -> Work:
         """Make the devices' models of their probes, and average them."""

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from learning.activations import encoded_nbytes
-from sim.actors import Device, Payload, Server, Work
+from sim.actors import Device, Payload, Work
 from sim.learners.null import NullLearner
 from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.side_tuning import SideTuningSettings, shape_over
+from sim.methods.shared.side_tuning import SideTuningSettings, require_updates, shape_over
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -44,6 +45,7 @@ class FedMobiLLM:
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         self.config, self.sim = config, sim
+        require_updates(config, sim.devices)
         self.target_width = sim.task.classes * (2 if config.loss == "cross-entropy" else 1)
         self.shape = shape_over(config, sim, sim.costing.learned)
         self.learner = NullLearner() if sim.dry else self.real_learner(config, sim)

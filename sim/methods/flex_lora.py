@@ -50,6 +50,8 @@ class FlexLoRA(FedAvg):
         models = Counter(map(self.model_of, sim.devices))
         sizes = (config.alpha, config.readout, config.bottleneck, config.head)
         self.learner = NullLearner() if sim.dry else FlexLoRALearner(sim, models, *sizes)
+        if config.deadline is not None:
+            self.look_at_deadline(config.deadline)
 
     def rank_of(self, device: Device) -> int:
         """The group's rank, else the device's, else the rank of all others."""

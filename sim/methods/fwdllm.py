@@ -15,9 +15,10 @@ from pydantic import Field
 
 from learning.cost import Cost
 from learning.forward_gradient import PROBE_BYTES, warm_up_then_linear
-from sim.actors import Device, Payload, Server, Task, Work
+from sim.actors import Device, Payload, Task, Work
 from sim.learners.forward_only import FwdLLMLearner
 from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings, moves
+from sim.server import Server
 
 if TYPE_CHECKING:
     pass
@@ -78,11 +79,11 @@ class FwdLLM(ForwardOnly):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.agree, server))
+        how = (self.config.rounds, self.wanted, self.learner)
+        yield from server.rounds(*how, functools.partial(self.agree, server))
 
-    def agree(self, server: Server, number: int) -> Generator[Any, Any, int]:
+    def agree(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, int]:
         """One round: ask the same devices until the gradients that came agree, then make one step along their mean."""
-        devices = yield from server.select(self.wanted, number)
         payloads, gradients = [], []
         for ask in range(max(self.config.asks, self.config.most_asks)):
             if not (devices := [device for device in devices if self.sim.is_at_work(device)]):
@@ -91,13 +92,15 @@ class FwdLLM(ForwardOnly):
             seeds = dict(zip((d.id for d in devices), chosen or [None] * len(devices), strict=True))
             came = yield from server.ask(devices, self.asked, (self.learner.state, seeds, ask == 0))
             self.asked, payloads = self.asked + 1, payloads + came
+            if not payloads:
+                continue  # nobody answered
             gathered = yield from server.compute(self.gathering(payloads, came), [p.number for p in came], "gather")
             gradients, needs_more = gathered or ([], False)
             if ask + 1 >= self.config.asks and not needs_more:
                 break
         if payloads:
             yield from server.compute(self.step(payloads, gradients, number), kind="aggregate")
-        return len(payloads)
+        return server.count(payloads)
 
     def step(self, payloads: list[Payload], gradients: list[Any], number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""

@@ -15,11 +15,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from learning.full_activations import encoded_nbytes
-from sim.actors import Device, Payload, Server, Work
+from sim.actors import Device, Payload, Work
 from sim.learners.matrix import MatrixLearner
 from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.side_tuning import SideTuningSettings
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

@@ -10,10 +10,12 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Literal
 
 from learning.side_config import shape_for
-from sim.actors import Payload, Server, Work
+from sim.actors import Payload, Work
 from sim.learners.references import SeparateLearner
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.replay_cache import ReplayCache
+from sim.methods.shared.side_tuning import require_updates
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -36,6 +38,8 @@ class SingleSideNetwork(FedMobiLLM):
             name: shape_for(config.side_network, self.shape.blocks, {name: width}, sim.task.classes)
             for name, width in widths.items()
         }
+        by_backbone = [[device for device in sim.devices if device.backbone == name] for name in widths]
+        require_updates(config, max(by_backbone, key=lambda mine: sum(len(device.samples) for device in mine)))
         self.caches = {name: ReplayCache(sim.streams.rng("server/replay", name)) for name in widths}
 
     def server(self, server: Server) -> Generator:

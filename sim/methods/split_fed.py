@@ -16,9 +16,10 @@ from pydantic import Field
 
 from learning.catalogue import config_of, depth_of
 from learning.count_split import part_architecture
-from sim.actors import Device, Server, Task
+from sim.actors import Device, Task
 from sim.methods.shared.federated_peft import LEARNING_RATES
 from sim.methods.shared.split_training import SplitSettings, SplitTraining
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -74,11 +75,11 @@ class SplitFed(SplitTraining):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.average, server))
+        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
+        yield from server.rounds(self.config.rounds, wanted, self.learner, functools.partial(self.average, server))
 
-    def average(self, server: Server, number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
         """One round: all clients at once or one by one, then the means."""
-        asked = yield from server.select(max(1, round(self.config.participation * len(self.sim.devices))), number)
         model, answers, turns = getattr(self.learner, "held", None), [], [asked]
         if self.in_parallel:
             self.copies = {}
@@ -87,5 +88,4 @@ class SplitFed(SplitTraining):
         for devices in turns:
             self.turns += 1
             answers += yield from server.ask(devices, self.turns, model)
-        yield from server.compute(self.aggregation(answers), [p.number for p in answers], "aggregate")
-        return len(answers)
+        return (yield from server.take_in(answers, self.aggregation(answers)))

@@ -18,9 +18,10 @@ from learning.cost import Cost
 from learning.count_forward_only import jvp_pass
 from learning.count_split import PassCounts
 from learning.forward_gradient import deal
-from sim.actors import Device, Payload, Server, Task, Work
+from sim.actors import Device, Payload, Task, Work
 from sim.learners.forward_only import SpryLearner
 from sim.methods.shared.forward_only import ForwardOnly, ForwardOnlySettings
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -91,16 +92,15 @@ class Spry(ForwardOnly):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        yield from server.rounds(self.config.rounds, self.learner, functools.partial(self.deal_out, server))
+        how = (self.config.rounds, self.wanted, self.learner)
+        yield from server.rounds(*how, functools.partial(self.deal_out, server))
 
-    def deal_out(self, server: Server, number: int) -> Generator[Any, Any, int]:
+    def deal_out(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
         """One round: deal the tensors in a random order, collect, average each tensor."""
-        asked = yield from server.select(self.wanted, number)
         order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
         places = {device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)}
         answers = yield from server.ask(asked, number, (self.learner.state, places))
-        yield from server.compute(self.aggregation(places, answers), [p.number for p in answers], "aggregate")
-        return len(answers)
+        return (yield from server.take_in(answers, self.aggregation(places, answers)))
 
     def aggregation(self, places: dict[str, tuple[int, int]], answers: list[Payload]) -> Work:
         """The mean of each tensor and the server's step: a few passes over the numbers."""

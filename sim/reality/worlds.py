@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import simpy
 
-from sim.actors import Device, Payload, Server, Task
+from sim.actors import Device, Payload, Task
 from sim.reality.clock import RealClock
 from sim.reality.wire import Connection
 from sim.scenario import Scenario
+from sim.server import Server
 from sim.simulation import Ended, Simulation
 
 

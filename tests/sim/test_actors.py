@@ -12,9 +12,10 @@ from devices.fleet import Member
 from learning.cost import Cost
 from network.profile import LinkProfile
 from network.topology import Network
-from sim.actors import Device, Payload, Server, Work
+from sim.actors import Device, Payload, Work
 from sim.host import Host
 from sim.recorder import Recorder
+from sim.server import Server
 
 TX2 = devices.profile.load("jetson-tx2")
 LINK = LinkProfile("line", up_bps=8000.0, down_bps=16000.0, latency_s=0.5, overhead_s=0.25)

@@ -101,7 +101,10 @@ def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate, 
         ]
         assert inside and {s["end_s"] for s in inside} == {waited["end_s"]}
     assert {s["actor"] for s in spans(late, outcome="late")} == {"device-0002"}
-    assert late.ended.reason == "exhausted" and all(d.outcome == "ok" for d in late.devices)
+    assert late.ended.reason == "exhausted"
+    assert [d.outcome for d in late.devices].count("ok") == len(
+        {s["actor"] for s in spans(late, "upload", outcome="ok")}
+    )
     short = simulate(method={**ROUNDS, "rounds": 1, "deadline": 0.05}, dry=True, **AT_ONCE)
     [waited] = spans(short, actor="server", kind="wait")
     assert waited["end_s"] - waited["start_s"] == pytest.approx(0.05)

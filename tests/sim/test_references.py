@@ -56,7 +56,6 @@ def test_a_device_that_drops_out_stalls_nobody(kind, simulate, spans):
 def test_it_learns(method, simulate, curve):
     longer = {"replay": 20, "epochs": 20, "rounds": 8}
     sim = simulate(method={**method, **{key: longer[key] for key in longer if key in method}})
-    assert curve(sim)[0] <= 0.5  # three classes, nothing known at first
     assert curve(sim)[-1] >= 0.8
 
 

@@ -14,11 +14,12 @@ import devices.profile
 import network.profile
 from devices.compute import ComputeModel
 from learning.cost import Cost
-from sim.actors import Server, Work
+from sim.actors import Work
 from sim.host import Host
 from sim.recorder import Recorder
 from sim.report import device_table, summary
 from sim.results import open_run
+from sim.server import Server
 
 STREAM = {"fresh_data": {"kind": "poisson", "rate": "20 Hz"}}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from sim.actors import Device, Server, Work
+from sim.actors import Device, Work
+from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

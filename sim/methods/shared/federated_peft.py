@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from devices import compute
 from learning.cost import Cost
 from learning.count_training import training_architecture
 from learning.local_training import LocalTraining
@@ -110,6 +111,15 @@ class FederatedPeft:
         cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
         seed = self.sim.streams.seed64("local-training", f"{device.id}/{task.version}") % 2**31
         return self.learner.work(cost, self.training, model, device.samples, task.model, self.settings, seed)
+
+    def alone_s(self, device: Device) -> float:
+        """Nominal seconds of a round of the device when nobody else sends: download, training, upload."""
+        cost, nbytes = (
+            self.local_training(device, Task(0, None, None)).cost,
+            self.costs[self.model_of(device)].trainable_bytes,
+        )
+        computing_s = compute.seconds(device.profile, device.member.engine, cost.flop, cost.bytes_moved)
+        return computing_s + self.sim.network.alone_s(device.id, nbytes)
 
     def payload(self, device: Device, task: Task, state) -> Payload:
         """The trained part as bytes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from learning.taps import sample
 from sim.settings import Settings
 
 if TYPE_CHECKING:
+    from sim.actors import Device
     from sim.simulation import Simulation
 
 
@@ -32,6 +33,16 @@ class SideTuningSettings(Settings):
     weight_decay: float = Field(1.0, ge=0)
     device_batch: int = Field(8, ge=1)
     """Samples of one forward pass and one upload."""
+
+
+def require_updates(config: Any, devices: Iterable[Device]) -> None:
+    """Raise ValueError where all samples of the devices together grant not one update of the server."""
+    samples = sum(len(device.samples) for device in devices)
+    if getattr(config, "cache", True) and config.replay * samples < config.server_batch:  # else each payload is one
+        raise ValueError(
+            f"method.replay: no update is ever granted, as replay {config.replay:g} x {samples} samples is less than the "
+            f"{config.server_batch} of one update (`server_batch`)"
+        )
 
 
 def shape_over(settings: SideTuningSettings, sim: Simulation, backbones: Iterable[str]) -> SideShape:

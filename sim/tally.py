@@ -1,0 +1,75 @@
+"""What the asking came to: rounds, those that nobody answered, and a sentence where nothing was learned for a reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from sim.units import format_seconds
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+ENDINGS = {
+    "horizon": "the horizon came first",
+    "stalled": "whoever was left waited for what never came",
+    "diverged": "the model diverged",
+}
+WORDS = {  # of a device's outcome, or of what became of a task
+    "oom": "out of memory",
+    "never-ready": "never ready",
+    "never-back": "gone for good",
+    "dropped": "dropped out",
+    "offline": "went offline",
+    "unused": "answered, but too few did",
+    "diverged": "diverged",
+}
+AT_WORK = ("horizon", "stalled", "target", "ended", "ok")  # as whoever had no trouble of its own
+
+
+class Tally:
+    """Counts of a run's rounds, and what became of those who were asked in rounds that nobody answered."""
+
+    def __init__(self) -> None:
+        self.rounds = self.without_answer = 0
+        self.missed: Counter[str] = Counter()
+        self._of_this_round: list[str] = []
+
+    def miss(self, how: str) -> None:
+        """One of those asked in the present round has not answered."""
+        self._of_this_round.append(how)
+
+    def round(self, counted: int) -> None:
+        """A round is over; so many of its answers counted."""
+        self.rounds += 1
+        if not counted:
+            self.without_answer += 1
+            self.missed.update(self._of_this_round)
+        self._of_this_round.clear()
+
+
+def closing(sim: Simulation) -> Iterator[str]:
+    """What whoever reads the result has to know about rounds and updates that came to nothing."""
+    tally = sim.tally
+    if tally.without_answer:
+        answered = tally.rounds - tally.without_answer
+        others = "; of those asked in the others: " if answered else ": "
+        yield f"{answered} of {tally.rounds} rounds had an answer{others}{_listed(tally.missed.elements())}"
+    if sim.updates == 0 and not tally.without_answer and not sim.target_reached and sim.ended.reason != "interrupted":
+        yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(sim)))))
+
+
+def _reasons(sim: Simulation) -> Iterator[str]:
+    if sim.ended.reason in ENDINGS:
+        yield ENDINGS[sim.ended.reason]
+    if (joins_s := min(device.joined_at_s for device in sim.devices)) > sim.env.now:
+        yield f"the first device joins after {format_seconds(joins_s)}"
+    if troubled := [device.outcome for device in sim.devices if device.outcome not in AT_WORK]:
+        yield f"of {len(sim.devices)} devices {_listed(troubled)}"
+    if sim.recorder.uplink_bytes:
+        yield "what was uploaded is too little for one"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {WORDS.get(word, word)}" for word, count in sorted(Counter(words).items()))
