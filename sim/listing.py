@@ -21,11 +21,13 @@ def devices() -> Table:
     """Device profiles with their engines."""
     from devices.profile import load, names
 
-    table = _table("device", "what it is", "memory", "engines (achieved rate)")
+    table = _table("device", "what it is", "memory", "engines (achieved rate, power)")
     for name in names():
         profile = load(name)
-        engines = ", ".join(f"{e.name} {format_si(e.flop_per_s, 'FLOP/s')}" for e in profile.engines.values())
-        table.add_row(name, profile.title, f"{profile.memory_bytes / 2**30:.0f} GiB", engines)
+        engines = (
+            f"{e.name} {format_si(e.flop_per_s, 'FLOP/s')}, {e.power.compute_w:g} W" for e in profile.engines.values()
+        )
+        table.add_row(name, profile.title, f"{profile.memory_bytes / 2**30:.0f} GiB", "\n".join(engines))
     return table
 
 

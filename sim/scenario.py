@@ -162,7 +162,7 @@ class Group(Settings):
     backbone: Mix
     link: Mix
     engine: Mix = "simple"
-    """The software path of the profile: `simple` or, where it is known, `optimised`."""
+    """The software path of the profile: `simple`, or another of `mobifleet list devices`."""
     cell: Mix | None = None
     """The shared cell or access point its link passes, if any; see `cells`."""
     mobility: Mobility | None = None

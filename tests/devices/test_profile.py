@@ -1,7 +1,10 @@
 """Profiles: every shipped number has a source, measured rows come out again, mistakes give a clear message."""
 
 import copy
+import functools
 import math
+import operator
+import random
 import re
 import statistics
 
@@ -277,6 +280,35 @@ def test_a_malformed_profile_names_file_key_and_what_is_allowed(tmp_path, change
     with pytest.raises(profile.ProfileError, match=message) as caught:
         profile.load(path)
     assert str(path) in str(caught.value)
+
+
+ODD = [None, True, 0, -1, 10**400, math.nan, "", "x", b"\x00", [], [[]], {}, {"a": 1}, {None: 2}, ["simple"]]
+
+
+def places(node, before=()):
+    """Every place in a file's data, as the keys that lead there."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield (*before, key)
+        yield from places(child, (*before, key))
+
+
+def test_whatever_stands_anywhere_in_a_file_is_read_or_refused_in_one_line(tmp_path):
+    shipped, rng = raw("raspberry-pi-5"), random.Random(0)
+    everywhere, path = list(places(shipped)), tmp_path / "odd.yaml"
+    refused = 0
+    for _ in range(120):
+        data = copy.deepcopy(shipped)
+        *before, last = rng.choice(everywhere)
+        node = functools.reduce(operator.getitem, before, data)
+        node[last] = rng.choice(ODD)
+        path.write_text(yaml.safe_dump(data))
+        try:
+            profile.load(path)
+        except profile.ProfileError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 60
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just text", "", "a: [", "!!python/object/apply:os.getcwd []"])
