@@ -91,6 +91,16 @@ def test_a_device_computes_and_uploads_by_the_formulas(simulate):
     assert len(spans(sim, "device-0001", "upload")) == 2  # 8 samples in batches of 4
 
 
+@pytest.mark.parametrize(("engine", "watts"), [("simple-fp32", 34.7), ("int8-batched-maxq", 54.1), ("int8-maxq", 34.7)])
+def test_a_device_draws_the_power_of_the_engine_that_it_computes_on(simulate, engine, watts):
+    fleet = [{"count": 3, "device": "jetson-agx-orin", "engine": engine, "backbone": "random-bert", "link": "lte"}]
+    sim = simulate(dry=True, **{**CALM, "fleet": fleet})
+    computing = spans(sim, "device-0000", "compute")
+    assert computing
+    for span in computing:
+        assert span["joules"] == pytest.approx(watts * (span["end_s"] - span["start_s"]))
+
+
 def test_the_server_updates_by_the_formula_as_soon_as_a_payload_lands(simulate):
     sim = simulate(dry=True, **CALM)
     server = devices.profile.load("a100")
