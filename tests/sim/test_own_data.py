@@ -9,6 +9,7 @@ import yaml
 
 from inputs.files import FileProblem
 from learning import data
+from learning.catalogue import find
 from learning.partition import PartitionError
 from sim.scenario import OwnData, Scenario, Task
 from sim.scenario_checks import problems
@@ -36,7 +37,7 @@ def world(tmp_path):
             "name": "own",
             "task": {"dataset": dataset, "max_tokens": 16, **task},
             "fleet": [{"count": 4, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "wifi-home"}],
-            "method": {"kind": "fed-mobillm", "replay": 1},
+            "method": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8},
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(scenario, sort_keys=False))
         return tmp_path / "own.yaml"
@@ -132,6 +133,24 @@ def test_fewer_clients_than_devices_is_an_error(world, change, said):
     path = world({"d.csv": cells}, dataset, "text,label,who", partition={"kind": "natural", **change})
     with pytest.raises(PartitionError, match=said):
         task_of(path)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_tokens_are_the_same_piece_by_piece(world, monkeypatch, pairs):
+    cells = [(text, f"other {i}" * (i % 3), label) for i, (text, label) in enumerate(rows(60))]
+    dataset = {"path": "d.csv"} | ({"text_b": "other"} if pairs else {})
+    task, spec = task_of(world({"d.csv": cells}, dataset, "text,other,label")), find("random-bert")
+    samples = np.concatenate(task.parts)
+    whole = task.tokens(spec, samples)
+    monkeypatch.setattr("sim.task.CHARACTERS_AT_ONCE", 50)
+    pieces = task.tokens(spec, samples)
+    for name in ("ids", "segments") if pairs else ("ids",):
+        one, other = getattr(whole, name), getattr(pieces, name)
+        assert len(one) == len(other) == len(samples)
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert pairs or whole.segments is pieces.segments is None
+    assert np.array_equal(task.lengths(spec, samples), whole.lengths())
+    assert len(task.tokens(spec, samples[:0])) == 0
 
 
 def test_a_client_column_is_read_named_and_checked(world):
