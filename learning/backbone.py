@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inputs.files import first_line, is_ours
 from learning.catalogue import BackboneError, BackboneSpec, config_of, depth_of, too_long
-from learning.layers import hidden_states
+from learning.layers import hidden_states, positions_of
 from learning.loading import load_model
 from learning.tokens import Tokens
 
 READOUTS = ("first", "last", "mean")
 _ROWS, _LENGTH_STEP = 16, 8
-_POSITIONS = re.compile(r"wpe|(embed_)?positions?(_embeddings)?|embed_positions")
 
 
 class Backbone:
@@ -107,20 +105,6 @@ def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Ten
         ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
         mask_BT[row, : len(ids)] = 1
     return ids_BT, mask_BT
-
-
-def positions_of(model: nn.Module) -> int | None:
-    """The longest text, in tokens, that a model has positions for; None without a table of absolute positions.
-
-    Such a table is an embedding called by its positions. OPT and BART leave rows free before its first, RoBERTa and its
-    relatives all rows up to the padding's.
-    """
-    lengths = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _POSITIONS.fullmatch(name.rpartition(".")[2]):
-            free = getattr(module, "offset", None) or (0 if module.padding_idx is None else module.padding_idx + 1)
-            lengths.append(module.num_embeddings - free)
-    return min(lengths, default=None)
 
 
 def _read(h_BTD: Tensor, mask_BT: Tensor, readout: str) -> Tensor:

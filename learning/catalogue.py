@@ -123,6 +123,11 @@ def _require_complete(name: str, config: Mapping[str, Any]) -> None:
         raise BackboneError(f"backbone {name!r}: {first_line(error)}") from None
 
 
+def is_own(spec: BackboneSpec) -> bool:
+    """Whether it is a backbone of the user's, not one of the catalogue."""
+    return spec.kind in ("path", "hub") or _catalogue().get(spec.source, {}).get("config") != spec.config
+
+
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers that a Hugging Face configuration states."""
     return _whole(config, _LAYERS_KEYS, "number of layers", _MOST_LAYERS)
@@ -286,9 +291,14 @@ def fingerprint(spec: BackboneSpec) -> str:
     digest.update(json.dumps([_FORWARD_VERSION, spec.kind, config_of(spec), spec.seed], sort_keys=True).encode())
     if spec.kind != "random":
         for file in weight_files(spec):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(sha256_of(file))
     return digest.hexdigest()
+
+
+def sha256_of(file: Path) -> bytes:
+    """The digest of what a file holds."""
+    with reading(file, "a file"), file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------

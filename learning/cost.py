@@ -36,6 +36,7 @@ class Architecture:
     The peak of live activations is the larger of two regimes, each linear in the batch: feed-forward (linear in tokens) and
     attention (quadratic): `peak_feed_forward`, `peak_attention` = (constant, per token, per token^2) bytes a sequence.
     `flop_per_batch` is what a batch computes once (DeBERTa's relative positions), in most architectures nothing.
+    `positions` is the longest text in tokens, None where there is no table of absolute positions.
     """
 
     layers: int
@@ -46,6 +47,7 @@ class Architecture:
     peak_feed_forward: tuple[float, float, float]
     peak_attention: tuple[float, float, float]
     flop_per_batch: float = 0.0
+    positions: int | None = None
 
     def weight_bytes(self, bytes_per_number: float = 4) -> int:
         """Bytes of the weights when each number takes `bytes_per_number` bytes."""

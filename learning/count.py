@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from learning.cost import Architecture, Cost
+from learning.layers import positions_of
 from learning.meter import TINY, Meter, quadratic
 from learning.weightless import weightless
 
@@ -58,6 +59,7 @@ def count_architecture(config: Mapping[str, Any]) -> Architecture:
         peak_feed_forward=quadratic(TINY, [at[n].peak_bytes / 2 for n in TINY]),
         peak_attention=quadratic(long, [at[n].peak_bytes / 2 for n in long]),
         flop_per_batch=float(flop_per_batch),
+        positions=positions_of(model),
     )
 
 

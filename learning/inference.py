@@ -163,6 +163,5 @@ def _content(spec: BackboneSpec) -> str:
         return catalogue.fingerprint(spec)
     digest = hashlib.blake2b(str(catalogue.depth_of(catalogue.config_of(spec))).encode(), digest_size=16)
     for file in catalogue.weight_files(spec):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(catalogue.sha256_of(file))
     return digest.hexdigest()

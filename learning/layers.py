@@ -1,7 +1,8 @@
-"""Where a model of transformers has its layers, and what goes in and out of them, whatever the architecture."""
+"""Where a model of transformers has its layers and positions, and what goes in and out, whatever the architecture."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,3 +52,24 @@ def hidden_states(model: nn.Module, **inputs: Any) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     return [*states, output if output.shape[-1] == last[-1].shape[-1] else last[-1]]
+
+
+_TABLE = re.compile(r"wpe|pos_encoding|(char_)?(embed_)?positions?(_embeddings)?")
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The longest text, in tokens, that a model has positions for; None without a table of absolute positions.
+
+    Such a table is an embedding, or computed rows, called by its positions. OPT and BART leave rows free before its first,
+    RoBERTa and its relatives all rows up to the padding's.
+    """
+    lengths = [rows.shape[0] for name, rows in model.named_buffers() if _is_table(name) and rows.dim() == 2]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _is_table(name):
+            free = getattr(module, "offset", None) or (0 if module.padding_idx is None else module.padding_idx + 1)
+            lengths.append(module.num_embeddings - free)
+    return min(lengths, default=None)
+
+
+def _is_table(name: str) -> bool:
+    return _TABLE.fullmatch(name.rpartition(".")[2]) is not None

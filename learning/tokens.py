@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from inputs.files import MOST_BYTES, read_bytes, reading, regular_file
+from inputs.files import MOST_BYTES, reading, regular_file
 from learning import assets
-from learning.catalogue import BackboneError, BackboneSpec, config_of, directory, small_files
+from learning.catalogue import BackboneError, BackboneSpec, config_of, directory, sha256_of, small_files
 
 _NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
@@ -98,13 +98,20 @@ def tokenizer_of(spec: BackboneSpec) -> Any:
         return _with_words(Tokenizer.from_file(str(regular_file(file, MOST_BYTES))), file)
 
 
+def largest_id(spec: BackboneSpec) -> int:
+    """The largest id that the backbone's tokenizer knows."""
+    if spec.kind == "random":
+        return int(config_of(spec)["vocab_size"]) - 1
+    return max(tokenizer_of(spec).get_vocab().values(), default=0)
+
+
 def _kept_conversion(spec: BackboneSpec) -> Path:
     """Where the cache has, or would have, the tokenizer.json made of the folder's files."""
     from importlib.metadata import version
 
     digest = hashlib.blake2b(version("transformers").encode(), digest_size=16)
     for file in small_files(spec):
-        digest.update(file.name.encode() + b"\0" + hashlib.sha256(read_bytes(file)).digest())
+        digest.update(file.name.encode() + b"\0" + sha256_of(file))
     return assets.cache_dir() / "tokenizers" / f"{digest.hexdigest()}.json"
 
 
