@@ -32,6 +32,14 @@ class Backbone:
         self.hidden_size, self.positions = int(self.model.config.hidden_size), positions_of(self.model)
         self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
 
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of token ids that the embedding has a row for; None where it has no table of ids."""
+        try:
+            return getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        except NotImplementedError:  # CANINE hashes characters
+            return None
+
     def readouts(
         self, tokens: Tokens, readout: str = "mean", progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
@@ -41,11 +49,7 @@ class Backbone:
         to the next multiple of eight tokens, in a batch of exactly 16 rows. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        lengths, most = tokens.lengths(), self.positions or 1 << 30
-        if lengths.max(initial=0) > most:
-            raise too_long(self.spec.name, int(lengths.max()), most)
-        padded = np.maximum(lengths, np.minimum(-(-lengths // _LENGTH_STEP) * _LENGTH_STEP, most))
-        done = 0
+        padded, done = self._padded(tokens.lengths()), 0
         for length in np.unique(padded):
             same = np.flatnonzero(padded == length)
             for start in range(0, len(same), _ROWS):
@@ -56,6 +60,16 @@ class Backbone:
                 if progress:
                     progress(done)
         return out
+
+    def read_alone(self, ids_T: np.ndarray) -> None:
+        """Let the model read one text, as long as `readouts` would make it; BackboneError where it cannot."""
+        self.states(*pad([ids_T], int(self._padded(np.array([len(ids_T)]))[0])))
+
+    def _padded(self, lengths_N: np.ndarray) -> np.ndarray:
+        most = self.positions or 1 << 30
+        if lengths_N.max(initial=0) > most:
+            raise too_long(self.spec.name, int(lengths_N.max()), most)
+        return np.minimum(-(-lengths_N // _LENGTH_STEP) * _LENGTH_STEP, most)
 
     def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
         ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)

@@ -108,7 +108,7 @@ def _stored(spec: BackboneSpec) -> nn.Module:
     if any(map(_is_pooler, [*report["missing_keys"], *mismatched])):
         model.pooler = None
     faults = [
-        *_absent([name for name in report["missing_keys"] if not _is_pooler(name)], len(bare.state_dict()), tensors),
+        *_absent(report["missing_keys"], len(bare.state_dict()), tensors),
         *_unlike({name: shapes for name, shapes in mismatched.items() if not _is_pooler(name)}),
         *_left_over(spec, bare, report["unexpected_keys"]),
         *report["error_msgs"],
@@ -120,8 +120,8 @@ def _stored(spec: BackboneSpec) -> nn.Module:
     return model
 
 
-def _absent(names: list[str], of: int, tensors: Mapping[str, Any]) -> Iterator[str]:
-    if not names:
+def _absent(names: Iterable[str], of: int, tensors: Mapping[str, Any]) -> Iterator[str]:
+    if all(map(_is_pooler, names)):
         return
     found = next((key for key in tensors if key.endswith(f".{min(names)}")), "")
     hint = f", for its name in the weights is {found}" if found else ""

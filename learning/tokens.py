@@ -6,10 +6,8 @@ a tokenizer.json in the cache. transformers makes up an empty tokenizer where fi
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from inputs.files import MOST_BYTES, reading, regular_file
-from learning import assets
+from learning import kept
 from learning.catalogue import BackboneError, BackboneSpec, config_of, directory, sha256_of, small_files
 
 _NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -89,13 +87,21 @@ def tokenizer_of(spec: BackboneSpec) -> Any:
     """The backbone's `tokenizers.Tokenizer`, or one of transformers' Python ones for the few that have no other."""
     from tokenizers import Tokenizer
 
-    file = directory(spec) / "tokenizer.json"
-    if not file.exists():
-        file = _kept_conversion(spec)
-        if not file.exists():
-            return _convert(spec, file)
-    with reading(file, "a tokenizer"):
-        return _with_words(Tokenizer.from_file(str(regular_file(file, MOST_BYTES))), file)
+    folder = directory(spec)
+    file = folder / "tokenizer.json"
+    if file.exists():
+        with reading(file, "a tokenizer"):
+            return _with_words(Tokenizer.from_file(str(regular_file(file, MOST_BYTES))), file)
+    files = [[file.name, sha256_of(file).hex()] for file in small_files(spec)]
+    conversion = kept.place("tokenizers", "tokenizer", files, kept.finder(("tokens",), ("transformers", "tokenizers")))
+    if (found := kept.recall(conversion)) is not None:
+        return Tokenizer.from_str(found)
+    made = _made_by_transformers(spec)
+    fast = getattr(made, "backend_tokenizer", None)
+    if fast is None:
+        return made
+    kept.keep(conversion, _with_words(fast, folder).to_str())
+    return fast
 
 
 def largest_id(spec: BackboneSpec) -> int:
@@ -105,18 +111,7 @@ def largest_id(spec: BackboneSpec) -> int:
     return max(tokenizer_of(spec).get_vocab().values(), default=0)
 
 
-def _kept_conversion(spec: BackboneSpec) -> Path:
-    """Where the cache has, or would have, the tokenizer.json made of the folder's files."""
-    from importlib.metadata import version
-
-    digest = hashlib.blake2b(version("transformers").encode(), digest_size=16)
-    for file in small_files(spec):
-        digest.update(file.name.encode() + b"\0" + sha256_of(file))
-    return assets.cache_dir() / "tokenizers" / f"{digest.hexdigest()}.json"
-
-
-def _convert(spec: BackboneSpec, kept: Path) -> Any:
-    """The tokenizer that transformers makes of the folder's files; kept as JSON where it can be."""
+def _made_by_transformers(spec: BackboneSpec) -> Any:
     folder = directory(spec)
     if {file.name for file in small_files(spec)} <= _NO_TOKENIZER:
         raise _no_tokenizer(spec, ["what one can be made of"])
@@ -129,15 +124,7 @@ def _convert(spec: BackboneSpec, kept: Path) -> Any:
     needed = [name for key, name in made.vocab_files_names.items() if key in ("vocab_file", "merges_file")]
     if missing := [name for name in needed if not (folder / name).is_file()]:
         raise _no_tokenizer(spec, missing)
-    fast = getattr(made, "backend_tokenizer", None)
-    if fast is None:
-        return made
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        fresh = kept.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_text(fast.to_str(), encoding="utf-8")
-        fresh.replace(kept)
-    return _with_words(fast, folder)
+    return made
 
 
 def _no_tokenizer(spec: BackboneSpec, nor: Sequence[str]) -> BackboneError:

@@ -330,10 +330,12 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
         mobifleet check my_study.yaml --set stop.target=0.8
     """
     from sim.check import describe
+    from sim.rehearsal import rehearse
     from sim.simulation import Simulation, building
 
     chosen = _load(scenario, overrides, seed)
     with building(chosen) as heard:
+        rehearse(chosen, _folder_of(scenario))
         sim = Simulation(chosen, _folder_of(scenario), dry=True)
     sim.remark(*heard)
     console.print(describe(sim))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from inputs.files import located
 from learning import catalogue
 from learning.catalogue import BackboneSpec
 from learning.cost import BYTES_PER_NUMBER, Architecture, Cost
-from sim.scenario import Scenario
+from sim.scenario import Scenario, SizedData
 
 
 class DoesNotFit(ValueError):
@@ -29,6 +31,7 @@ class Costing:
     architectures: dict[str, Architecture]
     precision: dict[str, str]
     fixed_tokens: int | None
+    remarks: tuple[str, ...] = ()
 
     @property
     def charged_as(self) -> str | None:
@@ -71,15 +74,17 @@ class Costing:
             raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): {shortage}")
 
 
-def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> Costing:
-    """Settle the costing of a fleet; `catalogue.BackboneError` for a backbone that is not there.
-
-    Directories of the scenario's own backbones are relative to `folder`, as its data are.
-    """
-    own = {
+def own_backbones(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]:
+    """The scenario's own backbones; their directories are relative to `folder`, as its data are."""
+    return {
         name: given if given["path"] is None else {**given, "path": str(located(given["path"], folder))}
         for name, given in scenario.own_backbones.items()
     }
+
+
+def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> Costing:
+    """Settle the costing of a fleet; BackboneError for a backbone that is not there, or has too few positions."""
+    own = own_backbones(scenario, folder)
     names = sorted({member.backbone for member in members})
     learned = {name: catalogue.find(name, own) for name in names}
     charged = dict(learned)
@@ -88,4 +93,26 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
         charged = {name: catalogue.find(as_ if isinstance(as_, str) else as_[name], own) for name in names}
     precision = {group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)}
     architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
-    return Costing(learned, charged, architectures, precision, scenario.cost_as.tokens if scenario.cost_as else None)
+    fixed = scenario.cost_as.tokens if scenario.cost_as else None
+    remarks = tuple(_beyond_positions(scenario, learned, charged, architectures))
+    return Costing(learned, charged, architectures, precision, fixed, remarks)
+
+
+def _beyond_positions(
+    scenario: Scenario,
+    learned: dict[str, BackboneSpec],
+    charged: dict[str, BackboneSpec],
+    architectures: dict[str, Architecture],
+) -> Iterator[str]:
+    """Texts longer than what learns has positions for are an error; longer than what is charged or was meant, a remark."""
+    data = scenario.task.dataset
+    longest = data.tokens if isinstance(data, SizedData) else scenario.task.max_tokens
+    tokens = (scenario.cost_as and scenario.cost_as.tokens) or longest
+    for name, spec in learned.items():
+        positions, stated = architectures[name].positions, catalogue.config_of(spec).get("max_position_embeddings")
+        if positions is not None and charged[name] == spec and longest > positions:
+            raise catalogue.too_long(name, longest, positions)
+        if positions is not None and tokens > positions:
+            yield f"{charged[name].name} has {positions} positions: at {tokens} tokens it is charged as if it had more"
+        if isinstance(stated, int) and longest > stated:
+            yield f"{name} was made for {stated} positions: texts of up to {longest} tokens go beyond what it has learned"

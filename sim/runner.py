@@ -12,6 +12,7 @@ from pathlib import Path
 from learning.data import TextDataset
 from sim.journal import Journal
 from sim.recorder import write_table
+from sim.rehearsal import rehearse
 from sim.report import device_table, summary
 from sim.results import Run, open_run
 from sim.run_directory import (
@@ -61,6 +62,8 @@ def run_scenario(
             with _ctrl_c() as watch.should_stop:
                 on_stage("preparing")
                 with building(scenario) as heard:
+                    if not dry:
+                        rehearse(scenario, folder)
                     sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
                 sim.remark(*heard)
                 on_stage("simulating")

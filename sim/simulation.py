@@ -137,6 +137,7 @@ class Simulation:
         self.remark(*self.task.remarks)
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
+        self.remark(*self.costing.remarks)
         self._lengths = self._lengths_by_backbone(members)
         self.network = links.build(self.env, scenario, members, self.streams, folder)
         self.devices = self._devices(members, folder)

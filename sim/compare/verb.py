@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
 from sim.compare.runs import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
+from sim.rehearsal import rehearse
 from sim.results import open_run
 from sim.run_directory import held
 from sim.scenario import Scenario
@@ -36,6 +37,8 @@ def compare_scenario(
 ) -> Iterator[Table]:
     """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is none."""
     entries = plan(scenario, out, seeds, only)
+    for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
+        rehearse(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         yield from _compared(scenario, entries, folder, out, seeds, only, dry, processes, console, tune)

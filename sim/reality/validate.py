@@ -14,6 +14,7 @@ from sim.reality.agreement import agreement, ranking, spread, transfers_from_rea
 from sim.reality.learners import SUPPORTED
 from sim.reality.processes import run_for_real
 from sim.reality.worlds import RealityError
+from sim.rehearsal import rehearse
 from sim.results import Run, open_run
 from sim.run_directory import new_folder
 from sim.runner import run_scenario
@@ -49,6 +50,7 @@ def validate(
     RealityError for what cannot be executed, or when a process dies; whatever was finished by then is kept.
     """
     entries = [_executable(entry, folder) for entry in _entries(scenario, methods or [])]
+    rehearse(scenario, folder)
     with new_folder(f"{scenario.name}-validate", out) as place:
         simulated: dict[str, Run] = {}
         for label, one in entries:

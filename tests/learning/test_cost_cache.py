@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from learning import cost_cache
+from learning import cost_cache, kept
 from learning.catalogue import BackboneError, architecture, find
 from learning.cost_cache import counted
 from learning.count_forward_only import forward_architecture, jvp_pass
@@ -50,7 +50,7 @@ def test_a_count_is_made_once_and_comes_back_as_it_was(cache):
         lambda text: b"\xff\xfe\x00" + text.encode(),
         lambda text: text.replace("1.5", "1.6").encode(),
         lambda text: text.replace("flop", "flap").encode(),
-        lambda text: json.dumps(json.loads(text)["counted"]).encode(),
+        lambda text: json.dumps(json.loads(text)["found"]).encode(),
         lambda text: b"[" * 100_000,
         lambda text: b"null",
         lambda text: b'{"digest": 1}',
@@ -75,13 +75,19 @@ def test_an_older_counters_file_is_not_read(monkeypatch):
 
 
 def test_the_counter_is_its_source_and_its_libraries(monkeypatch, tmp_path):
-    before = cost_cache._counter.__wrapped__()
-    monkeypatch.setattr(cost_cache, "version", lambda name: "0.1")
-    other_libraries = cost_cache._counter.__wrapped__()
+    def counter():
+        kept.finder.cache_clear()
+        return cost_cache._counter()
+
+    before = counter()
+    monkeypatch.setattr(kept, "version", lambda name: "0.1")
+    other_libraries = counter()
     for name in cost_cache._COUNTERS:
-        (tmp_path / name).write_text("# counts otherwise")
-    monkeypatch.setattr(cost_cache, "__file__", str(tmp_path / "cost_cache.py"))
-    assert len({before, other_libraries, cost_cache._counter.__wrapped__()}) == 3
+        (tmp_path / f"{name}.py").write_text("# counts otherwise")
+    monkeypatch.setattr(kept, "__file__", str(tmp_path / "kept.py"))
+    assert len({before, other_libraries, counter()}) == 3
+    monkeypatch.undo()
+    assert counter() == before
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache):
