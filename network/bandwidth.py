@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import erf, exp, floor, inf, isfinite, log, sqrt
 from pathlib import Path
 
 import numpy as np
-import simpy
 
 from network.errors import NetworkError
-from network.series import read_rates
+from network.series import Rates, read_rates
 
 
 class CapacityTrace:
     """A capacity in bit/s over time: `capacity_bps[i]` holds from `times_s[i]` to the next time.
 
     `times_s` starts at 0 and increases strictly. With `period_s` the trace repeats, else its last value holds for ever.
-    `read`: as what it was read, if it comes from a file.
+    `source`: what was read, if it comes from a file.
     """
 
     def __init__(
-        self, times_s: Sequence[float], capacity_bps: Sequence[float], period_s: float | None = None, read: str = ""
+        self,
+        times_s: Sequence[float],
+        capacity_bps: Sequence[float],
+        period_s: float | None = None,
+        source: Rates | None = None,
     ):
         times = [float(t) for t in times_s]
         rates = [float(c) for c in capacity_bps]
@@ -37,8 +40,9 @@ class CapacityTrace:
             raise NetworkError("a trace's capacity_bps must be finite and >= 0")
         if period_s is not None and not times[-1] < period_s < inf:
             raise NetworkError(f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})")
-        self.times_s, self.capacity_bps, self.period_s, self.read = times, rates, period_s, read
+        self.times_s, self.capacity_bps, self.period_s, self.source = times, rates, period_s, source
         self._is_steady = min(rates) == max(rates)
+        self._open = [step for step, rate in enumerate(rates) if rate > 0]
         ends = [*times[1:], period_s if period_s is not None else times[-1]]
         self._bits = [0.0]  # offered up to each time, and in a whole period
         for start, end, rate in zip(times, ends, rates, strict=True):
@@ -58,6 +62,21 @@ class CapacityTrace:
                 return inf
             period, step = period + 1, -1
         return self._start(period, step + 1)
+
+    @property
+    def closes(self) -> bool:
+        """Whether it is ever 0."""
+        return len(self._open) < len(self.capacity_bps)
+
+    def opens(self, t_s: float) -> float:
+        """The first time from t on at which the capacity is above 0, s; inf if there is none."""
+        period, step = self._locate(t_s)
+        if self.capacity_bps[step] > 0:
+            return t_s
+        later = bisect_right(self._open, step)
+        if later < len(self._open):
+            return self._start(period, self._open[later])
+        return self._start(period + 1, self._open[0]) if self._open and self.period_s is not None else inf
 
     def integral(self, start_s: float, end_s: float) -> float:
         """The bits that the capacity would carry from start to end, bit."""
@@ -92,7 +111,7 @@ def read_csv(path: str | Path, period_s: float | None = None) -> CapacityTrace:
     """
     rates = read_rates(path, is_capacity=True)
     try:
-        return CapacityTrace(rates.times_s, rates.bps, rates.period_s or period_s, f"{Path(path).name}: {rates.read}")
+        return CapacityTrace(rates.times_s, rates.bps, rates.period_s or period_s, rates)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from None
 
@@ -156,16 +175,3 @@ def _ar1(rho: float, n_steps: int, rng: np.random.Generator) -> np.ndarray:
     for i in range(1, n_steps):
         states[i] = rho * states[i - 1] + shock_sd * states[i]
     return states
-
-
-def drive(env: simpy.Environment, link, trace: CapacityTrace) -> Iterator[simpy.Event]:
-    """A process that gives `link` (anything with set_capacity) the trace's capacity at each change.
-
-    A trace with a period never ends, so run the environment until a time or an event, not until nothing is left to do.
-    """
-    while True:
-        link.set_capacity(trace.at(env.now))
-        change_s = trace.next_change(env.now)
-        if change_s == inf:
-            return
-        yield env.timeout(change_s - env.now)

@@ -70,8 +70,9 @@ class FairLink:
             raise NetworkError(f"a link's capacity must be >= 0 bit/s, not {capacity_bps}")
         self.env = env
         self.capacity_bps = capacity_bps
+        self.trace = None  # the CapacityTrace that its capacity follows, if it is known to follow one
         self.level_bps = inf  # the water level now; the ceiling (inf without a trunk) while everyone runs at its cap
-        self._trunk = trunk
+        self.trunk = trunk
         self._ceiling_bps = inf
 
         self._n_level = 0
@@ -330,10 +331,10 @@ class FairLink:
         self.level_bps = level_bps
 
     def _settle(self) -> None:
-        if self._trunk is None:
+        if self.trunk is None:
             self._arm()
         else:
-            self._trunk.rebalance(self)
+            self.trunk.rebalance(self)
 
     def _arm(self) -> None:
         """See to it that a timer fires no later than the next end.

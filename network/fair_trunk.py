@@ -32,6 +32,7 @@ class FairTrunk:
             raise NetworkError(f"a link's capacity must be >= 0 bit/s, not {capacity_bps}")
         self.env = env
         self.capacity_bps = capacity_bps
+        self.trace = None  # as a FairLink's
         self.links: list[FairLink] = []
         self._level_bps = 0.0  # of the last time it bound: where the next search starts
         self._binds = False

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import Protocol
 
 import simpy
 
 from network import tcp
 from network.fair_link import FairLink
+from network.mobility import Journey
 from network.profile import LinkProfile
+from network.way import Drives, Rate, closes, opens_s
 from network.wifi import AirTransfer
 
 
-class Rate(Protocol):
-    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace."""
-
-    def at(self, t_s: float) -> float:
-        """The rate at time t, bit/s."""
-
-    def next_change(self, t_s: float) -> float:
-        """The first time after t at which it may change, s."""
-
-
 class Sent(AirTransfer):
-    """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once it has started."""
+    """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once it has started.
 
-    __slots__ = ("lane", "left_bits", "payload_bytes")
+    Nothing of it can pass before `opens_s`.
+    """
+
+    __slots__ = ("lane", "left_bits", "opens_s", "payload_bytes")
 
 
 class Lane:
@@ -42,22 +36,32 @@ class Lane:
     """
 
     __slots__ = (
-        *("bound_bps", "delay_s", "env", "handover_s", "journey", "links"),
+        *("bound_bps", "closes", "delay_s", "drives", "env", "handover_s", "journey", "links"),
         *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting"),
     )
 
     def __init__(
-        self, env, links, rate: float | Rate, profile: LinkProfile, uses_tcp: bool, journey, handover_s: float
+        self,
+        env,
+        links,
+        rate: float | Rate,
+        profile: LinkProfile,
+        uses_tcp: bool,
+        journey,
+        handover_s: float,
+        drives: Drives,
     ):
         self.env = env
         self.links = links
         self.rate = rate
+        self.closes = closes(rate, links)
         self.profile = profile
         self.delay_s = profile.overhead_s + profile.latency_s
         self.uses_tcp = uses_tcp
         self.bound_bps = tcp.bound_bps(profile) if uses_tcp else inf
         self.journey = journey
         self.handover_s = handover_s
+        self.drives = drives
         self.resent_bytes = 0.0
         self.sending: Sent | None = None
         self.waiting: deque[Sent] = deque()
@@ -65,7 +69,7 @@ class Lane:
     def send(self, nbytes: float) -> Sent:
         on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
         transfer = Sent(self.env, on_air_bytes, inf)
-        transfer.lane, transfer.payload_bytes, transfer.left_bits = self, nbytes, None
+        transfer.lane, transfer.payload_bytes, transfer.left_bits, transfer.opens_s = self, nbytes, None, -1.0
         transfer.callbacks.append(self._next)
         self.waiting.append(transfer)
         if self.sending is None:
@@ -102,6 +106,7 @@ class Lane:
         self.sending = transfer = self.waiting.popleft() if self.waiting else None
         if transfer is None:
             return
+        self.drives.wake()
         delay_s = self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
         if delay_s > 0:
             self.env.timeout(delay_s).callbacks.append(lambda _: self._join(transfer))
@@ -121,27 +126,40 @@ class Lane:
     def _join(self, transfer: Sent) -> None:
         if transfer.moved_bytes is not None:
             return  # aborted on the way
-        transfer.rate_bps = self._rate_bps()
+        transfer.rate_bps = self._rate_bps() if self.may_move() else 0.0
         transfer.cap_bps = min(transfer.rate_bps, self.bound_bps)
         if transfer.left_bits is None:
             transfer.left_bits = 8.0 * transfer.nbytes
             if not isinstance(self.rate, float | int):
-                self._at(self.rate.next_change(self.env.now), self._re_rate, transfer)
+                self._at_change(self.rate, self._re_rate, transfer)
             if self.journey is not None:
-                self._at(self.journey.next_change(self.env.now), self._hand_over, transfer)
+                self._at_change(self.journey, self._hand_over, transfer)
         self._link().admit(transfer, transfer.left_bits)
 
+    def may_move(self) -> bool:
+        """Whether bits of the transfer under way pass now, or ever will."""
+        transfer, now = self.sending, self.env.now
+        if transfer is None or not self.closes:
+            return transfer is not None
+        if transfer.opens_s < now:
+            transfer.opens_s = opens_s(now, self.rate, self.links, self.journey)
+        return transfer.opens_s < inf
+
+    def _at_change(self, of: Rate | Journey, act, transfer: Sent) -> None:
+        """Wake at the next change, as long as this transfer lasts and may still move."""
+        change_s = of.next_change(self.env.now) if self.may_move() else inf
+        if change_s < inf:
+            self._at(change_s, act, transfer)
+
     def _at(self, time_s: float, act, transfer: Sent) -> None:
-        """Wake at a change, as long as this transfer lasts."""
-        if time_s < inf:
-            self.env.timeout(time_s - self.env.now).callbacks.append(lambda _: act(transfer))
+        self.env.timeout(time_s - self.env.now).callbacks.append(lambda _: act(transfer))
 
     def _re_rate(self, transfer: Sent) -> None:
         if transfer.moved_bytes is None:
             if transfer.link is not None:  # else it is between two cells and will look when it arrives
-                transfer.rate_bps = self._rate_bps()
+                transfer.rate_bps = self._rate_bps() if self.may_move() else 0.0
                 transfer.link.set_cap(transfer, min(transfer.rate_bps, self.bound_bps))
-            self._at(self.rate.next_change(self.env.now), self._re_rate, transfer)
+            self._at_change(self.rate, self._re_rate, transfer)
 
     def _hand_over(self, transfer: Sent) -> None:
         if transfer.moved_bytes is None:
@@ -151,4 +169,4 @@ class Lane:
                     self._at(self.env.now + self.handover_s, self._join, transfer)
                 else:
                     self._join(transfer)
-            self._at(self.journey.next_change(self.env.now), self._hand_over, transfer)
+            self._at_change(self.journey, self._hand_over, transfer)

@@ -37,6 +37,7 @@ PACKET_STEP_MS = 1000  # into which packets are counted
 MOST_PACKETS = 5_000_000
 MOST_BPS = 1e15  # beyond what any one link has carried: a mistake, not a rate
 PLAUSIBLE_BPS = (1e3, 1e11)  # of a median: outside, the unit is probably another one
+UNSAID = " (as nothing else is said)"
 COUNTER_ROWS = 8  # of counts that rise and rise: then they are the readings of a counter
 
 _UNIT = re.compile(
@@ -61,13 +62,15 @@ class Unit:
 class Rates:
     """A series of rates in bit/s, NaN where one is missing; `times_s` from 0 on, None where the file has no times.
 
-    `read` says as what the file was read. `period_s`: when a packet-delivery trace begins again, else None.
+    `read` says as what the file was read, `is_time_said` whether the unit of its times is the file's own word. `period_s`:
+    when a packet-delivery trace begins again, else None.
     """
 
     times_s: list[float] | None
     bps: list[float]
     read: str
     period_s: float | None = None
+    is_time_said: bool = True
 
 
 def read_rates(
@@ -104,8 +107,10 @@ def read_rates(
     for row, value in enumerate(bps):
         if value > MOST_BPS:
             raise table.problem(row, place, f"{value:.3g} bit/s is no rate of a link: is the unit right?")
-    time_read = f"{_titled(table, clock)} in {when.unit}, " if when else ""
-    return Rates(_from_zero(when), bps, f"{time_read}{_titled(table, place)} in {worth.words}")
+    is_said = when is None or when.is_said
+    time_read = f"{_titled(table, clock)} in {when.unit}{'' if is_said else UNSAID}, " if when else ""
+    read = f"{time_read}{_titled(table, place)} in {worth.words}"
+    return Rates(_from_zero(when), bps, read, is_time_said=is_said)
 
 
 def doubt(bps: Sequence[float]) -> str | None:
@@ -177,7 +182,7 @@ def _from_zero(when: Times | None) -> list[float] | None:
 def _unit(table: Table, place: int, asked: str | None, default: str) -> Unit:
     said = _unit_in(table.names[place]) if table.names else None
     if said is None:
-        return Unit(UNITS_BPS[asked or default], asked or f"{default} (as nothing else is said)")
+        return Unit(UNITS_BPS[asked or default], asked or f"{default}{UNSAID}")
     if isinstance(said, str):
         raise FileProblem(f"{table.path}: {_titled(table, place)}: {said}")
     if asked is not None and (said.is_count or said.bits != UNITS_BPS[asked]):

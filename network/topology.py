@@ -23,13 +23,14 @@ from typing import Literal
 
 import simpy
 
-from network.bandwidth import CapacityTrace, drive
+from network.bandwidth import CapacityTrace
 from network.errors import NetworkError
 from network.fair_link import FairLink, Transfer
 from network.fair_trunk import FairTrunk
-from network.lane import Lane, Rate, Sent
+from network.lane import Lane, Sent
 from network.mobility import Journey
 from network.profile import LinkProfile
+from network.way import Drives, Rate
 from network.wifi import AirLink
 
 
@@ -81,7 +82,8 @@ class Network:
         self._down = self._share("egress", egress_bps, cells, "down")
         self._lanes: dict[str, tuple[Lane, Lane]] = {}
         for name, trace in (traces or {}).items():
-            env.process(drive(env, _named(self.shared, name, "shared link"), trace))
+            _named(self.shared, name, "shared link").trace = trace
+        self._drives = Drives(env, [link for link in self.shared.values() if link.trace], self._may_move)
 
     def attach(
         self,
@@ -111,7 +113,8 @@ class Network:
         for links, rate in ((self._up, trace or profile.up_bps), (self._down, down_trace or profile.down_bps)):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
-            lane = Lane(self.env, links if journey else links[cell], rate, profile, tcp, journey, handover_s)
+            way = links if journey else links[cell]
+            lane = Lane(self.env, way, rate, profile, tcp, journey, handover_s, self._drives)
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
 
@@ -140,6 +143,12 @@ class Network:
     def resent_bytes(self) -> float:
         """Bytes that had to be sent again, up and down, in the transfers that have ended or were given up."""
         return sum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
+
+    def _may_move(self) -> bool:
+        """Whether anything under way moves, or ever will."""
+        if self.shared["ingress"].rate_bps or self.shared["egress"].rate_bps:
+            return True
+        return any(lane.may_move() for lanes in self._lanes.values() for lane in lanes)
 
     def _share(self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str) -> dict:
         """The link that a device enters, by the name of its cell (None: no cell)."""

@@ -24,6 +24,8 @@ class VaryingRate:
     Steps of `step_s` seconds with the given mean (bit/s), CV and lag-1 autocorrelation; repeats after `period_steps`.
     """
 
+    closes = False  # a log-normal rate is never 0
+
     def __init__(
         self,
         mean_bps: float,
@@ -54,6 +56,10 @@ class VaryingRate:
         """The first time after t at which a new step begins, s."""
         return (self._step(t_s) + 1) * self.step_s
 
+    def opens(self, t_s: float) -> float:
+        """The first time from t on at which the rate is above 0, s: t itself."""
+        return t_s
+
     def _step(self, t_s: float) -> int:
         if not 0 <= t_s < inf:
             raise NetworkError(f"a varying rate is defined for finite times >= 0 s, not {t_s}")
@@ -76,7 +82,7 @@ class ShiftedTrace:
     def __init__(self, trace: CapacityTrace, offset_s: float):
         if not 0 <= offset_s < inf:
             raise NetworkError(f"a trace can be read from a finite time >= 0 s on, not {offset_s}")
-        self.trace, self.offset_s = trace, offset_s
+        self.trace, self.offset_s, self.closes = trace, offset_s, trace.closes
 
     def at(self, t_s: float) -> float:
         """The rate at time t, bit/s."""
@@ -87,3 +93,9 @@ class ShiftedTrace:
         shifted_s = t_s + self.offset_s
         # Rounding could put the change on t itself, and whoever waits for it would wait for ever without time passing.
         return max(self.trace.next_change(shifted_s) - self.offset_s, t_s + ulp(shifted_s))
+
+    def opens(self, t_s: float) -> float:
+        """The first time from t on at which the rate is above 0, s; inf if there is none."""
+        shifted_s = t_s + self.offset_s
+        opens_s = self.trace.opens(shifted_s)
+        return t_s if opens_s == shifted_s else max(opens_s - self.offset_s, t_s + ulp(shifted_s))

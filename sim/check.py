@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from sim.links import described
 from sim.scenario import SizedData
 from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation
 from sim.units import format_bytes, format_seconds
@@ -51,6 +52,8 @@ def _about_fleet(sim: Simulation) -> Iterator[tuple[str, str]]:
     yield "links", _mix(device.member.link for device in sim.devices)
     if any(device.member.cell for device in sim.devices):
         yield "cells", _mix(device.member.cell or "none" for device in sim.devices)
+    for read in described(sim.traces):
+        yield "trace", read
     for name, architecture in sim.costing.architectures.items():
         count = sum(device.backbone == name for device in sim.devices)
         yield f"backbone {name}", f"{count:,} devices, {architecture.layers} x {architecture.hidden_size}"

@@ -168,7 +168,7 @@ class Group(Settings):
     mobility: Mobility | None = None
     """Cells that its devices move through, instead of `cell`."""
     trace: str | None = None
-    """A CSV file of time in s and bit/s in place of the uplink's rate; each device starts somewhere in it."""
+    """A file of times and rates, or of packets delivered, in place of the uplink's rate; each device starts somewhere in it."""
     down_trace: str | None = None
     """The same for the downlink."""
     memory: Bytes | None = None
@@ -303,8 +303,8 @@ class Scenario(Settings):
     fleet: list[Group] = Field(min_length=1)
     links: Links = Links()
     cells: dict[str, Cell] = {}
-    traces: dict[str, Trace] = {}
-    """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`."""
+    traces: dict[str, Trace | str] = {}
+    """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`: times and rates, or a file of them."""
     server: Server = Server()
     arrivals: AnyJoin = AtOnce(kind="at-once")
     devices: Varying | None = None

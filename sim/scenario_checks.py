@@ -109,6 +109,8 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
     links = {"ingress", "egress"} | {f"{cell}/{way}" for cell in scenario.cells for way in ("up", "down")}
     for name, trace in scenario.traces.items():
         yield from _unknown(("traces", name), name, links, "shared link", None, file=False)
+        if isinstance(trace, str):
+            continue  # a file, which says itself what is wrong with it
         if len(trace.times) != len(trace.capacity):
             yield ("traces", name), f"{len(trace.times)} times for {len(trace.capacity)} capacities"
         elif trace.times[0] != 0 or any(b <= a for a, b in zip(trace.times, trace.times[1:], strict=False)):

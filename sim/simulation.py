@@ -139,7 +139,10 @@ class Simulation:
         self.costing: Costing = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
         self._lengths = self._lengths_by_backbone(members)
-        self.network = links.build(self.env, scenario, members, self.streams, folder)
+        self.traces = links.read_traces(scenario, folder)
+        self.network = links.build(self.env, scenario, members, self.streams, self.traces)
+        for what in links.doubts(scenario, self.traces):
+            self.remark(what)
         self.devices = self._devices(members, folder)
         availability.give(self, scenario.availability, folder)
         self.server = self._server()

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inputs.files import FileProblem
-from network.bandwidth import CapacityTrace, drive, lognormal_ar1, read_csv
+from network.bandwidth import CapacityTrace, lognormal_ar1, read_csv
 from network.errors import NetworkError
-from network.fair_link import FairLink
+from network.profile import LinkProfile
+from network.topology import Network
 
 
 def test_steps_and_the_last_value_holds():
@@ -52,15 +53,18 @@ def test_walking_from_change_to_change_sums_to_the_integral(gaps, start, periodi
     assert trace.integral(start, t) == pytest.approx(area, rel=1e-6, abs=1e-3)
 
 
-def test_drive_re_rates_a_link():
+def test_a_shared_link_is_re_rated_at_each_change_while_something_is_under_way():
     env = simpy.Environment()
-    link = FairLink(env, 1.0)
-    env.process(drive(env, link, CapacityTrace([0, 1], [8000, 800], period_s=2)))
-    transfer = link.transfer(2000)  # 16 kbit: 8000 + 800, then 7200 of the next 8000
-    env.run(transfer)
+    network = Network(env, traces={"ingress": CapacityTrace([0, 1], [8000, 800], period_s=2)})
+    network.attach("phone", LinkProfile("fast", 1e9, 1e9, 0.0))
+    transfer = network.upload("phone", 2000)  # 16 kbit: 8000 + 800, then 7200 of the next 8000
+    env.run()  # and then there is nothing left to do, though the trace goes on for ever
     assert transfer.value == pytest.approx(2.9)
-    env.run(until=4)
-    assert link.bytes_carried == pytest.approx(2000)
+    assert network.shared["ingress"].bytes_carried == pytest.approx(2000)
+    env.run(until=25.5)
+    again = network.upload("phone", 150)  # 400 bit until 26, then 800 of the next 8000
+    env.run()
+    assert again.value == pytest.approx(26.1)
 
 
 def test_csv_with_and_without_names(tmp_path):

@@ -136,7 +136,7 @@ def test_packets_are_counted_into_seconds_and_their_last_is_the_period(file):
     assert (trace.times_s, trace.period_s) == ([0, 1, 2], 2.5)
     assert trace.capacity_bps == [36_000, 12_000, 96_000]
     assert trace.integral(0, 2.5) == pytest.approx(8 * 12_000)
-    assert "8 packets of 1,500 bytes in 2.5 s" in trace.read
+    assert "8 packets of 1,500 bytes in 2.5 s" in trace.source.read
     measured = read_throughput(path)
     assert (measured.series_bps.tolist(), measured.step_s) == ([36_000, 12_000], 1.0)  # whole seconds
 

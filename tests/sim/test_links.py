@@ -165,6 +165,73 @@ def test_a_trace_that_cannot_be_had_is_told_in_one_message(tmp_path, file, text,
         links.read_trace(file, folder)
 
 
+def test_packets_delivered_are_a_trace_of_their_own_period(tmp_path):
+    (tmp_path / "down.trace").write_text("400\n900\n1100\n1500\n")
+    trace = links.read_trace("down.trace", tmp_path)
+    assert (trace.times_s, trace.capacity_bps, trace.period_s) == ([0, 1], [24_000, 48_000], 1.5)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"fleet": [{**DEVICE, "count": 2, "trace": "zero.csv"}]},
+        {"fleet": [{**DEVICE, "count": 2, "trace": "zero.csv"}], "traces": {"egress": "ok.csv"}},
+        {"fleet": [{**DEVICE, "count": 2}], "traces": {"ingress": "zero.csv"}, "links": {"vary": True}},
+        {
+            "fleet": [{**DEVICE, "count": 2, "cell": "home"}],
+            "cells": {"home": {"up": "1 Mbit/s", "down": "1 Mbit/s"}},
+            "traces": {"home/up": "zero.csv", "ingress": "ok.csv"},
+        },
+        {"fleet": [{**DEVICE, "count": 2}], "server": {"ingress": 0}, "traces": {"egress": "ok.csv"}},
+    ],
+    ids=["link", "link, egress varies", "ingress, links vary", "cell, ingress varies", "ingress 0, egress varies"],
+)
+def test_what_never_opens_ends_the_run_as_stalled_at_once_whatever_repeats(simulate, tmp_path, more):
+    (tmp_path / "zero.csv").write_text("time_s,mbps\n0,0\n1,0\n")
+    (tmp_path / "ok.csv").write_text("time_s,mbps\n0,5\n1,9\n")
+    sim = simulate(dry=True, **{**CALM, **more})
+    assert (sim.ended.reason, {device.outcome for device in sim.devices}) == ("stalled", {"stalled"})
+    assert sim.env.now < 20
+    assert any("nothing will ever pass" in remark for remark in sim.remarks)
+
+
+def test_an_outage_is_no_end(simulate, tmp_path):
+    (tmp_path / "outage.csv").write_text("time_s,mbps\n0,0\n500,5\n510,0\n")
+    sim = simulate(dry=True, **CALM, fleet=[{**DEVICE, "count": 2, "trace": "outage.csv"}])
+    assert sim.ended.reason == "exhausted" and not sim.remarks
+
+
+def test_check_says_as_what_a_trace_was_read_and_what_is_doubtful(mobifleet, scenario_file, tmp_path):
+    (tmp_path / "a.csv").write_text("0,20\n1,10\n2,30\n")
+    (tmp_path / "b.csv").write_text("time_ms,rate (Mbit/s)\n0,20\n1000,10\n2000,30\n")
+    (tmp_path / "c.trace").write_text("1\n2\n")
+    fleet = [{**DEVICE, "trace": "a.csv", "down_trace": "b.csv"}]
+    path = scenario_file(**CALM, fleet=fleet, traces={"egress": "c.trace"})
+    told = mobifleet("check", path)
+    said = " ".join(told.out.split())
+    assert told.code == 0
+    assert (
+        "a.csv: column 1 in s (as nothing else is said), column 2 in bit/s (as nothing else is said); 3 steps" in said
+    )
+    assert (
+        "b.csv: column 'time_ms' in ms, column 'rate (Mbit/s)' in Mbit/s; 3 steps, 3 s that repeat, 10 Mbit/s to"
+        in said
+    )
+    assert "c.trace: a packet-delivery trace: 2 packets of 1,500 bytes in 0.002 s" in said
+    assert told.err.splitlines() == [
+        "note: a.csv: its median is 20 bit/s: is the unit right? It can stand in the column's name, as in rate_mbps"
+    ]
+    (tmp_path / "a.csv").write_text("0,2e7\n1000,1e7\n2000,3e7\n90000000,1e6\n90001000,1e6\n")
+    told = mobifleet("check", path).err
+    assert "if its times are in ms, call their column time_ms" in told
+    assert "a.csv: the rate at 2000 s holds for 1041 d 15 h, where steps of 16 min 40 s are usual" in told
+
+
+def test_a_scenario_that_names_no_file_says_where_its_traces_stand(simulate):
+    sim = simulate(dry=True, **CALM, fleet=[DEVICE], traces={"ingress": {"times": ["0 s"], "capacity": ["100 bit/s"]}})
+    assert [remark.partition(":")[0] for remark in sim.remarks] == ["traces.ingress"]
+
+
 def test_a_trace_repeats_after_its_last_step_and_may_lie_anywhere_if_named_in_full(tmp_path):
     elsewhere = tmp_path / "measured.csv"
     elsewhere.write_text("5,8e6\n6,4e6\n8,2e6\n")
