@@ -82,7 +82,7 @@ def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = M
     try:
         text = raw.decode(codec)
     except UnicodeError as error:
-        raise _undecodable(path, 0, error, codec, encoding) from None
+        raise _undecodable(path, 0, error, codec, encoding, raw[:200]) from None
     if "\0" in text:
         raise _binary(path, text.count("\n", 0, text.index("\0")) + 1, raw[:200])
     return text.removeprefix("\ufeff")
@@ -99,7 +99,7 @@ def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = 
 
     Decoded and refused as by `read_text`; FileProblem too for a line of MOST_CELL_CHARACTERS or more.
     """
-    path, number, codec = regular_file(path, most_bytes), 0, ""
+    path, number, codec, start = regular_file(path, most_bytes), 0, "", b""
     try:
         with path.open("rb") as raw:
             start = raw.read(200)
@@ -118,7 +118,7 @@ def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = 
     except OSError as error:
         raise FileProblem(f"{path}: cannot be read ({_reason(error)})") from None
     except UnicodeError as error:
-        raise _undecodable(path, number, error, codec, encoding) from None
+        raise _undecodable(path, number, error, codec, encoding, start) from None
 
 
 def _codec(path: str | Path, start: bytes, encoding: str | None) -> str:
@@ -135,20 +135,24 @@ def _codec(path: str | Path, start: bytes, encoding: str | None) -> str:
 
 
 def _undecodable(
-    path: str | Path, lines_before: int, error: UnicodeError, codec: str, named: str | None
+    path: str | Path, lines_before: int, error: UnicodeError, codec: str, named: str | None, start: bytes
 ) -> FileProblem:
     """Which line is not of that encoding: `lines_before` stand before the bytes that failed, and some within them."""
     good = getattr(error, "object", b"")[: getattr(error, "start", 0)].decode(codec, "ignore")
-    hint = "" if named else "; save it as UTF-8, or name its encoding where that can be said"
     line = lines_before + len(re.findall("\r\n|\r|\n", good)) + 1
+    hint = "" if named else _utf_16(start) or "; save it as UTF-8 (for a data set, `encoding` can be set)"
     return FileProblem(f"{path}, line {line}: not {codec.removesuffix('-sig')} text{hint}")
 
 
 def _binary(path: str | Path, line: int, start: bytes) -> FileProblem:
+    return FileProblem(f"{path}, line {line}: binary, not text (it holds NUL){_utf_16(start)}")
+
+
+def _utf_16(start: bytes) -> str:
+    """What to do about a file that begins as UTF-16 without a mark does, with a NUL in every other byte; else nothing."""
     evens, odds = start[::2].count(0), start[1::2].count(0)
     likely = "utf-16-be" if evens > len(start) / 4 >= odds else "utf-16-le" if odds > len(start) / 4 >= evens else None
-    hint = f"; if it is UTF-16, name the encoding {likely} where that can be said" if likely else ""
-    return FileProblem(f"{path}, line {line}: binary, not text (it holds NUL){hint}")
+    return f"; if it is UTF-16, save it as UTF-8 (or set `encoding: {likely}`, for a data set)" if likely else ""
 
 
 def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:

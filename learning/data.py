@@ -354,7 +354,7 @@ def _load_own(spec: Mapping) -> TextDataset:
         clients=np.array(cells["client"], dtype=object) if "client" in cells else None,
         official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1])) if len(sizes) == 2 else None,
         sources=tuple(f"{table.source}: {len(table):,} rows, {table.how}" for table in tables),
-        remarks=(*(_left_out(table) for table in tables if table.skipped), *doubts(class_names, counts)),
+        remarks=(*(remark for table in tables for remark in table.remarks), *doubts(class_names, counts)),
         keep_test_copies=bool(spec.get("keep_test_copies", False)),
     )
     if len(tables) == 2:
@@ -367,10 +367,6 @@ def _is_same_file(path: str | Path, other: str | Path) -> bool:
         return located(path).samefile(located(other))
     except (OSError, ValueError):
         return False  # reading it will say what is wrong
-
-
-def _left_out(table: Table) -> str:
-    return f"{table.source}: {table.skipped:,} rows without a text, a label or a client were left out"
 
 
 def _check_test_part(loaded: TextDataset, tables: Sequence[Table], place: Callable[[int], str]) -> None:

@@ -7,6 +7,7 @@ bytes as UTF-8; blank, null and NaN say nothing; lists, objects and all else are
 import csv
 import datetime
 import decimal
+import difflib
 import json
 import math
 import re
@@ -26,6 +27,7 @@ MOST_KEPT_BYTES = 384 * 2**20  # of texts in memory: what a run makes of them ta
 MOST_TEXT_CHARACTERS = 1_000_000
 MOST_NAME_CHARACTERS = 200  # of a label or a client
 _ROW_BYTES = 120  # beside the texts themselves: their places in lists, their numbers
+_BLANKS = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff"
 _BATCH = 128  # rows of Parquet at a time: a page of a few bytes may hold one long text many times
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HINTS = {
@@ -72,7 +74,7 @@ class Table:
     cells: dict[str, list[str]] = field(default_factory=dict)
     rows: array = field(default_factory=lambda: array("q"))
     lines: array = field(default_factory=lambda: array("q"))
-    skipped: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,7 +136,8 @@ def _class_name(label: object, names: Sequence[str]) -> object:
 
 def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
     """The table with its rows, every cell of every source judged here."""
-    columns, kept_bytes = layout.columns, 0
+    columns, kept_bytes, skipped = layout.columns, 0, 0
+    kinds: dict[str, Counter[type]] = {role: Counter() for role in columns}
     table.cells = {role: [] for role in columns}
     once: dict[str, str] = {}  # labels and clients repeat: one string of each is enough
     for number, (line, cells) in enumerate(rows, start=1):
@@ -144,6 +147,8 @@ def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
                 row[role] = _text(cell) if role.startswith("text") else _name(cell, role)
             except ValueError as error:
                 raise DataError(f"{table.at(number, line)}, column {column!r}: {error}") from None
+            if row[role]:
+                kinds[role][type(cell)] += 1
         if (blank := _blank(row)) is not None:
             if not layout.skip_blank:
                 found = _shown(cells[list(columns).index(blank)])
@@ -151,7 +156,7 @@ def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
                     f"{table.at(number, line)}, column {columns[blank]!r}: no {blank} ({found}); fill it in, "
                     "or leave such rows out with `skip_blank: true`"
                 )
-            table.skipped += 1
+            skipped += 1
             continue
         kept_bytes += _ROW_BYTES
         for role, value in row.items():
@@ -165,8 +170,31 @@ def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
                 f"{table.at(number, line)}: more than {MOST_KEPT_BYTES >> 20} MiB of texts; give it fewer rows"
             )
     if not len(table):
-        raise DataError(f"{table.source} has no rows" + (" but blank ones" if table.skipped else ""))
+        raise DataError(f"{table.source} has no rows" + (" but blank ones" if skipped else ""))
+    if skipped:
+        table.remarks.append(f"{table.source}: {skipped:,} rows without a text, a label or a client were left out")
+    table.remarks += [
+        f"{table.source}, column {columns[role]!r}: {said}" for role in kinds if (said := _unlike(role, kinds[role]))
+    ]
     return table
+
+
+def _unlike(role: str, kinds: Counter[type]) -> str:
+    """What to say of a column of several kinds, or of a column of texts that are none."""
+    found: Counter[str] = Counter()
+    for kind, count in kinds.items():
+        found[_kind(kind)] += count
+    if len(found) < 2 and (not role.startswith("text") or "text" in found):
+        return ""
+    return f"holds {', '.join(f'{count:,} {name}' for name, count in found.most_common())}, read as they are spelled"
+
+
+def _kind(kind: type) -> str:
+    if issubclass(kind, str | bytes | bytearray):
+        return "text"
+    if issubclass(kind, bool | np.bool_):
+        return "truth values"
+    return "numbers" if issubclass(kind, int | float | decimal.Decimal | np.number) else kind.__name__
 
 
 def _text(cell: object) -> str:
@@ -179,7 +207,7 @@ def _text(cell: object) -> str:
 
 
 def _name(cell: object, role: str) -> str:
-    name = (spelled(cell, "a word or a whole number") or "").strip()
+    name = (spelled(cell, "a word or a whole number") or "").strip(_BLANKS)
     if len(name) > MOST_NAME_CHARACTERS:
         raise ValueError(
             f"{name[:20]!r}... has {len(name):,} characters, too many for a {role}; is it the right column?"
@@ -189,7 +217,7 @@ def _name(cell: object, role: str) -> str:
 
 def _blank(row: dict[str, str]) -> str | None:
     """Which needed cell is blank, if any; of a pair of texts one may be."""
-    if not row["text"].strip() and not row.get("text_b", "").strip():
+    if not row["text"].strip(_BLANKS) and not row.get("text_b", "").strip(_BLANKS):
         return "text"
     return next((role for role in ("label", "client") if row.get(role) == ""), None)
 
@@ -230,6 +258,10 @@ def _shown(cell: object) -> str:
         words = "null" if cell is None else " ".join(repr(cell).split())
     except RecursionError:
         words = "nested too deeply to be shown"
+    return _cut(words)
+
+
+def _cut(words: str) -> str:
     return words if len(words) <= 60 else f"{words[:57]}..."
 
 
@@ -315,7 +347,9 @@ def _parquet_rows(file: Path, layout: Layout) -> Rows:
         for column in wanted:
             type_ = schema.field(column).type
             if pa.types.is_nested(type_):
-                raise DataError(f"{file}: column {column!r} is of type {_shown(type_)}, not of texts, words or numbers")
+                raise DataError(
+                    f"{file}: column {column!r} is of type {_cut(str(type_))}, not of texts, words or numbers"
+                )
         _check_size(file, table.metadata, wanted)
         for batch in table.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(wanted))):
             for cells in zip(*(batch.column(column).to_pylist() for column in wanted), strict=True):
@@ -337,6 +371,9 @@ def _find(where: str, found: Sequence[str], layout: Layout, hint: str = "") -> l
     for column in layout.columns.values():
         if column not in found:
             names = ", ".join(_shown(name)[1:-1] for name in found[:20]) + (", ..." if len(found) > 20 else "")
+            alike = {str(name).strip().casefold(): name for name in found[:100]}
+            near = difflib.get_close_matches(str(column).casefold(), alike, 1)
+            hint = f"; did you mean {alike[near[0]]!r}?" if near else hint
             raise DataError(f"{where} has no column {column!r}; its columns: {names}{hint}")
         if found.count(column) > 1:
             raise DataError(f"{where} has {found.count(column)} columns that are called {column!r}: rename all but one")

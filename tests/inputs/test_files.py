@@ -47,11 +47,13 @@ def test_an_encoding_without_a_mark_has_to_be_named(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_a_mark_is_recognised_and_read_when_named(tmp_path, encoding):
     file = tmp_path / "a.txt"
-    file.write_bytes("eins\nzwei\n".encode(encoding))
-    with pytest.raises(FileProblem, match=f"NUL.; if it is UTF-16, name the encoding {encoding} where"):
-        read_text(file)
-    assert read_text(file, encoding) == "eins\nzwei\n"
-    assert list(text_lines(file, encoding)) == ["eins\n", "zwei\n"]
+    for text in ("eins\nzwei\n", "größer\nzwei\n"):
+        file.write_bytes(text.encode(encoding))
+        for read in (read_text, lambda path: list(text_lines(path))):
+            with pytest.raises(FileProblem, match=f"if it is UTF-16, save it as UTF-8 .or set `encoding: {encoding}`"):
+                read(file)
+        assert read_text(file, encoding) == text
+        assert "".join(text_lines(file, encoding)) == text
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff"), max_size=12)

@@ -60,7 +60,7 @@ def test_every_format_gives_the_same_cells(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["text", "label", "who"])
-@pytest.mark.parametrize("blank", ["", "  \u00a0", None, float("nan")], ids=repr)
+@pytest.mark.parametrize("blank", ["", "  \u00a0", "\u200b\ufeff", None, float("nan")], ids=repr)
 def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(tmp_path, kind, column, blank):
     if not isinstance(blank, str) and kind in ("csv", "tsv", "txt"):
         blank = ""  # so they are written there
@@ -73,8 +73,24 @@ def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(tmp_path, 
     with pytest.raises(DataError, match=rf"row 5.*, column '{column}': no (text|label|client) \(.*skip_blank: true"):
         read(source, client="who")
     table = read(source, client="who", skip_blank=True)
-    assert (len(table), table.skipped) == (5, 1)
+    assert len(table) == 5
+    assert table.remarks == [f"{table.source}: 1 rows without a text, a label or a client were left out"]
     assert table.place(4).partition(" (")[0].endswith("row 6")
+
+
+def test_columns_of_several_types_or_texts_that_are_none_are_remarked(tmp_path):
+    rows = [{"text": ["a", 5, True, 2.5][i % 4], "label": [1, "1", 1.0, True][i % 4]} for i in range(8)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = read(tmp_path / "d.jsonl")
+    assert table.cells["text"][:4] == ["a", "5", "True", "2.5"]
+    assert [remark.partition(", ")[2] for remark in table.remarks] == [
+        "column 'text': holds 4 numbers, 2 text, 2 truth values, read as they are spelled",
+        "column 'label': holds 4 numbers, 2 text, 2 truth values, read as they are spelled",
+    ]
+    numbers = pa.table({"text": [1, 2], "label": [1, 0]})
+    assert read(numbers).remarks == ["Table, column 'text': holds 2 numbers, read as they are spelled"]
+    assert read(pa.table({"text": ["a", "b"], "label": [1.0, 0.0]})).remarks == []
+    assert read(write(tmp_path, "csv", WORDS)).remarks == []
 
 
 def test_of_a_pair_of_texts_one_may_be_blank(tmp_path):
@@ -246,6 +262,7 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
             "column 'text': 1,000,001 characters, and no more than 1,000,000",
         ),
         ("d.tsv", 'text\tlabel\n"a\tb"\t1\n', {}, "d.tsv, line 2: 3 cells, where the first line has 2$"),
+        ("d.csv", "Text,Label\na,1\n", {}, "its columns: Text, Label; did you mean 'Text'.$"),
         ("d.jsonl", "\n\n", {}, "has no rows"),
         (
             "d.jsonl",
