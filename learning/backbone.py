@@ -30,6 +30,7 @@ class Backbone:
         self.spec = spec
         self.layers, self.model = depth_of(config_of(spec)), load_model(spec)
         self.hidden_size, self.positions = int(self.model.config.hidden_size), positions_of(self.model)
+        self._rows = 1 if self.model._can_set_experts_implementation() else _ROWS
         self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
 
     @property
@@ -46,15 +47,16 @@ class Backbone:
         """Pooled hidden states, float32 [n, layers + 1, hidden_size]; index 0 is the embedding output.
 
         Kernels round differently for another shape of their input. So a text is always computed in the same shape: padded
-        to the next multiple of eight tokens, in a batch of exactly 16 rows. `progress` is called with the texts done.
+        to the next multiple of eight tokens, in a batch of exactly 16 rows; alone, where experts get tokens of all rows at
+        once. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
         padded, done = self._padded(tokens.lengths()), 0
         for length in np.unique(padded):
             same = np.flatnonzero(padded == length)
-            for start in range(0, len(same), _ROWS):
-                chosen = same[start : start + _ROWS]
-                rows = np.resize(chosen, _ROWS)  # a batch that is not full repeats its texts
+            for start in range(0, len(same), self._rows):
+                chosen = same[start : start + self._rows]
+                rows = np.resize(chosen, self._rows)  # a batch that is not full repeats its texts
                 out[chosen] = self._forward(tokens, rows, int(length), readout)[: len(chosen)].numpy()
                 done += len(chosen)
                 if progress:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learning.catalogue import BackboneSpec, config_of, cut, depth_of, layer_of
+from learning.catalogue import BackboneError, BackboneSpec, config_of, cut, depth_of, layer_of
 from learning.cost_cache import counted
 from learning.count_split import PassCounts, passes
 from learning.count_training import Targets, peft_options
@@ -112,7 +112,15 @@ class _Counter:
         def count() -> dict[str, Any]:
             from learning.weightless import of_depth
 
-            return dataclasses.asdict(of_depth(config, lambda cut_to: self._count(cut_to, names)))
+            try:
+                return dataclasses.asdict(of_depth(config, lambda cut_to: self._count(cut_to, names)))
+            except RuntimeError as error:
+                if not names:
+                    raise
+                raise BackboneError(
+                    f"backbone {self.backbone!r} ({config['model_type']}): a step in it has no forward-mode derivative, which "
+                    f"Spry needs ({str(error).splitlines()[0][:100]}); choose fwdllm or fedmezo"
+                ) from error
 
         what = "a pass with derivatives" if names else "a pass"
         return passes(counted(self.backbone, what, [config, *self._how, sorted(names)], count))

@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from learning.catalogue import BackboneError
+
 
 def stack(model: nn.Module) -> nn.ModuleList:
     """The list of a model's layers: the first list of modules in it (of ALBERT, whose layers share weights, one entry).
 
-    Raises ValueError for a model without one.
+    Raises BackboneError for a model without one.
     """
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
             return module
-    raise ValueError(f"a {model.config.model_type} model has no list of layers")
+    raise BackboneError(f"a {model.config.model_type} model has no list of layers")
 
 
 def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

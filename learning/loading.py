@@ -41,6 +41,8 @@ def load_model(spec: BackboneSpec) -> nn.Module:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = _random(spec) if spec.kind == "random" else _stored(spec)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # one by one: other kernels have no forward-mode derivatives
     return model.eval().requires_grad_(False)
 
 

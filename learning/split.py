@@ -23,7 +23,8 @@ are a state of the classifier. What is received may have crossed a lossy wire: g
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,24 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from learning.anatomy import Anatomy, divisible
 from learning.backbone import _read
+from learning.catalogue import BackboneError
+from learning.layers import entering, stack
 from learning.trainable import TrainableClassifier
 
 State = Mapping[str, Tensor]
-
-# where an architecture has its layers, what comes before them, and what comes after
-_PLACES = {
-    "bert": ("encoder.layer", ("embeddings",), ()),
-    "roberta": ("encoder.layer", ("embeddings",), ()),
-    "distilbert": ("transformer.layer", ("embeddings",), ()),
-    "llama": ("layers", ("embed_tokens",), ("norm",)),
-    "opt": (
-        "decoder.layers",
-        ("decoder.embed_tokens", "decoder.embed_positions", "decoder.project_in"),
-        ("decoder.final_layer_norm", "decoder.project_out"),
-    ),
-}
-
 
 # --- the cut ---------------------------------------------------------------------------------------------------------
 
@@ -58,12 +48,15 @@ class Part(nn.Module):
 
     It shares the classifier's weights; `names` are its trainable tensors, `trainable()` a copy of them. A part runs on the
     thread that owns the classifier: states are swapped in while it runs.
+    Raises BackboneError for a model that cannot be cut between its layers.
     """
 
     def __init__(self, classifier: TrainableClassifier, layers: range | None, embeds: bool, head: bool) -> None:
         super().__init__()
         self.embeds, self.readout = embeds, classifier.readout
-        self.backbone = None if layers is None else _piece(classifier.backbone, layers, embeds)
+        self._received: list[Tensor] = []
+        of = classifier.backbone, classifier.spec.name
+        self.backbone = None if layers is None else _piece(*of, layers, embeds, self._received)
         self.head = classifier.head if head else None
         own = dict(self.named_parameters())
         self.names = tuple(name for name in classifier.trainable_parameters() if name in own)
@@ -76,7 +69,9 @@ class Part(nn.Module):
                 inputs["token_type_ids"] = segments_BT
             if hasattr(self.backbone.config, "use_cache"):
                 inputs["use_cache"] = False
+            self._received[:] = [x]
             x = self.backbone(**inputs).last_hidden_state
+            self._received.clear()
         return x if self.head is None else self.head(_read(x, mask_BT, self.readout))
 
     def trainable(self) -> dict[str, Tensor]:
@@ -91,18 +86,25 @@ class Part(nn.Module):
 def splitfed(classifier: TrainableClassifier, layers: int) -> tuple[Part, Part]:
     """Client (embeddings and the first `layers` layers) and server (the rest, readout, head); 0 to all layers.
 
-    Raises ValueError for more layers than there are, and for an architecture whose layers this file does not know.
+    Raises ValueError for more layers than there are, and BackboneError for a model that cannot be cut there.
     """
-    depth = _depth(classifier.backbone)
+    depth = len(stack(classifier.backbone))
     if not 0 <= layers <= depth:
         raise ValueError(f"a model of {depth} layers can be cut after 0 to {depth} of them, not after {layers}")
     client = Part(classifier, range(layers), embeds=True, head=False)
-    return client, Part(classifier, range(layers, depth), embeds=False, head=True)
+    server = Part(classifier, range(layers, depth), embeds=False, head=True)
+    if both := [name for name in client.names if name in server.names]:
+        where = f"backbone {classifier.spec.name!r} ({classifier.backbone.config.model_type})"
+        raise BackboneError(
+            f"{where}: {classifier.kind} training cannot be split, for both sides of the cut would train "
+            f"{both[0].removeprefix('backbone.')}; choose lora or adapter"
+        )
+    return client, server
 
 
 def fedbert(classifier: TrainableClassifier) -> tuple[Part, Part, Part]:
     """Embeddings, body (every layer and the final norm), and readout with head; the client has the first and the last."""
-    depth = _depth(classifier.backbone)
+    depth = len(stack(classifier.backbone))
     return (
         Part(classifier, range(0), embeds=True, head=False),
         Part(classifier, range(depth), embeds=False, head=False),
@@ -214,6 +216,28 @@ class Moments:
 # --- how a backbone is taken apart -----------------------------------------------------------------------------------
 
 
+def _piece(backbone: nn.Module, name: str, layers: range, embeds: bool, received: list[Tensor]) -> nn.Module:
+    """A backbone with only these layers, sharing the weights, whose own forward pass runs: masks, positions and all.
+
+    What is absent is stood in for. Without embeddings, whatever made the first hidden states gives those that were
+    received, and they enter the first of the layers; without the last layers, what follows them hands on.
+    """
+    built, whole, handed_on = divisible(backbone, name), list(stack(backbone)), []
+    stand_ins = {
+        f"{built.layers}.{i}": _absent(layer, built.returns, None if embeds else received, handed_on)
+        for i, layer in enumerate(whole)
+        if i not in layers
+    }
+    if embeds:  # the piece with the embeddings is never the last
+        return _replaced(backbone, stand_ins | {path: _Passing() for path in built.after})
+    stand_ins |= {path: _Received(received) for path in built.embeds}
+    if layers:
+        stand_ins[f"{built.layers}.{layers[0]}"] = _entered(whole[layers[0]], received)
+    if built.handed_on and 0 not in layers:
+        stand_ins[f"{built.layers}.0"] = _biased(whole[0], built, received, handed_on)
+    return _replaced(backbone, stand_ins)
+
+
 class _Passing(nn.Module):
     """Stands where a part lacks something: hands its first argument on."""
 
@@ -221,33 +245,74 @@ class _Passing(nn.Module):
         return x
 
 
-class _NoEmbeddings(nn.Module):
-    """Stands for embeddings: hands on the hidden states that arrive in their place."""
+class _Received(nn.Module):
+    """Stands for what makes hidden states: gives those that were received."""
 
-    def forward(self, input_ids: None = None, inputs_embeds: Tensor | None = None, *_: object, **__: object) -> Tensor:
-        return inputs_embeds
+    def __init__(self, received: list[Tensor]) -> None:
+        super().__init__()
+        self._received = received
 
-
-class _NoPositions(nn.Module):
-    """Stands for OPT's position embeddings, which are added to what arrives."""
-
-    def forward(self, mask_BT: Tensor, *_: object, **__: object) -> Tensor:
-        return torch.zeros((), device=mask_BT.device)
+    def forward(self, *_: object, **__: object) -> Tensor:
+        return self._received[0]
 
 
-def _piece(backbone: nn.Module, layers: range, embeds: bool) -> nn.Module:
-    """A backbone with only these layers, sharing the weights; the last piece keeps what comes after the layers."""
-    place, before, after = _place(backbone)
-    absent = [f"{place}.{i}" for i in range(_depth(backbone)) if i not in layers]
-    stand_ins: dict[str, nn.Module] = {path: _Passing() for path in absent}
-    if not embeds:
-        for path in before:
-            stand_ins[path] = {"embeddings": _NoEmbeddings, "decoder.embed_positions": _NoPositions}.get(
-                path, _Passing
-            )()
-    if embeds:  # the piece with the embeddings is never the last
-        stand_ins |= {path: _Passing() for path in after}
-    return _replaced(backbone, stand_ins)
+def _absent(
+    layer: nn.Module, returns: int, received: list[Tensor] | None, handed_on: Sequence[Tensor] = ()
+) -> nn.Module:
+    """Stands for a layer: has its attributes, no weights, and returns hidden states in the form that it would.
+
+    They are those that were received where there are any, else those that enter. `handed_on` follows them.
+    """
+
+    def forward(*args: object, **kwargs: object) -> object:
+        h_BTD = received[0] if received else entering(args, kwargs)
+        return (h_BTD, *handed_on, *[None] * (returns - 1 - len(handed_on))) if returns else h_BTD
+
+    return _acting(layer, forward, {})
+
+
+def _acting(layer: nn.Module, forward: Callable[..., object], modules: dict[str, nn.Module]) -> nn.Module:
+    twin = copy.copy(layer)
+    twin._modules, twin._parameters, twin._buffers = modules, {}, {}
+    twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
+    twin.forward = forward
+    return twin
+
+
+def _entered(layer: nn.Module, received: list[Tensor]) -> nn.Module:
+    """A layer, sharing its weights, that what was received enters, whatever the model hands it."""
+
+    def enter(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, object]:
+        return ((received[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": received[0]})
+
+    twin = copy.copy(layer)
+    twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
+    twin.register_forward_pre_hook(enter, with_kwargs=True)
+    return twin
+
+
+def _biased(layer: nn.Module, built: Anatomy, received: list[Tensor], handed_on: list[Tensor]) -> nn.Module:
+    """Stands for T5's first layer, which makes the position bias of all: keeps what makes it, and hands it on.
+
+    BackboneError for any other architecture whose layers hand more than hidden states to one another.
+    """
+    path, _, table = built.handed_on[0].removeprefix(f"{built.layers}.0.").removesuffix(".weight").rpartition(".")
+    attention = layer.get_submodule(path)
+    if len(built.handed_on) > 1 or not hasattr(attention, "compute_bias"):
+        raise BackboneError(f"its layers hand one another more than hidden states ({table}), so it cannot be cut there")
+    maker = _acting(attention, attention.forward, {table: attention.get_submodule(table)})
+
+    def forward(*_: object, **__: object) -> object:
+        tokens, device = received[0].shape[1], received[0].device
+        handed_on[:] = [maker.compute_bias(tokens, tokens, device=device)]
+        return (received[0], *handed_on, *[None] * (built.returns - 2))
+
+    inner: nn.Module = maker
+    for name in reversed(path.split(".")):
+        holder = nn.Module()
+        holder.add_module(name, inner)
+        inner = holder
+    return _acting(layer, forward, inner._modules)
 
 
 def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> nn.Module:
@@ -261,14 +326,3 @@ def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> nn.Modul
         elif inner:
             twin._modules[name] = _replaced(child, inner)
     return twin
-
-
-def _place(backbone: nn.Module) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    kind = backbone.config.model_type
-    if kind not in _PLACES:
-        raise ValueError(f"a {kind} model cannot be cut; these can: {', '.join(_PLACES)}")
-    return _PLACES[kind]
-
-
-def _depth(backbone: nn.Module) -> int:
-    return len(backbone.get_submodule(_place(backbone)[0]))

@@ -1,30 +1,37 @@
 """A backbone with a head, of which a part can be trained by gradients: what an on-device PEFT baseline trains.
 
-Five kinds: `full` (every weight), `lora` (low-rank updates of the query and value projections, by the `peft` library),
-`adapter` (a bottleneck after every feed-forward block), `bitfit` (every bias) and `head` (nothing but the head, which
-every other kind trains too). Attention is eager, so that forward-mode derivatives exist (pytorch/pytorch#128971).
-Nothing is dropped out: a pass is a function of its inputs and of the state alone.
+Five kinds: `full` (every weight), `lora` (low-rank updates of linear maps, by the `peft` library), `adapter` (a bottleneck
+at the end of every layer's feed-forward block, or of what stands in its place), `bitfit` (every bias) and `head` (nothing
+but the head, which every other kind trains too). Attention and mixtures of experts are eager, so that forward-mode
+derivatives exist (pytorch/pytorch#128971). Nothing is dropped out: a pass is a function of its inputs and of the state alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from learning.anatomy import anatomy
 from learning.backbone import _read
-from learning.catalogue import BackboneSpec, layer_of
+from learning.catalogue import BackboneError, BackboneSpec, layer_of
 from learning.loading import load_model
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
-_QUERY_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin")
-# the last linear map of the feed-forward block in BERT and RoBERTa, DistilBERT, Llama, OPT
-_FEED_FORWARD_END = re.compile(r"\.\d+\.(output\.dense|ffn\.lin2|mlp\.down_proj|fc2)$")
+# what query and value are called where peft's own table has no entry
+_ALSO_QUERY_VALUE = {
+    "albert": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "mobilebert": ["query", "value"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+    "phi3": ["qkv_proj"],
+}
 
 
 class TrainableClassifier(nn.Module):
@@ -35,11 +42,13 @@ class TrainableClassifier(nn.Module):
     by swapping these states. Every new tensor starts from a generator of its own, named by (seed, name): layer i starts
     equal at every depth.
 
-    `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `bottleneck` the width of the adapters. The
-    head is one linear map, or RoBERTa's own (`dense`: a square map and tanh before it; Hugging Face transformers,
-    RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
+    `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `target_modules` the linear maps it is put
+    beside: names, "all-linear", or None for those that peft has for the architecture (in most, query and value).
+    `bottleneck` is the width of the adapters. The head is one linear map, or RoBERTa's own (`dense`: a square map and tanh
+    before it; Hugging Face transformers, RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
     `backbone` takes the place of the spec's own weights (used to count costs without any).
-    Raises ValueError for an unknown kind, and for one that finds nothing to train (bitfit in a Llama has no biases).
+    Raises ValueError for an unknown kind or head, and BackboneError for a kind that finds nothing to train (bitfit in a
+    Llama has no biases) and for target modules that are unknown or not there.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class TrainableClassifier(nn.Module):
         seed: int = 0,
         backbone: nn.Module | None = None,
         head: str = "linear",
+        target_modules: Sequence[str] | str | None = None,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -67,15 +77,21 @@ class TrainableClassifier(nn.Module):
             if getattr(self.backbone, "pooler", None) is not None:
                 self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
             self.backbone.requires_grad_(kind == "full")
-            new = _add_trainable(self.backbone, kind, rank, alpha, bottleneck)
+            if kind == "lora":
+                _add_lora(self.backbone, spec.name, rank, alpha, target_modules)
+            else:
+                _add_trainable(self.backbone, kind, bottleneck)
             config = self.backbone.config
             width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size  # OPT-350M leaves narrower
             device = next(self.backbone.parameters()).device
             self.head = (
                 DenseHead(width, classes, device) if head == "dense" else nn.Linear(width, classes, device=device)
             )
-        if kind != "head" and not new:
-            raise ValueError(f"backbone {spec.name!r} has nothing that {kind} could train; choose another kind")
+        if kind == "bitfit" and not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            raise BackboneError(
+                f"backbone {spec.name!r} ({config.model_type}) has no biases, so bitfit has nothing to train; "
+                "choose another kind"
+            )
         _start(self, seed)
         self._named = dict(sorted(((n, p) for n, p in self.named_parameters() if p.requires_grad), key=_place))
         self.eval()
@@ -144,22 +160,63 @@ class Adapter(nn.Module):
         return h_BTD + self.up(torch.relu(self.down(h_BTD)))
 
 
-def _add_trainable(backbone: nn.Module, kind: str, rank: int, alpha: float, bottleneck: int) -> list[str]:
-    """Put the kind's trainable tensors into the backbone, in place; returns the names of what can be trained in it."""
-    if kind == "lora":
-        from peft import LoraConfig, inject_adapter_in_model
+def _add_lora(
+    backbone: nn.Module, name: str, rank: int, alpha: float, target_modules: Sequence[str] | str | None
+) -> None:
+    """Put LoRA beside the target modules, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
 
-        lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=list(_QUERY_VALUE))
+    targets = _targets(backbone, name) if target_modules is None else target_modules
+    targets = targets if isinstance(targets, str) else list(targets)
+    for target in targets if target_modules is not None and isinstance(targets, list) else ():
+        if not any(_is_called(path, target) and _is_linear(module) for path, module in backbone.named_modules()):
+            raise BackboneError(
+                f"backbone {name!r} has no linear map called {target!r}; it has {_linear_maps(backbone)}"
+            )
+    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    lora.fan_in_fan_out = any(isinstance(module, Conv1D) for module in backbone.modules())
+    try:
         inject_adapter_in_model(lora, backbone)
+    except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise BackboneError(f"backbone {name!r}: LoRA cannot be put beside {targets}: {reason}") from error
+
+
+def _targets(backbone: nn.Module, name: str) -> list[str] | str:
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    kind = backbone.config.model_type
+    known = {**_ALSO_QUERY_VALUE, **TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING}
+    if kind not in known:
+        raise BackboneError(
+            f"backbone {name!r} ({kind}): peft has no target modules of LoRA for it; set target_modules to some of "
+            f"{_linear_maps(backbone)}, or to all-linear"
+        )
+    return known[kind]
+
+
+def _is_called(path: str, target: str) -> bool:
+    return path == target or path.endswith(f".{target}")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _linear_maps(backbone: nn.Module) -> str:
+    return ", ".join(dict.fromkeys(path.rpartition(".")[2] for path, m in backbone.named_modules() if _is_linear(m)))
+
+
+def _add_trainable(backbone: nn.Module, kind: str, bottleneck: int) -> None:
+    """Put the kind's trainable tensors into the backbone, in place, or let those train that are in it already."""
     if kind == "adapter":
-        ends = [module for name, module in backbone.named_modules() if _FEED_FORWARD_END.search(name)]
-        for end in ends:
-            end.adapter = Adapter(end.out_features, bottleneck, end.weight.device)
+        for path, width in anatomy(backbone).ends:
+            end = backbone.get_submodule(path)
+            end.adapter = Adapter(width, bottleneck, next(end.parameters()).device)
             end.register_forward_hook(lambda module, _, output: module.adapter(output))
     if kind == "bitfit":
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name.endswith("bias"))
-    return [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
 
 
 def _start(model: nn.Module, seed: int) -> None:

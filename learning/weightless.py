@@ -8,7 +8,7 @@ costs its active experts and a batch reads all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from learning.catalogue import BackboneError, BackboneSpec, cut, depth_of
 from learning.cost import extrapolate
 from learning.huggingface import bare_model, hf_config
 from learning.layers import stack
-from learning.trainable import TrainableClassifier
+
+if TYPE_CHECKING:
+    from learning.trainable import TrainableClassifier
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -44,22 +46,36 @@ def weightless(config: Mapping[str, Any], positions: int | None = None, dropout:
                 setattr(made, name, dropout)
         if dropout is not None and hasattr(made, "layerdrop"):
             made.layerdrop = 0.0
-        with torch.device("meta"):
-            model = bare_model(made).from_config(made, attn_implementation="eager").eval()
+        return weightless_like(made)
     except Exception as error:
         if is_ours(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise BackboneError(f"transformers refuses its configuration ({config['model_type']}): {reason}") from error
+
+
+def weightless_like(made: Any) -> nn.Module:
+    """The bare model of a configuration object, in eval mode."""
+    with torch.device("meta"):
+        model = bare_model(made).from_config(made, attn_implementation="eager").eval()
     if model._can_set_experts_implementation():
         _register_equal_shares()
         model.set_experts_implementation("equal_shares")
     return model
 
 
-def weightless_classifier(config: Mapping[str, Any], kind: str, classes: int, *, positions: int | None = None,
-                          dropout: float = 0.0, **options: Any) -> TrainableClassifier:  # fmt: skip
+def weightless_classifier(
+    config: Mapping[str, Any],
+    kind: str,
+    classes: int,
+    *,
+    positions: int | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> TrainableClassifier:
     """The classifier of `learning.trainable` around such a model; `options` are that class's."""
+    from learning.trainable import TrainableClassifier
+
     bare, spec = weightless(config, positions, dropout), BackboneSpec("counted", "shape", "counted", config=config)
     with torch.device("meta"):
         model = TrainableClassifier(spec, kind, classes, backbone=bare, **options)

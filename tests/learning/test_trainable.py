@@ -203,7 +203,7 @@ def test_padding_does_not_show():
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="choose one of full, lora"):
         classifier("prefix")
-    with pytest.raises(ValueError, match="'random-llama' has nothing that bitfit could train"):
+    with pytest.raises(ValueError, match=r"'random-llama' \(llama\) has no biases, so bitfit has nothing to train"):
         classifier("bitfit", "random-llama")
     with pytest.raises(ValueError, match=r"lora_A.default.weight is \(4, 64\) in the state and \(8, 64\)"):
         classifier("lora").load_trainable(classifier("lora", rank=4).trainable())
