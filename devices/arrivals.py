@@ -5,10 +5,11 @@ bursts, and as listed or recorded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from csv import DictReader
 from pathlib import Path
 
 import numpy as np
+
+from inputs.series import moments, read_table
 
 HOUR_S, DAY_S = 3_600.0, 86_400.0
 
@@ -137,22 +138,21 @@ def data_traced(
 
 
 def read_times(path: Path) -> dict[str, np.ndarray]:
-    """Recorded times in seconds of each device, from a CSV file with the column time_s and, if they differ, device.
+    """Recorded times in seconds of each device, from a table with the column time_s (or time_ms) and, if they differ, device.
 
-    Without a device column there is one record, named "". Raises `ValueError` with the line that is wrong.
+    Without a device column there is one record, named "". Raises FileProblem with the line that is wrong.
     """
+    table = read_table(path)
+    at = table.place_of(lambda words: words[:1] == ["time"], "time_s")
+    who = next((place for place, name in enumerate(table.names) if name.lower() == "device"), None)
+    read = moments(table, at)
+    if read.is_absolute:
+        raise table.problem(0, at, "counts from 1970, and a run from 0: give seconds from its beginning")
     found: dict[str, list[float]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = DictReader(file)
-            if "time_s" not in (rows.fieldnames or ()):
-                raise ValueError(f"{path}: no column 'time_s'")
-            for row in rows:
-                found.setdefault(row.get("device") or "", []).append(_time_s(row["time_s"], path, rows.line_num))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not found:
-        raise ValueError(f"{path}: no times in it")
+    for row, time_s in enumerate(read.seconds):
+        if time_s < 0:
+            raise table.problem(row, at, f"must be a number of seconds, at least 0 (got {table.rows[row][at]!r})")
+        found.setdefault(table.rows[row][who].strip() if who is not None else "", []).append(time_s)
     return {name: np.array(found[name]) for name in sorted(found)}
 
 
@@ -199,13 +199,3 @@ def _above_zero(value: float, name: str, unit: str) -> float:
     if not value > 0:
         raise ValueError(f"{name} is {value} {unit}, allowed: above 0")
     return value
-
-
-def _time_s(text: str | None, path: Path, line: int) -> float:
-    try:
-        time_s = float(text)
-    except (TypeError, ValueError):
-        time_s = -1.0
-    if not 0 <= time_s < float("inf"):
-        raise ValueError(f"{path}, line {line}: time_s must be a number of seconds, at least 0 (got {text!r})")
-    return time_s

@@ -11,7 +11,6 @@ and on the device. Short sessions and long ones (through the night) are kinds of
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from csv import DictReader
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -21,9 +20,12 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import yaml
+
+from inputs.files import read_yaml
+from inputs.series import moments, read_table
 
 PROFILES = Path(__file__).parent / "availability_profiles"
+MOST_BYTES = 2**20  # of a profile
 DAY_S, HOUR_S = 86_400.0, 3_600.0
 WARM_UP_DAYS = 3  # of the rhythm before time 0, so that sessions begun in the evening are under way at midnight
 FOREVER_CYCLES = 3_660  # without a session after so many, none is expected any more
@@ -80,8 +82,10 @@ class Rhythm:
                 raise AvailabilityError(
                     f"{self.name}: rates, weights and spreads of {kind!r} must be finite, at least 0"
                 )
-        if not 0 <= self.never_ready <= 1 or not 0 < self.shortest_s < self.longest_s:
-            raise AvailabilityError(f"{self.name}: never_ready from 0 to 1 and 0 < shortest_s < longest_s are needed")
+        if not 0 <= self.never_ready <= 1 or not 0 < self.shortest_s < self.longest_s < inf:
+            raise AvailabilityError(
+                f"{self.name}: never_ready from 0 to 1 and 0 < shortest_s < longest_s, finite, are needed"
+            )
 
 
 class Availability:
@@ -233,17 +237,21 @@ def names() -> list[str]:
 @cache
 def load(name: str) -> Rhythm:
     """A shipped rhythm by name, or one of your own by the path of its YAML file; AvailabilityError says what is wrong."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        near = get_close_matches(name, names(), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AvailabilityError(f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILES / f"{name}.yaml"
+        if name not in names():
+            near = get_close_matches(name, names(), 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise AvailabilityError(f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})")
+    data = read_yaml(path, MOST_BYTES)
+    if not isinstance(data, dict) or not isinstance(data.get("kinds"), dict):
+        raise AvailabilityError(f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        kinds = {name: Sessions(**{k: _numbers(v) for k, v in kind.items()}) for name, kind in data["kinds"].items()}
+        kinds = {str(key): Sessions(**{k: _numbers(v) for k, v in kind.items()}) for key, kind in data["kinds"].items()}
         return Rhythm(**{**data, "kinds": kinds})
-    except (TypeError, ValueError, KeyError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise AvailabilityError(f"{path}: not a rhythm ({' '.join(str(error).split())})") from None
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise AvailabilityError(f"{path}: not a rhythm ({' '.join(str(error).split())[:200]})") from None
 
 
 def _numbers(value: Any) -> float | tuple[float, ...]:
@@ -265,23 +273,27 @@ class Trace:
 
 
 def read_trace(path: Path, period_s: float | None = None) -> Trace:
-    """A trace from a CSV file with the columns device, ready_start_s, ready_end_s.
+    """A trace from a table with the columns device, ready_start_s and ready_end_s (or _ms, or dates).
 
     The trace's time 0 is the midnight before its first interval, with days counted from 0 s of the file's clock; the period
     defaults to whole days until the last interval has ended. An interval that ends where it starts names a device that
-    is never ready. Intervals of one device may touch or overlap. Raises AvailabilityError with the line.
+    is never ready. Rows may come in any order, and intervals of one device may touch or overlap. Raises FileProblem with line
+    and column, AvailabilityError for a period that is too short.
     """
+    table = read_table(path)
+    who = table.place_of(lambda words: words == ["device"], "device")
+    at = [
+        table.place_of(lambda words, edge=edge: words[:2] == ["ready", edge], f"ready_{edge}_s")
+        for edge in ("start", "end")
+    ]
+    starts, ends = (moments(table, place) for place in at)
     found: dict[str, list[tuple[float, float]]] = {}
-    for line, row in _rows(path, ("device", "ready_start_s", "ready_end_s")):
-        try:
-            start, end = float(row["ready_start_s"]), float(row["ready_end_s"])
-        except (TypeError, ValueError):
-            raise AvailabilityError(f"{path}, line {line}: ready_start_s and ready_end_s must be numbers") from None
-        if not (isfinite(start) and isfinite(end) and end >= start):
-            raise AvailabilityError(f"{path}, line {line}: an interval from {start} to {end} s; end it after its start")
-        found.setdefault(row["device"], []).append((start, end))
-    if not found:
-        raise AvailabilityError(f"{path}: no interval in it")
+    for row, (device, start, end) in enumerate(zip(table.cells(who), starts.seconds, ends.seconds, strict=True)):
+        if not device:
+            raise table.problem(row, who, "a device is missing")
+        if end < start:
+            raise table.problem(row, at[1], f"an interval from {start:g} to {end:g} s; end it after its start")
+        found.setdefault(device, []).append((start, end))
     origin = min(start for intervals in found.values() for start, _ in intervals) // DAY_S * DAY_S
     last = max(end for intervals in found.values() for _, end in intervals) - origin
     period = max(1.0, -(-last // DAY_S)) * DAY_S if period_s is None else period_s
@@ -289,18 +301,6 @@ def read_trace(path: Path, period_s: float | None = None) -> Trace:
         raise AvailabilityError(f"{path}: lasts {last:g} s, more than the period of {period:g} s: give a longer one")
     own = {name: _merged([(a - origin, b - origin) for a, b in found[name] if b > a]) for name in sorted(found)}
     return Trace(own, period)
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterable[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = DictReader(file)
-            missing = [name for name in columns if name not in (rows.fieldnames or ())]
-            if missing:
-                raise AvailabilityError(f"{path}: no column {missing[0]!r}; a trace has {', '.join(columns)}")
-            yield from ((rows.line_num, row) for row in rows)
-    except (OSError, UnicodeDecodeError) as error:
-        raise AvailabilityError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _merged(intervals: Iterable[tuple[float, float]], gap_s: float = 0.0) -> tuple[tuple[float, float], ...]:

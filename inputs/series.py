@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from itertools import pairwise
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -22,6 +23,7 @@ from inputs.files import FileProblem, read_text, table_rows
 MOST_BYTES, MOST_ROWS = 64 * 2**20, 1_000_000
 DELIMITERS = (";", "\t", "|", ",")  # the comma last: beside another one it is a decimal comma
 DAY_S = 86_400.0
+CLOCK = "hh:mm:ss"
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?", re.ASCII)
@@ -80,6 +82,16 @@ class Table:
     def title(self, place: int) -> str:
         """A column as an error names it."""
         return repr(self.names[place]) if self.names else str(place + 1)
+
+    def place_of(self, fits: Callable[[list[str]], bool], wanted: str) -> int:
+        """The place of the one column whose name's words fit; FileProblem, which names the one that is wanted."""
+        places = [place for place, name in enumerate(self.names) if fits(tokens(name))]
+        if len(places) == 1:
+            return places[0]
+        near = get_close_matches(wanted, self.names, 1) if not places else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        have = ", ".join(self.names) or "a first line without names"
+        raise FileProblem(f"{self.path}: {'several columns' if places else 'no column'} {wanted!r} in {have}{hint}")
 
     def cells(self, place: int) -> Iterator[str]:
         """The cells of a column, from above."""
@@ -239,7 +251,7 @@ def times(table: Table, place: int) -> Times:
     if _DATE.fullmatch(cells[0]):
         return Times([_date(table, row, place, cell) for row, cell in enumerate(cells)], "dates", is_absolute=True)
     if _CLOCK.fullmatch(cells[0]):
-        return Times(list(_clocks(table, place, cells)), "hh:mm:ss")
+        return Times(list(_clocks(table, place, cells)), CLOCK)
     if not _NUMBER.match(cells[0].replace(",", ".")) or _LIKE_A_TIME.fullmatch(cells[0]):
         wanted = "seconds, a date such as 2026-03-02T10:00:00, or a time of day such as 10:00:00"
         raise table.problem(0, place, f"expected {wanted}, found {cells[0][:40]!r}")
@@ -256,6 +268,16 @@ def times(table: Table, place: int) -> Times:
     per_s = said or epoch or 1.0
     seconds = [value / per_s for value in values]
     return Times(seconds, _UNIT_WORDS[per_s], said is not None or epoch is not None, epoch is not None)
+
+
+def moments(table: Table, place: int) -> Times:
+    """As `times`, for rows in any order: a unit must be said, and times of day, which do not say the day, are refused."""
+    read = times(table, place)
+    if read.unit == CLOCK:
+        raise table.problem(0, place, f"{table.rows[0][place]!r} does not say of which day: give seconds, or dates")
+    if not read.is_said:
+        raise table.problem(0, place, f"in which unit? Call it {table.names[place]}_s, or whatever it is")
+    return read
 
 
 def in_order(table: Table, place: int, seconds: Sequence[float]) -> None:

@@ -169,6 +169,8 @@ def test_records_are_read_and_drawn(tmp_path):
     path = tmp_path / "times.csv"
     path.write_text("time_s\n3\n1.5\n")
     assert read_times(path)[""].tolist() == [3.0, 1.5]
+    path.write_text("time_ms;note\n1500,5;x\n")
+    assert read_times(path)[""].tolist() == [1.5005]
     path.write_text("device,time_s\nb,3\na,1\nb,2\n")
     records = read_times(path)
     assert {name: times.tolist() for name, times in records.items()} == {"a": [1.0], "b": [3.0, 2.0]}
@@ -177,11 +179,23 @@ def test_records_are_read_and_drawn(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("t\n1\n", "no column 'time_s'"), ("time_s\n", "no times"), ("time_s\nx\n", "line 2"), ("time_s\n-1\n", "line 2")],
+    [
+        ("t\n1\n", "no column 'time_s' in t"),
+        ("1\n2\n", "no column 'time_s' in a first line without names"),
+        ("time_s\n", "no rows in it"),
+        ("time_s\nx\n", "line 2, column 'time_s': expected"),
+        ("time_s\n1\n-1\n", "line 3, column 'time_s': must be a number of seconds, at least 0"),
+        ("time_s\n1\nnan\n", "line 3.*found 'nan'"),
+        ("time_s\n1\n\n2,3\n", "line 4: 2 cells"),
+        ("time_s,device\n1,a\n,b\n", "line 3, column 'time_s': a number is missing"),
+        ("time\n1\n", "in which unit"),
+        ("time\n2026-03-02T00:00:00\n", "counts from 1970"),
+        ("time\n10:00:00\n", "of which day"),
+    ],
 )
 def test_what_is_no_record_is_refused(text, says, tmp_path):
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ValueError, match=says):
         read_times(tmp_path / "bad.csv")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot be opened"):
         read_times(tmp_path / "none.csv")

@@ -15,6 +15,7 @@ from scipy import stats
 from devices import availability
 from devices.availability import DAY_S, Availability, AvailabilityError, by_rhythm, by_trace, load, never, read_trace
 from devices.availability_fit import describe, fit, sessions_of, write
+from inputs.files import FileProblem
 
 FLASH = load("charging-wifi-locked")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
@@ -226,22 +227,48 @@ def test_devices_of_a_trace_and_days_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "device,ready_start_ms,ready_end_s\nb,3600000,7200\na,0,10\nb,7200000,9000\nb,5000000,6000\n",
+        "device;ready_start_s;ready_end_s\na;0,0;10\nb;3600;9000\n",
+        "device\tready_start\tready_end\na\t2026-03-02T00:00:00Z\t2026-03-02T00:00:10Z\n"
+        "b\t2026-03-02T01:00:00Z\t2026-03-02T03:30:00+01:00\n",
+        "\ufeffready_end_s,device,ready_start_s\n10,a,0\n9000,b,3600\n",
+    ],
+    ids=["ms, overlapping, in no order", "decimal commas", "dates", "mark, other order of columns"],
+)
+def test_a_trace_is_read_in_the_units_that_it_names(text, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(text, encoding="utf-8")
+    found = read_trace(path)
+    assert found.period_s == DAY_S
+    assert found.devices == {"a": ((0.0, 10.0),), "b": ((3600.0, 9000.0),)}
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("device,start\na,1\n", "no column 'ready_start_s'"),
-        (CSV, "no interval"),
-        (CSV + "a,1,x\n", "line 2: ready_start_s and ready_end_s must be numbers"),
-        (CSV + "a,1\n", "line 2: ready_start_s and ready_end_s must be numbers"),
-        (CSV + "a,5,1\n", "line 2: an interval from 5.0 to 1.0 s"),
-        (CSV + "a,nan,1\n", "line 2: an interval"),
+        ("device,start\na,1\n", "no column 'ready_start_s' in device, start"),
+        ("device,redy_start_s,ready_end_s\na,1,2\n", "did you mean 'redy_start_s'"),
+        ("a,1,2\n", "no column 'device' in a first line without names"),
+        (CSV, "no rows in it, but one of names"),
+        (CSV + "a,1,x\n", "line 2, column 'ready_end_s': expected"),
+        (CSV + "a,1,2\na,1,1k\n", "line 3, column 'ready_end_s': expected a number, found '1k'"),
+        (CSV + "a,1\n", "line 2: 2 cells where 3 are expected"),
+        (CSV + "a,5,1\n", "line 2, column 'ready_end_s': an interval from 5 to 1 s"),
+        (CSV + "a,nan,1\n", "line 2, column 'ready_start_s': expected"),
+        (CSV + "a,1,2\n ,1,2\n", "line 3, column 'device': a device is missing"),
+        ("device,ready_start,ready_end\na,1,2\n", "'ready_start': in which unit"),
+        ("device,ready_start,ready_end\na,10:00:00,11:00:00\n", "does not say of which day"),
+        ("device,ready_start_s,ready_end_s\na,1772445600000,1772445660000\n", "no time in s, but one in ms"),
     ],
 )
 def test_what_is_no_trace_is_refused(text, says, tmp_path):
     path = tmp_path / "bad.csv"
     path.write_text(text)
-    with pytest.raises(AvailabilityError, match=says):
+    with pytest.raises(FileProblem, match=says):
         read_trace(path)
-    with pytest.raises(AvailabilityError, match="cannot be read"):
+    with pytest.raises(FileProblem, match="cannot be opened"):
         read_trace(tmp_path / "missing.csv")
 
 
@@ -257,14 +284,24 @@ def test_profiles_that_cannot_be_are_refused(tmp_path):
         load("charging-wifi-lock")
     path = tmp_path / "mine.yaml"
     for text, says in (
-        ("- 1", "not a rhythm"),
-        ("name: x", "not a rhythm"),
+        ("- 1", "a rhythm is a mapping"),
+        ("name: x", "a rhythm is a mapping"),
         ("kinds: {a: {per_day: x}}", "not a rhythm"),
+        ("kinds: {a: [1]}", "not a rhythm"),
+        ("kinds: {}", "not a rhythm .*missing"),
     ):
         path.write_text(text)
         load.cache_clear()
         with pytest.raises(AvailabilityError, match=says):
             load(str(path))
+    path.write_text("{{")
+    with pytest.raises(FileProblem, match="line 1, column 3: not YAML"):
+        load(str(tmp_path / "mine.yaml"))
+    with pytest.raises(FileProblem, match="cannot be opened"):
+        load(str(tmp_path / "none.yaml"))
+    with pytest.raises(FileProblem, match="is a folder"):
+        (tmp_path / "folder.yaml").mkdir()
+        load(str(tmp_path / "folder.yaml"))
     with pytest.raises(AvailabilityError, match="never_ready from 0 to 1"):
         _changed(FLASH, never_ready=2.0)
     short = FLASH.kinds["short"]

@@ -307,7 +307,7 @@ def test_a_run_without_a_horizon_ends_after_a_hundred_days(simulate, tmp_path):
     ("override", "says"),
     [
         ("availability={kind: diurnal, rhythm: charging-wifi}", "did you mean 'charging-wifi-locked'"),
-        ("availability={kind: trace, path: nope.csv}", "cannot be read"),
+        ("availability={kind: trace, path: nope.csv}", "cannot be opened"),
         ("availability={kind: diurnal, starts_at: 25 h}", "must be less than 86400"),
         ("dropout={times: [1 s]}", "1 drop-out times for 3 devices"),
         ("dropout={}", "say exactly one of rate, share and times"),
@@ -379,8 +379,8 @@ def test_devices_and_data_come_as_the_scenario_says(arrivals, fresh, simulate, t
     [
         ("arrivals={kind: diurnal, mean_gap: 1 s, hours: [1, 2]}", "at least 24"),
         ("arrivals={kind: burst, size: 0, mean_gap: 1 s}", "at least 1"),
-        ("arrivals={kind: trace, path: nope.csv}", "cannot be read"),
-        ("fresh_data={kind: trace, path: nope.csv}", "cannot be read"),
+        ("arrivals={kind: trace, path: nope.csv}", "cannot be opened"),
+        ("fresh_data={kind: trace, path: nope.csv}", "cannot be opened"),
         ("fresh_data={kind: burst, size: 2, mean_gap: 0 s}", "greater than 0"),
         ("task.drift={kind: slow}", "gradual"),
         ("task.drift={kind: sudden, by: domain}", "client column"),
