@@ -1,13 +1,16 @@
 """Measuring a path over TCP: one end listens, the other asks for bulk up, bulk down and small transfers.
 
-Each connection does one thing. The server greets with a line of JSON, the client answers with one that says what it wants:
+Each connection does one thing. The server greets with a line of JSON, the client answers with one that says what it wants,
+and the server says that it may go on, or that somebody else is measuring:
 
     up     the client sends as fast as it can; after so many seconds the server answers what arrived in each step
     down   the server sends as fast as it can; the client counts
     take   sizes and bytes by turns, each answered by one byte when the last has arrived: round trips and transfer times
 
 Throughput is counted where it arrives: at the sender a series would show its socket buffer filling. Every wait is bounded,
-and what goes wrong is one message (NetworkError). Times are the event loop's; the simulator's clock has no part in this.
+and what goes wrong is one message (NetworkError). Whatever bytes come, the serving end stays: a wish is a short line that must
+come soon, one client at a time measures, and none of them longer, with more bytes or on more connections than the bounds
+below. Times are the event loop's; the simulator's clock has no part in this.
 """
 
 from __future__ import annotations
@@ -16,18 +19,25 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from inputs.files import parse_json
 from network.errors import NetworkError
 
 PORT = 5207
 STEP_S = 0.1
 QUIET_S = 10.0  # nobody waits longer than this for a next byte
 TURN_S = 5.0  # for the client before to be seen off
+WISH_S = 5.0  # for a client to say what it wants
+LONGEST_WISH = 1024  # bytes
+MOST_CLIENTS = 32  # connections at once, of which one measures and the others wait
+MOST_BYTES = 128 * 10**9  # that one client may send or get: ten minutes at 1.7 Gbit/s
+MOST_TRANSFERS = 1000
 LONGEST_S = 600.0
 ROUND_TRIPS = 30
 ROUND_TRIP_BYTES = 16
@@ -35,7 +45,8 @@ TRANSFER_BYTES = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
 REPEATS = 3
 LARGEST_BYTES = 10_000_000
 BLOCK = bytes(65536)
-GREETING = {"mobifleet-link": 1}
+GREETING = {"mobifleet-link": 2}
+GO, BUSY = {"go": True}, {"busy": True}
 
 Progress = Callable[[str, float, float], None]  # what is measured now, seconds done, seconds in all
 
@@ -56,37 +67,47 @@ class Probe:
 
 
 async def listen(
-    host: str, port: int, on_client: Callable[[str, str], None] = lambda peer, wish: None
+    host: str, port: int, on_client: Callable[[str, str], None] = lambda peer, what: None
 ) -> asyncio.Server:
-    """The serving end, listening; it serves one client at a time until it is closed.
+    """The serving end, listening; it measures with one client at a time until it is closed.
 
-    Raises NetworkError if the port cannot be had.
+    `on_client` is told of every connection, once: from where, and what it wants or why it is sent away. Raises NetworkError if
+    the port cannot be had.
     """
-    one_at_a_time = asyncio.Lock()
+    turn, here = asyncio.Lock(), 0
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal here
+        peer, here = str((writer.get_extra_info("peername") or ["gone"])[0]), here + 1
         try:
-            async with asyncio.timeout(TURN_S):
-                await one_at_a_time.acquire()
-        except TimeoutError:
-            writer.write(_line(GREETING | {"busy": True}))
-            writer.close()
-            return
-        # A client that has gone, or that speaks another language, is no news.
-        with suppress(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError):
             writer.write(_line(GREETING))
-            async with asyncio.timeout(QUIET_S):
-                wish = json.loads(await reader.readline())
-            serve = {"up": _count_for, "down": _send_for, "take": _take}[wish["do"]]
-            on_client(writer.get_extra_info("peername")[0], wish["do"])
-            await serve(reader, writer, min(float(wish.get("seconds", 0)), LONGEST_S))
-        one_at_a_time.release()
-        writer.close()
+            if here > MOST_CLIENTS:
+                on_client(peer, f"sent away: {MOST_CLIENTS} others are connected")
+                writer.write(_line(BUSY))
+                return
+            do, seconds = await _wish(reader)
+            on_client(peer, do)
+            if not await _in_time(turn.acquire(), TURN_S):
+                writer.write(_line(BUSY))
+                return
+            try:
+                writer.write(_line(GO))
+                await _SERVICES[do](reader, writer, seconds)
+            finally:
+                turn.release()
+        except _Stranger as error:
+            on_client(peer, str(error))
+        except (OSError, EOFError):
+            pass  # gone, or silent: no news
+        finally:
+            here -= 1
+            await _see_off(writer)
 
     try:
         return await asyncio.start_server(connected, host, port)
-    except OSError as error:
-        raise NetworkError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise NetworkError(f"cannot listen on {host}:{port}: {why}; choose another --port") from None
 
 
 async def measure(
@@ -161,9 +182,11 @@ class _Client:
                 if elapsed_s > seconds + QUIET_S:
                     raise self._silent(elapsed_s)
             try:
-                counts = json.loads(answering.result())
+                counts = parse_json(answering.result().decode(), "an answer")
             except (OSError, ValueError):
                 raise self._cut(loop.time() - began_s) from None
+            if not isinstance(counts, list) or not all(_is_number(count, MOST_BYTES) for count in counts):
+                raise NetworkError(f"{self.host}:{self.port} does not answer what arrived there")
         finally:
             sending.cancel()
             answering.cancel()
@@ -191,9 +214,13 @@ class _Client:
             async with asyncio.timeout(QUIET_S):
                 reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**20)
                 self.connect_s.append(loop.time() - began_s)
-                greeting = json.loads(await reader.readline())
-                if not isinstance(greeting, dict) or "mobifleet-link" not in greeting:
+                if (greeting := await _heard(reader)).keys() != GREETING.keys():
                     raise ValueError
+                if greeting != GREETING:
+                    raise NetworkError(f"{where} serves another version of this measurement: take the same at both ends")
+                writer.write(_line(wish))
+            async with asyncio.timeout(WISH_S + TURN_S + QUIET_S):
+                turn = await _heard(reader)
         except TimeoutError:
             raise NetworkError(
                 f"no answer from {where} within {QUIET_S:g} s: check the address, and that no firewall drops the port"
@@ -204,12 +231,13 @@ class _Client:
             ) from None
         except OSError as error:
             raise NetworkError(f"cannot connect to {where}: {error.strerror or error}") from None
+        except NetworkError:
+            raise
         except ValueError:
             raise NetworkError(f"{where} answers, but is not `mobifleet calibrate link --serve`") from None
-        if greeting.get("busy"):
+        if turn != GO:
             _hang_up(writer)
             raise NetworkError(f"{where} is measuring with somebody else: try again when it has finished")
-        writer.write(_line(wish))
         return reader, writer
 
     async def _wait(self, coming):
@@ -239,6 +267,48 @@ class _Client:
 # ---- the serving end
 
 
+async def _in_time(coming: Awaitable, within_s: float) -> bool:
+    """Whether something came in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await coming
+    except TimeoutError:
+        return False
+    return True
+
+
+class _Stranger(Exception):
+    """A client that does not say what it wants; the message says what it did instead."""
+
+
+async def _wish(reader: asyncio.StreamReader) -> tuple[str, float]:
+    """What a client wants, and for how many seconds; _Stranger for anything else that it may send, or nothing in time."""
+    try:
+        async with asyncio.timeout(WISH_S):
+            line = await reader.readuntil(b"\n")
+        wish = parse_json(line.decode(), "a wish") if len(line) <= LONGEST_WISH else None
+    except TimeoutError:
+        raise _Stranger("asked for nothing in time") from None
+    except (EOFError, asyncio.LimitOverrunError, ValueError):
+        raise _Stranger("speaks another language") from None
+    do, seconds = (wish.get("do"), wish.get("seconds", 0)) if isinstance(wish, dict) else (None, None)
+    if not isinstance(do, str) or do not in _SERVICES or not _is_number(seconds, LONGEST_S):
+        raise _Stranger("asked for something else")
+    return do, float(seconds)
+
+
+def _is_number(value: Any, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most  # NaN is neither
+
+
+async def _see_off(writer: asyncio.StreamWriter) -> None:
+    """Close in good order where the other side takes what is left within a second, and else at once."""
+    writer.close()
+    with suppress(OSError):
+        if not await _in_time(writer.wait_closed(), 1.0):
+            writer.transport.abort()
+
+
 async def _count_for(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
     counts, whole_s = await _count(reader, seconds)
     if whole_s < seconds:
@@ -253,20 +323,27 @@ async def _count_for(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
 async def _send_for(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds + QUIET_S):  # the client hangs up when it has counted enough
-            while True:
+            for _ in range(MOST_BYTES // len(BLOCK)):
                 writer.write(BLOCK)
-                await writer.drain()
+                async with asyncio.timeout(QUIET_S):
+                    await writer.drain()
+    writer.transport.abort()
 
 
 async def _take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _seconds: float) -> None:
-    while True:
-        async with asyncio.timeout(2 * QUIET_S):
-            left = int.from_bytes(await reader.readexactly(8), "big")
-            if left > LARGEST_BYTES:
-                return
-            while left:
-                left -= len(await reader.readexactly(min(left, len(BLOCK))))
-        writer.write(b".")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LONGEST_S):
+            for _ in range(MOST_TRANSFERS):
+                async with asyncio.timeout(2 * QUIET_S):
+                    left = int.from_bytes(await reader.readexactly(8), "big")
+                    if left > LARGEST_BYTES:
+                        return
+                    while left:
+                        left -= len(await reader.readexactly(min(left, len(BLOCK))))
+                writer.write(b".")
+
+
+_SERVICES = {"up": _count_for, "down": _send_for, "take": _take}
 
 
 async def _count(
@@ -274,19 +351,26 @@ async def _count(
 ) -> tuple[list[int], float]:
     """Bytes that arrive in each step from the first byte on, and for how long they did: less than `seconds` if cut."""
     loop = asyncio.get_running_loop()
-    counts, began_s, told_s = [0] * max(1, round(seconds / STEP_S)), None, 0.0
+    counts, began_s, told_s, nbytes = [0] * max(1, round(seconds / STEP_S)), None, 0.0, 0
     while True:
         data = await (wait(reader.read(2**20)) if wait else asyncio.wait_for(reader.read(2**20), QUIET_S))
         now_s = loop.time()
         began_s = now_s if began_s is None else began_s
         if now_s - began_s >= seconds:
             return counts, seconds
-        if not data:
+        nbytes += len(data)
+        if not data or nbytes > MOST_BYTES:
             return counts, now_s - began_s
         counts[min(int((now_s - began_s) / STEP_S), len(counts) - 1)] += len(data)
         if now_s - told_s > 0.2:
             on_progress(now_s - began_s)
             told_s = now_s
+
+
+async def _heard(reader: asyncio.StreamReader) -> dict:
+    """The other end's next line, {} for one that is no object; ValueError for one that is no JSON."""
+    message = parse_json((await reader.readline()).decode(), "a line")
+    return message if isinstance(message, dict) else {}
 
 
 def _hang_up(writer: asyncio.StreamWriter) -> None:

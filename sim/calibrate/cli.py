@@ -114,7 +114,9 @@ def link(
     like: Annotated[
         str | None, typer.Option(help="Profile that lends what was not measured: latency, the other direction's ratio.")
     ] = None,
-    host: Annotated[str, typer.Option(help="With --serve: the address to listen on.")] = "0.0.0.0",
+    host: Annotated[
+        str, typer.Option(help="With --serve: the address to listen on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="With --serve: the port to listen on.", min=0, max=65535)] = 5207,
 ) -> None:
     """Measure a path, or read measurements of one, and write a link profile for `link:` in a scenario.
@@ -123,7 +125,7 @@ def link(
 
     Examples:
 
-        mobifleet calibrate link --serve
+        mobifleet calibrate link --serve --host 0.0.0.0
 
         mobifleet calibrate link --to 192.168.1.20 --seconds 60 --name office-wifi
 

@@ -40,6 +40,7 @@ from network.series import doubt
 from sim.calibrate.link_figure import draw
 from sim.units import format_seconds, format_si
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
 HELD_OUT_S = 240  # shortest series of which every other minute is held out, to see whether the fit foretells it
 SYNTHETIC_S = 3600
@@ -72,9 +73,11 @@ def serve(host: str, port: int, console: Console) -> None:
     """Be the other end until Ctrl-C."""
 
     async def forever() -> None:
-        server = await probe.listen(host, port, lambda peer, wish: console.print(f"{peer}: {wish}"))
-        there = f"`mobifleet calibrate link --to THIS-HOST:{port}`"
-        console.print(f"listening on {host}:{port}; run {there} at the other end (Ctrl-C to close)", soft_wrap=True)
+        server = await probe.listen(host, port, lambda peer, what: console.print(f"{peer}: {what}", markup=False))
+        at = server.sockets[0].getsockname()[1]
+        where = "this machine alone (`--host 0.0.0.0` lets others in)" if host in LOOPBACK else host
+        there = f"`mobifleet calibrate link --to {'127.0.0.1' if host in LOOPBACK else 'THIS-HOST'}:{at}`"
+        console.print(f"listening on port {at} of {where}; run {there} at the other end (Ctrl-C to close)", soft_wrap=True)
         async with server:
             await server.serve_forever()
 
