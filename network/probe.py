@@ -217,7 +217,9 @@ class _Client:
                 if (greeting := await _heard(reader)).keys() != GREETING.keys():
                     raise ValueError
                 if greeting != GREETING:
-                    raise NetworkError(f"{where} serves another version of this measurement: take the same at both ends")
+                    raise NetworkError(
+                        f"{where} serves another version of this measurement: take the same at both ends"
+                    )
                 writer.write(_line(wish))
             async with asyncio.timeout(WISH_S + TURN_S + QUIET_S):
                 turn = await _heard(reader)

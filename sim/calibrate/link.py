@@ -77,7 +77,9 @@ def serve(host: str, port: int, console: Console) -> None:
         at = server.sockets[0].getsockname()[1]
         where = "this machine alone (`--host 0.0.0.0` lets others in)" if host in LOOPBACK else host
         there = f"`mobifleet calibrate link --to {'127.0.0.1' if host in LOOPBACK else 'THIS-HOST'}:{at}`"
-        console.print(f"listening on port {at} of {where}; run {there} at the other end (Ctrl-C to close)", soft_wrap=True)
+        console.print(
+            f"listening on port {at} of {where}; run {there} at the other end (Ctrl-C to close)", soft_wrap=True
+        )
         async with server:
             await server.serve_forever()
 

@@ -20,7 +20,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from sim.reality.wire import Connection, connect, listen, welcome
+from sim.reality.wire import Connection, connect, guests, listen
 from sim.reality.worlds import DeviceWorld, RealityError, ServerWorld
 from sim.scenario import Scenario
 
@@ -159,12 +159,15 @@ def _scenario(config: dict[str, Any]) -> tuple[Scenario, Path]:
 def _welcome_all(world: ServerWorld, listener, token: str) -> None:
     devices = {device.id: device for device in world.devices}
     missing = {(name, role) for name in devices for role in ("control", "data")}
-    while missing:
-        found = welcome(listener, token)
-        who = (found[1].get("device"), found[1].get("role")) if found else None
+    for guest in guests(listener, token):
+        who = (str(guest[1].get("device")), str(guest[1].get("role"))) if guest else None
         if who in missing:
             missing.discard(who)
-            _attach(world, devices[who[0]], who[1], found[0])
+            _attach(world, devices[who[0]], who[1], guest[0])
+        elif guest:
+            guest[0].close()
+        if not missing:
+            break
     listener.close()
 
 

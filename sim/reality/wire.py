@@ -1,6 +1,9 @@
 """Messages over TCP on this machine: a JSON header and raw bytes. Nothing is pickled, nothing outside 127.0.0.1 can connect.
 
 frame = 12 bytes (length of the header, length of the body; little-endian uint32, uint64) + JSON + body
+
+Whoever connects first says in one small frame without a body who it is, and the token; nothing more is read, and no memory
+taken, before the token is right.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from inputs.files import parse_json
+
 LENGTHS = struct.Struct("<IQ")
-LONGEST_HEADER, LONGEST_BODY = 64 * 2**20, 4 * 2**30
+LONGEST_HEADER, LONGEST_BODY, LONGEST_HELLO = 64 * 2**20, 4 * 2**30, 4096
+CHUNK_BYTES = 2**18  # memory grows by what has come, not by what is announced
 HERE = "127.0.0.1"
-HELLO_S = 10.0  # how long whoever connects may take to say who it is
+HELLO_S = 10.0  # how long whoever connects may take, in all, to say who it is
+MOST_UNKNOWN = 64  # connections at once that have not said it yet
 
 
 class WireError(ValueError):
@@ -28,7 +35,7 @@ class WireError(ValueError):
 def listen() -> socket.socket:
     """A listening socket on this machine alone, on a free port that the system chooses."""
     listener = socket.create_server((HERE, 0), backlog=256)
-    listener.settimeout(0.5)
+    listener.settimeout(0.1)
     return listener
 
 
@@ -50,20 +57,21 @@ def read_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes, int] | None:
     body, counted = _read(sock, body_bytes)
     if len(text) < header_bytes or len(body) < body_bytes:
         return None
-    return json.loads(text), bytes(body), counted
+    return parse_json(text.decode(), "a frame"), bytes(body), counted
 
 
-def _read(sock: socket.socket, wanted: int) -> tuple[bytearray, int]:
-    """So many bytes, or fewer at the connection's end, and the sum of what the socket said it gave."""
-    buffer, got = bytearray(wanted), 0
-    view = memoryview(buffer)
+def _read(sock: socket.socket, wanted: int, until_s: float | None = None) -> tuple[bytearray, int]:
+    """So many bytes, or fewer at the connection's end, and the sum of what the socket said it gave; OSError after a time."""
+    buffer, got = bytearray(), 0
     while got < wanted:
-        count = sock.recv_into(view[got:])
-        if count == 0:
+        if until_s is not None:
+            sock.settimeout(max(1e-3, until_s - time.monotonic()))
+        chunk = sock.recv(min(CHUNK_BYTES, wanted - got))
+        if not chunk:
             break
-        got += count
-    view.release()
-    return buffer[:got], got
+        buffer += chunk
+        got += len(chunk)
+    return buffer, got
 
 
 def connect(port: int, token: str, **who: Any) -> socket.socket:
@@ -75,24 +83,50 @@ def connect(port: int, token: str, **who: Any) -> socket.socket:
     return sock
 
 
-def welcome(listener: socket.socket, token: str) -> tuple[socket.socket, dict[str, Any]] | None:
-    """The next connection that knows the token, and who it is; None if none came for a while or it was a stranger."""
-    try:
-        sock, _ = listener.accept()
-    except TimeoutError:
-        return None
-    try:
-        sock.settimeout(HELLO_S)
-        frame = read_frame(sock)
-        who = frame[0] if frame and isinstance(frame[0], dict) else {}
-        if not hmac.compare_digest(str(who.pop("token", "")), token):
-            raise WireError("a stranger")
-    except (OSError, ValueError):
-        sock.close()
-        return None
+def guests(listener: socket.socket, token: str) -> Iterator[tuple[socket.socket, dict[str, Any]] | None]:
+    """Whoever connects and knows the token, with who it says it is; None whenever nobody has come for a while.
+
+    Each is heard in a thread of its own, so that one who says nothing holds nobody off; strangers are hung up on.
+    """
+    known: queue.SimpleQueue[tuple[socket.socket, dict[str, Any]]] = queue.SimpleQueue()
+    unknown = threading.BoundedSemaphore(MOST_UNKNOWN)
+
+    def hear(sock: socket.socket) -> None:
+        try:
+            known.put((sock, _who(sock, token)))
+        except (OSError, ValueError):
+            sock.close()
+        finally:
+            unknown.release()
+
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except TimeoutError:
+            yield None
+        else:
+            if unknown.acquire(blocking=False):
+                threading.Thread(target=hear, args=(sock,), daemon=True).start()
+            else:
+                sock.close()
+        while not known.empty():
+            yield known.get()
+
+
+def _who(sock: socket.socket, token: str) -> dict[str, Any]:
+    """Who a connection says it is; OSError or WireError for one that takes too long or is a stranger."""
+    until_s = time.monotonic() + HELLO_S
+    lengths, got = _read(sock, LENGTHS.size, until_s)
+    header_bytes, body_bytes = LENGTHS.unpack(lengths) if got == LENGTHS.size else (0, 0)
+    if not 0 < header_bytes <= LONGEST_HELLO or body_bytes:
+        raise WireError("a stranger")
+    who = parse_json(_read(sock, header_bytes, until_s)[0].decode(), "a frame")
+    said = who.pop("token", None) if isinstance(who, dict) else None
+    if not isinstance(said, str) or not hmac.compare_digest(said.encode(), token.encode()):
+        raise WireError("a stranger")
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock, who
+    return who
 
 
 class Connection:

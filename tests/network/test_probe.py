@@ -135,21 +135,46 @@ def said_to(port: int, message: bytes, shut: bool = True) -> bytes:
 STRANGE = [
     *(b"", b"GET / HTTP/1.1\r\n\r\n", b'{"do": "format"}\n', b"[1]\n", b"null\n", b"\n", b"\0" * 100 + b"\n"),
     *(b'{"do": "take"}\n' + size for size in (b"\xff" * 8, b"\x80" + b"\0" * 7, b"\0" * 7, (10**7).to_bytes(8, "big"))),
-    *(b"[" * 60_000 + b"\n", b'{"do":' * 200 + b"\n", b"9" * 900 + b"\n", b'{"do": "up", "seconds": ' + b"9" * 900 + b"}\n"),
+    *(
+        b"[" * 60_000 + b"\n",
+        b'{"do":' * 200 + b"\n",
+        b"9" * 900 + b"\n",
+        b'{"do": "up", "seconds": ' + b"9" * 900 + b"}\n",
+    ),
     *(
         b'{"do": "%b", "seconds": %b}\n' % (do, seconds)
         for do in (b"up", b"down", b"take", b"__class__")
         for seconds in (b"1e999", b"-1", b"NaN", b"-Infinity", b'"5"', b"null", b"[]", b"true", b"601", b"0")
     ),
     *(b'{"do": ["up"]}\n', b'{"do": {}}\n', b'{"do": null}\n', b'{"seconds": 1}\n', b"\xff\xfe\n", b"\xed\xa0\x80\n"),
-    *(b"x" * 70_000, b"x" * 70_000 + b"\n", b'{"do": "up"}' + b" " * 2000 + b"\n", b'{"do": "up", "seconds": 0.1}\nrest'),
+    *(
+        b"x" * 70_000,
+        b"x" * 70_000 + b"\n",
+        b'{"do": "up"}' + b" " * 2000 + b"\n",
+        b'{"do": "up", "seconds": 0.1}\nrest',
+    ),
 ]
 
 
 def test_the_serving_end_outlives_whatever_bytes_come():
     """200 strings, odd ones and random ones; then it measures as before."""
     rng = np.random.default_rng(0)
-    parts = [b'{"do": "', b"up", b"down", b'", "seconds": ', b"0.1", b"1e400", b"}", b"\n", b"{", b"[", b'"', b"\0", b"\xff", b"9" * 50]
+    parts = [
+        b'{"do": "',
+        b"up",
+        b"down",
+        b'", "seconds": ',
+        b"0.1",
+        b"1e400",
+        b"}",
+        b"\n",
+        b"{",
+        b"[",
+        b'"',
+        b"\0",
+        b"\xff",
+        b"9" * 50,
+    ]
     mixed = [b"".join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 12))) for _ in range(100)]
     noise = [rng.bytes(int(n)) + b"\n" for n in rng.integers(1, 400, 200 - len(mixed) - len(STRANGE))]
     messages = [*STRANGE, *mixed, *noise]

@@ -1,11 +1,13 @@
 """The clock against reality: a tiny fleet in real processes over real sockets, and the pieces that this is made of."""
 
+import contextlib
 import json
 import math
 import multiprocessing
 import socket
 import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from sim.reality.clock import RealClock
 from sim.reality.learners import shipped
 from sim.reality.links import start_links
 from sim.reality.processes import run_for_real
-from sim.reality.wire import LENGTHS, Connection, WireError, connect, encode, listen, read_frame, welcome
+from sim.reality.wire import LENGTHS, Connection, WireError, connect, encode, guests, listen, read_frame
 from sim.reality.worlds import RealityError
 from sim.results import open_run
 from sim.scenario import Scenario
@@ -229,22 +231,71 @@ def test_frames_arrive_as_they_were_sent_and_are_counted(frames):
         writer.join()
 
 
-def test_nonsense_ends_a_connection_and_a_stranger_is_not_let_in():
+def test_nonsense_ends_a_connection():
     one, other = socket.socketpair()
-    one.sendall(LENGTHS.pack(2**31, 0))
-    with pytest.raises(WireError, match="make no sense"):
-        read_frame(other)
+    with one, other:
+        one.sendall(LENGTHS.pack(2**31, 0))
+        with pytest.raises(WireError, match="make no sense"):
+            read_frame(other)
+    for text in (b"{", b"[" * 100_000, b"9" * 5000, b"\xff"):
+        one, other = socket.socketpair()
+        with one, other:
+            one.sendall(LENGTHS.pack(len(text), 0) + text)
+            with pytest.raises(ValueError, match=r"frame|decode"):
+                read_frame(other)
+
+
+def first_guest(door):
+    """Who comes first, however long nobody comes."""
+    return next(guest for guest in door if guest is not None)
+
+
+def test_only_who_knows_the_token_is_let_in_and_nobody_else_is_read():
+    hello = encode({"token": "secret", "device": "device-0000"})
+    strangers = [
+        *(b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 12, b"\xff" * 12, hello[:20], LENGTHS.pack(100, 0) + b"{"),
+        LENGTHS.pack(2**26, 0) + b"{" * 4096,  # a header that is too long
+        LENGTHS.pack(len(hello) - 12, 4 * 2**30) + hello[12:],  # the right token, and a body
+        *(encode({"token": token}) for token in ("guess", "", "sécret", "secre", None, 5, ["secret"], {"secret": 1})),
+        *(encode(who) for who in ([], "secret", None, {})),
+        *(
+            LENGTHS.pack(len(text), 0) + text
+            for text in (b"[" * 4000, b"9" * 4000, b'"\\ud800"', b'{"token": "\\ud800"}')
+        ),
+    ]
+    strangers += [np.random.default_rng(i).bytes(i) for i in range(1, 40)]
     with listen() as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         port = listener.getsockname()[1]
-        stranger = connect(port, "guess", device="device-0000")
-        assert welcome(listener, "secret") is None
-        assert stranger.recv(1) == b""
+        silent = socket.create_connection(("127.0.0.1", port))  # holds nobody off
+        ends = []
+        for message in strangers:
+            ends.append(socket.create_connection(("127.0.0.1", port), timeout=20))
+            ends[-1].sendall(message)
+            ends[-1].shutdown(socket.SHUT_WR)
         friend = connect(port, "secret", device="device-0000", role="data")
-        sock, who = welcome(listener, "secret")
+        sock, who = first_guest(guests(listener, "secret"))
         assert who == {"device": "device-0000", "role": "data"}
-        for end in (one, other, stranger, friend, sock):
+        for end in ends:
+            with contextlib.suppress(ConnectionError):  # a reset where bytes had not been read
+                assert end.recv(1) == b""
+        friend.sendall(encode({"payload": 1}, b"body"))
+        assert read_frame(sock) == ({"payload": 1}, b"body", 4)
+        for end in (silent, friend, sock, *ends):
             end.close()
+
+
+def test_a_frame_takes_memory_as_it_comes_not_as_it_is_announced():
+    one, other = socket.socketpair()
+    with one, other:
+        text = b"{}"
+        one.sendall(LENGTHS.pack(len(text), 4 * 2**30) + text + b"a few bytes")
+        one.shutdown(socket.SHUT_WR)
+        tracemalloc.start()
+        assert read_frame(other) is None
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 4 * 2**20
 
 
 def test_a_connection_writes_what_is_queued_before_it_ends():
