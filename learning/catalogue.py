@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from inputs.files import FileProblem, first_line, read_json, reading, regular_file
+from inputs.files import MOST_BYTES, FileProblem, first_line, read_json, reading, regular_file
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
@@ -252,9 +252,10 @@ def _read_config(spec: BackboneSpec) -> dict[str, Any]:
 
 
 def small_files(spec: BackboneSpec) -> list[Path]:
-    """What else is read of the model's folder: configuration and tokenizer."""
+    """What else is read of the model's folder: configuration and tokenizer; FileProblem for what is no regular file."""
     folder, kinds = directory(spec), [kind for kind in MODEL_FILES if kind != "*.safetensors"]
-    return sorted({path for kind in kinds for path in folder.glob(kind) if path.is_file()})
+    found = sorted({path for kind in kinds for path in folder.glob(kind) if not path.is_dir()})
+    return [regular_file(path, MOST_BYTES) for path in found]
 
 
 def weight_files(spec: BackboneSpec) -> list[Path]:

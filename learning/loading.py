@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inputs.files import reading
 from learning.catalogue import (
@@ -58,10 +58,14 @@ def _blank(spec: BackboneSpec) -> nn.Module:
             model = bare_model(made).from_config(made)
     except BackboneError as error:
         raise BackboneError(f"{where}: {error}") from None
-    needed, most = 4 * sum(p.numel() for p in model.parameters()), psutil.virtual_memory().total
-    if needed > most:
-        raise BackboneError(f"{where}: {needed / 1e9:,.1f} GB in float32, and this machine has {most / 1e9:,.1f} GB")
+    _require_memory(where, 4 * sum(p.numel() for p in model.parameters()))
     return model
+
+
+def _require_memory(where: object, nbytes: int) -> None:
+    most = psutil.virtual_memory().total
+    if nbytes > most:
+        raise BackboneError(f"{where}: {nbytes / 1e9:,.1f} GB of weights, and this machine has {most / 1e9:,.1f} GB")
 
 
 # --- from a seed -----------------------------------------------------------------------------------------------------
@@ -90,12 +94,15 @@ def _drawn(spec: BackboneSpec) -> nn.Module:
 def _stored(spec: BackboneSpec) -> nn.Module:
     from safetensors.torch import load_file
 
-    files, tensors = weight_files(spec), {}
+    files, bare, tensors = weight_files(spec), _blank(spec), {}
+    where = f"backbone {spec.name!r}: {files[0] if len(files) == 1 else files[0].parent}"
+    _require_memory(where, sum(file.stat().st_size for file in files))
     for file in files:
         with reading(file, "safetensors weights"):
             tensors |= load_file(file)
-    bare = _blank(spec)
-    where = f"backbone {spec.name!r}: {files[0] if len(files) == 1 else files[0].parent}"
+    held, wanted = (sum(t.numel() for t in some) for some in (tensors.values(), bare.parameters()))
+    if wanted > 4 * held:  # seen before memory is given to it
+        raise BackboneError(f"{where} holds {held:,} numbers, and the model of its config.json {wanted:,}")
     # as tensors in memory: of a folder, transformers would follow adapters and other formats too
     with torch.random.fork_rng(devices=[]), reading(where, f"weights of {bare.config.model_type}"):
         model, report = type(bare).from_pretrained(
@@ -113,6 +120,7 @@ def _stored(spec: BackboneSpec) -> nn.Module:
         *_absent(report["missing_keys"], len(bare.state_dict()), tensors),
         *_unlike({name: shapes for name, shapes in mismatched.items() if not _is_pooler(name)}),
         *_left_over(spec, bare, report["unexpected_keys"]),
+        *_whole_numbers(bare, tensors),
         *report["error_msgs"],
     ]
     if faults:
@@ -149,6 +157,16 @@ def _left_over(spec: BackboneSpec, model: nn.Module, names: Iterable[str]) -> It
             odd.append(name)
     if odd:
         yield f"{_some(odd)} without a place in the model"
+
+
+def _whole_numbers(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    own = {
+        name: name.removeprefix(f"{model.base_model_prefix}.")
+        for name, t in tensors.items()
+        if not t.is_floating_point()
+    }
+    if odd := [name for name, inside in own.items() if inside in dict(model.named_parameters())]:
+        yield f"{_some(odd)} of whole numbers ({tensors[min(odd)].dtype}), as a quantised model has"
 
 
 def _is_pooler(name: str) -> bool:

@@ -165,6 +165,12 @@ def test_cut_off_weights_are_an_error_that_names_the_file(own_model, kept):
         load_model(spec_of(folder))
 
 
+def test_weights_of_whole_numbers_are_an_error(own_model):
+    rounded = lambda tensors: {n: t.mul(100).to(torch.int8) if "query" in n else t for n, t in tensors.items()}  # noqa: E731
+    with pytest.raises(BackboneError, match=r"4 tensors .* of whole numbers \(torch.int8\), as a quantised model has"):
+        load_model(spec_of(own_model(tensors=rounded)))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_an_error(own_model, value):
     def spoil(tensors):
@@ -195,7 +201,8 @@ def test_weights_that_overflow_are_an_error(own_model):
         ({"num_hidden_layers": 10**9}, "not a whole number from 1 to 1,000"),
         ({"num_attention_heads": 5}, "attention heads"),
         ({"vocab_size": -1}, "config"),
-        ({"vocab_size": 10**12}, r"GB in float32, and this machine has"),
+        ({"vocab_size": 10**12}, r"GB of weights, and this machine has"),
+        ({"vocab_size": 10**7}, r"holds 22,\d+ numbers, and the model of its config.json 320,0\d\d,\d+"),
         ({"model_type": "no-such-kind"}, "has no model_type 'no-such-kind'"),
         ({"model_type": 7}, "not a model's configuration"),
         (

@@ -92,7 +92,7 @@ def test_check_and_run_refuse_in_the_same_words(own_model, both, kind, how, said
         ({"num_hidden_layers": 10**6}, "not a whole number from 1 to 1,000"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"vocab_size": 2}, "a vocabulary of at least 3"),
-        ({"vocab_size": 10**9}, r"GB in float32, and this machine has"),
+        ({"vocab_size": 10**9}, r"GB of weights, and this machine has"),
         ({"model_type": "bert2"}, "has no model_type 'bert2'"),
         ({"hidden_act": "no-such-function"}, "no-such-function"),
         ({"layer_norm_eps": -1e9}, "NaN or infinity"),
