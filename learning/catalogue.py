@@ -229,7 +229,10 @@ def _hub_directory(spec: BackboneSpec) -> Path:
 def config_of(spec: BackboneSpec) -> dict[str, Any]:
     """The Hugging Face configuration of the backbone, already cut to its number of layers."""
     config = _read_config(spec) if spec.config is None else dict(spec.config)
-    depth = depth_of(config)
+    try:
+        depth = depth_of(config)
+    except BackboneError as error:
+        raise BackboneError(f"backbone {spec.name!r}: {error}") from None
     if spec.layers is not None:
         if spec.layers > depth:
             raise BackboneError(f"backbone {spec.name!r}: {depth} layers, so it cannot be cut to {spec.layers}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from inputs.files import MOST_BYTES, reading, regular_file
 from learning import kept
 from learning.catalogue import BackboneError, BackboneSpec, config_of, directory, sha256_of, small_files
 
+_log = logging.getLogger(__name__)
 _NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 
 
@@ -53,9 +55,17 @@ def tokenise(
         )
     with reading(directory(spec), "a tokenizer of these texts"):
         ids, segments = _encoded(tokenizer, texts, second_texts, max_tokens)
-    return Tokens(
-        [_array(spec, i) for i in ids], [_array(spec, s) for s in segments] if are_pairs and segments else None
-    )
+    if len(ids) > 1:  # one alone says little
+        _warn_of_unknown(spec, tokenizer, ids, around)
+    made = Tokens([_array(spec, i) for i in ids])
+    if are_pairs and segments:
+        made = dataclasses.replace(made, segments=[_array(spec, s) for s in segments])
+        kinds, most = max(s.max() for s in made.segments) + 1, config_of(spec).get("type_vocab_size") or 0
+        if kinds > most > 1:
+            raise BackboneError(
+                f"backbone {spec.name!r}: its tokenizer marks {kinds} kinds of segments, its model has {most}"
+            )
+    return made
 
 
 def _encoded(tokenizer, texts, second_texts, max_tokens) -> tuple[list[list[int]], list[list[int]] | None]:
@@ -71,6 +81,15 @@ def _encoded(tokenizer, texts, second_texts, max_tokens) -> tuple[list[list[int]
         list(texts) if second_texts is None else list(zip(texts, second_texts, strict=True))
     )
     return [e.ids for e in encoded], [e.type_ids for e in encoded]
+
+
+def _warn_of_unknown(spec: BackboneSpec, tokenizer: Any, ids: Sequence[Sequence[int]], around: int) -> None:
+    model = getattr(tokenizer, "model", None)
+    name, unknown = getattr(model, "unk_token", None), getattr(model, "unk_id", None)
+    if name is not None:
+        unknown = tokenizer.token_to_id(name)
+    if unknown is not None and 2 * sum(i.count(unknown) for i in ids) > sum(len(i) - around for i in ids):
+        _log.warning(f"most words of the texts are unknown to the tokenizer of {spec.name}: is it the model's own?")
 
 
 def _array(spec: BackboneSpec, ids: list[int]) -> np.ndarray:

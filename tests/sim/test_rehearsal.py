@@ -200,6 +200,25 @@ def test_a_tokenizer_that_leaves_merges_out_at_random_does_not(own_model):
     assert {tuple(tokenise(spec, ["abab ab"]).ids[0]) for _ in range(20)} == {(2, 6, 6, 6, 3)}
 
 
+def test_texts_of_words_that_the_tokenizer_lacks_are_remarked(own_model, mobifleet, scenario_file, fleet):
+    words = [*WORDS, *(f"other{number}" for number in range(12))]
+    outcome = mobifleet("check", scenario_file(**fleet({"path": str(own_model(words=words))})))
+    assert outcome.code == 0
+    assert "most words of the texts are unknown to the tokenizer of mine" in " ".join(outcome.err.split())
+    assert "unknown" not in mobifleet("check", scenario_file(**fleet({"path": str(own_model())}))).err
+
+
+def test_more_kinds_of_segments_than_the_model_has_are_refused(own_model):
+    from learning.tokens import tokenise
+
+    folder = own_model()
+    edit(folder, "tokenizer.json", lambda t: t["post_processor"]["pair"][3]["Sequence"].update(type_id=2))
+    spec = find("mine", {"mine": {"path": str(folder)}})
+    tokenise(spec, ["a1"])
+    with pytest.raises(BackboneError, match="its tokenizer marks 3 kinds of segments, its model has 2"):
+        tokenise(spec, ["a1"], ["b1"])
+
+
 # --- what is kept
 
 
