@@ -52,6 +52,11 @@ def restrict(x: State, like: State) -> dict[str, Tensor]:
     return {name: x[name] for name in like}
 
 
+def is_finite(state: State) -> bool:
+    """Whether every number of a state is finite; one that is not would take the whole mean along."""
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
 # --- server optimisers -----------------------------------------------------------------------------------------------
 
 

@@ -100,9 +100,10 @@ def predict(model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tok
 
 def evaluate(
     model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tokens, labels: np.ndarray, batch: int = 64
-) -> float:
-    """The share of texts whose largest logit is that of their label."""
-    return float((predict(model, state, tokens, batch).argmax(axis=1) == np.asarray(labels)).mean())
+) -> float | None:
+    """The share of texts whose largest logit is that of their label; None for a model whose logits are not all finite."""
+    logits = predict(model, state, tokens, batch)
+    return float((logits.argmax(axis=1) == np.asarray(labels)).mean()) if np.isfinite(logits).all() else None
 
 
 def inputs(tokens: Tokens, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:

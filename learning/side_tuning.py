@@ -121,15 +121,19 @@ class SideTuning:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay)
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy of backbone + side network (the averaged weights) for each backbone."""
+    def evaluate(self) -> dict[str, float | None]:
+        """Held-out accuracy of backbone + side network (the averaged weights) for each backbone; None where what it
+        predicts is not all finite.
+        """
         scores = {}
         with torch.inference_mode():
             for backbone, held in self.held_out.items():
                 y_s = self.averaged(torch.from_numpy(held.values), backbone)
                 y_b = torch.from_numpy(held.prediction)
-                predicted = (y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s).argmax(dim=1)
-                scores[backbone] = float((predicted.numpy() == held.labels).mean())
+                predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
+                is_finite = bool(predicted.isfinite().all())
+                right = predicted.argmax(dim=1).numpy() == held.labels
+                scores[backbone] = float(right.mean()) if is_finite else None
         return scores
 
     def save_model(self, path: Path, **notes: str) -> None:

@@ -149,9 +149,8 @@ def _show_summary(done) -> None:
     table = Table(title=done.title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     row = table.add_row
     row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
-    if s["final"] is not None:
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in s["by_backbone"].items())
-        row("accuracy", f"{s['final']:.3f} (best {s['best']:.3f}; {parts})")
+    if not s["dry"]:
+        row("accuracy", _accuracy(s))
     if s["target"]["value"] is not None:
         at = s["target"]["reached_at_s"]
         reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"
@@ -174,7 +173,8 @@ def _show_summary(done) -> None:
         "device memory",
         f"{format_bytes(each['peak_memory_bytes']['mean'])} (largest {format_bytes(each['peak_memory_bytes']['max'])})",
     )
-    row("server", f"{totals['updates']} updates, busy {format_seconds(totals['server_busy_s'])}")
+    rounds = f" in {s['rounds']} rounds" if s.get("rounds") else ""
+    row("server", f"{totals['updates']} updates{rounds}, busy {format_seconds(totals['server_busy_s'])}")
     if s["costed_as"]:
         row("costed as", f"[yellow]{s['costed_as']}[/] (time, bytes, FLOP and joules are that architecture's)")
     if s["dry"]:
@@ -187,6 +187,14 @@ def _show_summary(done) -> None:
     row("written to", str(done.path))
     console.print(table)
     _show_remarks(s.get("remarks", []))
+
+
+def _accuracy(s) -> str:
+    if s["final"] is not None:
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in s["by_backbone"].items() if value is not None)
+        return f"{s['final']:.3f} (best {s['best']:.3f}; {parts})"
+    best = f" (best before {s['best']:.3f})" if s["best"] is not None else ""
+    return ("diverged" if s.get("diverged") else "none: nothing was trained") + best
 
 
 def _show_remarks(remarks: list[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from learning import catalogue
 from learning.catalogue import BackboneSpec
 from learning.cost import BYTES_PER_NUMBER, Architecture, Cost
 from sim.scenario import Scenario, SizedData
+
+if TYPE_CHECKING:
+    from sim.actors import Device
+    from sim.simulation import Simulation
 
 
 class DoesNotFit(ValueError):
@@ -116,3 +120,34 @@ def _beyond_positions(
             yield f"{charged[name].name} has {positions} positions: at {tokens} tokens it is charged as if it had more"
         if isinstance(stated, int) and longest > stated:
             yield f"{name} was made for {stated} positions: texts of up to {longest} tokens go beyond what it has learned"
+
+
+def check_memory(sim: Simulation) -> None:
+    """Refuse (DoesNotFit), or mark, devices on which the method's work does not fit; the method says what it needs."""
+    batch = getattr(sim.scenario.method, "device_batch", 1)
+    for device in sim.devices:
+        tokens = int(sim.lengths(device, device.samples).max()) if len(device.samples) else 1
+        try:
+            if hasattr(sim.method, "peak_bytes"):
+                _check_peak(device, sim.method.peak_bytes, sim.devices)
+            else:
+                sim.costing.check_memory(device.member, device.memory_bytes, batch, tokens, 0)
+        except DoesNotFit:
+            if sim.scenario.out_of_memory == "error":
+                raise
+            device.outcome = "oom"
+
+
+def _check_peak(device: Device, peak_bytes: Callable[[Device], int], fleet: Iterable[Device]) -> None:
+    """Raise DoesNotFit if a method needs more memory on the device than it has; names backbones of the fleet that would fit.
+
+    `peak_bytes(device)` is all that a method holds at its peak, weights included (0 where nothing runs).
+    """
+    needed = peak_bytes(device)
+    if needed <= device.memory_bytes:
+        return
+    others = {other.backbone: other for other in fleet if other.backbone != device.backbone}
+    needs = [(device.backbone, needed), *((name, peak_bytes(other)) for name, other in sorted(others.items()))]
+    shortage = find_shortage(device.backbone, device.memory_bytes, needs)
+    member = device.member
+    raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): with this method {shortage}")

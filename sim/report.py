@@ -74,7 +74,6 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
     """`summary.json`: SI units, per device as mean, p50, p95 and max."""
     spans, scenario = sim.recorder.spans(), sim.scenario
     curve = _curve(sim.recorder.metrics(), "")
-    backbones = sorted({device.backbone for device in sim.devices})
     server = spans.filter(pc.equal(spans["actor"], "server"))
     target = _target(sim, spans)
     return {
@@ -87,9 +86,10 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "ended": sim.ended.reason,
         "virtual_time_s": sim.ended.at_s,
         "metric": "accuracy",
-        "final": curve[-1] if curve else None,
+        "final": sim.accuracy,
         "best": max(curve) if curve else None,
-        "by_backbone": {name: scores[-1] for name in backbones if (scores := _curve(sim.recorder.metrics(), name))},
+        "by_backbone": {name: sim.scores[name] for name in sorted(sim.scores)},
+        "diverged": sim.tally.diverged and {**sim.tally.diverged, "answers_left_out": sim.tally.left_out},
         "target": target,
         "rounds": sim.tally.rounds,
         "rounds_without_answer": sim.tally.without_answer,

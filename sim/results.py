@@ -79,7 +79,8 @@ class Run:
         """Name, method, seed, and what else a reader must know (dry, not finished) in one line, for headings."""
         status = self.manifest.get("status", "finished")
         dry = "dry run" if self.manifest.get("dry") else ""
-        parts = [self.name, self.method, f"seed {self.seed}", dry, "" if status == "finished" else status]
+        diverged = "diverged" if self.summary.get("ended") == "diverged" else ""
+        parts = [self.name, self.method, f"seed {self.seed}", dry, diverged, "" if status == "finished" else status]
         return " · ".join(part for part in parts if part)
 
     @property

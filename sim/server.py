@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sim.learners.null import NullLearner
     from sim.simulation import Simulation
 
+Story = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
+
 
 class Server:
     """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
@@ -98,21 +100,21 @@ class Server:
         count: int,
         wanted: int,
         learner: NullLearner,
-        story: Callable[[list[Device], int], Generator[Any, Any, int]],
+        story: Story,
     ) -> Generator:
-        """Ask so many devices in every round and live `story` with them (it returns how many answers counted), until there
+        """Ask so many devices in every round and live `story` with them (it returns the answers that counted), until there
         are no more rounds, the target is reached or no device is at work; then let the devices go and end the training.
 
-        A round that nobody answered took its time, and is no update.
+        A round without such an answer took its time, and is no update.
         """
         for number in range(count):
             asked = yield from self.select(wanted, number)
             if not asked:  # nobody is left
                 break
             counted = yield from story(asked, number)
-            self.sim.tally.round(counted)
-            if counted:
-                self.sim.after_update(learner, None, counted)
+            self.sim.tally.round(len(counted))
+            if counted or learner.diverged:
+                self.sim.after_update(learner, None, len(counted))
             if self.sim.target_reached or not self.sim.devices_at_work:
                 break
         yield from self.dismiss()
@@ -170,19 +172,27 @@ class Server:
         task.closed.succeed()
         return got
 
-    def take_in(self, answers: Sequence[Payload], work: Work, kind: str = "aggregate") -> Generator[Any, Any, int]:
-        """Make these answers' update; returns how many counted. Nothing runs on no answers."""
-        if not answers:
-            return 0
-        yield from self.compute(work, [p.number for p in answers], kind)
-        return self.count(answers)
+    def take_in(
+        self, answers: Sequence[Payload], work: Work, flows: Sequence[int] | None = None
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Make these answers' update (`work` gives the places of those it left out); returns those that counted.
 
-    @staticmethod
-    def count(answers: Collection[Payload]) -> int:
-        """Note that these answers went into an update; returns how many."""
-        for payload in answers:
-            payload.sender.fared(COUNTED)
-        return len(answers)
+        Nothing runs on no answers. `flows` are the payloads' numbers, by default in the order of the answers.
+        """
+        if not answers:
+            return []
+        left_out = yield from self.compute(work, flows or [p.number for p in answers], "aggregate")
+        return self.counted(answers, left_out or ())
+
+    def counted(self, answers: Sequence[Payload], left_out: Collection[int]) -> list[Payload]:
+        """The answers that go into an update; the others, by their places, are not finite, and that is noted."""
+        for place, payload in enumerate(answers):
+            if place in left_out:
+                self.sim.leave_out(payload.sender, "weights")
+                self.sim.tally.miss("diverged")
+            else:
+                payload.sender.fared(COUNTED)
+        return [payload for place, payload in enumerate(answers) if place not in left_out]
 
     def compute(self, work: Work, flows: Sequence[int] = (), kind: str = "train") -> Generator[Any, Any, Any]:
         """Queue for the accelerator, then run the work for real while its modelled seconds pass; returns its result."""

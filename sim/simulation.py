@@ -8,6 +8,7 @@ horizon comes. It knows nothing of what a method does; a method knows nothing of
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,13 +22,12 @@ import simpy
 import devices.profile
 from devices import fleet
 from devices.compute import ComputeModel
-from devices.memory import find_shortage
 from learning import assets
 from learning.data import TextDataset
 from sim import arrivals, availability, links
 from sim.actors import COUNTED, Device
 from sim.conditions import Conditions
-from sim.costing import Costing, DoesNotFit, costing_for
+from sim.costing import Costing, check_memory, costing_for
 from sim.host import Host, single_threaded_torch
 from sim.journal import Journal
 from sim.methods import method_for
@@ -131,7 +131,7 @@ class Simulation:
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
-        self.tally = Tally()
+        self.tally, self.scores = Tally(), {}
         self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
         self.remark(*self.task.remarks)
@@ -150,7 +150,7 @@ class Simulation:
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
         self.method = method_for(scenario.method)(scenario.method, self)
-        self._check_memory()
+        check_memory(self)
         self.build_s = time.perf_counter() - begin
 
     # --- the day
@@ -176,6 +176,9 @@ class Simulation:
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
+        for device in self.devices:
+            if device.outcome == "ok" and device.came_of_it not in (None, COUNTED):
+                device.outcome, device.finished_at_s = device.came_of_it, None  # it was there to the end, for nothing
         for sentence in closing(self):
             self.remark(sentence)
         self._record_links()
@@ -210,9 +213,7 @@ class Simulation:
     def _work_day(self, device: Device, story: Generator) -> Generator:
         try:
             yield from story
-            if device.outcome == "ok" and device.came_of_it not in (None, COUNTED):
-                device.outcome = device.came_of_it  # it was there to the end, for nothing
-            elif device.outcome == "ok":
+            if device.outcome == "ok":
                 device.finished_at_s = self.env.now
         except simpy.Interrupt as stop:
             device.outcome = str(stop.cause)
@@ -268,9 +269,14 @@ class Simulation:
     def after_update(
         self, learner: NullLearner, loss: float | None, records: int, first: bool = False, last: bool = False
     ) -> None:
-        """Count a server update; every so often, look at the held-out texts (which takes no virtual time)."""
+        """Count a server update; every so often, look at the held-out texts (which takes no virtual time).
+
+        A server's model that is no longer finite has no accuracy, and ends the run.
+        """
         if not (first or last):
             self.updates += 1
+        if learner.diverged:
+            self._end_diverged(learner.diverged)
         every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)
         if not (first or last or self.updates % every == 0):
             return
@@ -278,16 +284,38 @@ class Simulation:
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
             scores = self.host.start(learner.evaluate).result()  # in turn with what is under way
         for backbone, accuracy in scores.items():
-            self.recorder.metric(now, "accuracy", accuracy, backbone)
+            if accuracy is not None:
+                self.recorder.metric(now, "accuracy", accuracy, backbone)
         self.recorder.metric(now, "updates", self.updates)
         self.recorder.metric(now, "uplink_bytes", self.recorder.uplink_bytes)
         self.recorder.metric(now, "cache_records", records)
-        if loss is not None:
+        if loss is not None and math.isfinite(loss):
             self.recorder.metric(now, "loss", loss)
-        if scores:
+        self.scores = scores
+        if scores and None not in scores.values():
             self.accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())
             self.recorder.metric(now, "accuracy", self.accuracy)
             self._look_at_target(self.accuracy)
+        elif scores:
+            self.accuracy = None
+            if learner.has_one_model and not first:
+                self._end_diverged("predictions")
+
+    def leave_out(self, device: Device | None, what: str) -> None:
+        """Note that what came (of a device; None: of the server's own) is not finite and goes into no update."""
+        if device is not None:
+            device.fared("diverged")
+        self.tally.diverge("server" if device is None else device.id, what, self.updates + 1, self.env.now)
+        self.tally.left_out += 1
+
+    def _end_diverged(self, what: str) -> None:
+        """End the run in whose server's model something is not finite; called from within the server's story."""
+        self.tally.diverge("server", what, self.updates, self.env.now)
+        self.accuracy, self.scores, self.ended.reason = None, dict.fromkeys(self._shares), "diverged"
+        self.recorder.metric(self.env.now, "updates", self.updates)
+        self.recorder.metric(self.env.now, "uplink_bytes", self.recorder.uplink_bytes)
+        self._interrupt([process for process, actor in self._alive.items() if actor is not None], "ended")
+        raise simpy.Interrupt("diverged")
 
     def _look_at_target(self, accuracy: float) -> None:
         target = self.scenario.stop.target
@@ -358,36 +386,6 @@ class Simulation:
         rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None
         model = ComputeModel(profile, settings.engine, rng, self.scenario.jitter)
         return self.server_type(self, profile, model)
-
-    def _check_memory(self) -> None:
-        """Refuse (or mark) devices on which the method's work does not fit; the method says what it needs."""
-        batch = getattr(self.scenario.method, "device_batch", 1)
-        for device in self.devices:
-            tokens = int(self.lengths(device, device.samples).max()) if len(device.samples) else 1
-            try:
-                if hasattr(self.method, "peak_bytes"):
-                    _check_peak(device, self.method.peak_bytes, self.devices)
-                else:
-                    self.costing.check_memory(device.member, device.memory_bytes, batch, tokens, 0)
-            except DoesNotFit:
-                if self.scenario.out_of_memory == "error":
-                    raise
-                device.outcome = "oom"
-
-
-def _check_peak(device: Device, peak_bytes: Callable[[Device], int], fleet: Iterable[Device]) -> None:
-    """Raise DoesNotFit if a method needs more memory on the device than it has; names backbones of the fleet that would fit.
-
-    `peak_bytes(device)` is all that a method holds at its peak, weights included (0 where nothing runs).
-    """
-    needed = peak_bytes(device)
-    if needed <= device.memory_bytes:
-        return
-    others = {other.backbone: other for other in fleet if other.backbone != device.backbone}
-    needs = [(device.backbone, needed), *((name, peak_bytes(other)) for name, other in sorted(others.items()))]
-    shortage = find_shortage(device.backbone, device.memory_bytes, needs)
-    member = device.member
-    raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): with this method {shortage}")
 
 
 def _groups(scenario: Scenario) -> list[fleet.Group]:

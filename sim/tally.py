@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.units import format_seconds
 
@@ -32,7 +32,8 @@ class Tally:
     """Counts of a run's rounds, and what became of those who were asked in rounds that nobody answered."""
 
     def __init__(self) -> None:
-        self.rounds = self.without_answer = 0
+        self.rounds = self.without_answer = self.left_out = 0
+        self.diverged: dict[str, Any] | None = None
         self.missed: Counter[str] = Counter()
         self._of_this_round: list[str] = []
 
@@ -48,14 +49,24 @@ class Tally:
             self.missed.update(self._of_this_round)
         self._of_this_round.clear()
 
+    def diverge(self, who: str, what: str, update: int, at_s: float) -> None:
+        """Note where numbers were first not finite: a device or the server, what of it, and in which update."""
+        self.diverged = self.diverged or {"device": who, "update": update, "what": what, "at_s": at_s}
+
 
 def closing(sim: Simulation) -> Iterator[str]:
     """What whoever reads the result has to know about rounds and updates that came to nothing."""
     tally = sim.tally
+    if tally.diverged:
+        first = "{device} diverged at update {update}: its {what} {verb} not finite".format_map(
+            {**tally.diverged, "verb": "was" if tally.diverged["what"] == "loss" else "were"}
+        )
+        left = f"; {tally.left_out} answers that were not finite are in no update" if tally.left_out else ""
+        yield first + left + ("; the run ended there" if sim.ended.reason == "diverged" else "")
     if tally.without_answer:
         answered = tally.rounds - tally.without_answer
         others = "; of those asked in the others: " if answered else ": "
-        yield f"{answered} of {tally.rounds} rounds had an answer{others}{_listed(tally.missed.elements())}"
+        yield f"{answered} of {tally.rounds} rounds had an answer that counted{others}{_listed(tally.missed.elements())}"
     if sim.updates == 0 and not tally.without_answer and not sim.target_reached and sim.ended.reason != "interrupted":
         yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(sim)))))
 
@@ -67,7 +78,7 @@ def _reasons(sim: Simulation) -> Iterator[str]:
         yield f"the first device joins after {format_seconds(joins_s)}"
     if troubled := [device.outcome for device in sim.devices if device.outcome not in AT_WORK]:
         yield f"of {len(sim.devices)} devices {_listed(troubled)}"
-    if sim.recorder.uplink_bytes:
+    if sim.recorder.uplink_bytes and not sim.tally.left_out:
         yield "what was uploaded is too little for one"
 
 

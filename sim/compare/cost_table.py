@@ -114,6 +114,7 @@ def rows(entries: list[Entry], protocol: str, target: float | None = None) -> li
             row[name], row[f"{name}_pm"] = _interval(values)
             row[f"{name}_each"] = values
         row["accuracies"] = [name for name in each[0] if name.startswith(OF_BACKBONE)]
+        row["diverged"] = sum(run.summary["final"] is None and bool(run.summary.get("diverged")) for run in runs)
         row["reached"] = sum(r["time_s"] is not None for r in each)
         table.append(row)
     return table
@@ -210,15 +211,18 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 def shown(table: list[dict[str, Any]], columns: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Rows for people: the method and its cells in the order of `columns`."""
     for row in table:
-        yield row["method"], [_cell(name, row.get(name), row.get(f"{name}_pm")) for name in columns]
+        lost = row.get("diverged") and (
+            "diverged" if row["diverged"] == row["seeds"] else f"{row['diverged']} diverged"
+        )
+        yield row["method"], [_cell(name, row.get(name), row.get(f"{name}_pm"), lost or "–") for name in columns]
 
 
-def _cell(name: str, value: float | None, pm: float | None) -> str:
+def _cell(name: str, value: float | None, pm: float | None, lost: str = "–") -> str:
     from sim.units import format_bytes, format_seconds, format_si
 
     is_accuracy = name in ("final", "best") or name.startswith(OF_BACKBONE)
     if value is None:
-        return "–" if is_accuracy else "not reached"
+        return lost if is_accuracy else "not reached"
     if is_accuracy:
         return f"{value:.3f}" + (f" ± {pm:.3f}" if pm is not None else "")
     write = {

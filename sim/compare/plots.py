@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
             best = [
                 [open_run(e.folder).summary["best"] for e in entries if (e.label, e.at) == (label, at)] for at in values
             ]
+            best = [[math.nan if one is None else one for one in seeds] for seeds in best]  # a gap in the line
             middle = np.array([np.mean(seeds) for seeds in best])
             spread = [middle - [min(seeds) for seeds in best], [max(seeds) for seeds in best] - middle]
             at = np.arange(len(values)) + 0.04 * number

@@ -185,8 +185,9 @@ def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> li
     return plan(scenario.model_copy(update={"compare": compare, "stop": stop}), out / "tuned", seeds, choices)
 
 
-def _rank(score: dict[str, Any]) -> tuple[float, float]:
-    return (score["time_s"] if score["time_s"] is not None else float("inf"), -(score["best"] or 0.0))
+def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:
+    reached_s = score["time_s"] if score["time_s"] is not None else float("inf")
+    return (reached_s, score["final"] is None, -(score["best"] or 0.0))  # a model that diverged is nobody's choice
 
 
 def target_of(scenario: Scenario) -> float | None:

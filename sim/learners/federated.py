@@ -94,7 +94,15 @@ class FederatedLearner(NullLearner):
 
         return unpack(data, self.models[backbone].trainable_parameters())
 
-    def evaluate(self) -> dict[str, float]:
+    def become(self, state: dict[str, Tensor]) -> None:
+        """The server's next state; one that is not finite ends the run."""
+        from learning.aggregation import is_finite
+
+        self.state = state
+        if not is_finite(state):
+            self.diverged = "weights"
+
+    def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its part of the server's state."""
         from learning.local_training import evaluate
 
@@ -135,16 +143,17 @@ class FedAvgLearner(FederatedLearner):
         received: Mapping[str, Tensor],
         states: Sequence[bytes],
         weights: Sequence[float],
-    ) -> None:
-        """One step of the server on the mean delta of what came."""
+    ) -> list[int]:
+        """One step of the server on the mean delta of what came; returns the places of what is not finite, left out."""
         from learning.aggregation import difference, server_step, weighted_mean
 
-        if not states:
-            return
-        deltas = [difference(self.unpacked(b, data), received) for b, data in zip(backbones, states, strict=True)]
-        self.state, self._moments = server_step(
-            self._optimiser, self.state, weighted_mean(deltas, weights), self._moments
-        )
+        sent = [self.unpacked(backbone, data) for backbone, data in zip(backbones, states, strict=True)]
+        kept, left_out = sorted_out(sent)
+        if kept:
+            delta = weighted_mean([difference(sent[k], received) for k in kept], [weights[k] for k in kept])
+            state, self._moments = server_step(self._optimiser, self.state, delta, self._moments)
+            self.become(state)
+        return left_out
 
 
 class FedAsyncLearner(FederatedLearner):
@@ -162,14 +171,27 @@ class FedAsyncLearner(FederatedLearner):
 
         return difference(self.train(backbone, samples, state, *how), state)
 
-    def apply(self, backbones: Sequence[str], answers: Sequence[bytes], stalenesses: Sequence[int]) -> None:
-        """Mix one model in, or step on a buffer of changes; the result is the next version."""
+    def apply(self, backbones: Sequence[str], answers: Sequence[bytes], stalenesses: Sequence[int]) -> list[int]:
+        """Mix one model in, or step on a buffer of changes; the result is the next version. What is not finite is left
+        out: returns its places.
+        """
         from learning.aggregation import fed_async, fed_buff, server_step
 
         sent = [self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)]
-        if self._config.kind == "fedasync":
+        kept, left_out = sorted_out(sent)
+        if kept and self._config.kind == "fedasync":
             mixing = self._config.mixing * self._config.staleness.weight(stalenesses[0])
-            self.state = fed_async(self.state, sent[0], mixing)
-        else:
-            delta = fed_buff(sent, stalenesses)
-            self.state, self._moments = server_step(self._config.server_optimiser, self.state, delta, self._moments)
+            self.become(fed_async(self.state, sent[0], mixing))
+        elif kept:
+            delta = fed_buff([sent[k] for k in kept], [stalenesses[k] for k in kept])
+            state, self._moments = server_step(self._config.server_optimiser, self.state, delta, self._moments)
+            self.become(state)
+        return left_out
+
+
+def sorted_out(states: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[int]]:
+    """The places of the finite states, and of the others, which shall go into no mean."""
+    from learning.aggregation import is_finite
+
+    finite = [is_finite(state) for state in states]
+    return [k for k, good in enumerate(finite) if good], [k for k, good in enumerate(finite) if not good]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.learners.federated import FederatedLearner
+from sim.learners.federated import FederatedLearner, sorted_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,21 +63,21 @@ class FlexLoRALearner(FederatedLearner):
 
     def aggregate(
         self, models: Sequence[Model], received: Any, states: Sequence[bytes], weights: Sequence[float]
-    ) -> None:
-        """The mean of the dense updates, decomposed; what nobody sent stays."""
+    ) -> list[int]:
+        """The mean of the dense updates, decomposed; what nobody sent stays. Returns the places of what is not finite."""
         from learning.aggregation import flex_lora
 
-        if not states:
-            return
         sent = [self.unpacked(model, data) for model, data in zip(models, states, strict=True)]
-        target = (self.greatest, self.scaling(self.greatest))
-        (mean,) = flex_lora(sent, weights, [self.scaling(rank) for _, rank in models], [target])
-        self.state = {**self.state, **mean}
+        kept, left_out = sorted_out(sent)
+        if kept:
+            target, scalings = (self.greatest, self.scaling(self.greatest)), [self.scaling(models[k][1]) for k in kept]
+            (mean,) = flex_lora([sent[k] for k in kept], [weights[k] for k in kept], scalings, [target])
+            self.become({**self.state, **mean})
+        return left_out
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone: the mean over its devices, each with the model of its rank."""
-        summed, counts = Counter(), Counter()
+        scores: dict[str, list[float | None]] = {}
         for (name, rank), score in super().evaluate().items():
-            summed[name] += self.devices[name, rank] * score
-            counts[name] += self.devices[name, rank]
-        return {name: total / counts[name] for name, total in summed.items()}
+            scores.setdefault(name, []).extend([score] * self.devices[name, rank])
+        return {name: None if None in mine else math.fsum(mine) / len(mine) for name, mine in scores.items()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from learning import forward_gradient as fg
 from learning.aggregation import ServerMoments, ServerOptimiser, fed_avg, restrict
-from sim.learners.federated import FederatedLearner
+from sim.learners.federated import FederatedLearner, sorted_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,23 +65,27 @@ class FwdLLMLearner(ForwardLearner):
 
     def gather(
         self, backbones: Sequence[str], answers: Sequence[bytes], threshold: float | None, shared: bool
-    ) -> tuple[list[State], bool]:
-        """The gradients that came, and whether they disagree so much that more are needed."""
+    ) -> tuple[list[State], bool, list[int]]:
+        """The gradients that came, whether they disagree so much that more are needed, and the places of those that are
+        not finite, which are left out.
+        """
         gradients = [
             fg.gradient_of(fg.decode_probes(data), self.part_of(backbone, self.state))
             if shared
             else self.unpacked(backbone, data)
             for backbone, data in zip(backbones, answers, strict=True)
         ]
+        kept, left_out = sorted_out(gradients)
+        gradients = [gradients[k] for k in kept]
         # the head is the one layer that backbones of any depth and kinds of any name share
-        return gradients, threshold is not None and fg.needs_more(gradients, "head.weight", threshold)
+        return gradients, threshold is not None and fg.needs_more(gradients, "head.weight", threshold), left_out
 
     def step(self, gradients: Sequence[State], learning_rate: float) -> None:
         """One step along the mean gradient, which is remembered."""
         names = {name for gradient in gradients for name in gradient}
         part = {name: tensor for name, tensor in self.state.items() if name in names}
         new, mean = fg.fwdllm_step(part, gradients, learning_rate)
-        self.state = {**self.state, **new}
+        self.become({**self.state, **new})
         self.gradient = {name: mean.get(name, tensor * 0) for name, tensor in self.state.items()}
 
 
@@ -95,14 +99,16 @@ class FedMezoLearner(ForwardLearner):
         own, losses = self.part_of(backbone, state), self.losses(backbone, batches)
         return fg.encode_probes(fg.mezo_steps(losses, own, seed, learning_rate, eps)[1])
 
-    def aggregate(self, backbones: Sequence[str], answers: Sequence[bytes], learning_rate: float) -> None:
-        """The mean of the states that the probes stand for."""
+    def aggregate(self, backbones: Sequence[str], answers: Sequence[bytes], learning_rate: float) -> list[int]:
+        """The mean of the states that the probes stand for; returns the places of what is not finite, left out."""
         states = [
             fg.replay(self.part_of(backbone, self.state), fg.decode_probes(data), learning_rate)
             for backbone, data in zip(backbones, answers, strict=True)
         ]
-        if states:
-            self.state = fed_avg(self.state, states, [1.0] * len(states))
+        kept, left_out = sorted_out(states)
+        if kept:
+            self.become(fed_avg(self.state, [states[k] for k in kept], [1.0] * len(kept)))
+        return left_out
 
 
 class SpryLearner(ForwardLearner):
@@ -121,10 +127,16 @@ class SpryLearner(ForwardLearner):
         own = self.part_of(backbone, state)
         return self.packed(fg.spry_steps(self.losses(backbone, batches), own, assigned, seed, *how).state)
 
-    def aggregate(self, assigned: Sequence[Sequence[str]], answers: Sequence[bytes], settings: ServerOptimiser) -> None:
-        """A step of the server towards the mean of each tensor."""
+    def aggregate(
+        self, assigned: Sequence[Sequence[str]], answers: Sequence[bytes], settings: ServerOptimiser
+    ) -> list[int]:
+        """A step of the server towards the mean of each tensor; returns the places of what is not finite, left out."""
         from learning.state_codec import unpack
 
         returned = [unpack(data, restrict(self.state, names)) for data, names in zip(answers, assigned, strict=True)]
-        if returned:
-            self.state, self._moments = fg.spry_server_step(settings, self.state, returned, self._moments)
+        kept, left_out = sorted_out(returned)
+        if kept:
+            good = [returned[k] for k in kept]
+            state, self._moments = fg.spry_server_step(settings, self.state, good, self._moments)
+            self.become(state)
+        return left_out

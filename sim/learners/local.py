@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 class Alone:
     """What the local learners share: the devices looked at and their states, to be mixed into a learner."""
 
+    has_one_model = False
     sim: Simulation
     evaluated: dict[str, str]
     states: dict[str, dict[str, Tensor]]
+    lost: set[str]  # whose model is no longer finite
 
     def _choose(self, most: int) -> None:
         """A seeded sample of the fleet, with at least one device of every backbone: device id -> backbone."""
@@ -40,19 +42,28 @@ class Alone:
         others = [d for d in shuffled if d not in firsts]
         chosen = [*firsts, *others][: max(most, len(firsts))]
         self.evaluated = {device.id: device.backbone for device in sorted(chosen, key=lambda d: d.id)}
-        self.states = {}
+        self.states, self.lost = {}, set()
 
-    def keep(self, device_id: str, state: dict[str, Tensor] | None) -> None:
-        """A device has a new state; None from a device that is not looked at."""
+    def keep(self, device_id: str, state: dict[str, Tensor] | None) -> bool:
+        """A device has a new state (None: nobody looks at it); False where it is no longer finite."""
+        from learning.aggregation import is_finite
+
         if state is not None:
             self.states[device_id] = state
+            if not is_finite(state):
+                self.lost.add(device_id)
+        return device_id not in self.lost
 
-    def evaluate(self) -> dict[str, float]:
-        """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own present state."""
-        scores: dict[str, list[float]] = {}
+    def evaluate(self) -> dict[str, float | None]:
+        """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own present state.
+
+        Devices whose model is not finite have none, and are not in the mean.
+        """
+        scores: dict[str, list[float]] = {backbone: [] for backbone in sorted(self.evaluated.values())}
         for device_id, backbone in self.evaluated.items():
-            scores.setdefault(backbone, []).append(self.score(device_id, backbone))
-        return {backbone: float(np.mean(mine)) for backbone, mine in sorted(scores.items())}
+            score = None if device_id in self.lost else self.score(device_id, backbone)
+            scores[backbone] += [] if score is None else [score]
+        return {backbone: float(np.mean(mine)) if mine else None for backbone, mine in scores.items()}
 
     def digest(self) -> str:
         """A digest of the evaluated devices' states."""
@@ -80,7 +91,7 @@ class LocalPeftLearner(Alone, FederatedLearner):
         super().__init__(sim, *args)
         self._choose(evaluated)
         self._initial = {name: model.trainable() for name, model in self.models.items()}
-        self._scores: dict[str, tuple[Mapping[str, Tensor], float]] = {}
+        self._scores: dict[str, tuple[Mapping[str, Tensor], float | None]] = {}
 
     def _require_one_family(self, deepest: str) -> None:
         pass
@@ -89,11 +100,11 @@ class LocalPeftLearner(Alone, FederatedLearner):
         self, backbone: str, samples: np.ndarray, device_id: str, settings: LocalTraining, seed: int
     ) -> dict[str, Tensor] | None:
         """A device's next state from its own last one; None for a device that is not looked at."""
-        if device_id not in self.evaluated:
+        if device_id not in self.evaluated or device_id in self.lost:
             return None
         return self.train(backbone, samples, self.states.get(device_id, self._initial[backbone]), settings, seed)
 
-    def score(self, device_id: str, backbone: str) -> float:
+    def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's present state; a state is scored once."""
         state = self.states.get(device_id, self._initial[backbone])
         known = device_id if device_id in self.states else backbone
@@ -102,7 +113,7 @@ class LocalPeftLearner(Alone, FederatedLearner):
             self._scores[known] = state, score
         return self._scores[known][1]
 
-    def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float:
+    def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
         from learning.local_training import evaluate
 
         test = self.sim.task.test
@@ -120,16 +131,18 @@ class LadderLearner(Alone, NullLearner):
         self._choose(len(sim.devices) if config.evaluated_devices is None else config.evaluated_devices)
         self._initial = {name: learner.tuning.evaluate()[name] for name, learner in self._of.items()}
         self._tunings: dict[str, Any] = {}
-        self._scores: dict[str, float] = {}
+        self._scores: dict[str, float | None] = {}
 
     @property
     def predicts_untrained(self) -> bool:
         """As one of its learners."""
         return next(iter(self._of.values())).predicts_untrained
 
-    def epoch(self, backbone: str, samples: np.ndarray, device_id: str, number: int) -> tuple[dict, float] | None:
+    def epoch(
+        self, backbone: str, samples: np.ndarray, device_id: str, number: int
+    ) -> tuple[dict, float | None] | None:
         """One pass over the device's texts: its averaged weights after it, and their held-out accuracy."""
-        if device_id not in self.evaluated:
+        if device_id not in self.evaluated or device_id in self.lost:
             return None
         if number == 0:
             self._tunings[device_id] = self._begin(backbone, samples, device_id)
@@ -150,11 +163,13 @@ class LadderLearner(Alone, NullLearner):
         tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
         return tuning
 
-    def keep(self, device_id: str, result: tuple[dict[str, Tensor], float] | None) -> None:
-        """A device has ended an epoch."""
-        if result is not None:
-            self.states[device_id], self._scores[device_id] = result
+    def keep(self, device_id: str, result: tuple[dict[str, Tensor], float | None] | None) -> bool:
+        """A device has ended an epoch; False where its side network is no longer finite."""
+        if result is None:
+            return super().keep(device_id, None)
+        state, self._scores[device_id] = result
+        return super().keep(device_id, state)
 
-    def score(self, device_id: str, backbone: str) -> float:
+    def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's side network after its last epoch."""
         return self._scores.get(device_id, self._initial[backbone])

@@ -34,6 +34,8 @@ class MatrixLearner(SideTuningLearner):
         """The payload's bytes at the configured number of bits."""
         from learning.prediction_difference import difference
 
+        if not np.isfinite(activations[0]).all():
+            return b""
         labels = self.sim.task.labels[samples]
         if self.config.loss == "cross-entropy":
             y_b = np.zeros((len(samples), self.sim.task.classes), np.float32)
@@ -41,13 +43,15 @@ class MatrixLearner(SideTuningLearner):
             y_b = self._own_prediction(backbone, samples)
         return encode(FullActivations(*activations, difference(labels, y_b), samples), self.config.bits)
 
-    def ingest(self, backbone: str, data: bytes) -> None:
-        """Decode a payload, pool it, and keep the vectors as records."""
+    def ingest(self, backbone: str, data: bytes) -> bool:
+        """Decode a payload, pool it, and keep the vectors as records; False for one that holds nothing usable."""
         from learning import activations
 
+        if not data:
+            return False
         received = decode(data, self.shape.backbone_widths[backbone])
         targets = received.targets
         if self.config.loss == "cross-entropy":
             targets = np.concatenate([targets, np.full_like(targets, 1 / targets.shape[1])], axis=1)
         record = activations.Activations(pooled(received, self.config.readout), targets, received.samples)
-        super().ingest(backbone, activations.encode(record, "float32"))
+        return super().ingest(backbone, activations.encode(record, "float32"))

@@ -16,6 +16,8 @@ class NullLearner:
     """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
 
     state: Any = None  # of the server's model, where the method sends one to devices
+    diverged: str | None = None  # what of the server's model is no longer finite: its loss, its weights
+    has_one_model = True  # that of the server, rather than one on each device
     predicts_untrained = False  # whether what is there before the first update has an accuracy worth the name
 
     def work(self, cost: Cost, name: str, *args: Any) -> Work:
@@ -26,14 +28,15 @@ class NullLearner:
         """No bytes; sizes come from shapes."""
         return None
 
-    def ingest(self, backbone: str, data: bytes | None) -> None:
-        """Nothing to keep."""
+    def ingest(self, backbone: str, data: bytes | None) -> bool:
+        """Nothing to keep; whether what came can be used."""
+        return True
 
     def forget(self, records: Sequence[int]) -> None:
         """Nothing to drop."""
 
-    def evaluate(self) -> dict[str, float]:
-        """Nothing to score."""
+    def evaluate(self) -> dict[str, float | None]:
+        """Nothing to score; elsewhere None says that a model's predictions are not finite."""
         return {}
 
     def digest(self) -> str:

@@ -23,7 +23,7 @@ class ServerLearner(SideTuningLearner):
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         return [device.samples for device in self.sim.devices]
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """The one model's held-out accuracy, under the name of every backbone of the fleet."""
         (accuracy,) = super().evaluate().values()
         return dict.fromkeys(self.sim.costing.learned, accuracy)
@@ -40,6 +40,11 @@ class SeparateLearner(NullLearner):
         self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
 
     @property
+    def diverged(self) -> str | None:
+        """What of any network is no longer finite."""
+        return next((learner.diverged for learner in self._of.values() if learner.diverged), None)
+
+    @property
     def predicts_untrained(self) -> bool:
         """As one of its learners."""
         return next(iter(self._of.values())).predicts_untrained
@@ -52,15 +57,15 @@ class SeparateLearner(NullLearner):
         """The payload's bytes."""
         return self._of[backbone].encode(backbone, samples, activations)
 
-    def ingest(self, backbone: str, data: bytes) -> None:
-        """Decode a payload into its backbone's records."""
-        self._of[backbone].ingest(backbone, data)
+    def ingest(self, backbone: str, data: bytes) -> bool:
+        """Decode a payload into its backbone's records; False for one that holds nothing usable."""
+        return self._of[backbone].ingest(backbone, data)
 
     def step_of(self, backbone: str, records: Sequence[int]) -> float:
         """One update of one backbone's side network."""
         return self._of[backbone].step(records)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its own side network."""
         return {name: learner.evaluate()[name] for name, learner in self._of.items()}
 

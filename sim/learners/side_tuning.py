@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,10 +110,15 @@ class SideTuningLearner(NullLearner):
         return self.sim.streams.rng("backbone/head", backbone)
 
     def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
-        """The payload's bytes: activations and prediction differences (for cross-entropy: labels and predictions)."""
+        """The payload's bytes: activations and prediction differences (for cross-entropy: labels and predictions).
+
+        None at all where the activations are not finite: no number format could say so.
+        """
         from learning.activations import Activations, encode
         from learning.prediction_difference import difference
 
+        if not np.isfinite(activations).all():
+            return b""
         labels, y_b = self.sim.task.labels[samples], self._own_prediction(backbone, samples)
         targets = difference(labels, y_b)
         if self.config.loss == "cross-entropy":
@@ -126,9 +132,9 @@ class SideTuningLearner(NullLearner):
         function: Callable[..., Any] = getattr(self, name)
         return Work(cost, functools.partial(function, *args))
 
-    def ingest(self, backbone: str, data: bytes) -> None:
-        """Decode a payload into the server's records."""
-        self.tuning.ingest(backbone, data)
+    def ingest(self, backbone: str, data: bytes) -> bool:
+        """Decode a payload into the server's records; False for one that holds nothing usable."""
+        return bool(data) and self.tuning.ingest(backbone, data) > 0
 
     def forget(self, records: Sequence[int]) -> None:
         """Drop records that no later update will ask for."""
@@ -138,11 +144,13 @@ class SideTuningLearner(NullLearner):
         """One update, or its place in the history while the journal's checkpoint is still ahead."""
         if not self._behind:
             self._loss = self.tuning.step(records)
+            if not math.isfinite(self._loss):
+                self.diverged = "loss"
             return self._loss
         self.tuning.note_step(records)
         return self.journal.loss(self._catch_up())
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | None]:
         """Accuracy by backbone on the held-out texts."""
         key = self._catch_up()
         if self._behind:

@@ -7,12 +7,13 @@ its own parts alone) and its optimiser's moments. Bytes are float32 vectors of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from learning.aggregation import restrict, weighted_mean
-from sim.learners.federated import FederatedLearner
+from learning.aggregation import is_finite, restrict, weighted_mean
+from sim.learners.federated import FederatedLearner, sorted_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,16 +120,26 @@ class SplitLearner(FederatedLearner):
         weights: Sequence[float],
         copies: Sequence[Held],
         shared: Held | None = None,
-    ) -> None:
-        """The mean of what devices sent, and of the server's copies for them, or what all devices `shared` there."""
+    ) -> list[int]:
+        """The mean of what devices sent, and of the server's copies for them, or what all devices `shared` there.
+
+        A device whose own part or whose copy is not finite is left out; returns the places of those.
+        """
         states = [self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)]
-        server = {} if shared is None else restrict(shared.state, self._server_names)
+        parts = []
         if copies:
             trained = [self.models[backbone].trainable_parameters() for backbone in backbones]
             server_names = [[n for n in self._server_names if n in own] for own in trained]
             parts = [{n: held.state[n] for n in own} for held, own in zip(copies, server_names, strict=True)]
-            server = weighted_mean(parts, weights)
-        self.state = {**self.state, **(weighted_mean(states, weights) if states else {}), **server}
+        kept, left_out = sorted_out([{**state, **part} for state, part in zip_longest(states, parts, fillvalue={})])
+        server = {} if shared is None else restrict(shared.state, self._server_names)
+        if kept:
+            weights = [weights[k] for k in kept]
+            server |= weighted_mean([parts[k] for k in kept], weights) if copies else {}
+            self.become({**self.state, **weighted_mean([states[k] for k in kept], weights), **server})
+        elif not is_finite(server):
+            self.diverged = "weights"
+        return left_out
 
 
 class FedBertLearner(SplitLearner):

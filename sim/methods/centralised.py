@@ -82,8 +82,10 @@ class Centralised:
             if landed:
                 samples, flows = landed.popleft()
                 activations = yield from server.compute(self.forward(samples), flows, "forward")
-                self.learner.ingest(self.backbone, self.learner.encode(self.backbone, samples, activations))
-                self.cache.insert(self.backbone, len(samples))
+                if self.learner.ingest(self.backbone, self.learner.encode(self.backbone, samples, activations)):
+                    self.cache.insert(self.backbone, len(samples))
+                else:
+                    self.sim.leave_out(None, "activations")
             elif share * self.config.replay * len(self.cache) >= (updates + 1) * self.config.server_batch:
                 loss = yield from server.compute(self.update(self.cache.draw(self.config.server_batch)))
                 updates += 1

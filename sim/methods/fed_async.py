@@ -73,9 +73,11 @@ class FedAsync(FederatedPeft):
                 payload.sender.fared("unused")  # until it is taken out of the buffer
                 taken, buffer = taken + 1, [*buffer, payload]
                 if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
-                    yield from server.take_in(buffer, self.aggregation(buffer))
-                    self.version, buffer = self.version + 1, []
-                    self.sim.after_update(self.learner, None, taken)
+                    counted = yield from server.take_in(buffer, self.aggregation(buffer))
+                    buffer = []
+                    if counted:
+                        self.version += 1
+                        self.sim.after_update(self.learner, None, taken)
         yield from server.dismiss()
         self.sim.end_training(self.learner)
 

@@ -59,7 +59,7 @@ class FedAvg(FederatedPeft):
         wanted = math.ceil(self.wanted * self.config.over_selection)
         yield from server.rounds(self.config.rounds, wanted, self.learner, functools.partial(self.average, server))
 
-    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: ask, collect, average."""
         sent = self.learner.state
         answers = yield from server.ask(asked, number, sent, min(self.wanted, len(asked)), self.config.deadline)

@@ -86,11 +86,11 @@ class FedMezo(ForwardOnly):
         how = (self.config.rounds, self.wanted, self.learner)
         yield from server.rounds(*how, functools.partial(self.average, server))
 
-    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: ask, collect, make the devices' models of their probes and average them."""
         answers = yield from server.ask(asked, number, self.learner.state)
         counted = yield from server.take_in(answers, self.aggregation(answers))
-        self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in answers))
+        self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in counted))
         return counted
 
     def aggregation(self, answers: list[Payload]) -> Work:

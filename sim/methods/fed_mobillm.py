@@ -106,8 +106,10 @@ class FedMobiLLM:
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache, at random positions."""
-        self.learner.ingest(payload.sender.backbone, payload.data)
-        self.cache.insert(payload.sender.backbone, len(payload.samples))
+        if self.learner.ingest(payload.sender.backbone, payload.data):
+            self.cache.insert(payload.sender.backbone, len(payload.samples))
+        else:
+            self.sim.leave_out(payload.sender, "activations")
 
     def update(self, records: list[int]) -> Work:
         """One AdamW update of the side network and the projections on the drawn records."""

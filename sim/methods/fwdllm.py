@@ -82,9 +82,9 @@ class FwdLLM(ForwardOnly):
         how = (self.config.rounds, self.wanted, self.learner)
         yield from server.rounds(*how, functools.partial(self.agree, server))
 
-    def agree(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, int]:
+    def agree(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: ask the same devices until the gradients that came agree, then make one step along their mean."""
-        payloads, gradients = [], []
+        payloads, gradients, left_out = [], [], []
         for ask in range(max(self.config.asks, self.config.most_asks)):
             if not (devices := [device for device in devices if self.sim.is_at_work(device)]):
                 break
@@ -95,12 +95,13 @@ class FwdLLM(ForwardOnly):
             if not payloads:
                 continue  # nobody answered
             gathered = yield from server.compute(self.gathering(payloads, came), [p.number for p in came], "gather")
-            gradients, needs_more = gathered or ([], False)
+            gradients, needs_more, left_out = gathered or ([], False, [])
             if ask + 1 >= self.config.asks and not needs_more:
                 break
-        if payloads:
-            yield from server.compute(self.step(payloads, gradients, number), kind="aggregate")
-        return server.count(payloads)
+        counted = server.counted(payloads, left_out)
+        if counted:
+            yield from server.compute(self.step(counted, gradients, number), kind="aggregate")
+        return counted
 
     def step(self, payloads: list[Payload], gradients: list[Any], number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""

@@ -89,8 +89,10 @@ class PaeMobiLLM(FedMobiLLM):
             landed += server.take()
             if landed:
                 payload = landed.pop(0)
+                before = len(self.cache)
                 self.ingest(payload)
-                records = list(range(len(self.cache) - len(payload.samples), len(self.cache)))
+                if not (records := list(range(before, len(self.cache)))):
+                    continue  # nothing usable came
                 loss = yield from server.compute(self.update(records), [payload.number])
                 self.learner.forget(records)
                 self.sim.after_update(self.learner, loss, len(landed))

@@ -72,8 +72,10 @@ class SingleSideNetwork(FedMobiLLM):
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache of the payload's own backbone."""
-        self.learner.ingest(payload.sender.backbone, payload.data)
-        self.caches[payload.sender.backbone].insert(payload.sender.backbone, len(payload.samples))
+        if self.learner.ingest(payload.sender.backbone, payload.data):
+            self.caches[payload.sender.backbone].insert(payload.sender.backbone, len(payload.samples))
+        else:
+            self.sim.leave_out(payload.sender, "activations")
 
     def update_of(self, name: str, records: list[int]) -> Work:
         """One AdamW update of one backbone's side network; it moves no other network's weights."""

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from learning.catalogue import config_of, depth_of
 from learning.count_split import part_architecture
-from sim.actors import Device, Task
+from sim.actors import Device, Payload, Task
 from sim.methods.shared.federated_peft import LEARNING_RATES
 from sim.methods.shared.split_training import SplitSettings, SplitTraining
 from sim.server import Server
@@ -78,7 +78,7 @@ class SplitFed(SplitTraining):
         wanted = max(1, round(self.config.participation * len(self.sim.devices)))
         yield from server.rounds(self.config.rounds, wanted, self.learner, functools.partial(self.average, server))
 
-    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
+    def average(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: all clients at once or one by one, then the means."""
         model, answers, turns = getattr(self.learner, "held", None), [], [asked]
         if self.in_parallel:
@@ -88,4 +88,6 @@ class SplitFed(SplitTraining):
         for devices in turns:
             self.turns += 1
             answers += yield from server.ask(devices, self.turns, model)
-        return (yield from server.take_in(answers, self.aggregation(answers)))
+        landed = [p.number for p in answers]
+        answers.sort(key=lambda p: p.sender.id)  # a sum's last bit must not tell who was faster
+        return (yield from server.take_in(answers, self.aggregation(answers), landed))

@@ -95,7 +95,7 @@ class Spry(ForwardOnly):
         how = (self.config.rounds, self.wanted, self.learner)
         yield from server.rounds(*how, functools.partial(self.deal_out, server))
 
-    def deal_out(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, int]:
+    def deal_out(self, server: Server, asked: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: deal the tensors in a random order, collect, average each tensor."""
         order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
         places = {device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)}

@@ -7,6 +7,7 @@ beginning of the modelled time, and work that takes longer makes its span longer
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -270,5 +271,6 @@ class ServerWorld(RealWorld):
             device.finished_at_s = device.report["finished_at_s"]
             for span in device.spans:
                 self.recorder.span(**span)
-        super().after_update(self.method.learner, None, 0, last=True)
+        with contextlib.suppress(simpy.Interrupt):  # of a model that is not finite: there is nothing left to stop
+            super().after_update(self.method.learner, None, 0, last=True)
         return self.ended

@@ -126,7 +126,8 @@ def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(simulate, mar
 def test_it_learns_on_cuts_of_one_backbone(simulate, curve, spans):
     fleet = [{**FLEET[0], "backbone": "random-bert-l1"}, *FLEET[1:]]
     sim = simulate(fleet=fleet, method={**MIXED, "rounds": 10, "learning_rate": 2e-2, "evaluate_every": 10}, **AT_ONCE)
-    assert curve(sim)[-1] >= max(0.6, curve(sim)[0] + 0.15)
+    majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
+    assert curve(sim)[-1] >= max(0.6, majority + 0.15)
     assert [s["nbytes"] for s in spans(sim, kind="upload", actor=sim.devices[0].id)] == [4 * (2 * 8 * 128 + HEAD)] * 10
 
 

@@ -40,7 +40,7 @@ def test_a_round_whose_deadline_nobody_meets_is_no_update(dry, simulate, spans, 
     assert (found["rounds"], found["rounds_without_answer"], found["totals"]["updates"]) == (4, 4, 0)
     assert found["virtual_time_s"] == pytest.approx(4e-3)  # the rounds took their time
     assert found["totals"]["server_busy_s"] == 0.0 and not spans(sim, "aggregate")  # of nothing there is no mean
-    assert "0 of 4 rounds had an answer: 8 late" in found["remarks"]
+    assert "0 of 4 rounds had an answer that counted: 8 late" in found["remarks"]
     assert set(found["outcomes"]) <= {"late", "ok"} and found["outcomes"]["late"] >= 2
     assert all(device.finished_at_s is None for device in sim.devices if device.outcome == "late")
     assert curve(sim) == []  # nothing was trained
@@ -69,7 +69,7 @@ def test_some_rounds_without_an_answer_are_told_from_those_with_one(simulate):
     assert 1 <= answered < 20
     assert (found["rounds"], found["rounds_without_answer"]) == (20, 20 - answered)
     assert found["remarks"] == [
-        f"{answered} of 20 rounds had an answer; of those asked in the others: {20 - answered} late"
+        f"{answered} of 20 rounds had an answer that counted; of those asked in the others: {20 - answered} late"
     ]
     assert {d.outcome for d in sim.devices[:2]} == {"ok"} and {d.outcome for d in sim.devices[2:]} <= {"ok", "late"}
 
@@ -117,7 +117,7 @@ def test_a_round_in_which_everybody_leaves_is_no_update(kind, simulate, spans):
     found = told(sim)
     assert (found["rounds"], found["rounds_without_answer"], found["totals"]["updates"]) == (1, 1, 0)
     assert not spans(sim, "aggregate") and not spans(sim, "gather")
-    assert any(remark.startswith("0 of 1 rounds had an answer: ") for remark in found["remarks"])
+    assert any(remark.startswith("0 of 1 rounds had an answer that counted: ") for remark in found["remarks"])
     assert all("dropped out" in remark for remark in found["remarks"])
 
 

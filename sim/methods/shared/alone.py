@@ -27,8 +27,8 @@ class Alone:
             yield from device.until(batch.ready_s)
         for number in range(self.rounds):
             result = yield from device.compute(self.own_round(device, number))
-            if not self.sim.dry:
-                self.learner.keep(device.id, result)
+            if not self.sim.dry and not self.learner.keep(device.id, result):
+                self.sim.leave_out(device, "weights")
             self.sim.after_update(self.learner, None, 0)
             self.sim.server.wake()
 

@@ -125,7 +125,6 @@ class SplitTraining:
 
     def aggregation(self, answers: list[Payload]) -> Work:
         """The means of what devices sent and, with clients in parallel, of the server's copies for them."""
-        answers = sorted(answers, key=lambda p: p.sender.id)  # a sum's last bit must not tell who was faster
         weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
         nbytes = sum(p.nbytes + self.in_parallel * self.charging.server_bytes(p.sender) for p in answers)
         cost, names, data = Cost(nbytes, 2 * nbytes), [p.sender.backbone for p in answers], [p.data for p in answers]
