@@ -6,6 +6,8 @@ a train part, pass `labels[train]` and read `train[indices]`. All but `natural` 
 
 import numpy as np
 
+MOST_SHARES = 20_000_000  # a second or two
+
 
 class PartitionError(ValueError):
     """The data cannot be divided as asked; the message says what would fit."""
@@ -35,19 +37,21 @@ def dirichlet(
     equal=True, as Hsu et al. 2019 (arXiv 1909.06335): each client draws its own class shares from
     Dir(alpha x the class's share of the data) and the clients fill up in turns to equal sizes, over what is left.
     """
-    if not alpha > 0:
-        raise PartitionError(f"alpha must be above 0, got {alpha}")
+    if not 0 < alpha < np.inf:
+        raise PartitionError(f"alpha must be above 0 and finite, got {alpha}")
     _check(len(labels), n_clients, min_size)
+    _check_classes(len(labels), n_clients, len(np.unique(labels)), equal)
     if equal:
         return [rng.permutation(part) for part in _equal_dirichlet(labels, n_clients, rng, alpha)]
-    parts: list[list[np.ndarray]] = [[] for _ in range(n_clients)]
-    for c in np.unique(labels):
-        of_class = rng.permutation(np.flatnonzero(labels == c))
+    order, owners = [], []
+    for of_class in _groups(labels):
+        order.append(rng.permutation(of_class))
         shares = rng.dirichlet(np.full(n_clients, alpha))
         cuts = (np.cumsum(shares)[:-1] * len(of_class)).astype(np.int64)
-        for part, piece in zip(parts, np.split(of_class, cuts), strict=True):
-            part.append(piece)
-    mixed = [rng.permutation(np.concatenate(part)) for part in parts]
+        owners.append(np.searchsorted(cuts, np.arange(len(of_class)), side="right"))
+    owner, texts = np.concatenate(owners), np.concatenate(order)
+    ends = np.cumsum(np.bincount(owner, minlength=n_clients))[:-1]
+    mixed = [rng.permutation(part) for part in np.split(texts[np.argsort(owner, kind="stable")], ends)]
     return [rng.permutation(part) for part in _top_up(mixed, min_size)]
 
 
@@ -91,13 +95,20 @@ def natural(
         chosen = qualified[np.argsort(-sizes[qualified], kind="stable")][:n_clients]
     else:
         chosen = rng.permutation(qualified)[:n_clients]
-    return [rng.permutation(np.flatnonzero(owner_of == owner)) for owner in chosen]
+    of_owner = _groups(owner_of)
+    return [rng.permutation(of_owner[owner]) for owner in chosen]
+
+
+def _groups(values: np.ndarray) -> list[np.ndarray]:
+    """The indices of each distinct value, values and indices in rising order."""
+    order = np.argsort(values, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(values[order])) + 1)
 
 
 def _equal_dirichlet(labels: np.ndarray, n_clients: int, rng: np.random.Generator, alpha: float) -> list[np.ndarray]:
     """Each client's indices in the order it drew them: while no class is used up, by its own shares alone."""
-    classes, counts = np.unique(labels, return_counts=True)
-    left = [list(rng.permutation(np.flatnonzero(labels == c))) for c in classes]
+    left = [list(rng.permutation(of_class)) for of_class in _groups(labels)]
+    counts = np.array([len(of_class) for of_class in left])
     n_left = counts.astype(np.float64)
     shares = rng.dirichlet(alpha * counts / counts.sum(), size=n_clients)
     parts: list[list[int]] = [[] for _ in range(n_clients)]
@@ -108,6 +119,9 @@ def _equal_dirichlet(labels: np.ndarray, n_clients: int, rng: np.random.Generato
                 weights = n_left
             bounds = np.cumsum(weights)
             c = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
+            c = min(
+                c, int(np.flatnonzero(weights)[-1])
+            )  # a share too small for a fraction of it rounds up to all of it
             parts[client].append(left[c].pop())
             n_left[c] -= 1
     return [np.array(part, dtype=np.int64) for part in parts]
@@ -136,6 +150,14 @@ def _check(n: int, n_clients: int, min_size: int) -> None:
         raise PartitionError(
             f"{n} texts do not give {n_clients} clients {min_size} each: "
             f"that is enough for {n // max(min_size, 1)} clients, or for {n // n_clients} texts a client"
+        )
+
+
+def _check_classes(n: int, n_clients: int, n_classes: int, equal: bool) -> None:
+    """A Dirichlet division draws a share for each client and class; if sizes are equal, it looks at all for each text."""
+    if n_clients * n_classes > MOST_SHARES or (equal and n * n_classes > 100 * MOST_SHARES):
+        raise PartitionError(
+            f"{n_classes:,} classes are too many for a Dirichlet division of {n:,} texts among {n_clients:,}"
         )
 
 

@@ -160,3 +160,39 @@ def test_orders_are_mixed(method):
 def test_errors_say_what_would_fit(call, message):
     with pytest.raises(PartitionError, match=message):
         call(np.repeat(np.arange(5), 20), np.random.default_rng(0))
+
+
+def test_the_smallest_shares_are_no_trap():
+    """Where the classes a client wants are used up, what it is left with may be the smallest number that there is."""
+    labels = np.arange(4000) % 300
+    for alpha in (0.01, 1e-5, 1e-300, 5e-324):
+        for equal in (False, True):
+            parts = partition.dirichlet(labels, 20, np.random.default_rng(1), alpha=alpha, equal=equal)
+            assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(4000))
+    with pytest.raises(PartitionError, match="alpha must be above 0 and finite"):
+        partition.dirichlet(labels, 20, np.random.default_rng(0), alpha=np.inf)
+
+
+def test_the_cut_by_class_is_that_of_the_definition():
+    """Class by class: a random order, cut at the running sums of the clients' shares; then everyone's own in random order."""
+    labels, rng, same = np.random.default_rng(0).integers(0, 7, 300), np.random.default_rng(1), np.random.default_rng(1)
+    wanted: list[list[int]] = [[] for _ in range(9)]
+    for c in range(7):
+        of_class = rng.permutation(np.flatnonzero(labels == c))
+        cuts = np.cumsum(rng.dirichlet(np.full(9, 0.5)))[:-1] * len(of_class)
+        for place, text in enumerate(of_class):
+            wanted[sum(int(cut) <= place for cut in cuts)].append(text)
+    wanted = [rng.permutation(part) for part in wanted]
+    found = partition.dirichlet(labels, 9, same, min_size=0, alpha=0.5)
+    assert [part.tolist() for part in found] == [rng.permutation(part).tolist() for part in wanted]
+
+
+@pytest.mark.parametrize(
+    ("clients", "classes", "equal"), [(30_000, 1000, False), (30_000, 1000, True), (10, 50_000, True)]
+)
+def test_shares_that_would_take_forever_are_refused(clients, classes, equal):
+    labels = np.arange(100_000) % classes
+    with pytest.raises(
+        PartitionError, match=f"{classes:,} classes are too many for a Dirichlet division of 100,000 texts"
+    ):
+        partition.dirichlet(labels, clients, np.random.default_rng(0), alpha=0.1, equal=equal)
