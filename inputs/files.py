@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MOST_BYTES = 256 * 2**20  # of a text file that is read whole
+MOST_YAML_DEPTH = 64
 MOST_CELL_CHARACTERS = 16 * 2**20  # of one cell of a CSV file
 _MARKS = (  # byte-order marks, the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -179,7 +180,14 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
     """What a YAML file holds, plain data alone; FileProblem with line and column where it is none."""
     import yaml  # here, for `mobifleet --help` reads no YAML
 
-    text = read_text(path, most_bytes=most_bytes)
+    text, fast = read_text(path, most_bytes=most_bytes), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _require_shallow(path, yaml.parse(text, Loader=fast))  # loading recurses, in C without a limit
+        return fast(text).get_single_data()
+    except FileProblem:
+        raise
+    except Exception:
+        pass  # the other loader is eight times as slow, and says better where it is
     try:
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
@@ -188,6 +196,14 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
         raise FileProblem(f"{path}{place}: not YAML ({error.problem or error.context})") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError) as error:
         raise FileProblem(f"{path}: not YAML that can be read ({first_line(error)})") from None
+
+
+def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
+    depth = 0
+    for event in events:
+        depth += event.__class__.__name__.endswith("StartEvent") - event.__class__.__name__.endswith("EndEvent")
+        if depth > MOST_YAML_DEPTH:
+            raise FileProblem(f"{path}, line {event.start_mark.line + 1}: not YAML that can be read (nested too deep)")
 
 
 def read_rows(

@@ -16,9 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from inputs.files import MOST_BYTES, FileProblem, first_line, read_json, reading, regular_file
+from inputs.files import MOST_BYTES, FileProblem, first_line, read_json, read_yaml, reading, regular_file
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
@@ -59,7 +57,7 @@ class BackboneSpec:
 
 @functools.cache
 def _catalogue() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((_HERE / "backbones.yaml").read_text(encoding="utf-8"))
+    return read_yaml(_HERE / "backbones.yaml")
 
 
 def names() -> dict[str, str]:

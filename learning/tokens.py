@@ -7,6 +7,7 @@ a tokenizer.json in the cache. transformers makes up an empty tokenizer where fi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -104,16 +105,16 @@ def _array(spec: BackboneSpec, ids: list[int]) -> np.ndarray:
 
 def tokenizer_of(spec: BackboneSpec) -> Any:
     """The backbone's `tokenizers.Tokenizer`, or one of transformers' Python ones for the few that have no other."""
-    from tokenizers import Tokenizer
-
     folder = directory(spec)
     file = folder / "tokenizer.json"
     if file.exists():
-        with reading(file, "a tokenizer"):
-            return _with_words(Tokenizer.from_file(str(regular_file(file, MOST_BYTES))), file)
+        found = regular_file(file, MOST_BYTES).stat()
+        return _read(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     files = [[file.name, sha256_of(file).hex()] for file in small_files(spec)]
     conversion = kept.place("tokenizers", "tokenizer", files, kept.finder(("tokens",), ("transformers", "tokenizers")))
     if (found := kept.recall(conversion)) is not None:
+        from tokenizers import Tokenizer
+
         return Tokenizer.from_str(found)
     made = _made_by_transformers(spec)
     fast = getattr(made, "backend_tokenizer", None)
@@ -121,6 +122,15 @@ def tokenizer_of(spec: BackboneSpec) -> Any:
         return made
     kept.keep(conversion, _with_words(fast, folder).to_str())
     return fast
+
+
+@functools.lru_cache(maxsize=2)
+def _read(file: Path, *as_it_was: int) -> Any:
+    """A file is read once for the cuts of its model and for all portions of its texts."""
+    from tokenizers import Tokenizer
+
+    with reading(file, "a tokenizer"):
+        return _with_words(Tokenizer.from_file(str(file)), file)
 
 
 def largest_id(spec: BackboneSpec) -> int:

@@ -155,6 +155,7 @@ def test_yaml_says_where_it_is_none(tmp_path):
         ("a: 1\nb: [", "line 2"),
         ("[" * 100_000, "not YAML"),
         ("a: !!python/name:os.system x", "not YAML"),
+        ("a: 2001-99-99", "not YAML"),
     ):
         file.write_text(text)
         with pytest.raises(FileProblem, match=said):
@@ -185,3 +186,11 @@ def test_no_bytes_whatever_raise_anything_else(tmp_path):
                 read(file)
             except FileProblem as problem:
                 assert "\n" not in str(problem)
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, "{a: " * 50_000, "- " * 100_000, "a:\n" + " " * 5 + "- " * 70])
+def test_yaml_that_is_nested_too_deep_is_refused_before_anything_recurses(tmp_path, deep):
+    file = tmp_path / "a.yaml"
+    file.write_text(deep)
+    with pytest.raises(FileProblem, match=r"a\.yaml, line \d: not YAML that can be read \(nested too deep\)"):
+        read_yaml(file)
