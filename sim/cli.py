@@ -41,6 +41,10 @@ def main() -> None:
 
     What is no mistake of a user's is called a fault of mobifleet's, with how to report it, and ends with exit code 70.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # users' words on a terminal that cannot show them, as on stderr
     try:
         sys.exit(app(standalone_mode=False))  # the code of a `typer.Exit`, None where a verb simply returns
     except (KeyboardInterrupt, typer.Abort):

@@ -274,6 +274,14 @@ def test_check_shows_texts_and_names_as_they_are(world, check):
     assert "[b] " in said["classes"] and r"'\x1b[1m' " in said["classes"]
 
 
+def test_words_that_a_terminal_cannot_show_are_spelled(world, shell):
+    path = world({"d.csv": [(f"größe {i}", "äöü"[i % 3]) for i in range(60)]}, {"path": "d.csv"})
+    process = shell("-c", "from sim import cli; cli.main()", "check", path, PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert r"\xe4 " in out
+
+
 def test_check_leaves_a_long_dry_run_to_run(world, check, monkeypatch):
     path = world({}, {"classes": 3, "tokens": 8}, train=4000, test=10)
     monkeypatch.setattr("sim.check.MOST_EVENTS", 200)
