@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sim.report import device_table, summary
@@ -84,3 +85,62 @@ def test_the_device_table_is_one_row_a_device_in_the_promised_columns(simulate):
         assert row["busy_s"] + row["waiting_s"] <= row["finished_at_s"] - row["joined_at_s"] + 1e-9
     assert tuple(sim.recorder.spans().column_names) == COLUMNS["spans"]
     assert tuple(sim.recorder.metrics().column_names) == COLUMNS["metrics"]
+
+
+# --- each figure by its own definition, in runs in which a neighbouring definition gives another number
+
+ROUNDS = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0, "device_batch": 4}
+
+
+def test_percentiles_are_those_that_they_are_called(simulate, report):
+    """Three devices of two classes: p90 lies elsewhere."""
+    sim = simulate(dry=True, method=ROUNDS)
+    found, table = report(sim)["per_device"], device_table(sim)
+    unlike = 0
+    for name, spread in found.items():
+        values = table[name].drop_null().to_numpy().astype(float)
+        assert spread["p50"] == pytest.approx(np.median(values))
+        assert spread["p95"] == pytest.approx(np.percentile(values, 95))
+        assert spread["mean"] == pytest.approx(values.mean())
+        unlike += not np.isclose(np.percentile(values, 90), spread["p95"])
+    assert unlike >= 3
+
+
+def test_a_server_that_waits_for_its_devices_is_not_busy(simulate, report, spans):
+    sim = simulate(dry=True, method=ROUNDS)
+    at_work, waits = spans(sim, "aggregate", actor="server"), spans(sim, "wait", actor="server")
+    length_s = lambda found: sum(s["end_s"] - s["start_s"] for s in found)  # noqa: E731
+    assert report(sim)["totals"]["server_busy_s"] == pytest.approx(length_s(at_work))
+    assert length_s(waits) > length_s(at_work) > 0
+
+
+def test_what_is_cut_on_its_way_down_is_wasted_too(simulate, report, spans):
+    """A model download that the horizon cuts in its middle: some of its bytes have passed, for nothing."""
+    slow = {"method": ROUNDS, "server": {"ingress": "1 Gbit/s", "egress": "1 Mbit/s"}}
+    (whole, *_) = spans(simulate(dry=True, **slow), "download", actor="device-0000")
+    cut_s = 0.3 * whole["start_s"] + 0.7 * whole["end_s"]
+    sim = simulate(f"stop.horizon={cut_s} s", dry=True, **slow)
+    cut = spans(sim, "download", outcome="horizon")
+    assert cut
+    nbytes = sum(s["nbytes"] for s in cut)
+    assert 0 < nbytes < len(cut) * whole["nbytes"]
+    totals = report(sim)["totals"]
+    assert totals["wasted_bytes"] == totals["downlink_bytes"] == nbytes
+    assert totals["wasted_energy_j"] == pytest.approx(sum(s["joules"] for s in cut))
+    assert totals["wasted_flop"] == 0
+
+
+def test_the_running_uplink_counts_what_was_sent_in_vain(simulate, report, spans, tmp_path):
+    """A device goes offline in an upload's middle and sends it again: the last note is the total, the wasted part included."""
+    one = {"fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]}
+    one |= {"arrivals": {"kind": "at-once"}, "traces": {"ingress": {"times": ["0 s"], "capacity": ["80 kbit/s"]}}}
+    (first, *_) = spans(simulate(dry=True, **one), "upload")
+    cut_s = (first["start_s"] + first["end_s"]) / 2
+    (tmp_path / "one.csv").write_text(f"device,ready_start_s,ready_end_s\na,0,{cut_s}\na,10,1000\n")
+    sim = simulate(dry=True, availability={"kind": "trace", "path": "one.csv", "period": "1 d"}, **one)
+    (lost,) = spans(sim, "upload", outcome="offline")
+    notes = [m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "uplink_bytes"]
+    total = sum(s["nbytes"] for s in spans(sim, "upload"))
+    assert 0 < lost["nbytes"] < total
+    assert notes[-1] == report(sim)["totals"]["uplink_bytes"] == total
+    assert report(sim)["totals"]["wasted_bytes"] == lost["nbytes"]
