@@ -83,6 +83,14 @@ class Battery:
             charge_j, now_s = end_j, until_s
         raise AssertionError("the pieces of a charger have no end")
 
+    def lasts_s(self, charge_j: float, start_s: float, drain_w: float) -> float:
+        """Seconds that it will last at least; exact unless the charger comes or goes before it is empty."""
+        if drain_w <= 0:
+            return math.inf
+        watts, until_s = next(self._pieces(start_s))
+        alone_s = charge_j / (drain_w - watts) if drain_w > watts else math.inf
+        return max(charge_j / drain_w, min(alone_s, until_s - start_s))
+
     def _pieces(self, time_s: float) -> Iterator[tuple[float, float]]:
         return iter([(0.0, math.inf)]) if self.charger is None else self.charger.pieces(time_s)
 
@@ -100,6 +108,13 @@ class TopUp:
         if charge_j >= self.goal_j:
             return 0.0
         return (self.goal_j - charge_j) / (self.watts - drain_w) if self.watts > drain_w else math.inf
+
+    def lasts_s(self, charge_j: float, is_plugged: bool, drain_w: float) -> float:
+        """Seconds until it is empty; infinite if the charger outweighs the drain."""
+        if drain_w <= self.watts:
+            return math.inf
+        before_s = 0.0 if is_plugged or charge_j <= self.low_j else (charge_j - self.low_j) / drain_w
+        return before_s + (charge_j - before_s * drain_w) / (drain_w - self.watts)
 
     def after(self, charge_j: float, is_plugged: bool, seconds: float, drain_w: float) -> tuple[float, bool]:
         """Charge in joules, and whether it is plugged in, after so many seconds of a constant drain."""

@@ -145,6 +145,13 @@ class FairLink:
             self._settle()
         return transfer.moved_bytes
 
+    def left_bits(self, transfer: Transfer) -> float:
+        """Bits that a transfer under way here has left now; a look, like the counters below."""
+        if transfer._capped:
+            return max(0.0, transfer._bits - transfer.cap_bps * (self.env.now - transfer._since_s))
+        volume_bits = self._volume_bits + self.level_bps * (self.env.now - self._last_s)
+        return max(0.0, transfer._bits - volume_bits)
+
     def set_capacity(self, capacity_bps: float) -> None:
         """Re-rate the link from now on; 0 bit/s stops it until a later call."""
         if not 0 <= capacity_bps < inf:

@@ -92,6 +92,16 @@ class Lane:
                 self._next()
         return self._passed(transfer)
 
+    def progress(self, transfer: Sent) -> tuple[float, float, float]:
+        """Bytes of its payload that have passed, the most that pass a second as things are, and until when they are so, s."""
+        if transfer.moved_bytes is not None:
+            return self._passed(transfer), 0.0, inf
+        left_bits = transfer.link.left_bits(transfer) if transfer.link is not None else transfer.left_bits
+        share = transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0  # of what is on the air
+        passed = 0.0 if left_bits is None else (transfer.nbytes - left_bits / 8) * share
+        until_s = inf if isinstance(self.rate, float | int) else self.rate.next_change(self.env.now)
+        return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
+
     def _passed(self, transfer: Sent) -> float:
         if transfer.nbytes == transfer.payload_bytes or transfer.moved_bytes == 0:
             return transfer.moved_bytes

@@ -139,6 +139,10 @@ class Network:
             raise NetworkError("abort() needs an event that upload() or download() returned")
         return event.lane.abort(event)
 
+    def progress(self, event: simpy.Event) -> tuple[float, float, float]:
+        """Bytes of a transfer that have passed, the most that pass a second as things are, and until when they are so, s."""
+        return event.lane.progress(event)
+
     @property
     def resent_bytes(self) -> float:
         """Bytes that had to be sent again, up and down, in the transfers that have ended or were given up."""
@@ -193,6 +197,10 @@ class InstantNetwork:
     def abort(self, event: simpy.Event) -> float:
         """All the bytes: they passed at once."""
         return event.moved_bytes
+
+    def progress(self, event: simpy.Event) -> tuple[float, float, float]:
+        """All the bytes, and nothing to come."""
+        return event.moved_bytes, 0.0, inf
 
 
 def _named(known: Mapping, name, kind: str):

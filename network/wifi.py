@@ -67,6 +67,11 @@ class AirLink(FairLink):
         """Send bytes from a station of this rate, never above `cap_bps`; the event's value is the finish time, s."""
         return self.admit(AirTransfer(self.env, nbytes, rate_bps, cap_bps))
 
+    def left_bits(self, transfer: AirTransfer) -> float:
+        """Bits that a transfer under way here has left now."""
+        left_bits = super().left_bits(transfer)
+        return left_bits if transfer._capped else left_bits * transfer._weight
+
     @property
     def rate_bps(self) -> float:
         """Sum of the rates now, bit/s."""

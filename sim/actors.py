@@ -3,8 +3,8 @@ the story.
 
 Every verb is a generator to be used with `yield from`. A device or server that is told to stop is interrupted inside the
 verb: what had been done until then is recorded with the reason as its outcome, and the interruption goes on to the caller.
-A device that only goes offline keeps its place in the story: its verb ends as "offline", waits until the device is on again,
-and is done anew. Within a task of the server's it drops the task instead, as if it were late.
+A device that only goes offline, or whose battery is empty, keeps its place in the story: its verb ends with that outcome,
+waits until the device is on again, and is done anew. Within a task of the server's it drops the task, as if it were late.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from devices.fleet import Member
 from devices.power import radio
 from devices.profile import DeviceProfile
 from learning.cost import Cost
-from sim.spans import recorded
+from sim.availability import note_absence
+from sim.spans import AWAY, Meter, recorded
 
 if TYPE_CHECKING:
     from sim.conditions import Conditions
@@ -93,9 +94,11 @@ class Device:
         self.peak_memory_bytes = 0
         self.memory_bytes = profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
         self.conditions: Conditions | None = None
+        self.meter = Meter(sim.env, self.power.idle_w)
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
+        self.off_for: set[str] = set()  # of `AWAY`: why it is off
         self._back = sim.env.event()
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
@@ -164,9 +167,9 @@ class Device:
                     return
                 yield from story(self.task)
                 if not self.task.closed.triggered:
-                    yield from self._spend("wait", self.task.closed, self.power.idle_w)
+                    yield from recorded(self, "wait", self.task.closed, self.power.idle_w)
             except simpy.Interrupt as stop:  # it may come when the task has just been dropped for another reason
-                if stop.cause not in ("late", "offline"):
+                if stop.cause not in ("late", *AWAY):
                     raise
             finally:
                 self.task = None
@@ -182,20 +185,28 @@ class Device:
 
     # --- there or not; sim/availability.py says when
 
-    def go_off(self) -> None:
-        """Go offline: what it is doing ends now, and a task of the server's is dropped."""
-        self.is_on, self.off_since_s, self._back = False, self.sim.env.now, self.sim.env.event()
+    def go_off(self, why: str = "offline") -> None:
+        """Go off, for one more of the reasons in `AWAY`: what it is doing ends now, and a task of the server's is dropped."""
+        note_absence(self.sim, self)
+        self.off_for.add(why)
+        if not self.is_on:
+            return
+        self.is_on, self._back = False, self.sim.env.event()
         at_it = dict.fromkeys(self._open_verbs)
         if self.task is not None:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
-            self.sim.server.lose(self)
+            self.sim.server.lose(self, why)
         self._assigned = deque(task for task in self._assigned if task is None)
         for process in at_it:
-            process.interrupt("offline")
+            process.interrupt(why)
 
-    def come_on(self) -> None:
-        """Be on again: what was begun goes on, and the server may ask."""
+    def come_on(self, why: str = "offline") -> None:
+        """That reason is gone; without any other be on again: what was begun goes on, and the server may ask."""
+        note_absence(self.sim, self)
+        self.off_for.discard(why)
+        if self.is_on or self.off_for:
+            return
         self.is_on = True
         self._back.succeed()
         self.sim.server.greet(self)
@@ -205,7 +216,7 @@ class Device:
             yield self._back
 
     def _resumed(self, verb: Callable[[], Generator]) -> Generator:
-        return verb() if self.availability is None else self._tried(verb)
+        return verb() if self.availability is None and self.meter.battery is None else self._tried(verb)
 
     def _tried(self, verb: Callable[[], Generator]) -> Generator:
         """Live a verb; after being offline begin it anew, except in a task of the server's, which is dropped.
@@ -223,7 +234,7 @@ class Device:
                 yield from verb()
                 return
             except simpy.Interrupt as stop:
-                if stop.cause != "offline" or (self.task is not None and process is self._serving):
+                if stop.cause not in AWAY or (self.task is not None and process is self._serving):
                     raise
             finally:
                 del self._open_verbs[process]
@@ -240,7 +251,7 @@ class Device:
     def timed(self, kind: str, seconds: float, watts: float, flop: float = 0.0, outcome="ok", done=None) -> Generator:
         """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP in a part of them."""
         event = self.sim.env.timeout(seconds)
-        yield from self._spend(kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done)
+        yield from recorded(self, kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done)
 
     def _wait(self, time_s: float) -> Generator:
         left_s = max(0.0, time_s - self.sim.env.now)
@@ -256,8 +267,6 @@ class Device:
     ) -> Generator:
         watts, j_per_byte = radio(self.power, way, bool(self.conditions) and self.conditions.radio_by_rate)
         what = {"nbytes": nbytes, "flows": flows, "abort": self.sim.network.abort, "j_per_byte": j_per_byte}
-        yield from self._resumed(lambda: self._spend(kind, link(self.id, nbytes), watts, **what))
-
-    def _spend(self, kind: str, event: simpy.Event, watts: float, **what: Any) -> Generator:
-        spent = self.conditions.spent if self.conditions else None
-        yield from recorded(self.sim, self.id, kind, event, watts, spent=spent, **what)
+        if j_per_byte:
+            what["progress"] = self.sim.network.progress
+        yield from self._resumed(lambda: recorded(self, kind, link(self.id, nbytes), watts, **what))

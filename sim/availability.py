@@ -89,7 +89,8 @@ def give(sim: Simulation, how: AnyAvailability | None, folder: Path) -> None:
             device.availability = trace.of(sim.streams.rng("availability", device.id), how.shift)
         else:
             device.availability = _own_rhythm(sim.streams, device.id, how)
-        device.is_on = device.availability.is_on(0.0)
+        if not device.availability.is_on(0.0):
+            device.go_off()
         if first_on_s(device) == inf and device.outcome == "ok":
             device.outcome = "never-ready"
 
@@ -112,32 +113,41 @@ def start(sim: Simulation, drop_out: DropOut | None) -> None:
     for index, device in enumerate(sim.devices):
         if device.availability is not None and device.outcome == "ok":
             sim.env.process(_come_and_go(sim, device))
+        if device.meter.battery and device.outcome == "ok":
+            device.meter.battery.watch()
         if drop_out is not None and (at_s := _leaving_s(sim.streams, device, drop_out, index)) < inf:
             sim.env.timeout(at_s).callbacks.append(functools.partial(_leave, sim, device))
-    if sim.scenario.stop.horizon is None and any(device.availability for device in sim.devices):
+    if sim.scenario.stop.horizon is None and any(device.availability or device.meter.battery for device in sim.devices):
         sim.env.timeout(MOST_S).callbacks.append(lambda _: sim.stop("stalled"))
 
 
 def _come_and_go(sim: Simulation, device: Device) -> Generator:
-    at_s, own = 0.0, device.availability  # in the availability's own numbers: the clock's sums round differently
+    at_s, own, is_on = (
+        0.0,
+        device.availability,
+        device.availability.is_on(0.0),
+    )  # in the availability's own numbers: the clock's sums round differently
     while (at_s := own.next_change(at_s)) < inf:
         yield sim.env.timeout(max(0.0, at_s - sim.env.now))
         if device.is_gone:
             return
-        if device.is_on:
+        is_on = not is_on
+        if not is_on:
             device.go_off()
             if own.next_change(at_s) == inf:
                 leave(sim, device, "never-back")
         else:
-            note_absence(sim, device)
             device.come_on()
 
 
 def note_absence(sim: Simulation, device: Device) -> None:
-    """An "offline" span of a device that has joined and whose day goes on, or ends now."""
-    start_s = max(device.off_since_s, first_on_s(device))
-    if start_s < sim.env.now and sim.is_at_work(device):
-        sim.recorder.span(device.id, "offline", start_s, sim.env.now)
+    """An "offline" (or "empty") span, up to now, of a device that has joined and whose day goes on, or ends now."""
+    if not device.is_on and sim.is_at_work(device):
+        start_s = max(device.off_since_s, first_on_s(device))
+        if start_s < sim.env.now:
+            kind = "empty" if "battery" in device.off_for else "offline"
+            sim.recorder.span(device.id, kind, start_s, sim.env.now)
+    device.off_since_s = sim.env.now
 
 
 def _leaving_s(streams: Streams, device: Device, how: DropOut, index: int) -> float:

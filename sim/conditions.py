@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import simpy
 from pydantic import AfterValidator, Field, model_validator
 
-from devices.battery import JOULES_PER_WH, Battery, Charger, TopUp
 from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
 from devices.memory import fits_at_s, pressure, shortage_at_s
-from devices.profile import DeviceProfile
 from devices.thermal import RECOVERY, Throttle, throttle_of
+from sim.charge import charge_of
 from sim.settings import Settings
+from sim.spans import recorded
 from sim.units import Seconds, Watts
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ Share, Left = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, 
 TimeOfDay = Annotated[Seconds, Field(lt=86_400)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
-HAIR = 1e-9  # of a battery's capacity: a level that was aimed at counts as reached, whatever the last bit says
 
 
 class BackgroundLoad(Settings):
@@ -54,7 +53,7 @@ class BackgroundLoad(Settings):
 
 
 class BatterySettings(Settings):
-    """Devices whose profile has a `battery_wh` run on it; they stop computing when it is low, until it is charged."""
+    """Devices whose profile has a `battery_wh` run on it; low, they stop computing until it is charged, empty, they are off."""
 
     initial: Shares = (0.3, 1.0)
     """Least and most of the charge at the start; drawn for each device."""
@@ -62,8 +61,8 @@ class BatterySettings(Settings):
     """State of charge at which a device stops computing."""
     resume_at: float = Field(0.5, gt=0, lt=1)
     """State of charge at which it goes on."""
-    charger: Watts = Field(10.0, gt=0)
-    """Into the battery while it is plugged in."""
+    charger: Annotated[Watts, Field(gt=0)] | None = 10.0
+    """Into the battery while it is plugged in; null: nobody plugs it in, and it is gone when it is empty."""
     hours: tuple[TimeOfDay, TimeOfDay] | None = None
     """From and until which time of day a device is plugged in, e.g. `[22 h, 6 h]`; without, whenever it is low."""
     starts_at: TimeOfDay = 0.0
@@ -73,6 +72,8 @@ class BatterySettings(Settings):
     def _in_order(self) -> BatterySettings:
         if self.resume_at <= self.stop_below:
             raise ValueError("resume_at must be above stop_below")
+        if self.hours and self.charger is None:
+            raise ValueError("hours are those of a charger: without one leave them out")
         if self.hours and self.hours[0] == self.hours[1]:
             raise ValueError("hours must be two different times of day")
         return self
@@ -122,20 +123,14 @@ class Conditions:
         if s.background_load:
             b = s.background_load
             self.load = background_load(streams.rng("background-load", id_), b.quiet, b.busy, b.left, b.sigma)
-        self.battery = _battery(profile, device.power.idle_w, s.battery) if s.battery and profile.battery_wh else None
-        if self.battery:
-            low, high = s.battery.initial
-            self.charge_j = self.battery.capacity_j * (low + (high - low) * streams.rng("battery", id_).random())
-            levels = (
-                (s.battery.stop_below + HAIR) * self.battery.capacity_j,
-                s.battery.resume_at * self.battery.capacity_j,
-            )
-            self.is_plugged, self.top_up = False, None if s.battery.hours else TopUp(s.battery.charger, *levels)
+        self.charge = None
+        if s.battery and profile.battery_wh:
+            self.charge = device.meter.battery = charge_of(device, s.battery, streams.rng("battery", id_).random())
         self.taken = None
         if s.memory_pressure:
             p = s.memory_pressure
             self.taken = pressure(streams.rng("memory-pressure", id_), p.every, p.share)
-        self.heat, self._cool_since_s, self._charged_at_s, self._drawn_j = 0.0, 0.0, 0.0, 0.0
+        self.heat, self._cool_since_s = 0.0, 0.0
 
     def compute(self, work: Work, nominal_s: float) -> Generator:
         """Let the seconds pass that work of so many nominal ones takes here and now, through pauses and restarts.
@@ -170,42 +165,15 @@ class Conditions:
                 yield from self._restart(needed, kills)
         self._note(nominal_s / spent_s if spent_s else 1.0)
 
-    def spent(self, joules: float, seconds: float) -> None:
-        """Called with every span: what the battery gave above idle."""
-        self._drawn_j += joules - self.device.power.idle_w * seconds
-
-    def _settle(self) -> float:
-        """Bring the charge to this moment and return it; a state of charge can be asked for only at present."""
-        now, idle_w = self.device.sim.env.now, self.device.power.idle_w
-        elapsed_s = now - self._charged_at_s
-        if elapsed_s > 0:
-            drain_w = idle_w + self._drawn_j / elapsed_s
-            if self.top_up:
-                self.charge_j, self.is_plugged = self.top_up.after(self.charge_j, self.is_plugged, elapsed_s, drain_w)
-            else:
-                self.charge_j = self.battery.after(self.charge_j, self._charged_at_s, now, drain_w)
-            self._charged_at_s, self._drawn_j = now, 0.0
-        return self.charge_j
-
     def _charge(self) -> Generator:
         """If the battery is low, wait until it is charged."""
-        if self.battery is None:
-            return
-        s, idle_w, capacity_j = self.settings.battery, self.device.power.idle_w, self.battery.capacity_j
-        while self._settle() <= (s.stop_below + HAIR) * capacity_j or self.is_plugged:
-            if self.top_up:
-                wait_s = self.top_up.seconds(self.charge_j, idle_w) + HAIR * capacity_j / s.charger
-            else:
-                wait_s = self.battery.seconds_until(
-                    s.resume_at * capacity_j, self.charge_j, self.device.sim.env.now, idle_w
-                )
-            yield from self.device.timed("charge", wait_s, idle_w)
+        while self.charge and self.charge.is_low():
+            env, wait_s = self.device.sim.env, self.charge.goes_on_in_s()
+            charged = env.timeout(wait_s) if wait_s < math.inf else env.event()  # never: nobody charges it
+            yield from recorded(self.device, "charge", charged, self.device.power.idle_w)
 
     def _low_in_s(self, within_s: float) -> float:
-        if self.battery is None:
-            return math.inf
-        level_j, compute_w = self.settings.battery.stop_below * self.battery.capacity_j, self.device.power.compute_w
-        return self.battery.seconds_until(level_j, self.charge_j, self.device.sim.env.now, compute_w, within_s)
+        return self.charge.low_in_s(self.device.power.compute_w, within_s) if self.charge else math.inf
 
     def _short_in_s(self, needed: float, within_s: float) -> float:
         if self.taken is None:
@@ -225,33 +193,10 @@ class Conditions:
         """The piece's speed as a share of the nominal one, and the battery's charge, as metrics of this device."""
         recorder, now = self.device.sim.recorder, self.device.sim.env.now
         recorder.metric(now, "speed", speed, self.device.id)
-        if self.battery:
-            recorder.metric(now, "charge", self._settle() / self.battery.capacity_j, self.device.id)
+        if self.charge:
+            recorder.metric(now, "charge", self.charge.held_j() / self.charge.battery.capacity_j, self.device.id)
 
 
 def _share_done(at: tuple, piece_s: float, seconds: float) -> float:
     """The share of a piece of work that is done after so many seconds of it."""
     return work_done_s(*at, seconds) / piece_s if piece_s > 0 else 1.0
-
-
-def _battery(profile: DeviceProfile, idle_w: float, settings: BatterySettings) -> Battery:
-    capacity_j = profile.battery_wh * JOULES_PER_WH
-    hours, charger = settings.hours, None
-    if hours:
-        charger = Charger(settings.charger, *hours, settings.starts_at)
-    battery, low_j, goal_j = (
-        Battery(capacity_j, charger),
-        settings.stop_below * capacity_j,
-        settings.resume_at * capacity_j,
-    )
-    if charger:
-        wait_s = battery.seconds_until(goal_j, low_j, 0.0, idle_w)
-    else:
-        wait_s = TopUp(settings.charger, low_j, goal_j).seconds(low_j, idle_w)
-    if math.isinf(wait_s):
-        raise ValueError(
-            f"a {profile.name} draws {idle_w:g} W when idle: from a charger of {settings.charger:g} W"
-            f"{f' for {charger.daily_s / 3600:g} h a day' if charger else ''} it would never be charged up to "
-            f"{settings.resume_at:g}; give devices.battery a stronger charger or more hours"
-        )
-    return battery

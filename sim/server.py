@@ -11,7 +11,7 @@ import simpy
 from devices.compute import ComputeModel
 from devices.profile import DeviceProfile
 from sim.actors import COUNTED, Device, Payload, Task, Work
-from sim.spans import recorded
+from sim.spans import Meter, recorded
 
 if TYPE_CHECKING:
     from sim.learners.null import NullLearner
@@ -23,8 +23,11 @@ Story = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
 class Server:
     """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
 
+    id = "server"
+
     def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
         self.sim, self.profile, self.power = sim, profile, model.engine.power
+        self.meter = Meter(sim.env, 0.0)  # what a server draws while it has nothing to do is not the study's
         self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = sim.env.event()
@@ -52,10 +55,10 @@ class Server:
             self._news = self.sim.env.event()
             yield self._news
 
-    def lose(self, device: Device) -> None:
+    def lose(self, device: Device, why: str) -> None:
         """Called by a device that has dropped its task."""
         self._lost.add(device)
-        device.fared("offline")
+        device.fared(why)
         self.wake()
 
     def take_lost(self) -> set[Device]:
@@ -201,9 +204,7 @@ class Server:
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             future = self.sim.host.start(work.run) if work.run else None
             watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
-            yield from recorded(
-                self.sim, "server", kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
-            )
+            yield from recorded(self, kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows)
         return future.result() if future else None
 
     def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:

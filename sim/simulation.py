@@ -219,8 +219,7 @@ class Simulation:
             device.outcome = str(stop.cause)
             raise
         finally:
-            if not device.is_on:
-                availability.note_absence(self, device)
+            availability.note_absence(self, device)
             self._working.discard(device.id)
             self.server.wake()
 

@@ -30,6 +30,7 @@ KINDS = {  # in the order of legends
     "wait": Kind("idle", "#D9D9D9", "waiting"),
     "charge": Kind("idle", "#F0E442"),
     "offline": Kind("off", "#A6A6A6"),
+    "empty": Kind("off", "#4D4D4D"),  # switched off by its battery
     "download": Kind("downlink", "#56B4E9"),
     "upload": Kind("uplink", "#D55E00", "uploading"),
     "compute": Kind("compute", "#0072B2", "computing"),
@@ -46,31 +47,40 @@ SERVER_WORK = ("train", "forward", "choose", "gather", "aggregate")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a span, or a device's day, ended: `is_fine` if nothing went wrong, `is_lost` if what was done was for nothing."""
+    """How a span or a device's day ended: `is_fine` if nothing went wrong, `is_lost` if what was done was for nothing."""
 
-    meaning: str
+    words: str
     is_fine: bool = False
     is_lost: bool = True
 
 
 OUTCOMES = {
-    "ok": Outcome("went as meant", is_fine=True, is_lost=False),
-    "horizon": Outcome("the scenario's horizon came", is_fine=True),
-    "target": Outcome("the target accuracy was reached", is_fine=True),
+    "ok": Outcome("as meant", is_fine=True, is_lost=False),
+    "horizon": Outcome("the horizon came", is_fine=True),
+    "target": Outcome("the target was reached", is_fine=True),
     "ended": Outcome("the training ended", is_fine=True),
     "interrupted": Outcome("the user stopped the run", is_fine=True),
     "stalled": Outcome("nothing could happen any more"),
-    "low-battery": Outcome("paused until it is charged, then goes on where it was", is_lost=False),
-    "offline": Outcome("the device went offline"),
-    "late": Outcome("the round closed without it"),
+    "low-battery": Outcome("paused, to go on where it was when charged", is_lost=False),
+    "battery": Outcome("ran out of battery"),
+    "offline": Outcome("went offline"),
+    "late": Outcome("late"),
     "oom": Outcome("out of memory"),
-    "gave-up": Outcome("it was cut short too often"),
-    "dropped": Outcome("the device left for good"),
-    "never-back": Outcome("the device went offline for good"),
-    "never-ready": Outcome("the device was never on"),
+    "gave-up": Outcome("gave up, cut short too often"),
+    "unused": Outcome("answered, but too few did"),
+    "diverged": Outcome("diverged"),
+    "dropped": Outcome("dropped out"),
+    "never-back": Outcome("gone for good"),
+    "never-charged": Outcome("ran out of battery for good"),
+    "never-ready": Outcome("never ready"),
 }
 FINE = frozenset(name for name, outcome in OUTCOMES.items() if outcome.is_fine)
 NOT_LOST = frozenset(name for name, outcome in OUTCOMES.items() if not outcome.is_lost)
+
+
+def in_words(outcome: str) -> str:
+    """An outcome as a reader understands it; one of a method's own as it is."""
+    return OUTCOMES[outcome].words if outcome in OUTCOMES else outcome
 
 
 def colours_of(kinds: set[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from sim.span_kinds import FINE, in_words
 from sim.units import format_seconds
 
 if TYPE_CHECKING:
@@ -16,16 +17,7 @@ ENDINGS = {
     "stalled": "whoever was left waited for what never came",
     "diverged": "the model diverged",
 }
-WORDS = {  # of a device's outcome, or of what became of a task
-    "oom": "out of memory",
-    "never-ready": "never ready",
-    "never-back": "gone for good",
-    "dropped": "dropped out",
-    "offline": "went offline",
-    "unused": "answered, but too few did",
-    "diverged": "diverged",
-}
-AT_WORK = ("horizon", "stalled", "target", "ended", "ok")  # as whoever had no trouble of its own
+AT_WORK = {*FINE, "stalled"}  # as whoever had no trouble of its own
 
 
 class Tally:
@@ -83,4 +75,4 @@ def _reasons(sim: Simulation) -> Iterator[str]:
 
 
 def _listed(words: Iterable[str]) -> str:
-    return ", ".join(f"{count} {WORDS.get(word, word)}" for word, count in sorted(Counter(words).items()))
+    return ", ".join(f"{count} {in_words(word)}" for word, count in sorted(Counter(words).items()))

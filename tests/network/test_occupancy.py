@@ -12,6 +12,7 @@ from network.mobility import Journey
 from network.occupancy import Occupancy, union
 from network.profile import load
 from network.topology import Cell, Network
+from network.varying import VaryingRate
 from network.wifi import AirLink
 
 
@@ -117,3 +118,47 @@ def test_times_that_touch_are_one_time():
     other = np.array([[0.0, 1.0, 1.0], [3.5, 4.5, 2.0], [7.0, 8.0, 3.0]])
     assert union([occupancy.times(), other]).tolist() == [[0.0, 3.0, 4.0], [3.5, 5.0, 3.0], [7.0, 8.0, 3.0]]
     assert union([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_progress_is_what_a_cut_at_that_moment_would_leave_and_no_faster_than_it_says(seed):
+    """Devices on pipe, WiFi, cell and trunk, with TCP's losses, rates that vary and hand-overs: looked at, then cut."""
+    rng, env = np.random.default_rng(seed), simpy.Environment()
+    cells = {"pipe": Cell(3e6, 3e6), "wifi": Cell(kind="wifi"), "cell": Cell(4e6, 4e6, "cellular", 1.2)}
+    net = Network(env, 6e6, cells=cells)
+    profiles = [load(name) for name in ("lte", "wifi-home", "lte-driving", "lte-field-average")]
+    sent = []
+    for number in range(12):
+        cell = [None, *cells][number % 4]
+        journey = Journey(["wifi", "cell"], 0.3, np.random.default_rng(number)) if number % 5 == 4 else None
+        varying = VaryingRate(2e6, 0.6, 0.8, np.random.default_rng(100 + number), 0.1) if number % 3 == 0 else None
+        net.attach(
+            str(number),
+            profiles[number % 4],
+            None if journey else cell,
+            varying,
+            tcp=True,
+            journey=journey,
+            handover_s=0.02,
+        )
+        sent += [net.upload(str(number), int(rng.integers(10_000, 400_000))) for _ in range(2)]
+    cut = 0
+    while any(one.moved_bytes is None for one in sent):
+        looks = [(one, *net.progress(one)) for one in sent]
+        began_s = env.now
+        env.run(until=env.now + rng.exponential(0.1))
+        for one, before, most, until_s in looks:
+            now = net.progress(one)[0]
+            slack = 1.0 if one.moved_bytes is not None else 1e-6  # what is over is rounded to whole bytes
+            assert (
+                before - slack <= now <= before + most * (min(env.now, until_s) - began_s) + slack or until_s < env.now
+            )
+        unfinished = [one for one in sent if one.moved_bytes is None]
+        if unfinished and rng.random() < 0.1:
+            one = unfinished[rng.integers(len(unfinished))]
+            passed = net.progress(one)[0]
+            cut += passed > 0
+            assert net.abort(one) == pytest.approx(passed, abs=1.0)
+            assert net.progress(one) == (net.abort(one), 0.0, np.inf)
+    assert cut >= 1
+    assert all(net.progress(one)[0] == net.abort(one) for one in sent)

@@ -6,6 +6,8 @@ from typing import get_args
 import numpy as np
 
 from sim.methods import METHODS
+from sim.report import device_table
+from sim.simulation import Simulation
 
 KINDS = [kind for method in METHODS for kind in get_args(method.Config.model_fields["kind"].annotation)]
 SMALL = {
@@ -27,11 +29,17 @@ PHONES = [
     {"count": 2, "device": "phone-2021-midrange", "backbone": "random-bert", "link": "wifi-home", "memory": "4 GiB"},
 ]
 TASK = {"dataset": {"path": "texts.csv"}, "max_tokens": 16, "train": 40, "test": 12}
-CALM = {"task": TASK, "fleet": PHONES, "arrivals": {"kind": "at-once"}}
+CALM = {
+    "task": TASK, "fleet": PHONES, "arrivals": {"kind": "at-once"}, "cost_as": {"backbone": "minilm-l2", "tokens": 512},
+}  # fmt: skip
 
 
-def hard(folder: Path, day_s: float) -> dict:
-    """`CALM` with everything on that can happen to a phone, several times in a day of so many seconds; writes `harsh.csv`."""
+def hard(folder: Path, calm: Simulation) -> dict:
+    """`CALM` with everything on that can happen to a phone, several times in a day like the calm one; writes `harsh.csv`."""
+    day_s = calm.ended.at_s
+    share = (
+        0.3 * max(device_table(calm)["energy_j"].to_pylist()) / 70_000 or 1e-6
+    )  # of a battery: a part of a day's work
     rng, rows = np.random.default_rng(0), ["device,ready_start_s,ready_end_s"]
     for device in range(4):
         edges = np.cumsum(rng.exponential(np.tile([day_s / 12, day_s / 6], 60)))
@@ -41,7 +49,7 @@ def hard(folder: Path, day_s: float) -> dict:
         "thermal": True,
         "radio_power_by_rate": True,
         "background_load": {"quiet": f"{day_s / 5} s", "busy": f"{day_s / 5} s"},
-        "battery": {"initial": [0.19999, 0.20001], "resume_at": 0.20002},
+        "battery": {"initial": [0.2 - share, 0.2 + share], "resume_at": 0.2 + 2 * share},
         "memory_pressure": {"share": [0.1, 0.999], "every": f"{day_s / 8} s", "restart": f"{day_s / 50} s"},
     }
     return {

@@ -23,7 +23,7 @@ KINDS, small, CALM, hard = (every_method[name] for name in ("KINDS", "small", "C
 def hard_day(simulate, tmp_path):
     """A method's world in which everything that can happen to a phone does, at the scale of its calm day."""
     return lambda kind: {
-        "method": small(kind), **hard(tmp_path, simulate(dry=True, method=small(kind), **CALM).ended.at_s)
+        "method": small(kind), **hard(tmp_path, simulate(dry=True, method=small(kind), **CALM))
     }  # fmt: skip
 
 
@@ -99,4 +99,4 @@ def test_what_a_method_of_ones_own_records_is_counted_as_computing_and_has_a_col
 
 def test_the_ends_of_a_study_are_no_failures():
     assert {"ok", "horizon", "target", "ended", "interrupted"} == FINE
-    assert all(outcome.meaning for outcome in OUTCOMES.values())
+    assert all(outcome.words for outcome in OUTCOMES.values())

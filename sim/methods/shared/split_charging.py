@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
-import simpy
 
 from learning.cost import Cost
 from learning.count_split import PartArchitecture
@@ -54,17 +51,3 @@ class Charging:
         # a device adds its whole backbone's weights to what work needs; here it holds its parts alone
         kept = sum(self.parts[device.backbone][own].kept_bytes() for own in self.own)
         return replace(cost, peak_bytes=cost.peak_bytes + kept - self.sim.costing.weight_bytes(device.member))
-
-
-@contextlib.contextmanager
-def waiting(device: Device) -> Iterator[None]:
-    """Record that the device waits, idle, while the server works for it; a device that drops out takes its batch along."""
-    sim, start, outcome = device.sim, device.sim.env.now, "ok"
-    try:
-        yield
-    except simpy.Interrupt as stop:
-        outcome = str(stop.cause)
-        raise
-    finally:
-        joules = device.power.idle_w * (sim.env.now - start)
-        sim.recorder.span(device.id, "wait", start, sim.env.now, 0, 0.0, joules, outcome)

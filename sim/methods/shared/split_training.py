@@ -14,8 +14,9 @@ from learning.count_split import PartArchitecture
 from sim.actors import Device, Payload, Task, Work
 from sim.learners.null import NullLearner
 from sim.learners.split import SplitLearner
-from sim.methods.shared.split_charging import Charging, waiting
+from sim.methods.shared.split_charging import Charging
 from sim.settings import Settings
+from sim.spans import waiting
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
