@@ -224,15 +224,16 @@ def cut_rank(state: State, rank: int, scaling: float, new_scaling: float) -> dic
     return made
 
 
-def flex_lora_flop(ranks: Sequence[int], rank: int, width: int) -> float:
-    """The floating-point operations of `flex_lora` for one square matrix of LoRA, cut to one rank.
+def flex_lora_flop(ranks: Sequence[int], rank: int, inputs: int, outputs: int | None = None) -> float:
+    """The floating-point operations of `flex_lora` for one matrix of LoRA (square unless told otherwise), cut to one rank.
 
-    Leading terms (Golub & Van Loan, Matrix Computations, sections 5.2 and 8.6): R being the sum of the ranks, 4 width R^2
-    for each of the two thin QR factorisations, 2 R^3 for the core, 21 R^3 for its SVD, 2 width R rank for each of the two
-    products after it.
+    Leading terms (Golub & Van Loan, Matrix Computations, sections 5.2 and 8.6): R being the sum of the ranks, 4 n R^2 for
+    the thin QR factorisation of either side of n numbers, 2 R^3 for the core, 21 R^3 for its SVD, 2 n R rank for the product
+    of either side after it.
     """
-    r = min(sum(ranks), width)
-    return 8.0 * width * r**2 + 23.0 * r**3 + 4.0 * width * r * rank
+    both = inputs + (outputs or inputs)
+    r = min(sum(ranks), inputs, outputs or inputs)
+    return 4.0 * both * r**2 + 23.0 * r**3 + 2.0 * both * r * rank
 
 
 def _best(b_parts: list[Tensor], a_parts: list[Tensor], rank: int) -> tuple[Tensor, Tensor]:

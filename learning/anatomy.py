@@ -26,15 +26,17 @@ class Anatomy:
     """Paths of modules in the bare model.
 
     `layers` is the list of layers. `embeds` are modules on which the first hidden states depend, `after` those between the
-    last layer's output and the model's; `between` are weights used there that belong to neither, `handed_on` those of the
-    first layer that reach others by another way than hidden states. `ends` has for each layer the last module with a matrix
-    that gives hidden states, and their width: the end of its feed-forward block, where it has one. `returns` says how many
-    values a layer returns in a tuple, 0 for hidden states alone. `repeats` is true where the layers share their weights.
+    last layer's output and the model's, `beside` those that every layer uses (tables of relative positions); `between` are
+    weights of none of these, `handed_on` those of the first layer that reach others by another way than hidden states.
+    `ends` has for each layer the last module with a matrix that gives hidden states, and their width: the end of its
+    feed-forward block, where it has one. `returns` says how many values a layer returns in a tuple, 0 for hidden states
+    alone. `repeats` is true where the layers share their weights.
     """
 
     layers: str
     embeds: tuple[str, ...]
     after: tuple[str, ...]
+    beside: tuple[str, ...]
     between: tuple[str, ...]
     handed_on: tuple[str, ...]
     ends: tuple[tuple[str, int], ...]
@@ -72,6 +74,7 @@ def _of_configuration(kind: type, text: str) -> Anatomy:
         layers,
         _outermost((n for n, p in named if any(p is weights[name] for name in embeds - inside)), layers),
         _outermost(used - ran_all - inside, layers),
+        _outermost(beside, layers),
         tuple(sorted(ran_all - embeds - inside - beside)),
         tuple(sorted(reached(second[1:]) & inside)),
         tuple(seen.ends[i] for i in sorted(seen.ends)),

@@ -11,9 +11,21 @@ from learning import kept
 from learning.catalogue import BackboneError
 
 _COUNTERS = (
-    *("cost", "count", "count_forward_only", "count_split", "count_training", "forward_gradient", "huggingface"),
+    *(
+        "anatomy",
+        "cost",
+        "count",
+        "count_forward_only",
+        "count_split",
+        "count_training",
+        "forward_gradient",
+        "huggingface",
+    ),
     *("layers", "meter", "split", "trainable", "weightless"),
 )
+
+
+NAMELESS = "counted"  # what the model without numbers is called in whose stead one is counted
 
 
 def counted(backbone: str, what: str, of: Any, count: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -26,6 +38,8 @@ def counted(backbone: str, what: str, of: Any, count: Callable[[], dict[str, Any
         return found
     try:
         made = count()
+    except BackboneError as error:
+        raise BackboneError(str(error).replace(f"backbone {NAMELESS!r}", f"backbone {backbone!r}")) from error
     except Exception as error:
         if is_ours(error) or isinstance(error, MemoryError):
             raise

@@ -50,6 +50,19 @@ def forward_architecture(
     return ForwardArchitecture(counter.tensors(), counter.ahead(counter.config))
 
 
+def lora_maps(
+    spec: BackboneSpec, classes: int, rank: int, bottleneck: int, target_modules: Targets = None
+) -> list[tuple[int, int]]:
+    """Inputs and outputs of each linear map that has LoRA."""
+    options = peft_options("lora", rank, bottleneck, target_modules)
+    tensors = _Counter(spec.name, config_of(spec), "lora", classes, options).tensors()
+    return [
+        (numbers // rank, tensors[name.replace(".lora_A.", ".lora_B.")] // rank)
+        for name, numbers in tensors.items()
+        if ".lora_A." in name
+    ]
+
+
 def jvp_pass(
     spec: BackboneSpec,
     kind: str,

@@ -88,13 +88,14 @@ def part_architecture(
     config, options = config_of(spec), peft_options(kind, rank, bottleneck, target_modules)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
+    is_cut = layers is not None and 0 < layers < depth_of(config)
     if embeds or layers is None:  # equal in all cuts of a model
         config = cut(config, max(1, layers or 0))
 
     def count() -> dict[str, Any]:
-        return dataclasses.asdict(count_part(config, layers, embeds, head, kind, classes, **options))
+        return dataclasses.asdict(count_part(config, layers, embeds, head, kind, classes, is_cut, **options))
 
-    of = [config, layers, embeds, head, kind, options, classes if head else 0]
+    of = [config, layers, embeds, head, kind, options, classes if head else 0, is_cut]
     return _from_json(counted(spec.name, "a part of a split model", of, count))
 
 
@@ -117,16 +118,20 @@ def count_part(
     head: bool,
     kind: str,
     classes: int,
+    is_cut: bool = False,
     **options: Any,
 ) -> PartArchitecture:
-    """Count the coefficients of `PartArchitecture`; `options` are those of `peft_options`."""
+    """Count the coefficients of `PartArchitecture`; `options` are those of `peft_options`.
+
+    `is_cut` says that other layers are in another part: BackboneError where both would train the same tensors.
+    """
     from learning.weightless import alike, of_depth
 
     depth = depth_of(config)
 
     def count(shallow: Mapping[str, Any]) -> PartArchitecture:
         place = range(depth - layers, depth) if shallow is config else range(min(layers, depth_of(shallow)))
-        return _count(shallow, place, embeds, head, kind, classes, options)
+        return _count(shallow, place, embeds, head, kind, classes, options, is_cut)
 
     if layers is None:
         return _count(config, None, embeds, head, kind, classes, options)
@@ -141,16 +146,20 @@ def _count(
     kind: str,
     classes: int,
     options: Mapping[str, Any],
+    is_cut: bool = False,
 ) -> PartArchitecture:
     from learning.meter import LONG, coefficients
-    from learning.split import Part
+    from learning.split import Part, require_apart
     from learning.weightless import weightless_classifier
 
     def made(positions: int | None) -> tuple[Any, int]:
         model = weightless_classifier(config, kind, classes, positions=positions, **options)
         # the width that reaches the head is another than the layers' own in OPT-350M, which narrows at both ends
         entering = model.head.in_features if place is None else model.backbone.config.hidden_size
-        return Part(model, place, embeds, head), entering
+        part = Part(model, place, embeds, head)
+        if is_cut:
+            require_apart(part, model)
+        return part, entering
 
     (part, entering), roomy = made(None), made(2 * LONG[-1])
     ahead, back = coefficients(_run_on(part, entering), _run_on(*roomy))

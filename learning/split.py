@@ -46,8 +46,9 @@ State = Mapping[str, Tensor]
 class Part(nn.Module):
     """A piece of a classifier: the embeddings or not, some layers, the end (final norm) or not, readout and head or not.
 
-    It shares the classifier's weights; `names` are its trainable tensors, `trainable()` a copy of them. A part runs on the
-    thread that owns the classifier: states are swapped in while it runs.
+    It shares the classifier's weights; `names` are its trainable tensors, `trainable()` a copy of them; `shared` are those
+    of them that layers of another part would need too. A part runs on the thread that owns the classifier: states are
+    swapped in while it runs.
     Raises BackboneError for a model that cannot be cut between its layers.
     """
 
@@ -59,7 +60,12 @@ class Part(nn.Module):
         self.backbone = None if layers is None else _piece(*of, layers, embeds, self._received)
         self.head = classifier.head if head else None
         own = dict(self.named_parameters())
-        self.names = tuple(name for name in classifier.trainable_parameters() if name in own)
+        names = [name for name in classifier.trainable_parameters() if name in own]
+        built = None if layers is None else divisible(*of)
+        beside = () if built is None else (*built.beside, *(path.rpartition(".")[0] for path in built.handed_on))
+        shared = [n for n in names if n.startswith(tuple(f"backbone.{path}." for path in beside))]
+        self.names = tuple(name for name in names if layers or name not in shared)  # without layers it uses none
+        self.shared = tuple(shared) if layers else ()
 
     def forward(self, x: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """From token ids [B, T] (a part with embeddings) or hidden states [B, T, D] to hidden states or logits [B, C]."""
@@ -93,13 +99,18 @@ def splitfed(classifier: TrainableClassifier, layers: int) -> tuple[Part, Part]:
         raise ValueError(f"a model of {depth} layers can be cut after 0 to {depth} of them, not after {layers}")
     client = Part(classifier, range(layers), embeds=True, head=False)
     server = Part(classifier, range(layers, depth), embeds=False, head=True)
-    if both := [name for name in client.names if name in server.names]:
-        where = f"backbone {classifier.spec.name!r} ({classifier.backbone.config.model_type})"
-        raise BackboneError(
-            f"{where}: {classifier.kind} training cannot be split, for both sides of the cut would train "
-            f"{both[0].removeprefix('backbone.')}; choose lora or adapter"
-        )
+    if 0 < layers < depth:
+        require_apart(client, classifier)
     return client, server
+
+
+def require_apart(part: Part, classifier: TrainableClassifier) -> None:
+    """BackboneError for a part of some layers that trains what the others need as well."""
+    if part.shared:
+        raise BackboneError(
+            f"backbone {classifier.spec.name!r} ({classifier.backbone.config.model_type}): {classifier.kind} training cannot "
+            f"be split, for layers on both sides use {part.shared[0].removeprefix('backbone.')}; choose lora or adapter"
+        )
 
 
 def fedbert(classifier: TrainableClassifier) -> tuple[Part, Part, Part]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from inputs.files import is_ours
 from learning.catalogue import BackboneError, BackboneSpec, cut, depth_of
 from learning.cost import extrapolate
+from learning.cost_cache import NAMELESS
 from learning.huggingface import bare_model, hf_config
 from learning.layers import stack
 
@@ -76,7 +77,7 @@ def weightless_classifier(
     """The classifier of `learning.trainable` around such a model; `options` are that class's."""
     from learning.trainable import TrainableClassifier
 
-    bare, spec = weightless(config, positions, dropout), BackboneSpec("counted", "shape", "counted", config=config)
+    bare, spec = weightless(config, positions, dropout), BackboneSpec(NAMELESS, "shape", NAMELESS, config=config)
     with torch.device("meta"):
         model = TrainableClassifier(spec, kind, classes, backbone=bare, **options)
     return model.train(dropout > 0)

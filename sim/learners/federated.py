@@ -31,14 +31,26 @@ class FederatedLearner(NullLearner):
     work = SideTuningLearner.work
 
     def __init__(
-        self, sim: Simulation, peft: str, readout: str, rank: int, alpha: float, bottleneck: int, head: str = "linear"
+        self,
+        sim: Simulation,
+        peft: str,
+        readout: str,
+        rank: int,
+        alpha: float,
+        bottleneck: int,
+        head: str = "linear",
+        target_modules: Sequence[str] | str | None = None,
     ) -> None:
         from learning.trainable import TrainableClassifier
 
         self.sim = sim
         seed = sim.streams.seed64("server/model") % 2**31
         self.models = {
-            name: TrainableClassifier(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed, head=head)
+            name: TrainableClassifier(
+                *(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed),
+                head=head,
+                target_modules=target_modules,
+            )
             for name, spec in sim.costing.learned.items()
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))

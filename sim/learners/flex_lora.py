@@ -28,19 +28,30 @@ class FlexLoRALearner(FederatedLearner):
     """
 
     def __init__(
-        self, sim: Simulation, devices: Counter[Model], alpha: float | None, readout: str, bottleneck: int, head: str
+        self,
+        sim: Simulation,
+        devices: Counter[Model],
+        alpha: float | None,
+        readout: str,
+        bottleneck: int,
+        head: str,
+        target_modules: Sequence[str] | str | None = None,
     ) -> None:
         from learning.trainable import TrainableClassifier
 
         self.devices, self.alpha = devices, alpha
         self.greatest = max(rank for _, rank in devices)
-        size = (alpha or self.greatest, bottleneck, head)
+        size = (alpha or self.greatest, bottleneck, head, target_modules)
         super().__init__(sim, "lora", readout, self.greatest, *size)
         seed, whole = sim.streams.seed64("server/model") % 2**31, self.models
         self.models = {}
         for name, rank in sorted(devices):
             size = (rank, alpha or rank, bottleneck, seed)
-            model = TrainableClassifier(sim.costing.learned[name], "lora", sim.task.classes, readout, *size, head=head)
+            model = TrainableClassifier(
+                *(sim.costing.learned[name], "lora", sim.task.classes, readout, *size),
+                head=head,
+                target_modules=target_modules,
+            )
             for own, shared in zip(model.parameters(), whole[name].parameters(), strict=True):
                 if not own.requires_grad:
                     own.data = shared.data  # the frozen weights are in memory once, whatever the ranks

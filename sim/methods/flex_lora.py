@@ -13,6 +13,7 @@ from pydantic import Field
 
 from learning.aggregation import flex_lora_flop
 from learning.cost import Cost
+from learning.count_forward_only import lora_maps
 from sim.actors import Device, Payload, Work
 from sim.learners.flex_lora import FlexLoRALearner
 from sim.learners.null import NullLearner
@@ -48,7 +49,7 @@ class FlexLoRA(FedAvg):
             raise ValueError(f"method.ranks: {widest} is more than the width of the narrowest backbone, {narrowest}")
         FederatedPeft.__init__(self, config, "lora", sim)
         models = Counter(map(self.model_of, sim.devices))
-        sizes = (config.alpha, config.readout, config.bottleneck, config.head)
+        sizes = (config.alpha, config.readout, config.bottleneck, config.head, config.target_modules)
         self.learner = NullLearner() if sim.dry else FlexLoRALearner(sim, models, *sizes)
         if config.deadline is not None:
             self.look_at_deadline(config.deadline)
@@ -62,10 +63,21 @@ class FlexLoRA(FedAvg):
         """A backbone with LoRA of a rank."""
         return device.backbone, self.rank_of(device)
 
+    def maps(self, backbone: str) -> list[tuple[int, int]]:
+        """Inputs and outputs of each matrix that has LoRA: query and value of every layer, or what else is counted."""
+        model = next(model for model in self.costs if model[0] == backbone)
+        counted, a = self.costs[model], self.sim.costing.architectures[backbone]
+        width, classes, config = counted.head_inputs, self.sim.task.classes, self.config
+        head = (width + 1) * (classes + (width if config.head == "dense" else 0))
+        if counted.trainable - head == 4 * a.layers * model[1] * a.hidden_size:
+            return [(a.hidden_size, a.hidden_size)] * 2 * a.layers
+        size = (classes, model[1], config.bottleneck, config.target_modules)
+        return lora_maps(self.sim.costing.charged[backbone], *size)
+
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The mean of what is not LoRA, and for each matrix two QR factorisations and a small SVD."""
         work = super().aggregation(sent, answers)
         most, ranks = max(rank for _, rank in self.costs), [self.rank_of(p.sender) for p in answers]
-        backbones = [self.sim.costing.architectures[p.sender.backbone] for p in answers]
-        flop = max((2 * b.layers * flex_lora_flop(ranks, most, b.hidden_size) for b in backbones), default=0.0)
+        maps = [self.maps(name) for name in sorted({p.sender.backbone for p in answers})]
+        flop = max((sum(flex_lora_flop(ranks, most, *map_) for map_ in own) for own in maps), default=0.0)
         return Work(work.cost + Cost(flop), work.run)

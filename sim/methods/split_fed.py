@@ -20,6 +20,7 @@ from sim.actors import Device, Payload, Task
 from sim.methods.shared.federated_peft import LEARNING_RATES
 from sim.methods.shared.split_training import SplitSettings, SplitTraining
 from sim.server import Server
+from sim.settings import TargetModules, require_read
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -41,10 +42,13 @@ class SplitFed(SplitTraining):
         """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
         rank: int = Field(8, ge=1)
         alpha: float = Field(8, gt=0)
+        target_modules: TargetModules = None
+        """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for the architecture."""
         bottleneck: int = Field(16, ge=1)
 
     def __init__(self, config: Config, sim: Simulation) -> None:
-        kind, size = config.peft, (sim.task.classes, config.rank, config.bottleneck)
+        require_read(config.peft, config.target_modules)
+        kind, size = config.peft, (sim.task.classes, config.rank, config.bottleneck, config.target_modules)
         specs = (*sim.costing.learned.values(), *sim.costing.charged.values())
         shallowest = min(depth_of(config_of(spec)) for spec in specs)
         if config.layers > shallowest:
@@ -57,7 +61,7 @@ class SplitFed(SplitTraining):
             for name, spec in sim.costing.charged.items()
         }
         rate, in_parallel = config.learning_rate or LEARNING_RATES[kind], config.kind == "splitfed-v1"
-        peft = (kind, config.readout, config.rank, config.alpha, config.bottleneck)
+        peft = (kind, config.readout, config.rank, config.alpha, config.bottleneck, "linear", config.target_modules)
         super().__init__(config, sim, parts, in_parallel, rate, config.layers, *peft)
 
     def batch(self, device: Device, task: Task, samples: np.ndarray, slot: list) -> Generator[Any, Any, Any]:

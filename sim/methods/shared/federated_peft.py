@@ -13,7 +13,7 @@ from learning.cost import Cost
 from learning.count_training import training_architecture
 from learning.local_training import LocalTraining
 from sim.actors import Device, Payload, Task, Work
-from sim.settings import Settings
+from sim.settings import Settings, TargetModules, require_read
 from sim.units import Seconds
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class PeftSettings(Settings):
     """FedProx's mu."""
     rank: int = Field(8, ge=1)
     alpha: float = Field(8, gt=0)
+    target_modules: TargetModules = None
+    """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for the architecture."""
     bottleneck: int = Field(16, ge=1)
     head: Literal["linear", "dense"] = "dense"
     """Trained and sent with the rest: RoBERTa's (a square map, tanh, a linear map), as in FedPETuning, or one linear map."""
@@ -66,12 +68,16 @@ class FederatedPeft:
             config.local_epochs, config.device_batch, config.learning_rate or LEARNING_RATES[peft],
             config.weight_decay, "adamw", config.proximal_mu,
         )  # fmt: skip
-        size, charged = (config.bottleneck, config.head), sim.costing.charged
+        require_read(peft, config.target_modules)
+        size, charged = (config.bottleneck, config.head, config.target_modules), sim.costing.charged
         self.costs = {
             model: training_architecture(charged[device.backbone], peft, sim.task.classes, self.rank_of(device), *size)
             for model, device in {self.model_of(device): device for device in sim.devices}.items()
         }
-        self.learner_args = (peft, config.readout, config.rank, config.alpha, config.bottleneck, config.head)
+        self.learner_args = (
+            *(peft, config.readout, config.rank, config.alpha, config.bottleneck),
+            *(config.head, config.target_modules),
+        )
         self.training, self.payloads = "train", 0
 
     def rank_of(self, device: Device) -> int:
