@@ -132,7 +132,7 @@ class _Counter:
                     raise
                 raise BackboneError(
                     f"backbone {self.backbone!r} ({config['model_type']}): a step in it has no forward-mode derivative, which "
-                    f"Spry needs ({str(error).splitlines()[0][:100]}); choose fwdllm or fedmezo"
+                    "Spry needs; choose fwdllm or fedmezo"
                 ) from error
 
         what = "a pass with derivatives" if names else "a pass"
