@@ -219,6 +219,39 @@ def test_more_kinds_of_segments_than_the_model_has_are_refused(own_model):
         tokenise(spec, ["a1"], ["b1"])
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Puts a model's folder into a local hub cache, without network, as huggingface_hub lays it out."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(folder, without=()):
+        place = tmp_path / "hub" / "models--me--mine"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, place / "snapshots" / ("0" * 40), ignore=lambda *_: without)
+        return "me/mine"
+
+    return put
+
+
+def test_a_model_of_the_hubs_cache_runs_without_network(own_model, hub, mobifleet, scenario_file, fleet):
+    path = scenario_file(**fleet({"hub": hub(own_model())}))
+    assert mobifleet("check", path).code == 0
+    assert mobifleet("run", path, "--no-figures", "--workers", "1", "--out", "out").code == 0
+
+
+def test_a_model_of_which_the_hubs_cache_has_a_part_says_what_is_missing(own_model, hub, both):
+    assert "no model.safetensors in" in both({"hub": hub(own_model(), without=["model.safetensors"])})
+
+
+def test_a_model_that_the_hubs_cache_does_not_have(hub, both):
+    for name in ("me/other", "not a name", "a/b/c", "..", "x" * 300):
+        assert "neither in the local hub cache nor reachable" in both({"hub": name})
+
+
 # --- what is kept
 
 
