@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,21 +40,39 @@ def hidden_states(model: nn.Module, **inputs: Any) -> list[Tensor]:
     one comes after a final norm, where there is one, and those before do not. Where a projection to another width follows
     the layers (OPT-350M), the last one is the last layer's own output.
     """
-    states: list[Tensor] = []
-    last: list[Tensor] = []
-    layers = stack(model)
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        states.append(entering(args, kwargs))
-
-    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    hooks.append(layers[-1].register_forward_hook(lambda _, __, output: last.append(leaving(output))))
+    _watch(model)
+    _seen.entering, _seen.leaving = [], []
     try:
         output = model(**inputs).last_hidden_state
+        states, last = _seen.entering, _seen.leaving[-1]
     finally:
-        for hook in hooks:
-            hook.remove()
-    return [*states, output if output.shape[-1] == last[-1].shape[-1] else last[-1]]
+        _seen.entering = _seen.leaving = None
+    return [*states, output if output.shape[-1] == last.shape[-1] else last]
+
+
+_seen = threading.local()  # by the pass of this thread: workers share a model
+_watching = threading.Lock()
+
+
+def _watch(model: nn.Module) -> None:
+    """Let the layers tell what passes through them, for good: a hook may not come or go while another thread's pass runs."""
+    with _watching:
+        layers = stack(model)
+        if not getattr(layers, "are_watched", False):
+            for layer in layers:
+                layer.register_forward_pre_hook(_note_entering, with_kwargs=True)
+            layers[-1].register_forward_hook(_note_leaving)
+            layers.are_watched = True
+
+
+def _note_entering(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    if getattr(_seen, "entering", None) is not None:
+        _seen.entering.append(entering(args, kwargs))
+
+
+def _note_leaving(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+    if getattr(_seen, "leaving", None) is not None:
+        _seen.leaving.append(leaving(output))
 
 
 _TABLE = re.compile(r"wpe|pos_encoding|(char_)?(embed_)?positions?(_embeddings)?")

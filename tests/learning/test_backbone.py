@@ -140,3 +140,14 @@ def test_a_text_as_long_as_positions_that_are_no_multiple_of_eight(some_tokens):
     tokens = some_tokens(backbone, [30, 27, 3])
     got = backbone.readouts(tokens)
     assert np.allclose(got[0], states_of(backbone, tokens, 0).mean(1), atol=1e-5)
+
+
+def test_threads_that_share_a_model_read_each_its_own_text(some_tokens):
+    from concurrent.futures import ThreadPoolExecutor
+
+    backbone = Backbone(catalogue.find("random-bert"))  # of its own: the first passes of all threads begin at once
+    texts = [some_tokens(backbone, [length], seed=length) for length in range(2, 34)]
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        together = list(pool.map(backbone.readouts, texts * 3))
+    alone = [backbone.readouts(tokens) for tokens in texts]
+    assert all(np.array_equal(got, alone[i % len(texts)]) for i, got in enumerate(together))
