@@ -20,7 +20,7 @@ from inputs.files import MOST_BYTES, FileProblem, first_line, read_json, read_ya
 from learning.cost import Architecture
 
 _HERE = Path(__file__).parent
-_FORWARD_VERSION = 2  # to be raised whenever the same weights and tokens would give other bits
+_FORWARD_VERSION = 3  # to be raised whenever the same weights and tokens would give other bits
 _LAYERS_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _WIDTH_KEYS = ("hidden_size", "dim", "n_embd", "d_model")
 _NOT_BY_LAYER = frozenset(("architectures", "pos_att_type", "time_step_limit", "eos_token_id"))  # lists of other things

@@ -102,3 +102,16 @@ def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
     warmed = ActivationStore(tmp_path / "warmed")
     pooled_activations(SPEC, some_of(tokens, range(0, 300, 3)), "mean", warmed, plain_map)
     assert np.array_equal(pooled_activations(SPEC, tokens, "mean", warmed, plain_map), cold)
+
+
+def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_store(plain_store, own_model):
+    def some_nan_for_one_word(tensors):  # its other words are fine
+        tensors["embeddings.word_embeddings.weight"][7] = 1e38
+        return tensors
+
+    missing = own_model(tensors=lambda tensors: {n: t for n, t in tensors.items() if "layer.1" not in n})
+    for folder in (missing, own_model(tensors=some_nan_for_one_word)):
+        spec = catalogue.find("mine", {"mine": {"path": str(folder)}})
+        with pytest.raises(catalogue.BackboneError):
+            pooled_activations(spec, Tokens([np.array([4, 7, 5], np.int32)]), "mean", plain_store, plain_map)
+    assert not list(plain_store.root.rglob("*.safetensors"))
