@@ -1,15 +1,12 @@
-"""Labelled texts of the user's, row by row, from CSV, TSV, JSONL, Parquet or an object in memory: one reading of a cell.
+"""Labelled texts of the user's, row by row, from CSV, TSV, JSONL, Parquet or an object in memory.
 
-A cell says what a CSV file would spell: texts are taken as they are, numbers, truth values and dates as they are written,
-bytes as UTF-8; blank, null and NaN say nothing; lists, objects and all else are refused, by file, place and column.
+Each kind of source gives its rows one by one with the line on which they begin; what their cells say, `cells` decides for
+all of them. Every error names file, place and column.
 """
 
 import csv
-import datetime
-import decimal
 import difflib
 import json
-import math
 import re
 import sys
 from array import array
@@ -21,13 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from inputs import files
+from learning import cells
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
 MOST_KEPT_BYTES = 384 * 2**20  # of texts in memory: what a run makes of them takes as much again
-MOST_TEXT_CHARACTERS = 1_000_000
-MOST_NAME_CHARACTERS = 200  # of a label or a client
+_TEXTS = ("text", "text_b")
 _ROW_BYTES = 120  # beside the texts themselves: their places in lists, their numbers
-_BLANKS = "".join(map(chr, filter(lambda code: chr(code).isspace(), range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff"
 _BATCH = 128  # rows of Parquet at a time: a page of a few bytes may hold one long text many times
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _HINTS = {
@@ -58,10 +54,10 @@ class Layout:
     skip_blank: bool = False
 
     @property
-    def columns(self) -> dict[str, str | int]:
+    def columns(self) -> dict[str, str]:
         """The wanted columns by what they hold."""
         roles = {"text": self.text, "label": self.label, "text_b": self.text_b, "client": self.client}
-        return {role: column for role, column in roles.items() if column is not None}
+        return {role: str(column) for role, column in roles.items() if column is not None}
 
 
 @dataclass
@@ -72,12 +68,27 @@ class Table:
     how: str
     has_lines: bool
     cells: dict[str, list[str]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     rows: array = field(default_factory=lambda: array("q"))
     lines: array = field(default_factory=lambda: array("q"))
-    remarks: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    kept_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def add(self, row: int, line: int, said: dict[str, str]) -> None:
+        """One more row; DataError when memory for texts is used up. Labels and clients repeat: one string of each is kept."""
+        self.kept_bytes += _ROW_BYTES
+        for role, value in said.items():
+            if role in _TEXTS or value not in self.names:
+                self.kept_bytes += sys.getsizeof(value)
+            kept = value if role in _TEXTS else self.names.setdefault(value, value)
+            self.cells.setdefault(role, []).append(kept)
+        self.rows.append(row)
+        self.lines.append(line)
+        if self.kept_bytes > MOST_KEPT_BYTES:
+            raise DataError(f"{self.at(row, line)}: more than {MOST_KEPT_BYTES >> 20} MiB of texts; give it fewer rows")
 
     def place(self, index: int) -> str:
         """Where a person finds a row of the table, e.g. `d.csv, row 5 (line 6)`."""
@@ -115,12 +126,12 @@ def read_object(dataset: object, layout: Layout) -> Table:
     if not isinstance(found, list):
         raise DataError(f"a dataset is a name, a mapping with path:, or one split of datasets.Dataset; got {kind}")
     _find(kind, found, layout)
-    cells = {role: dataset[column] for role, column in layout.columns.items()}
-    cells = {role: column.to_pylist() if hasattr(column, "to_pylist") else column for role, column in cells.items()}
-    named = getattr((getattr(dataset, "features", None) or {}).get(layout.label), "names", None)
+    read = {role: dataset[column] for role, column in layout.columns.items()}
+    read = {role: column.to_pylist() if hasattr(column, "to_pylist") else column for role, column in read.items()}
+    named = getattr((getattr(dataset, "features", None) or {}).get(layout.columns["label"]), "names", None)
     if named is not None:
-        cells["label"] = [_class_name(label, named) for label in cells["label"]]
-    rows = ((0, row) for row in zip(*cells.values(), strict=True))
+        read["label"] = [_class_name(label, named) for label in read["label"]]
+    rows = ((0, row) for row in zip(*read.values(), strict=True))
     return _gathered(Table(kind, "in memory", False), rows, layout)
 
 
@@ -131,138 +142,45 @@ def _class_name(label: object, names: Sequence[str]) -> object:
     return names[label] if 0 <= label < len(names) else None
 
 
-# --- cells ----------------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------------------------
 
 
 def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
-    """The table with its rows, every cell of every source judged here."""
-    columns, kept_bytes, skipped = layout.columns, 0, 0
+    """The table with its rows, whatever they come from."""
+    columns, skipped = layout.columns, 0
     kinds: dict[str, Counter[type]] = {role: Counter() for role in columns}
-    table.cells = {role: [] for role in columns}
-    once: dict[str, str] = {}  # labels and clients repeat: one string of each is enough
-    for number, (line, cells) in enumerate(rows, start=1):
-        row = {}
-        for (role, column), cell in zip(columns.items(), cells, strict=True):
+    for number, (line, row) in enumerate(rows, start=1):
+        said = {}
+        for role, cell in zip(columns, row, strict=True):
             try:
-                row[role] = _text(cell) if role.startswith("text") else _name(cell, role)
+                said[role] = cells.text_of(cell) if role in _TEXTS else cells.name_of(cell)
             except ValueError as error:
-                raise DataError(f"{table.at(number, line)}, column {column!r}: {error}") from None
-            if row[role]:
+                raise DataError(f"{table.at(number, line)}, column {columns[role]!r}: {error}") from None
+            if said[role]:
                 kinds[role][type(cell)] += 1
-        if (blank := _blank(row)) is not None:
-            if not layout.skip_blank:
-                found = _shown(cells[list(columns).index(blank)])
-                raise DataError(
-                    f"{table.at(number, line)}, column {columns[blank]!r}: no {blank} ({found}); fill it in, "
-                    "or leave such rows out with `skip_blank: true`"
-                )
+        if (missing := _missing(said)) is None:
+            table.add(number, line, said)
+        elif layout.skip_blank:
             skipped += 1
-            continue
-        kept_bytes += _ROW_BYTES
-        for role, value in row.items():
-            if role.startswith("text") or value not in once:
-                kept_bytes += sys.getsizeof(value)
-            table.cells[role].append(value if role.startswith("text") else once.setdefault(value, value))
-        table.rows.append(number)
-        table.lines.append(line)
-        if kept_bytes > MOST_KEPT_BYTES:
-            raise DataError(
-                f"{table.at(number, line)}: more than {MOST_KEPT_BYTES >> 20} MiB of texts; give it fewer rows"
-            )
+        else:
+            found = cells.shown(row[list(columns).index(missing)])
+            hint = "fill it in, or leave such rows out with `skip_blank: true`"
+            raise DataError(f"{table.at(number, line)}, column {columns[missing]!r}: no {missing} ({found}); {hint}")
     if not len(table):
         raise DataError(f"{table.source} has no rows" + (" but blank ones" if skipped else ""))
     if skipped:
         table.remarks.append(f"{table.source}: {skipped:,} rows without a text, a label or a client were left out")
-    table.remarks += [
-        f"{table.source}, column {columns[role]!r}: {said}" for role in kinds if (said := _unlike(role, kinds[role]))
-    ]
+    for role, column in columns.items():
+        if odd := cells.unlike(kinds[role], role in _TEXTS):
+            table.remarks.append(f"{table.source}, column {column!r}: {odd}")
     return table
 
 
-def _unlike(role: str, kinds: Counter[type]) -> str:
-    """What to say of a column of several kinds, or of a column of texts that are none."""
-    found: Counter[str] = Counter()
-    for kind, count in kinds.items():
-        found[_kind(kind)] += count
-    if len(found) < 2 and (not role.startswith("text") or "text" in found):
-        return ""
-    return f"holds {', '.join(f'{count:,} {name}' for name, count in found.most_common())}, read as they are spelled"
-
-
-def _kind(kind: type) -> str:
-    if issubclass(kind, str | bytes | bytearray):
+def _missing(said: dict[str, str]) -> str | None:
+    """What a row lacks, if anything; of a pair of texts one may be blank."""
+    if not said["text"] and not said.get("text_b"):
         return "text"
-    if issubclass(kind, bool | np.bool_):
-        return "truth values"
-    return "numbers" if issubclass(kind, int | float | decimal.Decimal | np.number) else kind.__name__
-
-
-def _text(cell: object) -> str:
-    text = spelled(cell, "a text") or ""
-    if len(text) > MOST_TEXT_CHARACTERS:
-        raise ValueError(
-            f"{len(text):,} characters, and no more than {MOST_TEXT_CHARACTERS:,} are read of a text: cut it"
-        )
-    return text
-
-
-def _name(cell: object, role: str) -> str:
-    name = (spelled(cell, "a word or a whole number") or "").strip(_BLANKS)
-    if len(name) > MOST_NAME_CHARACTERS:
-        raise ValueError(
-            f"{name[:20]!r}... has {len(name):,} characters, too many for a {role}; is it the right column?"
-        )
-    return name
-
-
-def _blank(row: dict[str, str]) -> str | None:
-    """Which needed cell is blank, if any; of a pair of texts one may be."""
-    if not row["text"].strip(_BLANKS) and not row.get("text_b", "").strip(_BLANKS):
-        return "text"
-    return next((role for role in ("label", "client") if row.get(role) == ""), None)
-
-
-def spelled(cell: object, wanted: str) -> str | None:
-    """What a cell says, as a CSV file would have it; None where it says nothing. ValueError for what is not what is wanted."""
-    text = cell if isinstance(cell, str) else _written(cell.item() if isinstance(cell, np.generic) else cell, wanted)
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    if "\0" in text:
-        raise ValueError(f"holds a NUL character, which is not part of {wanted}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"holds half a character, {text[error.start]!a}, which is not part of {wanted}") from None
-    return text
-
-
-def _written(cell: object, wanted: str) -> str | None:
-    kind = type(cell).__name__
-    if cell is None or kind in ("NAType", "NaTType"):  # pandas' kinds of nothing
-        return None
-    if isinstance(cell, float | decimal.Decimal):
-        return None if math.isnan(cell) else str(cell)
-    if isinstance(cell, bool | int | datetime.date | datetime.time | datetime.timedelta):
-        return str(cell)  # a whole number of more than 4,300 digits is a ValueError that says so
-    if isinstance(cell, bytes | bytearray):
-        try:
-            return cell.decode()
-        except UnicodeDecodeError:
-            raise ValueError(f"holds binary data that is not UTF-8, {_shown(cell[:30])}, not {wanted}") from None
-    kind = {"list": "a list", "tuple": "a list", "dict": "an object"}.get(kind, f"a value of type {kind}")
-    raise ValueError(f"holds {kind}, {_shown(cell)}, not {wanted}")
-
-
-def _shown(cell: object) -> str:
-    try:
-        words = "null" if cell is None else " ".join(repr(cell).split())
-    except RecursionError:
-        words = "nested too deeply to be shown"
-    return _cut(words)
-
-
-def _cut(words: str) -> str:
-    return words if len(words) <= 60 else f"{words[:57]}..."
+    return next((role for role in ("label", "client") if said.get(role) == ""), None)
 
 
 # --- what each kind of source gives, row by row ---------------------------------------------------------------------
@@ -305,8 +223,8 @@ def _text_rows(file: Path, layout: Layout, delimiter: str) -> Rows:
         yield line, [row[place] for place in places]
 
 
-def _numbered(file: Path, column: str | int, count: int) -> int:
-    number = int(column) if re.fullmatch("[0-9]{1,9}", str(column), re.ASCII) else 0
+def _numbered(file: Path, column: str, count: int) -> int:
+    number = int(column) if re.fullmatch("[0-9]{1,9}", column) else 0
     if not 1 <= number <= count:
         raise DataError(f"{file}: without a header, columns are named by number from 1 to {count} (got {column!r})")
     return number - 1
@@ -322,7 +240,7 @@ def _jsonl_rows(file: Path, layout: Layout) -> Rows:
         except files.FileProblem as problem:
             raise DataError(f"{problem}; each line is to hold one object") from None
         if not isinstance(row, dict):
-            raise DataError(f"{file}, line {number}: expected an object {{...}} on each line, found {_shown(row)}")
+            raise DataError(f"{file}, line {number}: expected an object {{...}} on each line, found {cells.shown(row)}")
         if number == 1 and not layout.skip_blank:
             _find(f"{file}, line 1,", list(row), layout)
         yield number, [row.get(column) for column in wanted]
@@ -332,7 +250,7 @@ def _each_name_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     row = dict(pairs)
     if len(row) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the name {_shown(name)} stands twice in an object")
+        raise ValueError(f"the name {cells.shown(name)} stands twice in an object")
     return row
 
 
@@ -340,7 +258,7 @@ def _parquet_rows(file: Path, layout: Layout) -> Rows:
     import pyarrow as pa
     from pyarrow import parquet
 
-    wanted = [str(column) for column in layout.columns.values()]
+    wanted = list(layout.columns.values())
     with files.reading(file, "a Parquet table"), parquet.ParquetFile(file) as table:
         schema = table.schema_arrow
         _find(str(file), schema.names, layout)
@@ -348,12 +266,12 @@ def _parquet_rows(file: Path, layout: Layout) -> Rows:
             type_ = schema.field(column).type
             if pa.types.is_nested(type_):
                 raise DataError(
-                    f"{file}: column {column!r} is of type {_cut(str(type_))}, not of texts, words or numbers"
+                    f"{file}: column {column!r} is of type {cells.cut(str(type_))}, not of texts, words or numbers"
                 )
         _check_size(file, table.metadata, wanted)
         for batch in table.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(wanted))):
-            for cells in zip(*(batch.column(column).to_pylist() for column in wanted), strict=True):
-                yield 0, cells
+            for row in zip(*(batch.column(column).to_pylist() for column in wanted), strict=True):
+                yield 0, row
 
 
 def _check_size(file: Path, metadata, wanted: list[str]) -> None:
@@ -370,9 +288,9 @@ def _find(where: str, found: Sequence[str], layout: Layout, hint: str = "") -> l
     """Where the wanted columns stand among those found; DataError for one that is not there, or twice."""
     for column in layout.columns.values():
         if column not in found:
-            names = ", ".join(_shown(name)[1:-1] for name in found[:20]) + (", ..." if len(found) > 20 else "")
-            alike = {str(name).strip().casefold(): name for name in found[:100]}
-            near = difflib.get_close_matches(str(column).casefold(), alike, 1)
+            names = ", ".join(cells.shown(name)[1:-1] for name in found[:20]) + (", ..." if len(found) > 20 else "")
+            alike = {name.strip().casefold(): name for name in found[:100]}
+            near = difflib.get_close_matches(column.casefold(), alike, 1)
             hint = f"; did you mean {alike[near[0]]!r}?" if near else hint
             raise DataError(f"{where} has no column {column!r}; its columns: {names}{hint}")
         if found.count(column) > 1:

@@ -79,7 +79,7 @@ def test_a_module_keeps_to_its_place(path):
 
 LIGHT = {
     *("assets", "catalogue", "cost", "data", "partition", "side_config", "taps", "activations", "activation_store"),
-    *("prediction_difference", "readouts", "tokens", "labels", "tables", "kept", "trial", "cost_cache"),
+    *("prediction_difference", "readouts", "tokens", "cells", "labels", "tables", "kept", "trial", "cost_cache"),
 }
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from inputs.files import FileProblem
 from learning import tables
-from learning.tables import DataError, Layout, read_file, read_object, spelled
+from learning.cells import spelled
+from learning.tables import DataError, Layout, read_file, read_object
 
 FORMATS = ("csv", "tsv", "txt", "jsonl", "ndjson", "parquet", "dataset")
 WORDS = [("a b", "warm"), ("größer", "cold"), ('he said "no"', "warm"), ("x", "cold"), ("y", "warm"), ("z", "cold")]
@@ -251,7 +252,7 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
             {"header": False},
             "without a header, columns are named by number from 1 to 2 .got 'text'",
         ),
-        ("d.csv", "a,1\nb,2\n", {"header": False, "text": 1, "label": 3}, "from 1 to 2 .got 3"),
+        ("d.csv", "a,1\nb,2\n", {"header": False, "text": 1, "label": 3}, "from 1 to 2 .got '3'"),
         ("d.csv", "text,label\na,1\n", {"delimiter": "::"}, "a delimiter is one character"),
         ("d.csv", "text,label\na,1\n", {"encoding": "klingon"}, "no encoding is called 'klingon'"),
         ("d.csv", f"text,label\na,{'9' * 5000}\n", {}, "row 1 .line 2., column 'label': '9+'... has 5,000 characters"),
@@ -259,7 +260,7 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
             "d.csv",
             f"text,label\n{'x' * 1_000_001},1\n",
             {},
-            "column 'text': 1,000,001 characters, and no more than 1,000,000",
+            "column 'text': 1,000,001 characters, and a text may have 1,000,000",
         ),
         ("d.tsv", 'text\tlabel\n"a\tb"\t1\n', {}, "d.tsv, line 2: 3 cells, where the first line has 2$"),
         ("d.csv", "Text,Label\na,1\n", {}, "its columns: Text, Label; did you mean 'Text'.$"),
@@ -339,6 +340,11 @@ def test_delimiters_are_guessed_from_the_wanted_columns_or_named(tmp_path, delim
     assert list(zip(table.cells["text"], table.cells["label"], strict=True)) == rows
     assert ("(guessed)" in table.how) == (delimiter != "~")
     assert table.place(0).endswith("row 1 (line 2)" if header else "row 1 (line 1)")
+
+
+def test_a_number_can_be_a_name(tmp_path):
+    (tmp_path / "d.csv").write_text("1,2\na,x\n")
+    assert read(tmp_path / "d.csv", text=1, label="2").cells == {"text": ["a"], "label": ["x"]}
 
 
 def test_a_tab_can_be_named_as_people_write_it(tmp_path):

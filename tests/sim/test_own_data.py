@@ -162,6 +162,26 @@ def test_a_client_column_is_read_named_and_checked(world):
         task_of(world({"d.csv": rows(60)}, {"path": "d.csv"}, partition={"kind": "natural"}))
 
 
+def test_every_setting_of_a_scenario_reaches_the_reader(world, tmp_path):
+    lines = [f"{'ab'[i % 2]};größe {i}~x;w{i % 4}" for i in range(40)]
+    (tmp_path / "d.txt").write_bytes("\n".join([*lines, ";none;w0"]).encode("cp1252"))
+    dataset = {
+        "path": "d.txt",
+        "text": 2,
+        "label": 1,
+        "client": 3,
+        "delimiter": ";",
+        "encoding": "cp1252",
+        "header": False,
+    }
+    task = task_of(world({}, dataset | {"skip_blank": True}, partition={"kind": "natural"}, train=30))
+    assert task.texts.texts[3] == "größe 3~x" and task.texts.sources[0].endswith("40 rows, split at semicolons, cp1252")
+    assert sorted(task.clients) == ["w0", "w1", "w2", "w3"]
+    assert task.remarks == (f"{tmp_path / 'd.txt'}: 1 rows without a text, a label or a client were left out",)
+    with pytest.raises(data.DataError, match=r"row 41 .line 41., column '1': no label \(''\)"):
+        task_of(world({}, dataset))
+
+
 def test_later_settings_leave_the_digest_of_a_scenario_alone():
     before = {"path": "d.csv", "text": "text", "text_b": None, "label": "label", "client": None, "test": None}
     assert OwnData(path="d.csv").model_dump() == before
