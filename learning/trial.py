@@ -43,7 +43,7 @@ def take(spec: BackboneSpec, tokens: int) -> None:
     if rows is not None and largest >= rows:
         raise BackboneError(
             f"backbone {spec.name!r}: its tokenizer gives ids up to {largest}, but its embedding has {rows} rows "
-            "(the tokenizer is another model's)"
+            "(it is another model's, or words were added to it alone)"
         )
     if backbone.positions is not None and tokens > backbone.positions:
         raise too_long(spec.name, tokens, backbone.positions)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from inputs.files import FileProblem
 from learning.backbone import Backbone
 from learning.catalogue import BackboneError, find, fingerprint
+from learning.huggingface import bare_model, hf_config
 from learning.loading import load_model
 from learning.tokens import Tokens
 
@@ -65,6 +67,37 @@ def test_a_checkpoint_whose_head_is_not_needed_is_loaded_to_the_bit(own_model, k
             mine = [stored[key] for key in (name, f"{model.base_model_prefix}.{name}") if key in stored]
             assert len(mine) == 1 and torch.equal(mine[0], tensor), name
         assert not any(".1." in name for name in got) or layers is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_is_loaded_as_transformers_loads_it_whatever_its_head(name, tmp_path):
+    import transformers
+
+    made, ids = hf_config(CONFIGS[name]), torch.arange(3, 12)[None]
+    heads = (transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM, transformers.AutoModel)
+    for head, automatic in enumerate(heads):
+        if type(made) not in automatic._model_mapping:
+            continue
+        torch.manual_seed(0)
+        automatic.from_config(hf_config(CONFIGS[name])).save_pretrained(tmp_path / str(head))
+        theirs = bare_model(made).from_pretrained(tmp_path / str(head), dtype=torch.float32).eval()
+        with torch.inference_mode():
+            got, expected = (
+                m(input_ids=ids).last_hidden_state for m in (load_model(spec_of(tmp_path / str(head))), theirs)
+            )
+        assert torch.equal(got, expected)
+    load_model(spec_of(tmp_path / str(head), layers=2))
+
+
+def test_old_names_of_norms_are_understood(own_model):
+    def old(tensors):
+        renamed = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        return {re.sub("|".join(renamed), lambda found: renamed[found[0]], name): t for name, t in tensors.items()}
+
+    new = load_model(spec_of(own_model())).state_dict()
+    assert all(
+        torch.equal(t, new[name]) for name, t in load_model(spec_of(own_model(tensors=old))).state_dict().items()
+    )
 
 
 def test_half_precision_is_read_as_float32(own_model):
