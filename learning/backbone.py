@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inputs.files import first_line, is_ours
 from learning.catalogue import BackboneError, BackboneSpec, config_of, depth_of, too_long
+from learning.huggingface import has_segments
 from learning.layers import hidden_states, positions_of
 from learning.loading import load_model
 from learning.tokens import Tokens
@@ -31,7 +32,7 @@ class Backbone:
         self.layers, self.model = depth_of(config_of(spec)), load_model(spec)
         self.hidden_size, self.positions = int(self.model.config.hidden_size), positions_of(self.model)
         self._rows = 1 if self.model._can_set_experts_implementation() else _ROWS
-        self._segments = getattr(self.model.config, "type_vocab_size", 1) > 1
+        self._segments = has_segments(self.model.config)
 
     @property
     def vocabulary(self) -> int | None:

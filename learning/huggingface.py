@@ -40,3 +40,9 @@ def bare_model(config: Any) -> Any:
         f"a {config.model_type} model is an encoder and a decoder, and transformers has no class for its encoder alone; "
         "what can be used is an encoder (BERT, T5's) or a decoder (Llama)"
     )
+
+
+def has_segments(config: Any) -> bool:
+    """Whether a model tells the two texts of a pair apart by an embedding of their own."""
+    kinds = getattr(config, "type_vocab_size", None)
+    return isinstance(kinds, int) and kinds > 1

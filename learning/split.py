@@ -35,6 +35,7 @@ from torch.func import functional_call
 from learning.anatomy import Anatomy, divisible
 from learning.backbone import _read
 from learning.catalogue import BackboneError
+from learning.huggingface import has_segments
 from learning.layers import entering, stack
 from learning.trainable import TrainableClassifier
 
@@ -71,7 +72,7 @@ class Part(nn.Module):
         """From token ids [B, T] (a part with embeddings) or hidden states [B, T, D] to hidden states or logits [B, C]."""
         if self.backbone is not None:
             inputs = {"input_ids" if self.embeds else "inputs_embeds": x, "attention_mask": mask_BT}
-            if self.embeds and segments_BT is not None and getattr(self.backbone.config, "type_vocab_size", 1) > 1:
+            if self.embeds and segments_BT is not None and has_segments(self.backbone.config):
                 inputs["token_type_ids"] = segments_BT
             if hasattr(self.backbone.config, "use_cache"):
                 inputs["use_cache"] = False

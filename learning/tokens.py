@@ -61,8 +61,8 @@ def tokenise(
     made = Tokens([_array(spec, i) for i in ids])
     if are_pairs and segments:
         made = dataclasses.replace(made, segments=[_array(spec, s) for s in segments])
-        kinds, most = max(s.max() for s in made.segments) + 1, config_of(spec).get("type_vocab_size") or 0
-        if kinds > most > 1:
+        kinds, most = max(s.max() for s in made.segments) + 1, config_of(spec).get("type_vocab_size")
+        if isinstance(most, int) and kinds > most > 1:
             raise BackboneError(
                 f"backbone {spec.name!r}: its tokenizer marks {kinds} kinds of segments, its model has {most}"
             )

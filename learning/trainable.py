@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from learning.anatomy import anatomy
 from learning.backbone import _read
 from learning.catalogue import BackboneError, BackboneSpec, layer_of
+from learning.huggingface import has_segments
 from learning.loading import load_model
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
@@ -99,7 +100,7 @@ class TrainableClassifier(nn.Module):
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits [B, C] of right-padded token ids [B, T] with a mask of real tokens [B, T]."""
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if segments_BT is not None and getattr(self.backbone.config, "type_vocab_size", 1) > 1:
+        if segments_BT is not None and has_segments(self.backbone.config):
             inputs["token_type_ids"] = segments_BT
         if hasattr(self.backbone.config, "use_cache"):
             inputs["use_cache"] = False

@@ -281,6 +281,11 @@ def test_a_trial_is_kept_by_content(mine, tmp_path, monkeypatch):
     kept.finder.cache_clear()
 
 
+def test_an_odd_value_that_its_architecture_has_no_use_for_does_no_harm(own_model):
+    spec = spec_of(own_model("llama", after={"type_vocab_size": []}))
+    trial.take(spec, 16)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "added_tokens.json"])
 def test_another_file_is_another_model(mine, name):
     trial.take(spec_of(mine), 16)
