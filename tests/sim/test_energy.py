@@ -360,3 +360,35 @@ def test_a_low_phone_that_nobody_charges_waits_until_it_is_empty(simulate):
 def test_hours_without_a_charger_are_refused(simulate):
     with pytest.raises(ScenarioError, match="hours are those of a charger"):
         simulate(dry=True, **LONG, devices={"battery": {"charger": None, "hours": ["22 h", "6 h"]}})
+
+
+def test_a_device_that_is_off_for_two_reasons_is_back_when_both_are_gone(simulate, tmp_path):
+    """Offline from 20 s to 1,000 s, and empty from when idling has taken the rest until it is charged at night."""
+    (tmp_path / "two.csv").write_text("device,ready_start_s,ready_end_s\na,0,20\na,1000,80000\n")
+    battery = {
+        "initial": [0.003, 0.003],
+        "stop_below": 0.0,
+        "resume_at": 0.1,
+        "hours": ["22 h", "6 h"],
+        "starts_at": "8 h",
+    }
+    sim = simulate(
+        dry=True,
+        **LONG,
+        cost_as={"backbone": "roberta-base", "tokens": 512},
+        devices={"battery": battery},
+        availability={"kind": "trace", "path": "two.csv", "period": "1 d"},
+    )
+    (phone,) = sim.devices
+    spans, capacity_j, power = mine(sim, phone), phone.profile.battery_wh * 3600, power_of(phone)
+    off = [(s["kind"], s["start_s"], s["end_s"]) for s in spans if s["kind"] in OFF]
+    left_j = 0.003 * capacity_j - sum(s["joules"] for s in spans if s["end_s"] <= 20)
+    empty_s, back_s = 20 + left_j / power.idle_w, 14 * 3600 + 0.1 * capacity_j / 10
+    assert [kind for kind, *_ in off] == ["offline", "empty", "empty"]
+    assert [edge for _, *edges in off for edge in edges] == pytest.approx(
+        [20, empty_s, empty_s, 1000, 1000, back_s], abs=0.01
+    )
+    assert min(s["start_s"] for s in spans if s["start_s"] > 20 and s["kind"] not in OFF) == pytest.approx(
+        back_s, abs=0.01
+    )
+    assert phone.outcome == "ok"
