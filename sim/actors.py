@@ -98,7 +98,7 @@ class Device:
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
-        self.off_for: set[str] = set()  # of `AWAY`: why it is off
+        self.off_for: frozenset[str] = frozenset()  # of `AWAY`: why it is off
         self._back = sim.env.event()
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
@@ -188,7 +188,7 @@ class Device:
     def go_off(self, why: str = "offline") -> None:
         """Go off, for one more of the reasons in `AWAY`: what it is doing ends now, and a task of the server's is dropped."""
         note_absence(self.sim, self)
-        self.off_for.add(why)
+        self.off_for |= {why}
         if not self.is_on:
             return
         self.is_on, self._back = False, self.sim.env.event()
@@ -204,7 +204,7 @@ class Device:
     def come_on(self, why: str = "offline") -> None:
         """That reason is gone; without any other be on again: what was begun goes on, and the server may ask."""
         note_absence(self.sim, self)
-        self.off_for.discard(why)
+        self.off_for -= {why}
         if self.is_on or self.off_for:
             return
         self.is_on = True

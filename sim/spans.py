@@ -40,6 +40,8 @@ class Draw:
 class Meter:
     """The power of one actor over time, and the joules of each of its spans; a `battery` is told of every change."""
 
+    __slots__ = ("_bears_since_s", "_open", "battery", "env", "idle_w")
+
     def __init__(self, env: simpy.Environment, idle_w: float) -> None:
         self.env, self.idle_w = env, idle_w
         self.battery: Charge | None = None
