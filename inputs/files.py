@@ -19,6 +19,7 @@ from typing import Any
 
 MOST_BYTES = 256 * 2**20  # of a text file that is read whole
 MOST_YAML_DEPTH = 64
+MOST_LINES = 20_000_000  # of a file that is read line by line
 MOST_CELL_CHARACTERS = 16 * 2**20  # of one cell of a CSV file
 _MARKS = (  # byte-order marks, the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -110,6 +111,8 @@ def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = 
                 while line := text.readline(MOST_CELL_CHARACTERS):
                     if "\0" in line:
                         raise _binary(path, number + 1, start)
+                    if number == MOST_LINES:
+                        raise FileProblem(f"{path}: more than {MOST_LINES:,} lines, too many for such a file")
                     if len(line) == MOST_CELL_CHARACTERS:
                         raise FileProblem(
                             f"{path}, line {number + 1}: {len(line):,} characters or more, too long a line"

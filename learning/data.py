@@ -353,7 +353,7 @@ def _load_own(spec: Mapping) -> TextDataset:
         class_names=class_names,
         clients=np.array(cells["client"], dtype=object) if "client" in cells else None,
         official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1])) if len(sizes) == 2 else None,
-        sources=tuple(f"{table.source}: {len(table):,} rows, {table.how}" for table in tables),
+        sources=tuple(table.description() for table in tables),
         remarks=(*(remark for table in tables for remark in table.remarks), *doubts(class_names, counts)),
         keep_test_copies=bool(spec.get("keep_test_copies", False)),
     )

@@ -90,6 +90,10 @@ class Table:
         if self.kept_bytes > MOST_KEPT_BYTES:
             raise DataError(f"{self.at(row, line)}: more than {MOST_KEPT_BYTES >> 20} MiB of texts; give it fewer rows")
 
+    def description(self) -> str:
+        """What was read, and how."""
+        return f"{self.source}: {_count(len(self))}, {self.how}"
+
     def place(self, index: int) -> str:
         """Where a person finds a row of the table, e.g. `d.csv, row 5 (line 6)`."""
         return self.at(self.rows[index], self.lines[index])
@@ -169,11 +173,15 @@ def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
     if not len(table):
         raise DataError(f"{table.source} has no rows" + (" but blank ones" if skipped else ""))
     if skipped:
-        table.remarks.append(f"{table.source}: {skipped:,} rows without a text, a label or a client were left out")
+        table.remarks.append(f"{table.source}: left out for want of a text, a label or a client: {_count(skipped)}")
     for role, column in columns.items():
         if odd := cells.unlike(kinds[role], role in _TEXTS):
             table.remarks.append(f"{table.source}, column {column!r}: {odd}")
     return table
+
+
+def _count(rows: int) -> str:
+    return f"{rows:,} row{'s' * (rows != 1)}"
 
 
 def _missing(said: dict[str, str]) -> str | None:
@@ -275,6 +283,8 @@ def _parquet_rows(file: Path, layout: Layout) -> Rows:
 
 
 def _check_size(file: Path, metadata, wanted: list[str]) -> None:
+    if metadata.num_rows > files.MOST_LINES:
+        raise DataError(f"{file}: {metadata.num_rows:,} rows, more than the {files.MOST_LINES:,} that are read")
     groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
     chunks = (group.column(index) for group in groups for index in range(metadata.num_columns))
     unpacked = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in wanted)

@@ -111,6 +111,15 @@ def test_quotes_that_are_not_closed_are_an_error_not_one_long_cell(tmp_path):
         list(table_rows(file, "::"))
 
 
+def test_lines_without_number_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("inputs.files.MOST_LINES", 100)
+    (tmp_path / "t.txt").write_text("\n" * 100)
+    assert len(list(text_lines(tmp_path / "t.txt"))) == 100
+    (tmp_path / "t.txt").write_text("\n" * 101)
+    with pytest.raises(FileProblem, match=r"t\.txt: more than 100 lines"):
+        list(text_lines(tmp_path / "t.txt"))
+
+
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("inputs.files.MOST_CELL_CHARACTERS", 1000)
     (tmp_path / "t.txt").write_text("short\n" + "x" * 2000)

@@ -73,7 +73,7 @@ def test_a_test_file_is_an_official_split(tmp_path):
     assert loaded.class_names == ("neg", "pos")
     assert loaded.sources == (
         f"{train}: 3 rows, split at commas (guessed), utf-8",
-        f"{test}: 1 rows, split at commas (guessed), utf-8",
+        f"{test}: 1 row, split at commas (guessed), utf-8",
     )
 
 
@@ -146,7 +146,7 @@ def test_what_was_left_out_or_is_perhaps_not_meant_is_remarked(tmp_path):
     file.write_text("text,label\n" + "".join(f"t{i},{['Warm', 'warm', ''][i % 3]}\n" for i in range(30)) + "x,None\n")
     loaded = data.load({"path": file, "skip_blank": True})
     assert loaded.remarks == (
-        f"{file}: 10 rows without a text, a label or a client were left out",
+        f"{file}: left out for want of a text, a label or a client: 10 rows",
         "classes that look alike are kept apart: 'Warm' and 'warm'",
         "a class that is perhaps a missing value: 'None' (1)",
         "classes with a single text, which cannot be both learned and tested: 'None'",

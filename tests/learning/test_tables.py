@@ -75,7 +75,7 @@ def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(tmp_path, 
         read(source, client="who")
     table = read(source, client="who", skip_blank=True)
     assert len(table) == 5
-    assert table.remarks == [f"{table.source}: 1 rows without a text, a label or a client were left out"]
+    assert table.remarks == [f"{table.source}: left out for want of a text, a label or a client: 1 row"]
     assert table.place(4).partition(" (")[0].endswith("row 6")
 
 
@@ -397,6 +397,13 @@ def test_no_bytes_whatever_raise_anything_but_one_line(tmp_path, content, start)
             read(tmp_path / f"d{suffix}")
         except (DataError, FileProblem) as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+def test_rows_without_number_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("inputs.files.MOST_LINES", 1000)
+    pa.parquet.write_table(pa.table({"text": pa.nulls(5000), "label": pa.nulls(5000)}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet: 5,000 rows, more than the 1,000"):
+        read(tmp_path / "d.parquet", skip_blank=True)
 
 
 SCALARS = (

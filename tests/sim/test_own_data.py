@@ -177,7 +177,7 @@ def test_every_setting_of_a_scenario_reaches_the_reader(world, tmp_path):
     task = task_of(world({}, dataset | {"skip_blank": True}, partition={"kind": "natural"}, train=30))
     assert task.texts.texts[3] == "größe 3~x" and task.texts.sources[0].endswith("40 rows, split at semicolons, cp1252")
     assert sorted(task.clients) == ["w0", "w1", "w2", "w3"]
-    assert task.remarks == (f"{tmp_path / 'd.txt'}: 1 rows without a text, a label or a client were left out",)
+    assert task.remarks == (f"{tmp_path / 'd.txt'}: left out for want of a text, a label or a client: 1 row",)
     with pytest.raises(data.DataError, match=r"row 41 .line 41., column '1': no label \(''\)"):
         task_of(world({}, dataset))
 
