@@ -307,7 +307,7 @@ def sha256_of(file: Path) -> bytes:
 
 
 def architecture(spec: BackboneSpec) -> Architecture:
-    """The counted cost of the backbone: from `costs.json`, else from the user's cache, else counted now on fake tensors."""
+    """The counted cost of the backbone: from `costs.json`, else from the user's cache, else counted now."""
     config = config_of(spec)
     if shipped := _shipped_costs().get(cost_key(config)):
         return architecture_from_json(shipped)

@@ -1,7 +1,7 @@
 """What a piece of work costs, in FLOP and bytes. Plain numbers, no torch: a dry run answers at once.
 
 A transformer's forward pass is a polynomial in the sequence length, so its cost at any (batch, tokens) follows from a few
-coefficients. `learning.count` obtains them by running the real architecture on fake tensors; this file evaluates them.
+coefficients. `learning.count` obtains them by running the real architecture without numbers; this file evaluates them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ def hf_config(config: Mapping[str, Any]) -> Any:
     raises for values that do not fit together.
     """
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
     fields = {key: value for key, value in config.items() if key != "model_type"}
     if config.get("model_type") not in CONFIG_MAPPING:
         raise BackboneError(

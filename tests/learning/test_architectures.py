@@ -76,6 +76,7 @@ def loss_of(model):
     return F.cross_entropy(model(IDS, MASK), LABELS)
 
 
+@functools.cache
 def lora(name):
     """Options of LoRA for an architecture, and the remark that goes with them."""
     try:
