@@ -11,6 +11,7 @@ from inputs.files import FileProblem
 from network.series import Rates, read_rates
 
 MOST_STEPS = 1_000_000  # of a series with its holes
+LONGEST_HOLE = 3600  # missing steps
 NEAR_A_SECOND = 0.05  # steps that differ from a second by so much at most pass for one
 
 
@@ -43,8 +44,11 @@ def read_throughput(
     said = f"{len(rates.bps):,} rows from {Path(path).name}: {rates.read}"
     if rates.times_s is None:
         return Measured(np.array(rates.bps), 1.0, direction, f"{said}, a row a second")
-    series_bps, step_s = _on_a_grid(path, np.array(rates.times_s), np.array(rates.bps))
-    return Measured(series_bps, step_s, direction, f"{said}, steps of {step_s:.4g} s")
+    series_bps, step_s, shortened = _on_a_grid(path, np.array(rates.times_s), np.array(rates.bps))
+    how = f"{said}, steps of {step_s:.4g} s"
+    if shortened:
+        how += f", {shortened} holes shortened to {LONGEST_HOLE} steps"
+    return Measured(series_bps, step_s, direction, how)
 
 
 def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
@@ -72,17 +76,21 @@ def _of_packets(rates: Rates, direction: str, name: str) -> Measured:
     return Measured(np.array(rates.bps[: int(rates.period_s)]), 1.0, direction, f"{name}: {rates.read}")
 
 
-def _on_a_grid(path: str | Path, times_s: np.ndarray, series_bps: np.ndarray) -> tuple[np.ndarray, float]:
-    """The series at its most usual step, with NaN where rows are missing, and that step."""
+def _on_a_grid(path: str | Path, times_s: np.ndarray, series_bps: np.ndarray) -> tuple[np.ndarray, float, int]:
+    """The series at its most usual step, with NaN where rows are missing; that step; how many holes were shortened.
+
+    What lies further apart than LONGEST_HOLE is as good as independent, so that holes need not be longer.
+    """
     if len(times_s) < 2:
-        return series_bps, 1.0
+        return series_bps, 1.0, 0
     gaps_s = np.diff(times_s)
     step_s = float(np.median(gaps_s))
     steps = gaps_s / step_s
     whole = np.round(steps)
     if whole.min() < 1 or np.mean(np.abs(steps - whole) > 0.25) > 0.1:
         raise FileProblem(f"{path}: times are not near multiples of one step (the median is {step_s:g} s): resample it")
-    places = np.concatenate([[0], np.cumsum(whole)])
+    shortened = int(np.sum(whole > LONGEST_HOLE + 1))
+    places = np.concatenate([[0], np.cumsum(np.minimum(whole, LONGEST_HOLE + 1))])
     if places[-1] >= MOST_STEPS:
         raise FileProblem(
             f"{path}: from its first to its last row lie {places[-1]:,.0f} steps of {step_s:g} s, and {len(places):,} "
@@ -90,4 +98,4 @@ def _on_a_grid(path: str | Path, times_s: np.ndarray, series_bps: np.ndarray) ->
         )
     grid = np.full(int(places[-1]) + 1, np.nan)
     grid[places.astype(int)] = series_bps
-    return grid, step_s
+    return grid, step_s, shortened

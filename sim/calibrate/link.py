@@ -162,7 +162,8 @@ def report(found: Found, name: str, folder: Path, like: str | None, console: Con
     """
     lender = profile.load(like) if like else None
     steps = {way: _steps(measured) for way, measured in found.series.items()}
-    varied = {way: bps for way, (bps, step_s) in steps.items() if step_s == 1 and _present(bps) >= FEWEST_STEPS}
+    seconds = {way: bps for way, (bps, step_s) in steps.items() if step_s == 1}
+    varied = {way: bps for way, bps in seconds.items() if _present(bps) >= FEWEST_STEPS and np.nansum(bps) > 0}
     found_moments = {way: moments(bps) for way, bps in varied.items()}
     variations = {way: fit_variation(bps) for way, bps in varied.items()}
     held_out = {way: foretold(bps) for way, bps in varied.items() if len(bps) >= HELD_OUT_S}
