@@ -41,7 +41,8 @@ class CapacityTrace:
         if period_s is not None and not times[-1] < period_s < inf:
             raise NetworkError(f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})")
         self.times_s, self.capacity_bps, self.period_s, self.source = times, rates, period_s, source
-        self._is_steady = min(rates) == max(rates)
+        self.peak_bps = max(rates)
+        self._is_steady = min(rates) == self.peak_bps
         self._open = [step for step, rate in enumerate(rates) if rate > 0]
         ends = [*times[1:], period_s if period_s is not None else times[-1]]
         self._bits = [0.0]  # offered up to each time, and in a whole period

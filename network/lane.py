@@ -15,7 +15,7 @@ from network import tcp
 from network.fair_link import FairLink
 from network.mobility import Journey
 from network.profile import LinkProfile
-from network.way import Drives, Rate, closes, opens_s
+from network.way import Drives, Rate, Way
 from network.wifi import AirTransfer
 
 
@@ -31,35 +31,32 @@ class Sent(AirTransfer):
 class Lane:
     """One direction of one device's access link: transfers go through one at a time, in order.
 
-    `links` is the link that they enter or, with a journey, the links by cell. Rates and cells are looked at only while
+    `way` is what they pass: the device's own rate and the link that it is under. Rates and cells are looked at only while
     a transfer is under way: an idle device costs no events.
     """
 
     __slots__ = (
-        *("bound_bps", "closes", "delay_s", "drives", "env", "handover_s", "journey", "links"),
-        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting"),
+        *("bound_bps", "delay_s", "drives", "env", "handover_s", "journey"),
+        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting", "way"),
     )
 
     def __init__(
         self,
         env,
-        links,
-        rate: float | Rate,
+        way: Way,
         profile: LinkProfile,
         uses_tcp: bool,
-        journey,
         handover_s: float,
         drives: Drives,
     ):
         self.env = env
-        self.links = links
-        self.rate = rate
-        self.closes = closes(rate, links)
+        self.way = way
+        self.rate = way.rate
         self.profile = profile
         self.delay_s = profile.overhead_s + profile.latency_s
         self.uses_tcp = uses_tcp
         self.bound_bps = tcp.bound_bps(profile) if uses_tcp else inf
-        self.journey = journey
+        self.journey = way.journey
         self.handover_s = handover_s
         self.drives = drives
         self.resent_bytes = 0.0
@@ -131,7 +128,7 @@ class Lane:
         return self.rate if isinstance(self.rate, float | int) else self.rate.at(self.env.now)
 
     def _link(self) -> FairLink:
-        return self.links if self.journey is None else self.links[self.journey.at(self.env.now)]
+        return self.way.link(self.env.now)
 
     def _join(self, transfer: Sent) -> None:
         if transfer.moved_bytes is not None:
@@ -149,10 +146,10 @@ class Lane:
     def may_move(self) -> bool:
         """Whether bits of the transfer under way pass now, or ever will."""
         transfer, now = self.sending, self.env.now
-        if transfer is None or not self.closes:
-            return transfer is not None
+        if transfer is None:
+            return False
         if transfer.opens_s < now:
-            transfer.opens_s = opens_s(now, self.rate, self.links, self.journey)
+            transfer.opens_s = self.way.opens(now) if self.way.carries(8 * transfer.nbytes) else inf
         return transfer.opens_s < inf
 
     def _at_change(self, of: Rate | Journey, act, transfer: Sent) -> None:

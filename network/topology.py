@@ -30,7 +30,7 @@ from network.fair_trunk import FairTrunk
 from network.lane import Lane, Sent
 from network.mobility import Journey
 from network.profile import LinkProfile
-from network.way import Drives, Rate
+from network.way import Drives, Rate, Way
 from network.wifi import AirLink
 
 
@@ -113,8 +113,8 @@ class Network:
         for links, rate in ((self._up, trace or profile.up_bps), (self._down, down_trace or profile.down_bps)):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
-            way = links if journey else links[cell]
-            lane = Lane(self.env, way, rate, profile, tcp, journey, handover_s, self._drives)
+            way = Way(rate, links if journey else links[cell], journey)
+            lane = Lane(self.env, way, profile, tcp, handover_s, self._drives)
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
 

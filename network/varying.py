@@ -24,7 +24,7 @@ class VaryingRate:
     Steps of `step_s` seconds with the given mean (bit/s), CV and lag-1 autocorrelation; repeats after `period_steps`.
     """
 
-    closes = False  # a log-normal rate is never 0
+    closes, peak_bps = False, inf  # a log-normal rate is never 0, and has no highest
 
     def __init__(
         self,
@@ -82,7 +82,8 @@ class ShiftedTrace:
     def __init__(self, trace: CapacityTrace, offset_s: float):
         if not 0 <= offset_s < inf:
             raise NetworkError(f"a trace can be read from a finite time >= 0 s on, not {offset_s}")
-        self.trace, self.offset_s, self.closes = trace, offset_s, trace.closes
+        self.trace, self.offset_s = trace, offset_s
+        self.closes, self.peak_bps = trace.closes, trace.peak_bps
 
     def at(self, t_s: float) -> float:
         """The rate at time t, bit/s."""

@@ -17,13 +17,15 @@ from network.fair_link import FairLink
 from network.fair_trunk import FairTrunk
 from network.mobility import Journey
 
+LONGEST_S = 9e9  # 285 years: what ends later, or opens later, never does for anybody
 MOST_OPENINGS = 100_000  # of gates on one way that never open at once, before they are taken never to do
 
 
 class Rate(Protocol):
-    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace; `closes`: whether it is ever 0."""
+    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace; `closes`: whether it is ever 0, `peak_bps` at its highest."""
 
     closes: bool
+    peak_bps: float
 
     def at(self, t_s: float) -> float:
         """The rate at time t, bit/s."""
@@ -35,26 +37,43 @@ class Rate(Protocol):
         """The first time from t on at which it is above 0, s; inf if there is none."""
 
 
-def closes(rate: float | Rate, links: FairLink | Mapping[str, FairLink]) -> bool:
-    """Whether a rate, or any of the links that a way may take, is ever 0."""
-    taken = [links] if isinstance(links, FairLink) else list(links.values())
-    gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
-    return any(gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates)
+class Way:
+    """What the bits of a device pass in one direction: its own rate, the links that it enters, where it is meanwhile."""
 
+    __slots__ = ("_closes", "_peak_bps", "journey", "links", "rate")
 
-def opens_s(t_s: float, rate: float | Rate, links: FairLink | Mapping[str, FairLink], journey: Journey | None) -> float:
-    """The first time from t on at which a rate, and every link on the way that a journey takes then, are above 0; or inf."""
-    for _ in range(MOST_OPENINGS):
-        link = links if journey is None else links[journey.at(t_s)]
-        always_s = max(_opens(rate, t_s), _opens(_gate(link.trunk), t_s) if link.trunk else t_s)
-        here_s = _opens(_gate(link), t_s)
-        if always_s == here_s == t_s or always_s == inf:
-            return always_s
-        moves_s = inf if journey is None else journey.next_change(t_s)
-        t_s = min(max(always_s, here_s), moves_s)
-        if t_s == inf:
-            return inf
-    return inf
+    def __init__(
+        self, rate: float | Rate, links: FairLink | Mapping[str, FairLink], journey: Journey | None = None
+    ) -> None:
+        self.rate, self.links, self.journey = rate, links, journey
+        taken = [links] if journey is None else list(links.values())
+        gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
+        self._closes = any(gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates)
+        self._peak_bps = rate if isinstance(rate, float | int) else rate.peak_bps
+
+    def link(self, t_s: float) -> FairLink:
+        """The link that is entered at time t."""
+        return self.links if self.journey is None else self.links[self.journey.at(t_s)]
+
+    def opens(self, t_s: float) -> float:
+        """The first time from t on at which the rate, the link entered then and what lies behind it are above 0; or inf."""
+        if not self._closes:
+            return t_s
+        for _ in range(MOST_OPENINGS):
+            link = self.link(t_s)
+            always_s = max(_opens(self.rate, t_s), _opens(_gate(link.trunk), t_s) if link.trunk else t_s)
+            here_s = _opens(_gate(link), t_s)
+            if always_s == here_s == t_s:
+                return t_s
+            moves_s = inf if self.journey is None else self.journey.next_change(t_s)
+            t_s = max(always_s, min(here_s, moves_s))
+            if t_s > LONGEST_S:
+                return inf
+        return inf
+
+    def carries(self, bits: float) -> bool:
+        """Whether so many bits could pass in any time that matters, at the highest rate."""
+        return bits <= self._peak_bps * LONGEST_S
 
 
 def _gate(link: FairLink | FairTrunk) -> float | Rate:

@@ -30,6 +30,7 @@ from sim.streams import Streams
 from sim.units import format_seconds, format_si
 
 FEWEST_GAPS, HOLE = 3, 100  # a step that is so many times the usual one may be a hole
+LEAST_STEP_S = 1e-4  # in the mean; a run of an hour would have 36 million of them
 LONG_STEP_S = 60.0  # of times whose unit nobody says
 
 
@@ -40,12 +41,19 @@ def read_traces(scenario: Scenario, folder: Path) -> dict[str, CapacityTrace]:
     """
     own = {path for group in scenario.fleet for path in (group.trace, group.down_trace) if path is not None}
     files = own | {trace for trace in scenario.traces.values() if isinstance(trace, str)}
-    read = {path: read_trace(path, folder) for path in sorted(files)}
-    return read | {
+    traces = {path: read_trace(path, folder) for path in sorted(files)}
+    traces |= {
         f"traces.{name}": CapacityTrace(t.times, t.capacity, t.period)
         for name, t in scenario.traces.items()
         if not isinstance(t, str)
     }
+    for name, trace in traces.items():
+        lasts_s = trace.period_s or trace.times_s[-1]
+        if lasts_s and lasts_s / len(trace.times_s) < LEAST_STEP_S:
+            raise NetworkError(
+                f"{name}: {len(trace.times_s):,} steps in {lasts_s:g} s are too fine to follow: is the unit of its times right?"
+            )
+    return traces
 
 
 def read_trace(path: str, folder: Path) -> CapacityTrace:

@@ -24,6 +24,7 @@ from devices import fleet
 from devices.compute import ComputeModel
 from learning import assets
 from learning.data import TextDataset
+from network.way import LONGEST_S
 from sim import arrivals, availability, links
 from sim.actors import COUNTED, Device
 from sim.conditions import Conditions
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from sim.results import Run
 
 STEPS_BETWEEN_LOOKS = 20  # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
-LONGEST_S = 9e9  # 285 years: a timeline counts nanoseconds in 64 bits
 
 
 @dataclass
@@ -189,12 +189,9 @@ class Simulation:
         for _ in range(STEPS_BETWEEN_LOOKS):
             if not self._alive:
                 return
-            try:
-                self.env.step()
-            except simpy.core.EmptySchedule:
-                if self.ended.reason != "running":
-                    raise
+            if self.env.peek() > LONGEST_S and self.ended.reason == "running":
                 self.stop("stalled")  # whoever still waits waits for bytes that no link will ever carry
+            self.env.step()
 
     def start(self, actor: Device | None, story: Generator) -> simpy.Process:
         """Let an actor (None: the server) live a story; being stopped ends it quietly."""

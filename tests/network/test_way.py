@@ -14,7 +14,7 @@ from network.mobility import Journey
 from network.profile import LinkProfile
 from network.topology import Cell, Network
 from network.varying import ShiftedTrace, VaryingRate
-from network.way import opens_s
+from network.way import LONGEST_S, Way
 
 PHONE = LinkProfile("phone", 8e6, 8e6, 0.01)
 ZERO, TURNS = CapacityTrace([0, 1], [0, 0], 2), CapacityTrace([0, 1], [0, 8e6], 2)
@@ -56,21 +56,28 @@ def test_a_trace_opens_where_walking_from_change_to_change_finds_it_open(gaps, s
 
 
 def test_all_that_lies_on_a_way_must_be_open_at_once():
-    link = FairLink(simpy.Environment(), 1e9)
-    assert opens_s(0, 5e6, link, None) == 0 and opens_s(3.5, TURNS, link, None) == 3.5
-    assert opens_s(2.5, TURNS, link, None) == 3
-    assert opens_s(2.5, ZERO, link, None) == inf and opens_s(0, 0.0, link, None) == inf
-    link.trace = CapacityTrace([0, 5.5], [0, 1e6])
-    assert opens_s(0, TURNS, link, None) == 5.5
-    link.trace = OTHER_TURNS
-    assert opens_s(0, TURNS, link, None) == inf  # each is open half of the time, and never both
-    link.trace = CapacityTrace([0, 1], [0, 1e6], 3)
-    assert opens_s(0, TURNS, link, None) == 1
+    def opens_s(t_s, rate, trace=None):
+        link = FairLink(simpy.Environment(), 1e9)
+        link.trace = trace
+        return Way(rate, link).opens(t_s)
+
+    assert opens_s(0, 5e6) == 0 and opens_s(3.5, TURNS) == 3.5 and opens_s(2.5, TURNS) == 3
+    assert opens_s(2.5, ZERO) == inf and opens_s(0, 0.0) == inf
+    assert opens_s(0, TURNS, CapacityTrace([0, 5.5], [0, 1e6])) == 5.5
+    assert opens_s(0, TURNS, OTHER_TURNS) == inf  # each is open half of the time, and never both
+    assert opens_s(0, TURNS, CapacityTrace([0, 1], [0, 1e6], 3)) == 1
+    assert opens_s(0, 5e6, CapacityTrace([0, 2 * LONGEST_S], [0, 1e6])) == inf  # nobody waits for that
     cells = {"a": FairLink(simpy.Environment(), 0), "b": FairLink(simpy.Environment(), 1e6)}
     journey = Journey(["a", "b"], 10, rng())
-    found_s = opens_s(0, 5e6, cells, journey)
+    found_s = Way(5e6, cells, journey).opens(0)
     assert journey.at(found_s) == "b" and (found_s == 0 or journey.at(found_s - 1e-9) == "a")
-    assert opens_s(0, 0.0, cells, journey) == inf
+    assert Way(0.0, cells, journey).opens(0) == inf
+
+
+def test_a_rate_at_which_it_would_take_centuries_is_none():
+    link = FairLink(simpy.Environment(), 1e9)
+    assert Way(1e-6, link).carries(9e3) and not Way(1e-6, link).carries(9.1e3)
+    assert Way(VaryingRate(1, 0.5, 0.5, rng()), link).carries(1e15)
 
 
 # whatever repeats here goes on for ever, and none of it can move a bit
@@ -90,6 +97,7 @@ STUCK = {
         {"x/up": ZERO, "ingress": TURNS}, {"x": Cell(8e6, 8e6)}, cell="x"
     ),
     "air of zeros": lambda: network({"x/up": ZERO}, {"x": Cell(kind="wifi")}, cell="x", trace=TURNS),
+    "a millionth of a bit a second": lambda: network(trace=CapacityTrace([0, 1], [1e-6, 2e-6], 2)),
     "zeros with TCP": lambda: network(trace=ZERO, tcp=True),
 }
 

@@ -227,6 +227,22 @@ def test_check_says_as_what_a_trace_was_read_and_what_is_doubtful(mobifleet, sce
     assert "a.csv: the rate at 2000 s holds for 1041 d 15 h, where steps of 16 min 40 s are usual" in told
 
 
+def test_steps_too_fine_to_follow_are_refused(simulate, tmp_path):
+    (tmp_path / "a.csv").write_text("time_us,mbps\n0,1\n1,2\n2,3\n")
+    with pytest.raises(NetworkError, match=r"a.csv: 3 steps in 3e-06 s are too fine to follow"):
+        simulate(dry=True, **CALM, fleet=[{**DEVICE, "trace": "a.csv"}])
+
+
+@pytest.mark.parametrize(
+    "text", ["0,1e-6\n1,2e-6\n", "0,0\n1e15,1e6\n", "0,1e-320\n1,1e-300\n"], ids=["too slow", "too late", "both"]
+)
+def test_what_takes_centuries_ends_as_stalled(mobifleet, scenario_file, tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    path = scenario_file(**CALM, fleet=[{**DEVICE, "trace": "a.csv"}])
+    told = mobifleet("run", path, "--dry", "-q", "--no-figures", "--out", "out")
+    assert told.code == 0 and "stalled" in told.out and "Traceback" not in told.err
+
+
 def test_a_scenario_that_names_no_file_says_where_its_traces_stand(simulate):
     sim = simulate(dry=True, **CALM, fleet=[DEVICE], traces={"ingress": {"times": ["0 s"], "capacity": ["100 bit/s"]}})
     assert [remark.partition(":")[0] for remark in sim.remarks] == ["traces.ingress"]
