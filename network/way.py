@@ -18,6 +18,7 @@ from network.fair_trunk import FairTrunk
 from network.mobility import Journey
 
 LONGEST_S = 9e9  # 285 years: what ends later, or opens later, never does for anybody
+LONGEST_TRANSFER_S = 3.2e7  # a year at the highest rate: each step of a rate is an event, and nobody waits for so many
 MOST_OPENINGS = 100_000  # of gates on one way that never open at once, before they are taken never to do
 
 
@@ -73,7 +74,7 @@ class Way:
 
     def carries(self, bits: float) -> bool:
         """Whether so many bits could pass in any time that matters, at the highest rate."""
-        return bits <= self._peak_bps * LONGEST_S
+        return bits <= self._peak_bps * LONGEST_TRANSFER_S
 
 
 def _gate(link: FairLink | FairTrunk) -> float | Rate:
