@@ -76,6 +76,11 @@ class ServerOptimiser:
     beta2: float = 0.99
     tau: float = 1e-3
 
+    only_for = {  # who sets one of these for another kind is told that nothing reads it
+        "beta1": ("fedavgm, fedadam and fedyogi", lambda settings: settings.kind != "fedavg"),
+        **dict.fromkeys(("beta2", "tau"), ("fedadam and fedyogi", lambda s: s.kind in ("fedadam", "fedyogi"))),
+    }
+
 
 @dataclass(frozen=True)
 class ServerMoments:
@@ -139,6 +144,11 @@ class Staleness:
     kind: Literal["constant", "polynomial", "hinge"] = "polynomial"
     a: float = 0.5
     b: float = 4.0
+
+    only_for = {
+        "a": ("polynomial and hinge", lambda settings: settings.kind != "constant"),
+        "b": ("hinge", lambda settings: settings.kind == "hinge"),
+    }
 
     def weight(self, staleness: float) -> float:
         """A factor in (0, 1]; ValueError for an unknown kind or a negative staleness."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from devices import arrivals as models
 from devices import availability
 from inputs.files import located
+from sim.named_files import FilePath
 from sim.settings import Settings
 from sim.streams import Streams
 from sim.units import PerSecond, Seconds
@@ -73,7 +74,7 @@ class TracedJoin(Settings):
     """Joining times in fleet order from the column time_s of a CSV file, in seconds."""
 
     kind: Literal["trace"]
-    path: str
+    path: FilePath
 
 
 class DataPresent(Settings):
@@ -110,7 +111,7 @@ class DataTraced(Settings):
     """
 
     kind: Literal["trace"]
-    path: str
+    path: FilePath
     period: Seconds | None = None
     """After which a record repeats; without it a record must be long enough."""
 

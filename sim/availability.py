@@ -11,13 +11,14 @@ from collections.abc import Generator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from devices import availability as models
 from inputs.files import located
-from sim.settings import Settings
+from sim.named_files import FilePath, RhythmName
+from sim.settings import OnlyFor, Settings
 from sim.units import PerSecond, Seconds
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Diurnal(Settings):
     """Devices go on and off by a fitted daily rhythm; each draws its own habits and days."""
 
     kind: Literal["diurnal"]
-    rhythm: str = "charging-wifi-locked"
+    rhythm: RhythmName = Field("charging-wifi-locked", validate_default=True)
     """A shipped rhythm, or the path of a YAML file like those of devices/availability_profiles."""
     starts_at: Annotated[Seconds, Field(lt=86_400)] = 0.0
     """Time of day at which the virtual clock starts, e.g. `20 h`."""
@@ -50,7 +51,7 @@ class Traced(Settings):
     """Devices go on and off as recorded: each takes one device of a trace at random."""
 
     kind: Literal["trace"]
-    path: str
+    path: FilePath
     """CSV with the columns device, ready_start_s, ready_end_s; time 0 is the midnight before its first interval."""
     period: Seconds | None = Field(None, gt=0)
     """After which the trace repeats; default whole days."""
@@ -61,6 +62,7 @@ class Traced(Settings):
 class DropOut(Settings):
     """Devices that leave for good, whatever they are doing; say one of `rate`, `share` and `times`."""
 
+    only_for: ClassVar[OnlyFor] = {"within": ("`share`", lambda settings: settings.share is not None)}
     rate: PerSecond | None = Field(None, gt=0)
     """Of a Poisson process, from joining on, e.g. `0.1 /d`."""
     share: float | None = Field(None, gt=0, le=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import simpy
 from pydantic import AfterValidator, Field, model_validator
@@ -18,7 +18,7 @@ from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_second
 from devices.memory import fits_at_s, pressure, shortage_at_s
 from devices.thermal import RECOVERY, Throttle, throttle_of
 from sim.charge import charge_of
-from sim.settings import Settings
+from sim.settings import OnlyFor, Settings
 from sim.spans import recorded
 from sim.units import Seconds, Watts
 
@@ -55,6 +55,7 @@ class BackgroundLoad(Settings):
 class BatterySettings(Settings):
     """Devices whose profile has a `battery_wh` run on it; low, they stop computing until it is charged, empty, they are off."""
 
+    only_for: ClassVar[OnlyFor] = {"starts_at": ("`hours`", lambda settings: settings.hours is not None)}
     initial: Shares = (0.3, 1.0)
     """Least and most of the charge at the start; drawn for each device."""
     stop_below: float = Field(0.2, ge=0, lt=1)
@@ -82,6 +83,9 @@ class BatterySettings(Settings):
 class MemoryPressure(Settings):
     """Other apps hold a share of the RAM that changes; work that needs more than they leave dies. All estimated."""
 
+    only_for: ClassVar[OnlyFor] = dict.fromkeys(
+        ("restart", "retries"), ("`then: retry`", lambda settings: settings.then == "retry")
+    )
     share: Shares = (0.3, 0.6)
     """Least and most of the RAM that others hold."""
     every: Seconds = Field(300.0, gt=0)
@@ -97,6 +101,7 @@ class MemoryPressure(Settings):
 class Varying(Settings):
     """What changes on a device while it works; everything is off unless it is asked for."""
 
+    only_for: ClassVar[OnlyFor] = {"thermal_recovery": ("`thermal: true`", lambda settings: settings.thermal)}
     thermal: bool = False
     """Slow down under continuous work and recover in pauses, as the profile's `sustained_*` numbers say."""
     thermal_recovery: float = Field(RECOVERY, gt=0)

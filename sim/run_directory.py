@@ -15,7 +15,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inputs.files import FileProblem, read_json
+from sim.named_files import changed_files
 from sim.scenario import Scenario
 from sim.scenario_file import digest, resolved
 from sim.writing import remove, write_json
@@ -146,10 +147,11 @@ def _is_unused(folder: Path) -> bool:
 
 
 @contextmanager
-def folder_to_resume(scenario: Scenario, out: Path | None) -> Iterator[Path]:
+def folder_to_resume(scenario: Scenario, out: Path | None, inputs: Mapping[str, str]) -> Iterator[Path]:
     """The folder of the unfinished run of this scenario, held: `out`, or the newest of `runs/<name>*` that is unfinished.
 
-    Raises RunDirectoryError if there is none, if it belongs to another scenario, or if it is still running.
+    `inputs` are the digests of the files that the scenario names. Raises RunDirectoryError if there is none, if it belongs
+    to another scenario or was begun with other files, or if it is still running.
     """
     folder = _newest_unfinished(scenario) if out is None else out
     if not read_manifest(folder) and not (folder / LOCK).is_file():
@@ -165,6 +167,10 @@ def folder_to_resume(scenario: Scenario, out: Path | None) -> Iterator[Path]:
             raise RunDirectoryError(f"{folder} is finished; run without --resume to run it again elsewhere")
         if manifest and not _same(folder, scenario):
             raise RunDirectoryError(f"{folder} was begun with another scenario, seed or setting; run without --resume")
+        if manifest and (changed := changed_files(manifest.get("inputs") or {}, inputs)):
+            raise RunDirectoryError(
+                f"{folder} was begun when {', '.join(changed)} held something else; run without --resume"
+            )
         yield folder
 
 
@@ -207,6 +213,7 @@ def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONS},
+        "inputs": before.get("inputs", {}),
         "begun_at": before.get("begun_at", now),
         "written_at": now,
         **more,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from learning.data import TextDataset
 from sim.journal import Journal
+from sim.named_files import digests
 from sim.recorder import write_table
 from sim.rehearsal import rehearse
 from sim.report import device_table, summary
@@ -51,14 +52,14 @@ def run_scenario(
     whatever loop the run was in (a second Ctrl-C stops at once). Raises RunDirectoryError, CannotResume, CannotWrite, and
     what building the world raises: all ValueError or AssetError with a message for the user.
     """
-    began, watch = time.perf_counter(), watch or Watch()
-    with folder_to_resume(scenario, out) if resume else new_folder(scenario.name, out) as place:
+    began, watch, inputs = time.perf_counter(), watch or Watch(), digests(scenario, folder, texts)
+    with folder_to_resume(scenario, out, inputs) if resume else new_folder(scenario.name, out) as place:
         if resume and read_manifest(place).get("dry", dry) != dry:
             raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
         sim = None
         try:
             with building(scenario):
-                write_manifest(place, scenario, "running", dry=dry)
+                write_manifest(place, scenario, "running", dry=dry, inputs=inputs)
             with _ctrl_c() as watch.should_stop:
                 on_stage("preparing")
                 with building(scenario) as heard:

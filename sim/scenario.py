@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_serializer
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
 
 from learning.labels import MOST_CLASSES
 from sim.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.availability import AnyAvailability, DropOut
 from sim.conditions import Varying
 from sim.methods import AnyMethod
-from sim.settings import Settings
+from sim.named_files import DeviceName, FilePath, HubModel, LinkName, ModelFolder
+from sim.settings import OnlyFor, Settings
 from sim.units import BitsPerSecond, Bytes, Seconds
 
 MOST_TEXTS, MOST_DEVICES = 2_000_000, 100_000  # so that a slip of the keyboard is an error, not all memory
 
-Mix = str | dict[str, Annotated[float, Field(ge=0)]]
+Looking = TypeVar("Looking", bound=Settings)
+
+Weight = Annotated[float, Field(ge=0)]
+Mix = str | dict[str, Weight]
 """One name for all, or a mapping name -> weight to draw from."""
 
 
@@ -62,12 +66,12 @@ Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
 class OwnData(Settings):
     """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
 
-    path: str
+    path: FilePath
     text: Column = "text"
     text_b: Column | None = None
     label: Column = "label"
     client: Column | None = None
-    test: str | None = None
+    test: FilePath | None = None
     """A second file that holds the test texts; without it they are split off."""
     delimiter: str | None = Field(None, max_length=9)
     """What splits the cells of a table of text: one character, or `tab`; default a tab in .tsv, elsewhere what fits."""
@@ -157,19 +161,19 @@ class Group(Settings):
     """Devices that are alike, or drawn from the same mixes."""
 
     count: int = Field(ge=1, le=MOST_DEVICES)
-    device: Mix
+    device: DeviceName | dict[DeviceName, Weight]
     """A device profile, or a mix of them."""
     backbone: Mix
-    link: Mix
+    link: LinkName | dict[LinkName, Weight]
     engine: Mix = "simple"
     """The software path of the profile: `simple`, or another of `mobifleet list devices`."""
     cell: Mix | None = None
     """The shared cell or access point its link passes, if any; see `cells`."""
     mobility: Mobility | None = None
     """Cells that its devices move through, instead of `cell`."""
-    trace: str | None = None
+    trace: FilePath | None = None
     """A file of times and rates, or of packets delivered, in place of the uplink's rate; each device starts somewhere in it."""
-    down_trace: str | None = None
+    down_trace: FilePath | None = None
     """The same for the downlink."""
     memory: Bytes | None = None
     """Memory that the work may use; default the device's RAM."""
@@ -181,6 +185,10 @@ class Group(Settings):
 class Cell(Settings):
     """A cell or access point that several devices share."""
 
+    only_for: ClassVar[OnlyFor] = {
+        "gain": ("`kind: cellular`", lambda settings: settings.kind == "cellular"),
+        "fair_uplink": ("`kind: wifi`", lambda settings: settings.kind == "wifi"),
+    }
     kind: Literal["shared", "wifi", "cellular"] = "shared"
     """A pipe of `up` and `down`, or air, shared by time on it, with a wire of `up` and `down` behind it."""
     up: BitsPerSecond | None = None
@@ -211,7 +219,7 @@ class Trace(Settings):
 class Server(Settings):
     """The server: one accelerator with a queue, behind shared links."""
 
-    device: str = "a100"
+    device: DeviceName = Field("a100", validate_default=True)
     engine: str = "simple"
     ingress: BitsPerSecond | None = None
     egress: BitsPerSecond | None = None
@@ -222,8 +230,9 @@ class Server(Settings):
 class OwnBackbone(Settings):
     """A backbone of one's own: a local directory, a hub name, or a random initialisation of a configuration."""
 
-    path: str | None = None
-    hub: str | None = None
+    only_for: ClassVar[OnlyFor] = {"seed": ("`random`", lambda settings: settings.random is not None)}
+    path: ModelFolder | None = None
+    hub: HubModel | None = None
     random: dict[str, Any] | None = None
     layers: int | None = Field(None, ge=1)
     """Keep only the first so many layers."""
@@ -303,7 +312,7 @@ class Scenario(Settings):
     fleet: list[Group] = Field(min_length=1)
     links: Links = Links()
     cells: dict[str, Cell] = {}
-    traces: dict[str, Trace | str] = {}
+    traces: dict[str, Trace | FilePath] = {}
     """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`: times and rates, or a file of them."""
     server: Server = Server()
     arrivals: AnyJoin = AtOnce(kind="at-once")
@@ -317,13 +326,31 @@ class Scenario(Settings):
     method: AnyMethod
     cost_as: CostAs | None = None
     evaluate_every: int = Field(25, ge=1)
-    """Server updates between two evaluations on the held-out texts (an observation: it takes no virtual time)."""
+    """Server updates between two evaluations on the held-out texts (an observation: it takes no virtual time). A method's
+    own `evaluate_every` goes before it; it goes before the default of a method that has one."""
     out_of_memory: Literal["error", "record"] = "error"
     """A backbone that does not fit its device: refuse the scenario, or let that device fail and record it."""
     jitter: bool = True
     """Draw each piece of work's measured variation; without it equal work always takes equal time."""
     stop: Stop = Stop()
     compare: Compare | None = None
+
+    @model_validator(mode="after")
+    def _looks_of_methods(self) -> Scenario:
+        """A method that has an `evaluate_every` and does not set it takes the scenario's, where that is set."""
+        if "evaluate_every" in self.model_fields_set:
+            self.__dict__["method"] = _looking(self.method, self.evaluate_every)
+            for label, method in self.compare.methods.items() if self.compare else ():
+                self.compare.methods[label] = _looking(method, self.evaluate_every)
+        return self
+
+    def ignored(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What the scenario says of its texts and its method does not heed: (where, what)."""
+        own = f"is not heeded by {self.method.kind}"
+        if self.fresh_data.kind != "present" and not getattr(self.method, "takes_texts_as_they_come", False):
+            yield ("fresh_data",), f"{own}, which has all texts from the start: leave it out"
+        if self.task.drift is not None and not getattr(self.method, "takes_texts_in_order", False):
+            yield ("task", "drift"), f"{own}, which shuffles the texts of a device: leave it out"
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:
@@ -335,3 +362,10 @@ class Scenario(Settings):
     def own_backbones(self) -> dict[str, dict[str, Any]]:
         """The scenario's own backbones as plain dictionaries."""
         return {name: own.model_dump() for name, own in self.backbones.items()}
+
+
+def _looking(method: Looking, every: int) -> Looking:
+    """A method's settings with another default for `evaluate_every`, if they have one that nobody has set."""
+    if "evaluate_every" not in type(method).model_fields or "evaluate_every" in method.model_fields_set:
+        return method
+    return type(method).model_construct(method.model_fields_set, **{**dict(method), "evaluate_every": every})

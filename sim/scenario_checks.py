@@ -13,6 +13,7 @@ from learning import catalogue, data
 from sim.arrivals import ListedJoin
 from sim.availability import Diurnal
 from sim.scenario import MOST_DEVICES, Compare, Mix, Scenario, SizedData
+from sim.settings import why_unread
 
 
 def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -44,6 +45,7 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
         yield from _unknown(("task", "dataset"), scenario.task.dataset, known, "data set", "list datasets", file=False)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
+    yield from scenario.ignored()
     yield from _cell_problems(scenario)
     yield from _trace_problems(scenario)
     if scenario.compare:
@@ -85,6 +87,10 @@ def _tuning_problems(compare: Compare, target: float | None) -> Iterator[tuple[t
     for label in compare.tune.dials:
         where = ("compare", "tune", "dials", label)
         yield from _unknown(where, label, set(compare.methods), "method", None, file=False)
+        dials = compare.tune.dials[label]
+        for key in dials if label in compare.methods and "peft" not in dials else ():
+            if what := why_unread(compare.methods[label], key):
+                yield (*where, key), f"is for {what} alone, so that it would tune nothing"
 
 
 def _cell_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -94,10 +100,6 @@ def _cell_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], 
                 ("cells", name),
                 "a shared cell needs `up` and `down`; air, `kind: wifi` or `cellular`, can do without",
             )
-        if cell.kind != "cellular" and cell.gain != 1:
-            yield ("cells", name, "gain"), "is a cellular scheduler's: set `kind: cellular` or leave it out"
-        if cell.kind != "wifi" and cell.fair_uplink:
-            yield ("cells", name, "fair_uplink"), "is for `kind: wifi`: the other kinds are fair already"
     for index, group in enumerate(scenario.fleet):
         if group.mobility and group.cell is not None:
             yield ("fleet", index, "mobility"), "says in which cells its devices are: leave out `cell`"

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from sim.settings import unread
 from sim.yaml_tree import MAX_DEPTH, Node, Place, Problem, dotted, read, shown
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -63,10 +64,9 @@ def load(
         instance = model.model_validate(root.plain())
     except ValidationError as error:
         problems += _explain(error, model.model_json_schema(), root)
-    if not problems and check is not None and (found := list(check(instance))):
-        schema = model.model_json_schema()  # of many classes: built once, and only where there is something to place
-        spots = [(_Spot(schema, root, where), what) for where, what in found]
-        problems += [Problem(spot.place, f"{dotted(spot.path)}: {what}") for spot, what in spots]
+    if not problems:
+        found = [*unread(instance, root), *(check(instance) if check is not None else ())]
+        problems += [Problem(_place(root, where), f"{dotted(where)}: {what}") for where, what in found]
     if problems:
         raise _error(problems)
     return instance
@@ -81,14 +81,20 @@ def resolved(instance: BaseModel) -> dict[str, Any]:
 
 
 def changed(instance: Model, key: str, value: Any) -> Model:
-    """The same with another value at a dotted path such as `task.partition.alpha`; ScenarioError if that cannot be."""
-    data = resolved(instance)
+    """The same with another value at a dotted path such as `task.partition.alpha`; ScenarioError if that cannot be.
+
+    What nobody has set stays unset, so that a default may follow from the new value.
+    """
+    whole, spot = resolved(instance), instance.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data = spot
     *path, last = (int(step) if re.fullmatch("[0-9]{1,9}", step) else step for step in key.split("."))
-    spot = data
     try:
         for step in path:
+            whole = whole[step]
+            if isinstance(spot, dict):
+                spot.setdefault(step, whole)
             spot = spot[step]
-        spot[last]  # a new key would be a typing error
+        whole[last]  # a new key would be a typing error
     except (KeyError, IndexError, TypeError):
         raise ScenarioError([f"nothing is called {key!r}"]) from None
     spot[last] = value
@@ -271,6 +277,20 @@ def _file_place(path: Path) -> Place:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
+
+
+def _place(root: Node, path: Iterable[str | int]) -> Place:
+    """Where the value at a path stands, or the nearest one around it."""
+    node = root
+    for step in path:
+        inside = node.value
+        if isinstance(inside, dict) and str(step) in inside:
+            node = inside[str(step)]
+        elif isinstance(inside, list) and isinstance(step, int) and step < len(inside):
+            node = inside[step]
+        else:
+            break
+    return node.place
 
 
 # ---- from the model's complaints to places

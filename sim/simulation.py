@@ -134,7 +134,7 @@ class Simulation:
         self.tally, self.scores = Tally(), {}
         self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
-        self.remark(*self.task.remarks)
+        self.remark(*self.task.remarks, *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored()))
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
@@ -273,7 +273,7 @@ class Simulation:
             self.updates += 1
         if learner.diverged:
             self._end_diverged(learner.diverged)
-        every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)
+        every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)  # see Scenario
         if not (first or last or self.updates % every == 0):
             return
         now, scores = self.env.now, {}

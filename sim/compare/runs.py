@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.compare.cost_table import CompareError, rows
+from sim.named_files import changed_files, digests
 from sim.run_directory import empty, held, read_manifest
 from sim.scenario import Scenario
 from sim.scenario_file import ScenarioError, changed, digest, resolved
@@ -44,12 +45,13 @@ def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
         raise CompareError(
             f"{scenario.name} lists no methods: give it `compare: {{methods: {{label: {{kind: ...}}}}}}`"
         )
-    methods = scenario.compare.methods
-    if unknown := [label for label in only if label not in methods]:
-        raise CompareError(f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: {', '.join(methods)})")
+    labels = scenario.compare.methods
+    if unknown := [label for label in only if label not in labels]:
+        raise CompareError(f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: {', '.join(labels)})")
     entries = []
     for at, world in _worlds(scenario):
-        for label, seed in itertools.product(only or methods, range(scenario.seed, scenario.seed + seeds)):
+        methods = world.compare.methods
+        for label, seed in itertools.product(only or labels, range(scenario.seed, scenario.seed + seeds)):
             one = world.model_copy(update={"method": methods[label], "compare": None, "seed": seed})
             entries.append(Entry(label, one, out / at / f"{label}-seed{seed}", at))
     return entries
@@ -73,9 +75,20 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
         raise CompareError(f"{where}: {key}={value!r} cannot be: {error}") from None
 
 
-def is_done(entry: Entry, dry: bool) -> bool:
-    """Whether the folder already holds a finished run of exactly this scenario, dry or not as asked."""
-    return _is_same(entry, dry) and read_manifest(entry.folder).get("status") == "finished"
+def is_done(entry: Entry, dry: bool, folder: Path) -> bool:
+    """Whether there already is a finished run of exactly this scenario and what its files hold, dry or not as asked.
+
+    `folder` is where the scenario's relative paths start.
+    """
+    finished = read_manifest(entry.folder).get("status") == "finished"
+    return finished and _is_same(entry, dry) and not changed_inputs(entry, dry, folder)
+
+
+def changed_inputs(entry: Entry, dry: bool, folder: Path) -> list[str]:
+    """The files that held something else when the run of this scenario in the folder was begun; none without one."""
+    if not _is_same(entry, dry):
+        return []
+    return changed_files(read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder))
 
 
 def _is_same(entry: Entry, dry: bool) -> bool:
@@ -87,7 +100,7 @@ def run_all(
     entries: list[Entry], folder: Path, dry: bool, processes: int, on_done: Callable[[Entry, int, int], None]
 ) -> None:
     """Run what is not done yet, in so many processes; an interrupted comparison goes on where it stopped."""
-    missing = [entry for entry in entries if not is_done(entry, dry)]
+    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
     done = len(entries) - len(missing)
     if processes <= 1 or len(missing) <= 1:
         for entry in missing:
@@ -109,14 +122,14 @@ def run_all(
 
 
 def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
-    """Run it, or go on with what was begun of it; a run of another scenario that is in its place goes."""
+    """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in its place goes."""
     from sim.journal import CannotResume
     from sim.runner import run_scenario
 
     def run(resume: bool) -> None:
         run_scenario(entry.scenario, entry.folder, folder, dry, resume, workers=1, figures=False)
 
-    if is_begun := _is_same(entry, dry):
+    if is_begun := _is_same(entry, dry) and not changed_inputs(entry, dry, folder):
         with suppress(CannotResume):  # by other code: it is run anew
             return run(resume=True)
     if is_begun or read_manifest(entry.folder):

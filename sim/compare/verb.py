@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
-from sim.compare.runs import Entry, is_done, plan, run_all, target_of, tuned, tuning_plan
+from sim.compare.runs import Entry, changed_inputs, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.rehearsal import rehearse
 from sim.results import open_run
 from sim.run_directory import held
@@ -57,9 +58,12 @@ def _compared(
     tune: bool,
 ) -> Iterator[Table]:
     def run(some: list[Entry], what: str) -> None:
+        changed = Counter(", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder)))
+        for names, count in changed.items():
+            console.print(f"{names} held something else before: {count} runs are made again", highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-            bar = progress.add_task(what, total=len(some), completed=sum(is_done(entry, dry) for entry in some))
+            bar = progress.add_task(what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some))
 
             def done(entry: Entry, count: int, of: int) -> None:
                 progress.update(bar, completed=count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ from sim.methods.shared.replay_cache import ReplayCache
 from sim.methods.shared.side_tuning import SideTuningSettings, require_updates, shape_over
 from sim.methods.shared.text_wire import encode_texts, texts_nbytes
 from sim.server import Server
+from sim.settings import OnlyFor
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -32,6 +33,9 @@ class Centralised:
     class Config(SideTuningSettings):
         """Settings of centralised side-tuning and of the upload of raw texts."""
 
+        only_for: ClassVar[OnlyFor] = dict.fromkeys(
+            ("eager", "bytes_per_token"), ("upload-raw-text", lambda settings: settings.kind == "upload-raw-text")
+        )
         kind: Literal["centralised", "upload-raw-text"]
         backbone: str | None = None
         """The server's backbone, one of the fleet's; default the one with the most parameters."""

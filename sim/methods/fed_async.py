@@ -7,7 +7,7 @@ An answer's staleness is the number of server updates between the version it was
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from sim.learners.federated import FedAsyncLearner
 from sim.learners.null import NullLearner
 from sim.methods.shared.federated_peft import FederatedPeft, PeftSettings
 from sim.server import Server
+from sim.settings import OnlyFor
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -29,6 +30,10 @@ class FedAsync(FederatedPeft):
     class Config(PeftSettings):
         """Settings of asynchronous federated PEFT."""
 
+        only_for: ClassVar[OnlyFor] = {
+            **dict.fromkeys(("mixing", "staleness"), ("fedasync", lambda settings: settings.kind == "fedasync")),
+            **dict.fromkeys(("buffer", "server_optimiser"), ("fedbuff", lambda settings: settings.kind == "fedbuff")),
+        }
         kind: Literal["fedasync", "fedbuff"]
         peft: Literal["lora", "adapter", "bitfit", "full", "head"] = "lora"
         answers: int = Field(1000, ge=1)

@@ -33,8 +33,13 @@ class FedAvg(FederatedPeft):
         kind: Literal["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"]
         server_optimiser: ServerOptimiser = ServerOptimiser()
 
+        @property
+        def trains(self) -> str:
+            """As the kind says."""
+            return self.kind.removeprefix("fedavg-")
+
     def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, config.kind.removeprefix("fedavg-"), sim)
+        super().__init__(config, config.trains, sim)
         self.learner = NullLearner() if sim.dry else FedAvgLearner(sim, config.server_optimiser, *self.learner_args)
 
         if config.deadline is not None:

@@ -39,6 +39,11 @@ class FlexLoRA(FedAvg):
         alpha: float | None = Field(None, gt=0)
         """LoRA's alpha; default each device's own rank (as FedPETuning's), so that every update is B A itself."""
 
+        @property
+        def trains(self) -> str:
+            """LoRA, always."""
+            return "lora"
+
     def __init__(self, config: Config, sim: Simulation) -> None:
         names = {name for device in sim.devices for name in (device.member.group, device.member.device)}
         for odd in sorted(set(config.ranks) - names):
@@ -47,7 +52,7 @@ class FlexLoRA(FedAvg):
         widest, narrowest = max([config.rank, *config.ranks.values()]), min(sim.costing.widths().values())
         if widest > narrowest:
             raise ValueError(f"method.ranks: {widest} is more than the width of the narrowest backbone, {narrowest}")
-        FederatedPeft.__init__(self, config, "lora", sim)
+        FederatedPeft.__init__(self, config, config.trains, sim)
         models = Counter(map(self.model_of, sim.devices))
         sizes = (config.alpha, config.readout, config.bottleneck, config.head, config.target_modules)
         self.learner = NullLearner() if sim.dry else FlexLoRALearner(sim, models, *sizes)

@@ -5,7 +5,7 @@ What federation has to beat: its accuracy is the mean over devices, each with th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,14 +25,20 @@ class LocalLoRA(Alone, FederatedPeft):
     class Config(PeftSettings):
         """Settings of local LoRA; those of federated PEFT on a device."""
 
+        takes_texts_as_they_come: ClassVar[bool] = True
         kind: Literal["local-lora"]
         rounds: int = Field(20, ge=1)
         """Rounds of `local_epochs`; AdamW starts anew with each, as it does in a federated round."""
         evaluated_devices: int = Field(10, ge=1)
         """The accuracy is the mean over a seeded sample of so many devices, with one of every backbone at least."""
 
+        @property
+        def trains(self) -> str:
+            """LoRA, always."""
+            return "lora"
+
     def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, "lora", sim)
+        super().__init__(config, config.trains, sim)
         self.rounds, self.training = config.rounds, "train_alone"
         self.learner = NullLearner() if sim.dry else LocalPeftLearner(sim, config.evaluated_devices, *self.learner_args)
 

@@ -6,7 +6,7 @@ the accuracy is the mean over devices, each with its own side network. Defaults 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ class LocalLST(Alone):
     class Config(SideTuningSettings):
         """Settings of local ladder side-tuning."""
 
+        takes_texts_in_order: ClassVar[bool] = False
         kind: Literal["local-lst"]
         epochs: int = Field(20, ge=1)
         cache: bool = False

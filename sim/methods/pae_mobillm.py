@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -21,6 +21,7 @@ from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.side_tuning import SideTuningSettings
 from sim.server import Server
+from sim.settings import OnlyFor
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -32,6 +33,7 @@ class PaeMobiLLM(FedMobiLLM):
     class Config(SideTuningSettings):
         """Settings of PAE MobiLLM."""
 
+        only_for: ClassVar[OnlyFor] = {"server_batch": ("`cache: true`", lambda settings: settings.cache)}
         kind: Literal["pae-mobillm"]
         epochs: int = Field(20, ge=1)
         """Passes over the samples."""

@@ -19,8 +19,8 @@ from learning.count_split import part_architecture
 from sim.actors import Device, Payload, Task
 from sim.methods.shared.federated_peft import LEARNING_RATES
 from sim.methods.shared.split_training import SplitSettings, SplitTraining
+from sim.methods.shared.trained import Trained
 from sim.server import Server
-from sim.settings import TargetModules, require_read
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class SplitFed(SplitTraining):
     """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
 
-    class Config(SplitSettings):
+    class Config(Trained, SplitSettings):
         """Settings of SplitFed."""
 
         kind: Literal["splitfed-v1", "splitfed-v2"]
@@ -42,12 +42,9 @@ class SplitFed(SplitTraining):
         """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
         rank: int = Field(8, ge=1)
         alpha: float = Field(8, gt=0)
-        target_modules: TargetModules = None
-        """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for the architecture."""
         bottleneck: int = Field(16, ge=1)
 
     def __init__(self, config: Config, sim: Simulation) -> None:
-        require_read(config.peft, config.target_modules)
         kind, size = config.peft, (sim.task.classes, config.rank, config.bottleneck, config.target_modules)
         specs = (*sim.costing.learned.values(), *sim.costing.charged.values())
         shallowest = min(depth_of(config_of(spec)) for spec in specs)

@@ -21,7 +21,9 @@ def small(kind: str) -> dict:
     """Few rounds, and (nearly always) everybody takes part."""
     config = next(m.Config for m in METHODS if kind in get_args(m.Config.model_fields["kind"].annotation))
     own = {"participation": 0.3} if kind == "spry" else {}  # one device, so that one division of its tensors is counted
-    return {"kind": kind, **{key: value for key, value in SMALL.items() if key in config.model_fields}, **own}
+    unread = {"buffer"} if kind == "fedasync" else set()
+    mine = {key: value for key, value in SMALL.items() if key in config.model_fields and key not in unread}
+    return {"kind": kind, **mine, **own}
 
 
 PHONES = [
@@ -52,9 +54,10 @@ def hard(folder: Path, calm: Simulation) -> dict:
         "battery": {"initial": [0.2 - share, 0.2 + share], "resume_at": 0.2 + 2 * share},
         "memory_pressure": {"share": [0.1, 0.999], "every": f"{day_s / 8} s", "restart": f"{day_s / 50} s"},
     }
+    fresh = {"fresh_data": {"kind": "poisson", "rate": f"{20 / day_s} Hz"}}
     return {
         **CALM,
-        "fresh_data": {"kind": "poisson", "rate": f"{20 / day_s} Hz"},
+        **(fresh if getattr(calm.scenario.method, "takes_texts_as_they_come", False) else {}),
         "availability": {"kind": "trace", "path": "harsh.csv", "period": f"{100 * day_s} s"},
         "devices": conditions,
         "dropout": {"times": [None, None, None, f"{day_s / 2} s"]},

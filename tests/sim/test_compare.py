@@ -123,10 +123,10 @@ def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
 def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
     scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
     entry = Entry("ours", scenario, tmp_path / "somewhere")
-    assert not is_done(entry, dry=False)
+    assert not is_done(entry, False, tmp_path)
     entry.folder.mkdir()
     (entry.folder / "manifest.json").write_text(json.dumps({"status": "finished", "scenario_digest": "another"}))
-    assert not is_done(entry, dry=False)
+    assert not is_done(entry, False, tmp_path)
 
 
 TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9, 1e-2, 1e-9]}}}
@@ -198,7 +198,7 @@ def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(scenario_file
 
     with pytest.raises(KeyboardInterrupt):
         run_all(entries, scenario_file().parent, True, 1, lambda *_: pytest.fail("it counted as done"))
-    assert [is_done(entry, dry=True) for entry in entries] == [False, False]
+    assert [is_done(entry, True, tmp_path) for entry in entries] == [False, False]
     assert entries[0].folder.exists() and not entries[1].folder.exists()
 
 

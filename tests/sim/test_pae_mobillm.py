@@ -15,13 +15,14 @@ ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
     "arrivals": {"kind": "at-once"},
 }
+ANEW = {"kind": "pae-mobillm", "epochs": 5, "device_batch": 4, "cache": False}
 PAE = {"kind": "pae-mobillm", "epochs": 5, "server_batch": 8, "device_batch": 4}
 MOBILLM = {"kind": "mobillm", "epochs": 2, "device_batch": 4}
 VARIANTS = {
     "pivot": PAE,
-    "pivot-no-cache": {**PAE, "epochs": 2, "cache": False},
+    "pivot-no-cache": {**ANEW, "epochs": 2},
     "matrix": {**PAE, "shortcut": "matrix", "bits": 8},
-    "matrix-no-cache": {**PAE, "epochs": 2, "cache": False, "shortcut": "matrix", "bits": 16},
+    "matrix-no-cache": {**ANEW, "epochs": 2, "shortcut": "matrix", "bits": 16},
     "mobillm": MOBILLM,
 }
 
@@ -59,9 +60,9 @@ def test_the_published_formula_gives_all_but_the_frame(simulate, payloads):
     """Activations: b n L d numbers once (cache and pivot), times tokens without the pivot, times epochs without the cache."""
     frame = 4 + 4 * 3  # sample number and targets of a record, in float32
     sizes = {}
-    for name, change in {"both": {}, "no-cache": {"cache": False}, "matrix": {"shortcut": "matrix"}}.items():
+    for name, method in {"both": PAE, "no-cache": ANEW, "matrix": {**PAE, "shortcut": "matrix"}}.items():
         payloads.clear()
-        sim = simulate(method={**PAE, "device_batch": 60, **change}, **ONE)
+        sim = simulate(method={**method, "device_batch": 60}, **ONE)
         d, vectors = sim.method.shape.backbone_widths["random-bert"], sim.method.shape.vectors
         tokens = int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum()) if name == "matrix" else 60
         sizes[name] = len(payloads), payloads[0].nbytes - 4 * vectors * d * tokens
@@ -70,7 +71,7 @@ def test_the_published_formula_gives_all_but_the_frame(simulate, payloads):
 
 
 def test_a_recurring_sample_is_neither_computed_nor_sent_again(simulate, spans):
-    once, again = (simulate(method={**PAE, "cache": cache}, dry=True, jitter=False, **ONE) for cache in (True, False))
+    once, again = (simulate(method=method, dry=True, jitter=False, **ONE) for method in (PAE, ANEW))
     assert len(spans(again, "compute")) == 5 * len(spans(once, "compute")) == 5 * 15
     assert again.recorder.uplink_bytes == 5 * once.recorder.uplink_bytes
     assert once.updates == 5 * 60 // 8  # so many epochs of updates all the same

@@ -15,6 +15,7 @@ import pytest
 from sim.compare.runs import Entry, run_all
 from sim.journal import Journal
 from sim.results import RunError, open_run
+from sim.named_files import digests
 from sim.run_directory import LOCK, RunDirectoryError, folder_to_resume, held, is_held, new_folder
 from sim.runner import run_scenario
 from sim.scenario import Scenario
@@ -179,7 +180,7 @@ def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(scenario,
     for name in ("tiny", "tiny-2"):
         with pytest.raises(Interrupted):
             run_scenario(scenario, tmp_path / "runs" / name, tmp_path, dry=True, watch=stopping_at_once())
-    with held(tmp_path / "runs" / "tiny-2"), folder_to_resume(scenario, None) as folder:
+    with held(tmp_path / "runs" / "tiny-2"), folder_to_resume(scenario, None, digests(scenario, tmp_path)) as folder:
         assert folder.name == "tiny"
 
 

@@ -566,7 +566,7 @@ def test_importing_the_loader_is_light():
 
 
 def test_hundreds_of_mistakes_are_explained_at_the_price_of_one(write):
-    """Building the JSON schema takes a tenth of a second; it is built once, not for each problem."""
+    """Building the JSON schema takes a tenth of a second; it is built once at most, not for each problem."""
     from sim.scenario import Scenario
     from sim.scenario_checks import problems as found_by_checks
 
@@ -582,6 +582,6 @@ def test_hundreds_of_mistakes_are_explained_at_the_price_of_one(write):
 
     with pytest.raises(ScenarioError) as caught:
         load(path, Counted, check=found_by_checks)
-    assert len(schemas) == 1
+    assert len(schemas) <= 1
     assert "fleet.0.device: no device is called 'nonesuch0'" in caught.value.problems[0]
     assert caught.value.problems[-1] == "... and more problems"

@@ -75,9 +75,9 @@ def test_flexlora_charges_the_maps_that_it_decomposes(simulate):
         (
             "fwdllm",
             {"peft": "bitfit", "target_modules": ["q_proj"]},
-            "target_modules are LoRA's; this method trains by bitfit",
+            "method.target_modules: is for LoRA alone",
         ),
-        ("splitfed-v1", {"peft": "full", "target_modules": "all-linear"}, "this method trains by full"),
+        ("splitfed-v1", {"peft": "full", "target_modules": "all-linear"}, "is for LoRA alone"),
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])

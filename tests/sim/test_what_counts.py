@@ -26,7 +26,8 @@ WORLD = {"fleet": FLEET, "arrivals": {"kind": "at-once"}, "jitter": False}
 
 def small(kind: str, **changes) -> dict:
     config = next(m.Config for m in METHODS if kind in get_args(m.Config.model_fields["kind"].annotation))
-    return {"kind": kind, **{key: value for key, value in SMALL.items() if key in config.model_fields}, **changes}
+    known = config.model_fields.keys() - ({"buffer"} if kind == "fedasync" else set())
+    return {"kind": kind, **{key: value for key, value in SMALL.items() if key in known}, **changes}
 
 
 def told(sim) -> dict:

@@ -13,7 +13,7 @@ from learning.cost import Cost
 from learning.count_training import training_architecture
 from learning.local_training import LocalTraining
 from sim.actors import Device, Payload, Task, Work
-from sim.settings import Settings, TargetModules, require_read
+from sim.methods.shared.trained import Trained
 from sim.units import Seconds
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEARNING_RATES = {"lora": 5e-3, "adapter": 1e-3, "bitfit": 5e-3, "full": 5e-5, "head": 5e-3}  # FedPETuning's for MRPC
 
 
-class PeftSettings(Settings):
+class PeftSettings(Trained):
     """What is trained on a device, and how."""
 
     local_epochs: int = Field(1, ge=1)
@@ -34,8 +34,6 @@ class PeftSettings(Settings):
     """FedProx's mu."""
     rank: int = Field(8, ge=1)
     alpha: float = Field(8, gt=0)
-    target_modules: TargetModules = None
-    """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for the architecture."""
     bottleneck: int = Field(16, ge=1)
     head: Literal["linear", "dense"] = "dense"
     """Trained and sent with the rest: RoBERTa's (a square map, tanh, a linear map), as in FedPETuning, or one linear map."""
@@ -68,7 +66,6 @@ class FederatedPeft:
             config.local_epochs, config.device_batch, config.learning_rate or LEARNING_RATES[peft],
             config.weight_decay, "adamw", config.proximal_mu,
         )  # fmt: skip
-        require_read(peft, config.target_modules)
         size, charged = (config.bottleneck, config.head, config.target_modules), sim.costing.charged
         self.costs = {
             model: training_architecture(charged[device.backbone], peft, sim.task.classes, self.rank_of(device), *size)

@@ -15,14 +15,14 @@ from learning.count_forward_only import forward_architecture
 from learning.count_split import PassCounts
 from sim.actors import Device, Payload, Task
 from sim.learners.null import NullLearner
-from sim.settings import Settings, TargetModules, require_read
+from sim.methods.shared.trained import Trained
 
 if TYPE_CHECKING:
     from sim.learners.forward_only import ForwardLearner
     from sim.simulation import Simulation
 
 
-class ForwardOnlySettings(Settings):
+class ForwardOnlySettings(Trained):
     """Settings of every forward-only federated method."""
 
     peft: Literal["lora", "adapter", "bitfit"] = "lora"
@@ -33,8 +33,6 @@ class ForwardOnlySettings(Settings):
     device_batch: int = Field(8, ge=1)
     rank: int = Field(8, ge=1)
     alpha: float = Field(16, gt=0)
-    target_modules: TargetModules = None
-    """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for the architecture."""
     bottleneck: int = Field(48, ge=1)
     """Width of the adapters; FwdLLM's reduction of 16 makes 48 of a width of 768."""
     readout: Literal["first", "last", "mean"] = "mean"
@@ -49,7 +47,6 @@ class ForwardOnly:
 
     def __init__(self, config: Any, sim: Simulation) -> None:
         self.config, self.sim = config, sim
-        require_read(config.peft, config.target_modules)
         self.size = (sim.task.classes, config.rank, config.bottleneck, config.target_modules)
         self.costs = {
             name: forward_architecture(spec, config.peft, *self.size) for name, spec in sim.costing.charged.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SideTuningSettings(Settings):
     """A side network over the sampled layers of a backbone, trained by AdamW."""
 
+    takes_texts_as_they_come: ClassVar[bool] = True
+    takes_texts_in_order: ClassVar[bool] = True
     taps: Literal["interval"] | int | list[int] = "interval"
     """Sampled layers: as many as the shallowest backbone has (average interval; all, where there is one backbone), so many,
     or a list of layers."""
