@@ -14,8 +14,8 @@ import pytest
 
 from sim.compare.runs import Entry, run_all
 from sim.journal import Journal
-from sim.results import RunError, open_run
 from sim.named_files import digests
+from sim.results import RunError, open_run
 from sim.run_directory import LOCK, RunDirectoryError, folder_to_resume, held, is_held, new_folder
 from sim.runner import run_scenario
 from sim.scenario import Scenario
