@@ -1,22 +1,20 @@
 """What was found once and is kept in the user's cache: JSON in a file named by what it is about and by who found it.
 
 A finder is the source of what finds and the libraries it finds with: what an older one found is never read. A damaged file
-is one that is not there, and so is a cache that cannot be written.
+is one that is not there.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from inputs.files import FileProblem, read_json
-from learning import assets
+from learning import assets, cache
 
 
 def place(folder: str, what: str, of: Any, finder: str) -> Path:
@@ -35,14 +33,8 @@ def recall(file: Path) -> Any:
 
 def keep(file: Path, found: Any) -> None:
     """Keep it (JSON) in the file, whole or not at all."""
-    fresh = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps({"digest": _digest(found), "found": found}))
-        fresh.replace(file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
+    text = json.dumps({"digest": _digest(found), "found": found})
+    cache.keep(file, lambda fresh: fresh.write_text(text))
 
 
 @functools.cache

@@ -1,12 +1,11 @@
 """What the Fed MobiLLM server learns: keep uploaded records, train the shared side network on them, evaluate it.
 
-Every update is a pure function of the records ingested so far, the record numbers it is given and its step number, so a
-sequence of calls replayed from the start gives the same bits. `key` names the state by that history.
+Every update is a pure function of the state before it, the records it is given and its step number, so a sequence of calls
+replayed from the start gives the same bits; `saved` and `load` carry the state over to another process.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from learning.activations import decode
@@ -62,21 +59,18 @@ class SideTuning:
         )
         self.steps = 0
         self._records: list[tuple[str, Tensor, Tensor]] = []
-        self._history = hashlib.blake2b(digest_size=16)
 
-    @property
-    def key(self) -> str:
-        """A digest of everything that made the present state."""
-        return self._history.hexdigest()
+    def observe(self, backbone: str, values: Tensor) -> None:
+        """Let the statistics of `normalise: standard` take records [n, V, d_m] in."""
+        self.network.observe(values, backbone)
+        self.averaged.observe(values, backbone)
 
     def ingest(self, backbone: str, data: bytes) -> int:
         """Decode a payload into the cache; its records are numbered on from the last. Returns how many it held."""
         received = decode(data)
         values, targets = torch.from_numpy(received.values), torch.from_numpy(received.targets)
-        self.network.observe(values, backbone)
-        self.averaged.observe(values, backbone)
+        self.observe(backbone, values)
         self._records += [(backbone, value, target) for value, target in zip(values, targets, strict=True)]
-        self._history.update(backbone.encode() + data)
         return len(received)
 
     def forget(self, records: Sequence[int]) -> None:
@@ -84,22 +78,20 @@ class SideTuning:
         for number in records:
             self._records[number] = (self._records[number][0], torch.empty(0), torch.empty(0))
 
-    def note_step(self, records: Sequence[int]) -> None:
-        """Advance the history by one update without computing it (a later `restore` brings the state)."""
-        self._history.update(np.asarray(records, dtype=np.int64).tobytes())
-        self.steps += 1
-
     def step(self, records: Sequence[int]) -> float:
-        """One AdamW update on the given record numbers; returns the loss per record before it."""
-        self.note_step(records)
+        """One AdamW update on the given numbers of ingested records; returns the loss per record before it."""
+        return self.train([self._records[number] for number in sorted(records)])
+
+    def train(self, records: Sequence[tuple[str, Tensor, Tensor]]) -> float:
+        """One AdamW update on records (backbone, vectors [V, d_m], targets); returns the loss per record before it."""
+        self.steps += 1
         masks = torch.Generator().manual_seed((self.seed * 1_000_003 + self.steps) % 2**63)
-        by_backbone: dict[str, list[int]] = {}
-        for number in sorted(records):
-            by_backbone.setdefault(self._records[number][0], []).append(number)
+        by_backbone: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for backbone, *record in records:
+            by_backbone.setdefault(backbone, []).append(record)
         loss = torch.zeros(())
-        for backbone, numbers in sorted(by_backbone.items()):
-            values = torch.stack([self._records[n][1] for n in numbers])
-            targets = torch.stack([self._records[n][2] for n in numbers])
+        for backbone, mine in sorted(by_backbone.items()):
+            values, targets = (torch.stack(parts) for parts in zip(*mine, strict=True))
             loss = loss + self._loss(self.network(values, backbone, masks), targets) / len(records)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -140,37 +132,26 @@ class SideTuning:
         """Write the averaged side network and its projections as safetensors (see `load_side_network`)."""
         save_side_network(self.averaged, path, **notes)
 
-    def checkpoint(self, path: Path) -> None:
-        """Write everything that training goes on from."""
+    def saved(self) -> dict[str, Tensor]:
+        """Everything but records that training goes on from: the live tensors, for whoever copies or writes them at once."""
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         for index, parameter in enumerate(self._parameters()):
             for name, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = value
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, path, {"key": self.key})
+        return {**tensors, "steps": torch.tensor(self.steps)}
 
-    def restore(self, path: Path) -> None:
-        """Take the state of `checkpoint`; the history must already be the one it was written at (ValueError if not)."""
-        with safe_open(path, framework="pt") as file:
-            if file.metadata()["key"] != self.key:
-                raise ValueError(f"{path} was written at another point of another history")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        self.network.load_state_dict(_under("network.", tensors))
-        self.averaged.load_state_dict(_under("averaged.", tensors))
+    def load(self, saved: Mapping[str, Tensor]) -> SideTuning:
+        """Take the state that `saved` gave, of equal shape and settings; returns itself."""
+        self.network.load_state_dict(_under("network.", saved))
+        self.averaged.load_state_dict(_under("averaged.", saved))
         for index, parameter in enumerate(self._parameters()):
-            self.optimiser.state[parameter] = _under(f"optimiser.{index}.", tensors)
+            self.optimiser.state[parameter] = {k: v.clone() for k, v in _under(f"optimiser.{index}.", saved).items()}
+        self.steps = int(saved["steps"])
+        return self
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimiser.param_groups for p in group["params"]]
-
-
-def checkpoint_key(path: Path) -> str | None:
-    """The history at which a checkpoint was written; None where there is no readable checkpoint."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata()["key"]
-    except Exception:  # absent or damaged: the run is simply computed again
-        return None
 
 
 def _decay_groups(network: SideNetwork, weight_decay: float) -> list[dict]:

@@ -24,6 +24,7 @@ from devices.power import radio
 from devices.profile import DeviceProfile
 from learning.cost import Cost
 from sim.availability import note_absence
+from sim.learned import joined
 from sim.spans import AWAY, Meter, recorded
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ MOST_TRIES = 1_000  # of one verb that is cut short again and again by going off
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of computation: what it costs, and the real thing to run on the host (None in a dry run)."""
+    """A piece of computation: what it costs, and what begins the real thing on the host (None in a dry run)."""
 
     cost: Cost
     run: Callable[[], Any] | None = None
@@ -52,13 +53,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Payload:
-    """What an upload carries: its number in the run, who sent how many records, its size, and (unless dry) its bytes."""
+    """What an upload carries: its number in the run, who sent how many records, its size, and (unless dry) its bytes,
+    or the `Learned` that will be these.
+    """
 
     number: int
     sender: Device
     samples: np.ndarray
     nbytes: int
-    data: bytes | None = field(default=None, repr=False)
+    data: Any = field(default=None, repr=False)
     version: int = 0
 
 
@@ -127,9 +130,9 @@ class Device:
         """Run the work for real on the host while the device's own modelled seconds pass; returns its result."""
         self.remember(work.cost.peak_bytes)
         seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
-        future = self.sim.host.start(work.run) if work.run else None
+        result = work.run() if work.run else None
         yield from self._resumed(lambda: self._computing(work, seconds))
-        return future.result() if future else None
+        return joined(result)
 
     def upload(self, payload: Payload) -> Generator:
         """Send a payload's bytes to the server through whatever links lie between."""

@@ -187,6 +187,8 @@ def _show_summary(done) -> None:
         "host",
         f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, {format_bytes(s['host']['peak_rss_bytes'])}",
     )
+    if recalled := s["host"].get("pieces_recalled"):
+        row("resumed", f"{recalled} of {s['host']['pieces_of_learning']} pieces of learning from the interrupted run")
     row("digest", s["digest"][:16])
     row("written to", str(done.path))
     console.print(table)

@@ -87,6 +87,8 @@ def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
     if sim.accuracy is not None:
         target = sim.scenario.stop.target
         facts.append(("accuracy", f"{sim.accuracy:.3f}" + (f" (target {target})" if target else "")))
+    if sim.host.is_replaying:
+        facts.append(("replaying", f"{sim.host.pieces} of {sim.host.journal.position} known pieces of learning"))
     facts.append(("host rate", f"{rate:.3g} virtual s per s"))
     return facts
 

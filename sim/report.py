@@ -115,6 +115,8 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
             "wall_s": wall_s,
             "build_s": sim.build_s,
             "torch_s": sim.host.torch_s,
+            "pieces_of_learning": sim.host.pieces,
+            "pieces_recalled": sim.host.recalled,
             "events": next(sim.env._eid),
             "peak_rss_bytes": _peak_rss_bytes(),
         },

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learning.data import TextDataset
-from sim.journal import Journal
+from sim.journal import CannotResume, Journal
 from sim.named_files import digests
 from sim.recorder import write_table
 from sim.rehearsal import rehearse
@@ -56,22 +56,31 @@ def run_scenario(
     with folder_to_resume(scenario, out, inputs) if resume else new_folder(scenario.name, out) as place:
         if resume and read_manifest(place).get("dry", dry) != dry:
             raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
-        sim = None
+        sim, journal = None, Journal(None)
         try:
             with building(scenario):
                 write_manifest(place, scenario, "running", dry=dry, inputs=inputs)
             with _ctrl_c() as watch.should_stop:
                 on_stage("preparing")
+                if not dry:
+                    journal = Journal(place, resume)
                 with building(scenario) as heard:
                     if not dry:
                         rehearse(scenario, folder)
-                    sim = Simulation(scenario, folder, dry, workers, Journal(place, resume), watch, texts)
-                sim.remark(*heard)
-                on_stage("simulating")
+                    sim = Simulation(scenario, folder, dry, workers, journal, watch, texts)
+                sim.remark(*heard, *journal.remarks)
+                known = f"; {journal.position} pieces of learning are in the journal" if journal.position else ""
+                on_stage(f"simulating{known}")
                 sim.run()
+                if sim.host.is_replaying and sim.ended.reason != "interrupted":
+                    raise CannotResume.astray()
+                if sim.host.is_replaying:
+                    raise Interrupted("before it was where it had been; `--resume` goes on")
                 on_stage("writing")
                 _write(place, sim, began)
         except BaseException as error:
+            if sim is not None:
+                sim.host.close(at_once=True)
             _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
             raise
         run = open_run(place)
@@ -106,8 +115,7 @@ def _write(place: Path, sim: Simulation, began: float) -> None:
     write_json(place / "summary.json", summary(sim, mark, devices, time.perf_counter() - began))
     write_manifest(place, sim.scenario, status, dry=sim.dry, digest=mark)
     if status == "finished":
-        for leftover in ("journal.jsonl", "checkpoint.safetensors"):
-            (place / leftover).unlink(missing_ok=True)
+        sim.host.journal.forget()
 
 
 def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:

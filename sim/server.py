@@ -11,6 +11,7 @@ import simpy
 from devices.compute import ComputeModel
 from devices.profile import DeviceProfile
 from sim.actors import COUNTED, Device, Payload, Task, Work
+from sim.learned import joined
 from sim.spans import Meter, recorded
 
 if TYPE_CHECKING:
@@ -114,10 +115,10 @@ class Server:
             asked = yield from self.select(wanted, number)
             if not asked:  # nobody is left
                 break
-            counted = yield from story(asked, number)
-            self.sim.tally.round(len(counted))
+            counted = len((yield from story(asked, number)))  # the answers themselves are needed no more
+            self.sim.tally.round(counted)
             if counted or learner.diverged:
-                self.sim.after_update(learner, None, len(counted))
+                self.sim.after_update(learner, None, counted)
             if self.sim.target_reached or not self.sim.devices_at_work:
                 break
         yield from self.dismiss()
@@ -202,10 +203,10 @@ class Server:
         with self._accelerator.request() as turn:
             yield turn
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
-            future = self.sim.host.start(work.run) if work.run else None
+            result = work.run() if work.run else None
             watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
             yield from recorded(self, kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows)
-        return future.result() if future else None
+        return joined(result)
 
     def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
         """Send every device its bytes, all at once through the shared links; ends when the last has them."""

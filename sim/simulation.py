@@ -40,6 +40,7 @@ from sim.tally import Tally, closing
 from sim.task import Task, load_task
 
 if TYPE_CHECKING:
+    from sim.learned import Learned
     from sim.learners.null import NullLearner
     from sim.results import Run
 
@@ -126,9 +127,8 @@ class Simulation:
         if not dry:
             single_threaded_torch()
         self.scenario, self.dry, self.watch = scenario, dry, watch or Watch()
-        self.journal = journal or Journal(None)
         self.store_folder = assets.cache_dir() / "activations"
-        self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers)
+        self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates, self.accuracy = False, 0, None
         self.tally, self.scores = Tally(), {}
@@ -171,7 +171,8 @@ class Simulation:
         while self._alive:
             self._step_some()
             self.watch.on_look(self)
-            if self.watch.should_stop():
+            if self.ended.reason == "running" and self.watch.should_stop():
+                self.host.checkpoint(is_last=True)  # while everybody still holds what it has learned
                 self.stop("interrupted")
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
@@ -263,7 +264,7 @@ class Simulation:
         self.remarks += [text for text in dict.fromkeys(texts) if text not in self.remarks]
 
     def after_update(
-        self, learner: NullLearner, loss: float | None, records: int, first: bool = False, last: bool = False
+        self, learner: NullLearner, loss: Learned | None, records: int, first: bool = False, last: bool = False
     ) -> None:
         """Count a server update; every so often, look at the held-out texts (which takes no virtual time).
 
@@ -278,15 +279,15 @@ class Simulation:
             return
         now, scores = self.env.now, {}
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
-            scores = self.host.start(learner.evaluate).result()  # in turn with what is under way
+            scores = learner.evaluate()
         for backbone, accuracy in scores.items():
             if accuracy is not None:
                 self.recorder.metric(now, "accuracy", accuracy, backbone)
         self.recorder.metric(now, "updates", self.updates)
         self.recorder.metric(now, "uplink_bytes", self.recorder.uplink_bytes)
         self.recorder.metric(now, "cache_records", records)
-        if loss is not None and math.isfinite(loss):
-            self.recorder.metric(now, "loss", loss)
+        if loss is not None and math.isfinite(known := self.host.know(loss)):
+            self.recorder.metric(now, "loss", known)
         self.scores = scores
         if scores and None not in scores.values():
             self.accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,8 @@ import numpy as np
 from learning.catalogue import BackboneError
 from learning.local_training import LocalTraining
 from learning.tokens import Tokens
-from sim.learners.null import NullLearner
-from sim.learners.side_tuning import SideTuningLearner
+from sim.learned import Learned
+from sim.learners.real import RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from sim.simulation import Simulation
 
 
-class FederatedLearner(NullLearner):
-    """Real local training of real backbones. `state` is the server's: that of the deepest backbone of the fleet.
+class FederatedLearner(RealLearner):
+    """Real local training of real backbones. `state` is the server's, as `Learned`: that of the deepest backbone of the fleet.
 
     A shallower backbone of the same family trains and sends the first part of it. Raises BackboneError for a fleet whose
     backbones are not cuts of one model: their states cannot be averaged.
     """
-
-    work = SideTuningLearner.work
 
     def __init__(
         self,
@@ -54,8 +52,9 @@ class FederatedLearner(NullLearner):
             for name, spec in sim.costing.learned.items()
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))
-        self.state: dict[str, Tensor] = self.models[deepest].trainable()
+        self.initial = self.models[deepest].trainable()
         self._require_one_family(deepest)
+        self.state = Learned.given("server/model", self.initial)
         self._tokens: dict[str, Tokens] = {}
         self._row: dict[str, dict[int, int]] = {}
         for name, spec in sim.costing.learned.items():
@@ -66,7 +65,7 @@ class FederatedLearner(NullLearner):
 
     def _require_one_family(self, deepest: str) -> None:
         for name, model in self.models.items():
-            if any(n not in self.state or self.state[n].shape != t.shape for n, t in model.trainable().items()):
+            if any(n not in self.initial or self.initial[n].shape != t.shape for n, t in model.trainable().items()):
                 raise BackboneError(
                     f"{name} is not a cut of {deepest}: this method averages what devices train, so its fleet needs "
                     "backbones of one family (Fed MobiLLM takes any)"
@@ -84,10 +83,16 @@ class FederatedLearner(NullLearner):
 
         return restrict(state, self.models[backbone].trainable_parameters())
 
-    def train(
+    def train(self, backbone: str, samples: np.ndarray, state: Learned, settings: LocalTraining, seed: int) -> Learned:
+        """What a device makes of the state it received, from its own texts, as bytes."""
+        return self.sim.host.learn(self._answer, backbone, samples, state, settings, seed)
+
+    def _answer(self, *how: Any) -> bytes:
+        return self.packed(self._trained(*how))
+
+    def _trained(
         self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
     ) -> dict[str, Tensor]:
-        """What a device makes of the state it received, from its own texts."""
         from learning.local_training import train
 
         labels = self.sim.task.labels[samples]
@@ -106,28 +111,34 @@ class FederatedLearner(NullLearner):
 
         return unpack(data, self.models[backbone].trainable_parameters())
 
-    def become(self, state: dict[str, Tensor]) -> None:
-        """The server's next state; one that is not finite ends the run."""
-        from learning.aggregation import is_finite
+    def judged(self, verdict: Learned) -> Callable[[], list[int]]:
+        """What an aggregation is joined with: the places of what it left out; a state that is not finite ends the run."""
 
-        self.state = state
-        if not is_finite(state):
-            self.diverged = "weights"
+        def joined() -> list[int]:
+            left_out, is_finite = self.sim.host.know(verdict)
+            if not is_finite:
+                self.diverged = "weights"
+            return left_out
+
+        return joined
 
     def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its part of the server's state."""
+        return self.sim.host.look(self._scores_of, self.state)
+
+    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float]:
         from learning.local_training import evaluate
 
         test, labels = self.sim.task.test, self.sim.task.labels[self.sim.task.test]
         return {
-            name: evaluate(model, self.part_of(name, self.state), self.tokens(name, test), labels)
+            name: evaluate(model, self.part_of(name, state), self.tokens(name, test), labels)
             for name, model in self.models.items()
         }
 
     def digest(self) -> str:
         """A digest of the server's state."""
         digest = hashlib.sha256()
-        for name, tensor in self.state.items():
+        for name, tensor in self.state.value.items():
             digest.update(name.encode() + tensor.detach().numpy().tobytes())
         return digest.hexdigest()
 
@@ -137,7 +148,7 @@ class FederatedLearner(NullLearner):
 
         folder.mkdir(exist_ok=True)
         save_file(
-            {name: tensor.detach().contiguous().clone() for name, tensor in self.state.items()},
+            {name: tensor.detach().contiguous().clone() for name, tensor in self.state.value.items()},
             folder / "state.safetensors",
         )
 
@@ -152,20 +163,24 @@ class FedAvgLearner(FederatedLearner):
     def aggregate(
         self,
         backbones: Sequence[str],
-        received: Mapping[str, Tensor],
-        states: Sequence[bytes],
+        received: Learned,
+        states: Sequence[Learned],
         weights: Sequence[float],
-    ) -> list[int]:
-        """One step of the server on the mean delta of what came; returns the places of what is not finite, left out."""
+    ) -> Callable[[], list[int]]:
+        """One step of the server on the mean delta of what came; gives the places of what is not finite, left out."""
+        now, how = (self.state, self._moments), (backbones, received, states, weights)
+        self.state, self._moments, verdict = self.sim.host.learn(self._averaged, *now, *how, stored=(True, True, True))
+        return self.judged(verdict)
+
+    def _averaged(self, state, moments, backbones, received, states, weights) -> tuple:
         from learning.aggregation import difference, server_step, weighted_mean
 
         sent = [self.unpacked(backbone, data) for backbone, data in zip(backbones, states, strict=True)]
         kept, left_out = sorted_out(sent)
         if kept:
             delta = weighted_mean([difference(sent[k], received) for k in kept], [weights[k] for k in kept])
-            state, self._moments = server_step(self._optimiser, self.state, delta, self._moments)
-            self.become(state)
-        return left_out
+            state, moments = server_step(self._optimiser, state, delta, moments)
+        return state, moments, verdict_on(state, left_out)
 
 
 class FedAsyncLearner(FederatedLearner):
@@ -175,30 +190,37 @@ class FedAsyncLearner(FederatedLearner):
         super().__init__(sim, *args)
         self._config, self._moments = config, None
 
-    def train_delta(
-        self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], *how: Any
-    ) -> dict[str, Tensor]:
-        """What a device's training changed."""
+    def train_delta(self, backbone: str, samples: np.ndarray, state: Learned, *how: Any) -> Learned:
+        """What a device's training changed, as bytes."""
+        return self.sim.host.learn(self._changed, backbone, samples, state, *how)
+
+    def _changed(self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], *how: Any) -> bytes:
         from learning.aggregation import difference
 
-        return difference(self.train(backbone, samples, state, *how), state)
+        return self.packed(difference(self._trained(backbone, samples, state, *how), state))
 
-    def apply(self, backbones: Sequence[str], answers: Sequence[bytes], stalenesses: Sequence[int]) -> list[int]:
+    def apply(
+        self, backbones: Sequence[str], answers: Sequence[Learned], stalenesses: Sequence[int]
+    ) -> Callable[[], list[int]]:
         """Mix one model in, or step on a buffer of changes; the result is the next version. What is not finite is left
-        out: returns its places.
+        out: gives its places.
         """
+        now, how = (self.state, self._moments), (backbones, answers, stalenesses)
+        self.state, self._moments, verdict = self.sim.host.learn(self._mixed, *now, *how, stored=(True, True, True))
+        return self.judged(verdict)
+
+    def _mixed(self, state, moments, backbones, answers, stalenesses) -> tuple:
         from learning.aggregation import fed_async, fed_buff, server_step
 
         sent = [self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)]
         kept, left_out = sorted_out(sent)
         if kept and self._config.kind == "fedasync":
             mixing = self._config.mixing * self._config.staleness.weight(stalenesses[0])
-            self.become(fed_async(self.state, sent[0], mixing))
+            state = fed_async(state, sent[0], mixing)
         elif kept:
             delta = fed_buff([sent[k] for k in kept], [stalenesses[k] for k in kept])
-            state, self._moments = server_step(self._config.server_optimiser, self.state, delta, self._moments)
-            self.become(state)
-        return left_out
+            state, moments = server_step(self._config.server_optimiser, state, delta, moments)
+        return state, moments, verdict_on(state, left_out)
 
 
 def sorted_out(states: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[int]]:
@@ -207,3 +229,10 @@ def sorted_out(states: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[
 
     finite = [is_finite(state) for state in states]
     return [k for k, good in enumerate(finite) if good], [k for k, good in enumerate(finite) if not good]
+
+
+def verdict_on(state: Mapping[str, Tensor], left_out: list[int]) -> list:
+    """What `judged` reads: which answers are not in the new state, and whether this is finite."""
+    from learning.aggregation import is_finite
+
+    return [left_out, is_finite(state)]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.learners.federated import FederatedLearner, sorted_out
+from sim.learners.federated import FederatedLearner, sorted_out, verdict_on
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.tokens import Tokens
+    from sim.learned import Learned
     from sim.simulation import Simulation
 
     Model = tuple[str, int]  # a backbone and the rank of its LoRA
@@ -73,9 +74,14 @@ class FlexLoRALearner(FederatedLearner):
         return cut_rank(own, rank, self.scaling(self.greatest), self.scaling(rank))
 
     def aggregate(
-        self, models: Sequence[Model], received: Any, states: Sequence[bytes], weights: Sequence[float]
-    ) -> list[int]:
-        """The mean of the dense updates, decomposed; what nobody sent stays. Returns the places of what is not finite."""
+        self, models: Sequence[Model], received: Learned, states: Sequence[Learned], weights: Sequence[float]
+    ) -> Callable[[], list[int]]:
+        """The mean of the dense updates, decomposed; what nobody sent stays. Gives the places of what is not finite."""
+        now, how = (self.state, models), (states, weights)
+        self.state, verdict = self.sim.host.learn(self._decomposed, *now, *how, stored=(True, True))
+        return self.judged(verdict)
+
+    def _decomposed(self, state, models, states, weights) -> tuple:
         from learning.aggregation import flex_lora
 
         sent = [self.unpacked(model, data) for model, data in zip(models, states, strict=True)]
@@ -83,12 +89,12 @@ class FlexLoRALearner(FederatedLearner):
         if kept:
             target, scalings = (self.greatest, self.scaling(self.greatest)), [self.scaling(models[k][1]) for k in kept]
             (mean,) = flex_lora([sent[k] for k in kept], [weights[k] for k in kept], scalings, [target])
-            self.become({**self.state, **mean})
-        return left_out
+            state = {**state, **mean}
+        return state, verdict_on(state, left_out)
 
-    def evaluate(self) -> dict[str, float | None]:
-        """Held-out accuracy of every backbone: the mean over its devices, each with the model of its rank."""
+    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[str, float | None]:
+        """Of every backbone: the mean over its devices, each with the model of its rank."""
         scores: dict[str, list[float | None]] = {}
-        for (name, rank), score in super().evaluate().items():
+        for (name, rank), score in super()._scores_of(state).items():
             scores.setdefault(name, []).extend([score] * self.devices[name, rank])
         return {name: None if None in mine else math.fsum(mine) / len(mine) for name, mine in scores.items()}

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learning.local_training import LocalTraining
-from sim.journal import Journal
+from sim.learned import Learned, Taken
 from sim.learners.federated import FederatedLearner
-from sim.learners.null import NullLearner
+from sim.learners.real import RealLearner
 from sim.learners.side_tuning import SideTuningLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.side_tuning import SideTuning
     from sim.simulation import Simulation
 
 
@@ -31,7 +32,7 @@ class Alone:
     has_one_model = False
     sim: Simulation
     evaluated: dict[str, str]
-    states: dict[str, dict[str, Tensor]]
+    states: dict[str, Learned]
     lost: set[str]  # whose model is no longer finite
 
     def _choose(self, most: int) -> None:
@@ -44,13 +45,13 @@ class Alone:
         self.evaluated = {device.id: device.backbone for device in sorted(chosen, key=lambda d: d.id)}
         self.states, self.lost = {}, set()
 
-    def keep(self, device_id: str, state: dict[str, Tensor] | None) -> bool:
+    def keep(self, device_id: str, state: Learned | None) -> bool:
         """A device has a new state (None: nobody looks at it); False where it is no longer finite."""
         from learning.aggregation import is_finite
 
         if state is not None:
             self.states[device_id] = state
-            if not is_finite(state):
+            if not self.sim.host.look(is_finite, state):
                 self.lost.add(device_id)
         return device_id not in self.lost
 
@@ -81,7 +82,7 @@ class Alone:
         save_file({n: t.detach().contiguous().clone() for n, t in named.items()}, folder / "states.safetensors")
 
     def _named_states(self) -> dict[str, Tensor]:
-        return {f"{device}/{n}": t for device, state in sorted(self.states.items()) for n, t in state.items()}
+        return {f"{device}/{n}": t for device, state in sorted(self.states.items()) for n, t in state.value.items()}
 
 
 class LocalPeftLearner(Alone, FederatedLearner):
@@ -90,27 +91,27 @@ class LocalPeftLearner(Alone, FederatedLearner):
     def __init__(self, sim: Simulation, evaluated: int, *args: Any) -> None:
         super().__init__(sim, *args)
         self._choose(evaluated)
-        self._initial = {name: model.trainable() for name, model in self.models.items()}
-        self._scores: dict[str, tuple[Mapping[str, Tensor], float | None]] = {}
+        self._initial = {name: Learned.given(f"initial/{name}", m.trainable()) for name, m in self.models.items()}
+        self._scores: dict[str, tuple[Learned, float | None]] = {}
 
     def _require_one_family(self, deepest: str) -> None:
         pass
 
     def train_alone(
         self, backbone: str, samples: np.ndarray, device_id: str, settings: LocalTraining, seed: int
-    ) -> dict[str, Tensor] | None:
+    ) -> Learned | None:
         """A device's next state from its own last one; None for a device that is not looked at."""
         if device_id not in self.evaluated or device_id in self.lost:
             return None
-        return self.train(backbone, samples, self.states.get(device_id, self._initial[backbone]), settings, seed)
+        last = self.states.get(device_id, self._initial[backbone])
+        return self.sim.host.learn(self._trained, backbone, samples, last, settings, seed)
 
     def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's present state; a state is scored once."""
         state = self.states.get(device_id, self._initial[backbone])
         known = device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            score = self._score(backbone, state)
-            self._scores[known] = state, score
+            self._scores[known] = state, self.sim.host.look(self._score, backbone, state)
         return self._scores[known][1]
 
     def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
@@ -120,50 +121,46 @@ class LocalPeftLearner(Alone, FederatedLearner):
         return evaluate(self.models[backbone], state, self.tokens(backbone, test), self.sim.task.labels[test])
 
 
-class LadderLearner(Alone, NullLearner):
+class LadderLearner(Alone, RealLearner):
     """Every device trains a side network of its own on its own activations."""
-
-    work = SideTuningLearner.work
 
     def __init__(self, config: Any, sim: Simulation) -> None:
         self.config, self.sim = config, sim
-        self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
+        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
         self._choose(len(sim.devices) if config.evaluated_devices is None else config.evaluated_devices)
-        self._initial = {name: learner.tuning.evaluate()[name] for name, learner in self._of.items()}
-        self._tunings: dict[str, Any] = {}
-        self._scores: dict[str, float | None] = {}
+        self._initial = {name: learner.tuning.value.evaluate()[name] for name, learner in self._of.items()}
+        self._tunings: dict[str, Learned] = {}  # only a device's own epochs, one after another, ever touch its own
+        self._scores: dict[str, Learned] = {}
 
     @property
     def predicts_untrained(self) -> bool:
         """As one of its learners."""
         return next(iter(self._of.values())).predicts_untrained
 
-    def epoch(
-        self, backbone: str, samples: np.ndarray, device_id: str, number: int
-    ) -> tuple[dict, float | None] | None:
+    def epoch(self, backbone: str, samples: np.ndarray, device_id: str, number: int) -> tuple[Learned, Learned] | None:
         """One pass over the device's texts: its averaged weights after it, and their held-out accuracy."""
         if device_id not in self.evaluated or device_id in self.lost:
             return None
-        if number == 0:
-            self._tunings[device_id] = self._begin(backbone, samples, device_id)
-        tuning = self._tunings[device_id]  # only this device's epochs, one after another, ever touch it
+        who, before = (backbone, samples, device_id), Taken(self._tunings[device_id]) if number else None
+        how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
+        self._tunings[device_id], *result = self.sim.host.learn(self._trained, before, *who, number, **how)
+        return tuple(result)
+
+    def _trained(self, tuning: Any, backbone: str, samples: np.ndarray, device_id: str, number: int) -> tuple:
+        tuning = tuning or self._begin(backbone, samples, device_id)
         order = self.sim.streams.rng("local/order", f"{device_id}/{number}").permutation(len(samples))
         for start in range(0, len(order), self.config.device_batch):
             tuning.step(order[start : start + self.config.device_batch].tolist())
         state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
-        return state, tuning.evaluate()[backbone]
+        return tuning, state, tuning.evaluate()[backbone]
 
-    def _begin(self, backbone: str, samples: np.ndarray, device_id: str):
-        from learning.side_tuning import SideTuning
-
+    def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideTuning:
         shared = self._of[backbone]
-        seed = self.sim.streams.seed64("local/side-network", device_id) % 2**31
-        held_out, training = shared.tuning.held_out, shared.tuning.training
-        tuning = SideTuning(shared.shape, self.config.side_network, training, held_out, seed)
+        tuning = shared.fresh(self.sim.streams.seed64("local/side-network", device_id) % 2**31)
         tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
         return tuning
 
-    def keep(self, device_id: str, result: tuple[dict[str, Tensor], float | None] | None) -> bool:
+    def keep(self, device_id: str, result: tuple[Learned, Learned] | None) -> bool:
         """A device has ended an epoch; False where its side network is no longer finite."""
         if result is None:
             return super().keep(device_id, None)
@@ -172,4 +169,6 @@ class LadderLearner(Alone, NullLearner):
 
     def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's side network after its last epoch."""
-        return self._scores.get(device_id, self._initial[backbone])
+        if device_id not in self._scores:
+            return self._initial[backbone]
+        return self.sim.host.know(self._scores[device_id])

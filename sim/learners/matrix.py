@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from learning.full_activations import FullActivations, decode, encode, pooled
-from sim.learners.side_tuning import SideTuningLearner
+from sim.learned import Learned
+from sim.learners.side_tuning import Record, SideTuningLearner, paired
 
 
 class MatrixLearner(SideTuningLearner):
@@ -23,17 +24,18 @@ class MatrixLearner(SideTuningLearner):
         super().__init__(*args)
         self._backbones = {name: Backbone(self.sim.costing.learned[name]) for name in self.vectors}
 
-    def matrices(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""
-        from learning.full_activations import full_states
+    def matrices(self, backbone: str, samples: np.ndarray) -> Learned:
+        """The hidden states of a batch as the payload's bytes."""
+        return self.sim.host.learn(self._payload, backbone, samples)
 
-        tokens = self.sim.task.tokens(self.sim.costing.learned[backbone], samples)
-        return full_states(self._backbones[backbone], tokens, self.vectors[backbone])
+    def encode(self, backbone: str, samples: np.ndarray, activations: Learned) -> Learned:
+        """They are bytes already."""
+        return activations
 
-    def encode(self, backbone: str, samples: np.ndarray, activations: tuple[np.ndarray, np.ndarray]) -> bytes:
-        """The payload's bytes at the configured number of bits."""
+    def _payload(self, backbone: str, samples: np.ndarray) -> bytes:
         from learning.prediction_difference import difference
 
+        activations = self.states(backbone, samples)
         if not np.isfinite(activations[0]).all():
             return b""
         labels = self.sim.task.labels[samples]
@@ -43,15 +45,23 @@ class MatrixLearner(SideTuningLearner):
             y_b = self._own_prediction(backbone, samples)
         return encode(FullActivations(*activations, difference(labels, y_b), samples), self.config.bits)
 
-    def ingest(self, backbone: str, data: bytes) -> bool:
-        """Decode a payload, pool it, and keep the vectors as records; False for one that holds nothing usable."""
-        from learning import activations
+    def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""
+        from learning.full_activations import full_states
 
-        if not data:
-            return False
+        tokens = self.sim.task.tokens(self.sim.costing.learned[backbone], samples)
+        return full_states(self._backbones[backbone], tokens, self.vectors[backbone])
+
+    def _is_usable(self, data: Learned) -> bool:
+        return self.sim.host.look(bool, data)  # whether there is anything in it
+
+    def _received(self, backbone: str, data: Learned) -> Learned:
+        """The payload decoded and pooled: one vector a layer and text."""
+        return self.sim.host.learn(self._pooled, backbone, data)
+
+    def _pooled(self, backbone: str, data: bytes) -> list[Record]:
         received = decode(data, self.shape.backbone_widths[backbone])
         targets = received.targets
         if self.config.loss == "cross-entropy":
             targets = np.concatenate([targets, np.full_like(targets, 1 / targets.shape[1])], axis=1)
-        record = activations.Activations(pooled(received, self.config.readout), targets, received.samples)
-        return super().ingest(backbone, activations.encode(record, "float32"))
+        return paired(pooled(received, self.config.readout), targets)

@@ -28,7 +28,7 @@ class NullLearner:
         """No bytes; sizes come from shapes."""
         return None
 
-    def ingest(self, backbone: str, data: bytes | None) -> bool:
+    def ingest(self, backbone: str, data: Any, count: int) -> bool:
         """Nothing to keep; whether what came can be used."""
         return True
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.journal import Journal
-from sim.learners.null import NullLearner
+from sim.learned import Learned
+from sim.learners.real import RealLearner
 from sim.learners.side_tuning import SideTuningLearner
 
 if TYPE_CHECKING:
@@ -29,15 +29,14 @@ class ServerLearner(SideTuningLearner):
         return dict.fromkeys(self.sim.costing.learned, accuracy)
 
 
-class SeparateLearner(NullLearner):
-    """A `SideTuningLearner` for each backbone. A resumed run computes them again: the journal keeps one history only."""
-
-    work = SideTuningLearner.work
+class SeparateLearner(RealLearner):
+    """A `SideTuningLearner` for each backbone."""
 
     def __init__(self, config: Any, sim: Simulation) -> None:
         if config.taps == "interval":  # of the whole fleet, so that the uploads are those of a shared side network
             config = config.model_copy(update={"taps": min(_depths(sim).values())})
-        self._of = {name: SideTuningLearner(config, sim, [name], Journal(None)) for name in sim.costing.learned}
+        self.sim = sim
+        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
 
     @property
     def diverged(self) -> str | None:
@@ -57,12 +56,12 @@ class SeparateLearner(NullLearner):
         """The payload's bytes."""
         return self._of[backbone].encode(backbone, samples, activations)
 
-    def ingest(self, backbone: str, data: bytes) -> bool:
+    def ingest(self, backbone: str, data: Any, count: int) -> bool:
         """Decode a payload into its backbone's records; False for one that holds nothing usable."""
-        return self._of[backbone].ingest(backbone, data)
+        return self._of[backbone].ingest(backbone, data, count)
 
-    def step_of(self, backbone: str, records: Sequence[int]) -> float:
-        """One update of one backbone's side network."""
+    def step_of(self, backbone: str, records: Sequence[int]) -> Callable[[], Learned]:
+        """One update of one backbone's side network; gives its loss."""
         return self._of[backbone].step(records)
 
     def evaluate(self) -> dict[str, float | None]:

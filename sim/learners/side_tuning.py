@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from learning import catalogue, taps
-from learning.cost import Cost
 from learning.side_config import shape_for
 from learning.tokens import tokenise
-from sim.actors import Work
-from sim.learners.null import NullLearner
+from sim.learned import Learned, Taken
+from sim.learners.real import RealLearner
 
 if TYPE_CHECKING:
-    from sim.journal import Journal
+    from torch import Tensor
+
+    from learning.side_tuning import SideTuning
     from sim.simulation import Simulation
 
+Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
 
-class SideTuningLearner(NullLearner):
+
+class SideTuningLearner(RealLearner):
     """Real activations of the packaged backbones, and a real side network trained on what was uploaded.
 
-    A journal in the run directory remembers evaluations and the last checkpoint by the history that led to them, so that a
-    resumed run replays its events and takes the learning from there instead of computing it again.
-
-    `backbones` are those that the side network serves, by default all of the fleet; `journal` is the run's.
+    `backbones` are those that the side network serves, by default all of the fleet.
     """
 
-    def __init__(
-        self, config: Any, sim: Simulation, backbones: Iterable[str] | None = None, journal: Journal | None = None
-    ) -> None:
-        from learning.side_tuning import SideTuning, Training
-
+    def __init__(self, config: Any, sim: Simulation, backbones: Iterable[str] | None = None) -> None:
         self.config, self.sim = config, sim
         specs = {name: sim.costing.learned[name] for name in backbones or sim.costing.learned}
         configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
@@ -46,12 +43,9 @@ class SideTuningLearner(NullLearner):
         first = [0] if self.shape.start == "embedding" else []
         self.vectors = {name: [*first, *layers] for name, layers in sampled.items()}
         self._prepare(specs)
-        training = Training(config.learning_rate, config.weight_decay, config.loss)
-        seed = sim.streams.seed64("server/side-network") % 2**31
-        self.tuning = SideTuning(self.shape, config.side_network, training, self._held_out(), seed)
-        self.journal = journal or sim.journal
-        self._behind = self.journal.checkpoint_key is not None
-        self._loss: float | None = None
+        self._held_out, self._seed = self._of_test(), sim.streams.seed64("server/side-network") % 2**31
+        self.tuning = Learned.given(f"side network of {list(specs)}", self.fresh(self._seed))
+        self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
 
     @property
     def predicts_untrained(self) -> bool:
@@ -127,47 +121,60 @@ class SideTuningLearner(NullLearner):
 
     # --- what the server computes
 
-    def work(self, cost: Cost, name: str, *args: Any) -> Work:
-        """A piece of work that takes time and computes `self.name(*args)`."""
-        function: Callable[..., Any] = getattr(self, name)
-        return Work(cost, functools.partial(function, *args))
+    def fresh(self, seed: int) -> SideTuning:
+        """An untrained side network of this learner's shape, to be judged on the held-out texts."""
+        from learning.side_tuning import SideTuning, Training
 
-    def ingest(self, backbone: str, data: bytes) -> bool:
-        """Decode a payload into the server's records; False for one that holds nothing usable."""
-        return bool(data) and self.tuning.ingest(backbone, data) > 0
+        training = Training(self.config.learning_rate, self.config.weight_decay, self.config.loss)
+        return SideTuning(self.shape, self.config.side_network, training, self._held_out, seed)
+
+    def ingest(self, backbone: str, data: Any, count: int) -> bool:
+        """Decode a payload of so many records into the server's; False for one that holds nothing usable."""
+        if not self._is_usable(data):
+            return False
+        batch = self._received(backbone, data)
+        self.records += [(backbone, batch, row) for row in range(count)]
+        if self.config.side_network.normalise == "standard":
+            self.tuning = self.sim.host.learn(_observed, Taken(self.tuning), backbone, batch, revive=self._revived)
+        return True
+
+    def _is_usable(self, data: Any) -> bool:
+        return bool(data)
+
+    def _received(self, backbone: str, data: bytes) -> Learned:
+        """A payload decoded: [(vectors, target), ...]."""
+        from learning.activations import decode
+
+        received = decode(data)
+        key = hashlib.blake2b(data, digest_size=16).hexdigest()
+        return Learned.given(f"payload/{key}", paired(received.values, received.targets))
 
     def forget(self, records: Sequence[int]) -> None:
         """Drop records that no later update will ask for."""
-        self.tuning.forget(records)
+        for number in records:
+            self.records[number] = None
 
-    def step(self, records: Sequence[int]) -> float | None:
-        """One update, or its place in the history while the journal's checkpoint is still ahead."""
-        if not self._behind:
-            self._loss = self.tuning.step(records)
-            if not math.isfinite(self._loss):
+    def step(self, records: Sequence[int]) -> Callable[[], Learned]:
+        """One update on the records of these numbers; gives its loss."""
+        mine = [self.records[number] for number in sorted(records)]
+        how = {"stored": (True, True), "revive": self._revived}
+        self.tuning, loss = self.sim.host.learn(_trained, Taken(self.tuning), mine, **how)
+
+        def joined() -> Learned:
+            if loss.is_new and not math.isfinite(loss.value):  # it would have ended the interrupted run
                 self.diverged = "loss"
-            return self._loss
-        self.tuning.note_step(records)
-        return self.journal.loss(self._catch_up())
+            return loss
+
+        return joined
+
+    def _revived(self, saved: Mapping[str, Tensor]) -> SideTuning:
+        return self.fresh(self._seed).load(saved)
 
     def evaluate(self) -> dict[str, float | None]:
         """Accuracy by backbone on the held-out texts."""
-        key = self._catch_up()
-        if self._behind:
-            return self.journal.recall(key)
-        scores = self.tuning.evaluate()
-        self.journal.remember(key, scores, self._loss, self.tuning.checkpoint)
-        return scores
+        return self.sim.host.look(_scores, self.tuning)
 
-    def _catch_up(self) -> str:
-        """The present history; where it is the checkpoint's, training really goes on from there."""
-        key = self.tuning.key
-        if self._behind and key == self.journal.checkpoint_key:
-            self.tuning.restore(self.journal.checkpoint)
-            self._behind = False
-        return key
-
-    def _held_out(self) -> dict[str, Any]:
+    def _of_test(self) -> dict[str, Any]:
         from learning.side_tuning import HeldOut
 
         test = self.sim.task.test
@@ -177,13 +184,9 @@ class SideTuningLearner(NullLearner):
         }
 
     def digest(self) -> str:
-        """A digest of the shipped weights; CannotResume if the replay never came to the journal's checkpoint."""
-        import hashlib
-
-        if self._behind and self.sim.ended.reason != "interrupted":
-            raise self.journal.astray()
+        """A digest of the shipped weights."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.tuning.averaged.state_dict().items()):
+        for name, tensor in sorted(self.tuning.value.averaged.state_dict().items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
         return digest.hexdigest()
 
@@ -207,4 +210,26 @@ class SideTuningLearner(NullLearner):
             max_tokens=str(self.sim.task.max_tokens),
             seed=str(self.sim.scenario.seed),
         )
-        self.tuning.save_model(folder / "side_network.safetensors", **notes)
+        self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
+
+
+def paired(values: np.ndarray, targets: np.ndarray) -> list[Record]:
+    """Records of a batch's vectors [n, V, d_m] and targets [n, ...]."""
+    import torch
+
+    return list(zip(torch.from_numpy(values), torch.from_numpy(targets), strict=True))
+
+
+def _observed(tuning: SideTuning, backbone: str, batch: list[Record]) -> SideTuning:
+    import torch
+
+    tuning.observe(backbone, torch.stack([values for values, _ in batch]))
+    return tuning
+
+
+def _trained(tuning: SideTuning, records: list[tuple[str, list[Record], int]]) -> tuple[SideTuning, float]:
+    return tuning, tuning.train([(backbone, *batch[row]) for backbone, batch, row in records])
+
+
+def _scores(tuning: SideTuning) -> dict[str, float]:
+    return tuning.evaluate()

@@ -86,7 +86,8 @@ class Centralised:
             if landed:
                 samples, flows = landed.popleft()
                 activations = yield from server.compute(self.forward(samples), flows, "forward")
-                if self.learner.ingest(self.backbone, self.learner.encode(self.backbone, samples, activations)):
+                data = self.learner.encode(self.backbone, samples, activations)
+                if self.learner.ingest(self.backbone, data, len(samples)):
                     self.cache.insert(self.backbone, len(samples))
                 else:
                     self.sim.leave_out(None, "activations")

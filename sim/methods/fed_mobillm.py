@@ -106,7 +106,7 @@ class FedMobiLLM:
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache, at random positions."""
-        if self.learner.ingest(payload.sender.backbone, payload.data):
+        if self.learner.ingest(payload.sender.backbone, payload.data, len(payload.samples)):
             self.cache.insert(payload.sender.backbone, len(payload.samples))
         else:
             self.sim.leave_out(payload.sender, "activations")

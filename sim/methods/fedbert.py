@@ -58,7 +58,7 @@ class FedBert(SplitFed):
         out = yield from self.served(device, task, up, ahead, "body", name, len(samples))
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = work(both, "loss", name, samples, slot[0], sent and sent.mask_BT, out and out.data)
+        loss = work(both, "loss", name, samples, slot[0], sent, out and out.data)
         gradient, head = (yield from device.compute(loss)) or (None, None)
         up = yield from self.send(device, task, samples, charge.wire_bytes(device, samples, 1), gradient)
         back = charge.backward(device, samples, 1)

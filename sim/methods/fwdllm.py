@@ -56,26 +56,26 @@ class FwdLLM(ForwardOnly):
 
     def round(self, device: Device, task: Task) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
-        state, seeds, is_new = task.model
+        state, chosen, places, is_new = task.model
         nbytes, directions = self.costs[device.backbone].nbytes(), self.config.perturbations
         yield from device.download(8 * directions + is_new * nbytes)
-        data = yield from device.compute(self.probing(device, task, state, seeds.get(device.id)))
+        data = yield from device.compute(self.probing(device, task, state, chosen, places[device.id]))
         payload = self.payload(device, task, PROBE_BYTES * directions if self.config.shared_seeds else nbytes, data)
         yield from device.upload(payload)
         self.sim.server.receive(payload)
 
     def peak_bytes(self, device: Device) -> int:
         """Of a round's probes, with the backbone's weights."""
-        return device.held_bytes(self.probing(device, Task(0, None, None), None, None).cost.peak_bytes)
+        return device.held_bytes(self.probing(device, Task(0, None, None), None, None, 0).cost.peak_bytes)
 
-    def probing(self, device: Device, task: Task, state: Any, seeds: list[int] | None) -> Work:
+    def probing(self, device: Device, task: Task, state: Any, chosen: Any, place: int) -> Work:
         """Two forward passes for each direction and batch; theta, v, theta + h v and the gradient are in memory."""
         counted, c = self.costs[device.backbone], self.config
         batches = self.batches(device, task, -(-len(device.samples) // c.device_batch))
         cost = self.passes(device, batches, counted.ahead, 2 * c.perturbations, (4 - c.shared_seeds) * counted.nbytes())
         moved = 2 * len(batches) + (not c.shared_seeds)  # ahead and behind of each batch, and into the gradient
         cost += moves(c.perturbations * moved, counted.nbytes())
-        return self.learner.work(cost, "probe", device.backbone, batches, state, seeds, c.h, c.shared_seeds)
+        return self.learner.work(cost, "probe", device.backbone, batches, state, chosen, place, c.h, c.shared_seeds)
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
@@ -84,18 +84,18 @@ class FwdLLM(ForwardOnly):
 
     def agree(self, server: Server, devices: list[Device], number: int) -> Generator[Any, Any, list[Payload]]:
         """One round: ask the same devices until the gradients that came agree, then make one step along their mean."""
-        payloads, gradients, left_out = [], [], []
+        payloads, gradients, left_out = [], None, []
         for ask in range(max(self.config.asks, self.config.most_asks)):
             if not (devices := [device for device in devices if self.sim.is_at_work(device)]):
                 break
             chosen = yield from server.compute(self.choosing(devices, number), kind="choose")
-            seeds = dict(zip((d.id for d in devices), chosen or [None] * len(devices), strict=True))
-            came = yield from server.ask(devices, self.asked, (self.learner.state, seeds, ask == 0))
+            places = {device.id: place for place, device in enumerate(devices)}
+            came = yield from server.ask(devices, self.asked, (self.learner.state, chosen, places, ask == 0))
             self.asked, payloads = self.asked + 1, payloads + came
             if not payloads:
                 continue  # nobody answered
             gathered = yield from server.compute(self.gathering(payloads, came), [p.number for p in came], "gather")
-            gradients, needs_more, left_out = gathered or ([], False, [])
+            gradients, needs_more, left_out = gathered or (None, False, [])
             if ask + 1 >= self.config.asks and not needs_more:
                 break
         counted = server.counted(payloads, left_out)
@@ -103,7 +103,7 @@ class FwdLLM(ForwardOnly):
             yield from server.compute(self.step(counted, gradients, number), kind="aggregate")
         return counted
 
-    def step(self, payloads: list[Payload], gradients: list[Any], number: int) -> Work:
+    def step(self, payloads: list[Payload], gradients: Any, number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""
         c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p in payloads)
         rate = warm_up_then_linear(number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds)

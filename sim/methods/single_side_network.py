@@ -72,7 +72,7 @@ class SingleSideNetwork(FedMobiLLM):
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache of the payload's own backbone."""
-        if self.learner.ingest(payload.sender.backbone, payload.data):
+        if self.learner.ingest(payload.sender.backbone, payload.data, len(payload.samples)):
             self.caches[payload.sender.backbone].insert(payload.sender.backbone, len(payload.samples))
         else:
             self.sim.leave_out(payload.sender, "activations")

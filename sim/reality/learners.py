@@ -14,6 +14,7 @@ import numpy as np
 
 from sim.learners.federated import FedAvgLearner, FederatedLearner
 from sim.learners.null import NullLearner
+from sim.learners.real import RealLearner
 from sim.learners.side_tuning import SideTuningLearner
 from sim.methods.fed_avg import FedAvg
 from sim.methods.fed_mobillm import FedMobiLLM
@@ -27,10 +28,9 @@ SUPPORTED = {FedMobiLLM: "fed-mobillm", PaeMobiLLM: "pae-mobillm", FedAvg: "feda
 NOBODY = np.empty(0, dtype=np.int64)
 
 
-class OnDevice(NullLearner):
+class OnDevice(RealLearner):
     """What a device of a side-tuning method computes: a forward pass when its time has come, and the payload's bytes."""
 
-    work = SideTuningLearner.work
     encode = SideTuningLearner.encode
 
     def __init__(self, sim: Simulation, device: Device) -> None:
@@ -51,7 +51,7 @@ class OnDevice(NullLearner):
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """A real forward pass: the sampled vectors of a batch, float32 [n, vectors, hidden]."""
-        readouts = self._pass(self.sim.task.tokens(self._spec, samples))
+        readouts = self.sim.host.start(lambda: self._pass(self.sim.task.tokens(self._spec, samples))).result()
         self._last = readouts[:, -1]
         return readouts[:, self._vectors]
 
@@ -96,7 +96,7 @@ def for_server(sim: Simulation) -> NullLearner:
 
 def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> SimpleNamespace:
     costing = dataclasses.replace(sim.costing, learned=learned)
-    return SimpleNamespace(streams=sim.streams, task=task, costing=costing, devices=devices)
+    return SimpleNamespace(streams=sim.streams, task=task, costing=costing, devices=devices, host=sim.host)
 
 
 def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
@@ -107,7 +107,7 @@ def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
     """What a device needs to predict, float32: the shared part, its own projections, mean and deviation of its vectors."""
     from learning.state_codec import pack
 
-    network = learner.tuning.averaged
+    network = learner.tuning.value.averaged
     parts = [p for module in (network.adapters, network.norm, network.head) for p in module.parameters()]
     projection = network.projection(backbone)
     parts += [] if projection is None else [projection]
@@ -134,7 +134,7 @@ def _warm_up_side_tuning(learner: AtServer) -> None:
     from learning.activations import Activations, encode
     from learning.side_tuning import SideTuning
 
-    real, shape = learner.tuning, learner.shape
+    real, shape = learner.tuning.value, learner.shape
     twin = SideTuning(shape, learner.config.side_network, real.training, {}, 0)
     for backbone, width in shape.backbone_widths.items():
         values = np.zeros((4, shape.vectors, width), np.float32)

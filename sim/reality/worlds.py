@@ -18,6 +18,7 @@ import numpy as np
 import simpy
 
 from sim.actors import Device, Payload, Task
+from sim.learned import resolved
 from sim.reality.clock import RealClock
 from sim.reality.wire import Connection
 from sim.scenario import Scenario
@@ -69,7 +70,7 @@ class LocalDevice(Device):
         """Send the payload's bytes; done when the server has said how many of them landed."""
         start_s, self._acknowledged[payload.number] = self.sim.env.now, self.sim.env.event()
         header = {"payload": payload.number, "records": len(payload.samples), "version": payload.version}
-        self.data.send(header, payload.data)
+        self.data.send(header, resolved(payload.data))
         nbytes = yield self._acknowledged[payload.number]
         del self._acknowledged[payload.number]
         self._record("upload", start_s, nbytes, self.power.uplink_w, [payload.number])
@@ -175,7 +176,7 @@ class RemoteDevice(Device):
         learner = self.sim.method.learner
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
-        self.data.send({"task": number}, learner.packed(learner.part_of(self.backbone, task.model)))
+        self.data.send({"task": number}, learner.packed(learner.part_of(self.backbone, resolved(task.model))))
         task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
     def has(self, task: Task) -> bool:

@@ -13,6 +13,7 @@ from learning.aggregation import is_finite
 from learning.local_training import evaluate
 from sim.compare.cost_table import markdown, rows
 from sim.compare.runs import Entry
+from sim.learned import Learned, resolved
 from sim.learners.local import LadderLearner, LocalPeftLearner
 from sim.learners.matrix import MatrixLearner
 from sim.learners.side_tuning import SideTuningLearner
@@ -66,7 +67,8 @@ def one_sends_nan(monkeypatch):
 
     def spoilt(self, payload):
         if payload.sender.id == "device-0001" and payload.data:
-            payload = dataclasses.replace(payload, data=payload.data[:-4] + struct.pack("<f", math.nan))
+            spoilt = resolved(payload.data)[:-4] + struct.pack("<f", math.nan)
+            payload = dataclasses.replace(payload, data=spoilt)
         receive(self, payload)
 
     monkeypatch.setattr(Server, "receive", spoilt)
@@ -76,7 +78,7 @@ def one_sends_nan(monkeypatch):
 def test_one_devices_nan_enters_no_average_and_is_told(kind, one_sends_nan, simulate, curve):
     sim = simulate(method=FEDERATED[kind], **WORLD)
     found = told(sim)
-    assert is_finite(sim.method.learner.state)
+    assert is_finite(sim.method.learner.state.value)
     assert {name: found["diverged"][name] for name in ("device", "what")} == {
         "device": "device-0001",
         "what": "weights",
@@ -97,9 +99,9 @@ def test_what_is_left_is_the_mean_of_the_others(one_sends_nan, simulate, monkeyp
     monkeypatch.setattr(Server, "receive", lambda self, payload: (sent.append(payload), receive(self, payload))[1])
     sim = simulate(method={**FEDERATED["fedavg-full"], "rounds": 1}, **WORLD)
     learner = sim.method.learner
-    states = [learner.unpacked("random-bert", p.data) for p in sent if p.sender.id != "device-0001"]
+    states = [learner.unpacked("random-bert", resolved(p.data)) for p in sent if p.sender.id != "device-0001"]
     assert len(states) == 2
-    for name, tensor in learner.state.items():
+    for name, tensor in learner.state.value.items():
         torch.testing.assert_close(tensor, (states[0][name] + states[1][name]) / 2, rtol=1e-5, atol=1e-7)
 
 
@@ -109,7 +111,10 @@ def test_a_federated_model_that_diverges_has_no_accuracy_of_nan(kind, simulate, 
     found, learner = told(sim), sim.method.learner
     assert found["diverged"] is not None
     is_good = (
-        sim.updates and not learner.diverged and is_finite(learner.state) and None not in learner.evaluate().values()
+        sim.updates
+        and not learner.diverged
+        and is_finite(learner.state.value)
+        and None not in learner.evaluate().values()
     )
     assert (found["final"] is not None) == bool(is_good)
     assert sim.ended.reason == "diverged" or found["diverged"]["answers_left_out"] > 0
@@ -156,8 +161,9 @@ def test_one_device_that_diverges_alone_is_left_out_of_the_mean(kind, learner, n
         result = healthy(self, *args)
         if result is None or not any(isinstance(arg, str) and arg == "device-0001" for arg in args):
             return result
-        state = {n: t * math.nan for n, t in (result[0] if kind == "local-lst" else result).items()}
-        return (state, None) if kind == "local-lst" else state
+        state = (result[0] if kind == "local-lst" else result).value
+        state = Learned.given("spoilt", {n: t * math.nan for n, t in state.items()})
+        return (state, Learned.given("none", None)) if kind == "local-lst" else state
 
     monkeypatch.setattr(learner, name, spoilt)
     sim = simulate(method=ALONE[kind], **WORLD)
@@ -173,7 +179,7 @@ def test_one_device_that_diverges_alone_is_left_out_of_the_mean(kind, learner, n
     ("mobillm", MatrixLearner),
 ])  # fmt: skip
 def test_activations_that_are_not_finite_are_no_records(kind, learner, simulate, monkeypatch):
-    name = "matrices" if learner is MatrixLearner else "forward"
+    name = "states" if learner is MatrixLearner else "forward"
     healthy = getattr(learner, name)
 
     def spoilt(self, backbone, samples):

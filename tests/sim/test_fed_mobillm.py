@@ -10,6 +10,7 @@ from learning import taps
 from learning.activations import Activations, decode, encode
 from learning.prediction_difference import backbone_prediction, difference
 from learning.side_tuning import HeldOut, SideTuning, Training
+from sim.learned import resolved
 from sim.methods.fed_mobillm import FedMobiLLM
 from sim.methods.shared.replay_cache import ReplayCache
 
@@ -64,7 +65,7 @@ def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):
     assert taken == len(samples) == 60
     assert len(losses) == sim.updates
     for name, tensor in central.averaged.state_dict().items():
-        assert np.array_equal(tensor.numpy(), learner.tuning.averaged.state_dict()[name].numpy()), name
+        assert np.array_equal(tensor.numpy(), learner.tuning.value.averaged.state_dict()[name].numpy()), name
     assert curve(sim)[-1] == central.evaluate()["random-bert"]
     recorded = [m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "loss"]
     assert recorded == losses[4::5]
@@ -113,7 +114,7 @@ def test_every_record_is_uploaded_exactly_once(device_batch, simulate, payloads)
     assert set(sent) == {int(sample) for device in sim.devices for sample in device.samples}
     assert len(sent) == 60
     for payload in payloads:
-        received = decode(payload.data)
+        received = decode(resolved(payload.data))
         assert received.samples.tolist() == payload.samples.tolist()
         assert len(payload.samples) <= device_batch
         assert set(payload.samples.tolist()) <= set(payload.sender.samples.tolist())
@@ -129,10 +130,10 @@ def test_the_charged_bytes_are_the_real_bytes(wire, loss, start, simulate, paylo
     )
     assert payloads
     for payload in payloads:
-        assert len(payload.data) == payload.nbytes
-    assert sim.recorder.uplink_bytes == sum(len(payload.data) for payload in payloads)
+        assert len(resolved(payload.data)) == payload.nbytes
+    assert sim.recorder.uplink_bytes == sum(len(resolved(payload.data)) for payload in payloads)
     if loss == "squared-error":  # the server sees differences to the backbone's prediction, not labels as such
-        assert decode(payloads[0].data).targets.shape[1] == 3
+        assert decode(resolved(payloads[0].data)).targets.shape[1] == 3
 
 
 def test_costing_as_another_architecture_changes_charges_and_not_learning(simulate, payloads):
@@ -141,8 +142,8 @@ def test_costing_as_another_architecture_changes_charges_and_not_learning(simula
     costed = simulate("jitter=false", cost_as={"backbone": "bert-base", "tokens": 16})
     assert costed.costing.charged_as == "bert-base at 16 tokens"
     assert plain.costing.charged_as is None
-    assert {p.data for p in payloads[:own]} == {p.data for p in payloads[own:]}
-    assert all(payload.nbytes > len(payload.data) for payload in payloads[own:])
+    assert {resolved(p.data) for p in payloads[:own]} == {resolved(p.data) for p in payloads[own:]}
+    assert all(payload.nbytes > len(resolved(payload.data)) for payload in payloads[own:])
     assert costed.updates == plain.updates
     assert costed.recorder.uplink_bytes > 5 * plain.recorder.uplink_bytes
     assert costed.ended.at_s > plain.ended.at_s

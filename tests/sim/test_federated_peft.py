@@ -42,7 +42,7 @@ def test_two_rounds_equal_a_plain_loop(simulate):
                 optimiser.step()
             made.append(model.trainable())
         state = {name: sum(m[name] for m in made) / len(made) for name in state}
-    for name, tensor in sim.method.learner.state.items():
+    for name, tensor in sim.method.learner.state.value.items():
         assert torch.allclose(tensor, state[name], atol=1e-5), name
 
 
@@ -52,7 +52,7 @@ def test_bytes_both_ways_are_four_a_trained_number(kind, simulate, spans):
     nbytes = 4 * training_architecture(find("random-bert"), kind.removeprefix("fedavg-"), 3, head="dense").trainable
     for way in ("upload", "download"):
         assert [s["nbytes"] for s in spans(sim, kind=way)] == [nbytes] * 6
-    packed = sim.method.learner.packed(sim.method.learner.part_of("random-bert", sim.method.learner.state))
+    packed = sim.method.learner.packed(sim.method.learner.part_of("random-bert", sim.method.learner.state.value))
     assert len(packed) == nbytes
 
 

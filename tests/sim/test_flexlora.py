@@ -76,10 +76,10 @@ def test_two_rounds_equal_a_plain_loop_over_dense_updates(alpha, simulate):
         starts = [factors(mean, rank, scaling) for rank, scaling in zip(RANKS, scalings, strict=True)]
     learner = sim.method.learner
     for rank, scaling, start in zip(RANKS, scalings, starts, strict=True):
-        ours = dense(learner.part_of(("random-bert", rank), learner.state), scaling)
+        ours = dense(learner.part_of(("random-bert", rank), learner.state.value), scaling)
         for name, tensor in dense(start, scaling).items():
             assert torch.allclose(ours[name], tensor, atol=1e-5), (rank, name)
-    assert dense(learner.state, 1.0).keys() == mean.keys()
+    assert dense(learner.state.value, 1.0).keys() == mean.keys()
 
 
 def test_every_device_sends_and_computes_what_its_own_rank_takes(simulate, spans):
@@ -141,7 +141,7 @@ def test_a_device_that_drops_out_stalls_nobody(during, simulate, spans):
     assert sim.ended.reason == "exhausted" and sim.updates == 2
     [cut] = spans(sim, outcome="dropped")
     assert (cut["kind"], cut["end_s"]) == (during, pytest.approx(moment_s))
-    assert torch.isfinite(torch.cat([t.flatten() for t in sim.method.learner.state.values()])).all()
+    assert torch.isfinite(torch.cat([t.flatten() for t in sim.method.learner.state.value.values()])).all()
 
 
 @pytest.mark.parametrize(

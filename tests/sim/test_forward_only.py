@@ -14,6 +14,7 @@ from learning.backbone import pad
 from learning.catalogue import find
 from learning.count_forward_only import forward_architecture, jvp_pass
 from learning.trainable import TrainableClassifier
+from sim.learned import resolved
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "jitter": False}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
@@ -94,7 +95,7 @@ def test_fwdllm_is_a_plain_loop(shared, simulate):
             )
         last = {n: sum(g[n] for g in gradients) / len(gradients) for n in plain.state}
         plain.state = {n: t - rate * last[n] for n, t in plain.state.items()}
-    plain.is_near(sim.method.learner.state)
+    plain.is_near(sim.method.learner.state.value)
 
 
 def test_fedmezo_is_a_plain_loop(simulate):
@@ -110,7 +111,7 @@ def test_fedmezo_is_a_plain_loop(simulate):
                 state = {n: t - 0.02 * s * v[n] for n, t in state.items()}
             made.append(state)
         plain.state = {n: sum(m[n] for m in made) / len(made) for n in plain.state}
-    plain.is_near(sim.method.learner.state)
+    plain.is_near(sim.method.learner.state.value)
 
 
 def test_spry_is_a_plain_loop_with_backpropagation(simulate):
@@ -144,7 +145,7 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
                 m[n] = 0.9 * m[n] + 0.1 * d
                 v2[n] = v2[n] - 0.01 * d**2 * (v2[n] - d**2).sign()
                 plain.state[n] = plain.state[n] + 0.01 * m[n] / (v2[n].sqrt() + 1e-3)
-    plain.is_near(sim.method.learner.state)
+    plain.is_near(sim.method.learner.state.value)
 
 
 # --- bytes, FLOP, memory ---------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_every_byte_charged_is_a_byte_sent(method, scenario_file, spans):
     receive = sim.server.receive
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
     sim.run()
-    assert sent and all(len(payload.data) == payload.nbytes for payload in sent)
+    assert sent and all(len(resolved(payload.data)) == payload.nbytes for payload in sent)
     assert sorted(p.nbytes for p in sent) == sorted(s["nbytes"] for s in spans(sim, kind="upload"))
 
 
@@ -204,13 +205,13 @@ def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate, spans):
 
 def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
     sim, sent = built(scenario_file, MEZO, **AT_ONCE), []
-    receive, state = sim.server.receive, sim.method.learner.state
+    receive, state = sim.server.receive, sim.method.learner.state.value
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
     sim.run()
     for number in range(3):
-        made = [fg.replay(state, fg.decode_probes(p.data), 0.02) for p in sent if p.version == number]
+        made = [fg.replay(state, fg.decode_probes(resolved(p.data)), 0.02) for p in sent if p.version == number]
         state = {n: (sum(one[n].double() * (1 / 3) for one in made)).float() for n in state}
-    assert all(torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.items())
+    assert all(torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.value.items())
 
 
 def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate, spans):

@@ -9,6 +9,7 @@ import pytest
 from learning import activations, full_activations, taps
 from learning.prediction_difference import difference
 from learning.side_network import SideNetwork
+from sim.learned import resolved
 from sim.methods.pae_mobillm import PaeMobiLLM
 
 ONE = {
@@ -50,8 +51,8 @@ def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
 @pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
 def test_the_charged_bytes_are_the_real_bytes(method, simulate, payloads):
     sim = simulate(method=method)
-    assert sum(len(p.data) for p in payloads) == sim.recorder.uplink_bytes
-    assert all(len(p.data) == p.nbytes for p in payloads)
+    assert sum(len(resolved(p.data)) for p in payloads) == sim.recorder.uplink_bytes
+    assert all(len(resolved(p.data)) == p.nbytes for p in payloads)
     delivered = sum(sim.method.shape.shipped_bytes(d.backbone) for d in sim.devices)
     assert sim.recorder.downlink_bytes == delivered
 
@@ -112,7 +113,7 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    for name, tensor in learner.tuning.network.state_dict().items():
+    for name, tensor in learner.tuning.value.network.state_dict().items():
         torch.testing.assert_close(tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
@@ -143,12 +144,12 @@ def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, m
 
 def test_the_server_sees_no_labels(simulate, payloads):
     sim = simulate(method=VARIANTS["matrix"])
-    received = full_activations.decode(payloads[0].data, 64)
+    received = full_activations.decode(resolved(payloads[0].data), 64)
     labels = sim.task.labels[received.samples]
     np.testing.assert_allclose(received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3)
     payloads.clear()
     simulate(method=PAE)
-    assert activations.decode(payloads[0].data).targets.shape == (4, 3)
+    assert activations.decode(resolved(payloads[0].data)).targets.shape == (4, 3)
 
 
 def test_fresh_samples_are_sent_as_they_come(simulate, spans):
@@ -182,7 +183,7 @@ def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, pa
     scales = 3 * tokens * 2 if bits < 16 else 0
     assert len(payloads) == 3
     for payload in payloads:
-        assert payload.nbytes == len(payload.data)
+        assert payload.nbytes == len(resolved(payload.data))
         assert (
             0 <= payload.nbytes - values - scales - 60 * (4 + 4 + 2 * 3) <= 500
         )  # lengths, numbers, targets; a header
@@ -191,7 +192,7 @@ def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, pa
 def test_mobillm_sends_labels(simulate, payloads):
     sim = simulate(method=MOBILLM)
     for payload in payloads[:5]:
-        received = full_activations.decode(payload.data, 64)
+        received = full_activations.decode(resolved(payload.data), 64)
         assert received.targets.tolist() == np.eye(3)[sim.task.labels[received.samples]].tolist()
 
 

@@ -8,6 +8,7 @@ from learning.prediction_difference import difference
 from learning.side_config import SideNetworkConfig
 from learning.side_tuning import SideTuning, Training
 from sim.journal import Journal
+from sim.learned import resolved
 from sim.methods.shared.replay_cache import ReplayCache
 from sim.methods.shared.text_wire import decode_texts
 from sim.simulation import Watch
@@ -73,7 +74,7 @@ def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
     late = {"eager": 0} if kind == "upload-raw-text" else {}
     central = simulate(method={**METHODS[kind], **late}, **ONE)
     assert fed.updates == central.updates
-    theirs, ours = (sim.method.learner.tuning.averaged.state_dict() for sim in (fed, central))
+    theirs, ours = (sim.method.learner.tuning.value.averaged.state_dict() for sim in (fed, central))
     for name, tensor in theirs.items():
         assert np.array_equal(tensor.numpy(), ours[name].numpy()), name
     assert curve(fed) == curve(central)
@@ -94,8 +95,8 @@ def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
     assert sorted(int(s) for p in made for s in p.samples) == sorted(int(s) for d in sim.devices for s in d.samples)
     for payload in made:
         expected = [(texts.texts[s], "", int(texts.labels[s])) for s in payload.samples]
-        assert decode_texts(payload.data) == expected
-        assert payload.nbytes == len(payload.data) == sum(10 + len(text.encode()) for text, *_ in expected)
+        assert decode_texts(resolved(payload.data)) == expected
+        assert payload.nbytes == len(resolved(payload.data)) == sum(10 + len(text.encode()) for text, *_ in expected)
     assert sim.recorder.uplink_bytes == sum(payload.nbytes for payload in made)
     assert not spans(sim, "compute", actor="device")
 
@@ -135,7 +136,7 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
     learner, device, name = sim.method.learner._of["random-bert-l1"], sim.devices[2], "random-bert-l1"
     seed = sim.streams.seed64("server/side-network") % 2**31
     alone = SideTuning(
-        learner.shape, SideNetworkConfig(), Training(1e-3, 1.0, "squared-error"), learner.tuning.held_out, seed
+        learner.shape, SideNetworkConfig(), Training(1e-3, 1.0, "squared-error"), learner.tuning.value.held_out, seed
     )
     cache = ReplayCache(sim.streams.rng("server/replay", name))
     y_b = np.full((len(sim.task.labels), 3), 1 / 3, np.float32)
@@ -148,7 +149,7 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
     for _ in range(5 * 20 // 8):
         alone.step(cache.draw(8))
     for key, tensor in alone.averaged.state_dict().items():
-        assert np.array_equal(tensor.numpy(), learner.tuning.averaged.state_dict()[key].numpy()), key
+        assert np.array_equal(tensor.numpy(), learner.tuning.value.averaged.state_dict()[key].numpy()), key
     assert curve(sim, name)[-1] == alone.evaluate()[name]
 
 
@@ -186,7 +187,7 @@ def test_local_lora_is_local_training_device_by_device(simulate, curve):
             loss.backward()
             optimiser.step()
     for key, tensor in model.trainable().items():
-        torch.testing.assert_close(learner.states[device.id][key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+        torch.testing.assert_close(learner.states[device.id].value[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
     with torch.inference_mode():
         predicted = model(*padded(sim.task.tokens(spec, test).ids)).argmax(dim=1).numpy()
     assert curve(sim, name)[-1] == pytest.approx((predicted == sim.task.labels[test]).mean())
@@ -211,8 +212,8 @@ def test_the_evaluated_devices_are_a_seeded_sample_with_every_backbone(simulate)
     assert set(few.method.learner.states) == set(chosen)
     assert few.recorder.spans().equals(everyone.recorder.spans())  # the others are charged all the same
     for device in chosen:
-        for name, tensor in few.method.learner.states[device].items():
-            assert tensor.equal(everyone.method.learner.states[device][name])
+        for name, tensor in few.method.learner.states[device].value.items():
+            assert tensor.equal(everyone.method.learner.states[device].value[name])
 
 
 def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curve):
@@ -221,7 +222,7 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
     shared = learner._of[name]
     seed = sim.streams.seed64("local/side-network", device.id) % 2**31
     alone = SideTuning(
-        shared.shape, SideNetworkConfig(), Training(3e-3, 0.0, "cross-entropy"), shared.tuning.held_out, seed
+        shared.shape, SideNetworkConfig(), Training(3e-3, 0.0, "cross-entropy"), shared.tuning.value.held_out, seed
     )
     vectors = shared._readouts[name][[shared._row[name][int(i)] for i in device.samples]]
     y_b = np.full((20, 3), 1 / 3, np.float32)
@@ -232,7 +233,7 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
         for start in range(0, 20, 5):
             alone.step(order[start : start + 5].tolist())
     for key, tensor in alone.averaged.state_dict().items():
-        assert np.array_equal(tensor.numpy(), learner.states[device.id][key].numpy()), key
+        assert np.array_equal(tensor.numpy(), learner.states[device.id].value[key].numpy()), key
     assert curve(sim, name)[-1] == alone.evaluate()[name]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from learning import assets
 from sim.compare.runs import Entry, run_all
 from sim.journal import Journal
 from sim.named_files import digests
@@ -256,7 +257,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
 
 STAGES = {
     "manifest": ("sim.writing.json.dump", "nothing"),
-    "checkpoint": ("learning.side_tuning.save_file", "failed"),
+    "checkpoint": ("sim.checkpoint.save_file", "failed"),
     "tables": ("sim.recorder.pq.write_table", "failed"),
     "model": ("sim.learners.side_tuning.SideTuningLearner.save", "failed"),
     "summary": ("sim.writing.json.dump", "failed"),
@@ -352,3 +353,24 @@ def test_a_really_full_disk_marks_the_run_as_failed(stage, size, small_disk, mob
     assert "No space left on device" in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
     assert json.loads((out / "manifest.json").read_text())["status"] == "failed"
+
+
+# --- a cache that keeps nothing
+
+
+@pytest.mark.parametrize("cache", ["a file", "no home", "full"])
+def test_a_cache_that_keeps_nothing_is_told_of_once_and_the_run_goes_on(
+    cache, mobifleet, scenario_file, tmp_path, small_disk, monkeypatch
+):
+    path = scenario_file()
+    assert mobifleet("run", path, "--out", "usual", *PLAIN).code == 0
+    (tmp_path / "file").write_text("")
+    places = {"a file": lambda: tmp_path / "file" / "cache", "no home": lambda: "~nobody-of-this-name/cache"}
+    monkeypatch.setenv("MOBIFLEET_CACHE", str(places.get(cache, lambda: small_disk("8k"))()))
+    assets._homeless_cache.cache_clear()
+    outcome = mobifleet("run", path, "--out", "run", *PLAIN)
+    assert outcome.code == 0, outcome.err
+    (remark,) = open_run(tmp_path / "run").summary["remarks"]
+    assert "set MOBIFLEET_CACHE" in remark
+    assert outcome.err.replace("\n", " ").count("note: ") == 1
+    assert open_run(tmp_path / "run").summary["digest"] == open_run(tmp_path / "usual").summary["digest"]

@@ -17,6 +17,7 @@ from learning.count_split import _count, count_part, part_architecture
 from learning.count_training import count_step
 from learning.local_training import inputs
 from learning.trainable import TrainableClassifier
+from sim.learned import resolved
 from sim.methods.shared.split_training import SplitTraining
 
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
@@ -60,7 +61,7 @@ def kept(monkeypatch):
 
     def spy(self, device, done):
         gradient = keep(self, device, done)
-        made.append((device.id, len(gradient)))
+        made.append((device.id, len(resolved(gradient))))
         return gradient
 
     monkeypatch.setattr(SplitTraining, "keep", spy)
@@ -81,7 +82,7 @@ def test_a_dry_run_has_the_spans_of_the_real_one(kind, simulate):
 def test_every_byte_is_the_papers(kind, simulate, sent, kept):
     sim = simulate(method=method(kind, rounds=1, local_epochs=2))
     for payload in sent:
-        assert len(payload.data) == payload.nbytes
+        assert len(resolved(payload.data)) == payload.nbytes
     assert {s["nbytes"] for s in spans_of(sim, None, "download")} >= {nbytes for _, nbytes in kept}
     for device in sim.devices:
         lengths, model = sim.lengths(device, device.samples), sim.method.learner.models[device.backbone]
@@ -104,7 +105,7 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
     ups = [p for p in sent if len(p.samples) < len(p.sender.samples)]
     assert len(ups) > 3
     for payload in ups:
-        header = np.frombuffer(payload.data, "<i4", 2 * len(payload.samples)).reshape(2, -1)
+        header = np.frombuffer(resolved(payload.data), "<i4", 2 * len(payload.samples)).reshape(2, -1)
         assert header[0].tolist() == sim.lengths(payload.sender, payload.samples).tolist()
         assert header[1].tolist() == sim.task.labels[payload.samples].tolist()
     sent.clear()
@@ -112,7 +113,7 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
     for payload in sent:  # no room for a label: a length a text and vectors, or vectors alone, or the trained parts
         vectors = 4 * 64 * int(sim.lengths(payload.sender, payload.samples).sum())
         own = sim.method.charging.device_bytes(payload.sender)
-        assert len(payload.data) in {vectors, vectors + 4 * len(payload.samples), own}
+        assert len(resolved(payload.data)) in {vectors, vectors + 4 * len(payload.samples), own}
 
 
 @pytest.mark.parametrize(("kind", "other"), [("splitfed-v1", "random-bert-l1"), ("fedbert", "random-llama")])
@@ -133,7 +134,7 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulat
         assert costed.method.charging.device_bytes(device) == 4 * sum(outer + first)
     assert costed.updates == plain.updates
     # clients in parallel learn the same whatever the clock says
-    assert Counter(p.data for p in sent[:own]) == Counter(p.data for p in sent[own:])
+    assert Counter(resolved(p.data) for p in sent[:own]) == Counter(resolved(p.data) for p in sent[own:])
 
 
 # --- what it costs ---------------------------------------------------------------------------------------------------
@@ -192,17 +193,18 @@ def test_a_step_lets_go_of_all_that_it_replaces(simulate):
 
     def step():
         sent = learner.embed("random-bert", samples, slot[0])
-        slot[:] = [learner.finish(slot, sent, sent.data[4 * len(samples) :])]  # vectors of the right size as gradient
+        vectors = sent.data.value[4 * len(samples) :]  # of the right size, as gradient
+        slot[:] = [learner.finish(slot, sent, vectors)]
         return sent
 
     step()
-    moments = slot[0].moments
+    moments = slot[0].moments.value
     old = [weakref.ref(t) for tensors in (moments.first, moments.second) for t in tensors.values()]
-    old += [weakref.ref(slot[0].state[name]) for name in moments.first]
+    old += [weakref.ref(slot[0].state.value[name]) for name in moments.first]
     del moments
     sent = step()
     assert len(old) > 30 and not any(ref() is not None for ref in old)
-    assert sent.ran.output is not None and slot[0].moments.steps == 2
+    assert not sent.ran.is_there and slot[0].moments.value.steps == 2
 
 
 # --- who waits -------------------------------------------------------------------------------------------------------
@@ -321,11 +323,11 @@ def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, simulate)
     sim = simulate(method=method(kind), **changes)
     expected = plain_rounds(sim, kind, 2)
     start = TrainableClassifier(find("random-bert"), "full", 3).trainable()
-    assert sim.method.learner.state.keys() == expected.keys()
+    assert sim.method.learner.state.value.keys() == expected.keys()
     for name, tensor in expected.items():
         if name.endswith("key.bias"):  # its gradient is zero but for rounding, which AdamW blows up to whole steps
             continue
-        assert torch.allclose(sim.method.learner.state[name], tensor, atol=1e-5, rtol=0), name
+        assert torch.allclose(sim.method.learner.state.value[name], tensor, atol=1e-5, rtol=0), name
         assert not torch.equal(tensor, start[name]), name
 
 
@@ -339,7 +341,7 @@ def test_it_learns(kind, simulate):
 def test_lora_is_split_too(simulate, sent):
     sim = simulate(method=method("splitfed-v1", peft="lora", rounds=1), fleet=ONE_DEPTH)
     before = sim.method.learner.models["random-bert"]
-    assert all(len(payload.data) == payload.nbytes for payload in sent)
+    assert all(len(resolved(payload.data)) == payload.nbytes for payload in sent)
     assert 0 < sim.method.charging.device_bytes(sim.devices[0]) < before.trainable_bytes
 
 
@@ -356,12 +358,12 @@ def test_a_dropped_clients_copy_is_not_averaged(simulate, tmp_path):
     assert (tmp_path / "model" / "state.safetensors").is_file()
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
     expected = plain_rounds(sim, "splitfed-v1", 1)
-    assert any(not torch.allclose(t, sim.method.learner.state[n], atol=1e-5) for n, t in expected.items())
+    assert any(not torch.allclose(t, sim.method.learner.state.value[n], atol=1e-5) for n, t in expected.items())
     sim.devices = sim.devices[1:]  # the plain loop without the one that dropped out
     expected = plain_rounds(sim, "splitfed-v1", 1)
     for name, tensor in expected.items():
         if not name.endswith("key.bias"):
-            assert torch.allclose(sim.method.learner.state[name], tensor, atol=1e-5, rtol=0), name
+            assert torch.allclose(sim.method.learner.state.value[name], tensor, atol=1e-5, rtol=0), name
 
 
 # --- as a module -----------------------------------------------------------------------------------------------------

@@ -93,8 +93,8 @@ class FederatedPeft:
     def round(self, device: Device, task: Task) -> Generator:
         """Download, train, upload."""
         yield from device.download(self.costs[self.model_of(device)].trainable_bytes)
-        state = yield from device.compute(self.local_training(device, task))
-        payload = self.payload(device, task, state)
+        data = yield from device.compute(self.local_training(device, task))
+        payload = self.payload(device, task, data)
         yield from device.upload(payload)
         self.sim.server.receive(payload)
 
@@ -124,9 +124,8 @@ class FederatedPeft:
         computing_s = compute.seconds(device.profile, device.member.engine, cost.flop, cost.bytes_moved)
         return computing_s + self.sim.network.alone_s(device.id, nbytes)
 
-    def payload(self, device: Device, task: Task, state) -> Payload:
-        """The trained part as bytes."""
+    def payload(self, device: Device, task: Task, data: Any) -> Payload:
+        """The trained part."""
         self.payloads += 1
-        data = None if state is None else self.learner.packed(state)
         nbytes = self.costs[self.model_of(device)].trainable_bytes
         return Payload(self.payloads, device, device.samples, nbytes, data, task.version)

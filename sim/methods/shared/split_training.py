@@ -78,7 +78,7 @@ class SplitTraining:
         for samples in self.batches(device, task):
             slot[:] = [(yield from self.batch(device, task, samples, slot))]
         (held,) = slot
-        data = None if held is None else self.learner.packed(held)
+        data = None if held is None else self.learner.answer(held)
         del slot, held  # what is on its way is all that the device has left
         if device.id in self.copies:
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
