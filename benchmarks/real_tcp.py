@@ -170,7 +170,7 @@ def namespaces(shape: Sequence[str]):
 def controls() -> list[str]:
     """The TCP congestion controls that this kernel has loaded."""
     known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
-    return known.read_text().split() if known.exists() else []
+    return known.read_text(encoding="utf-8").split() if known.exists() else []
 
 
 def fifo(rate_bps: float, queue_s: float) -> list[str]:

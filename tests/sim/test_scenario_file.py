@@ -453,7 +453,7 @@ def test_the_resolved_scenario_is_json_and_reads_back_equal(write):
     data = json.loads(json.dumps(resolved(world), allow_nan=False))
     assert World.model_validate(data) == world
     assert data["fleet"] == [{"count": 1, "memory": 8.0 * 1024**3, "uplink": 0.0, "deadline": None}]
-    Path("again.yaml").write_text(json.dumps(data))
+    Path("again.yaml").write_text(json.dumps(data), encoding="utf-8")
     assert load("again.yaml", World) == world
 
 
