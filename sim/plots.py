@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.results import Run, RunError, encode, finish_times, sampling_order
+from sim.saving_figures import save
 from sim.span_kinds import FINE, STATES, colours_of, joules_by_state, of_devices
 
 STYLE = Path(__file__).with_name("mobifleet.mplstyle")
@@ -58,7 +59,7 @@ def draw(runs: Run | Sequence[Run], out_dir: str | Path, formats: Sequence[str] 
                 files.append(out_dir / f"{name}.{ending}")
                 # A date in the file would make two drawings of one run differ.
                 metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(ending)
-                figure.savefig(files[-1], metadata=metadata)
+                save(figure, files[-1], metadata)
     return files
 
 

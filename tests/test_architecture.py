@@ -83,7 +83,7 @@ LIGHT = {
 }
 
 
-DRAW = ("plots", "figure")  # imported by whoever draws, when it draws
+DRAW = ("plots", "figure", "saving_figures")  # imported by whoever draws, when it draws
 
 
 def test_what_answers_at_once_imports_nothing_heavy_at_its_top():

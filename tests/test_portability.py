@@ -10,6 +10,7 @@ POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "crypt
 # libraries that ask for one of them fall back by themselves, as they do on Windows
 WITHOUT = f"""
 import importlib, pkgutil, sys
+import psutil  # which has a body of its own for every system
 for name in {POSIX_ONLY}:
     sys.modules[name] = None
 for package in {PACKAGES}:

@@ -20,6 +20,7 @@ def draw(
     from matplotlib.figure import Figure
 
     from sim.plots import STYLE
+    from sim.saving_figures import save
 
     beside_bps = np.array(trace.capacity_bps)[: len(series_bps)]
     drawn_bps = np.array(variation.trace(LONG_S, np.random.default_rng(1)).capacity_bps)
@@ -49,4 +50,4 @@ def draw(
         figure.suptitle(
             f"{title}: CV {measured.cv:.2f}, lag 1 {measured.lag1:.2f}, {variation.slow_share:.0%} slow", fontsize=9
         )
-        figure.savefig(path)
+        save(figure, path)

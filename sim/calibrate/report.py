@@ -347,6 +347,7 @@ def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, 
     from matplotlib.figure import Figure
 
     from sim.plots import STYLE
+    from sim.saving_figures import save
 
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -379,4 +380,4 @@ def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, 
         axes.set_aspect("equal")
         axes.legend(loc="upper left")
         axes.set_title(title, wrap=True)
-        figure.savefig(path)
+        save(figure, path)

@@ -13,6 +13,7 @@ from sim.compare.cost_table import COLUMNS, converged_at_s, costs_at, costs_unti
 from sim.compare.runs import Entry
 from sim.plots import COLOURS, STYLE, _figure
 from sim.results import Run, open_run
+from sim.saving_figures import save
 
 PANELS = ("flop", "communication_bytes", "time_s")
 
@@ -57,7 +58,7 @@ def draw_reductions(
         if claims:
             axes[0].plot([], [], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8, label="as reported")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-        return _saved(figure, out / "reductions.png")
+        return save(figure, out / "reductions.png")
 
 
 def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
@@ -78,10 +79,4 @@ def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
         ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
         ax.set(xlabel=key, ylabel="best accuracy")
         figure.legend(loc="outside right center")
-        return _saved(figure, out / "over.png")
-
-
-def _saved(figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+        return save(figure, out / "over.png")

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 
 from sim.plots import STYLE, WIDTH_IN
 from sim.results import Run
+from sim.saving_figures import save
 from sim.span_kinds import colours_of
 
 MOST_DEVICES = 12
@@ -53,6 +54,5 @@ def draw_overlay(simulated: Run, real: Run, title: str, path: Path) -> Path:
         handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
         ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(handles), borderpad=0)
         figure.suptitle(title, fontsize=8, x=0.01, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save(figure, path)
     return path

@@ -44,3 +44,29 @@ def test_markdown_shows_a_name_as_it_is(name):
     for entity, plain in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
         cell = cell.replace(entity, plain)
     assert cell == " ".join(name.split())
+
+
+def test_figures_draw_a_name_with_dollars_as_it_is_written(tmp_path):
+    """`$x^$` is no mathematics, and what is none ends matplotlib with an error of its parser."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from sim.saving_figures import save
+
+    def drawn(name):
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        ax = figure.subplots()
+        ax.plot([1, 10], [1, 1000], label=name)
+        ax.set(yscale="log", title=name, xlabel=name)
+        ax.set_xticks([1, 10], [name, name])
+        ax.legend()
+        figure.suptitle(name)
+        path = save(figure, tmp_path / "new" / "figure.png")
+        ticks = [label for label in ax.get_yticklabels() if label.get_text()]
+        return ticks, Image.open(path).tobytes()
+
+    ticks, with_dollars = drawn("a $\\frac$ b")
+    assert with_dollars != drawn("a b")[1]
+    assert all(label.get_parse_math() for label in ticks)  # powers of ten stay powers
