@@ -6,6 +6,7 @@ What a scenario holds is the model's business alone. A scenario is data: YAML ta
 inside the scenario's folder.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -63,13 +64,18 @@ def load(
     try:
         instance = model.model_validate(root.plain())
     except ValidationError as error:
-        problems += _explain(error, model.model_json_schema(), root)
+        problems += _explain(error, _schema_of(model), root)
     if not problems:
         found = [*unread(instance, root), *(check(instance) if check is not None else ())]
         problems += [Problem(_place(root, where), f"{dotted(where)}: {what}") for where, what in found]
     if problems:
         raise _error(problems)
     return instance
+
+
+@functools.cache  # of many classes: it takes a tenth of a second, and only a mistake asks for it
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def resolved(instance: BaseModel) -> dict[str, Any]:

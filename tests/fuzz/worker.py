@@ -203,7 +203,7 @@ def _parquet(rng: random.Random, rows: list[dict]) -> bytes:
         ]
     )
     numbers = pa.array([i % 3 for i in range(len(rows))])
-    kinds = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.decimal128(20, 2), pa.timestamp("s"), pa.date32()]
+    kinds = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.decimal128(25, 2), pa.timestamp("s"), pa.date32()]
     label = rng.choice(kinds)
     narrow = numbers.cast(pa.int32()) if pa.types.is_date(label) else numbers
     labels = rng.choice([narrow.cast(label), pa.nulls(len(rows)), pa.array([str(row["label"]) for row in rows])])
