@@ -16,7 +16,7 @@ from sim.named_files import DeviceName, FilePath, HubModel, LinkName, ModelFolde
 from sim.settings import OnlyFor, Settings
 from sim.units import BitsPerSecond, Bytes, Seconds
 
-MOST_TEXTS, MOST_DEVICES = 2_000_000, 100_000  # so that a slip of the keyboard is an error, not all memory
+MOST_TEXTS, MOST_DEVICES = 2_000_000, 2_000_000  # so that a slip of the keyboard is an error, not all memory
 
 Looking = TypeVar("Looking", bound=Settings)
 

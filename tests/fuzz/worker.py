@@ -1,6 +1,6 @@
-"""Feeds the command line with damaged inputs of one kind, in one process, and prints what came of each as a line of JSON.
+"""Feeds the command line with damaged inputs, in one process, and prints what came of each as a line of JSON.
 
-    python worker.py KIND COUNT SEED FOLDER
+    python worker.py KIND:COUNT[,KIND:COUNT...] SEED FOLDER
 
 An input is a valid one changed at random: scenario trees with values of the wrong kind, bytes of files flipped, cut,
 repeated, encoded otherwise. Each may take `MOST_CPU_S` of processor time. What is opened for writing is noted by an audit
@@ -9,6 +9,7 @@ hook; everything but the run's own folder, the cache and the terminal's is repor
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -18,9 +19,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
+import typer
 import yaml
 
 MOST_CPU_S = 20
@@ -150,7 +153,7 @@ def scenario_text(rng: random.Random, changes: int, **sections) -> bytes:
 
 def scenarios(rng: random.Random) -> list[str]:
     """Damaged scenario files: checked, now and then run dry."""
-    raw = scenario_text(rng, rng.randrange(1, 5))
+    raw = scenario_text(rng, rng.choice([1, 1, 2, 4]))
     Path("s.yaml").write_bytes(damaged(rng, raw) if rng.random() < 0.3 else raw)
     if rng.random() < 0.7:
         return ["check", "s.yaml"]
@@ -191,7 +194,9 @@ def _parquet(rng: random.Random, rows: list[dict]) -> bytes:
     import pyarrow as pa
     from pyarrow import parquet
 
-    words = [str(row["text"]).encode("utf-8", "replace").decode() for row in rows]
+    words, classes = (
+        [str(row[name]).encode("utf-8", "replace").decode() for row in rows] for name in ("text", "label")
+    )
     texts = rng.choice(
         [
             pa.array(words),
@@ -206,7 +211,7 @@ def _parquet(rng: random.Random, rows: list[dict]) -> bytes:
     kinds = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.decimal128(25, 2), pa.timestamp("s"), pa.date32()]
     label = rng.choice(kinds)
     narrow = numbers.cast(pa.int32()) if pa.types.is_date(label) else numbers
-    labels = rng.choice([narrow.cast(label), pa.nulls(len(rows)), pa.array([str(row["label"]) for row in rows])])
+    labels = rng.choice([narrow.cast(label), pa.nulls(len(rows)), pa.array(classes)])
     out = io.BytesIO()
     parquet.write_table(pa.table({"text": texts, "label": labels}), out)
     return out.getvalue()
@@ -350,8 +355,8 @@ def call(argv: list[str]) -> tuple[int, str]:
     return 0, err.getvalue()
 
 
-def main(kind: str, count: int, seed: int, folder: Path) -> None:
-    """Feed so many inputs; a line of JSON each."""
+def main(counts: list[tuple[str, int]], seed: int, folder: Path) -> None:
+    """Feed so many inputs of each kind; a line of JSON each."""
     work, said = folder / "work", sys.stdout
     work.mkdir()
     os.chdir(work)
@@ -363,19 +368,21 @@ def main(kind: str, count: int, seed: int, folder: Path) -> None:
         if not watching:
             return
         opened = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if event == "os.mkdir" and os.path.isdir(args[0]):
+            return  # it is there, so nothing comes of it
         if opened or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
             wrote.append(args[0])
 
     sys.addaudithook(note)
     signal.signal(signal.SIGPROF, too_long)
-    make = globals()[kind]
-    for number in range(count):
+    typer.main.get_command = functools.cache(typer.main.get_command)  # a process has one command line
+    for kind, number in ((kind, number) for kind, count in counts for number in range(count)):
         rng = random.Random(f"{kind}/{seed}/{number}")
         shutil.rmtree("run", ignore_errors=True)
         shutil.rmtree("runs", ignore_errors=True)
-        argv = make(rng)
+        argv = globals()[kind](rng)
         wrote.clear()
-        before = set(os.listdir())
+        before, begin_s = set(os.listdir()), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, MOST_CPU_S)
         watching = True
         try:
@@ -395,11 +402,20 @@ def main(kind: str, count: int, seed: int, folder: Path) -> None:
         strays = {str(Path(path).resolve()) for path in wrote if isinstance(path, str) and "\0" not in path}
         strays = {path for path in strays if not path.startswith(allowed)}
         strays |= set(os.listdir()) - before - {"run", "runs"}
-        line = {"number": number, "argv": argv, "code": code, "err": err[-3000:], "strays": sorted(strays)}
+        line = {
+            "kind": kind,
+            "number": number,
+            "argv": argv,
+            "code": code,
+            "err": err[-3000:],
+            "strays": sorted(strays),
+        }
+        line["cpu_s"] = time.process_time() - begin_s
         print(json.dumps(line), file=said, flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak_bytes": peak}), file=said, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    kinds = (one.split(":") for one in sys.argv[1].split(","))
+    main([(kind, int(count)) for kind, count in kinds], int(sys.argv[2]), Path(sys.argv[3]))
