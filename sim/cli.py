@@ -371,7 +371,7 @@ def list_(
     from sim.listing import LISTINGS
 
     if what not in LISTINGS:
-        from sim.scenario_file import nearest
+        from sim.complaints import nearest
 
         raise UserError(f"list: one of {', '.join(LISTINGS)} (got {what!r}){nearest(what, LISTINGS)}")
     console.print(LISTINGS[what]())

@@ -15,11 +15,11 @@ from learning.aggregation import flex_lora_flop
 from learning.cost import Cost
 from learning.count_forward_only import lora_maps
 from sim.actors import Device, Payload, Work
+from sim.complaints import nearest
 from sim.learners.flex_lora import FlexLoRALearner
 from sim.learners.null import NullLearner
 from sim.methods.fed_avg import FedAvg
 from sim.methods.shared.federated_peft import FederatedPeft, RoundSettings
-from sim.scenario_file import nearest
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation

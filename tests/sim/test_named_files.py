@@ -146,9 +146,10 @@ def test_what_files_hold_leaves_the_scenario_and_its_digest_alone(world):
 
 def relabelled(path: Path) -> None:
     """The same texts, every label another."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     turned = {"a": "b", "b": "c", "c": "a"}
-    path.write_text("\n".join([lines[0], *(f"{line[:-1]}{turned[line[-1]]}" for line in lines[1:])]) + "\n")
+    turned_lines = [lines[0], *(f"{line[:-1]}{turned[line[-1]]}" for line in lines[1:])]
+    path.write_text("\n".join(turned_lines) + "\n", encoding="utf-8")
 
 
 def test_a_comparison_runs_again_what_read_other_files(mobifleet, scenario_file, tmp_path):

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.scenario_file import MAX_FILE_BYTES, MAX_SHOWN, ScenarioError, digest, load, nearest, resolved
+from sim.complaints import MAX_SHOWN, nearest
+from sim.scenario_file import MAX_FILE_BYTES, ScenarioError, digest, load, resolved
 from sim.units import BitsPerSecond, Bytes, Seconds
 from sim.yaml_tree import MAX_DEPTH, read
 
