@@ -5,6 +5,7 @@ bursts, and as listed or recorded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,7 @@ def by_hour(steady_s: Iterable[float], hour_weight: Sequence[float], starts_at_s
     if weight.shape != (24,) or not np.isfinite(weight).all() or (weight < 0).any() or weight.sum() <= 0:
         raise ValueError("hours: give 24 weights of at least 0, one of them above 0")
     clock_s = np.arange(25) * HOUR_S
-    spent_s = np.concatenate([[0.0], np.cumsum(weight)]) * DAY_S / weight.sum()
+    spent_s = np.concatenate([[0.0], np.cumsum(weight)]) * DAY_S / fsum(weight)
     before = np.interp(starts_at_s % DAY_S, clock_s, spent_s)
     day, left_s = np.divmod(np.asarray(steady_s, dtype=float) + before, DAY_S)
     hours = np.flatnonzero(np.diff(spent_s) > 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from math import exp, inf, isfinite, log
+from math import exp, fsum, inf, isfinite, log
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -75,7 +75,7 @@ class Rhythm:
                     raise AvailabilityError(
                         f"{self.name}: {kind}.{field} has {len(getattr(how, field))} values, not 24"
                     )
-            positive = (how.rate_shape, how.log_length_sd, sum(how.start_weight))
+            positive = (how.rate_shape, how.log_length_sd, fsum(how.start_weight))
             others = (how.per_day, how.device_sd, *how.start_weight)
             numbers = (*positive, *others, *how.log_length_mean)
             if not all(map(isfinite, numbers)) or min(positive) <= 0 or min(others) < 0:
@@ -194,7 +194,7 @@ class _Own:
     @classmethod
     def draw(cls, kind: Sessions, rng: np.random.Generator) -> "_Own":
         per_day = rng.gamma(kind.rate_shape, kind.per_day / kind.rate_shape)
-        share = np.cumsum([0.0, *kind.start_weight]) / sum(kind.start_weight)
+        share = np.cumsum([0.0, *kind.start_weight]) / fsum(kind.start_weight)
         return cls(kind, per_day * share, kind.device_sd * rng.standard_normal())
 
     def starts(self, rng: np.random.Generator) -> list[tuple[float, float]]:

@@ -78,9 +78,9 @@ def _pick(choice: Choice, u: float, where: str) -> str | None:
     if not isinstance(choice, Mapping):
         return choice
     weights = list(choice.values())
-    if not weights or any(not math.isfinite(w) or w < 0 for w in weights) or sum(weights) <= 0:
+    if not weights or any(not math.isfinite(w) or w < 0 for w in weights) or math.fsum(weights) <= 0:
         raise ValueError(f"{where}: a mix needs weights of at least 0, one above 0, found {dict(choice)}")
-    edges = np.cumsum(weights) / sum(weights)
+    edges = np.cumsum(weights) / math.fsum(weights)
     # Rounding can leave the last edge a hair below u; a value of weight 0 is never the answer.
     likely = [i for i, w in enumerate(weights) if w > 0]
     index = min(int(np.searchsorted(edges, u, side="right")), likely[-1])

@@ -9,6 +9,7 @@ the device. A radio's power grows with its rate, P = a + b x rate, where a profi
 a transfer are a x seconds + b x Mbit, whatever the rate did meanwhile.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -59,7 +60,7 @@ def power_at_w(power: Power, spans: Iterable[tuple[str, float, float]], time_s: 
     """Power at one moment, for spans (state, start_s, end_s); a span is active from its start until just before its
     end."""
     active = (watts(power, state) - power.idle_w for state, start_s, end_s in spans if start_s <= time_s < end_s)
-    return power.idle_w + sum(active)
+    return power.idle_w + math.fsum(active)
 
 
 def energy_j(power: Power, spans: Iterable[tuple[str, float, float]], start_s: float, end_s: float) -> float:

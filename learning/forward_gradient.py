@@ -276,5 +276,7 @@ def spry_server_step(
 
 def cosine(a: State, b: State) -> float:
     """Cosine between two states taken as one long vector; 0 if one of them is zero."""
-    dot, aa, bb = (sum(float((x[name] * y[name]).sum()) for name in sorted(a)) for x, y in ((a, b), (a, a), (b, b)))
+    dot, aa, bb = (
+        math.fsum(float((x[name] * y[name]).sum()) for name in sorted(a)) for x, y in ((a, b), (a, a), (b, b))
+    )
     return dot / math.sqrt(aa * bb) if aa * bb > 0 else 0.0

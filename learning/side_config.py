@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class SideShape:
         Backward costs twice the forward, but the uploaded vectors need no gradient, so projections cost it once.
         AdamW reads weights, gradients and two moments and writes three of them, in float32.
         """
-        flop = sum(n * (3 * self._trunk_flop() + 2 * self._projection_flop(name)) for name, n in records.items())
+        flop = math.fsum(n * (3 * self._trunk_flop() + 2 * self._projection_flop(name)) for name, n in records.items())
         return Cost(flop, 7 * 4 * self.parameters(), 4 * 4 * self.parameters())
 
     def _trunk_flop(self) -> float:

@@ -17,7 +17,7 @@ Virtual time of a shared server: Parekh & Gallager, "A generalized processor sha
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import fsum, inf
 
 import numpy as np
 import simpy
@@ -205,7 +205,7 @@ class FairLink:
     @property
     def busy_s(self) -> float:
         """Seconds during which at least one transfer was on the link."""
-        return float(np.sum(np.diff(self.busy_times()[:, :2])))
+        return fsum(np.diff(self.busy_times()[:, :2]).flat)
 
     # ---- what a trunk calls, after `_advance`
 

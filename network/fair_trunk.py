@@ -14,7 +14,7 @@ Max-min by progressive filling: Bertsekas & Gallager, "Data Networks" (2nd ed., 
 
 from __future__ import annotations
 
-from math import inf
+from math import fsum, inf
 
 import numpy as np
 import simpy
@@ -58,12 +58,12 @@ class FairTrunk:
     @property
     def rate_bps(self) -> float:
         """Sum of the rates now, bit/s."""
-        return sum(link.rate_bps for link in self.links)
+        return fsum(link.rate_bps for link in self.links)
 
     @property
     def bytes_carried(self) -> float:
         """Bytes that have passed since the trunk was made, aborted transfers' included."""
-        return sum(link.bytes_carried for link in self.links)
+        return fsum(link.bytes_carried for link in self.links)
 
     def busy_times(self) -> np.ndarray:
         """When any link had transfers, a row a time without a gap: from, until (s), bytes; float64 (times, 3)."""
@@ -72,11 +72,11 @@ class FairTrunk:
     @property
     def busy_s(self) -> float:
         """Seconds during which at least one transfer was under way."""
-        return float(np.sum(np.diff(self.busy_times()[:, :2])))
+        return fsum(np.diff(self.busy_times()[:, :2]).flat)
 
     def rebalance(self, changed: FairLink | None = None) -> None:
         """Find the level after a change in one link (or, with None, in the trunk) and arm the timers that it moves."""
-        if sum([link.demand_bps for link in self.links]) > self.capacity_bps:
+        if fsum([link.demand_bps for link in self.links]) > self.capacity_bps:
             for link in self.links:
                 link._advance()
             self._find_level()

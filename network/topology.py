@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import inf
+from math import fsum, inf
 from typing import Literal
 
 import simpy
@@ -128,7 +128,7 @@ class Network:
 
     def alone_s(self, device_id: str, nbytes: float) -> float:
         """Least seconds of bytes down to a device and as many up again: nobody else sends; a rate that varies costs nothing."""
-        return sum(
+        return fsum(
             lane.delay_s + (8 * nbytes / lane.rate if isinstance(lane.rate, float) else 0.0)
             for lane in _named(self._lanes, device_id, "attached device")
         )
@@ -146,7 +146,7 @@ class Network:
     @property
     def resent_bytes(self) -> float:
         """Bytes that had to be sent again, up and down, in the transfers that have ended or were given up."""
-        return sum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
+        return fsum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
 
     def _may_move(self) -> bool:
         """Whether anything under way moves, or ever will."""

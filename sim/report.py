@@ -182,7 +182,7 @@ def _spread(column: pa.ChunkedArray) -> dict[str, float | None]:
     if not len(values):
         return {"mean": None, "p50": None, "p95": None, "max": None}
     return {
-        "mean": float(values.mean()),
+        "mean": math.fsum(values) / len(values),
         "p50": float(np.percentile(values, 50)),
         "p95": float(np.percentile(values, 95)),
         "max": float(values.max()),

@@ -290,7 +290,7 @@ class Simulation:
             self.recorder.metric(now, "loss", known)
         self.scores = scores
         if scores and None not in scores.values():
-            self.accuracy = sum(self._shares[backbone] * score for backbone, score in scores.items())
+            self.accuracy = math.fsum(self._shares[backbone] * score for backbone, score in scores.items())
             self.recorder.metric(now, "accuracy", self.accuracy)
             self._look_at_target(self.accuracy)
         elif scores:

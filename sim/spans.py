@@ -51,7 +51,7 @@ class Meter:
     @property
     def above_idle_w(self) -> float:
         """What all open spans draw now above idle."""
-        return sum(draw.watts - self.idle_w for draw in self._open)
+        return math.fsum(draw.watts - self.idle_w for draw in self._open)
 
     def new_byte_j(self) -> float:
         """Joules that the bytes of open spans have taken since the last time somebody asked."""

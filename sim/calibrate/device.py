@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def _steady_load(
             counter.joules()  # often enough that no counter wraps twice
             steps.at(min(at, plan.load_s))
     compute_w = (counter.joules() - began_j) / (time.perf_counter() - began_s) if counter.sources else None
-    sustained = calibration.fit_sustained(*calibration.block_rates(at_s, seconds, sum(seconds) / 60))
+    sustained = calibration.fit_sustained(*calibration.block_rates(at_s, seconds, math.fsum(seconds) / 60))
     return sustained, compute_w
 
 

@@ -85,7 +85,7 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
         "uplink_bytes": up,
         "downlink_bytes": down,
         "communication_bytes": up + down,
-        "peak_memory_bytes": np.full(len(times_s), float(peak.mean()) if len(peak) else 0.0),
+        "peak_memory_bytes": np.full(len(times_s), math.fsum(peak) / len(peak) if len(peak) else 0.0),
         "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
         "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
         "wasted_bytes": until(nbytes, is_waste(spans)),
@@ -147,7 +147,7 @@ def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
     from scipy import stats
 
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values)), float(half)
+    return math.fsum(values) / len(values), float(half)
 
 
 def reductions(

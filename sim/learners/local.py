@@ -7,6 +7,7 @@ trained for real. Time, joules and memory are charged for all.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ class Alone:
         for device_id, backbone in self.evaluated.items():
             score = None if device_id in self.lost else self.score(device_id, backbone)
             scores[backbone] += [] if score is None else [score]
-        return {backbone: float(np.mean(mine)) if mine else None for backbone, mine in scores.items()}
+        return {backbone: math.fsum(mine) / len(mine) if mine else None for backbone, mine in scores.items()}
 
     def digest(self) -> str:
         """A digest of the evaluated devices' states."""

@@ -6,6 +6,7 @@ of its own rank: a strong device need not make do with the rank of the weakest (
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -84,5 +85,5 @@ class FlexLoRA(FedAvg):
         work = super().aggregation(sent, answers)
         most, ranks = max(rank for _, rank in self.costs), [self.rank_of(p.sender) for p in answers]
         maps = [self.maps(name) for name in sorted({p.sender.backbone for p in answers})]
-        flop = max((sum(flex_lora_flop(ranks, most, *map_) for map_ in own) for own in maps), default=0.0)
+        flop = max((math.fsum(flex_lora_flop(ranks, most, *map_) for map_ in own) for own in maps), default=0.0)
         return Work(work.cost + Cost(flop), work.run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from itertools import combinations
-from math import isfinite
+from math import fsum, isfinite
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def _bytes(a: dict, b: dict) -> dict[str, Any]:
 def spread(runs: list[Run]) -> dict[str, Any]:
     """The real thing's own: makespans from least to most, and the errors of later runs taken against the first."""
     makespans_s = [run.summary["virtual_time_s"] for run in runs]
-    mean_s = sum(makespans_s) / len(makespans_s)
+    mean_s = fsum(makespans_s) / len(makespans_s)
     return {
         "makespans_s": makespans_s,
         "makespan": (max(makespans_s) - min(makespans_s)) / mean_s,

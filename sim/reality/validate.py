@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -163,7 +164,7 @@ def _share_of_real_work(run: Run, torch_s: dict[str, Any], compress: float) -> d
 
     def share(actor: str, seconds: float) -> float:
         mine = [s for s in spans if s["actor"] == actor and s["kind"] in ("compute", *SERVER_WORK)]
-        modelled_s = sum(span["end_s"] - span["start_s"] for span in mine) / compress
+        modelled_s = math.fsum(span["end_s"] - span["start_s"] for span in mine) / compress
         return seconds / modelled_s if modelled_s else 0.0
 
     devices = {name: share(name, seconds) for name, seconds in torch_s["device_torch_s"].items()}
@@ -174,7 +175,7 @@ def _write(place: Path, scenario: Scenario, compress: float, repeats: int, resul
     from sim.reality.report import markdown
 
     simulated_s = {label: r["agreement"][0]["makespan"]["simulated_s"] for label, r in results.items()}
-    real_s = {label: sum(r["spread"]["makespans_s"]) / repeats for label, r in results.items()}
+    real_s = {label: math.fsum(r["spread"]["makespans_s"]) / repeats for label, r in results.items()}
     found = {
         "scenario": scenario.name,
         "path": str(place),
