@@ -1,6 +1,7 @@
 """Availability: a pure function of time, a rhythm that behaves as the phones did that it was fitted to, traces as recorded."""
 
 from csv import DictReader
+from dataclasses import replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -327,3 +328,13 @@ def test_profiles_that_cannot_be_are_refused(tmp_path):
     for change, says in (({"start_weight": (1.0,)}, "1 values, not 24"), ({"per_day": -1.0}, "finite")):
         with pytest.raises(AvailabilityError, match=says):
             _changed(FLASH, kinds={"short": availability.Sessions(**{**vars(short), **change})})
+
+
+def test_nobody_is_off_for_less_than_the_rhythms_least():
+    """Phones of a rhythm that sends them on and off all day, so that most draws would come too soon."""
+    often = {name: replace(kind, per_day=40 * kind.per_day) for name, kind in FLASH.kinds.items()}
+    busy, gaps_s = replace(FLASH, kinds=often, never_ready=0.0), []
+    for number in range(30):
+        on = recorded(phone(number, rhythm=busy), 5 * DAY_S)
+        gaps_s += [start - end for (_, end), (start, _) in pairwise(on)]
+    assert len(gaps_s) > 1000 and min(gaps_s) >= FLASH.shortest_s - 1e-6

@@ -42,6 +42,9 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
         table = {row["method"]: row for row in csv.DictReader(file)}
     assert list(table) == ["ours", "lora"]
     assert float(table["ours"]["flop_ratio"]) == 1
+    assert float(table["lora"]["flop_ratio"]) == pytest.approx(
+        float(table["lora"]["flop"]) / float(table["ours"]["flop"])
+    )
     for label, row in table.items():
         run = open_run(out / f"{label}-seed0")
         assert float(row["best"]) == run.summary["best"]
@@ -68,6 +71,17 @@ def test_costs_are_sums_of_the_spans_until_that_moment(compared):
     assert found["energy_j"] == pytest.approx(sum(s["joules"] for s in spans) / 3)
     whole = costs_until(run, run.summary["virtual_time_s"])
     assert whole["uplink_bytes"] * 3 == run.summary["totals"]["uplink_bytes"]
+
+
+def test_the_time_to_a_target_is_that_of_the_first_value_at_or_above_it(compared):
+    _, out = compared("--methods", "lora")
+    run = open_run(out / "lora-seed0")
+    points = list(zip(*run.curve("accuracy"), strict=True))
+    assert len({value for _, value in points}) > 1
+    for target in {float(value) for _, value in points}:
+        first_s = min(time_s for time_s, value in points if value >= target)
+        [row] = rows([Entry("lora", None, run.path)], "target", target)
+        assert row["time_s"] == first_s
 
 
 def test_a_method_that_never_reaches_the_target_says_so_and_stays(compared):

@@ -10,6 +10,7 @@ and read the difference before committing it.
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import devices.profile
@@ -155,3 +156,21 @@ def test_nothing_happens_before_a_device_joins(simulate):
     for device, joined_s in zip(sim.devices, (0.0, 1.0, 0.5), strict=True):
         mine = [s for s in sim.recorder.spans().to_pylist() if s["actor"] == device.id]
         assert min(s["start_s"] for s in mine) == joined_s
+
+
+def test_a_target_is_reached_by_a_value_that_equals_it(simulate, curve):
+    world = {"evaluate_every": 1, "jitter": False}
+    plain = simulate(**world)
+    values, target = curve(plain), max(curve(plain)[:-1])
+    times_s = [m["time_s"] for m in plain.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", "")]
+    assert len(set(values)) > 2
+    sim = simulate(**world, stop={"target": target})
+    assert (sim.ended.reason, sim.accuracy) == ("target", target)
+    assert sim.ended.target["reached_at_s"] == times_s[values.index(target)]
+
+
+def test_the_fleets_accuracy_is_weighted_by_its_mix(simulate, curve):
+    sim = simulate(evaluate_every=1)  # two devices of one backbone, one of the other
+    whole, cut, fleet = (np.array(curve(sim, group)) for group in ("random-bert", "random-bert-l1", ""))
+    np.testing.assert_allclose(fleet, (2 * whole + cut) / 3)
+    assert (whole != cut).any()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from learning.aggregation import weighted_mean
 from learning.catalogue import config_of, depth_of, find
 from learning.count_split import _count, count_part, part_architecture
 from learning.count_training import count_step
@@ -264,7 +263,7 @@ def in_turn(kind):
     return kind in ("splitfed-v2", "fedbert-sequential")
 
 
-def plain_rounds(sim, kind, rounds):
+def plain_rounds(sim, kind, rounds, weighted=False):
     """The state that whole models reach in plain PyTorch: every device trains one, and tensors are averaged.
 
     With clients in turn the tensors of the server (and their optimiser) go from one device's model to the next's.
@@ -313,15 +312,20 @@ def plain_rounds(sim, kind, rounds):
         if turns:
             reached = [{n: t for n, t in r.items() if n not in on_server} for r in reached]
             state = {**state, **{n: p.detach().clone() for n, p in shared.items()}}
-        state = {**state, **weighted_mean(reached, [1.0] * len(reached))}
+        weights = [len(sim.devices[i].samples) if weighted else 1 for i in order]
+        mean = {n: [(r[n], w) for r, w in zip(reached, weights, strict=True) if n in r] for r in reached for n in r}
+        state |= {n: sum(t * w for t, w in of) / sum(w for _, w in of) for n, of in mean.items()}
     return state
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
-def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, simulate):
+def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, weighted, simulate):
     changes = {"fleet": ONE_DEPTH} if in_turn(kind) else {}  # AdamW counts steps a server part, torch's a tensor
-    sim = simulate(method=method(kind), **changes)
-    expected = plain_rounds(sim, kind, 2)
+    partition = "task.partition={kind: dirichlet, alpha: 0.5, min_size: 4}"
+    sim = simulate(partition, method=method(kind, weigh_by_samples=weighted), **changes)
+    assert len({len(device.samples) for device in sim.devices}) > 1
+    expected = plain_rounds(sim, kind, 2, weighted)
     start = TrainableClassifier(find("random-bert"), "full", 3).trainable()
     assert sim.method.learner.state.value.keys() == expected.keys()
     for name, tensor in expected.items():
