@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -25,6 +26,14 @@ from sim.server import Server
 
 if TYPE_CHECKING:
     from sim.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class YogiOptimiser(ServerOptimiser):
+    """A server optimiser whose defaults are Spry's, for whoever sets one field of it alone."""
+
+    kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedyogi"
+    learning_rate: float = 0.01
 
 
 class Spry(ForwardOnly):
@@ -46,7 +55,7 @@ class Spry(ForwardOnly):
         alpha: float = Field(1, gt=0)
         tensors_each: int = Field(2, ge=1)
         """Tensors dealt at a time: A and B of one LoRA. The head goes to everyone."""
-        server_optimiser: ServerOptimiser = ServerOptimiser("fedyogi", 0.01)
+        server_optimiser: YogiOptimiser = YogiOptimiser()
 
     def __init__(self, config: Config, sim: Simulation) -> None:
         super().__init__(config, sim)

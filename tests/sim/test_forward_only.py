@@ -362,3 +362,14 @@ def test_the_methods_can_be_named_without_torch():
     code = "import sys, sim.methods.fwdllm, sim.methods.fed_mezo, sim.methods.spry; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_who_sets_one_field_of_sprys_server_keeps_its_yogi(scenario_file):
+    from sim.scenario import Scenario
+    from sim.scenario_file import load
+
+    plain, given = (
+        load(scenario_file(method={"kind": "spry", **more}), Scenario).method.server_optimiser
+        for more in ({}, {"server_optimiser": {"learning_rate": 0.1}})
+    )
+    assert (plain.kind, plain.learning_rate, given.kind, given.learning_rate) == ("fedyogi", 0.01, "fedyogi", 0.1)
