@@ -9,12 +9,15 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+RECORDS = {"ServerMoments": "learning.aggregation", "Moments": "learning.split"}  # the dataclasses that values may hold
 
 
 class Packed:
@@ -47,7 +50,7 @@ class Packed:
             return ["dict", [[self._plain(name), self._plain(one)] for name, one in value.items()]]
         if type(value) in (list, tuple):
             return [type(value).__name__, [self._plain(one) for one in value]]
-        if type(value) in _records():
+        if type(value).__name__ in RECORDS:
             return [type(value).__name__, [self._plain(one) for one in vars(value).values()]]
         return ["tensor", self._name(value.detach().numpy())]  # a tensor, or a value that no learner may store
 
@@ -100,15 +103,7 @@ class Checkpoint:
         made = [self._value(file, *one) for one in content]
         if what in ("list", "tuple"):
             return made if what == "list" else tuple(made)
-        return next(record for record in _records() if record.__name__ == what)(*made)
-
-
-def _records() -> tuple[type, ...]:
-    """The dataclasses that values may hold."""
-    from learning.aggregation import ServerMoments
-    from learning.split import Moments
-
-    return ServerMoments, Moments
+        return getattr(import_module(RECORDS[what]), what)(*made)
 
 
 def _sum(header: Mapping[str, str], names: Iterable[str], array_of: Callable[[str], np.ndarray]) -> str:

@@ -65,7 +65,7 @@ class Host:
         is_past = self.is_replaying
         if self.pieces == 0:
             self._prepared_s = self._saved_s = self.torch_s
-        if not is_past and self.journal.is_due(self.torch_s - self._saved_s, self.torch_s - self._prepared_s):
+        if not is_past and self.journal.is_due(self.torch_s - self._saved_s, self._learning_s):
             self.checkpoint()
         self.pieces += 1
         piece = Piece(function, arguments, stored)
@@ -115,10 +115,15 @@ class Host:
         def write() -> bool:
             alive = [learned for learned in self._alive if learned.is_there]
             failed = any(learned.future and learned.future.exception() for learned in alive)
-            return not failed and self.journal.checkpoint(position, alive, at_stake_s)
+            return not failed and self.journal.checkpoint(position, alive, at_stake_s, self._learning_s)
 
         if self._in_turn(write).result():
             self._saved_s = self.torch_s
+
+    @property
+    def _learning_s(self) -> float:
+        """What learning has taken in this process."""
+        return self.torch_s - self._prepared_s
 
     def _key(self, function: Callable[..., Any], arguments: Sequence[Any]) -> str:
         return key_of(function, arguments) if self.journal.keeps else ""

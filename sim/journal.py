@@ -21,8 +21,10 @@ from sim.learned import Learned
 from sim.writing import replacing, writing
 
 UNKNOWN = object()
-SHARE_OF_TIME = 0.05  # that checkpoints may take of the learning's
 SHARE_AT_STAKE = 0.1  # of the learning so far that a kill may cost, where checkpoints are cheap
+SHARE_OF_TIME = 0.05  # of what is at stake that writing a checkpoint may take,
+MUCH_AT_STAKE = 0.15  # unless so much of all learning is: then more
+MOST_OF_TIME = 0.25
 
 
 class CannotResume(ValueError):
@@ -88,7 +90,7 @@ class Journal:
         least_s = min(self._every_s, SHARE_AT_STAKE * learning_s)
         return self.keeps and at_stake_s >= max(least_s, self._not_before_s)
 
-    def checkpoint(self, position: int, alive: Iterable[Learned], at_stake_s: float) -> bool:
+    def checkpoint(self, position: int, alive: Iterable[Learned], at_stake_s: float, learning_s: float) -> bool:
         """Write all values that can still be asked for, if that takes little time beside what is at stake; whether it did."""
         from sim.checkpoint import Packed
 
@@ -99,8 +101,10 @@ class Journal:
         packed = Packed(values)
         packing_s = time.perf_counter() - begin
         expected_s = packing_s + self._seconds_a_byte * packed.nbytes
-        if at_stake_s < expected_s / SHARE_OF_TIME and self._every_s > 0:
-            self._not_before_s = at_stake_s + packing_s / SHARE_OF_TIME  # there may be less to write then
+        share = MOST_OF_TIME if at_stake_s > MUCH_AT_STAKE * learning_s else SHARE_OF_TIME
+        if at_stake_s < expected_s / share and self._every_s > 0:
+            # there may be less to write then; that this once took long must not put it off for long
+            self._not_before_s = at_stake_s + min(packing_s / SHARE_OF_TIME, at_stake_s / 4)
             return False
         with replacing(self._checkpoint_file) as temporary:
             packed.write(temporary, position, len(self._notes))
