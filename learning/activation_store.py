@@ -1,9 +1,10 @@
 """On-disk store of frozen backbones' pooled activations, keyed by content and shared by every run that needs them.
 
-A frozen backbone's activation is a pure function of (backbone, readout, tokens), so it is computed once. Values lie in
-immutable safetensors shards, one folder a (backbone, readout), each written to a temporary name and renamed: a killed
-writer leaves nothing half-written, and several processes may write at once. Each shard carries a checksum of its content; a
-damaged one is dropped and its entries are computed again. What cannot be stored is told of and computed again next time.
+A frozen backbone's activation is a pure function of (backbone, arithmetic, readout, tokens), so it is computed once. Values
+lie in immutable safetensors shards, one folder a (backbone, arithmetic, readout), each written to a temporary name and renamed:
+a killed writer leaves nothing half-written, and several processes may write at once. Each shard carries a checksum of its
+content; a damaged one is dropped and its entries are computed again. What cannot be stored is told of and computed again next
+time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from learning.arithmetic import arithmetic
 from learning.cache import keep
 from learning.tokens import Tokens
 
@@ -26,7 +28,10 @@ _SHARD_ROWS = 512
 
 
 class ActivationStore:
-    """Pooled activations, float32 [layers + 1, hidden] a text, by backbone fingerprint, readout and token ids."""
+    """Pooled activations, float32 [layers + 1, hidden] a text, by backbone fingerprint, readout and token ids.
+
+    What was computed by other arithmetic, on another kind of machine or by another torch, is not seen.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,7 +57,8 @@ class ActivationStore:
             keep(folder / f"{uuid.uuid4().hex}.safetensors", functools.partial(save_file, tensors, metadata=notes))
 
     def _folder(self, fingerprint: str, readout: str) -> Path:
-        return self.root / fingerprint / readout
+        computed_by = hashlib.blake2b(arithmetic().encode(), digest_size=8).hexdigest()
+        return self.root / fingerprint / computed_by / readout
 
     def _read_into(self, wanted: dict[bytes, np.ndarray | None], shard: Path) -> None:
         try:

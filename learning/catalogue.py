@@ -288,7 +288,8 @@ def weight_files(spec: BackboneSpec) -> list[Path]:
 
 
 def fingerprint(spec: BackboneSpec) -> str:
-    """A digest of the weights, the configuration and the depth: equal fingerprints compute equal activations."""
+    """A digest of the weights, the configuration and the depth: equal fingerprints compute equal activations,
+    to the bit by equal arithmetic."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_FORWARD_VERSION, spec.kind, config_of(spec), spec.seed], sort_keys=True).encode())
     if spec.kind != "random":

@@ -198,6 +198,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest if isinstance(manifest, dict) else {}
 
 
+def computed_by(manifest: Mapping[str, Any]) -> list[str]:
+    """The kinds of arithmetic (`learning.arithmetic`) that a run's learning has been computed by, in order: usually one."""
+    kinds = manifest.get("arithmetic")
+    return [str(kind) for kind in kinds] if isinstance(kinds, list) else []
+
+
 def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -> None:
     """manifest.json: what was run, from what, by which versions, and how it stands."""
     plain = resolved(scenario)
@@ -214,6 +220,7 @@ def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONS},
         "inputs": before.get("inputs", {}),
+        "arithmetic": computed_by(before),
         "begun_at": before.get("begun_at", now),
         "written_at": now,
         **more,

@@ -18,6 +18,7 @@ from sim.report import device_table, summary
 from sim.results import Run, open_run
 from sim.run_directory import (
     RunDirectoryError,
+    computed_by,
     empty,
     folder_to_resume,
     make_room,
@@ -68,7 +69,7 @@ def run_scenario(
                     if not dry:
                         rehearse(scenario, folder)
                     sim = Simulation(scenario, folder, dry, workers, journal, watch, texts)
-                sim.remark(*heard, *journal.remarks)
+                sim.remark(*heard, *journal.remarks, *_arithmetic_remarks(place, sim))
                 known = f"; {journal.position} pieces of learning are in the journal" if journal.position else ""
                 on_stage(f"simulating{known}")
                 sim.run()
@@ -88,6 +89,18 @@ def run_scenario(
     if run.manifest["status"] == "interrupted":
         raise Interrupted(f"{place} holds the run so far; `--resume` goes on from there", run)
     return run
+
+
+def _arithmetic_remarks(place: Path, sim: Simulation) -> list[str]:
+    """Note in the manifest by what arithmetic the learning is computed; what to say of a run that was begun by another."""
+    if sim.dry:
+        return []
+    from learning.arithmetic import arithmetic
+
+    begun, here = computed_by(read_manifest(place)), arithmetic()
+    write_manifest(place, sim.scenario, "running", dry=False, arithmetic=[*begun, *({here} - {*begun})])
+    others = [kind for kind in begun if kind != here]
+    return [f"begun on {kind}, resumed on {here}: the last bits are not those of either alone" for kind in others]
 
 
 def _mark(place: Path, scenario: Scenario, dry: bool, error: BaseException, has_begun: bool) -> None:

@@ -16,7 +16,7 @@ from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reduction
 from sim.compare.runs import Entry, changed_inputs, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.rehearsal import rehearse
 from sim.results import open_run
-from sim.run_directory import held
+from sim.run_directory import computed_by, held, read_manifest
 from sim.scenario import Scenario
 
 FIRST_COLUMN, COLUMN = 26, 13  # characters
@@ -72,6 +72,8 @@ def _compared(
             run_all(some, folder, dry, processes, done)
 
     run(entries, "run")
+    for sentence in _of_other_machines(entries):
+        console.print(sentence, highlight=False, soft_wrap=True)
     compare, target = scenario.compare, target_of(scenario)
     tables = {_title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)}
     if target is not None and not dry:
@@ -97,6 +99,15 @@ def _compared(
     if headline:
         (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
     _figures(scenario, entries, out, ours, baselines, dry)
+
+
+def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
+    """What to say where not all runs were computed by the same arithmetic."""
+    runs = Counter("; then ".join(computed_by(read_manifest(entry.folder))) for entry in entries)
+    del runs[""]  # dry runs, and those of older versions
+    if len(runs) > 1:
+        yield "these runs come from several kinds of machine or library, and may differ in their last bits by that alone:"
+        yield from (f"  {count} by {kinds}" for kinds, count in runs.most_common())
 
 
 def _by_world(entries: Iterable[Entry]) -> Iterator[tuple[str, list[Entry]]]:

@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 from learning import assets
+from learning.arithmetic import arithmetic
 from sim.recorder import Recorder
+from sim.results import open_run
 
 DATA = {"partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 4}}
 
@@ -70,6 +74,66 @@ def test_a_cold_a_warm_and_a_partly_warm_store_give_the_same(simulate, mark, tmp
     shard = sorted((assets.cache_dir() / "activations").rglob("*.safetensors"))[0]
     shard.write_bytes(shard.read_bytes()[:-40] + b"\x01" * 40)
     assert mark(simulate()) == cold  # a damaged shard is noticed
+
+
+# --- another kind of machine
+
+
+@pytest.fixture
+def on_a_lesser_machine(shell):
+    """Runs a command line where torch may not use what this processor has beyond the oldest of its kind."""
+    if arithmetic().split(",")[0].endswith("DEFAULT"):
+        pytest.skip("this machine has no lesser kind to be")
+
+    def run(*argv: object) -> str:
+        more = ("-q", "--no-figures", "--workers", "1") if argv[0] == "run" else ("--processes", "1")
+        process = shell("-c", "from sim import cli; cli.main()", *argv, *more, ATEN_CPU_CAPABILITY="default")
+        out, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        return " ".join((out + errors).split())
+
+    return run
+
+
+def test_what_another_kind_of_machine_stored_is_not_taken(
+    on_a_lesser_machine, mobifleet, scenario_file, session_cache, tmp_path, monkeypatch
+):
+    path, digests = scenario_file(), {}
+    for cache in ("own", "shared"):
+        shutil.copytree(session_cache, tmp_path / f"cache-{cache}", ignore=shutil.ignore_patterns("activations"))
+        monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / f"cache-{cache}"))
+        if cache == "shared":
+            on_a_lesser_machine("run", path, "--out", "lesser")
+        assert mobifleet("run", path, "--out", cache, "-q", "--no-figures", "--workers", "1").code == 0
+        digests[cache] = open_run(tmp_path / cache).summary["digest"]
+    assert digests["own"] == digests["shared"]
+    assert open_run(tmp_path / "own").manifest["arithmetic"] == [arithmetic()]
+    (lesser,) = open_run(tmp_path / "lesser").manifest["arithmetic"]
+    assert "DEFAULT" in lesser and lesser != arithmetic()
+    assert f"torch {version('torch')}" in lesser
+
+
+def test_a_run_that_goes_on_elsewhere_says_so(on_a_lesser_machine, mobifleet, scenario_file, tmp_path):
+    path, plain = scenario_file(), ("-q", "--no-figures", "--workers", "1")
+    assert mobifleet("run", path, "--out", "run", *plain).code == 0
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "status": "interrupted"}))
+    said = on_a_lesser_machine("run", path, "--out", "run", "--resume")
+    run = open_run(tmp_path / "run")
+    assert f"begun on {arithmetic()}, resumed on {run.manifest['arithmetic'][1]}" in said
+    assert run.manifest["arithmetic"][0] == arithmetic()
+    assert run.summary["remarks"][0].startswith("begun on ")
+    assert mobifleet("run", path, "--out", "plain", *plain).code == 0
+    assert open_run(tmp_path / "plain").summary["remarks"] == []
+
+
+def test_a_comparison_of_runs_from_several_machines_says_so(on_a_lesser_machine, mobifleet, scenario_file):
+    method = {"kind": "fed-mobillm", "server_batch": 8, "device_batch": 4}
+    path = scenario_file(compare={"methods": {"a": {**method, "replay": 5}, "b": {**method, "replay": 4}}})
+    assert "several kinds of machine" not in on_a_lesser_machine("compare", path, "--out", "out", "--methods", "a")
+    said = " ".join(mobifleet("compare", path, "--out", "out", "--processes", "1").out.split())
+    assert "these runs come from several kinds of machine or library" in said
+    assert f"1 by {arithmetic()}" in said
 
 
 @pytest.mark.parametrize("change", [{}, {"stop": {"horizon": "1100 ms"}}, {"cost_as": {"backbone": "bert-base"}}])
