@@ -32,12 +32,12 @@ ROUNDS = {"participation": 1.0, "device_batch": 8, "evaluate_every": 1}
 METHODS = {
     "fed-mobillm": {"kind": "fed-mobillm", "replay": 60, "deliver": False},
     "fedavg-lora": {"kind": "fedavg-lora", "rounds": 8, **ROUNDS},
-    "splitfed-v1": {"kind": "splitfed-v1", "rounds": 2, **ROUNDS},
+    "splitfed-v1": {"kind": "splitfed-v1", "rounds": 4, **ROUNDS},
     "fwdllm": {"kind": "fwdllm", "rounds": 4, "variance_threshold": 0.1, "most_asks": 2, **ROUNDS},
 }
 SCENARIO = {
     "name": "kills",
-    "task": {"dataset": "trec-questions", "train": 72, "test": 30, "max_tokens": 32},
+    "task": {"dataset": "trec-questions", "train": 48, "test": 30, "max_tokens": 32},
     "fleet": [
         {"count": 3, "device": "jetson-tx2", "backbone": "minilm-l2", "link": "lte"},
         {"count": 3, "device": "jetson-xavier-nx", "backbone": "minilm-l4", "link": "wifi-home"},
@@ -93,7 +93,7 @@ class Subject:
         folder.mkdir()
         what = {"method": METHODS["fed-mobillm"]}
         what |= {"method": METHODS[name]} if self._is_run else {"compare": {"methods": shortened(METHODS)}}
-        (folder / "scenario.yaml").write_text(yaml.safe_dump({**SCENARIO, **what}))
+        (folder / "scenario.yaml").write_text(yaml.safe_dump({**SCENARIO, **what}), encoding="utf-8")
         begin = time.time()
         self.digests, self.seconds = self._to_its_end("straight")
         ends_s = [end_s for _, _, end_s in self._lines("straight-after.jsonl")]
@@ -122,7 +122,7 @@ class Subject:
 
     def _lines(self, name: str) -> list[list]:
         """What was noted, without a last line that was being written."""
-        return [json.loads(line) for line in (self._folder / name).read_text().split("\n")[:-1]]
+        return [json.loads(line) for line in (self._folder / name).read_text(encoding="utf-8").split("\n")[:-1]]
 
     def _noted(self, name: str) -> Counter:
         """Seconds by piece."""
@@ -172,7 +172,7 @@ def shortened(methods: dict) -> dict:
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def tell(name: str, subject: Subject, kills: list[Kill]) -> None:

@@ -24,7 +24,7 @@ UNKNOWN = object()
 SHARE_AT_STAKE = 0.1  # of the learning so far that a kill may cost, where checkpoints are cheap
 SHARE_OF_TIME = 0.05  # of what is at stake that writing a checkpoint may take,
 MUCH_AT_STAKE = 0.15  # unless so much of all learning is: then more
-MOST_OF_TIME = 0.25
+MOST_OF_TIME = 0.5
 
 
 class CannotResume(ValueError):
