@@ -311,7 +311,7 @@ cli.main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("limit", [1_000, 4_000, 12_900])  # the manifest, a table, the model (or a checkpoint)
+@pytest.mark.parametrize("limit", [1_000, 5_000, 12_900])  # the manifest, a table, the model (or a checkpoint)
 def test_files_that_may_not_grow_are_named(limit, mobifleet, shell, scenario_file, tmp_path):
     path = scenario_file()
     assert mobifleet("run", path, "--out", "before", *PLAIN).code == 0  # fills the cache
