@@ -309,14 +309,17 @@ class FairLink:
         ceiling_bps = self._ceiling_bps
         by_cap = self._capped_by_cap
         while True:
+            while by_cap and by_cap[0][2]._ticket != by_cap[0][1]:
+                heappop(by_cap)
+            largest_cap_bps = -by_cap[0][0] if by_cap else 0.0
+            if not largest_cap_bps:
+                self._capped_bps = 0.0  # whatever rounding left behind would keep a link of 0 bit/s moving
             room_bps = self.capacity_bps - self._capped_bps
             if self._n_level:
                 level_bps = min(ceiling_bps, room_bps / self._n_level)
             else:
                 level_bps = ceiling_bps if room_bps >= 0 else room_bps
-            while by_cap and by_cap[0][2]._ticket != by_cap[0][1]:
-                heappop(by_cap)
-            if not by_cap or -by_cap[0][0] <= level_bps:
+            if not by_cap or largest_cap_bps <= level_bps:
                 break
             transfer = heappop(by_cap)[2]
             self._to_level(transfer, self._from_cap(transfer))

@@ -5,6 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# `make test` tries the same examples every time; `pytest --hypothesis-profile explore` looks for new ones
+settings.register_profile("explore", derandomize=False)
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"{letter}{number}" for letter in "abc" for number in range(4))]
 _SIZES = {
