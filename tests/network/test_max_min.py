@@ -141,12 +141,16 @@ def assert_equal(story):
 
 
 LINK = ("link",)
-STOPPED = [(0.0, "capacity", "link", 0.0)]  # two caps that do not cancel exactly, beside one that is 0, when a link stops
+STOPPED = [
+    (0.0, "capacity", "link", 0.0)
+]  # two caps that do not cancel exactly, beside one that is 0, when a link stops
 
 
 @settings(max_examples=250, deadline=None)
 @given(stories([LINK], st.one_of(st.just(inf), caps), ["link"]))
-@example(([(0.0, 1, 0.0, LINK), (0.0, 1, 100.30128565862833, LINK), (0.0, 1000, 130972.0, LINK)], STOPPED, {"link": 1e3}))
+@example(
+    ([(0.0, 1, 0.0, LINK), (0.0, 1, 100.30128565862833, LINK), (0.0, 1000, 130972.0, LINK)], STOPPED, {"link": 1e3})
+)
 def test_one_link(story):
     assert_equal(story)
 

@@ -1,6 +1,7 @@
 """Small worlds for the tests of sim/: untrained backbones, three devices, texts that their words give away."""
 
 import csv
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 import yaml
 
 from sim import cli
@@ -120,6 +122,11 @@ def mark():
     from sim.scenario_file import digest, resolved
 
     return lambda sim: sim.recorder.digest(digest(resolved(sim.scenario)), sim.method.learner.digest())
+
+
+typer.main.get_command = functools.cache(
+    typer.main.get_command
+)  # a process has one command line; made anew, it takes 30 ms
 
 
 @dataclass

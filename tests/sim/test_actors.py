@@ -63,9 +63,12 @@ def test_compute_runs_the_work_and_returns_its_result_after_the_modelled_seconds
 
 
 def test_an_error_of_the_work_surfaces_at_the_virtual_end(world):
+    def wrong():
+        return 1 / 0
+
     def day():
         with pytest.raises(ZeroDivisionError):
-            yield from world.device.compute(Work(Cost(flop=355e9), lambda: 1 / 0))
+            yield from world.device.compute(Work(Cost(flop=355e9), lambda: world.host.learn(wrong)))
         assert world.env.now > 1.0
 
     world.env.process(day())

@@ -220,7 +220,7 @@ def test_a_mistake_is_answered_once_for_the_kind_of_data_that_is_meant(world, da
         ("task.train=10000000000", "task.train: must be at most 2000000"),
         ("task.test=10000000000", "task.test: must be at most 2000000"),
         ("task.validation=10000000000", "task.validation: must be at most"),
-        ("fleet.0.count=1000000000000", "fleet.0.count: must be at most 100000"),
+        ("fleet.0.count=1000000000000", "fleet.0.count: must be at most 2000000"),
         ("fleet.0.count=0", "fleet.0.count: must be at least 1"),
     ],
 )
@@ -234,10 +234,10 @@ def test_sizes_are_bounded_before_memory_is_taken(world, setting, said, mobiflee
 def test_all_groups_together_are_bounded(world, mobifleet):
     path = world({}, {"classes": 3, "tokens": 8})
     scenario = yaml.safe_load(path.read_text())
-    scenario["fleet"] = [scenario["fleet"][0] | {"count": 60_000}] * 2
+    scenario["fleet"] = [scenario["fleet"][0] | {"count": 1_200_000}] * 2
     path.write_text(yaml.safe_dump(scenario))
     outcome = mobifleet("check", path)
-    assert outcome.code == 2 and "fleet: 120,000 devices, and 100,000 is the most" in outcome.err
+    assert outcome.code == 2 and "fleet: 2,400,000 devices, and 2,000,000 is the most" in outcome.err
 
 
 def said_by(out: str) -> dict[str, str]:

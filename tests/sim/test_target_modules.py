@@ -39,7 +39,7 @@ def test_what_is_charged_and_sent_is_what_is_trained(simulate, spans, kind):
     rank = real.method.config.rank if kind != "flexlora" else 3
     state = trained(rank, MAPS)
     learner = real.method.learner
-    names = {name for name in learner.state if ".lora_" in name}
+    names = {name for name in learner.state.value if ".lora_" in name}
     assert names == {name for name in state if ".lora_" in name}
     assert names and all(any(f".{m}." in name for m in MAPS) for name in names)
     sums = [[(s["kind"], s["nbytes"], s["flop"]) for s in sim.recorder.spans().to_pylist()] for sim in (real, dry)]
