@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
-INSTALL = $(PIP) install --quiet --constraint constraints.txt --editable
+INSTALL = $(PIP) install --constraint constraints.txt --editable
 
 .PHONY: quickstart test lint slow timed bench clean
 
@@ -30,12 +30,12 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/fair_link.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing mobifleet into $(VENV) (about a minute) ..."
+	@echo "installing mobifleet into $(VENV) (a minute or two) ..."
 	$(INSTALL) .
 	@touch $@
 
 $(VENV)/.installed-for-tests: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing mobifleet with what its tests need into $(VENV) (about a minute) ..."
+	@echo "installing mobifleet with what its tests need into $(VENV) (a minute or two) ..."
 	$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.installed
 

@@ -56,8 +56,9 @@ def main() -> None:
         message = faults.of_the_user(error)
         if message is None and os.environ.get(faults.TRACEBACK):
             raise
-        errors.print(message or faults.ours(error), markup=False)
-        sys.exit(faults.USERS if message else faults.OURS)
+        if message != "":  # as of a command that has shown its help
+            errors.print(faults.ours(error) if message is None else message, markup=False)
+        sys.exit(faults.OURS if message is None else faults.USERS)
 
 
 def _show_version(wanted: bool) -> None:
@@ -117,10 +118,13 @@ def run(
         mobifleet run ten_thousand --dry
     """
     from sim.live import LiveView
+    from sim.run_directory import newest_unfinished
     from sim.runner import run_scenario
     from sim.simulation import Interrupted
 
     chosen = _load(scenario, overrides, seed)
+    if not (resume or out or dry) and (left := newest_unfinished(chosen)) is not None:
+        errors.print(f"note: {left} holds an unfinished run of this scenario: --resume goes on with it", markup=False)
     with LiveView(console, quiet) as view:
         try:
             done = run_scenario(

@@ -30,6 +30,7 @@ from sim.writing import remove, write_json
 
 LOCK = ".lock"
 RESERVED_BYTES = 16_384
+ANEW = "run without --resume, into another --out"
 PATIENCE_S = 0.5  # for one who only looks whether a folder is held
 _VERSIONS = ("mobifleet", "simpy", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow")
 
@@ -153,7 +154,9 @@ def folder_to_resume(scenario: Scenario, out: Path | None, inputs: Mapping[str, 
     `inputs` are the digests of the files that the scenario names. Raises RunDirectoryError if there is none, if it belongs
     to another scenario or was begun with other files, or if it is still running.
     """
-    folder = _newest_unfinished(scenario) if out is None else out
+    folder = newest_unfinished(scenario) if out is None else out
+    if folder is None:
+        raise RunDirectoryError(f"runs/ holds no unfinished run of {scenario.name} to resume; run it without --resume")
     if not read_manifest(folder) and not (folder / LOCK).is_file():
         raise RunDirectoryError(f"{folder} is not a run directory; run without --resume")
     with held(folder):
@@ -162,27 +165,28 @@ def folder_to_resume(scenario: Scenario, out: Path | None, inputs: Mapping[str, 
                 remove(leftover)
         manifest = read_manifest(folder)
         if not manifest and not _is_unused(folder):
-            raise RunDirectoryError(f"{folder / 'manifest.json'} is missing or damaged; run without --resume")
+            raise RunDirectoryError(
+                f"{folder / 'manifest.json'} is missing or damaged; run without --resume, into another --out"
+            )
         if manifest.get("status") == "finished":
             raise RunDirectoryError(f"{folder} is finished; run without --resume to run it again elsewhere")
         if manifest and not _same(folder, scenario):
-            raise RunDirectoryError(f"{folder} was begun with another scenario, seed or setting; run without --resume")
-        if manifest and (changed := changed_files(manifest.get("inputs") or {}, inputs)):
             raise RunDirectoryError(
-                f"{folder} was begun when {', '.join(changed)} held something else; run without --resume"
+                f"{folder} was begun with another scenario, seed or setting; run without --resume, into another --out"
             )
+        if manifest and (changed := changed_files(manifest.get("inputs") or {}, inputs)):
+            raise RunDirectoryError(f"{folder} was begun when {', '.join(changed)} held something else; {ANEW}")
         yield folder
 
 
-def _newest_unfinished(scenario: Scenario) -> Path:
+def newest_unfinished(scenario: Scenario) -> Path | None:
+    """The newest of `runs/<name>*` that is an unfinished run of this scenario: one that nobody is writing, if there is one."""
     manifests = [f for f in Path("runs").glob("*/manifest.json") if f.parent.name.startswith(scenario.name)]
     unfinished = [
         f for f in manifests if read_manifest(f.parent).get("status") != "finished" and _same(f.parent, scenario)
     ]
-    if not unfinished:
-        raise RunDirectoryError(f"runs/ holds no unfinished run of {scenario.name} to resume; run it without --resume")
-    stopped = [f for f in unfinished if not is_held(f.parent)]
-    return max(stopped or unfinished, key=lambda f: f.stat().st_mtime).parent
+    stopped = [f for f in unfinished if not is_held(f.parent)] or unfinished
+    return max(stopped, key=lambda f: f.stat().st_mtime).parent if stopped else None
 
 
 def _same(folder: Path, scenario: Scenario) -> bool:

@@ -19,7 +19,7 @@ def save(figure: Figure, path: Path, metadata: dict[str, Any] | None = None) -> 
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
             if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter):
-                numbers.update(axis.get_ticklabels())
+                numbers.update([*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)])
     for text in figure.findobj(Text):
         if text not in numbers:
             text.set_parse_math(False)

@@ -86,7 +86,9 @@ def test_a_command_that_waits_for_somebody_serves(place, home):
 
 def test_the_snippet_runs_on_the_scenario_of_the_readme(place, home):
     [snippet] = [text for kind, text in BLOCKS if kind == "python"]
-    said = run([sys.executable, "-c", snippet + "\nprint(run.summary['best'], set(spans.kind))"], place, home)
+    said = run(
+        [sys.executable, "-c", snippet + "\nprint(run.summary['best'], set(spans['kind'].to_pylist()))"], place, home
+    )
     assert float(said.split()[0]) > 0.7
     assert "upload" in said and "train" in said
 

@@ -94,11 +94,13 @@ def _compared(
             yield _shown(title, table[first : first + abreast], entries)
         labels = {row["method"] for row in table}
         if ours in labels and labels & set(baselines) - {ours}:
-            headline[title] = reductions(table, ours, baselines, 0.0 if dry else target or 0.0)
-            yield _headline(ours, headline[title])
+            learned = 0.0 if dry else target or 0.0
+            headline[title] = reductions(table, ours, baselines, learned)
+            yield _headline(ours, headline[title], _left_out(table, ours, baselines, learned))
     if headline:
         (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
     _figures(scenario, entries, out, ours, baselines, dry)
+    console.print(f"written to {out}", highlight=False, soft_wrap=True)
 
 
 def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
@@ -155,8 +157,18 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Tab
     return view
 
 
-def _headline(ours: str, found: dict[str, dict[str, Any]]) -> Table:
+def _left_out(table: list[dict[str, Any]], ours: str, baselines: list[str], learned: float) -> list[str]:
+    """Which methods are in no reduction, and why."""
+    others = [row for row in table if row["method"] != ours]
+    strangers = [row["method"] for row in others if row["method"] not in baselines]
+    below = [row["method"] for row in others if row["method"] in baselines and (row["best"] or 0.0) < learned]
+    said = ((strangers, "no baselines"), (below, f"below accuracy {learned:g}"))
+    return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
+
+
+def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) -> Table:
     view = Table(title=f"{ours} against the best baseline", title_justify="left", box=None, header_style="bold")
+    view.caption, view.caption_justify = f"left out: {'; '.join(left_out)}" if left_out else None, "left"
     for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():

@@ -36,6 +36,12 @@ def probe(shell):
     return run
 
 
+@pytest.mark.parametrize("argv", [(), ("calibrate",)], ids=["nothing", "calibrate"])
+def test_a_command_without_its_verb_shows_the_help(argv, mobifleet):
+    said = mobifleet(*argv)
+    assert said.code == 2 and "Usage" in said.out + said.err and "fault" not in said.err
+
+
 @pytest.mark.parametrize("argv", [("--help",), *((verb, "--help") for verb in VERBS)], ids=" ".join)
 def test_help_answers_at_once(argv, probe):
     code, out, _, heavy = probe(*argv)

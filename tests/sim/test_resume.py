@@ -346,6 +346,8 @@ def test_the_newest_unfinished_run_is_found_without_out(stopped, mobifleet, scen
     stopped(signal.SIGKILL)
     (tmp_path / "runs").mkdir()
     (tmp_path / "run").rename(tmp_path / "runs" / "tiny-2")
+    noted = "note: runs/tiny-2 holds an unfinished run of this scenario: --resume goes on with it"
+    assert noted in " ".join(mobifleet("run", scenario_file(), *PLAIN).err.split())
     outcome = mobifleet("run", scenario_file(), "--resume", *PLAIN)
     assert outcome.code == 0, outcome.err
     assert open_run(tmp_path / "runs" / "tiny-2").manifest["status"] == "finished"
