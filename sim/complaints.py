@@ -79,7 +79,11 @@ class _Spot:
         if isinstance(step, int):
             inner = prefix[step] if step < len(prefix) else self.schema.get("items")
         else:
-            inner = self.schema.get("properties", {}).get(step, self.schema.get("additionalProperties"))
+            # a mapping with names of the user's own: any name, or those of a pattern
+            others = next(
+                iter(self.schema.get("patternProperties", {}).values()), self.schema.get("additionalProperties")
+            )
+            inner = self.schema.get("properties", {}).get(step, others)
         self.schema, self.node, self.path, self.in_branch = self.settled(inner), child, (*self.path, step), False
         self.place = child.place if child else self.place
 

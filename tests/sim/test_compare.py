@@ -126,6 +126,12 @@ def test_reductions_are_against_the_best_of_each_column():
     assert reductions(table, "ours", learned=0.85)["flop"]["of"] == "b"  # a has not learned enough to count
 
 
+def test_a_typing_error_inside_a_method_has_its_place_and_the_nearest_name(mobifleet, scenario_file):
+    typo = {"kind": "fedavg-lora", "particpation": 0.5}
+    said = mobifleet("check", scenario_file(compare={"methods": {"a": typo, "b": {"kind": "fed-mobillm"}}})).err
+    assert "compare.methods.a.particpation: unknown key" in said and "did you mean 'participation'?" in said
+
+
 def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
     scenario = load(str(scenario_file()), Scenario)
     with pytest.raises(CompareError, match="lists no methods"):
