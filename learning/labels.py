@@ -14,7 +14,13 @@ import numpy as np
 from learning.tables import DataError
 
 MOST_CLASSES = 100_000  # a head has a row for each
-_NUMBER = re.compile(r"([+\-\u2212]?)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"([+\-\u2212]?)(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})?")
+_COMMA = re.compile(r"[+\-\u2212]?\d+,\d+")
+_NO_WORD = {
+    "true",
+    "false",
+    *(sign + name for sign in ("", "+", "-") for name in ("inf", "infinity")),
+}  # beside numbers
 _NO_NUMBER = re.compile(r"[+\-\u2212]{2,}[\d.]+")
 _NOTHING = {"nan", "none", "null", "na", "n/a", "<na>", "nat"}  # how programs write that there is no value
 _FEWEST_TEXTS = 10  # from which on it can be told that a column holds no labels
@@ -38,6 +44,7 @@ def number_classes(labels: Sequence[str], place: Callable[[int], str]) -> tuple[
         raise refuse(odd, "looks like a number and is none")
     names, order = {label: label for label in first}, sorted(first)
     some = [label for label in first if label.casefold() not in _NOTHING]
+    _check_one_kind(some, refuse)
     values = _truth_values(some) or _whole_numbers(some, refuse)
     if values:
         if len(some) < len(first):
@@ -66,6 +73,16 @@ def _whole_numbers(labels: list[str], refuse: Refuse) -> dict[str, int]:
     if fraction := next((label for label, value in values.items() if value != int(value)), None):
         raise refuse(fraction, "is a fraction: labels are whole numbers or words")
     return {label: int(value) for label, value in values.items()}
+
+
+def _check_one_kind(labels: list[str], refuse: Refuse) -> None:
+    """Truth values or infinity among numbers are two ways to write one class, or none; a comma may be a decimal one."""
+    numbers = [label for label in labels if _number(label) is not None]
+    if numbers and (odd := next((label for label in labels if label.casefold() in _NO_WORD), None)):
+        raise refuse(odd, f"stands among numbers, such as {numbers[0]!r}: write all labels in one way")
+    commas = [label for label in labels if _COMMA.fullmatch(label)]
+    if commas and len(commas) + len(numbers) == len(labels):
+        raise refuse(commas[0], "may be a number with a decimal comma: labels are whole numbers or words")
 
 
 def _number(label: str) -> Decimal | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +19,8 @@ import numpy as np
 from inputs.files import FileProblem, read_text
 from network.measured import Measured
 from network.series import MOST_BPS
+
+MOST_RTT_US = 1e9
 
 MOST_BYTES = 64 * 2**20
 INTERRUPTED = "interrupt -"  # how iperf3 begins to say that Ctrl-C ended it; what it had measured until then stands
@@ -94,15 +95,21 @@ def _series(sums: Sequence[Mapping], path: str | Path) -> tuple[np.ndarray, floa
 
 
 def _number(value: Any, interval: int, key: str, most: float, path: str | Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:  # NaN fails too
+    if (number := _told(value, most)) is None:
         raise FileProblem(f"{path}, interval {interval}: {key} is {_one_line(repr(value))}, which cannot be")
-    return float(value)
+    return number
+
+
+def _told(value: Any, most: float) -> float | None:
+    """A number that can be what it says it is; None for anything else, NaN and whole numbers beyond floats included."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value <= most else None
 
 
 def _flows(test: Mapping) -> str:
     count = test.get("num_streams", 1)
-    limit = test.get("target_bitrate") or 0
-    held = f" held to {limit / 1e6:.3g} Mbit/s by -b" if isinstance(limit, int | float) and limit > 0 else ""
+    limit_bps = _told(test.get("target_bitrate"), MOST_BPS)
+    held = f" held to {limit_bps / 1e6:.3g} Mbit/s by -b" if limit_bps else ""
     protocol = _one_line(test.get("protocol", "TCP"))
     return f"{count if isinstance(count, int) else '?'} {protocol} flow{'s' * (count != 1)}{held}"
 
@@ -110,16 +117,16 @@ def _flows(test: Mapping) -> str:
 def _round_trips_s(document: Mapping) -> list[float]:
     """The smallest round trip of each stream that a TCP sender saw, s."""
     senders = [stream["sender"] for stream in document.get("end", {}).get("streams", []) if "sender" in stream]
-    rtts_us = [sender.get("min_rtt") for sender in senders]
-    return [rtt / 1e6 for rtt in rtts_us if isinstance(rtt, int | float) and isfinite(rtt) and rtt > 0]
+    rtts_us = [_told(sender.get("min_rtt"), MOST_RTT_US) for sender in senders]
+    return [rtt_us / 1e6 for rtt_us in rtts_us if rtt_us]
 
 
 def _udp(document: Mapping, path: str | Path) -> FileProblem:
     """What to say of a UDP test: how much was sent and how much of it arrived, where its end tells."""
     total = document.get("end", {}).get("sum", {})
-    sent_bps, lost_pct = total.get("bits_per_second"), total.get("lost_percent")
+    sent_bps, lost_pct = _told(total.get("bits_per_second"), MOST_BPS), _told(total.get("lost_percent"), 100)
     told = ""
-    if all(isinstance(value, int | float) and isfinite(value) for value in (sent_bps, lost_pct)):
+    if sent_bps is not None and lost_pct is not None:
         told = f", here {sent_bps / 1e6:.3g} Mbit/s, of which {sent_bps * (1 - lost_pct / 100) / 1e6:.3g} arrived"
     return FileProblem(f"{path}: a UDP test, which sends at the rate that -b says{told}: measure with TCP, without -u")
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sim import faults
 from sim.calibrate.cli import app as calibrate
@@ -23,8 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(calibrate)
-console = Console(soft_wrap=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# what users named is no markup and no emoji
+console = Console(soft_wrap=False, markup=False, emoji=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 SCENARIOS = Path(__file__).resolve().parent.parent / "scenarios"
 
@@ -57,7 +59,7 @@ def main() -> None:
         if message is None and os.environ.get(faults.TRACEBACK):
             raise
         if message != "":  # as of a command that has shown its help
-            errors.print(faults.ours(error) if message is None else message, markup=False)
+            errors.print(faults.ours(error) if message is None else message)
         sys.exit(faults.OURS if message is None else faults.USERS)
 
 
@@ -124,7 +126,7 @@ def run(
 
     chosen = _load(scenario, overrides, seed)
     if not (resume or out or dry) and (left := newest_unfinished(chosen)) is not None:
-        errors.print(f"note: {left} holds an unfinished run of this scenario: --resume goes on with it", markup=False)
+        errors.print(f"note: {left} holds an unfinished run of this scenario: --resume goes on with it")
     with LiveView(console, quiet) as view:
         try:
             done = run_scenario(
@@ -133,7 +135,7 @@ def run(
         except Interrupted as stopped:
             if stopped.run is not None:
                 _show_summary(stopped.run)
-            errors.print(f"interrupted: {stopped}", markup=False)
+            errors.print(f"interrupted: {stopped}")
             raise typer.Exit(130) from None
     _show_summary(done)
 
@@ -184,9 +186,10 @@ def _show_summary(done) -> None:
     rounds = f" in {s['rounds']} rounds" if s.get("rounds") else ""
     row("server", f"{totals['updates']} updates{rounds}, busy {format_seconds(totals['server_busy_s'])}")
     if s["costed_as"]:
-        row("costed as", f"[yellow]{s['costed_as']}[/] (time, bytes, FLOP and joules are that architecture's)")
+        charged = Text.assemble((s["costed_as"], "yellow"), " (time, bytes, FLOP and joules are that architecture's)")
+        row("costed as", charged)
     if s["dry"]:
-        row("dry run", "[yellow]nothing learned[/]")
+        row("dry run", Text("nothing learned", "yellow"))
     row(
         "host",
         f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, {format_bytes(s['host']['peak_rss_bytes'])}",
@@ -209,7 +212,7 @@ def _accuracy(s) -> str:
 
 def _show_remarks(remarks: list[str]) -> None:
     for remark in remarks:
-        errors.print(f"note: {remark}", style="yellow", markup=False)
+        errors.print(f"note: {remark}", style="yellow")
 
 
 @app.command()
@@ -331,7 +334,7 @@ def _sayer(status):
     def say(line: str) -> None:
         what = line.partition(":")[0]
         if console.is_terminal:
-            status.update(line)
+            status.update(Text(line))
         elif what != said["what"] or time.monotonic() - said["at_s"] > 5:
             said.update(what=what, at_s=time.monotonic())
             console.print(line, highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sim.simulation import Simulation, Watch
 from sim.units import format_bytes, format_seconds
@@ -24,7 +25,7 @@ class LiveView:
         self._last_s = self._began_s = time.perf_counter()
         self._events, self._stage = 0, ""
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} texts"),
+            TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total} texts"),
             TimeRemainingColumn(), console=console,
         )  # fmt: skip
         self._tasks: dict[str, int] = {}
@@ -96,7 +97,7 @@ def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
 def _panel(sim: Simulation, rate: float) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(sim, rate):
-        table.add_row(name, f"[bold]{value}")
+        table.add_row(name, Text(value, "bold"))
     return table
 
 

@@ -4,7 +4,6 @@ Timelines, plots, comparisons and notebooks all start here, so that none of them
 whether a directory is whole.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from inputs.files import FileProblem, read_json
 from sim.span_kinds import FINE
 
 COLUMNS = {
@@ -177,9 +177,9 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
 
 def _read_json(file: Path) -> dict:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read ({_first_line(error)}): run the scenario again") from error
+        value = read_json(file)
+    except FileProblem as problem:
+        raise RunError(f"{problem}: run the scenario again") from problem
     if not isinstance(value, dict):
         raise RunError(f"{file} does not hold a JSON object: run the scenario again")
     return value

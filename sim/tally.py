@@ -54,7 +54,11 @@ def closing(sim: Simulation) -> Iterator[str]:
             {**tally.diverged, "verb": "was" if tally.diverged["what"] == "loss" else "were"}
         )
         left = f"; {tally.left_out} answers that were not finite are in no update" if tally.left_out else ""
-        yield first + left + ("; the run ended there" if sim.ended.reason == "diverged" else "")
+        yield (
+            first
+            + left
+            + (f"; the run ended after {format_seconds(sim.env.now)}" if sim.ended.reason == "diverged" else "")
+        )
     if tally.without_answer:
         answered = tally.rounds - tally.without_answer
         others = "; of those asked in the others: " if answered else ": "

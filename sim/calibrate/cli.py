@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from sim.faults import UserError
 
 app = typer.Typer(
     name="calibrate",
@@ -14,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-console = Console(soft_wrap=False, highlight=False)
+console = Console(soft_wrap=False, highlight=False, markup=False, emoji=False)  # as that of `sim.cli`
 
 
 @app.command()
@@ -69,7 +72,7 @@ def device(
     """
     from sim.calibrate import device as verb
 
-    folder = out or Path("calibrations") / name
+    folder = out or Path("calibrations") / _held(name)
     names = [backbone.strip() for backbone in backbones.split(",")]
     plan = verb.Plan(name, folder, names, on, precision, threads, quick, train, sustained, like, seed)
     if table is not None and validate is not None:
@@ -117,7 +120,7 @@ def link(
     host: Annotated[
         str, typer.Option(help="With --serve: the address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="With --serve: the port to listen on.", min=0, max=65535)] = 5207,
+    port: Annotated[int, typer.Option(help="The port to listen on, or that of --to.", min=0, max=65535)] = 5207,
 ) -> None:
     """Measure a path, or read measurements of one, and write a link profile for `link:` in a scenario.
 
@@ -144,5 +147,14 @@ def link(
     if serve:
         verb.serve(host, port, console)
         return
+    if to and ":" not in to:
+        to = f"{to}:{port}"
     found = verb.measure(to, seconds, console) if to else verb.read(files, unit, direction, column)
-    verb.report(found, name, out or Path("calibrations") / name, like, console)
+    verb.report(found, name, out or Path("calibrations") / _held(name), like, console)
+
+
+def _held(name: str) -> str:
+    """The name of a profile, which is a folder's too and stays inside `calibrations/`."""
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"--name: letters, digits, `.`, `_` and `-`, beginning with a letter or digit (got {name!r})")
+    return name

@@ -342,7 +342,7 @@ class Steps:
     def __init__(self, console: Console, seconds_between_lines: float = 10.0) -> None:
         self._console, self._every_s, self._spoke_s = console, seconds_between_lines, 0.0
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
         self._task, self._name, self._total = None, "", None

@@ -73,7 +73,7 @@ def serve(host: str, port: int, console: Console) -> None:
     """Be the other end until Ctrl-C."""
 
     async def forever() -> None:
-        server = await probe.listen(host, port, lambda peer, what: console.print(f"{peer}: {what}", markup=False))
+        server = await probe.listen(host, port, lambda peer, what: console.print(f"{peer}: {what}"))
         at = server.sockets[0].getsockname()[1]
         where = "this machine alone (`--host 0.0.0.0` lets others in)" if host in LOOPBACK else host
         there = f"`mobifleet calibrate link --to {'127.0.0.1' if host in LOOPBACK else 'THIS-HOST'}:{at}`"
@@ -278,7 +278,7 @@ class _Shown:
     def __init__(self, console: Console) -> None:
         self.console, self._told_s, self._stage, self._task = console, 0.0, "", None
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn(),
             console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
 

@@ -61,7 +61,7 @@ def _compared(
         changed = Counter(", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder)))
         for names, count in changed.items():
             console.print(f"{names} held something else before: {count} runs are made again", highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
             bar = progress.add_task(what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some))
 

@@ -53,6 +53,10 @@ class Alone:
         if state is not None:
             self.states[device_id] = state
             if not self.sim.host.look(is_finite, state):
+                if not self.lost:
+                    self.sim.remark(
+                        "accuracy is the mean of the devices whose model is finite: one that diverged is not in it"
+                    )
                 self.lost.add(device_id)
         return device_id not in self.lost
 

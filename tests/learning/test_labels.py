@@ -50,6 +50,9 @@ def test_which_spellings_are_one_class(labels, names, numbers):
         (("1", "0", "nan"), "row 3: the label 'nan' stands among numbers or truth values"),
         (("1.0", "None", "0.0"), "row 2: the label 'None' stands among numbers"),
         (("True", "<NA>", "False"), "row 2: the label '<NA>' stands among numbers or truth values"),
+        (("1", "0", "True"), "row 3: the label 'True' stands among numbers, such as '1'"),
+        (("0.0", "Infinity"), "row 2: the label 'Infinity' stands among numbers"),
+        (("1,0", "0,0", "1"), "row 1: the label '1,0' may be a number with a decimal comma"),
     ],
 )
 def test_what_could_be_meant_in_two_ways_is_refused_by_its_place(labels, said):

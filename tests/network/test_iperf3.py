@@ -166,3 +166,15 @@ def test_a_udp_test_says_what_arrived(read):
     document["end"]["sum"] = {"bits_per_second": 500e6, "lost_percent": 92.0}
     with pytest.raises(FileProblem, match="here 500 Mbit/s, of which 40 arrived"):
         read(document)
+    for impossible in ({"lost_percent": 300}, {"bits_per_second": 10**400}):
+        document["end"]["sum"].update(impossible)
+        with pytest.raises(FileProblem, match=r"the rate that -b says: measure"):
+            read(document)
+
+
+def test_whole_numbers_beyond_all_floats_are_not_read(read):
+    document = result([20e6])
+    document["start"]["test_start"]["target_bitrate"] = 10**400
+    document["end"]["streams"][0]["sender"]["min_rtt"] = 10**400
+    (up,) = read(document)
+    assert up.rtt_s is None and "-b" not in up.conditions

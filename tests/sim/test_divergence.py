@@ -136,7 +136,7 @@ def test_a_side_network_that_diverges_ends_the_run(kind, simulate, curve):
     assert found["diverged"]["device"] == "server" and found["diverged"]["what"] in ("loss", "predictions")
     assert found["diverged"]["update"] == found["totals"]["updates"] < healthy.updates
     assert f"server diverged at update {sim.updates}: " in found["remarks"][0]
-    assert "the run ended there" in found["remarks"][0]
+    assert "; the run ended after " in found["remarks"][0]
     times_s = [row["time_s"] for row in sim.recorder.metrics().to_pylist() if row["name"] == "accuracy"]
     assert all(time_s < sim.env.now for time_s in times_s)  # the curve stops before
     assert not [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"]  # nobody is sent such a model

@@ -56,6 +56,13 @@ def test_something_else_is_refused(tmp_path):
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["manifest.json", "summary.json"])
+def test_a_part_that_is_nested_too_deep_is_named(path, part):
+    (path / part).write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(RunError, match=part.replace(".", r"\.") + ".*: run the scenario again"):
+        open_run(path)
+
+
 @pytest.mark.parametrize("part", ["manifest.json", "summary.json", *(f"{name}.parquet" for name in COLUMNS)])
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_a_truncated_part_is_named(path, part, keep):
