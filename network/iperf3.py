@@ -89,6 +89,10 @@ def _series(sums: Sequence[Mapping], path: str | Path) -> tuple[np.ndarray, floa
     step_s = median(seconds)
     if step_s == 0:
         raise FileProblem(f"{path}: its intervals last no time")
+    if odd := next((i for i, lasts_s in enumerate(seconds[:-1], 1) if not step_s / 2 < lasts_s < 2 * step_s), None):
+        raise FileProblem(
+            f"{path}, interval {odd}: lasts {seconds[odd - 1]:.3g} s, where {step_s:.3g} s are usual: take equal ones"
+        )
     if seconds[-1] < 0.9 * step_s:
         bps.pop()
     return np.array(bps), step_s

@@ -47,6 +47,7 @@ _UNIT = re.compile(
     r"(?P<per>[pP][sS]|[ _]?(?:/|per|_)[ _]?(?:s|S|sec|secs|second|seconds))?"
     r"(?![A-Za-z])"
 )
+_OTHER = re.compile(r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|m?[sS]ec(?:ond)?s?|ms)(?![A-Za-z])|%")
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,10 @@ def _from_zero(when: Times | None) -> list[float] | None:
 def _unit(table: Table, place: int, asked: str | None, default: str) -> Unit:
     said = _unit_in(table.names[place]) if table.names else None
     if said is None:
+        if asked is None and table.names and (other := _OTHER.search(table.names[place])):
+            raise FileProblem(
+                f"{table.path}: {_titled(table, place)} is in {other[0]}, as it says, which is no rate: name a column of rates"
+            )
         return Unit(UNITS_BPS[asked or default], asked or f"{default}{UNSAID}")
     if isinstance(said, str):
         raise FileProblem(f"{table.path}: {_titled(table, place)}: {said}")

@@ -106,6 +106,13 @@ def test_intervals_of_any_length_without_the_rest_at_the_end(read, step_s):
     assert (found.series_bps.tolist(), found.step_s) == ([10e6, 20e6, 30e6], step_s)
 
 
+def test_intervals_of_unlike_length_are_refused(read):
+    document = result([10e6, 20e6, 30e6, 40e6])
+    document["intervals"][1]["sum"]["seconds"] = 5.0
+    with pytest.raises(FileProblem, match="interval 2: lasts 5 s, where 1 s are usual"):
+        read(document)
+
+
 def test_a_stream_of_events_is_read_as_far_as_it_goes(read):
     whole = result([10e6, 20e6])
     events = [

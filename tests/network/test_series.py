@@ -52,6 +52,12 @@ def test_a_unit_that_can_be_read_in_two_ways_is_refused(file, name):
         read_rates(file(f"time_s,{name}\n0,1\n1,3\n"))
 
 
+@pytest.mark.parametrize("name", ["signal_dBm", "power (mW)", "loss %", "rx_pps", "RTT ms"])
+def test_a_column_of_another_quantity_is_no_rate(file, name):
+    with pytest.raises(FileProblem, match="as it says, which is no rate"):
+        read_rates(file(f"time_s,{name}\n0,1\n1,2\n"), column=name)
+
+
 def test_where_no_unit_is_said_it_is_the_callers_and_is_told(file):
     path = file("time_s,up\n0,1\n1,3\n")
     assert read_rates(path).bps == [1, 3] and "bit/s (as nothing else is said)" in read_rates(path).read
