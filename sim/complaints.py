@@ -19,6 +19,7 @@ _EXPECTED = {
     **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
     "string_type": "expected text",
+    "string_pattern_mismatch": "expected letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
     "missing": "required key is missing",
     "union_tag_not_found": "required key is missing",
     "extra_forbidden": "unknown key",

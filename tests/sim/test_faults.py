@@ -118,7 +118,7 @@ REFUSED = [
     (("task.dataset={path: texts.csv, label: nope}",), "its columns: text, label"),
     (("task.dataset={classes: 3, tokens: 10}",), "--dry"),
     (("task.dataset=trec-question",), "trec-questions"),
-    (("name=../x",), "name"),
+    (("name=../x",), "name: expected letters, digits"),
 ]
 
 
