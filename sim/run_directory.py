@@ -165,15 +165,11 @@ def folder_to_resume(scenario: Scenario, out: Path | None, inputs: Mapping[str, 
                 remove(leftover)
         manifest = read_manifest(folder)
         if not manifest and not _is_unused(folder):
-            raise RunDirectoryError(
-                f"{folder / 'manifest.json'} is missing or damaged; run without --resume, into another --out"
-            )
+            raise RunDirectoryError(f"{folder / 'manifest.json'} is missing or damaged; {ANEW}")
         if manifest.get("status") == "finished":
             raise RunDirectoryError(f"{folder} is finished; run without --resume to run it again elsewhere")
         if manifest and not _same(folder, scenario):
-            raise RunDirectoryError(
-                f"{folder} was begun with another scenario, seed or setting; run without --resume, into another --out"
-            )
+            raise RunDirectoryError(f"{folder} was begun with another scenario, seed or setting; {ANEW}")
         if manifest and (changed := changed_files(manifest.get("inputs") or {}, inputs)):
             raise RunDirectoryError(f"{folder} was begun when {', '.join(changed)} held something else; {ANEW}")
         yield folder

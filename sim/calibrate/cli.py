@@ -147,9 +147,7 @@ def link(
     if serve:
         verb.serve(host, port, console)
         return
-    if to and ":" not in to:
-        to = f"{to}:{port}"
-    found = verb.measure(to, seconds, console) if to else verb.read(files, unit, direction, column)
+    found = verb.measure(to, port, seconds, console) if to else verb.read(files, unit, direction, column)
     verb.report(found, name, out or Path("calibrations") / _held(name), like, console)
 
 

@@ -89,9 +89,9 @@ def serve(host: str, port: int, console: Console) -> None:
         console.print("closed")
 
 
-def measure(address: str, seconds: float, console: Console) -> Found:
-    """Measure the path to a listening end, `seconds` of bulk each way. Raises NetworkError."""
-    host, port = _address(address)
+def measure(address: str, port: int, seconds: float, console: Console) -> Found:
+    """Measure the path to a listening end, `seconds` of bulk each way; `port` where it names none. Raises NetworkError."""
+    host, port = _address(address, port)
     with _Shown(console) as shown:
         seen = asyncio.run(probe.measure(host, port, seconds, shown))
     how = f"one TCP flow, counted at the receiver, {seconds:g} s each way"
@@ -145,8 +145,8 @@ def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | 
     )
 
 
-def _address(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(probe.PORT))
+def _address(address: str, default: int) -> tuple[str, int]:
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", str(default))
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise LinkCalibrationError(f"--to: HOST or HOST:PORT, for example phone.local:{probe.PORT} (got {address!r})")
     return host, int(port)

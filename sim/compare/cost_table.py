@@ -150,6 +150,11 @@ def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
     return math.fsum(values) / len(values), float(half)
 
 
+def has_learned(row: Mapping[str, Any], learned: float) -> bool:
+    """Whether a method's best accuracy has come up to that: else it has no part in reductions."""
+    return (row["best"] or 0.0) >= learned
+
+
 def reductions(
     table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None, learned: float = 0.0
 ) -> dict[str, dict[str, Any]]:
@@ -167,7 +172,7 @@ def reductions(
         others = [
             row
             for row in table
-            if row["method"] != ours and row[name] is not None and (row["best"] or 0.0) >= learned
+            if row["method"] != ours and row[name] is not None and has_learned(row, learned)
             if baselines is None or row["method"] in baselines
         ]
         if mine[name] is None or not others:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sim.compare.cost_table import COLUMNS, headings, latex, markdown, reductions, rows, shown, write_csv
+from sim.compare.cost_table import COLUMNS, has_learned, headings, latex, markdown, reductions, rows, shown, write_csv
 from sim.compare.runs import Entry, changed_inputs, is_done, plan, run_all, target_of, tuned, tuning_plan
 from sim.rehearsal import rehearse
 from sim.results import open_run
@@ -161,7 +161,7 @@ def _left_out(table: list[dict[str, Any]], ours: str, baselines: list[str], lear
     """Which methods are in no reduction, and why."""
     others = [row for row in table if row["method"] != ours]
     strangers = [row["method"] for row in others if row["method"] not in baselines]
-    below = [row["method"] for row in others if row["method"] in baselines and (row["best"] or 0.0) < learned]
+    below = [row["method"] for row in others if row["method"] in baselines and not has_learned(row, learned)]
     said = ((strangers, "no baselines"), (below, f"below accuracy {learned:g}"))
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 
