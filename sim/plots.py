@@ -19,7 +19,8 @@ from matplotlib.patches import Patch
 
 from sim.results import Run, RunError, encode, finish_times, sampling_order
 from sim.saving_figures import save
-from sim.span_kinds import FINE, STATES, colours_of, joules_by_state, of_devices
+from sim.span_kinds import FINE, STATES, colours_of
+from sim.span_table import joules_by_state, of_devices
 
 STYLE = Path(__file__).with_name("mobifleet.mplstyle")
 WIDTH_IN = 7.0  # two columns of a paper

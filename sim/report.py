@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sim.simulation import Simulation
-from sim.span_kinds import STATES, is_waste, joules_by_state, of_devices
+from sim.span_kinds import STATES
+from sim.span_table import is_waste, joules_by_state, of_devices
 
 
 def device_table(sim: Simulation) -> pa.Table:

@@ -14,13 +14,13 @@ OnlyFor = Mapping[str, tuple[str, Callable[[Any], bool]]]
 
 
 class Settings(BaseModel):
-    """A group of settings; docstrings below its fields become their descriptions in the schema.
+    """A group of settings; a docstring below a field says what it means.
 
     `only_for` names the fields that nothing reads unless the other settings are of a kind: who sets one of them without
     that is told so. Dataclasses among the settings may have it too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     only_for: ClassVar[OnlyFor] = {}
 
 

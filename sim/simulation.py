@@ -359,9 +359,10 @@ class Simulation:
         s, counts, ids = self.scenario, [len(part) for part in self.task.parts], [member.id for member in members]
         joined_s = arrivals.joining_times(s.arrivals, len(members), self.streams, folder)
         ready = arrivals.data_times(s.fresh_data, counts, ids, joined_s, self.streams, folder)
+        profiles = {name: devices.profile.load(name) for name in sorted({member.device for member in members})}
         made = []
         for i, member in enumerate(members):
-            profile, samples = devices.profile.load(member.device), self.task.parts[i]
+            profile, samples = profiles[member.device], self.task.parts[i]
             rng = self.streams.rng("jitter", member.id) if self.scenario.jitter else None
             model = ComputeModel(profile, member.engine, rng, self.scenario.jitter)
             ready_s = ready[i]

@@ -1,16 +1,13 @@
 """The kinds of spans, the ways they end, and what each of them means: whoever counts, draws or tells spans looks it up here.
 
 A device's kinds belong to a state of its power (`devices.power.STATES`; "off" draws nothing): joules by state are sums over
-them. What did not end well was for nothing (`is_waste`): its bytes were sent, its FLOP computed, its joules spent in vain.
+them. What did not end well was for nothing (`span_table.is_waste`): its bytes were sent, its FLOP computed, its joules spent
+in vain.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 DEVICE, LINK = "device-", "link:"  # how the names of such actors begin; the third is "server"
 STATES = ("compute", "uplink", "downlink", "idle", "off")
@@ -89,26 +86,3 @@ def colours_of(kinds: set[str]) -> dict[str, str]:
     spare = ("#F5793A", "#A95AA1", "#85C0F9", "#0F2080")
     known = {name: kind.colour for name, kind in KINDS.items() if name in kinds}
     return {name: spare[number % len(spare)] for number, name in enumerate(own)} | known
-
-
-def of_devices(spans: pa.Table) -> pa.Table:
-    """The spans whose actor is a device."""
-    return spans.filter(pc.starts_with(spans["actor"], DEVICE))
-
-
-def states(kind: pa.ChunkedArray) -> np.ndarray:
-    """The state of a device in each of its spans, as positions in `STATES`; int64 of shape (spans,)."""
-    of_kind = np.array([STATES.index(state) for state in (*(kind.state for kind in KINDS.values()), OTHER)])
-    return of_kind[pc.fill_null(pc.index_in(kind, pa.array(list(KINDS))), len(KINDS)).to_numpy()]
-
-
-def is_waste(spans: pa.Table) -> np.ndarray:
-    """Which spans of devices were work for nothing: computing or radio that did not end well; bool of shape (spans,)."""
-    at_work = states(spans["kind"]) < STATES.index("idle")
-    return at_work & ~pc.is_in(spans["outcome"], pa.array(sorted(NOT_LOST))).to_numpy()
-
-
-def joules_by_state(spans: pa.Table, group: np.ndarray, groups: int) -> np.ndarray:
-    """Joules of devices' spans by state and by `group` (int of shape (spans,)): float64 of shape (states, groups)."""
-    cell = states(spans["kind"]) * groups + group
-    return np.bincount(cell, spans["joules"].to_numpy(), len(STATES) * groups).reshape(len(STATES), groups)

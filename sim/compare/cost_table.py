@@ -16,7 +16,7 @@ import numpy as np
 
 from sim import escaping
 from sim.results import Run, encode, open_run
-from sim.span_kinds import is_waste, of_devices
+from sim.span_table import is_waste, of_devices
 
 if TYPE_CHECKING:
     from sim.compare.runs import Entry

@@ -13,7 +13,8 @@ from sim.plots import devices_figure
 from sim.report import device_table, summary
 from sim.results import FINE, open_run
 from sim.span_kinds import KINDS as SPAN_KINDS
-from sim.span_kinds import OUTCOMES, STATES, colours_of, is_waste, joules_by_state, states
+from sim.span_kinds import OUTCOMES, STATES, colours_of
+from sim.span_table import is_waste, joules_by_state, states
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
 KINDS, small, CALM, hard = (every_method[name] for name in ("KINDS", "small", "CALM", "hard"))
