@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+# processes that tests start find our modules compiled
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest
 INSTALL = $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: quickstart test lint slow timed bench clean
+.PHONY: quickstart test thorough lint slow timed bench clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/mobifleet fetch
@@ -12,7 +14,12 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests lint
 	$(VENV)/bin/mobifleet fetch
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --durations 15
+	$(PYTEST) -n 2 --dist worksteal --durations 15
+
+# Every method, setting, architecture and command of the README; CI runs it after `make test`.
+thorough: $(VENV)/.installed-for-tests
+	$(VENV)/bin/mobifleet fetch
+	$(PYTEST) -n 2 --dist worksteal --durations 15 -m thorough
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check --quiet .
@@ -20,11 +27,11 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/lint-imports > /dev/null
 
 slow: $(VENV)/.installed-for-tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Leave the machine alone meanwhile: these tests assert how long things take.
 timed: $(VENV)/.installed-for-tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m timed
+	$(PYTEST) -m timed
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/fair_link.py

@@ -15,6 +15,7 @@ def text_of(notebook) -> str:
     return "\n".join(output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
+@pytest.mark.thorough
 @pytest.mark.fetched
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):

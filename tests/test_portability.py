@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("inputs", "learning", "devices", "network", "sim")
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "crypt", "spwd", "syslog")
@@ -20,6 +22,7 @@ for package in {PACKAGES}:
 """
 
 
+@pytest.mark.thorough
 def test_every_module_is_imported_without_what_windows_lacks():
     done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -60,6 +60,7 @@ def run(argv, place, home):
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_every_mobifleet_command_runs_in_the_order_of_the_readme(place, home):
     commands = [command for command in COMMANDS if command.startswith("mobifleet ")]
     assert len(commands) >= 5
@@ -84,6 +85,7 @@ def test_a_command_that_waits_for_somebody_serves(place, home):
     assert "127.0.0.1" in said or "listening" in said
 
 
+@pytest.mark.thorough
 def test_the_snippet_runs_on_the_scenario_of_the_readme(place, home):
     [snippet] = [text for kind, text in BLOCKS if kind == "python"]
     said = run(

@@ -32,6 +32,7 @@ def test_a_fitted_forward_pass_is_a_fresh_count(name):
     assert fitted.forward(6, 33).peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.25)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["DeBERTa-v2", "Mamba", "Mixtral"])
 def test_a_fitted_step_is_a_fresh_count(name):
     config, batch, tokens = {**CONFIGS[name], "num_hidden_layers": 4}, 50, 40  # fitted from 2 and 3
@@ -72,6 +73,7 @@ def test_what_a_batch_computes_once_is_not_charged_to_every_text():
     assert count_architecture(CONFIGS["BERT"]).flop_per_batch == 0
 
 
+@pytest.mark.thorough
 def test_layers_of_several_kinds_are_counted_one_and_all():
     assert not alike(MIXED) and alike(CONFIGS["Gemma 2"])
     fitted = count_training(MIXED, "full")

@@ -286,6 +286,7 @@ def digest_of(folder) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.thorough
 def test_another_process_loads_the_same_numbers(own_model):
     folder = own_model("roberta", "ForMaskedLM")  # it has no pooler, which would be drawn afresh
     again = f"import runpy; print(runpy.run_path({__file__!r})['digest_of']({str(folder)!r}))"

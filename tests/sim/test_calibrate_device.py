@@ -34,6 +34,7 @@ def tiny(monkeypatch):
     torch.set_num_threads(1)
 
 
+@pytest.mark.thorough
 def test_a_real_measurement_becomes_a_profile_that_a_scenario_uses(mobifleet, tiny, tmp_path, scenario_file):
     made = mobifleet(*tiny, "random-bert", "--train", "--name", "here")
     assert made.code == 0, made.err

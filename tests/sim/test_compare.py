@@ -84,6 +84,7 @@ def test_the_time_to_a_target_is_that_of_the_first_value_at_or_above_it(compared
         assert row["time_s"] == first_s
 
 
+@pytest.mark.thorough
 def test_a_method_that_never_reaches_the_target_says_so_and_stays(compared):
     done, out = compared(
         compare={"target": 1.0, "methods": {**METHODS, "lora": {**METHODS["lora"], "learning_rate": 1e-9}}}
@@ -154,6 +155,7 @@ def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
 TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9, 1e-2, 1e-9]}}}
 
 
+@pytest.mark.thorough
 def test_dials_are_chosen_on_texts_that_no_device_and_no_test_sees(compared, scenario_file):
     done, out = compared("--methods", "lora", compare={"target": 0.5, "tune": {**TUNE, "budget": 3}})
     assert done.code == 0, done.err
@@ -178,6 +180,7 @@ def test_every_method_gets_the_same_budget():
     assert chosen == candidates(dials, 4, Streams(0), "lora") and len(candidates(dials, 9, Streams(0), "a")) == 6
 
 
+@pytest.mark.thorough
 def test_the_whole_comparison_at_each_value_of_a_setting(compared, mobifleet, scenario_file):
     done, out = compared("--methods", "ours", compare={"over": {"key": "evaluate_every", "values": [1, 5]}})
     assert done.code == 0, done.err

@@ -47,6 +47,7 @@ def test_ray_changes_nothing(simulate, mark, tmp_path, monkeypatch):
     assert mark(simulate(workers="ray")) == inline
 
 
+@pytest.mark.thorough
 def test_python_hash_seeds_change_nothing(shell, scenario_file, tmp_path):
     path, processes = scenario_file(), []
     for seed in ("0", "12345"):
@@ -95,6 +96,7 @@ def on_a_lesser_machine(shell):
     return run
 
 
+@pytest.mark.thorough
 def test_what_another_kind_of_machine_stored_is_not_taken(
     on_a_lesser_machine, mobifleet, scenario_file, session_cache, tmp_path, monkeypatch
 ):
@@ -113,6 +115,7 @@ def test_what_another_kind_of_machine_stored_is_not_taken(
     assert f"torch {version('torch')}" in lesser
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_on_elsewhere_says_so(on_a_lesser_machine, mobifleet, scenario_file, tmp_path):
     path, plain = scenario_file(), ("-q", "--no-figures", "--workers", "1")
     assert mobifleet("run", path, "--out", "run", *plain).code == 0
@@ -127,6 +130,7 @@ def test_a_run_that_goes_on_elsewhere_says_so(on_a_lesser_machine, mobifleet, sc
     assert open_run(tmp_path / "plain").summary["remarks"] == []
 
 
+@pytest.mark.thorough
 def test_a_comparison_of_runs_from_several_machines_says_so(on_a_lesser_machine, mobifleet, scenario_file):
     method = {"kind": "fed-mobillm", "server_batch": 8, "device_batch": 4}
     path = scenario_file(compare={"methods": {"a": {**method, "replay": 5}, "b": {**method, "replay": 4}}})

@@ -152,6 +152,7 @@ def relabelled(path: Path) -> None:
     path.write_text("\n".join(turned_lines) + "\n", encoding="utf-8")
 
 
+@pytest.mark.thorough
 def test_a_comparison_runs_again_what_read_other_files(mobifleet, scenario_file, tmp_path):
     path = scenario_file(compare={"methods": METHODS})
     first = mobifleet("compare", path, "--out", "out", "--processes", "1")

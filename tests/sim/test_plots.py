@@ -67,6 +67,7 @@ def test_one_run_gives_four_figures_that_are_pictures(run, tmp_path):
         assert pixels.shape[1] == 1400 and pixels[..., :3].std() > 0.05
 
 
+@pytest.mark.thorough
 def test_the_same_run_gives_the_same_bytes_without_a_date(tmp_path):
     run = open_run(write_run(tmp_path / "run", n_devices=3, batches=2))
     first, second = (draw(run, tmp_path / name, formats=("pdf",)) for name in ("first", "second"))

@@ -320,6 +320,7 @@ def test_a_failure_is_not_kept(own_model, tmp_path, monkeypatch):
     assert not (tmp_path / "cache" / "trials").exists()
 
 
+@pytest.mark.thorough
 def test_the_second_check_needs_no_torch(mine, shell, scenario_file, fleet):
     path = scenario_file(**fleet({"path": str(mine)}))
     probe = (

@@ -47,6 +47,14 @@ METHODS = {
 }
 
 
+# `make test` takes one of each family; `make thorough` all
+ONE_OF_EACH = ("fed-mobillm", "local-lora", "fedavg-lora", "fedbuff", "fedmezo", "splitfed-v1")
+EVERY_METHOD = [
+    pytest.param(method, id=name, marks=[] if name in ONE_OF_EACH else pytest.mark.thorough)
+    for name, method in METHODS.items()
+]
+
+
 class TheHostDied(Exception):
     """In place of a power cut."""
 
@@ -78,7 +86,7 @@ def dying_after(monkeypatch):
 # --- every method
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 def test_a_run_that_died_goes_on_to_the_same_digest_and_computes_only_what_is_left(
     method, simulate, mark, dying_after, tmp_path
 ):
@@ -101,7 +109,7 @@ def test_a_run_that_died_goes_on_to_the_same_digest_and_computes_only_what_is_le
     assert again == 0 or method["kind"].startswith(("splitfed", "fedbert"))
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", EVERY_METHOD)
 def test_a_run_that_was_interrupted_goes_on_to_the_same_digest(method, simulate, mark, tmp_path):
     straight = simulate(method=method)
     looks, enough = [], 1 if method["kind"].startswith("local") else 3  # at each, twenty events have passed
@@ -113,6 +121,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_digest(method, simulate,
     assert mark(resumed) == mark(straight)
 
 
+@pytest.mark.thorough
 def test_a_run_that_died_anywhere_resumes_to_the_same_digest(simulate, mark, dying_after, tmp_path):
     method = METHODS["fedbuff"]
     expected = mark(simulate(method=method))
@@ -126,6 +135,7 @@ def test_a_run_that_died_anywhere_resumes_to_the_same_digest(simulate, mark, dyi
         assert mark(simulate(method=method, journal=Journal(folder, True))) == expected
 
 
+@pytest.mark.thorough
 def test_dying_again_and_again_comes_to_the_same_end(simulate, mark, dying_after, tmp_path):
     method = METHODS["splitfed-v1"]
     straight = simulate(method=method)
@@ -220,6 +230,7 @@ def test_a_killed_run_resumes_to_the_same_digest(straight, stopped, mobifleet, s
     assert not (folder / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.thorough
 def test_ctrl_c_leaves_a_readable_run_that_resumes(straight, stopped, mobifleet, scenario_file, tmp_path):
     code, errors = stopped(signal.SIGINT)
     assert code == 130
@@ -324,6 +335,7 @@ def test_a_replay_on_another_course_is_refused(half_done, simulate, monkeypatch,
         half_done()
 
 
+@pytest.mark.thorough
 def test_resuming_with_another_scenario_is_refused(stopped, mobifleet, scenario_file, tmp_path):
     stopped(signal.SIGKILL)
     for change in (("--seed", "1"), ("--set", "method.replay=6"), ("--set", "task.train=50")):
@@ -342,6 +354,7 @@ def test_there_must_be_something_to_resume(mobifleet, scenario_file):
     assert "not a run directory" in mobifleet("run", path, "--resume", "--out", "nowhere", *PLAIN).err
 
 
+@pytest.mark.thorough
 def test_the_newest_unfinished_run_is_found_without_out(stopped, mobifleet, scenario_file, tmp_path):
     stopped(signal.SIGKILL)
     (tmp_path / "runs").mkdir()

@@ -80,6 +80,7 @@ def test_a_lock_dies_with_its_process(holder, mobifleet, scenario_file, tmp_path
     assert not (tmp_path / "run" / LOCK).exists()
 
 
+@pytest.mark.thorough
 def test_two_processes_that_begin_at_once_never_share_a_folder(tmp_path, scenario_file, shell):
     scenario_file()
     start = "from sim import cli; cli.main()"
@@ -218,6 +219,7 @@ for seed in range(200):
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(number, shell, scenario_file, tmp_path):
@@ -310,6 +312,7 @@ cli.main()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 @pytest.mark.parametrize("limit", [1_000, 5_000, 12_900])  # the manifest, a table, the model (or a checkpoint)
 def test_files_that_may_not_grow_are_named(limit, mobifleet, shell, scenario_file, tmp_path):

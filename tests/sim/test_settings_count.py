@@ -104,6 +104,7 @@ def with_setting(method: dict, name: str, value: object) -> dict:
     return {**method, group: {**method.get(group, {}), inner: value}} if group else {**method, inner: value}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LIKE_OTHERS])
 def test_every_setting_changes_something(kind, simulate):
     def seen(method: dict) -> tuple[str, str, object]:
