@@ -164,6 +164,7 @@ def test_quickstart_learns_far_more_than_the_commonest_class(quickstart):
     assert min(quickstart["by_backbone"].values()) >= 0.70
 
 
+@pytest.mark.thorough
 @pytest.mark.fetched
 def test_quickstart_again_gives_the_same_bits_and_another_seed_others(quickstart, tmp_path):
     again = real_run(read("quickstart"), tmp_path / "again")

@@ -41,6 +41,7 @@ def test_mistakes_are_named():
         needed_bytes(1, -1, 1)
 
 
+@pytest.mark.thorough
 @given(
     needs=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 10**12), min_size=1, max_size=6),
     memory=st.integers(0, 10**12),

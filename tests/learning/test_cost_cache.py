@@ -106,6 +106,7 @@ def test_what_cannot_be_counted_says_so_and_our_own_words_pass():
         architecture(odd)
 
 
+@pytest.mark.thorough
 def test_every_counter_keeps_what_it_counts(cache, monkeypatch):
     """Each kind of count, from the cache and without counting: equal to what was counted."""
 

@@ -136,6 +136,7 @@ def test_deep_models_follow_from_their_cuts(backbone, kind, checkpointing):
     assert step.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_fitted_cost_of_five_layers_is_a_direct_count_of_five(kind):
     config = {**NARROW, "num_hidden_layers": 5}

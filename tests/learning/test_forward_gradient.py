@@ -295,6 +295,7 @@ def test_the_server_averages_each_tensor_over_those_who_trained_it():
 # --- each of them learns ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_fwdllm_learns():
     classifier, state = classifier_of("random-bert", "head")
     loss = fg.batch_loss(classifier, *toy_batch())
@@ -308,6 +309,7 @@ def test_fwdllm_learns():
     assert float(loss(state).detach()) < 0.5 * start
 
 
+@pytest.mark.thorough
 def test_fedmezo_learns():
     classifier, state = classifier_of("random-bert", "head")
     loss = fg.batch_loss(classifier, *toy_batch())
@@ -316,6 +318,7 @@ def test_fedmezo_learns():
     assert float(loss(state).detach()) < 0.5 * start
 
 
+@pytest.mark.thorough
 def test_spry_learns():
     classifier, state = classifier_of("random-bert", "lora")
     loss = fg.batch_loss(classifier, *toy_batch())

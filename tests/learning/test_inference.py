@@ -102,6 +102,7 @@ def trained(tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "plain")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings",
     [

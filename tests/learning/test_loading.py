@@ -69,6 +69,7 @@ def test_a_checkpoint_whose_head_is_not_needed_is_loaded_to_the_bit(own_model, k
         assert not any(".1." in name for name in got) or layers is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_architecture_is_loaded_as_transformers_loads_it_whatever_its_head(name, tmp_path):
     import transformers

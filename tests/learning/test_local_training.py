@@ -92,6 +92,7 @@ def test_a_round_is_that_of_a_plain_loop(kind, settings):
         assert torch.allclose(ours.state[name], theirs[name], atol=1e-5), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns_a_separable_task(kind):
     model, (tokens, labels), (unseen, their_labels) = classifier(kind), toy(96), toy(60, seed=1)

@@ -74,6 +74,7 @@ def test_natural_clients_keep_all_their_own(seed, n_owners, least, largest, data
     assert len(everyone) == len(qualified)
 
 
+@pytest.mark.thorough
 def test_dirichlet_proportions_have_the_moments_of_theory():
     """A client's portion of a class is a Dirichlet component: mean 1/n, variance (1/n)(1 - 1/n)/(n alpha + 1)."""
     n_clients, alpha, rng = 8, 0.7, np.random.default_rng(1)
@@ -89,6 +90,7 @@ def test_dirichlet_proportions_have_the_moments_of_theory():
     assert portions.var() == pytest.approx(mean * (1 - mean) / (n_clients * alpha + 1), rel=0.06)
 
 
+@pytest.mark.thorough
 def test_equal_dirichlet_shares_have_the_moments_of_theory():
     """With plenty of every class left, shares follow Dir(alpha p): mean p, variance p(1 - p)/(alpha + 1).
 
@@ -122,6 +124,7 @@ def test_skew_falls_with_alpha_and_the_whole_stays_whole(equal):
     assert skews[-1] == pytest.approx(iid, abs=0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("equal", [False, True])
 def test_a_thousand_clients_and_a_tiny_alpha(equal):
     labels = np.random.default_rng(5).integers(0, 2, 67_349)

@@ -137,6 +137,7 @@ def test_the_same_calls_give_the_same_bits_and_the_order_within_a_batch_does_not
     assert bits(one) == bits(two)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy"])
 def test_learns_what_can_be_learned_for_every_backbone(loss):
     tuning = filled(tuning_of(training=Training(loss=loss)), 100)

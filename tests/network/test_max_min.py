@@ -164,6 +164,7 @@ def test_links_under_a_trunk(story):
     assert_equal(story)
 
 
+@pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
 @given(stories(TREE[:3], st.one_of(st.just(inf), caps), ["a", "b", "c", "trunk"]))
 def test_links_under_a_trunk_without_caps(story):

@@ -124,6 +124,7 @@ def test_others_go_on_beside_what_is_stuck():
     assert later.triggered
 
 
+@pytest.mark.thorough
 def test_an_outage_of_any_length_is_waited_for():
     day = CapacityTrace([0, *range(1, 86_401)], [0] * 86_400 + [8e6], 86_401)
     net = network({"ingress": CapacityTrace([0, 200_000], [0, 8e6])}, trace=day)

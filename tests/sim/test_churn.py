@@ -32,6 +32,7 @@ def harsh(tmp_path):
     return write
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_method_survives_harsh_churn(kind, harsh, simulate, monkeypatch):
     landed, upload = [], Device.upload

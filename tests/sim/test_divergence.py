@@ -74,6 +74,7 @@ def one_sends_nan(monkeypatch):
     monkeypatch.setattr(Server, "receive", spoilt)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", FEDERATED)
 def test_one_devices_nan_enters_no_average_and_is_told(kind, one_sends_nan, simulate, curve):
     sim = simulate(method=FEDERATED[kind], **WORLD)

@@ -220,6 +220,7 @@ def held_at_the_end_j(sim, device, battery: dict, share: float) -> tuple[float, 
     return held_j, least_j, came_j
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["fed-mobillm", "mobillm", "fedavg-lora", "splitfed-v1"])
 def test_an_empty_battery_switches_a_device_off_until_it_is_charged(kind, simulate):
     """From eight in the morning on three in a thousand, nothing stops the computing; plugged in at ten in the evening."""

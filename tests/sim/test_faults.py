@@ -142,6 +142,7 @@ def test_what_cannot_be_run_is_refused_in_one_message(overrides, says, mobifleet
     assert not (tmp_path / "run").exists()  # nothing ran, so nothing is left
 
 
+@pytest.mark.thorough
 def test_the_same_holds_in_a_process_of_its_own(shell, scenario_file):
     path = scenario_file()
     for overrides, says in (REFUSED[0], REFUSED[8], REFUSED[-4]):

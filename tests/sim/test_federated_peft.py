@@ -239,6 +239,7 @@ def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
     assert spans(sim, actor="device-0001", kind="upload")[-1]["start_s"] > 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", [
     {**ROUNDS, "rounds": 8, "learning_rate": 3e-3}, {**ROUNDS, "kind": "fedavg-lora", "rounds": 12, "learning_rate": 2e-2},
     {**ASYNC, "peft": "lora", "answers": 36, "learning_rate": 2e-2, "device_batch": 8},

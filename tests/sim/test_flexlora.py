@@ -51,6 +51,7 @@ def plain_model(rank, alpha, seed):
     return TrainableClassifier(find("random-bert"), "lora", 3, "mean", rank, alpha, 16, seed, head="dense")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("alpha", [None, 8.0])
 def test_two_rounds_equal_a_plain_loop_over_dense_updates(alpha, simulate):
     """Every device a plain AdamW loop on its own rank; means of dense matrices; an SVD of each: the same to 1e-5."""

@@ -319,6 +319,7 @@ def test_the_gate_asks_until_gradients_agree(simulate, spans):
     assert len(spans(dry, kind="gather")) == 4
 
 
+@pytest.mark.thorough
 @METHODS
 def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simulate, mark):
     """On a fleet of two depths, with jitter and late arrivals."""
@@ -346,6 +347,7 @@ def test_the_server_waits_for_its_slowest(method, simulate, spans):
     assert waited["end_s"] == max(s["end_s"] for s in spans(sim, kind="upload"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", [
     {**FWDLLM, "rounds": 4, "perturbations": 4, "learning_rate": 0.2, "variance_threshold": 0.02, "most_asks": 3},
     {**MEZO, "rounds": 6, "local_steps": 10},

@@ -117,6 +117,7 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
         torch.testing.assert_close(tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", ["pivot", "matrix", "mobillm"])
 def test_it_learns(variant, simulate, curve):
     sim = simulate(method={**VARIANTS[variant], "epochs": 20})
@@ -134,6 +135,7 @@ def test_a_device_that_drops_out_stalls_nobody(variant, simulate, spans):
     assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", ["pivot-no-cache", "matrix", "mobillm"])
 def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, mark):
     first, second = (simulate(method=VARIANTS[variant], workers=workers) for workers in (1, 2))

@@ -34,6 +34,7 @@ def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
     assert real.updates == dry.updates > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_same_seed_gives_the_same_digest_on_any_workers(method, simulate, mark):
     first, second = (simulate(method=method, workers=workers) for workers in (1, 2))
@@ -53,6 +54,7 @@ def test_a_device_that_drops_out_stalls_nobody(kind, simulate, spans):
     assert (last["end_s"], last["outcome"]) == (half_s, "dropped")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_it_learns(method, simulate, curve):
     longer = {"replay": 20, "epochs": 20, "rounds": 8}

@@ -158,6 +158,7 @@ def test_a_template_that_puts_an_id_beyond_the_embedding_around_a_text(own_model
 # --- what passes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "how"),
     [

@@ -36,6 +36,7 @@ def no_sum_of_floats(monkeypatch):
                 monkeypatch.setattr(importlib.import_module(found.name), "sum", checked, raising=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_method_sums_floats_by_a_way_that_versions_change(kind, simulate, tmp_path, no_sum_of_floats):
     calm = simulate(method=small(kind), dry=True, **CALM)

@@ -115,6 +115,7 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
         assert len(resolved(payload.data)) in {vectors, vectors + 4 * len(payload.samples), own}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "other"), [("splitfed-v1", "random-bert-l1"), ("fedbert", "random-llama")])
 def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulate, sent):
     plain = simulate(method=method(kind), jitter=False)
@@ -156,6 +157,7 @@ def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
     assert front.backward(batch, tokens).peak_bytes >= front.forward(batch, tokens).peak_bytes > 0
 
 
+@pytest.mark.thorough
 def test_more_than_three_layers_follow_from_two_and_three():
     config, how = {**config_of(find("random-bert")), "num_hidden_layers": 4}, (False, True, "full", 3)
     deep, direct = count_part(config, 4, *how), _count(config, range(4), *how, {})
@@ -335,6 +337,7 @@ def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, weighted,
         assert not torch.equal(tensor, start[name]), name
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_learns(kind, simulate):
     sim = simulate(method=method(kind, rounds=4, learning_rate=3e-3, device_batch=4))
@@ -349,6 +352,7 @@ def test_lora_is_split_too(simulate, sent):
     assert 0 < sim.method.charging.device_bytes(sim.devices[0]) < before.trainable_bytes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
 def test_the_same_seed_gives_the_same_digest_with_any_number_of_workers(kind, simulate, mark):
     first, threads = (simulate(method=method(kind), workers=n) for n in (1, 2))

@@ -33,6 +33,7 @@ def trained(rank, target_modules):
     ).trainable()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", METHODS)
 def test_what_is_charged_and_sent_is_what_is_trained(simulate, spans, kind):
     real, dry = (run(simulate, kind, dry, target_modules=MAPS) for dry in (False, True))
@@ -49,6 +50,7 @@ def test_what_is_charged_and_sent_is_what_is_trained(simulate, spans, kind):
     assert [s[1:] for s in sums[1]] != [(s["nbytes"], s["flop"]) for s in default.recorder.spans().to_pylist()]
 
 
+@pytest.mark.thorough
 def test_uploads_are_the_bytes_of_these_maps(simulate, spans):
     for target_modules, numbers in ((MAPS, 2 * 8 * (16 + 16 + 32 + 16)), ("all-linear", None)):
         sim = run(simulate, "fedavg-lora", True, target_modules=target_modules, head="linear")
@@ -57,6 +59,7 @@ def test_uploads_are_the_bytes_of_these_maps(simulate, spans):
         assert numbers is None or nbytes == 4 * (numbers + 3 * 17)
 
 
+@pytest.mark.thorough
 def test_flexlora_charges_the_maps_that_it_decomposes(simulate):
     sim = run(simulate, "flexlora", True, target_modules=MAPS)
     assert sorted(sim.method.maps("tiny")) == [(16, 16), (16, 16), (32, 16), (32, 16)]

@@ -180,6 +180,7 @@ def large(tmp_path_factory):
     return open_run(write_run(path, n_devices=10_000, batches=6, server_s=0.001))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("max_slices", "max_tracks"), [(20_000, 120), (1_000_000, 500), (3_000, 30), (900, 500)])
 def test_a_large_fleet_is_sampled_within_the_budget(large, tmp_path, max_slices, max_tracks):
     written = write_perfetto(large, tmp_path / "t.pftrace", max_slices=max_slices, max_tracks=max_tracks)

@@ -23,6 +23,7 @@ def named(scenario_file):
     return write
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [ODD, CLOSING, "[bold]"])
 def test_verbs_print_names_as_they_are(name, named, mobifleet, tmp_path):
     path, folder = named(name), name
