@@ -1,12 +1,14 @@
-"""Kill runs at random instants and resume them: python benchmarks/kills.py [--kills 40] [--seed 0] [--only fwdllm,compare]
+"""Kill runs at random instants and resume them: python benchmarks/kills.py [--kills 40] [--seed 0]
+[--only fwdllm,compare]
 
-Each kill is a `kill -9` of a real `mobifleet run` (or `mobifleet compare`): one in five while it starts, the others at an
-instant drawn over the time that an undisturbed one learns. What it left is taken up by `--resume` (by running `compare` again),
-and must end with the undisturbed digest.
+Each kill is a `kill -9` of a real `mobifleet run` (or `mobifleet compare`): one in five while it
+starts, the others at an instant drawn over the time that an undisturbed one learns. What it left is
+taken up by `--resume` (by running `compare` again), and must end with the undisturbed digest.
 
-Every process writes down which piece of learning it has computed and how long that took. Prints, for each kill, how much of the
-undisturbed run's learning was done by then, and the share of this that was computed again; exits with 1 where a digest differs,
-or where a late kill, beyond half of the learning, cost more than a fifth. Takes about a quarter of an hour.
+Every process writes down which piece of learning it has computed and how long that took. Prints,
+for each kill, how much of the undisturbed run's learning was done by then, and the share of this
+that was computed again; exits with 1 where a digest differs, or where a late kill, beyond half of
+the learning, cost more than a fifth. Takes about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from pathlib import Path
 import yaml
 
 STARTING = 0.25  # kills while it starts, to one while it learns
-LATE, MOST = 0.5, 0.2  # of the learning: from where a kill is late, and what may then be computed again
+LATE, MOST = (
+    0.5,
+    0.2,
+)  # of the learning: from where a kill is late, and what may then be computed again
 ROUNDS = {"participation": 1.0, "device_batch": 8, "evaluate_every": 1}
 METHODS = {
     "fed-mobillm": {"kind": "fed-mobillm", "replay": 60, "deliver": False},
@@ -47,8 +52,8 @@ SCENARIO = {
 }
 NOTING = """
 import json, sys, time
-from sim.learned import Piece
-from sim import cli
+from sim.kernel.learned import Piece
+from sim.cli import main as cli
 results, run, notes = Piece.results, Piece.run, open(sys.argv.pop(1), "a", buffering=1)
 def named(piece, key, revive):
     piece.key = key
@@ -92,8 +97,14 @@ class Subject:
         self._is_run, self._folder = name != "compare", folder
         folder.mkdir()
         what = {"method": METHODS["fed-mobillm"]}
-        what |= {"method": METHODS[name]} if self._is_run else {"compare": {"methods": shortened(METHODS)}}
-        (folder / "scenario.yaml").write_text(yaml.safe_dump({**SCENARIO, **what}), encoding="utf-8")
+        what |= (
+            {"method": METHODS[name]}
+            if self._is_run
+            else {"compare": {"methods": shortened(METHODS)}}
+        )
+        (folder / "scenario.yaml").write_text(
+            yaml.safe_dump({**SCENARIO, **what}), encoding="utf-8"
+        )
         begin = time.time()
         self.digests, self.seconds = self._to_its_end("straight")
         ends_s = [end_s for _, _, end_s in self._lines("straight-after.jsonl")]
@@ -117,19 +128,27 @@ class Subject:
         if process.returncode:
             raise SystemExit(f"{self._folder / out}: exit code {process.returncode}\n{errors}")
         found = self._folder.glob(f"{out}/**/summary.json")
-        digests = {str(file.parent.relative_to(self._folder / out)): _read(file)["digest"] for file in found}
+        digests = {
+            str(file.parent.relative_to(self._folder / out)): _read(file)["digest"]
+            for file in found
+        }
         return digests, self._noted(f"{out}-after.jsonl")
 
     def _lines(self, name: str) -> list[list]:
         """What was noted, without a last line that was being written."""
-        return [json.loads(line) for line in (self._folder / name).read_text(encoding="utf-8").split("\n")[:-1]]
+        return [
+            json.loads(line)
+            for line in (self._folder / name).read_text(encoding="utf-8").split("\n")[:-1]
+        ]
 
     def _noted(self, name: str) -> Counter:
         """Seconds by piece."""
         return Counter({key: seconds for key, seconds, _ in self._lines(name)})
 
     def kill(self, number: int, when: float) -> Kill:
-        """Kill it at this share of its learning (negative: while it starts), and let it go on to its end."""
+        """Kill it at this share of its learning (negative: while it starts), and let it go on to
+        its end.
+        """
         out = f"killed-{number}"
         process = self._begin(out, f"{out}-before.jsonl")
         if when < 0:
@@ -178,17 +197,23 @@ def _read(file: Path) -> dict:
 def tell(name: str, subject: Subject, kills: list[Kill]) -> None:
     """One line for a subject."""
     late = [kill for kill in kills if kill.is_late and not kill.had_ended]
-    worst, usual = (f(kill.repeated for kill in late) if late else 0.0 for f in (max, statistics.median))
+    worst, usual = (
+        f(kill.repeated for kill in late) if late else 0.0 for f in (max, statistics.median)
+    )
     print(
-        f"{name:12} learning {sum(subject.seconds.values()):5.1f} s in {len(subject.seconds):4} pieces; {len(kills)} kills, "
-        f"{sum(kill.is_equal for kill in kills)} equal; {len(late)} late, repeat: median {usual:.1%}, worst {worst:.1%}",
+        f"{name:12} learning {sum(subject.seconds.values()):5.1f} s in {len(subject.seconds):4} "
+        f"pieces; {len(kills)} kills, "
+        f"{sum(kill.is_equal for kill in kills)} equal; {len(late)} late, repeat: median "
+        f"{usual:.1%}, worst {worst:.1%}",
         flush=True,
     )
 
 
 def main() -> None:
     """Kill, resume, tell."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default=",".join([*METHODS, "compare"]))
@@ -200,9 +225,11 @@ def main() -> None:
             for number in range(len(range(place, args.kills, len(names)))):
                 kills.append(kill := subject.kill(number, instants.uniform(-STARTING, 1)))
                 print(
-                    f"  {name}: killed after {kill.after}, {kill.learning_done:4.0%} of it done; again: {kill.repeated:6.1%} "
+                    f"  {name}: killed after {kill.after}, {kill.learning_done:4.0%} of it done; "
+                    f"again: {kill.repeated:6.1%} "
                     f"of this, {kill.pieces_repeated} of {kill.pieces_done} pieces"
-                    f"{'' if kill.is_equal else '; ANOTHER DIGEST'}{'; had ended' if kill.had_ended else ''}",
+                    f"{'' if kill.is_equal else '; ANOTHER DIGEST'}"
+                    f"{'; had ended' if kill.had_ended else ''}",
                     flush=True,
                 )
             are_good &= all(kill.is_good for kill in kills)

@@ -1,12 +1,15 @@
-"""When a device is there: on and off by a fitted daily rhythm or by a trace, as a pure function of time.
+"""When a device is there: on and off by a fitted daily rhythm or by a trace, as a pure function of
+time.
 
-`Availability` answers `is_on(t)` and `next_change(t)`, the same however often and in whichever order it is asked: its
-sessions are made cycle by cycle (a day, or a repetition of the trace), each from a stream of its own. Times are virtual
-seconds; a session is on in [start, end). A device that is always on needs none of this.
+`Availability` answers `is_on(t)` and `next_change(t)`, the same however often and in whichever
+order it is asked: its sessions are made cycle by cycle (a day, or a repetition of the trace), each
+from a stream of its own. Times are virtual seconds; a session is on in [start, end). A device that
+is always on needs none of this.
 
-The rhythm (docs/availability.md) is an alternating process: while a device is off, sessions start as a Poisson process with
-the device's own rate and an hour-of-day profile; a session's length is log-normal, its mean depending on the hour of its start
-and on the device. Short sessions and long ones (through the night) are kinds of their own.
+The rhythm (docs/availability.md) is an alternating process: while a device is off, sessions start
+as a Poisson process with the device's own rate and an hour-of-day profile; a session's length is
+log-normal, its mean depending on the hour of its start and on the device. Short sessions and long
+ones (through the night) are kinds of their own.
 """
 
 from bisect import bisect_right
@@ -27,7 +30,8 @@ from inputs.series import moments, read_table
 PROFILES = Path(__file__).parent / "availability_profiles"
 MOST_BYTES = 2**20  # of a profile
 DAY_S, HOUR_S = 86_400.0, 3_600.0
-WARM_UP_DAYS = 3  # of the rhythm before time 0, so that sessions begun in the evening are under way at midnight
+# of the rhythm before time 0, so that sessions begun in the evening are under way at midnight
+WARM_UP_DAYS = 3
 FOREVER_CYCLES = 3_660  # without a session after so many, none is expected any more
 
 
@@ -39,9 +43,10 @@ class AvailabilityError(ValueError):
 class Sessions:
     """One kind of session of a rhythm, e.g. through the night.
 
-    `per_day`: mean rate of starts while off, over devices; `rate_shape`: shape of its gamma distribution over devices (the
-    smaller, the more unlike). `start_weight` (24,): starts by hour of the day, mean 1. `log_length_mean` (24,) and
-    `log_length_sd`: of a session's seconds, by the hour of its start; `device_sd`: spread of a device's own mean.
+    `per_day`: mean rate of starts while off, over devices; `rate_shape`: shape of its gamma
+    distribution over devices (the smaller, the more unlike). `start_weight` (24,): starts by hour
+    of the day, mean 1. `log_length_mean` (24,) and `log_length_sd`: of a session's seconds, by the
+    hour of its start; `device_sd`: spread of a device's own mean.
     """
 
     per_day: float
@@ -54,10 +59,12 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Rhythm:
-    """A fitted daily rhythm of a population of devices, as kinds of sessions that start independently.
+    """A fitted daily rhythm of a population of devices, as kinds of sessions that start
+    independently.
 
-    Sessions last from `shortest_s` to `longest_s`; off times last `shortest_s` at least. `never_ready`: share of devices
-    that have no session at all. `observed` holds what the source measured, for comparison. Raises AvailabilityError.
+    Sessions last from `shortest_s` to `longest_s`; off times last `shortest_s` at least.
+    `never_ready`: share of devices that have no session at all. `observed` holds what the source
+    measured, for comparison. Raises AvailabilityError.
     """
 
     name: str
@@ -80,20 +87,22 @@ class Rhythm:
             numbers = (*positive, *others, *how.log_length_mean)
             if not all(map(isfinite, numbers)) or min(positive) <= 0 or min(others) < 0:
                 raise AvailabilityError(
-                    f"{self.name}: rates, weights and spreads of {kind!r} must be finite, at least 0"
+                    f"{self.name}: rates, weights and spreads of {kind!r} must be finite, at least "
+                    "0"
                 )
         if not 0 <= self.never_ready <= 1 or not 0 < self.shortest_s < self.longest_s < inf:
             raise AvailabilityError(
-                f"{self.name}: never_ready from 0 to 1 and 0 < shortest_s < longest_s, finite, are needed"
+                f"{self.name}: never_ready from 0 to 1 and 0 < shortest_s < longest_s, finite, are "
+                "needed"
             )
 
 
 class Availability:
     """When one device is on.
 
-    `sessions_of(cycle, free_s)` gives the sessions (start_s, end_s) of one cycle of `cycle_s` seconds, in order, none
-    starting before `free_s`, the first moment that earlier cycles leave free; cycles are asked for once each, in order,
-    from `first_cycle`, which starts at `origin_s`.
+    `sessions_of(cycle, free_s)` gives the sessions (start_s, end_s) of one cycle of `cycle_s`
+    seconds, in order, none starting before `free_s`, the first moment that earlier cycles leave
+    free; cycles are asked for once each, in order, from `first_cycle`, which starts at `origin_s`.
     """
 
     def __init__(
@@ -109,12 +118,16 @@ class Availability:
         self._ends_s: list[float] = []
 
     def is_on(self, time_s: float) -> bool:
-        """Whether the device is on at a moment; at the start of a session it is, at the end it is not."""
+        """Whether the device is on at a moment; at the start of a session it is, at the end it is
+        not.
+        """
         session = self._at(time_s)
         return session >= 0 and time_s < self._ends_s[session]
 
     def next_change(self, time_s: float) -> float:
-        """The first moment after `time_s` at which the device goes on or off; infinity if there is none."""
+        """The first moment after `time_s` at which the device goes on or off; infinity if there is
+        none.
+        """
         session, last_cycle = self._at(time_s), self._next + FOREVER_CYCLES
         if session >= 0 and time_s < self._ends_s[session]:
             while self._ends_s[session] >= self._made_until_s and self._next < last_cycle:
@@ -158,11 +171,13 @@ def never() -> Availability:
     return Availability(lambda cycle, free_s: (), cycle_s=FOREVER_CYCLES * DAY_S)
 
 
-def by_rhythm(rhythm: Rhythm, rng_of: Callable[[str], np.random.Generator], starts_at_s: float = 0.0) -> Availability:
+def by_rhythm(
+    rhythm: Rhythm, rng_of: Callable[[str], np.random.Generator], starts_at_s: float = 0.0
+) -> Availability:
     """The availability of one device of the rhythm's population.
 
-    `rng_of("device")` and `rng_of("day 3")` give the device's streams: what it is like, and each day's draws.
-    `starts_at_s`: the time of day at virtual time 0, seconds after midnight.
+    `rng_of("device")` and `rng_of("day 3")` give the device's streams: what it is like, and each
+    day's draws. `starts_at_s`: the time of day at virtual time 0, seconds after midnight.
     """
     own = rng_of("device")
     is_never = own.random() < rhythm.never_ready
@@ -172,11 +187,15 @@ def by_rhythm(rhythm: Rhythm, rng_of: Callable[[str], np.random.Generator], star
 
     def sessions_of(day: int, free_s: float) -> list[tuple[float, float]]:
         rng, made = rng_of(f"day {day}"), []
-        candidates = sorted((hour, number, u) for number, kind in enumerate(kinds) for hour, u in kind.starts(rng))
+        candidates = sorted(
+            (hour, number, u) for number, kind in enumerate(kinds) for hour, u in kind.starts(rng)
+        )
         for hour, number, u in candidates:
             start_s = day * DAY_S + hour * HOUR_S - starts_at_s
             if start_s >= free_s + rhythm.shortest_s:
-                free_s = start_s + kinds[number].length_s(hour, u, rhythm.shortest_s, rhythm.longest_s)
+                free_s = start_s + kinds[number].length_s(
+                    hour, u, rhythm.shortest_s, rhythm.longest_s
+                )
                 made.append((start_s, free_s))
         return made
 
@@ -185,7 +204,9 @@ def by_rhythm(rhythm: Rhythm, rng_of: Callable[[str], np.random.Generator], star
 
 @dataclass(frozen=True)
 class _Own:
-    """One device's sessions of one kind: expected starts from midnight to the end of each hour, own mean length."""
+    """One device's sessions of one kind: expected starts from midnight to the end of each hour, own
+    mean length.
+    """
 
     kind: Sessions
     starts_by_hour: np.ndarray
@@ -205,14 +226,19 @@ class _Own:
 
     def length_s(self, hour: float, u: float, shortest_s: float, longest_s: float) -> float:
         """The quantile u of the log-normal length, cut to what a session may last."""
-        law = NormalDist(self.kind.log_length_mean[min(int(hour), 23)] + self.shift, self.kind.log_length_sd)
+        law = NormalDist(
+            self.kind.log_length_mean[min(int(hour), 23)] + self.shift, self.kind.log_length_sd
+        )
         low, high = law.cdf(log(shortest_s)), law.cdf(log(longest_s))
         inside = min(max(low + u * (high - low), 1e-12), 1 - 1e-12)
         return min(max(exp(law.inv_cdf(inside)), shortest_s), longest_s)
 
 
-def by_trace(intervals: Sequence[tuple[float, float]], period_s: float, shift_s: float = 0.0) -> Availability:
-    """The availability that a trace recorded, repeated after `period_s`; at virtual time 0 the trace is at `shift_s`.
+def by_trace(
+    intervals: Sequence[tuple[float, float]], period_s: float, shift_s: float = 0.0
+) -> Availability:
+    """The availability that a trace recorded, repeated after `period_s`; at virtual time 0 the
+    trace is at `shift_s`.
 
     `intervals`: (start_s, end_s) within [0, period_s], rising and apart.
     """
@@ -220,7 +246,10 @@ def by_trace(intervals: Sequence[tuple[float, float]], period_s: float, shift_s:
         return never()
 
     def sessions_of(cycle: int, free_s: float) -> Iterable[tuple[float, float]]:
-        return ((cycle * period_s + start - shift_s, cycle * period_s + end - shift_s) for start, end in intervals)
+        return (
+            (cycle * period_s + start - shift_s, cycle * period_s + end - shift_s)
+            for start, end in intervals
+        )
 
     first = int(shift_s // period_s)
     return Availability(sessions_of, period_s, first, first * period_s - shift_s)
@@ -236,22 +265,33 @@ def names() -> list[str]:
 
 @cache
 def load(name: str) -> Rhythm:
-    """A shipped rhythm by name, or one of your own by the path of its YAML file; AvailabilityError says what is wrong."""
+    """A shipped rhythm by name, or one of your own by the path of its YAML file; AvailabilityError
+    says what is wrong.
+    """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = PROFILES / f"{name}.yaml"
         if name not in names():
             near = get_close_matches(name, names(), 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise AvailabilityError(f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})")
+            raise AvailabilityError(
+                f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})"
+            )
     data = read_yaml(path, MOST_BYTES)
     if not isinstance(data, dict) or not isinstance(data.get("kinds"), dict):
-        raise AvailabilityError(f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES}")
+        raise AvailabilityError(
+            f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES}"
+        )
     try:
-        kinds = {str(key): Sessions(**{k: _numbers(v) for k, v in kind.items()}) for key, kind in data["kinds"].items()}
+        kinds = {
+            str(key): Sessions(**{k: _numbers(v) for k, v in kind.items()})
+            for key, kind in data["kinds"].items()
+        }
         return Rhythm(**{**data, "kinds": kinds})
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise AvailabilityError(f"{path}: not a rhythm ({' '.join(str(error).split())[:200]})") from None
+        raise AvailabilityError(
+            f"{path}: not a rhythm ({' '.join(str(error).split())[:200]})"
+        ) from None
 
 
 def _numbers(value: Any) -> float | tuple[float, ...]:
@@ -260,25 +300,31 @@ def _numbers(value: Any) -> float | tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Trace:
-    """Recorded availability: intervals (start_s, end_s) of each device within [0, period_s], rising and apart."""
+    """Recorded availability: intervals (start_s, end_s) of each device within [0, period_s], rising
+    and apart.
+    """
 
     devices: Mapping[str, tuple[tuple[float, float], ...]]
     period_s: float
 
     def of(self, rng: np.random.Generator, shifted: bool) -> Availability:
-        """One of the trace's devices, drawn at random; `shifted` begins it at a random whole day."""
+        """One of the trace's devices, drawn at random; `shifted` begins it at a random whole
+        day.
+        """
         names, days = list(self.devices), max(1, int(self.period_s // DAY_S))
         name, day = names[rng.integers(len(names))], int(rng.integers(days))
         return by_trace(self.devices[name], self.period_s, shifted * day * DAY_S)
 
 
 def read_trace(path: Path, period_s: float | None = None) -> Trace:
-    """A trace from a table with the columns device, ready_start_s and ready_end_s (or _ms, or dates).
+    """A trace from a table with the columns device, ready_start_s and ready_end_s (or _ms, or
+    dates).
 
-    The trace's time 0 is the midnight before its first interval, with days counted from 0 s of the file's clock; the period
-    defaults to whole days until the last interval has ended. An interval that ends where it starts names a device that
-    is never ready. Rows may come in any order, and intervals of one device may touch or overlap. Raises FileProblem with line
-    and column, AvailabilityError for a period that is too short.
+    The trace's time 0 is the midnight before its first interval, with days counted from 0 s of the
+    file's clock; the period defaults to whole days until the last interval has ended. An interval
+    that ends where it starts names a device that is never ready. Rows may come in any order, and
+    intervals of one device may touch or overlap. Raises FileProblem with line and column,
+    AvailabilityError for a period that is too short.
     """
     table = read_table(path)
     who = table.place_of(lambda words: words == ["device"], "device")
@@ -288,22 +334,33 @@ def read_trace(path: Path, period_s: float | None = None) -> Trace:
     ]
     starts, ends = (moments(table, place) for place in at)
     found: dict[str, list[tuple[float, float]]] = {}
-    for row, (device, start, end) in enumerate(zip(table.cells(who), starts.seconds, ends.seconds, strict=True)):
+    for row, (device, start, end) in enumerate(
+        zip(table.cells(who), starts.seconds, ends.seconds, strict=True)
+    ):
         if not device:
             raise table.problem(row, who, "a device is missing")
         if end < start:
-            raise table.problem(row, at[1], f"an interval from {start:g} to {end:g} s; end it after its start")
+            raise table.problem(
+                row, at[1], f"an interval from {start:g} to {end:g} s; end it after its start"
+            )
         found.setdefault(device, []).append((start, end))
     origin = min(start for intervals in found.values() for start, _ in intervals) // DAY_S * DAY_S
     last = max(end for intervals in found.values() for _, end in intervals) - origin
     period = max(1.0, -(-last // DAY_S)) * DAY_S if period_s is None else period_s
     if last > period:
-        raise AvailabilityError(f"{path}: lasts {last:g} s, more than the period of {period:g} s: give a longer one")
-    own = {name: _merged([(a - origin, b - origin) for a, b in found[name] if b > a]) for name in sorted(found)}
+        raise AvailabilityError(
+            f"{path}: lasts {last:g} s, more than the period of {period:g} s: give a longer one"
+        )
+    own = {
+        name: _merged([(a - origin, b - origin) for a, b in found[name] if b > a])
+        for name in sorted(found)
+    }
     return Trace(own, period)
 
 
-def _merged(intervals: Iterable[tuple[float, float]], gap_s: float = 0.0) -> tuple[tuple[float, float], ...]:
+def _merged(
+    intervals: Iterable[tuple[float, float]], gap_s: float = 0.0
+) -> tuple[tuple[float, float], ...]:
     """Intervals in order, those no more than `gap_s` apart made one."""
     made: list[tuple[float, float]] = []
     for start, end in sorted(intervals):

@@ -2,8 +2,9 @@
 
     dQ/dt = P_charger(t) - P_device(t),    0 <= Q <= capacity
 
-The charger is a pure function of time (`Charger`: plugged in every day from one hour to another) or somebody who plugs
-the device in when it is low (`TopUp`). Every function here is pure: the caller holds the charge, in joules.
+The charger is a pure function of time (`Charger`: plugged in every day from one hour to another) or
+somebody who plugs the device in when it is low (`TopUp`). Every function here is pure: the caller
+holds the charge, in joules.
 """
 
 import math
@@ -17,10 +18,11 @@ LONGEST_S = 100 * DAY_S
 
 @dataclass(frozen=True)
 class Charger:
-    """Watts into the battery, every day from `from_s` to `until_s` seconds after midnight (over midnight if it is later).
+    """Watts into the battery, every day from `from_s` to `until_s` seconds after midnight (over
+    midnight if it is later).
 
-    `start_s` is the time of day at which the virtual clock starts. Raises `ValueError` for hours outside the day, or
-    from and until at the same time.
+    `start_s` is the time of day at which the virtual clock starts. Raises `ValueError` for hours
+    outside the day, or from and until at the same time.
     """
 
     watts: float
@@ -29,7 +31,9 @@ class Charger:
     start_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.from_s < DAY_S and 0 <= self.until_s < DAY_S and self.from_s != self.until_s):
+        if not (
+            0 <= self.from_s < DAY_S and 0 <= self.until_s < DAY_S and self.from_s != self.until_s
+        ):
             raise ValueError(f"charging hours must be two different ones within 0 and 24 h: {self}")
 
     @property
@@ -38,7 +42,9 @@ class Charger:
         return (self.until_s - self.from_s) % DAY_S
 
     def pieces(self, time_s: float) -> Iterator[tuple[float, float]]:
-        """Without end, the watts from this time on: (watts, until when in seconds of the virtual clock)."""
+        """Without end, the watts from this time on: (watts, until when in seconds of the virtual
+        clock).
+        """
         since_s = (time_s + self.start_s - self.from_s) % DAY_S
         plugged = since_s < self.daily_s
         end_s = time_s + (self.daily_s if plugged else DAY_S) - since_s
@@ -50,31 +56,48 @@ class Charger:
 
 @dataclass(frozen=True)
 class Battery:
-    """Joules that a battery holds when full, and the charger it hangs on from time to time (None: nobody plugs it in)."""
+    """Joules that a battery holds when full, and the charger it hangs on from time to time (None:
+    nobody plugs it in).
+    """
 
     capacity_j: float
     charger: Charger | None = None
 
     def after(self, charge_j: float, start_s: float, end_s: float, drain_w: float) -> float:
-        """Joules in it at `end_s`, when the device draws `drain_w` all the time from `start_s` on."""
+        """Joules in it at `end_s`, when the device draws `drain_w` all the time from `start_s`
+        on.
+        """
         for watts, until_s in self._pieces(start_s):
             stop_s = min(until_s, end_s)
-            charge_j = min(self.capacity_j, max(0.0, charge_j + (watts - drain_w) * (stop_s - start_s)))
+            charge_j = min(
+                self.capacity_j, max(0.0, charge_j + (watts - drain_w) * (stop_s - start_s))
+            )
             start_s = stop_s
             if until_s >= end_s:
                 return charge_j
         raise AssertionError("the pieces of a charger have no end")
 
     def seconds_until(
-        self, level_j: float, charge_j: float, start_s: float, drain_w: float, within_s: float = math.inf
+        self,
+        level_j: float,
+        charge_j: float,
+        start_s: float,
+        drain_w: float,
+        within_s: float = math.inf,
     ) -> float:
-        """Seconds until the charge crosses `level_j`, up or down; infinite if it does not `within_s` or a hundred days."""
+        """Seconds until the charge crosses `level_j`, up or down; infinite if it does not
+        `within_s` or a hundred days.
+        """
         if charge_j == level_j:
             return 0.0
         falling, now_s, within_s = charge_j > level_j, start_s, min(within_s, LONGEST_S)
         for watts, until_s in self._pieces(start_s):
             net_w = watts - drain_w
-            end_j = min(self.capacity_j, max(0.0, charge_j + net_w * (until_s - now_s))) if net_w else charge_j
+            end_j = (
+                min(self.capacity_j, max(0.0, charge_j + net_w * (until_s - now_s)))
+                if net_w
+                else charge_j
+            )
             if (end_j <= level_j) if falling else (end_j >= level_j):
                 seconds = now_s - start_s + (level_j - charge_j) / net_w
                 return seconds if seconds <= within_s else math.inf
@@ -84,7 +107,9 @@ class Battery:
         raise AssertionError("the pieces of a charger have no end")
 
     def lasts_s(self, charge_j: float, start_s: float, drain_w: float) -> float:
-        """Seconds that it will last at least; exact unless the charger comes or goes before it is empty."""
+        """Seconds that it will last at least; exact unless the charger comes or goes before it is
+        empty.
+        """
         if drain_w <= 0:
             return math.inf
         watts, until_s = next(self._pieces(start_s))
@@ -97,27 +122,39 @@ class Battery:
 
 @dataclass(frozen=True)
 class TopUp:
-    """Somebody plugs the device in whenever the charge is down to `low_j`, and unplugs it at `goal_j`."""
+    """Somebody plugs the device in whenever the charge is down to `low_j`, and unplugs it at
+    `goal_j`.
+    """
 
     watts: float
     low_j: float
     goal_j: float
 
     def seconds(self, charge_j: float, drain_w: float) -> float:
-        """Seconds from plugging in until the goal; infinite if the charger does not outweigh the drain."""
+        """Seconds from plugging in until the goal; infinite if the charger does not outweigh the
+        drain.
+        """
         if charge_j >= self.goal_j:
             return 0.0
-        return (self.goal_j - charge_j) / (self.watts - drain_w) if self.watts > drain_w else math.inf
+        return (
+            (self.goal_j - charge_j) / (self.watts - drain_w) if self.watts > drain_w else math.inf
+        )
 
     def lasts_s(self, charge_j: float, is_plugged: bool, drain_w: float) -> float:
         """Seconds until it is empty; infinite if the charger outweighs the drain."""
         if drain_w <= self.watts:
             return math.inf
-        before_s = 0.0 if is_plugged or charge_j <= self.low_j else (charge_j - self.low_j) / drain_w
+        before_s = (
+            0.0 if is_plugged or charge_j <= self.low_j else (charge_j - self.low_j) / drain_w
+        )
         return before_s + (charge_j - before_s * drain_w) / (drain_w - self.watts)
 
-    def after(self, charge_j: float, is_plugged: bool, seconds: float, drain_w: float) -> tuple[float, bool]:
-        """Charge in joules, and whether it is plugged in, after so many seconds of a constant drain."""
+    def after(
+        self, charge_j: float, is_plugged: bool, seconds: float, drain_w: float
+    ) -> tuple[float, bool]:
+        """Charge in joules, and whether it is plugged in, after so many seconds of a constant
+        drain.
+        """
         while True:
             is_plugged = charge_j < self.goal_j if is_plugged else charge_j <= self.low_j
             if is_plugged:
@@ -125,5 +162,7 @@ class TopUp:
             else:
                 turn_s = (charge_j - self.low_j) / drain_w if drain_w > 0 else math.inf
             if turn_s > seconds:
-                return max(0.0, charge_j + (self.watts * is_plugged - drain_w) * seconds), is_plugged
+                return max(
+                    0.0, charge_j + (self.watts * is_plugged - drain_w) * seconds
+                ), is_plugged
             charge_j, seconds = self.goal_j if is_plugged else self.low_j, seconds - turn_s

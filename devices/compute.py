@@ -2,11 +2,12 @@
 
     seconds = overhead + FLOP / achieved rate + bytes / achieved memory bandwidth
 
-The additive form of the roofline model (Williams et al., CACM 2009): it charges as if arithmetic and memory traffic
-never overlapped, so without the overhead it lies between the roofline (the larger of the two) and twice the roofline.
-All three coefficients come from a device profile.
+The additive form of the roofline model (Williams et al., CACM 2009): it charges as if arithmetic
+and memory traffic never overlapped, so without the overhead it lies between the roofline (the
+larger of the two) and twice the roofline. All three coefficients come from a device profile.
 
-These are the seconds of a cool device that has nothing else to do; `devices/thermal.py` and `devices/load.py` stretch them.
+These are the seconds of a cool device that has nothing else to do; `devices/thermal.py` and
+`devices/load.py` stretch them.
 """
 
 import math
@@ -19,14 +20,20 @@ from devices.profile import DeviceProfile
 def seconds(profile: DeviceProfile, engine: str, flop: float, bytes_moved: float = 0.0) -> float:
     """Modelled seconds of one piece of work, without jitter.
 
-    `bytes_moved` is the traffic that the engine's rate does not already carry: the weights read once per pass.
-    Activations that operators hand to each other are inside the measured rate. Raises `ValueError` for an unknown
-    engine or an amount that is negative or not finite.
+    `bytes_moved` is the traffic that the engine's rate does not already carry: the weights read
+    once per pass. Activations that operators hand to each other are inside the measured rate.
+    Raises `ValueError` for an unknown engine or an amount that is negative or not finite.
     """
     if not (math.isfinite(flop) and flop >= 0 and math.isfinite(bytes_moved) and bytes_moved >= 0):
-        raise ValueError(f"work must be finite and not negative: flop={flop}, bytes_moved={bytes_moved}")
+        raise ValueError(
+            f"work must be finite and not negative: flop={flop}, bytes_moved={bytes_moved}"
+        )
     path = profile.engine(engine)
-    return path.overhead_s + flop / path.flop_per_s + bytes_moved / profile.memory_bandwidth_bytes_per_s
+    return (
+        path.overhead_s
+        + flop / path.flop_per_s
+        + bytes_moved / profile.memory_bandwidth_bytes_per_s
+    )
 
 
 def jitter_factor(cv: float, rng: np.random.Generator) -> float:
@@ -39,20 +46,31 @@ def jitter_factor(cv: float, rng: np.random.Generator) -> float:
 
 
 class ComputeModel:
-    """Seconds of each piece of work of one device: the formula above times a fresh jitter factor per piece.
+    """Seconds of each piece of work of one device: the formula above times a fresh jitter factor
+    per piece.
 
-    Without `rng`, or with `jitter=False`, the same work always takes the same time. Raises `ValueError` at once for an
-    engine that the profile does not have.
+    Without `rng`, or with `jitter=False`, the same work always takes the same time. Raises
+    `ValueError` at once for an engine that the profile does not have.
     """
 
     def __init__(
-        self, profile: DeviceProfile, engine_name: str, rng: np.random.Generator | None = None, jitter: bool = True
+        self,
+        profile: DeviceProfile,
+        engine_name: str,
+        rng: np.random.Generator | None = None,
+        jitter: bool = True,
     ):
         self.profile = profile
         self.engine = profile.engine(engine_name)
         self._rng = rng if jitter else None
 
     def seconds(self, flop: float, bytes_moved: float = 0.0) -> float:
-        """Seconds that this piece of work takes; the next call with the same work draws a new jitter."""
+        """Seconds that this piece of work takes; the next call with the same work draws a new
+        jitter.
+        """
         nominal_s = seconds(self.profile, self.engine.name, flop, bytes_moved)
-        return nominal_s if self._rng is None else nominal_s * jitter_factor(self.profile.jitter_cv, self._rng)
+        return (
+            nominal_s
+            if self._rng is None
+            else nominal_s * jitter_factor(self.profile.jitter_cv, self._rng)
+        )

@@ -14,8 +14,9 @@ Choice = str | None | Mapping[str, float]
 class Group:
     """`count` devices that are alike, or drawn from the same mixes.
 
-    A link or cell that is not given is `None`. `memory_bytes` overrides the profile's RAM. Draws of different fields
-    are independent: devices that go with certain backbones belong in groups of their own.
+    A link or cell that is not given is `None`. `memory_bytes` overrides the profile's RAM. Draws of
+    different fields are independent: devices that go with certain backbones belong in groups of
+    their own.
     """
 
     count: int
@@ -30,7 +31,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Member:
-    """One device of the fleet; every field but `memory_bytes` is a name to be looked up by others."""
+    """One device of the fleet; every field but `memory_bytes` is a name to be looked up by
+    others.
+    """
 
     id: str
     device: str
@@ -45,10 +48,11 @@ class Member:
 def draw(groups: Sequence[Group], rng_of: Callable[[str], np.random.Generator]) -> list[Member]:
     """The members of all groups, in order, with ids `device-0000`, `device-0001`, ...
 
-    `rng_of(member_id)` gives each member a stream of its own. From it come always five uniforms, one per field in a
-    fixed order, needed or not: so a device added at the end leaves all others alone, and turning one field into a mix
-    leaves the other fields alone. (Growing an earlier group renumbers the later groups.)
-    Raises `ValueError` for a negative count or a mix without positive weights.
+    `rng_of(member_id)` gives each member a stream of its own. From it come always five uniforms,
+    one per field in a fixed order, needed or not: so a device added at the end leaves all others
+    alone, and turning one field into a mix leaves the other fields alone. (Growing an earlier group
+    renumbers the later groups.) Raises `ValueError` for a negative count or a mix without positive
+    weights.
     """
     members = []
     for index, group in enumerate(groups):
@@ -74,12 +78,20 @@ def draw(groups: Sequence[Group], rng_of: Callable[[str], np.random.Generator]) 
 
 
 def _pick(choice: Choice, u: float, where: str) -> str | None:
-    """Inverse of the cumulative weights at the uniform `u`, in the order in which the mix is written."""
+    """Inverse of the cumulative weights at the uniform `u`, in the order in which the mix is
+    written.
+    """
     if not isinstance(choice, Mapping):
         return choice
     weights = list(choice.values())
-    if not weights or any(not math.isfinite(w) or w < 0 for w in weights) or math.fsum(weights) <= 0:
-        raise ValueError(f"{where}: a mix needs weights of at least 0, one above 0, found {dict(choice)}")
+    if (
+        not weights
+        or any(not math.isfinite(w) or w < 0 for w in weights)
+        or math.fsum(weights) <= 0
+    ):
+        raise ValueError(
+            f"{where}: a mix needs weights of at least 0, one above 0, found {dict(choice)}"
+        )
     edges = np.cumsum(weights) / math.fsum(weights)
     # Rounding can leave the last edge a hair below u; a value of weight 0 is never the answer.
     likely = [i for i, w in enumerate(weights) if w > 0]

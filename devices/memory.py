@@ -1,7 +1,8 @@
-"""Does it fit? Memory that a method needs on a device, against what the device has. Plain numbers, no allocation.
+"""Does it fit? Memory that a method needs on a device, against what the device has. Plain numbers,
+no allocation.
 
-And does it still fit later on? Other apps take a share of the RAM that changes with time; work that needs more than they
-leave is ended by the operating system at that moment.
+And does it still fit later on? Other apps take a share of the RAM that changes with time; work that
+needs more than they leave is ended by the operating system at that moment.
 """
 
 import math
@@ -14,11 +15,17 @@ from devices.load import Spells
 
 
 def needed_bytes(weights_bytes: int, kept_bytes: int, peak_activation_bytes: int) -> int:
-    """Peak memory of a device: weights + what the method keeps + peak of the activations alive at once.
+    """Peak memory of a device: weights + what the method keeps + peak of the activations alive at
+    once.
 
-    `kept_bytes` is whatever outlives one forward pass: gradients, optimiser state, perturbations, cached activations.
+    `kept_bytes` is whatever outlives one forward pass: gradients, optimiser state, perturbations,
+    cached activations.
     """
-    parts = {"weights": weights_bytes, "kept": kept_bytes, "peak activations": peak_activation_bytes}
+    parts = {
+        "weights": weights_bytes,
+        "kept": kept_bytes,
+        "peak activations": peak_activation_bytes,
+    }
     for name, value in parts.items():
         if value < 0:
             raise ValueError(f"{name} cannot take {value} bytes")
@@ -44,29 +51,43 @@ class Shortage:
         return shortage_bytes(self.memory_bytes, self.needed_bytes)
 
     def __str__(self) -> str:
-        would = f"would fit: {', '.join(self.fitting)}" if self.fitting else "no backbone of the list fits"
+        would = (
+            f"would fit: {', '.join(self.fitting)}"
+            if self.fitting
+            else "no backbone of the list fits"
+        )
         return (
-            f"{self.backbone} needs {_readable(self.needed_bytes)} but the device has {_readable(self.memory_bytes)}: "
+            f"{self.backbone} needs {_readable(self.needed_bytes)} but the device has "
+            f"{_readable(self.memory_bytes)}: "
             f"{_readable(self.short_bytes)} short; {would}"
         )
 
 
-def find_shortage(backbone: str, memory_bytes: int, candidates: Iterable[tuple[str, int]]) -> Shortage | None:
+def find_shortage(
+    backbone: str, memory_bytes: int, candidates: Iterable[tuple[str, int]]
+) -> Shortage | None:
     """None if `backbone` fits in `memory_bytes`, else by how much it does not and what would.
 
-    `candidates` are pairs (backbone name, needed bytes) that include `backbone` itself. Raises `ValueError` if not.
+    `candidates` are pairs (backbone name, needed bytes) that include `backbone` itself. Raises
+    `ValueError` if not.
     """
     needed = dict(candidates)
     if backbone not in needed:
         raise ValueError(f"no memory need given for {backbone!r}; known: {', '.join(needed)}")
     if shortage_bytes(memory_bytes, needed[backbone]) == 0:
         return None
-    fitting = sorted((name for name, need in needed.items() if need <= memory_bytes), key=lambda n: (-needed[n], n))
+    fitting = sorted(
+        (name for name, need in needed.items() if need <= memory_bytes),
+        key=lambda n: (-needed[n], n),
+    )
     return Shortage(backbone, needed[backbone], memory_bytes, tuple(fitting))
 
 
-def pressure(rng: np.random.Generator, every_s: float = 300.0, share: tuple[float, float] = (0.3, 0.6)) -> Spells:
-    """The share of RAM that everything else holds: uniform within `share`, anew after exponential times of mean `every_s`.
+def pressure(
+    rng: np.random.Generator, every_s: float = 300.0, share: tuple[float, float] = (0.3, 0.6)
+) -> Spells:
+    """The share of RAM that everything else holds: uniform within `share`, anew after exponential
+    times of mean `every_s`.
 
     Both defaults are estimated, as no measured distribution was found: sweep them.
     """
@@ -78,8 +99,12 @@ def pressure(rng: np.random.Generator, every_s: float = 300.0, share: tuple[floa
     return Spells(draw)
 
 
-def shortage_at_s(taken: Spells, memory_bytes: float, needed: float, start_s: float, end_s: float) -> float:
-    """The first moment from `start_s` until just before `end_s` at which less than `needed` is free; infinite if none."""
+def shortage_at_s(
+    taken: Spells, memory_bytes: float, needed: float, start_s: float, end_s: float
+) -> float:
+    """The first moment from `start_s` until just before `end_s` at which less than `needed` is
+    free; infinite if none.
+    """
     time_s = start_s
     for share, until_s in taken.from_(start_s):
         if needed > memory_bytes * (1 - share):
@@ -91,7 +116,9 @@ def shortage_at_s(taken: Spells, memory_bytes: float, needed: float, start_s: fl
 
 
 def fits_at_s(taken: Spells, memory_bytes: float, needed: float, start_s: float) -> float:
-    """The first moment from `start_s` on at which `needed` is free. Endless if the least share leaves too little."""
+    """The first moment from `start_s` on at which `needed` is free. Endless if the least share
+    leaves too little.
+    """
     time_s = start_s
     for share, until_s in taken.from_(start_s):
         if needed <= memory_bytes * (1 - share):

@@ -1,10 +1,11 @@
 """Device profiles: what one device can compute, hold and draw, each number with its source.
 
-A profile is a YAML file. Every number in it is a mapping `{value, source, date or version, conditions, basis}`;
-`load` turns the file into frozen dataclasses with plain floats and keeps the sources in `DeviceProfile.provenance`.
-The unit of speed is the *engine* (chip and software path together), because on one chip the path moves the rate by
-up to 40x, more than the chip does. Power belongs to it too, for a chip in a fast mode draws more: an engine's `compute_w`,
-of the power mode that it names, or `power.compute_w` for engines that say nothing.
+A profile is a YAML file. Every number in it is a mapping `{value, source, date or version,
+conditions, basis}`; `load` turns the file into frozen dataclasses with plain floats and keeps the
+sources in `DeviceProfile.provenance`. The unit of speed is the *engine* (chip and software path
+together), because on one chip the path moves the rate by up to 40x, more than the chip does. Power
+belongs to it too, for a chip in a fast mode draws more: an engine's `compute_w`, of the power mode
+that it names, or `power.compute_w` for engines that say nothing.
 """
 
 import difflib
@@ -23,12 +24,16 @@ BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalle
 
 
 class ProfileError(ValueError):
-    """A profile that does not exist or does not follow the format; the message says where and what is allowed."""
+    """A profile that does not exist or does not follow the format; the message says where and what
+    is allowed.
+    """
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where one number comes from. `basis` is one of `BASES`; `date` or `version` may be empty, never both."""
+    """Where one number comes from. `basis` is one of `BASES`; `date` or `version` may be empty,
+    never both.
+    """
 
     value: float
     source: str
@@ -57,9 +62,11 @@ class Power:
 
 @dataclass(frozen=True)
 class Engine:
-    """One way of computing on a device: achieved FLOP/s in the long run, fixed seconds per piece of work, and its power.
+    """One way of computing on a device: achieved FLOP/s in the long run, fixed seconds per piece of
+    work, and its power.
 
-    Rate and power belong together: both are of one power mode, which `power_mode` names ("" where a device has but one).
+    Rate and power belong together: both are of one power mode, which `power_mode` names ("" where a
+    device has but one).
     """
 
     name: str
@@ -75,7 +82,8 @@ class Engine:
 class Measurement:
     """One published timing that the profile should reproduce.
 
-    `fitted` rows gave the engine its rate; the others are held out. `bytes_moved` counts the weights once per pass.
+    `fitted` rows gave the engine its rate; the others are held out. `bytes_moved` counts the
+    weights once per pass.
     """
 
     workload: str
@@ -91,11 +99,12 @@ class Measurement:
 class DeviceProfile:
     """One kind of device.
 
-    `memory_bytes` is all the RAM, the operating system's share included. `memory_bandwidth_bytes_per_s` is the
-    achieved share of the peak. `jitter_cv` is the coefficient of variation of one step's time. `sustained_factor` and
-    `sustained_tau_s` describe how the rate sinks under continuous load (`devices/thermal.py`). `battery_wh` is None for a
-    device on the mains, or of unknown battery.
-    `provenance` maps dotted keys such as `engines.simple.flop_per_s` to their source.
+    `memory_bytes` is all the RAM, the operating system's share included.
+    `memory_bandwidth_bytes_per_s` is the achieved share of the peak. `jitter_cv` is the coefficient
+    of variation of one step's time. `sustained_factor` and `sustained_tau_s` describe how the rate
+    sinks under continuous load (`devices/thermal.py`). `battery_wh` is None for a device on the
+    mains, or of unknown battery. `provenance` maps dotted keys such as `engines.simple.flop_per_s`
+    to their source.
     """
 
     name: str
@@ -131,8 +140,8 @@ def names() -> list[str]:
 def load(name_or_path: str | Path) -> DeviceProfile:
     """The profile of that name, or the one in a YAML file of the user's own.
 
-    A string that ends in `.yaml` or `.yml` is a path. Raises `ProfileError` for an unknown name, an unreadable file or
-    a malformed profile.
+    A string that ends in `.yaml` or `.yml` is a path. Raises `ProfileError` for an unknown name, an
+    unreadable file or a malformed profile.
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
@@ -140,7 +149,9 @@ def load(name_or_path: str | Path) -> DeviceProfile:
     name = str(name_or_path)
     if name not in names():
         hint = _nearest(name, names())
-        raise ProfileError(f"no device profile {name!r}{hint}; or give the path of a .yaml file of your own")
+        raise ProfileError(
+            f"no device profile {name!r}{hint}; or give the path of a .yaml file of your own"
+        )
     return _bundled(name)
 
 
@@ -165,7 +176,15 @@ class _Parser:
     provenance: dict[str, Provenance] = field(default_factory=dict)
 
     def profile(self, data: Any) -> DeviceProfile:
-        required = ("name", "title", "kind", "memory_bytes", "memory_bandwidth_bytes_per_s", "engines", "power")
+        required = (
+            "name",
+            "title",
+            "kind",
+            "memory_bytes",
+            "memory_bandwidth_bytes_per_s",
+            "engines",
+            "power",
+        )
         required += ("jitter_cv", "sustained_factor", "sustained_tau_s")
         data = self.mapping(data, "", required, optional=("measurements", "battery_wh"))
         if data["kind"] not in KINDS:
@@ -181,17 +200,27 @@ class _Parser:
             ),
             engines=engines,
             jitter_cv=self.number(data["jitter_cv"], "jitter_cv", least=0),
-            sustained_factor=self.number(data["sustained_factor"], "sustained_factor", above=0, most=1),
+            sustained_factor=self.number(
+                data["sustained_factor"], "sustained_factor", above=0, most=1
+            ),
             sustained_tau_s=self.number(data["sustained_tau_s"], "sustained_tau_s", least=0),
             provenance=self.provenance,
             measurements=self.measurements(data.get("measurements") or [], engines),
-            battery_wh=self.number(data["battery_wh"], "battery_wh", above=0) if "battery_wh" in data else None,
+            battery_wh=self.number(data["battery_wh"], "battery_wh", above=0)
+            if "battery_wh" in data
+            else None,
         )
 
     def power(self, data: Any) -> dict[str, float]:
-        """Idle and radio, which all engines share, and `compute_w` of those engines that say nothing of it."""
-        by_rate = tuple(f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps"))
-        data = self.mapping(data, "power", ("uplink_w", "downlink_w", "idle_w"), optional=("compute_w", *by_rate))
+        """Idle and radio, which all engines share, and `compute_w` of those engines that say
+        nothing of it.
+        """
+        by_rate = tuple(
+            f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps")
+        )
+        data = self.mapping(
+            data, "power", ("uplink_w", "downlink_w", "idle_w"), optional=("compute_w", *by_rate)
+        )
         for base, slope in (by_rate[:2], by_rate[2:]):
             if (base in data) != (slope in data):
                 self.fail("power", f"{base} and {slope} go together: give both, or neither")
@@ -209,7 +238,10 @@ class _Parser:
             if "compute_w" in entry:
                 power["compute_w"] = self.number(entry["compute_w"], f"{where}.compute_w", least=0)
             if "compute_w" not in power:
-                self.fail(f"{where}.compute_w", "is missing, and so is power.compute_w, which would stand in for it")
+                self.fail(
+                    f"{where}.compute_w",
+                    "is missing, and so is power.compute_w, which would stand in for it",
+                )
             engines[str(name)] = Engine(
                 name=str(name),
                 precision=self.text(entry["precision"], f"{where}.precision"),
@@ -217,7 +249,9 @@ class _Parser:
                 overhead_s=self.number(entry["overhead_s"], f"{where}.overhead_s", least=0),
                 power=Power(**power),
                 description=self.text(entry["description"], f"{where}.description"),
-                power_mode=self.text(entry["power_mode"], f"{where}.power_mode") if "power_mode" in entry else "",
+                power_mode=self.text(entry["power_mode"], f"{where}.power_mode")
+                if "power_mode" in entry
+                else "",
             )
         return engines
 
@@ -228,10 +262,15 @@ class _Parser:
         for i, entry in enumerate(data):
             where = f"measurements[{i}]"
             entry = self.mapping(
-                entry, where, ("workload", "engine", "flop", "bytes_moved", "seconds", "fitted", "source")
+                entry,
+                where,
+                ("workload", "engine", "flop", "bytes_moved", "seconds", "fitted", "source"),
             )
             if not isinstance(entry["engine"], str) or entry["engine"] not in engines:
-                self.fail(f"{where}.engine", f"found {entry['engine']!r}{_nearest(str(entry['engine']), engines)}")
+                self.fail(
+                    f"{where}.engine",
+                    f"found {entry['engine']!r}{_nearest(str(entry['engine']), engines)}",
+                )
             if not isinstance(entry["fitted"], bool):
                 self.fail(f"{where}.fitted", f"found {entry['fitted']!r}, allowed: true, false")
             rows.append(
@@ -249,7 +288,9 @@ class _Parser:
 
     def number(self, data: Any, where: str, **limits: float) -> float:
         """One number with its source; the source goes to `provenance`."""
-        data = self.mapping(data, where, ("value", "source", "conditions", "basis"), optional=("date", "version"))
+        data = self.mapping(
+            data, where, ("value", "source", "conditions", "basis"), optional=("date", "version")
+        )
         if not data.get("date") and not data.get("version"):
             self.fail(where, "needs `date` or `version`, so that the source can be found again")
         if data["basis"] not in BASES:
@@ -265,7 +306,9 @@ class _Parser:
         )
         return value
 
-    def amount(self, value: Any, where: str, above=-math.inf, least=-math.inf, most=math.inf) -> float:
+    def amount(
+        self, value: Any, where: str, above=-math.inf, least=-math.inf, most=math.inf
+    ) -> float:
         """A finite number within limits. PyYAML reads `1e9` as a string, hence the conversion."""
         try:
             number = math.nan if isinstance(value, bool) else float(value)
@@ -284,16 +327,26 @@ class _Parser:
             self.fail(where, f"found {value!r}, allowed: a line of text")
         return value
 
-    def mapping(self, data: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()) -> Mapping:
+    def mapping(
+        self, data: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()
+    ) -> Mapping:
         required, allowed = tuple(required), (*required, *optional)
         if not isinstance(data, Mapping):
-            self.fail(where, f"found {data!r}, allowed: a mapping with the keys {', '.join(allowed)}")
+            self.fail(
+                where, f"found {data!r}, allowed: a mapping with the keys {', '.join(allowed)}"
+            )
         for key in data:
             if key not in allowed:
-                self.fail(f"{where}.{key}".lstrip("."), f"is not a key of a profile{_nearest(str(key), allowed)}")
+                self.fail(
+                    f"{where}.{key}".lstrip("."),
+                    f"is not a key of a profile{_nearest(str(key), allowed)}",
+                )
         for key in required:
             if key not in data:
-                self.fail(f"{where}.{key}".lstrip("."), f"is missing; the keys here are {', '.join(allowed)}")
+                self.fail(
+                    f"{where}.{key}".lstrip("."),
+                    f"is missing; the keys here are {', '.join(allowed)}",
+                )
         return data
 
     def fail(self, where: str, what: str):

@@ -2,10 +2,11 @@
 
 The state is one number, heat h in [0, 1]; the speed is a share of the cold device's:
 
-    busy:  dh/dt = (1 - h) / tau           idle:  dh/dt = -h / tau_recover           f = 1 - (1 - f_inf) h
+    busy:  dh/dt = (1 - h) / tau      idle:  dh/dt = -h / tau_recover      f = 1 - (1 - f_inf) h
 
-From cold, under continuous load, f(t) = f_inf + (1 - f_inf) e^(-t / tau), the curve that measured runs follow. Both
-solutions are closed forms, so the state after any history of work and rest is exact, however the history is cut.
+From cold, under continuous load, f(t) = f_inf + (1 - f_inf) e^(-t / tau), the curve that measured
+runs follow. Both solutions are closed forms, so the state after any history of work and rest is
+exact, however the history is cut.
 """
 
 import math
@@ -21,10 +22,12 @@ RECOVERY = 4.0  # tau_recover / tau; estimated at 3-5, as no measured series has
 
 @dataclass(frozen=True)
 class Throttle:
-    """How one kind of device slows down; every function of it is pure, and `heat` is the only state.
+    """How one kind of device slows down; every function of it is pure, and `heat` is the only
+    state.
 
-    `floor` is f_inf, the share of the cold speed that is left after long work; `tau_s` and `recover_s` are the time
-    constants of heating and cooling. Raises `ValueError` unless floor is in (0, 1] and both times are above 0.
+    `floor` is f_inf, the share of the cold speed that is left after long work; `tau_s` and
+    `recover_s` are the time constants of heating and cooling. Raises `ValueError` unless floor is
+    in (0, 1] and both times are above 0.
     """
 
     floor: float
@@ -56,10 +59,12 @@ class Throttle:
         return self.floor * seconds + (1.0 - self.floor) * (1.0 - heat) * self.tau_s * gone
 
     def seconds(self, heat: float, nominal_s: float) -> float:
-        """Seconds that work of so many nominal ones takes, begun at this heat: the inverse of `done_s`.
+        """Seconds that work of so many nominal ones takes, begun at this heat: the inverse of
+        `done_s`.
 
-        Newton's method from below. The integral is increasing and concave, so each tangent stays above it: no step can
-        pass the root, and each is at least as long as the work that is still missing. Between nominal and nominal / floor.
+        Newton's method from below. The integral is increasing and concave, so each tangent stays
+        above it: no step can pass the root, and each is at least as long as the work that is still
+        missing. Between nominal and nominal / floor.
         """
         seconds = nominal_s
         for _ in range(100):  # quadratic: below ten in practice
@@ -71,15 +76,21 @@ class Throttle:
 
 
 def throttle_of(profile: DeviceProfile, recovery: float = RECOVERY) -> Throttle | None:
-    """How a profile's device throttles, from its `sustained_factor` and `sustained_tau_s`; None if it does not."""
+    """How a profile's device throttles, from its `sustained_factor` and `sustained_tau_s`; None if
+    it does not.
+    """
     if profile.sustained_factor >= 1 or profile.sustained_tau_s <= 0:
         return None
-    return Throttle(profile.sustained_factor, profile.sustained_tau_s, recovery * profile.sustained_tau_s)
+    return Throttle(
+        profile.sustained_factor, profile.sustained_tau_s, recovery * profile.sustained_tau_s
+    )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted curve rate(t) = burst (floor + (1 - floor) e^(-t / tau)): of a run from a cold start."""
+    """A fitted curve rate(t) = burst (floor + (1 - floor) e^(-t / tau)): of a run from a cold
+    start.
+    """
 
     burst: float
     floor: float
@@ -87,20 +98,26 @@ class Fit:
 
     def rate(self, time_s: np.ndarray) -> np.ndarray:
         """Modelled rate at these times, in the unit of the fitted rates."""
-        return self.burst * (self.floor + (1 - self.floor) * np.exp(-np.asarray(time_s, dtype=float) / self.tau_s))
+        return self.burst * (
+            self.floor + (1 - self.floor) * np.exp(-np.asarray(time_s, dtype=float) / self.tau_s)
+        )
 
 
 def fit(time_s: Sequence[float], rate: Sequence[float]) -> Fit:
-    """Fit the throttling curve to a measured rate under continuous work from a cold start, by least squares.
+    """Fit the throttling curve to a measured rate under continuous work from a cold start, by least
+    squares.
 
-    `rate` may be in any unit (tokens, frames or passes per second). `floor` is kept in [0.05, 1], tau between one
-    second and ten times the window. Raises `ValueError` for fewer than 10 samples, or ones that are not finite and above 0.
+    `rate` may be in any unit (tokens, frames or passes per second). `floor` is kept in [0.05, 1],
+    tau between one second and ten times the window. Raises `ValueError` for fewer than 10 samples,
+    or ones that are not finite and above 0.
     """
     from scipy.optimize import least_squares
 
     t, y = np.asarray(time_s, dtype=float), np.asarray(rate, dtype=float)
     if t.shape != y.shape or t.size < 10:
-        raise ValueError(f"a fit needs at least 10 times and as many rates, not {t.size} and {y.size}")
+        raise ValueError(
+            f"a fit needs at least 10 times and as many rates, not {t.size} and {y.size}"
+        )
     if not (np.isfinite(t).all() and np.isfinite(y).all() and (y > 0).all()):
         raise ValueError("times must be finite, rates finite and above 0")
     t = t - t[0]
@@ -111,7 +128,10 @@ def fit(time_s: Sequence[float], rate: Sequence[float]) -> Fit:
 
     bounds = ([0.1, 0.05, 1.0], [10.0, 1.0, 10 * window_s])
     best = min(
-        (least_squares(residual, [1.0, 0.6, max(1.5, window_s * share)], bounds=bounds) for share in (0.02, 0.1, 0.5)),
+        (
+            least_squares(residual, [1.0, 0.6, max(1.5, window_s * share)], bounds=bounds)
+            for share in (0.02, 0.1, 0.5)
+        ),
         key=lambda result: result.cost,  # three starts, as the curve may be steep, slow or flat
     )
     burst, floor, tau_s = map(float, best.x)

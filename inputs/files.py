@@ -1,7 +1,9 @@
-"""Reading a file of the user's: bounded, decoded, and every failure a `FileProblem` that names file, place and cause.
+"""Reading a file of the user's: bounded, decoded, and every failure a `FileProblem` that names
+file, place and cause.
 
-Whatever reads such a file goes through here, so that a device node, a pipe, a binary file, a foreign encoding, a bottomless
-nesting or a surprise of some library's reader is one line for the user, never a traceback.
+Whatever reads such a file goes through here, so that a device node, a pipe, a binary file, a
+foreign encoding, a bottomless nesting or a surprise of some library's reader is one line for the
+user, never a traceback.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ _MARKS = (  # byte-order marks, the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_NOT_OF_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape"}  # slow, or not meant for whole texts
+_NOT_OF_FILES = {
+    "idna",
+    "punycode",
+    "unicode-escape",
+    "raw-unicode-escape",
+}  # slow, or not meant for whole texts
 
 
 class FileProblem(ValueError):
@@ -36,7 +43,8 @@ class FileProblem(ValueError):
 
 
 def located(path: str | Path, folder: str | Path = "") -> Path:
-    """A path as a user gives it: `~` is the home folder, and what is not absolute starts in `folder`.
+    """A path as a user gives it: `~` is the home folder, and what is not absolute starts in
+    `folder`.
 
     Raises FileProblem for the home of somebody who has none here.
     """
@@ -49,7 +57,8 @@ def located(path: str | Path, folder: str | Path = "") -> Path:
 def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
     """The path itself, if it is a regular file of at most so many bytes.
 
-    Raises FileProblem for what is missing, a folder, a device, a pipe, a socket, not readable, or too large.
+    Raises FileProblem for what is missing, a folder, a device, a pipe, a socket, not readable, or
+    too large.
     """
     path = Path(path)
     try:
@@ -61,7 +70,10 @@ def regular_file(path: str | Path, most_bytes: int | None = None) -> Path:
     if not stat.S_ISREG(found.st_mode):
         raise FileProblem(f"{path}: is not a regular file (a device, pipe or socket)")
     if most_bytes is not None and found.st_size > most_bytes:
-        raise FileProblem(f"{path}: {found.st_size:,} bytes, more than the {most_bytes:,} that are read of such a file")
+        raise FileProblem(
+            f"{path}: {found.st_size:,} bytes, more than the {most_bytes:,} that are read of such "
+            "a file"
+        )
     return path
 
 
@@ -75,9 +87,11 @@ def read_bytes(path: str | Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES) -> str:
-    """The text of a file, line ends as they are: UTF-8, or UTF-16 and UTF-32 by their byte-order mark, or the encoding named.
+    """The text of a file, line ends as they are: UTF-8, or UTF-16 and UTF-32 by their byte-order
+    mark, or the encoding named.
 
-    Raises FileProblem with the line at which the text is not of that encoding, or for a binary file (one that holds NUL).
+    Raises FileProblem with the line at which the text is not of that encoding, or for a binary file
+    (one that holds NUL).
     """
     raw = read_bytes(path, most_bytes)
     codec = _codec(path, raw[:4], encoding)
@@ -91,15 +105,21 @@ def read_text(path: str | Path, encoding: str | None = None, most_bytes: int = M
 
 
 def encoding_of(path: str | Path, encoding: str | None = None) -> str:
-    """The encoding that a file of text is read in: the one named, the one of its mark, or utf-8; FileProblem for no file."""
+    """The encoding that a file of text is read in: the one named, the one of its mark, or utf-8;
+    FileProblem for no file.
+    """
     with regular_file(path).open("rb") as file:
         return _codec(path, file.read(4), encoding).removesuffix("-sig")
 
 
-def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES) -> Iterator[str]:
-    """The lines of a file of text one by one, each with its end: a large file passes through little memory.
+def text_lines(
+    path: str | Path, encoding: str | None = None, most_bytes: int = MOST_BYTES
+) -> Iterator[str]:
+    """The lines of a file of text one by one, each with its end: a large file passes through little
+    memory.
 
-    Decoded and refused as by `read_text`; FileProblem too for a line of MOST_CELL_CHARACTERS or more.
+    Decoded and refused as by `read_text`; FileProblem too for a line of MOST_CELL_CHARACTERS or
+    more.
     """
     path, number, codec, start = regular_file(path, most_bytes), 0, "", b""
     try:
@@ -112,10 +132,13 @@ def text_lines(path: str | Path, encoding: str | None = None, most_bytes: int = 
                     if "\0" in line:
                         raise _binary(path, number + 1, start)
                     if number == MOST_LINES:
-                        raise FileProblem(f"{path}: more than {MOST_LINES:,} lines, too many for such a file")
+                        raise FileProblem(
+                            f"{path}: more than {MOST_LINES:,} lines, too many for such a file"
+                        )
                     if len(line) == MOST_CELL_CHARACTERS:
                         raise FileProblem(
-                            f"{path}, line {number + 1}: {len(line):,} characters or more, too long a line"
+                            f"{path}, line {number + 1}: {len(line):,} characters or more, too "
+                            "long a line"
                         )
                     yield line if number else line.removeprefix("\ufeff")
                     number += 1
@@ -135,16 +158,29 @@ def _codec(path: str | Path, start: bytes, encoding: str | None) -> str:
             return name
     except (LookupError, ValueError):
         pass
-    raise FileProblem(f"{path}: no encoding is called {encoding[:40]!r}; try utf-8, utf-16 or latin-1")
+    raise FileProblem(
+        f"{path}: no encoding is called {encoding[:40]!r}; try utf-8, utf-16 or latin-1"
+    )
 
 
 def _undecodable(
-    path: str | Path, lines_before: int, error: UnicodeError, codec: str, named: str | None, start: bytes
+    path: str | Path,
+    lines_before: int,
+    error: UnicodeError,
+    codec: str,
+    named: str | None,
+    start: bytes,
 ) -> FileProblem:
-    """Which line is not of that encoding: `lines_before` stand before the bytes that failed, and some within them."""
+    """Which line is not of that encoding: `lines_before` stand before the bytes that failed, and
+    some within them.
+    """
     good = getattr(error, "object", b"")[: getattr(error, "start", 0)].decode(codec, "ignore")
     line = lines_before + len(re.findall("\r\n|\r|\n", good)) + 1
-    hint = "" if named else _utf_16(start) or "; save it as UTF-8 (for a data set, `encoding` can be set)"
+    hint = (
+        ""
+        if named
+        else _utf_16(start) or "; save it as UTF-8 (for a data set, `encoding` can be set)"
+    )
     return FileProblem(f"{path}, line {line}: not {codec.removesuffix('-sig')} text{hint}")
 
 
@@ -153,10 +189,22 @@ def _binary(path: str | Path, line: int, start: bytes) -> FileProblem:
 
 
 def _utf_16(start: bytes) -> str:
-    """What to do about a file that begins as UTF-16 without a mark does, with a NUL in every other byte; else nothing."""
+    """What to do about a file that begins as UTF-16 without a mark does, with a NUL in every other
+    byte; else nothing.
+    """
     evens, odds = start[::2].count(0), start[1::2].count(0)
-    likely = "utf-16-be" if evens > len(start) / 4 >= odds else "utf-16-le" if odds > len(start) / 4 >= evens else None
-    return f"; if it is UTF-16, save it as UTF-8 (or set `encoding: {likely}`, for a data set)" if likely else ""
+    likely = (
+        "utf-16-be"
+        if evens > len(start) / 4 >= odds
+        else "utf-16-le"
+        if odds > len(start) / 4 >= evens
+        else None
+    )
+    return (
+        f"; if it is UTF-16, save it as UTF-8 (or set `encoding: {likely}`, for a data set)"
+        if likely
+        else ""
+    )
 
 
 def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
@@ -164,28 +212,42 @@ def read_json(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
     return parse_json(read_text(path, most_bytes=most_bytes), str(path))
 
 
-def parse_json(text: str, where: str, line: int = 1, loads: Callable[[str], Any] = json.loads) -> Any:
-    """What a JSON text holds that begins on that line of `where`; FileProblem with line and column where it is none.
+def parse_json(
+    text: str, where: str, line: int = 1, loads: Callable[[str], Any] = json.loads
+) -> Any:
+    """What a JSON text holds that begins on that line of `where`; FileProblem with line and column
+    where it is none.
 
-    `loads` may be a stricter reader: a ValueError that it raises is worded as the file's fault, too.
+    `loads` may be a stricter reader: a ValueError that it raises is worded as the file's fault,
+    too.
     """
     try:
         return loads(text)
     except json.JSONDecodeError as error:
         place = f"{where}, line {line + error.lineno - 1}, column {error.colno}"
         raise FileProblem(f"{place}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; thousands of brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits; thousands of brackets
         place = where if "\n" in text.strip() else f"{where}, line {line}"
         raise FileProblem(f"{place}: not JSON that can be read ({first_line(error)})") from None
 
 
 def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
-    """What a YAML file holds, plain data alone; FileProblem with line and column where it is none."""
+    """What a YAML file holds, plain data alone; FileProblem with line and column where it is
+    none.
+    """
     import yaml  # here, for `mobifleet --help` reads no YAML
 
-    text, fast = read_text(path, most_bytes=most_bytes), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    text, fast = (
+        read_text(path, most_bytes=most_bytes),
+        getattr(yaml, "CSafeLoader", yaml.SafeLoader),
+    )
     try:
-        _require_shallow(path, yaml.parse(text, Loader=fast))  # loading recurses, in C without a limit
+        _require_shallow(
+            path, yaml.parse(text, Loader=fast)
+        )  # loading recurses, in C without a limit
         return fast(text).get_single_data()
     except FileProblem:
         raise
@@ -204,20 +266,31 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
 def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
     depth = 0
     for event in events:
-        depth += event.__class__.__name__.endswith("StartEvent") - event.__class__.__name__.endswith("EndEvent")
+        depth += event.__class__.__name__.endswith(
+            "StartEvent"
+        ) - event.__class__.__name__.endswith("EndEvent")
         if depth > MOST_YAML_DEPTH:
-            raise FileProblem(f"{path}, line {event.start_mark.line + 1}: not YAML that can be read (nested too deep)")
+            raise FileProblem(
+                f"{path}, line {event.start_mark.line + 1}: not YAML that can be read (nested too "
+                "deep)"
+            )
 
 
 def read_rows(
     path: str | Path, delimiter: str | None = None, encoding: str | None = None
 ) -> list[tuple[int, list[str]]]:
-    """The rows of a table of text as (number of the line at which each begins, cells); blank rows are left out.
+    """The rows of a table of text as (number of the line at which each begins, cells); blank rows
+    are left out.
 
-    Without a delimiter the one of comma, semicolon, tab and | that splits the first lines most evenly is taken.
+    Without a delimiter the one of comma, semicolon, tab and | that splits the first lines most
+    evenly is taken.
     """
     delimiter = delimiter or guess_delimiter(first_lines(path, encoding))
-    return [(line, row) for line, row in table_rows(path, delimiter, encoding) if any(cell.strip() for cell in row)]
+    return [
+        (line, row)
+        for line, row in table_rows(path, delimiter, encoding)
+        if any(cell.strip() for cell in row)
+    ]
 
 
 def table_rows(
@@ -227,17 +300,23 @@ def table_rows(
     quotes: bool = True,
     lines: Iterable[str] | None = None,
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a table of text one by one as (number of the line at which each begins, cells), without blank lines.
+    """The rows of a table of text one by one as (number of the line at which each begins, cells),
+    without blank lines.
 
-    With quotes, a cell in double quotes may hold the delimiter, line ends and doubled quotes; else they are characters.
-    `lines`: those of the file, each with its end, where the caller has read them already.
-    Raises FileProblem for what `text_lines` refuses, and for quotes that are not closed, or closed within a cell.
+    With quotes, a cell in double quotes may hold the delimiter, line ends and doubled quotes; else
+    they are characters. `lines`: those of the file, each with its end, where the caller has read
+    them already. Raises FileProblem for what `text_lines` refuses, and for quotes that are not
+    closed, or closed within a cell.
     """
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
-        raise FileProblem(f"{path}: a delimiter is one character, such as ; or a tab (got {delimiter!r})")
+        raise FileProblem(
+            f"{path}: a delimiter is one character, such as ; or a tab (got {delimiter!r})"
+        )
     csv.field_size_limit(MOST_CELL_CHARACTERS)
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(lines or text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(
+        lines or text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True
+    )
     line = 1
     try:
         for row in reader:
@@ -245,14 +324,18 @@ def table_rows(
                 yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise FileProblem(f"{path}, line {line}: not a table of text ({_words_of_csv(error)})") from None
+        raise FileProblem(
+            f"{path}, line {line}: not a table of text ({_words_of_csv(error)})"
+        ) from None
 
 
 def _words_of_csv(error: csv.Error) -> str:
     words = str(error)
     if "expected after" in words:
         return "a quotation mark ends a cell before its end: double those that belong to the text"
-    return "a quotation mark opens a cell and none closes it" if "unexpected end" in words else words
+    return (
+        "a quotation mark opens a cell and none closes it" if "unexpected end" in words else words
+    )
 
 
 def first_lines(path: str | Path, encoding: str | None = None) -> str:
@@ -267,8 +350,14 @@ def first_lines(path: str | Path, encoding: str | None = None) -> str:
 
 
 def guess_delimiter(text: str, fallback: str = ",") -> str:
-    """The delimiter that splits the first twenty lines into the same number, the largest, of cells; else the fallback."""
-    lines = [line for line in text[:100_000].splitlines() if line.strip() and not line.lstrip().startswith("#")][:20]
+    """The delimiter that splits the first twenty lines into the same number, the largest, of cells;
+    else the fallback.
+    """
+    lines = [
+        line
+        for line in text[:100_000].splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ][:20]
     best, most = fallback, 1
     for candidate in (",", ";", "\t", "|"):
         counts = {len(row) for row in csv.reader(lines, delimiter=candidate)}
@@ -279,9 +368,11 @@ def guess_delimiter(text: str, fallback: str = ",") -> str:
 
 @contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Whatever a library's reader raises within becomes a FileProblem: the file, what it should be, the library's words.
+    """Whatever a library's reader raises within becomes a FileProblem: the file, what it should be,
+    the library's words.
 
-    Errors of our own (ValueErrors that already say whose fault it is) and a lack of memory pass as they are.
+    Errors of our own (ValueErrors that already say whose fault it is) and a lack of memory pass as
+    they are.
 
         with reading(file, "a Parquet table"):
             table = parquet.read_table(file)
@@ -294,15 +385,25 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
         raise FileProblem(f"{path}: cannot be read as {what} ({_reason(error)})") from error
     except BaseException as error:
         # a reader written in Rust panics with an exception of its own, below Exception
-        if is_ours(error) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+        if is_ours(error) or not (
+            isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        ):
             raise
         raise FileProblem(f"{path}: cannot be read as {what} ({first_line(error)})") from error
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was worded here for the user: a ValueError of a class that one of our packages defines."""
+    """Whether an error was worded here for the user: a ValueError of a class that one of our
+    packages defines.
+    """
     home = type(error).__module__.partition(".")[0]
-    return isinstance(error, ValueError) and home in {"inputs", "learning", "devices", "network", "sim"}
+    return isinstance(error, ValueError) and home in {
+        "inputs",
+        "learning",
+        "devices",
+        "network",
+        "sim",
+    }
 
 
 def _reason(error: Exception) -> str:
@@ -310,7 +411,8 @@ def _reason(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's own words (the next too where it ends in a colon), short enough for a terminal.
+    """The first line of an error's own words (the next too where it ends in a colon), short enough
+    for a terminal.
 
     Its type stands for words that say nothing.
     """

@@ -1,7 +1,8 @@
-"""What was found once and is kept in the user's cache: JSON in a file named by what it is about and by who found it.
+"""What was found once and is kept in the user's cache: JSON in a file named by what it is about and
+by who found it.
 
-A finder is the source of what finds and the libraries it finds with: what an older one found is never read. A damaged file
-is one that is not there.
+A finder is the source of what finds and the libraries it finds with: what an older one found is
+never read. A damaged file is one that is not there.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from inputs.files import FileProblem, read_json
-from learning import assets, cache
+from learning import cache
+from learning.backbones import assets
 
 
 def place(folder: str, what: str, of: Any, finder: str) -> Path:
     """The file of what `finder` found of `of` (JSON): `what` begins its name."""
-    return assets.cache_dir() / folder / f"{what.replace(' ', '-')}-{_digest([finder, what, of])}.json"
+    return (
+        assets.cache_dir() / folder / f"{what.replace(' ', '-')}-{_digest([finder, what, of])}.json"
+    )
 
 
 def recall(file: Path) -> Any:
@@ -39,8 +43,10 @@ def keep(file: Path, found: Any) -> None:
 
 @functools.cache
 def finder(modules: tuple[str, ...], libraries: tuple[str, ...]) -> str:
-    """Who finds: the source of these modules of `learning`, and these installed packages."""
-    source = b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in modules)
+    """Who finds: the source of these modules of `learning` (as "backbones/tokens"), and these
+    installed packages.
+    """
+    source = b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in modules)
     return "/".join([hashlib.blake2b(source, digest_size=16).hexdigest(), *map(version, libraries)])
 
 

@@ -1,10 +1,12 @@
-"""From measurements to a link profile: how a throughput series varies, and a YAML file that says so with its source.
+"""From measurements to a link profile: how a throughput series varies, and a YAML file that says so
+with its source.
 
-A series is one number a step, bit/s, NaN where a second is missing. `moments` describes it by what a link profile
-holds: mean, CV, lag-1 autocorrelation. `fit_variation` goes further, to what `bandwidth.quantile_ar` draws from:
-quantiles, and how much of the wandering is slow. Measured uplinks need the second: seconds that lie 30 s apart
-still resemble each other (autocorrelation 0.3 to 0.8 on 5G walks), where an AR(1) of the same lag 1 has forgotten nearly
-everything, so that it underrates how unlike two minutes are.
+A series is one number a step, bit/s, NaN where a second is missing. `moments` describes it by what
+a link profile holds: mean, CV, lag-1 autocorrelation. `fit_variation` goes further, to what
+`bandwidth.quantile_ar` draws from: quantiles, and how much of the wandering is slow. Measured
+uplinks need the second: seconds that lie 30 s apart still resemble each other (autocorrelation 0.3
+to 0.8 on 5G walks), where an AR(1) of the same lag 1 has forgotten nearly everything, so that it
+underrates how unlike two minutes are.
 """
 
 from __future__ import annotations
@@ -23,7 +25,27 @@ from network.bandwidth import CapacityTrace, quantile_ar
 from network.errors import NetworkError
 
 # Denser at the ends, where straight lines between quantiles would cost most.
-PROBABILITIES = (0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1)
+PROBABILITIES = (
+    0,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.98,
+    0.99,
+    0.995,
+    1,
+)
 FEWEST_STEPS = 8  # for a CV and an autocorrelation that mean anything
 PLACES = 4  # significant digits of what is written down
 
@@ -40,7 +62,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class Variation:
-    """What a throughput series is drawn from; the arguments of `bandwidth.quantile_ar`, steps of `step_s` seconds."""
+    """What a throughput series is drawn from; the arguments of `bandwidth.quantile_ar`, steps of
+    `step_s` seconds.
+    """
 
     quantiles_bps: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -64,24 +88,31 @@ def autocorrelation(series: np.ndarray, lags: Sequence[int]) -> np.ndarray:
     if variance <= 1e-24 * np.nanmean(series) ** 2:
         return np.zeros(len(lags))
     products = [deviation[:-k] * deviation[k:] for k in lags]
-    return np.array([np.nanmean(p) / variance if np.isfinite(p).any() else np.nan for p in products])
+    return np.array(
+        [np.nanmean(p) / variance if np.isfinite(p).any() else np.nan for p in products]
+    )
 
 
 def moments(series_bps: np.ndarray) -> Moments:
-    """The numbers of a link profile; raises NetworkError for a series too short or without throughput."""
+    """The numbers of a link profile; raises NetworkError for a series too short or without
+    throughput.
+    """
     series_bps = _checked(series_bps)
     mean_bps = float(np.nanmean(series_bps))
     cv = float(np.nanstd(series_bps)) / mean_bps
-    return Moments(mean_bps, float(np.nanmedian(series_bps)), cv, float(autocorrelation(series_bps, [1])[0]))
+    return Moments(
+        mean_bps, float(np.nanmedian(series_bps)), cv, float(autocorrelation(series_bps, [1])[0])
+    )
 
 
 def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
     """Quantiles of the series, and the two time scales of its ranks.
 
-    The autocorrelation of the normal scores of the ranks (equal values share theirs), at lags up to a tenth of the series
-    and at most 60 steps, is fitted by w exp(-k step / slow) + (1 - w) fast^k: least squares, weighted by 1 / lag so that
-    each decade counts alike, over a grid of `slow` and `fast`, w in closed form. What a series this short loses of its
-    autocorrelation and of its variance, because its own mean has wandered too, is given back.
+    The autocorrelation of the normal scores of the ranks (equal values share theirs), at lags up to
+    a tenth of the series and at most 60 steps, is fitted by w exp(-k step / slow) + (1 - w) fast^k:
+    least squares, weighted by 1 / lag so that each decade counts alike, over a grid of `slow` and
+    `fast`, w in closed form. What a series this short loses of its autocorrelation and of its
+    variance, because its own mean has wandered too, is given back.
     """
     series_bps = _checked(series_bps)
     values = series_bps[~np.isnan(series_bps)]
@@ -90,7 +121,10 @@ def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
     lags, measured = lags[np.isfinite(measured)], measured[np.isfinite(measured)]
     best = (np.inf, 0.0, step_s, 0.0, 0.0)  # independent steps, should no two lie near each other
     for slow_steps in np.geomspace(2, 4 * lags[-1], 40) if len(lags) else ():
-        slow, slow_lost = np.exp(-lags / slow_steps), _lost(np.exp(-1 / slow_steps), len(series_bps))
+        slow, slow_lost = (
+            np.exp(-lags / slow_steps),
+            _lost(np.exp(-1 / slow_steps), len(series_bps)),
+        )
         for fast_lag1 in np.linspace(0, min(0.95, slow[0] - 0.01), 24):
             fast, fast_lost = fast_lag1**lags, _lost(fast_lag1, len(series_bps))
             # measured = (model - lost) / (1 - lost), with model and lost both linear in the share
@@ -102,7 +136,9 @@ def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
                 lost = share * slow_lost + (1 - share) * fast_lost
                 best = (error, share, float(slow_steps * step_s), float(fast_lag1), lost)
     *scales, lost = best[1:]
-    widened = values.mean() + (np.quantile(values, PROBABILITIES) - values.mean()) / np.sqrt(1 - lost)
+    widened = values.mean() + (np.quantile(values, PROBABILITIES) - values.mean()) / np.sqrt(
+        1 - lost
+    )
     return Variation(tuple(np.maximum(widened, 0.0).tolist()), PROBABILITIES, *scales, step_s)
 
 
@@ -126,7 +162,8 @@ def _checked(series_bps: np.ndarray) -> np.ndarray:
     values = series_bps[~np.isnan(series_bps)]
     if len(values) < FEWEST_STEPS:
         raise NetworkError(
-            f"a series of {len(values)} steps is too short to say how a link varies: give {FEWEST_STEPS}"
+            f"a series of {len(values)} steps is too short to say how a link varies: give "
+            f"{FEWEST_STEPS}"
         )
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() > 0):
         raise NetworkError("a throughput series must be finite, >= 0 and not zero throughout")
@@ -152,7 +189,9 @@ def _rounded(value: float) -> float:
 
 
 def write_profile(path: str | Path, name: str, numbers: Mapping[str, Mapping]) -> None:
-    """A link profile that `network.profile.load` reads; `numbers` as `number` makes them, by the profile's fields."""
+    """A link profile that `network.profile.load` reads; `numbers` as `number` makes them, by the
+    profile's fields.
+    """
     if not all(isfinite(entry["value"]) for entry in numbers.values()):
         raise NetworkError(f"link profile {name!r}: every number must be finite")
     text = yaml.safe_dump({"name": name, **numbers}, sort_keys=False, allow_unicode=True, width=110)
@@ -160,16 +199,26 @@ def write_profile(path: str | Path, name: str, numbers: Mapping[str, Mapping]) -
 
 
 def write_variations(path: str | Path, variations: Mapping[str, Variation]) -> None:
-    """What `read_variations` reads: one Variation a direction, to draw a trace of its own for each device of a fleet."""
+    """What `read_variations` reads: one Variation a direction, to draw a trace of its own for each
+    device of a fleet.
+    """
     plain = {direction: asdict(variation) for direction, variation in variations.items()}
     for entry in plain.values():
-        entry |= {key: [_rounded(v) for v in entry[key]] for key in ("quantiles_bps", "probabilities")}
-        entry |= {key: _rounded(entry[key]) for key in ("slow_share", "slow_s", "fast_lag1", "step_s")}
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, width=110, default_flow_style=None), encoding="utf-8")
+        entry |= {
+            key: [_rounded(v) for v in entry[key]] for key in ("quantiles_bps", "probabilities")
+        }
+        entry |= {
+            key: _rounded(entry[key]) for key in ("slow_share", "slow_s", "fast_lag1", "step_s")
+        }
+    Path(path).write_text(
+        yaml.safe_dump(plain, sort_keys=False, width=110, default_flow_style=None), encoding="utf-8"
+    )
 
 
 def read_variations(path: str | Path) -> dict[str, Variation]:
-    """The Variations of a file that `mobifleet calibrate link` has left, by direction; FileProblem for another file."""
+    """The Variations of a file that `mobifleet calibrate link` has left, by direction; FileProblem
+    for another file.
+    """
     document = read_yaml(path)
     try:
         return {
@@ -177,7 +226,9 @@ def read_variations(path: str | Path) -> dict[str, Variation]:
             for way, entry in document.items()
         }
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise FileProblem(f"{path}: not a variation.yaml of `mobifleet calibrate link` ({error})") from None
+        raise FileProblem(
+            f"{path}: not a variation.yaml of `mobifleet calibrate link` ({error})"
+        ) from None
 
 
 def _floats(value: object) -> float | tuple[float, ...]:
@@ -187,7 +238,8 @@ def _floats(value: object) -> float | tuple[float, ...]:
 def fit_transfers(nbytes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
     """(fixed seconds, bit/s) of transfers of several sizes: seconds = fixed + 8 nbytes / rate.
 
-    Least squares of the relative errors. The fixed part is at least 0, the rate infinite where time does not grow with size.
+    Least squares of the relative errors. The fixed part is at least 0, the rate infinite where time
+    does not grow with size.
     """
     sizes, took_s = np.asarray(nbytes, dtype=float), np.asarray(seconds, dtype=float)
     design = np.stack([np.ones_like(sizes), 8 * sizes], axis=1) / took_s[:, None]

@@ -1,17 +1,22 @@
 """One link, shared fairly: when does the last byte of each transfer pass?
 
-Transfers share the link's capacity C by max-min fairness under their own caps: transfer i moves at min(cap_i, level),
-where the water level makes the rates add up to C, or everyone runs at its cap. The link keeps two groups:
+Transfers share the link's capacity C by max-min fairness under their own caps: transfer i moves at
+min(cap_i, level), where the water level makes the rates add up to C, or everyone runs at its cap.
+The link keeps two groups:
 
-    at the level   all move alike, so the link counts the bits V that each of them has received (virtual service time,
-                   dV/dt = level); one that joins at V0 with S bits left ends when V reaches V0 + S, whoever comes later
+    at the level   all move alike, so the link counts the bits V that each of them has received
+                   (virtual service time,
+                   dV/dt = level); one that joins at V0 with S bits left ends when V reaches V0 +
+                   S, whoever comes later
     at their cap   a constant rate, so the end is a fixed instant
 
-A change (arrival, departure, capacity, cap, ceiling) only moves the level, and with it the few transfers whose cap the
-level crosses: O(log n) plus O(log n) per crossing. Heaps delete lazily: an entry counts only while its ticket is its
-transfer's present one, and a ticket is never used twice, so that an old entry cannot come back to life.
+A change (arrival, departure, capacity, cap, ceiling) only moves the level, and with it the few
+transfers whose cap the level crosses: O(log n) plus O(log n) per crossing. Heaps delete lazily: an
+entry counts only while its ticket is its transfer's present one, and a ticket is never used twice,
+so that an old entry cannot come back to life.
 
-Virtual time of a shared server: Parekh & Gallager, "A generalized processor sharing approach to flow control" (1993).
+Virtual time of a shared server: Parekh & Gallager, "A generalized processor sharing approach to
+flow control" (1993).
 """
 
 from __future__ import annotations
@@ -25,12 +30,15 @@ import simpy
 from network.errors import NetworkError
 from network.occupancy import Occupancy
 
-# Ends closer together than this share of the clock are one instant: a few rounding errors of a float64, not a model.
+# Ends closer together than this share of the clock are one instant: a few rounding errors of a
+# float64, not a model.
 CLOCK_ROUNDING = 1e-15
 
 
 class Transfer(simpy.Event):
-    """Bytes under way: an event that succeeds, with the finish time in seconds, when the last byte has passed."""
+    """Bytes under way: an event that succeeds, with the finish time in seconds, when the last byte
+    has passed.
+    """
 
     __slots__ = (
         "_bits",
@@ -60,9 +68,11 @@ class Transfer(simpy.Event):
 
 
 class FairLink:
-    """A link of `capacity_bps` bit/s that its transfers share by max-min fairness under per-transfer caps.
+    """A link of `capacity_bps` bit/s that its transfers share by max-min fairness under
+    per-transfer caps.
 
-    An infinite capacity is allowed when every transfer has a finite cap. A `trunk` (FairTrunk) may hold the level down.
+    An infinite capacity is allowed when every transfer has a finite cap. A `trunk` (FairTrunk) may
+    hold the level down.
     """
 
     def __init__(self, env: simpy.Environment, capacity_bps: float, trunk=None):
@@ -70,8 +80,11 @@ class FairLink:
             raise NetworkError(f"a link's capacity must be >= 0 bit/s, not {capacity_bps}")
         self.env = env
         self.capacity_bps = capacity_bps
-        self.trace = None  # the CapacityTrace that its capacity follows, if it is known to follow one
-        self.level_bps = inf  # the water level now; the ceiling (inf without a trunk) while everyone runs at its cap
+        self.trace = (
+            None  # the CapacityTrace that its capacity follows, if it is known to follow one
+        )
+        # the water level now; the ceiling (inf without a trunk) while everyone runs at its cap
+        self.level_bps = inf
         self.trunk = trunk
         self._ceiling_bps = inf
 
@@ -96,13 +109,19 @@ class FairLink:
     # ---- what users call
 
     def transfer(self, nbytes: float, cap_bps: float = inf) -> Transfer:
-        """Send `nbytes` bytes, never faster than `cap_bps`; the event's value is the finish time in seconds."""
+        """Send `nbytes` bytes, never faster than `cap_bps`; the event's value is the finish time in
+        seconds.
+        """
         return self.admit(Transfer(self.env, nbytes, cap_bps))
 
     def admit(self, transfer: Transfer, left_bits: float | None = None) -> Transfer:
-        """Let a transfer made elsewhere join now, whole or with what `release` left; one of zero bytes ends at once."""
+        """Let a transfer made elsewhere join now, whole or with what `release` left; one of zero
+        bytes ends at once.
+        """
         if transfer.link is not None or transfer.moved_bytes is not None:
-            raise NetworkError("this transfer has already been sent: make a new one for each payload")
+            raise NetworkError(
+                "this transfer has already been sent: make a new one for each payload"
+            )
         cap_bps = transfer.cap_bps
         if cap_bps == inf and self.capacity_bps == inf:
             raise NetworkError("a transfer without a cap needs a link of finite capacity")
@@ -112,7 +131,9 @@ class FairLink:
             transfer.succeed(self.env.now)
             return transfer
         self._advance()
-        self._ticket = max(self._ticket, transfer._past)  # or an entry that it left on another link could match again
+        self._ticket = max(
+            self._ticket, transfer._past
+        )  # or an entry that it left on another link could match again
         self._admitted += 1
         transfer._order = self._admitted
         self._enter(transfer, 8.0 * transfer.nbytes if left_bits is None else left_bits)
@@ -121,7 +142,9 @@ class FairLink:
         return transfer
 
     def release(self, transfer: Transfer) -> float:
-        """Take a transfer under way off the link and return the bits that it has left, for another link to `admit`."""
+        """Take a transfer under way off the link and return the bits that it has left, for another
+        link to `admit`.
+        """
         if transfer.link is not self or transfer.moved_bytes is not None:
             raise NetworkError("release() needs a transfer that is under way on this link")
         self._advance()
@@ -132,7 +155,8 @@ class FairLink:
         return left_bits
 
     def abort(self, transfer: Transfer) -> float:
-        """Take a transfer off the link; return the bytes that had passed, all of them if it had already ended.
+        """Take a transfer off the link; return the bytes that had passed, all of them if it had
+        already ended.
 
         An aborted event never succeeds. Whole bytes are counted, rounded to the nearest.
         """
@@ -140,7 +164,9 @@ class FairLink:
             raise NetworkError("abort() needs an event that this link's transfer() returned")
         if transfer.moved_bytes is None:
             self._advance()
-            transfer.moved_bytes = transfer.nbytes - min(transfer.nbytes, round(self._leave(transfer) / 8))
+            transfer.moved_bytes = transfer.nbytes - min(
+                transfer.nbytes, round(self._leave(transfer) / 8)
+            )
             self._relevel()
             self._settle()
         return transfer.moved_bytes
@@ -155,7 +181,9 @@ class FairLink:
     def set_capacity(self, capacity_bps: float) -> None:
         """Re-rate the link from now on; 0 bit/s stops it until a later call."""
         if not 0 <= capacity_bps < inf:
-            raise NetworkError(f"a link's new capacity must be finite and >= 0 bit/s, not {capacity_bps}")
+            raise NetworkError(
+                f"a link's new capacity must be finite and >= 0 bit/s, not {capacity_bps}"
+            )
         self._advance()
         self.capacity_bps = capacity_bps
         self._relevel()
@@ -164,7 +192,10 @@ class FairLink:
     def set_cap(self, transfer: Transfer, cap_bps: float) -> None:
         """Re-rate the cap of a transfer under way; one that has ended is left alone."""
         if transfer.link is not self or not 0 <= cap_bps < inf:
-            raise NetworkError(f"set_cap() needs a transfer of this link and a finite cap >= 0 bit/s, not {cap_bps}")
+            raise NetworkError(
+                "set_cap() needs a transfer of this link and a finite cap >= 0 bit/s, not "
+                f"{cap_bps}"
+            )
         if transfer.moved_bytes is None:
             self._advance()
             left_bits = self._leave(transfer)
@@ -181,14 +212,17 @@ class FairLink:
     @property
     def rate_bps(self) -> float:
         """Sum of the rates now, bit/s."""
-        return self._capped_bps + self._n_level * self.level_bps if self._n_level else self._capped_bps
+        return (
+            self._capped_bps + self._n_level * self.level_bps if self._n_level else self._capped_bps
+        )
 
     @property
     def demand_bps(self) -> float:
         """What the transfers would take if nothing outside this link held them back, bit/s."""
         return self.capacity_bps if self._n_uncapped else min(self.capacity_bps, self._caps_bps)
 
-    # These look without touching: a float sum split at the moment of a look would change later results.
+    # These look without touching: a float sum split at the moment of a look would change later
+    # results.
 
     @property
     def bytes_carried(self) -> float:
@@ -196,7 +230,9 @@ class FairLink:
         return (self._occupancy.bits + self.rate_bps * (self.env.now - self._last_s)) / 8
 
     def busy_times(self) -> np.ndarray:
-        """When transfers were on the link, a row a time without a gap: from, until (s), bytes; float64 (times, 3)."""
+        """When transfers were on the link, a row a time without a gap: from, until (s), bytes;
+        float64 (times, 3).
+        """
         since_s, now = self._last_s, self.env.now
         if not self.n_flows or now == since_s:
             return self._occupancy.times()
@@ -210,7 +246,9 @@ class FairLink:
     # ---- what a trunk calls, after `_advance`
 
     def _set_ceiling(self, ceiling_bps: float) -> tuple[float, int]:
-        """Hold the level at or under a ceiling; return the rate, bit/s, and how many transfers the ceiling holds."""
+        """Hold the level at or under a ceiling; return the rate, bit/s, and how many transfers the
+        ceiling holds.
+        """
         if ceiling_bps != self._ceiling_bps:
             self._ceiling_bps = ceiling_bps
             self._relevel()
@@ -286,7 +324,9 @@ class FairLink:
         transfer._since_s = now = self._last_s
         self._n_capped = n = self._n_capped + 1
         self._capped_bps += cap_bps
-        heappush(self._ends_at_time, (now + left_bits / cap_bps if cap_bps else inf, ticket, transfer))
+        heappush(
+            self._ends_at_time, (now + left_bits / cap_bps if cap_bps else inf, ticket, transfer)
+        )
         if len(self._ends_at_time) > 2 * n + 64:
             _sweep(self._ends_at_time)
         heappush(self._capped_by_cap, (-cap_bps, ticket, transfer))
@@ -302,9 +342,9 @@ class FairLink:
     def _relevel(self) -> None:
         """Find the water level, moving the transfers whose cap it crosses.
 
-        First down, then up, each way once: every move of the first loop raises a level that was too low because too
-        many were taken to run at their cap; every move of the second raises it further. So rounding cannot make a
-        transfer hop to and fro for ever.
+        First down, then up, each way once: every move of the first loop raises a level that was too
+        low because too many were taken to run at their cap; every move of the second raises it
+        further. So rounding cannot make a transfer hop to and fro for ever.
         """
         ceiling_bps = self._ceiling_bps
         by_cap = self._capped_by_cap
@@ -313,7 +353,9 @@ class FairLink:
                 heappop(by_cap)
             largest_cap_bps = -by_cap[0][0] if by_cap else 0.0
             if not largest_cap_bps:
-                self._capped_bps = 0.0  # whatever rounding left behind would keep a link of 0 bit/s moving
+                self._capped_bps = (
+                    0.0  # whatever rounding left behind would keep a link of 0 bit/s moving
+                )
             room_bps = self.capacity_bps - self._capped_bps
             if self._n_level:
                 level_bps = min(ceiling_bps, room_bps / self._n_level)
@@ -333,7 +375,9 @@ class FairLink:
                 heappop(by_cap)
                 self._to_cap(transfer, self._from_level(transfer))
                 if self._n_level:
-                    level_bps = min(ceiling_bps, (self.capacity_bps - self._capped_bps) / self._n_level)
+                    level_bps = min(
+                        ceiling_bps, (self.capacity_bps - self._capped_bps) / self._n_level
+                    )
                 else:
                     level_bps = ceiling_bps
             else:
@@ -349,8 +393,9 @@ class FairLink:
     def _arm(self) -> None:
         """See to it that a timer fires no later than the next end.
 
-        SimPy cannot cancel a timer, so one that fires too early is let be and armed again when it fires; only an end
-        that comes earlier needs a new one, and the one it replaces is no longer `_timer` when it fires.
+        SimPy cannot cancel a timer, so one that fires too early is let be and armed again when it
+        fires; only an end that comes earlier needs a new one, and the one it replaces is no longer
+        `_timer` when it fires.
         """
         wait_s = inf
         ends = self._ends_at_volume

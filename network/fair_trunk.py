@@ -1,15 +1,17 @@
 """Shared links that meet in one: cells and access points under a server's ingress.
 
-On this two-level tree max-min fairness has a short form. There is one level L for the whole trunk, and in each link the
-transfers stop rising at L or at the link's own water level, whichever is lower. What the links then carry together,
+On this two-level tree max-min fairness has a short form. There is one level L for the whole trunk,
+and in each link the transfers stop rising at L or at the link's own water level, whichever is
+lower. What the links then carry together,
 
     carried(L) = sum over links of min(capacity of the link, sum over its transfers of min(cap, L)),
 
-is concave, increasing and piecewise linear in L, so Newton's method finds carried(L) = capacity of the trunk exactly
-and in few steps, from below without overshooting. When the links together cannot fill the trunk there is nothing to
-solve and each link minds its own transfers.
+is concave, increasing and piecewise linear in L, so Newton's method finds carried(L) = capacity of
+the trunk exactly and in few steps, from below without overshooting. When the links together cannot
+fill the trunk there is nothing to solve and each link minds its own transfers.
 
-Max-min by progressive filling: Bertsekas & Gallager, "Data Networks" (2nd ed., 1992), section 6.5.2.
+Max-min by progressive filling: Bertsekas & Gallager, "Data Networks" (2nd ed., 1992), section
+6.5.2.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from network.occupancy import union
 
 
 class FairTrunk:
-    """A link of `capacity_bps` bit/s fed by fair links; a change costs O(links + log transfers) when it binds."""
+    """A link of `capacity_bps` bit/s fed by fair links; a change costs O(links + log transfers)
+    when it binds.
+    """
 
     def __init__(self, env: simpy.Environment, capacity_bps: float):
         if not capacity_bps >= 0:
@@ -38,7 +42,9 @@ class FairTrunk:
         self._binds = False
 
     def link(self, capacity_bps: float) -> FairLink:
-        """A new fair link under this trunk; infinite if its transfers share nothing but the trunk (and have caps)."""
+        """A new fair link under this trunk; infinite if its transfers share nothing but the trunk
+        (and have caps).
+        """
         link = FairLink(self.env, capacity_bps, trunk=self)
         self.links.append(link)
         return link
@@ -46,7 +52,9 @@ class FairTrunk:
     def set_capacity(self, capacity_bps: float) -> None:
         """Re-rate the trunk from now on; 0 bit/s stops every transfer until a later call."""
         if not 0 <= capacity_bps < inf:
-            raise NetworkError(f"a link's new capacity must be finite and >= 0 bit/s, not {capacity_bps}")
+            raise NetworkError(
+                f"a link's new capacity must be finite and >= 0 bit/s, not {capacity_bps}"
+            )
         self.capacity_bps = capacity_bps
         self.rebalance()
 
@@ -66,7 +74,9 @@ class FairTrunk:
         return fsum(link.bytes_carried for link in self.links)
 
     def busy_times(self) -> np.ndarray:
-        """When any link had transfers, a row a time without a gap: from, until (s), bytes; float64 (times, 3)."""
+        """When any link had transfers, a row a time without a gap: from, until (s), bytes; float64
+        (times, 3).
+        """
         return union([link.busy_times() for link in self.links])
 
     @property
@@ -75,7 +85,9 @@ class FairTrunk:
         return fsum(np.diff(self.busy_times()[:, :2]).flat)
 
     def rebalance(self, changed: FairLink | None = None) -> None:
-        """Find the level after a change in one link (or, with None, in the trunk) and arm the timers that it moves."""
+        """Find the level after a change in one link (or, with None, in the trunk) and arm the
+        timers that it moves.
+        """
         if fsum([link.demand_bps for link in self.links]) > self.capacity_bps:
             for link in self.links:
                 link._advance()
@@ -94,7 +106,9 @@ class FairTrunk:
             link._arm()
 
     def _find_level(self) -> None:
-        lowest_bps = self.capacity_bps / self.n_flows  # nobody gets less, unless held lower by cap or link
+        lowest_bps = (
+            self.capacity_bps / self.n_flows
+        )  # nobody gets less, unless held lower by cap or link
         level_bps = max(self._level_bps, lowest_bps)
         started = False
         while True:
@@ -104,7 +118,8 @@ class FairTrunk:
                 carried_bps += rate_bps
                 held += n
             spare_bps = self.capacity_bps - carried_bps
-            # Only the first step may go down: it lands at or below the answer, and from there every step goes up.
+            # Only the first step may go down: it lands at or below the answer, and from there every
+            # step goes up.
             if spare_bps < 0 and not started:
                 level_bps = max(lowest_bps, level_bps + spare_bps / held) if held else lowest_bps
             elif spare_bps > 0 and held and level_bps + spare_bps / held > level_bps:

@@ -1,7 +1,9 @@
-"""One direction of one device's access link: what happens to a payload between being asked for and its last byte.
+"""One direction of one device's access link: what happens to a payload between being asked for and
+its last byte.
 
-A transfer waits its turn, pays overhead, latency and (with TCP) its slow start, and joins the share of the link that
-its device is under. While it is under way it follows the device's rate, and the device's cell, wherever they go.
+A transfer waits its turn, pays overhead, latency and (with TCP) its slow start, and joins the share
+of the link that its device is under. While it is under way it follows the device's rate, and the
+device's cell, wherever they go.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from network.wifi import AirTransfer
 
 
 class Sent(AirTransfer):
-    """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once it has started.
+    """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once
+    it has started.
 
     Nothing of it can pass before `opens_s`.
     """
@@ -31,8 +34,8 @@ class Sent(AirTransfer):
 class Lane:
     """One direction of one device's access link: transfers go through one at a time, in order.
 
-    `way` is what they pass: the device's own rate and the link that it is under. Rates and cells are looked at only while
-    a transfer is under way: an idle device costs no events.
+    `way` is what they pass: the device's own rate and the link that it is under. Rates and cells
+    are looked at only while a transfer is under way: an idle device costs no events.
     """
 
     __slots__ = (
@@ -66,7 +69,12 @@ class Lane:
     def send(self, nbytes: float) -> Sent:
         on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
         transfer = Sent(self.env, on_air_bytes, inf)
-        transfer.lane, transfer.payload_bytes, transfer.left_bits, transfer.opens_s = self, nbytes, None, -1.0
+        transfer.lane, transfer.payload_bytes, transfer.left_bits, transfer.opens_s = (
+            self,
+            nbytes,
+            None,
+            -1.0,
+        )
         transfer.callbacks.append(self._next)
         self.waiting.append(transfer)
         if self.sending is None:
@@ -80,7 +88,11 @@ class Lane:
                 transfer.link.abort(transfer)
             else:
                 left_bits = transfer.left_bits  # between two cells, or not on its way yet
-                moved = 0 if left_bits is None else transfer.nbytes - min(transfer.nbytes, round(left_bits / 8))
+                moved = (
+                    0
+                    if left_bits is None
+                    else transfer.nbytes - min(transfer.nbytes, round(left_bits / 8))
+                )
                 transfer.moved_bytes = moved
                 if transfer is not self.sending:
                     self.waiting.remove(transfer)
@@ -90,11 +102,17 @@ class Lane:
         return self._passed(transfer)
 
     def progress(self, transfer: Sent) -> tuple[float, float, float]:
-        """Bytes of its payload that have passed, the most that pass a second as things are, and until when they are so, s."""
+        """Bytes of its payload that have passed, the most that pass a second as things are, and
+        until when they are so, s.
+        """
         if transfer.moved_bytes is not None:
             return self._passed(transfer), 0.0, inf
-        left_bits = transfer.link.left_bits(transfer) if transfer.link is not None else transfer.left_bits
-        share = transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0  # of what is on the air
+        left_bits = (
+            transfer.link.left_bits(transfer) if transfer.link is not None else transfer.left_bits
+        )
+        share = (
+            transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0
+        )  # of what is on the air
         passed = 0.0 if left_bits is None else (transfer.nbytes - left_bits / 8) * share
         until_s = inf if isinstance(self.rate, float | int) else self.rate.next_change(self.env.now)
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
@@ -114,7 +132,9 @@ class Lane:
         if transfer is None:
             return
         self.drives.wake()
-        delay_s = self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
+        delay_s = (
+            self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
+        )
         if delay_s > 0:
             self.env.timeout(delay_s).callbacks.append(lambda _: self._join(transfer))
         else:
@@ -122,7 +142,9 @@ class Lane:
 
     def _slow_start_s(self, nbytes: float) -> float:
         alone_bps = min(self._rate_bps(), self.bound_bps)
-        return tcp.slow_start_s(nbytes, alone_bps, self.profile.rtt_s, self.profile.initial_window_bytes)
+        return tcp.slow_start_s(
+            nbytes, alone_bps, self.profile.rtt_s, self.profile.initial_window_bytes
+        )
 
     def _rate_bps(self) -> float:
         return self.rate if isinstance(self.rate, float | int) else self.rate.at(self.env.now)
@@ -163,7 +185,9 @@ class Lane:
 
     def _re_rate(self, transfer: Sent) -> None:
         if transfer.moved_bytes is None:
-            if transfer.link is not None:  # else it is between two cells and will look when it arrives
+            if (
+                transfer.link is not None
+            ):  # else it is between two cells and will look when it arrives
                 transfer.rate_bps = self._rate_bps() if self.may_move() else 0.0
                 transfer.link.set_cap(transfer, min(transfer.rate_bps, self.bound_bps))
             self._at_change(self.rate, self._re_rate, transfer)

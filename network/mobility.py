@@ -1,8 +1,9 @@
 """Devices that move: in which cell one is at each time.
 
-A journey is a walk over cells. A device stays in each for an exponential time and then goes to one of the others
-(`random`: each with the same probability, a Markov chain) or to the next of the list (`tour`, round and round). It
-starts in any of them with the same probability, so it is as likely to be found in one as in another at every time.
+A journey is a walk over cells. A device stays in each for an exponential time and then goes to one
+of the others (`random`: each with the same probability, a Markov chain) or to the next of the list
+(`tour`, round and round). It starts in any of them with the same probability, so it is as likely to
+be found in one as in another at every time.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from network.errors import NetworkError
 
 
 class Journey:
-    """A walk over `cells` with stays of `mean_stay_s` seconds in the mean, drawn from `rng` as far as it is asked for.
+    """A walk over `cells` with stays of `mean_stay_s` seconds in the mean, drawn from `rng` as far
+    as it is asked for.
 
-    A function of time alone: asked often, seldom or out of order, it says the same. Raises NetworkError unless there
-    are two different cells at least and the stay is finite and positive.
+    A function of time alone: asked often, seldom or out of order, it says the same. Raises
+    NetworkError unless there are two different cells at least and the stay is finite and positive.
     """
 
     def __init__(
@@ -32,9 +34,13 @@ class Journey:
         order: Literal["random", "tour"] = "random",
     ):
         if len(cells) < 2 or len(set(cells)) < len(cells):
-            raise NetworkError(f"a journey needs two different cells at least, each once, not {list(cells)}")
+            raise NetworkError(
+                f"a journey needs two different cells at least, each once, not {list(cells)}"
+            )
         if not 0 < mean_stay_s < inf:
-            raise NetworkError(f"a journey needs a mean stay that is finite and > 0 s, not {mean_stay_s}")
+            raise NetworkError(
+                f"a journey needs a mean stay that is finite and > 0 s, not {mean_stay_s}"
+            )
         if order not in ("random", "tour"):
             raise NetworkError(f"the order of a journey is 'random' or 'tour', not {order!r}")
         self.cells, self.mean_stay_s, self.order = list(cells), mean_stay_s, order

@@ -1,4 +1,6 @@
-"""When a link was busy, and how many bytes passed meanwhile: kept as times without a gap, not as transfers."""
+"""When a link was busy, and how many bytes passed meanwhile: kept as times without a gap, not as
+transfers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ import numpy as np
 
 
 class Occupancy:
-    """Times without a gap in which a link had transfers, and the bits that had passed by the end of each."""
+    """Times without a gap in which a link had transfers, and the bits that had passed by the end of
+    each.
+    """
 
     __slots__ = ("_bits_by_then", "_from_s", "_until_s", "bits")
 
@@ -31,18 +35,26 @@ class Occupancy:
         """A copy in which that is noted too."""
         copy = Occupancy()
         copy.bits = self.bits
-        copy._from_s, copy._until_s, copy._bits_by_then = self._from_s[:], self._until_s[:], self._bits_by_then[:]
+        copy._from_s, copy._until_s, copy._bits_by_then = (
+            self._from_s[:],
+            self._until_s[:],
+            self._bits_by_then[:],
+        )
         copy.note(from_s, until_s, bits)
         return copy
 
     def times(self) -> np.ndarray:
-        """One row a time without a gap: from when, until when (s), bytes that passed; float64 of shape (times, 3)."""
+        """One row a time without a gap: from when, until when (s), bytes that passed; float64 of
+        shape (times, 3).
+        """
         nbytes = np.diff(np.array(self._bits_by_then), prepend=0.0) / 8
         return np.column_stack([np.array(self._from_s), np.array(self._until_s), nbytes])
 
 
 def union(of_links: list[np.ndarray]) -> np.ndarray:
-    """Times in which any of some links was busy, and the bytes of all, as `Occupancy.times` has them; shape (times, 3)."""
+    """Times in which any of some links was busy, and the bytes of all, as `Occupancy.times` has
+    them; shape (times, 3).
+    """
     rows = np.concatenate([np.empty((0, 3)), *of_links])
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     until_s = np.maximum.accumulate(rows[:, 1])

@@ -1,16 +1,20 @@
-"""Measuring a path over TCP: one end listens, the other asks for bulk up, bulk down and small transfers.
+"""Measuring a path over TCP: one end listens, the other asks for bulk up, bulk down and small
+transfers.
 
-Each connection does one thing. The server greets with a line of JSON, the client answers with one that says what it wants,
-and the server says that it may go on, or that somebody else is measuring:
+Each connection does one thing. The server greets with a line of JSON, the client answers with one
+that says what it wants, and the server says that it may go on, or that somebody else is measuring:
 
-    up     the client sends as fast as it can; after so many seconds the server answers what arrived in each step
+    up     the client sends as fast as it can; after so many seconds the server answers what
+           arrived in each step
     down   the server sends as fast as it can; the client counts
-    take   sizes and bytes by turns, each answered by one byte when the last has arrived: round trips and transfer times
+    take   sizes and bytes by turns, each answered by one byte when the last has arrived: round
+           trips and transfer times
 
-Throughput is counted where it arrives: at the sender a series would show its socket buffer filling. Every wait is bounded,
-and what goes wrong is one message (NetworkError). Whatever bytes come, the serving end stays: a wish is a short line that must
-come soon, one client at a time measures, and none of them longer, with more bytes or on more connections than the bounds
-below. Times are the event loop's; the simulator's clock has no part in this.
+Throughput is counted where it arrives: at the sender a series would show its socket buffer filling.
+Every wait is bounded, and what goes wrong is one message (NetworkError). Whatever bytes come, the
+serving end stays: a wish is a short line that must come soon, one client at a time measures, and
+none of them longer, with more bytes or on more connections than the bounds below. Times are the
+event loop's; the simulator's clock has no part in this.
 """
 
 from __future__ import annotations
@@ -53,7 +57,8 @@ Progress = Callable[[str, float, float], None]  # what is measured now, seconds 
 
 @dataclass(frozen=True)
 class Probe:
-    """What one measurement saw: bytes that arrived in each step of `step_s`, as bit/s; times of round trips and transfers in s.
+    """What one measurement saw: bytes that arrived in each step of `step_s`, as bit/s; times of
+    round trips and transfers in s.
 
     `transfers`: (bytes, seconds) over an open connection, from the first byte sent to the answer.
     """
@@ -71,8 +76,8 @@ async def listen(
 ) -> asyncio.Server:
     """The serving end, listening; it measures with one client at a time until it is closed.
 
-    `on_client` is told of every connection, once: from where, and what it wants or why it is sent away. Raises NetworkError if
-    the port cannot be had.
+    `on_client` is told of every connection, once: from where, and what it wants or why it is sent
+    away. Raises NetworkError if the port cannot be had.
     """
     turn, here = asyncio.Lock(), 0
 
@@ -107,23 +112,31 @@ async def listen(
         return await asyncio.start_server(connected, host, port)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise NetworkError(f"cannot listen on {host}:{port}: {why}; choose another --port") from None
+        raise NetworkError(
+            f"cannot listen on {host}:{port}: {why}; choose another --port"
+        ) from None
 
 
 async def measure(
     host: str, port: int, seconds: float, on_progress: Progress = lambda stage, done_s, all_s: None
 ) -> Probe:
-    """Measure the path to a listening end: `seconds` of bulk each way, and a few seconds of small transfers.
+    """Measure the path to a listening end: `seconds` of bulk each way, and a few seconds of small
+    transfers.
 
-    Raises NetworkError if nobody listens, somebody else answers, the server is busy, or the path falls silent or is cut.
+    Raises NetworkError if nobody listens, somebody else answers, the server is busy, or the path
+    falls silent or is cut.
     """
     if not 0 < seconds <= LONGEST_S:
-        raise NetworkError(f"a measurement lasts from 0 to {LONGEST_S:.0f} s each way, not {seconds:g} s")
+        raise NetworkError(
+            f"a measurement lasts from 0 to {LONGEST_S:.0f} s each way, not {seconds:g} s"
+        )
     client = _Client(host, port, on_progress)
     round_trips_s, transfers = await client.small_transfers(seconds)
     up_bps = await client.bulk_up(seconds)
     down_bps = await client.bulk_down(seconds)
-    return Probe(up_bps, down_bps, STEP_S, tuple(client.connect_s), tuple(round_trips_s), tuple(transfers))
+    return Probe(
+        up_bps, down_bps, STEP_S, tuple(client.connect_s), tuple(round_trips_s), tuple(transfers)
+    )
 
 
 class _Client:
@@ -133,7 +146,9 @@ class _Client:
         self.stage = "connecting"
 
     async def small_transfers(self, seconds: float) -> tuple[list[float], list[tuple[int, float]]]:
-        """Round trips, then transfers of growing size while one more will not take longer than the time allowed."""
+        """Round trips, then transfers of growing size while one more will not take longer than the
+        time allowed.
+        """
         reader, writer = await self._open("round trips and small transfers", {"do": "take"})
         loop = asyncio.get_running_loop()
         began_s, allowed_s = loop.time(), max(seconds, 3.0)
@@ -185,7 +200,9 @@ class _Client:
                 counts = parse_json(answering.result().decode(), "an answer")
             except (OSError, ValueError):
                 raise self._cut(loop.time() - began_s) from None
-            if not isinstance(counts, list) or not all(_is_number(count, MOST_BYTES) for count in counts):
+            if not isinstance(counts, list) or not all(
+                _is_number(count, MOST_BYTES) for count in counts
+            ):
                 raise NetworkError(f"{self.host}:{self.port} does not answer what arrived there")
         finally:
             sending.cancel()
@@ -198,7 +215,10 @@ class _Client:
         reader, writer = await self._open("downlink", {"do": "down", "seconds": seconds})
         try:
             counts, whole_s = await _count(
-                reader, seconds, lambda done_s: self.on_progress(self.stage, done_s, seconds), self._wait
+                reader,
+                seconds,
+                lambda done_s: self.on_progress(self.stage, done_s, seconds),
+                self._wait,
             )
         finally:
             _hang_up(writer)
@@ -206,7 +226,9 @@ class _Client:
             raise self._cut(whole_s)
         return _as_bps(counts)
 
-    async def _open(self, stage: str, wish: dict) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _open(
+        self, stage: str, wish: dict
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop, where = asyncio.get_running_loop(), f"{self.host}:{self.port}"
         self.stage = stage
         began_s = loop.time()
@@ -218,28 +240,35 @@ class _Client:
                     raise ValueError
                 if greeting != GREETING:
                     raise NetworkError(
-                        f"{where} serves another version of this measurement: take the same at both ends"
+                        f"{where} serves another version of this measurement: take the same at "
+                        "both ends"
                     )
                 writer.write(_line(wish))
             async with asyncio.timeout(WISH_S + TURN_S + QUIET_S):
                 turn = await _heard(reader)
         except TimeoutError:
             raise NetworkError(
-                f"no answer from {where} within {QUIET_S:g} s: check the address, and that no firewall drops the port"
+                f"no answer from {where} within {QUIET_S:g} s: check the address, and that no "
+                "firewall drops the port"
             ) from None
         except ConnectionRefusedError:
             raise NetworkError(
-                f"{where} refused the connection: start `mobifleet calibrate link --serve --port {self.port}` there"
+                f"{where} refused the connection: start `mobifleet calibrate link --serve --port "
+                f"{self.port}` there"
             ) from None
         except OSError as error:
             raise NetworkError(f"cannot connect to {where}: {error.strerror or error}") from None
         except NetworkError:
             raise
         except ValueError:
-            raise NetworkError(f"{where} answers, but is not `mobifleet calibrate link --serve`") from None
+            raise NetworkError(
+                f"{where} answers, but is not `mobifleet calibrate link --serve`"
+            ) from None
         if turn != GO:
             _hang_up(writer)
-            raise NetworkError(f"{where} is measuring with somebody else: try again when it has finished")
+            raise NetworkError(
+                f"{where} is measuring with somebody else: try again when it has finished"
+            )
         return reader, writer
 
     async def _wait(self, coming):
@@ -255,13 +284,15 @@ class _Client:
 
     def _cut(self, after_s: float) -> NetworkError:
         return NetworkError(
-            f"the connection to {self.host}:{self.port} was cut {after_s:.1f} s into measuring ({self.stage}): "
+            f"the connection to {self.host}:{self.port} was cut {after_s:.1f} s into measuring "
+            f"({self.stage}): "
             "is the serving end still running? Nothing was written; run it again"
         )
 
     def _silent(self, after_s: float) -> NetworkError:
         return NetworkError(
-            f"{self.host}:{self.port} fell silent while measuring ({self.stage}, {after_s:.1f} s without an answer): "
+            f"{self.host}:{self.port} fell silent while measuring ({self.stage}, {after_s:.1f} s "
+            "without an answer): "
             "the path may be down; run it again, or with fewer --seconds"
         )
 
@@ -284,7 +315,9 @@ class _Stranger(Exception):
 
 
 async def _wish(reader: asyncio.StreamReader) -> tuple[str, float]:
-    """What a client wants, and for how many seconds; _Stranger for anything else that it may send, or nothing in time."""
+    """What a client wants, and for how many seconds; _Stranger for anything else that it may send,
+    or nothing in time.
+    """
     try:
         async with asyncio.timeout(WISH_S):
             line = await reader.readuntil(b"\n")
@@ -293,38 +326,52 @@ async def _wish(reader: asyncio.StreamReader) -> tuple[str, float]:
         raise _Stranger("asked for nothing in time") from None
     except (EOFError, asyncio.LimitOverrunError, ValueError):
         raise _Stranger("speaks another language") from None
-    do, seconds = (wish.get("do"), wish.get("seconds", 0)) if isinstance(wish, dict) else (None, None)
+    do, seconds = (
+        (wish.get("do"), wish.get("seconds", 0)) if isinstance(wish, dict) else (None, None)
+    )
     if not isinstance(do, str) or do not in _SERVICES or not _is_number(seconds, LONGEST_S):
         raise _Stranger("asked for something else")
     return do, float(seconds)
 
 
 def _is_number(value: Any, most: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most  # NaN is neither
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    )  # NaN is neither
 
 
 async def _see_off(writer: asyncio.StreamWriter) -> None:
-    """Close in good order where the other side takes what is left within a second, and else at once."""
+    """Close in good order where the other side takes what is left within a second, and else at
+    once.
+    """
     writer.close()
     with suppress(OSError):
         if not await _in_time(writer.wait_closed(), 1.0):
             writer.transport.abort()
 
 
-async def _count_for(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+async def _count_for(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
+) -> None:
     counts, whole_s = await _count(reader, seconds)
     if whole_s < seconds:
         return
     writer.write(_line(counts))
     with suppress(TimeoutError):
         async with asyncio.timeout(QUIET_S):
-            while await reader.read(2**20):  # what was on its way: closing now would lose the answer
+            while await reader.read(
+                2**20
+            ):  # what was on its way: closing now would lose the answer
                 pass
 
 
-async def _send_for(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+async def _send_for(
+    _reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
+) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds + QUIET_S):  # the client hangs up when it has counted enough
+        async with asyncio.timeout(
+            seconds + QUIET_S
+        ):  # the client hangs up when it has counted enough
             for _ in range(MOST_BYTES // len(BLOCK)):
                 writer.write(BLOCK)
                 async with asyncio.timeout(QUIET_S):
@@ -332,7 +379,9 @@ async def _send_for(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
     writer.transport.abort()
 
 
-async def _take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _seconds: float) -> None:
+async def _take(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _seconds: float
+) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(LONGEST_S):
             for _ in range(MOST_TRANSFERS):
@@ -351,11 +400,15 @@ _SERVICES = {"up": _count_for, "down": _send_for, "take": _take}
 async def _count(
     reader: asyncio.StreamReader, seconds: float, on_progress=lambda done_s: None, wait=None
 ) -> tuple[list[int], float]:
-    """Bytes that arrive in each step from the first byte on, and for how long they did: less than `seconds` if cut."""
+    """Bytes that arrive in each step from the first byte on, and for how long they did: less than
+    `seconds` if cut.
+    """
     loop = asyncio.get_running_loop()
     counts, began_s, told_s, nbytes = [0] * max(1, round(seconds / STEP_S)), None, 0.0, 0
     while True:
-        data = await (wait(reader.read(2**20)) if wait else asyncio.wait_for(reader.read(2**20), QUIET_S))
+        data = await (
+            wait(reader.read(2**20)) if wait else asyncio.wait_for(reader.read(2**20), QUIET_S)
+        )
         now_s = loop.time()
         began_s = now_s if began_s is None else began_s
         if now_s - began_s >= seconds:
@@ -370,15 +423,21 @@ async def _count(
 
 
 async def _heard(reader: asyncio.StreamReader) -> dict:
-    """The other end's next line, {} for one that is no object; ValueError for one that is no JSON."""
+    """The other end's next line, {} for one that is no object; ValueError for one that is no
+    JSON.
+    """
     message = parse_json((await reader.readline()).decode(), "a line")
     return message if isinstance(message, dict) else {}
 
 
 def _hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset, so that the megabytes that the kernel still holds are dropped and not sent into the next stage."""
+    """Close with a reset, so that the megabytes that the kernel still holds are dropped and not
+    sent into the next stage.
+    """
     with suppress(OSError):
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
     writer.transport.abort()
 
 

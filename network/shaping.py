@@ -1,15 +1,18 @@
-"""Real bytes over a shaped link: a TCP relay in user space whose connections share one bottleneck fairly.
+"""Real bytes over a shaped link: a TCP relay in user space whose connections share one bottleneck
+fairly.
 
-    client --> port of the relay --> [cap of this connection] --> [shared bottleneck] --> latency --> target
+    client --> port --> [cap of this connection] --> [shared bottleneck] --> latency --> target
     client <-- latency <-- [shared bottleneck] <-- [cap of this connection] <-- target
 
-Up and down are two bottlenecks (full duplex). Each serves its connections in turn, a small chunk at a time, so that all
-that have something to send get alike, and what a capped connection leaves goes to the others: max-min sharing, chunk
-by chunk. A connection whose queue is full is not read from, and TCP's own flow control then holds its sender back.
+Up and down are two bottlenecks (full duplex). Each serves its connections in turn, a small chunk at
+a time, so that all that have something to send get alike, and what a capped connection leaves goes
+to the others: max-min sharing, chunk by chunk. A connection whose queue is full is not read from,
+and TCP's own flow control then holds its sender back.
 
-Every chunk is given the instant at which it has passed the bottleneck; it is handed on at that instant, or as soon
-after as the host allows. The link's schedule never waits for the host, so a rate is kept to over any length of time
-even where the host wakes late. Nothing of the simulator's clock is here: this module keeps the host's, the event loop's.
+Every chunk is given the instant at which it has passed the bottleneck; it is handed on at that
+instant, or as soon after as the host allows. The link's schedule never waits for the host, so a
+rate is kept to over any length of time even where the host wakes late. Nothing of the simulator's
+clock is here: this module keeps the host's, the event loop's.
 """
 
 from __future__ import annotations
@@ -31,17 +34,20 @@ QUEUE_BYTES = 256 * 1024  # of one connection in one direction; 20 ms at 100 Mbi
 
 
 class TokenBucket:
-    """The instants at which bytes pass a bucket that fills at `rate_bps` bit/s and holds `burst_bytes`.
+    """The instants at which bytes pass a bucket that fills at `rate_bps` bit/s and holds
+    `burst_bytes`.
 
-    Keeps no clock: times are given, in s, in order. With a burst of 0 it is a line of this rate: bytes pass when the last
-    of them has been sent. The generic cell rate algorithm in its virtual-scheduling form (ITU-T I.371).
-    Raises NetworkError for a rate that is not positive or a burst below zero.
+    Keeps no clock: times are given, in s, in order. With a burst of 0 it is a line of this rate:
+    bytes pass when the last of them has been sent. The generic cell rate algorithm in its
+    virtual-scheduling form (ITU-T I.371). Raises NetworkError for a rate that is not positive or a
+    burst below zero.
     """
 
     def __init__(self, rate_bps: float, burst_bytes: float = 0.0):
         if not (rate_bps > 0 and 0 <= burst_bytes < inf):
             raise NetworkError(
-                f"a token bucket needs a rate > 0 bit/s and a burst >= 0 bytes, not {rate_bps}, {burst_bytes}"
+                f"a token bucket needs a rate > 0 bit/s and a burst >= 0 bytes, not {rate_bps}, "
+                f"{burst_bytes}"
             )
         self.rate_bps, self.burst_bytes = rate_bps, burst_bytes
         self._sent_s = -inf  # when all bytes so far would have been sent at the plain rate
@@ -54,7 +60,8 @@ class TokenBucket:
 
 @dataclass(frozen=True)
 class Access:
-    """One listening port of a relay, as a device's access link: caps of each connection in bit/s, one-way latency in s.
+    """One listening port of a relay, as a device's access link: caps of each connection in bit/s,
+    one-way latency in s.
 
     Port 0 lets the system choose; `ShapedRelay.ports` says what it chose.
     """
@@ -66,11 +73,13 @@ class Access:
 
 
 class ShapedRelay:
-    """A TCP relay to `target` (host, port) whose connections share `up_bps` towards it and `down_bps` back, in bit/s.
+    """A TCP relay to `target` (host, port) whose connections share `up_bps` towards it and
+    `down_bps` back, in bit/s.
 
-    Runs in a thread of its own between start() and stop(), or as a context. `access`: its ports, one each for devices
-    with unlike links; all of them share the two bottlenecks. `burst_bytes` may pass at once after a pause.
-    start() raises NetworkError if a port cannot be had. A target that cannot be reached closes the connection.
+    Runs in a thread of its own between start() and stop(), or as a context. `access`: its ports,
+    one each for devices with unlike links; all of them share the two bottlenecks. `burst_bytes` may
+    pass at once after a pause. start() raises NetworkError if a port cannot be had. A target that
+    cannot be reached closes the connection.
     """
 
     def __init__(
@@ -113,14 +122,17 @@ class ShapedRelay:
         if self._thread is not None:
             raise NetworkError("this relay has been started already")
         listening = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listening)), daemon=True
+        )
         self._thread.start()
         listening.wait()
         if self._failure is not None:
             self.stop()
             wanted = ", ".join(str(access.port) for access in self.access)
             raise NetworkError(
-                f"cannot listen on {self.host} port {wanted}: {self._failure.strerror}; choose another port, or 0"
+                f"cannot listen on {self.host} port {wanted}: {self._failure.strerror}; choose "
+                "another port, or 0"
             )
         return self
 
@@ -143,7 +155,9 @@ class ShapedRelay:
         servers, self._open = [], set()
         try:
             for access in self.access:
-                servers.append(await asyncio.start_server(partial(self._relay, access), self.host, access.port))
+                servers.append(
+                    await asyncio.start_server(partial(self._relay, access), self.host, access.port)
+                )
             self.ports = [server.sockets[0].getsockname()[1] for server in servers]
         except OSError as error:
             self._failure = error
@@ -156,7 +170,9 @@ class ShapedRelay:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
 
-    async def _relay(self, access: Access, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _relay(
+        self, access: Access, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         self._open.add(task)
         self.connections += 1
@@ -164,14 +180,23 @@ class ShapedRelay:
         try:
             try:
                 far_reader, far_writer = await asyncio.open_connection(*self.target)
-                for end in (writer, far_writer):  # else the kernel would queue megabytes in front of the bottleneck
-                    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES // 2)
+                for end in (
+                    writer,
+                    far_writer,
+                ):  # else the kernel would queue megabytes in front of the bottleneck
+                    end.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE_BYTES // 2
+                    )
             except OSError:
                 self.unreached += 1
                 return
             async with asyncio.TaskGroup() as both:
-                both.create_task(_Lane(self._up, far_writer, access.up_bps, access.latency_s).carry(reader))
-                both.create_task(_Lane(self._down, writer, access.down_bps, access.latency_s).carry(far_reader))
+                both.create_task(
+                    _Lane(self._up, far_writer, access.up_bps, access.latency_s).carry(reader)
+                )
+                both.create_task(
+                    _Lane(self._down, writer, access.down_bps, access.latency_s).carry(far_reader)
+                )
         except* (OSError, asyncio.CancelledError):
             pass  # an end has gone away, or the relay stops
         finally:
@@ -184,9 +209,16 @@ class ShapedRelay:
 class _Lane:
     """One direction of one connection: chunks that wait for their turn, and where they go."""
 
-    def __init__(self, bottleneck: _Bottleneck, writer: asyncio.StreamWriter, cap_bps: float, latency_s: float):
+    def __init__(
+        self,
+        bottleneck: _Bottleneck,
+        writer: asyncio.StreamWriter,
+        cap_bps: float,
+        latency_s: float,
+    ):
         self.bottleneck, self.writer, self.latency_s = bottleneck, writer, latency_s
-        # Two chunks of burst, so that waiting for its turn at the bottleneck costs a connection nothing of its cap.
+        # Two chunks of burst, so that waiting for its turn at the bottleneck costs a connection
+        # nothing of its cap.
         self.cap = None if cap_bps == inf else TokenBucket(cap_bps, 2 * CHUNK_BYTES)
         self.waiting: deque[tuple[float, bytes]] = deque()  # (when it came, chunk)
         self.waiting_bytes = 0
@@ -224,7 +256,9 @@ class _Bottleneck:
         self.passed_bytes = 0
         self._turn: deque[_Lane] = deque()  # lanes with chunks waiting
         self._free_s = -inf  # when the chunk chosen last has passed
-        self._passed: dict[float, deque[tuple[float, _Lane, bytes]]] = {}  # by latency: (when to hand on, ...)
+        self._passed: dict[
+            float, deque[tuple[float, _Lane, bytes]]
+        ] = {}  # by latency: (when to hand on, ...)
         self._timer: asyncio.TimerHandle | None = None
 
     def enqueue(self, lane: _Lane, data: bytes, loop: asyncio.AbstractEventLoop) -> None:
@@ -240,7 +274,9 @@ class _Bottleneck:
             self._pump(loop)
 
     def _pump(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Do what was due until now, in the order of the link's own schedule, and wake for what is due next."""
+        """Do what was due until now, in the order of the link's own schedule, and wake for what is
+        due next.
+        """
         now_s, next_s = loop.time(), inf
         while self._turn:
             start_s = max(self._free_s, min(lane.head_s for lane in self._turn))
@@ -259,7 +295,9 @@ class _Bottleneck:
         self._timer = loop.call_at(next_s, self._pump, loop) if next_s < inf else None
 
     def _choose(self, start_s: float) -> None:
-        """Give the bottleneck to the next lane in turn whose head may go; it moves to the end of the turn."""
+        """Give the bottleneck to the next lane in turn whose head may go; it moves to the end of
+        the turn.
+        """
         place, lane = next((i, lane) for i, lane in enumerate(self._turn) if lane.head_s <= start_s)
         del self._turn[place]  # who must wait for its cap keeps its place
         _, chunk = lane.waiting.popleft()

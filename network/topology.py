@@ -3,14 +3,15 @@
     device --access link--> [cell or access point, if any] --> server ingress      (upload)
     device <--access link-- [cell or access point, if any] <-- server egress       (download)
 
-A transfer first waits for the device's earlier ones in its direction (one at a time, in order), then pays the
-profile's overhead and one-way latency, then moves at its max-min fair share of everything on its way, never faster than
-its access link:
+A transfer first waits for the device's earlier ones in its direction (one at a time, in order),
+then pays the profile's overhead and one-way latency, then moves at its max-min fair share of
+everything on its way, never faster than its access link:
 
     finish = start + overhead_s + latency_s + fluid time
 
-Up and down are independent (full duplex). What may be asked for on top: cells of shared air (`wifi.py`), rates that
-vary (`bandwidth.py`, `varying.py`), what TCP makes of loss and windows (`tcp.py`), devices that move (`mobility.py`).
+Up and down are independent (full duplex). What may be asked for on top: cells of shared air
+(`wifi.py`), rates that vary (`bandwidth.py`, `varying.py`), what TCP makes of loss and windows
+(`tcp.py`), devices that move (`mobility.py`).
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ from network.wifi import AirLink
 
 @dataclass(frozen=True)
 class Cell:
-    """What the devices of one cell or access point share: capacities in bit/s, towards the server and from it.
+    """What the devices of one cell or access point share: capacities in bit/s, towards the server
+    and from it.
 
-    `shared` is a pipe; `wifi` and `cellular` are air, with a wire of `up_bps` and `down_bps` behind it. On `wifi`
-    stations send in turn (`fair_uplink`: by equal time, where the access point schedules them) and receive by equal
-    time; a `cellular` scheduler gives equal time both ways, `gain` seconds a second when several compete.
+    `shared` is a pipe; `wifi` and `cellular` are air, with a wire of `up_bps` and `down_bps` behind
+    it. On `wifi` stations send in turn (`fair_uplink`: by equal time, where the access point
+    schedules them) and receive by equal time; a `cellular` scheduler gives equal time both ways,
+    `gain` seconds a second when several compete.
     """
 
     up_bps: float = inf
@@ -53,17 +56,22 @@ class Cell:
         if self.kind not in ("shared", "wifi", "cellular"):
             raise NetworkError(f"a cell is 'shared', 'wifi' or 'cellular', not {self.kind!r}")
         if not 1 <= self.gain < inf or (self.gain != 1 and self.kind != "cellular"):
-            raise NetworkError(f"a gain is finite and >= 1, and a cellular scheduler's alone, not {self.gain}")
+            raise NetworkError(
+                f"a gain is finite and >= 1, and a cellular scheduler's alone, not {self.gain}"
+            )
         if self.fair_uplink and self.kind != "wifi":
-            raise NetworkError("fair_uplink is for a cell of kind wifi: the others are fair already")
+            raise NetworkError(
+                "fair_uplink is for a cell of kind wifi: the others are fair already"
+            )
 
 
 class Network:
     """The links between a fleet and its server.
 
-    `ingress_bps`, `egress_bps`: the server's capacities (egress as ingress if not given). `traces`: capacity over time
-    of shared links, keyed "ingress", "egress", "<cell>/up" or "<cell>/down". `shared` holds those links under the same
-    keys, with their counters. Raises NetworkError for a name that does not exist, with the nearest that does.
+    `ingress_bps`, `egress_bps`: the server's capacities (egress as ingress if not given). `traces`:
+    capacity over time of shared links, keyed "ingress", "egress", "<cell>/up" or "<cell>/down".
+    `shared` holds those links under the same keys, with their counters. Raises NetworkError for a
+    name that does not exist, with the nearest that does.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class Network:
         self._lanes: dict[str, tuple[Lane, Lane]] = {}
         for name, trace in (traces or {}).items():
             _named(self.shared, name, "shared link").trace = trace
-        self._drives = Drives(env, [link for link in self.shared.values() if link.trace], self._may_move)
+        self._drives = Drives(
+            env, [link for link in self.shared.values() if link.trace], self._may_move
+        )
 
     def attach(
         self,
@@ -96,21 +106,29 @@ class Network:
         journey: Journey | None = None,
         handover_s: float = 0.0,
     ) -> None:
-        """Connect a device, under a cell or straight to the server; traces replace the profile's up and down rates.
+        """Connect a device, under a cell or straight to the server; traces replace the profile's up
+        and down rates.
 
-        `tcp`: count the profile's loss and windows. `journey`: the cells that it moves through; a transfer under way
-        stands still for `handover_s` when the cell changes and goes on in the new one with the bytes that are left.
+        `tcp`: count the profile's loss and windows. `journey`: the cells that it moves through; a
+        transfer under way stands still for `handover_s` when the cell changes and goes on in the
+        new one with the bytes that are left.
         """
         if device_id in self._lanes:
-            raise NetworkError(f"device {device_id!r} is attached already: give each device its own id")
+            raise NetworkError(
+                f"device {device_id!r} is attached already: give each device its own id"
+            )
         if journey and cell is not None:
             raise NetworkError(
-                f"device {device_id!r} has a journey, which says in which cell it is: leave out the cell"
+                f"device {device_id!r} has a journey, which says in which cell it is: leave out "
+                "the cell"
             )
         if not 0 <= handover_s < inf:
             raise NetworkError(f"handover_s must be finite and >= 0 s, not {handover_s}")
         lanes = []
-        for links, rate in ((self._up, trace or profile.up_bps), (self._down, down_trace or profile.down_bps)):
+        for links, rate in (
+            (self._up, trace or profile.up_bps),
+            (self._down, down_trace or profile.down_bps),
+        ):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
             way = Way(rate, links if journey else links[cell], journey)
@@ -127,25 +145,33 @@ class Network:
         return _named(self._lanes, device_id, "attached device")[1].send(nbytes)
 
     def alone_s(self, device_id: str, nbytes: float) -> float:
-        """Least seconds of bytes down to a device and as many up again: nobody else sends; a rate that varies costs nothing."""
+        """Least seconds of bytes down to a device and as many up again: nobody else sends; a rate
+        that varies costs nothing.
+        """
         return fsum(
             lane.delay_s + (8 * nbytes / lane.rate if isinstance(lane.rate, float) else 0.0)
             for lane in _named(self._lanes, device_id, "attached device")
         )
 
     def abort(self, event: simpy.Event) -> float:
-        """Give up a transfer; return the bytes that had passed (0 while it waits, all of them once it has ended)."""
+        """Give up a transfer; return the bytes that had passed (0 while it waits, all of them once
+        it has ended).
+        """
         if not isinstance(event, Sent):
             raise NetworkError("abort() needs an event that upload() or download() returned")
         return event.lane.abort(event)
 
     def progress(self, event: simpy.Event) -> tuple[float, float, float]:
-        """Bytes of a transfer that have passed, the most that pass a second as things are, and until when they are so, s."""
+        """Bytes of a transfer that have passed, the most that pass a second as things are, and
+        until when they are so, s.
+        """
         return event.lane.progress(event)
 
     @property
     def resent_bytes(self) -> float:
-        """Bytes that had to be sent again, up and down, in the transfers that have ended or were given up."""
+        """Bytes that had to be sent again, up and down, in the transfers that have ended or were
+        given up.
+        """
         return fsum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
 
     def _may_move(self) -> bool:
@@ -154,7 +180,9 @@ class Network:
             return True
         return any(lane.may_move() for lanes in self._lanes.values() for lane in lanes)
 
-    def _share(self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str) -> dict:
+    def _share(
+        self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str
+    ) -> dict:
         """The link that a device enters, by the name of its cell (None: no cell)."""
         if not cells:
             self.shared[name] = link = FairLink(self.env, capacity_bps)
@@ -174,7 +202,9 @@ class Network:
 
 
 class InstantNetwork:
-    """A network whose transfers take no time: for tests, and to see a method without its network."""
+    """A network whose transfers take no time: for tests, and to see a method without its
+    network.
+    """
 
     def __init__(self, env: simpy.Environment):
         self.env = env
@@ -207,6 +237,8 @@ def _named(known: Mapping, name, kind: str):
     try:
         return known[name]
     except KeyError:
-        near = get_close_matches(str(name), [str(k) for k in known if k is not None], n=1, cutoff=0.4)
+        near = get_close_matches(
+            str(name), [str(k) for k in known if k is not None], n=1, cutoff=0.4
+        )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise NetworkError(f"no {kind} is called {name!r}{hint}") from None

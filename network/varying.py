@@ -1,7 +1,8 @@
-"""Rates of one device's own: drawn from its stream as time goes on, or read from a trace that starts somewhere else.
+"""Rates of one device's own: drawn from its stream as time goes on, or read from a trace that
+starts somewhere else.
 
-Both answer what a `CapacityTrace` answers, `at(t)` and `next_change(t)`, and are functions of time alone: asked often,
-seldom or out of order, they say the same.
+Both answer what a `CapacityTrace` answers, `at(t)` and `next_change(t)`, and are functions of time
+alone: asked often, seldom or out of order, they say the same.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ DRAWN_AT_ONCE = 64
 
 
 class VaryingRate:
-    """A log-normal AR(1), as `bandwidth.lognormal_ar1` draws it, but drawn only as far as it has been asked for.
+    """A log-normal AR(1), as `bandwidth.lognormal_ar1` draws it, but drawn only as far as it has
+    been asked for.
 
-    Steps of `step_s` seconds with the given mean (bit/s), CV and lag-1 autocorrelation; repeats after `period_steps`.
+    Steps of `step_s` seconds with the given mean (bit/s), CV and lag-1 autocorrelation; repeats
+    after `period_steps`.
     """
 
     closes, peak_bps = False, inf  # a log-normal rate is never 0, and has no highest
@@ -35,9 +38,16 @@ class VaryingRate:
         step_s: float = 1.0,
         period_steps: int = PERIOD_STEPS,
     ):
-        if not (0 < mean_bps < inf and 0 <= cv < inf and 0 <= lag1 < 1 and 0 < step_s < inf and period_steps >= 1):
+        if not (
+            0 < mean_bps < inf
+            and 0 <= cv < inf
+            and 0 <= lag1 < 1
+            and 0 < step_s < inf
+            and period_steps >= 1
+        ):
             raise NetworkError(
-                "a varying rate needs mean_bps > 0, cv >= 0, 0 <= lag1 < 1, step_s > 0, period_steps >= 1"
+                "a varying rate needs mean_bps > 0, cv >= 0, 0 <= lag1 < 1, step_s > 0, "
+                "period_steps >= 1"
             )
         self.step_s, self.period_steps = step_s, period_steps
         self._mean_bps, self._variance, self._rng = mean_bps, log(1 + cv * cv), rng
@@ -66,7 +76,9 @@ class VaryingRate:
         step = floor(t_s / self.step_s)
         if (step + 1) * self.step_s <= t_s:  # the quotient was rounded down,
             return step + 1
-        return step - 1 if step * self.step_s > t_s else step  # or up: compared in the floats that are given out
+        return (
+            step - 1 if step * self.step_s > t_s else step
+        )  # or up: compared in the floats that are given out
 
     def _draw(self) -> None:
         deviation, shock = sqrt(self._variance), sqrt(1 - self._rho * self._rho)
@@ -77,7 +89,9 @@ class VaryingRate:
 
 
 class ShiftedTrace:
-    """A trace that is read from `offset_s` on, so that devices that share it do not march in step."""
+    """A trace that is read from `offset_s` on, so that devices that share it do not march in
+    step.
+    """
 
     def __init__(self, trace: CapacityTrace, offset_s: float):
         if not 0 <= offset_s < inf:
@@ -92,7 +106,8 @@ class ShiftedTrace:
     def next_change(self, t_s: float) -> float:
         """The first time after t at which a new step begins, s; inf if none does."""
         shifted_s = t_s + self.offset_s
-        # Rounding could put the change on t itself, and whoever waits for it would wait for ever without time passing.
+        # Rounding could put the change on t itself, and whoever waits for it would wait for ever
+        # without time passing.
         return max(self.trace.next_change(shifted_s) - self.offset_s, t_s + ulp(shifted_s))
 
     def opens(self, t_s: float) -> float:

@@ -1,8 +1,10 @@
-"""Whether bits can ever pass on a way: its rates are functions of time, so that it can be known without waiting.
+"""Whether bits can ever pass on a way: its rates are functions of time, so that it can be known
+without waiting.
 
-Capacities that come and go cost events only while there is something that they can move. A transfer whose way never opens
-wakes for nothing, and once no transfer under way can move, shared links are left alone too: then nothing is left to happen,
-and whoever runs the clock sees that the run has come to a stand.
+Capacities that come and go cost events only while there is something that they can move. A transfer
+whose way never opens wakes for nothing, and once no transfer under way can move, shared links are
+left alone too: then nothing is left to happen, and whoever runs the clock sees that the run has
+come to a stand.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ from network.fair_trunk import FairTrunk
 from network.mobility import Journey
 
 LONGEST_S = 9e9  # 285 years: what ends later, or opens later, never does for anybody
-LONGEST_TRANSFER_S = 3.2e7  # a year at the highest rate: each step of a rate is an event, and nobody waits for so many
-MOST_OPENINGS = 100_000  # of gates on one way that never open at once, before they are taken never to do
+# a year at the highest rate: each step of a rate is an event, and nobody waits for so many
+LONGEST_TRANSFER_S = 3.2e7
+MOST_OPENINGS = (
+    100_000  # of gates on one way that never open at once, before they are taken never to do
+)
 
 
 class Rate(Protocol):
-    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace; `closes`: whether it is ever 0, `peak_bps` at its highest."""
+    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace; `closes`: whether it is ever 0,
+    `peak_bps` at its highest.
+    """
 
     closes: bool
     peak_bps: float
@@ -39,17 +46,24 @@ class Rate(Protocol):
 
 
 class Way:
-    """What the bits of a device pass in one direction: its own rate, the links that it enters, where it is meanwhile."""
+    """What the bits of a device pass in one direction: its own rate, the links that it enters,
+    where it is meanwhile.
+    """
 
     __slots__ = ("_closes", "_peak_bps", "journey", "links", "rate")
 
     def __init__(
-        self, rate: float | Rate, links: FairLink | Mapping[str, FairLink], journey: Journey | None = None
+        self,
+        rate: float | Rate,
+        links: FairLink | Mapping[str, FairLink],
+        journey: Journey | None = None,
     ) -> None:
         self.rate, self.links, self.journey = rate, links, journey
         taken = [links] if journey is None else list(links.values())
         gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
-        self._closes = any(gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates)
+        self._closes = any(
+            gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates
+        )
         self._peak_bps = rate if isinstance(rate, float | int) else rate.peak_bps
 
     def link(self, t_s: float) -> FairLink:
@@ -57,12 +71,16 @@ class Way:
         return self.links if self.journey is None else self.links[self.journey.at(t_s)]
 
     def opens(self, t_s: float) -> float:
-        """The first time from t on at which the rate, the link entered then and what lies behind it are above 0; or inf."""
+        """The first time from t on at which the rate, the link entered then and what lies behind it
+        are above 0; or inf.
+        """
         if not self._closes:
             return t_s
         for _ in range(MOST_OPENINGS):
             link = self.link(t_s)
-            always_s = max(_opens(self.rate, t_s), _opens(_gate(link.trunk), t_s) if link.trunk else t_s)
+            always_s = max(
+                _opens(self.rate, t_s), _opens(_gate(link.trunk), t_s) if link.trunk else t_s
+            )
             here_s = _opens(_gate(link), t_s)
             if always_s == here_s == t_s:
                 return t_s
@@ -88,17 +106,25 @@ def _opens(gate: float | Rate, t_s: float) -> float:
 
 
 class Drives:
-    """The shared links whose capacity follows a trace, each re-rated at every change while anything under way can move.
+    """The shared links whose capacity follows a trace, each re-rated at every change while anything
+    under way can move.
 
     `may_move()` tells whether; `wake()` is to be called when something sets out.
     """
 
-    def __init__(self, env: simpy.Environment, links: Sequence[FairLink | FairTrunk], may_move: Callable[[], bool]):
+    def __init__(
+        self,
+        env: simpy.Environment,
+        links: Sequence[FairLink | FairTrunk],
+        may_move: Callable[[], bool],
+    ):
         self._env, self._may_move, self._asleep = env, may_move, list(links)
         self.wake()
 
     def wake(self) -> None:
-        """Give every link that slept the capacity of this moment, and those of the changes to come."""
+        """Give every link that slept the capacity of this moment, and those of the changes to
+        come.
+        """
         asleep, self._asleep = self._asleep, []
         for link in asleep:
             self._follow(link)

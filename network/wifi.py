@@ -1,25 +1,30 @@
 """Shared air: what a sender costs its neighbours is time on the channel, not bits.
 
-A station that would move r bit/s with the channel to itself uses x / r of the channel's time to move x bit/s. All of
-them together have the time there is:
+A station that would move r bit/s with the channel to itself uses x / r of the channel's time to
+move x bit/s. All of them together have the time there is:
 
     sum_i x_i / r_i <= airtime        (1 on WiFi)
 
 Who gets what is the medium's manner:
 
-    in turn   (WiFi uplink, DCF)  everyone sends equally often, so all move alike:  x = 1 / sum_i (1 / r_i).
-              A slow station drags all the others down to it ("performance anomaly", Heusse et al., INFOCOM 2003).
-    fair      (WiFi downlink with airtime fairness, a cell's proportional fair scheduler)  everyone has the same share
-              of the time, so x_i = r_i * airtime / n. A scheduler that serves each user when its own channel is good
-              has more than one second a second to give: `airtime` is its opportunism gain, and nobody exceeds r_i.
+    in turn   (WiFi uplink, DCF)  everyone sends equally often, so all move alike:  x = 1 / sum_i
+              (1 / r_i).
+              A slow station drags all the others down to it ("performance anomaly", Heusse et al.,
+              INFOCOM 2003).
+    fair      (WiFi downlink with airtime fairness, a cell's proportional fair scheduler)  everyone
+              has the same share
+              of the time, so x_i = r_i * airtime / n. A scheduler that serves each user when its
+              own channel is good
+              has more than one second a second to give: `airtime` is its opportunism gain, and
+              nobody exceeds r_i.
 
-Both are fair links with a second price. A transfer moves at min(cap_i, w_i * level), w_i = 1 in turn and r_i if fair,
-and the level is the highest at which both the air and the wire behind it (`capacity_bps`) suffice. So virtual time
-works as in `fair_link`: at the level all count the same V, dV/dt = level; one that joins at V0 with S bits left ends at
-V0 + S / w_i.
+Both are fair links with a second price. A transfer moves at min(cap_i, w_i * level), w_i = 1 in
+turn and r_i if fair, and the level is the highest at which both the air and the wire behind it
+(`capacity_bps`) suffice. So virtual time works as in `fair_link`: at the level all count the same
+V, dV/dt = level; one that joins at V0 with S bits left ends at V0 + S / w_i.
 
-Airtime fairness is the downlink's alone unless the access point schedules its stations: Hoeiland-Joergensen et al.,
-"Ending the Anomaly" (USENIX ATC 2017, arXiv 1703.00064).
+Airtime fairness is the downlink's alone unless the access point schedules its stations:
+Hoeiland-Joergensen et al., "Ending the Anomaly" (USENIX ATC 2017, arXiv 1703.00064).
 """
 
 from __future__ import annotations
@@ -34,28 +39,41 @@ from network.fair_link import FairLink, Transfer, _sweep
 
 
 class AirTransfer(Transfer):
-    """Bytes under way over shared air; `rate_bps` is what its station would move with the channel to itself."""
+    """Bytes under way over shared air; `rate_bps` is what its station would move with the channel
+    to itself.
+    """
 
     __slots__ = ("_airtime", "_weight", "rate_bps")
 
-    def __init__(self, env: simpy.Environment, nbytes: float, rate_bps: float, cap_bps: float = inf):
+    def __init__(
+        self, env: simpy.Environment, nbytes: float, rate_bps: float, cap_bps: float = inf
+    ):
         super().__init__(env, nbytes, min(cap_bps, rate_bps))
         self.rate_bps = rate_bps
 
 
 class AirLink(FairLink):
-    """A channel that stations share by time on it, in turn or fairly, before a wire of `capacity_bps` bit/s.
+    """A channel that stations share by time on it, in turn or fairly, before a wire of
+    `capacity_bps` bit/s.
 
-    It is used as a FairLink is, with `AirTransfer`s. To change a station's rate, set its `rate_bps`, then `set_cap`.
-    Under a trunk, stations in turn are held down one by one, as in any fair link; in a fair channel the trunk holds all
-    of them together to as much as so many transfers are due, and the scheduler goes on giving them equal time.
+    It is used as a FairLink is, with `AirTransfer`s. To change a station's rate, set its
+    `rate_bps`, then `set_cap`. Under a trunk, stations in turn are held down one by one, as in any
+    fair link; in a fair channel the trunk holds all of them together to as much as so many
+    transfers are due, and the scheduler goes on giving them equal time.
     """
 
     def __init__(
-        self, env: simpy.Environment, capacity_bps: float = inf, fair: bool = False, airtime: float = 1.0, trunk=None
+        self,
+        env: simpy.Environment,
+        capacity_bps: float = inf,
+        fair: bool = False,
+        airtime: float = 1.0,
+        trunk=None,
     ):
         if not 0 < airtime < inf:
-            raise NetworkError(f"a channel's airtime must be finite and > 0 s a second, not {airtime}")
+            raise NetworkError(
+                f"a channel's airtime must be finite and > 0 s a second, not {airtime}"
+            )
         super().__init__(env, capacity_bps, trunk)
         self.fair = fair
         self.airtime = airtime
@@ -64,7 +82,9 @@ class AirLink(FairLink):
         self._capped_airtime = 0.0
 
     def transfer(self, nbytes: float, rate_bps: float, cap_bps: float = inf) -> AirTransfer:
-        """Send bytes from a station of this rate, never above `cap_bps`; the event's value is the finish time, s."""
+        """Send bytes from a station of this rate, never above `cap_bps`; the event's value is the
+        finish time, s.
+        """
         return self.admit(AirTransfer(self.env, nbytes, rate_bps, cap_bps))
 
     def left_bits(self, transfer: AirTransfer) -> float:
@@ -75,12 +95,20 @@ class AirLink(FairLink):
     @property
     def rate_bps(self) -> float:
         """Sum of the rates now, bit/s."""
-        return self._capped_bps + self._level_weight * self.level_bps if self._n_level else self._capped_bps
+        return (
+            self._capped_bps + self._level_weight * self.level_bps
+            if self._n_level
+            else self._capped_bps
+        )
 
     @property
     def airtime_used(self) -> float:
         """Share of the channel's time in use now, s a second."""
-        return self._capped_airtime + self._level_airtime * self.level_bps if self._n_level else self._capped_airtime
+        return (
+            self._capped_airtime + self._level_airtime * self.level_bps
+            if self._n_level
+            else self._capped_airtime
+        )
 
     def _set_ceiling(self, ceiling_bps: float) -> tuple[float, int]:
         if not self.fair:
@@ -103,9 +131,13 @@ class AirLink(FairLink):
     def _enter(self, transfer: AirTransfer, left_bits: float) -> None:
         rate_bps = transfer.rate_bps
         if not 0 <= rate_bps < inf or transfer.cap_bps > rate_bps:
-            raise NetworkError(f"a station needs a finite rate_bps >= 0, and a cap not above it, not {rate_bps}")
+            raise NetworkError(
+                f"a station needs a finite rate_bps >= 0, and a cap not above it, not {rate_bps}"
+            )
         transfer._weight = rate_bps if self.fair and rate_bps else 1.0
-        transfer._airtime = transfer._weight / rate_bps if rate_bps else 0.0  # who cannot be heard takes no time
+        transfer._airtime = (
+            transfer._weight / rate_bps if rate_bps else 0.0
+        )  # who cannot be heard takes no time
         self._caps_bps += transfer.cap_bps
         at_cap = transfer.cap_bps <= transfer._weight * self.level_bps
         (self._to_cap if at_cap else self._to_level)(transfer, left_bits)
@@ -153,7 +185,9 @@ class AirLink(FairLink):
             _sweep(heap)
 
     def _relevel(self) -> None:
-        """As in a fair link, first down, then up; moving one whose cap the level crosses only raises the level."""
+        """As in a fair link, first down, then up; moving one whose cap the level crosses only
+        raises the level.
+        """
         by_cap = self._capped_by_cap
         while True:
             level = self._highest_level()
@@ -175,7 +209,9 @@ class AirLink(FairLink):
     def _highest_level(self) -> float:
         """The level at which the wire or the air is full, if those at their cap stay there."""
         ceiling_bps, wire_bps = self._ceiling_bps, self.capacity_bps
-        if self.fair:  # the level is a share of the time, so the trunk's ceiling becomes part of the wire
+        if (
+            self.fair
+        ):  # the level is a share of the time, so the trunk's ceiling becomes part of the wire
             wire_bps = min(wire_bps, ceiling_bps * self.n_flows) if self.n_flows else wire_bps
             ceiling_bps = inf
         wire_bps -= self._capped_bps

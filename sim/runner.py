@@ -1,4 +1,6 @@
-"""Run a scenario into a directory: prepare, simulate, write everything down, whatever happens on the way."""
+"""Run a scenario into a directory: prepare, simulate, write everything down, whatever happens on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from learning.data import TextDataset
-from sim.journal import CannotResume, Journal
-from sim.named_files import digests
-from sim.recorder import write_table
-from sim.rehearsal import rehearse
-from sim.report import device_table, summary
-from sim.results import Run, open_run
-from sim.run_directory import (
+from learning.data.texts import TextDataset
+from sim.kernel.journal import CannotResume, Journal
+from sim.kernel.recorder import write_table
+from sim.kernel.writing import CannotWrite, replacing, write_json
+from sim.results.run import Run, open_run
+from sim.results.run_directory import (
     RunDirectoryError,
     computed_by,
     empty,
@@ -26,10 +26,12 @@ from sim.run_directory import (
     read_manifest,
     write_manifest,
 )
-from sim.scenario import Scenario
-from sim.scenario_file import digest, resolved
+from sim.results.summary import device_table, summary
+from sim.scenario.file import digest, resolved
+from sim.scenario.named_files import digests
+from sim.scenario.schema import Scenario
 from sim.simulation import Interrupted, Simulation, Watch, building
-from sim.writing import CannotWrite, replacing, write_json
+from sim.world.rehearsal import rehearse
 
 
 def run_scenario(
@@ -46,17 +48,25 @@ def run_scenario(
 ) -> Run:
     """Run a scenario and return its run directory, read back.
 
-    `texts` takes the place of the scenario's data set (e.g. `learning.data.load` of a `datasets.Dataset`).
+    `texts` takes the place of the scenario's data set (e.g. `learning.data.texts.load` of a
+    `datasets.Dataset`).
 
-    `out` defaults to a fresh `runs/<name>`. Ctrl-C and SIGTERM end the run in good order: what happened until then is
-    written, marked `interrupted`, and `resume=True` goes on from there; then `Interrupted`, a KeyboardInterrupt, ends
-    whatever loop the run was in (a second Ctrl-C stops at once). Raises RunDirectoryError, CannotResume, CannotWrite, and
-    what building the world raises: all ValueError or AssetError with a message for the user.
+    `out` defaults to a fresh `runs/<name>`. Ctrl-C and SIGTERM end the run in good order: what
+    happened until then is written, marked `interrupted`, and `resume=True` goes on from there; then
+    `Interrupted`, a KeyboardInterrupt, ends whatever loop the run was in (a second Ctrl-C stops at
+    once). Raises RunDirectoryError, CannotResume, CannotWrite, and what building the world raises:
+    all ValueError or AssetError with a message for the user.
     """
     began, watch, inputs = time.perf_counter(), watch or Watch(), digests(scenario, folder, texts)
-    with folder_to_resume(scenario, out, inputs) if resume else new_folder(scenario.name, out) as place:
+    with (
+        folder_to_resume(scenario, out, inputs)
+        if resume
+        else new_folder(scenario.name, out) as place
+    ):
         if resume and read_manifest(place).get("dry", dry) != dry:
-            raise RunDirectoryError(f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way")
+            raise RunDirectoryError(
+                f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way"
+            )
         sim, journal = None, Journal(None)
         try:
             with building(scenario):
@@ -70,7 +80,11 @@ def run_scenario(
                         rehearse(scenario, folder)
                     sim = Simulation(scenario, folder, dry, workers, journal, watch, texts)
                 sim.remark(*heard, *journal.remarks, *_arithmetic_remarks(place, sim))
-                known = f"; {journal.position} pieces of learning are in the journal" if journal.position else ""
+                known = (
+                    f"; {journal.position} pieces of learning are in the journal"
+                    if journal.position
+                    else ""
+                )
                 on_stage(f"simulating{known}")
                 sim.run()
                 if sim.host.is_replaying and sim.ended.reason != "interrupted":
@@ -92,25 +106,40 @@ def run_scenario(
 
 
 def _arithmetic_remarks(place: Path, sim: Simulation) -> list[str]:
-    """Note in the manifest by what arithmetic the learning is computed; what to say of a run that was begun by another."""
+    """Note in the manifest by what arithmetic the learning is computed; what to say of a run that
+    was begun by another.
+    """
     if sim.dry:
         return []
     from learning.arithmetic import arithmetic
 
     begun, here = computed_by(read_manifest(place)), arithmetic()
-    write_manifest(place, sim.scenario, "running", dry=False, arithmetic=[*begun, *({here} - {*begun})])
+    write_manifest(
+        place, sim.scenario, "running", dry=False, arithmetic=[*begun, *({here} - {*begun})]
+    )
     others = [kind for kind in begun if kind != here]
-    return [f"begun on {kind}, resumed on {here}: the last bits are not those of either alone" for kind in others]
+    return [
+        f"begun on {kind}, resumed on {here}: the last bits are not those of either alone"
+        for kind in others
+    ]
 
 
-def _mark(place: Path, scenario: Scenario, dry: bool, error: BaseException, has_begun: bool) -> None:
-    """What a run leaves that did not get through: a manifest that says so, or, of one that had not begun, nothing."""
-    with suppress(CannotWrite, OSError):  # the disk may be full; the first error is the one to be told
+def _mark(
+    place: Path, scenario: Scenario, dry: bool, error: BaseException, has_begun: bool
+) -> None:
+    """What a run leaves that did not get through: a manifest that says so, or, of one that had not
+    begun, nothing.
+    """
+    with suppress(
+        CannotWrite, OSError
+    ):  # the disk may be full; the first error is the one to be told
         if isinstance(error, KeyboardInterrupt):
             write_manifest(place, scenario, "interrupted", dry=dry)
         elif has_begun:
             make_room(place)
-            write_manifest(place, scenario, "failed", dry=dry, error=f"{type(error).__name__}: {error}")
+            write_manifest(
+                place, scenario, "failed", dry=dry, error=f"{type(error).__name__}: {error}"
+            )
         else:
             empty(place)
 
@@ -132,13 +161,13 @@ def _write(place: Path, sim: Simulation, began: float) -> None:
 
 
 def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
-    from sim.timeline import write_perfetto
+    from sim.views.timeline import write_perfetto
 
     on_stage("exporting the timeline")
     with replacing(run.path / "timeline.pftrace") as temporary:
         write_perfetto(run, temporary)
     if figures:
-        from sim.plots import draw
+        from sim.views.plots import draw
 
         on_stage("drawing")
         with replacing(run.path / "figures") as temporary:
@@ -147,7 +176,9 @@ def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
 
 @contextmanager
 def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C (and a polite kill) into a question that is asked between events; a second one stops at once."""
+    """Turns Ctrl-C (and a polite kill) into a question that is asked between events; a second one
+    stops at once.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return

@@ -1,8 +1,9 @@
 """Read this first: how a scenario becomes a world and how its day passes.
 
-`Simulation` builds the fleet, the links and the server from profiles and named random streams, hands each device and the
-server to the method's two generators, and lets SimPy's clock run until the training ends, the target is reached or the
-horizon comes. It knows nothing of what a method does; a method knows nothing of how time is kept.
+`Simulation` builds the fleet, the links and the server from profiles and named random streams,
+hands each device and the server to the method's two generators, and lets SimPy's clock run until
+the training ends, the target is reached or the horizon comes. It knows nothing of what a method
+does; a method knows nothing of how time is kept.
 """
 
 from __future__ import annotations
@@ -22,34 +23,39 @@ import simpy
 import devices.profile
 from devices import fleet
 from devices.compute import ComputeModel
-from learning import assets
-from learning.data import TextDataset
+from learning.backbones import assets
+from learning.data.texts import TextDataset
 from network.way import LONGEST_S
-from sim import arrivals, availability, links
-from sim.actors import COUNTED, Device
-from sim.conditions import Conditions
-from sim.costing import Costing, check_memory, costing_for
-from sim.host import Host, single_threaded_torch
-from sim.journal import Journal
+from sim.kernel.absence import note_absence
+from sim.kernel.device import COUNTED, Device
+from sim.kernel.host import Host, single_threaded_torch
+from sim.kernel.journal import Journal
+from sim.kernel.recorder import Recorder
+from sim.kernel.server import Server
+from sim.kernel.streams import Streams
+from sim.kernel.tally import Tally
 from sim.methods import method_for
-from sim.recorder import Recorder
-from sim.scenario import Scenario
-from sim.server import Server
-from sim.streams import Streams
-from sim.tally import Tally, closing
-from sim.task import Task, load_task
+from sim.scenario.schema import Scenario
+from sim.world import arrivals, availability, links
+from sim.world.closing import closing
+from sim.world.conditions import Conditions
+from sim.world.costing import Costing, check_memory, costing_for
+from sim.world.task import Task, load_task
 
 if TYPE_CHECKING:
-    from sim.learned import Learned
-    from sim.learners.null import NullLearner
-    from sim.results import Run
+    from sim.kernel.learned import Learned
+    from sim.kernel.learner import NullLearner
+    from sim.results.run import Run
 
-STEPS_BETWEEN_LOOKS = 20  # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
+# a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
+STEPS_BETWEEN_LOOKS = 20
 
 
 @dataclass
 class Watch:
-    """What someone who watches a run may hook into; called between events, never asked for anything."""
+    """What someone who watches a run may hook into; called between events, never asked for
+    anything.
+    """
 
     on_prepare: Callable[[str, int, int], None] = lambda backbone, done, total: None
     on_look: Callable[[Simulation], None] = lambda sim: None
@@ -58,7 +64,9 @@ class Watch:
 
 @dataclass
 class Ended:
-    """How a run ended: why, at which virtual time, and when the target was reached (with the totals then)."""
+    """How a run ended: why, at which virtual time, and when the target was reached (with the totals
+    then).
+    """
 
     reason: str = "running"
     at_s: float = 0.0
@@ -66,7 +74,9 @@ class Ended:
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user asked to stop. `run` is what was written until then; None while the world was still being prepared."""
+    """The user asked to stop. `run` is what was written until then; None while the world was still
+    being prepared.
+    """
 
     def __init__(self, message: str, run: Run | None = None) -> None:
         super().__init__(message)
@@ -79,9 +89,11 @@ class CannotBuild(ValueError):
 
 @contextmanager
 def building(scenario: Scenario) -> Iterator[list[str]]:
-    """What a leaf refuses while the world is built is the scenario's fault: CannotBuild with its words.
+    """What a leaf refuses while the world is built is the scenario's fault: CannotBuild with its
+    words.
 
-    Gives the warnings of leaves, e.g. of a cache that takes nothing; they are to be remarks of the Simulation.
+    Gives the warnings of leaves, e.g. of a cache that takes nothing; they are to be remarks of the
+    Simulation.
     """
     heard = _Heard(logging.WARNING)
     logging.getLogger("learning").addHandler(heard)
@@ -107,8 +119,9 @@ class _Heard(logging.Handler):
 class Simulation:
     """One run of one scenario.
 
-    `folder` is where the scenario's relative paths start; `journal` keeps learning results for a resumed run; `dry`
-    leaves the learning out: timing, bytes, FLOP and joules alone; `texts` takes the place of the scenario's data set.
+    `folder` is where the scenario's relative paths start; `journal` keeps learning results for a
+    resumed run; `dry` leaves the learning out: timing, bytes, FLOP and joules alone; `texts` takes
+    the place of the scenario's data set.
     """
 
     device_type, server_type = Device, Server
@@ -134,7 +147,9 @@ class Simulation:
         self.tally, self.scores = Tally(), {}
         self.remarks: list[str] = []
         self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
-        self.remark(*self.task.remarks, *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored()))
+        self.remark(
+            *self.task.remarks, *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored())
+        )
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: Costing = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
@@ -167,19 +182,26 @@ class Simulation:
         self.start(None, self.method.server(self.server))
         availability.start(self, self.scenario.dropout)
         if self.scenario.stop.horizon is not None:
-            self.env.timeout(self.scenario.stop.horizon).callbacks.append(lambda _: self.stop("horizon"))
+            self.env.timeout(self.scenario.stop.horizon).callbacks.append(
+                lambda _: self.stop("horizon")
+            )
         while self._alive:
             self._step_some()
             self.watch.on_look(self)
             if self.ended.reason == "running" and self.watch.should_stop():
-                self.host.checkpoint(is_last=True)  # while everybody still holds what it has learned
+                self.host.checkpoint(
+                    is_last=True
+                )  # while everybody still holds what it has learned
                 self.stop("interrupted")
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
         for device in self.devices:
             if device.outcome == "ok" and device.came_of_it not in (None, COUNTED):
-                device.outcome, device.finished_at_s = device.came_of_it, None  # it was there to the end, for nothing
+                device.outcome, device.finished_at_s = (
+                    device.came_of_it,
+                    None,
+                )  # it was there to the end, for nothing
         for sentence in closing(self):
             self.remark(sentence)
         self._record_links()
@@ -191,7 +213,9 @@ class Simulation:
             if not self._alive:
                 return
             if self.env.peek() > LONGEST_S and self.ended.reason == "running":
-                self.stop("stalled")  # whoever still waits waits for bytes that no link will ever carry
+                self.stop(
+                    "stalled"
+                )  # whoever still waits waits for bytes that no link will ever carry
             self.env.step()
 
     def start(self, actor: Device | None, story: Generator) -> simpy.Process:
@@ -217,7 +241,7 @@ class Simulation:
             device.outcome = str(stop.cause)
             raise
         finally:
-            availability.note_absence(self, device)
+            note_absence(self, device)
             self._working.discard(device.id)
             self.server.wake()
 
@@ -241,9 +265,14 @@ class Simulation:
         return device.id in self._working
 
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:
-        """Break into what these devices are doing; their spans end now, with the reason as outcome."""
+        """Break into what these devices are doing; their spans end now, with the reason as
+        outcome.
+        """
         wanted = {device.id for device in devices}
-        self._interrupt([p for p, actor in self._alive.items() if actor is not None and actor.id in wanted], reason)
+        self._interrupt(
+            [p for p, actor in self._alive.items() if actor is not None and actor.id in wanted],
+            reason,
+        )
 
     def _interrupt(self, processes: list[simpy.Process], reason: str) -> None:
         for process in processes:
@@ -251,7 +280,9 @@ class Simulation:
                 process.interrupt(reason)
 
     def _record_links(self) -> None:
-        """When each shared link had transfers on it, and the bytes that passed meanwhile, as the link itself counted them."""
+        """When each shared link had transfers on it, and the bytes that passed meanwhile, as the
+        link itself counted them.
+        """
         for name, link in self.network.shared.items():
             self.recorder.record_link(f"link:{name}", link.busy_times())
         if self.scenario.links.tcp:
@@ -260,13 +291,21 @@ class Simulation:
     # --- what a method tells about its progress
 
     def remark(self, *texts: str) -> None:
-        """Note, once, sentences that whoever reads the result has to know: `check`, the summary and the run show them."""
+        """Note, once, sentences that whoever reads the result has to know: `check`, the summary and
+        the run show them.
+        """
         self.remarks += [text for text in dict.fromkeys(texts) if text not in self.remarks]
 
     def after_update(
-        self, learner: NullLearner, loss: Learned | None, records: int, first: bool = False, last: bool = False
+        self,
+        learner: NullLearner,
+        loss: Learned | None,
+        records: int,
+        first: bool = False,
+        last: bool = False,
     ) -> None:
-        """Count a server update; every so often, look at the held-out texts (which takes no virtual time).
+        """Count a server update; every so often, look at the held-out texts (which takes no virtual
+        time).
 
         A server's model that is no longer finite has no accuracy, and ends the run.
         """
@@ -274,7 +313,9 @@ class Simulation:
             self.updates += 1
         if learner.diverged:
             self._end_diverged(learner.diverged)
-        every = getattr(self.scenario.method, "evaluate_every", self.scenario.evaluate_every)  # see Scenario
+        every = getattr(
+            self.scenario.method, "evaluate_every", self.scenario.evaluate_every
+        )  # see Scenario
         if not (first or last or self.updates % every == 0):
             return
         now, scores = self.env.now, {}
@@ -290,7 +331,9 @@ class Simulation:
             self.recorder.metric(now, "loss", known)
         self.scores = scores
         if scores and None not in scores.values():
-            self.accuracy = math.fsum(self._shares[backbone] * score for backbone, score in scores.items())
+            self.accuracy = math.fsum(
+                self._shares[backbone] * score for backbone, score in scores.items()
+            )
             self.recorder.metric(now, "accuracy", self.accuracy)
             self._look_at_target(self.accuracy)
         elif scores:
@@ -299,19 +342,31 @@ class Simulation:
                 self._end_diverged("predictions")
 
     def leave_out(self, device: Device | None, what: str) -> None:
-        """Note that what came (of a device; None: of the server's own) is not finite and goes into no update."""
+        """Note that what came (of a device; None: of the server's own) is not finite and goes into
+        no update.
+        """
         if device is not None:
             device.fared("diverged")
-        self.tally.diverge("server" if device is None else device.id, what, self.updates + 1, self.env.now)
+        self.tally.diverge(
+            "server" if device is None else device.id, what, self.updates + 1, self.env.now
+        )
         self.tally.left_out += 1
 
     def _end_diverged(self, what: str) -> None:
-        """End the run in whose server's model something is not finite; called from within the server's story."""
+        """End the run in whose server's model something is not finite; called from within the
+        server's story.
+        """
         self.tally.diverge("server", what, self.updates, self.env.now)
-        self.accuracy, self.scores, self.ended.reason = None, dict.fromkeys(self._shares), "diverged"
+        self.accuracy, self.scores, self.ended.reason = (
+            None,
+            dict.fromkeys(self._shares),
+            "diverged",
+        )
         self.recorder.metric(self.env.now, "updates", self.updates)
         self.recorder.metric(self.env.now, "uplink_bytes", self.recorder.uplink_bytes)
-        self._interrupt([process for process, actor in self._alive.items() if actor is not None], "ended")
+        self._interrupt(
+            [process for process, actor in self._alive.items() if actor is not None], "ended"
+        )
         raise simpy.Interrupt("diverged")
 
     def _look_at_target(self, accuracy: float) -> None:
@@ -328,7 +383,9 @@ class Simulation:
 
     def present_devices(self) -> list[Device]:
         """Devices that have joined, could take part and have not left for good."""
-        able = (d for d in self.devices if d.outcome not in ("oom", "never-ready") and not d.is_gone)
+        able = (
+            d for d in self.devices if d.outcome not in ("oom", "never-ready") and not d.is_gone
+        )
         return [d for d in able if d.joined_at_s <= self.env.now]
 
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
@@ -346,7 +403,9 @@ class Simulation:
     def _lengths_by_backbone(self, members: list[fleet.Member]) -> dict[str, np.ndarray]:
         lengths = {}
         for name, spec in self.costing.learned.items():
-            samples = np.concatenate([p for m, p in zip(members, self.task.parts, strict=True) if m.backbone == name])
+            samples = np.concatenate(
+                [p for m, p in zip(members, self.task.parts, strict=True) if m.backbone == name]
+            )
             lengths[name] = np.zeros(len(self.task.labels), dtype=np.int64)
             lengths[name][samples] = self.task.lengths(spec, samples)
         return lengths
@@ -356,10 +415,17 @@ class Simulation:
         return simpy.Environment()
 
     def _devices(self, members: list[fleet.Member], folder: Path) -> list[Device]:
-        s, counts, ids = self.scenario, [len(part) for part in self.task.parts], [member.id for member in members]
+        s, counts, ids = (
+            self.scenario,
+            [len(part) for part in self.task.parts],
+            [member.id for member in members],
+        )
         joined_s = arrivals.joining_times(s.arrivals, len(members), self.streams, folder)
         ready = arrivals.data_times(s.fresh_data, counts, ids, joined_s, self.streams, folder)
-        profiles = {name: devices.profile.load(name) for name in sorted({member.device for member in members})}
+        profiles = {
+            name: devices.profile.load(name)
+            for name in sorted({member.device for member in members})
+        }
         made = []
         for i, member in enumerate(members):
             profile, samples = profiles[member.device], self.task.parts[i]
@@ -368,10 +434,15 @@ class Simulation:
             ready_s = ready[i]
             if max(joined_s[i], ready_s.max(initial=0.0)) > LONGEST_S:
                 raise CannotBuild(
-                    f"{member.id} has its data only after {LONGEST_S:.0e} s: let it join, or data come, sooner"
+                    f"{member.id} has its data only after {LONGEST_S:.0e} s: let it join, or data "
+                    "come, sooner"
                 )
             client = self.task.clients[i] if self.task.clients else None
-            made.append(self.device_type(self, member, profile, model, samples, float(joined_s[i]), ready_s, client))
+            made.append(
+                self.device_type(
+                    self, member, profile, model, samples, float(joined_s[i]), ready_s, client
+                )
+            )
             if self.scenario.devices:
                 made[-1].conditions = Conditions(made[-1], self.scenario.devices, self.streams)
         return made

@@ -1,4 +1,6 @@
-"""Models of one's own, as a user would save them: two layers, random, with a tokenizer of words; a few kB each."""
+"""Models of one's own, as a user would save them: two layers, random, with a tokenizer of words; a
+few kB each.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,16 +9,38 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# `make test` tries the same examples every time; `pytest --hypothesis-profile explore` looks for new ones
+# `make test` tries the same examples every time; `pytest --hypothesis-profile explore` looks for
+# new ones
 settings.register_profile("explore", derandomize=False)
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"{letter}{number}" for letter in "abc" for number in range(4))]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *(f"{letter}{number}" for letter in "abc" for number in range(4)),
+]
 _SIZES = {
-    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
-    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
-    "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
+    "bert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    },
+    "roberta": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    },
+    "llama": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    },
     "opt": {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -45,9 +69,9 @@ def _save_tokenizer(folder: Path, words: list[str]) -> None:
 def own_model(tmp_path_factory):
     """Saves a model and returns its folder: `own_model("bert")`.
 
-    `head` is the end of the class's name (Model, ForMaskedLM, ...), `tensors` changes what is saved of it (a function of the
-    dict of tensors), `config` and `after` set fields of the configuration before and after it is built, `words` None leaves
-    the tokenizer out.
+    `head` is the end of the class's name (Model, ForMaskedLM, ...), `tensors` changes what is saved
+    of it (a function of the dict of tensors), `config` and `after` set fields of the configuration
+    before and after it is built, `words` None leaves the tokenizer out.
     """
 
     def save(
@@ -66,7 +90,13 @@ def own_model(tmp_path_factory):
         given = {"vocab_size": len(WORDS), "max_position_embeddings": 66, **_SIZES[kind], **config}
         made = transformers.AutoConfig.for_model(kind, **given)
         torch.manual_seed(0)
-        bare = {"bert": "Bert", "roberta": "Roberta", "llama": "Llama", "opt": "OPT", "distilbert": "DistilBert"}[kind]
+        bare = {
+            "bert": "Bert",
+            "roberta": "Roberta",
+            "llama": "Llama",
+            "opt": "OPT",
+            "distilbert": "DistilBert",
+        }[kind]
         getattr(transformers, bare + head)(made).save_pretrained(folder)
         if after:
             fields = json.loads((folder / "config.json").read_text())

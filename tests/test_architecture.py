@@ -1,4 +1,6 @@
-"""The arrows between the packages, and what each of them never does, read from the source itself."""
+"""The arrows between the packages, and what each of them never does, read from the source
+itself.
+"""
 
 import ast
 import subprocess
@@ -11,7 +13,17 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("inputs", "learning", "devices", "network", "sim")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 NEVER = {
-    "inputs": {"torch", "transformers", "simpy", "numpy", "learning", "devices", "network", "sim", "scenarios"},
+    "inputs": {
+        "torch",
+        "transformers",
+        "simpy",
+        "numpy",
+        "learning",
+        "devices",
+        "network",
+        "sim",
+        "scenarios",
+    },
     "learning": {"simpy", "devices", "network", "sim", "scenarios"},
     "devices": {"torch", "transformers", "simpy", "learning", "network", "sim", "scenarios"},
     "network": {"torch", "transformers", "learning", "devices", "sim", "scenarios"},
@@ -47,7 +59,11 @@ def used(tree: ast.AST) -> set[str]:
 
 def test_the_contracts_of_import_linter_hold():
     found = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c(['--no-cache'])"],
+        [
+            sys.executable,
+            "-c",
+            "from importlinter.cli import lint_imports_command as c; c(['--no-cache'])",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -58,15 +74,28 @@ def test_the_contracts_of_import_linter_hold():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_a_module_keeps_to_its_place(path):
-    tree, package = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(REPOSITORY).parts[0]
+    tree, package = (
+        ast.parse(path.read_text(encoding="utf-8")),
+        path.relative_to(REPOSITORY).parts[0],
+    )
     assert ast.get_docstring(tree), "every module says what it is for"
     roots = {name.partition(".")[0] for name in imported(tree)}
     assert not roots & NEVER[package]
     assert not roots & {"pickle", "cloudpickle", "dill", "shelve", "marshal", "random"}
     names = used(tree)
-    assert not names & {"eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "np.load"}
+    assert not names & {
+        "eval",
+        "exec",
+        "yaml.load",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "torch.load",
+        "np.load",
+    }
     draws = {name for name in names if name.startswith(("np.random.", "numpy.random."))}
-    assert not draws - {f"np.random.{name}" for name in ("Generator", "PCG64", "SeedSequence", "default_rng")}
+    assert not draws - {
+        f"np.random.{name}" for name in ("Generator", "PCG64", "SeedSequence", "default_rng")
+    }
     if package != "sim":
         clocks = {"time", "perf_counter", "monotonic", "process_time", "time_ns", "perf_counter_ns"}
         clocks -= (
@@ -74,29 +103,38 @@ def test_a_module_keeps_to_its_place(path):
         )  # they clear away what died long ago
         assert not {name for name in names if name in {f"time.{clock}" for clock in clocks}}
         assert not {"datetime.datetime.now", "datetime.now"} & names
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 540
 
 
+# modules of learning on the way of `--help`, `check`, `list` and `--dry`
 LIGHT = {
-    *("assets", "catalogue", "cost", "data", "partition", "side_config", "taps", "activations", "activation_store"),
-    *("prediction_difference", "readouts", "tokens", "cells", "labels", "tables", "kept", "trial", "cost_cache"),
+    "": {"kept"},
+    "backbones": {"assets", "catalogue", "tokens", "trial"},
+    "cost": {"cost_cache", "costs"},
+    "data": {"cells", "labels", "partition", "tables", "texts"},
+    "side": {
+        *("activation_store", "activations", "config", "prediction_difference", "readouts", "taps"),
+    },
 }
-
-
 DRAW = ("plots", "figure", "saving_figures")  # imported by whoever draws, when it draws
 
 
 def test_what_answers_at_once_imports_nothing_heavy_at_its_top():
-    """Modules of learning that compute may; those on the way of `--help`, `check`, `list` and `--dry` may not."""
+    """Modules of learning that compute may; those on the way of `--help`, `check`, `list` and
+    `--dry` may not.
+    """
     for path in MODULES:
-        if path.parent.name == "learning" and path.stem not in LIGHT:
+        package, *room = path.relative_to(REPOSITORY).parts[:-1]
+        if package == "learning" and path.stem not in LIGHT.get("/".join(room), ()):
             continue
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        top = ast.Module([node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        top = ast.Module(
+            [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)], []
+        )
         heavy = {"torch", "transformers", *([] if path.stem in DRAW else ["matplotlib"])}
         assert not {name.partition(".")[0] for name in imported(top)} & heavy, path
 
 
 def test_a_method_is_one_short_file():
-    path = REPOSITORY / "sim" / "methods" / "fed_mobillm.py"
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+    path = REPOSITORY / "sim" / "methods" / "side_tuning" / "fed_mobillm.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150

@@ -1,4 +1,6 @@
-"""Nothing that only Linux has stands in the way of importing and asking: as far as that can be tried without the others."""
+"""Nothing that only Linux has stands in the way of importing and asking: as far as that can be
+tried without the others.
+"""
 
 import subprocess
 import sys
@@ -24,5 +26,7 @@ for package in {PACKAGES}:
 
 @pytest.mark.thorough
 def test_every_module_is_imported_without_what_windows_lacks():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,6 @@
-"""Every command, scenario and snippet of the README is executed; `make quickstart` and `make test` are what CI itself runs."""
+"""Every command, scenario and snippet of the README is executed; `make quickstart` and `make test`
+are what CI itself runs.
+"""
 
 import os
 import re
@@ -10,13 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from learning import assets
+from learning.backbones import assets
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.partition("#")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
-SLOW = [line.partition("#")[0].strip() for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "sh"
+    for line in text.splitlines()
+]
+SLOW = [
+    line.partition("#")[0].strip()
+    for kind, text in BLOCKS
+    if kind == "console"
+    for line in text.splitlines()
+]
 MOBIFLEET = str(Path(sys.executable).parent / "mobifleet")
 HERE = {status.asset.name for status in assets.status() if status.present}
 
@@ -40,9 +52,12 @@ def home(tmp_path_factory):
     """A home folder in which nothing lies but what `make quickstart` fetches."""
     home = tmp_path_factory.mktemp("home")
     environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "MOBIFLEET_CACHE": ""}
-    code = "from learning import assets; print(assets.cache_dir())"
+    code = "from learning.backbones import assets; print(assets.cache_dir())"
     cache = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     there = Path(cache.stdout.strip()) / "assets"
     assert there.is_relative_to(home)
@@ -55,7 +70,9 @@ def home(tmp_path_factory):
 
 def run(argv, place, home):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **home}
-    done = subprocess.run(argv, cwd=place, env=environment, capture_output=True, text=True, timeout=800)
+    done = subprocess.run(
+        argv, cwd=place, env=environment, capture_output=True, text=True, timeout=800
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -79,7 +96,9 @@ def test_a_command_of_minutes_runs(command, place, home):
 def test_a_command_that_waits_for_somebody_serves(place, home):
     [command] = [line for line in SLOW if "--serve" in line]
     argv = [MOBIFLEET, *shlex.split(command)[1:], "--port", "0"]
-    with subprocess.Popen(argv, cwd=place, env={**os.environ, **home}, stdout=subprocess.PIPE, text=True) as serving:
+    with subprocess.Popen(
+        argv, cwd=place, env={**os.environ, **home}, stdout=subprocess.PIPE, text=True
+    ) as serving:
         said = serving.stdout.readline()
         serving.send_signal(signal.SIGINT)
     assert "127.0.0.1" in said or "listening" in said
@@ -89,7 +108,13 @@ def test_a_command_that_waits_for_somebody_serves(place, home):
 def test_the_snippet_runs_on_the_scenario_of_the_readme(place, home):
     [snippet] = [text for kind, text in BLOCKS if kind == "python"]
     said = run(
-        [sys.executable, "-c", snippet + "\nprint(run.summary['best'], set(spans['kind'].to_pylist()))"], place, home
+        [
+            sys.executable,
+            "-c",
+            snippet + "\nprint(run.summary['best'], set(spans['kind'].to_pylist()))",
+        ],
+        place,
+        home,
     )
     assert float(said.split()[0]) > 0.7
     assert "upload" in said and "train" in said

@@ -1,4 +1,6 @@
-"""The shipped scenarios: each loads, fits and runs dry; the paper's fleets stay in their bands; the quickstart learns."""
+"""The shipped scenarios: each loads, fits and runs dry; the paper's fleets stay in their bands; the
+quickstart learns.
+"""
 
 import os
 import re
@@ -10,20 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from learning.assets import AssetMissing
-from sim.cli import SCENARIOS
-from sim.report import device_table, summary
+from learning.backbones.assets import AssetMissing
+from sim.cli.main import SCENARIOS
+from sim.kernel.streams import Streams
+from sim.results.summary import device_table, summary
 from sim.runner import run_scenario
-from sim.scenario import Scenario, SizedData
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from sim.scenario.checks import problems
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario, SizedData
 from sim.simulation import Simulation
-from sim.streams import Streams
-from sim.task import load_task
+from sim.world.task import load_task
 
 DOCS = Path(__file__).parents[1] / "docs" / "scenarios.md"
 NAMES = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))
-SMALL = [name for name in NAMES if name not in ("ten_thousand", "overnight")]  # overnight not everybody gets done
+SMALL = [
+    name for name in NAMES if name not in ("ten_thousand", "overnight")
+]  # overnight not everybody gets done
 OPTIONAL = {"small_language_models"}  # its weights are no part of the default fetch
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
@@ -71,7 +75,10 @@ def test_dry_run_sends_what_its_shapes_say(name):
     assert found["ended"] == "exhausted"
     assert found["outcomes"] == {"ok": len(sim.devices)}
     assert found["totals"]["wasted_bytes"] == 0
-    numbers = sum(len(d.samples) * sim.costing.widths()[d.backbone] for d in sim.devices) * sim.method.shape.vectors
+    numbers = (
+        sum(len(d.samples) * sim.costing.widths()[d.backbone] for d in sim.devices)
+        * sim.method.shape.vectors
+    )
     values = numbers * BYTES[sim.scenario.method.wire]
     # beside the values: one prediction difference a text, one header a payload
     assert values < found["totals"]["uplink_bytes"] < 1.1 * values
@@ -92,7 +99,7 @@ def test_ten_thousand_devices_take_at_most_half_a_minute(tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from sim.cli import main; main()",
+        "from sim.cli.main import main; main()",
         "run",
         "ten_thousand",
         "--dry",
@@ -100,7 +107,9 @@ def test_ten_thousand_devices_take_at_most_half_a_minute(tmp_path):
         str(tmp_path / "run"),
     ]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
@@ -118,7 +127,9 @@ def papers_fleets() -> dict[str, dict]:
 @pytest.mark.fetched
 @pytest.mark.parametrize("kind", ["homogeneous", "heterogeneous"])
 def test_a_device_of_the_papers_fleets_stays_in_the_papers_bands(papers_fleets, kind):
-    """arXiv 2508.06765 reports 1.1 MB, 2.7 TFLOP and 0.38 GB a device, for a length and a precision it does not state."""
+    """arXiv 2508.06765 reports 1.1 MB, 2.7 TFLOP and 0.38 GB a device, for a length and a precision
+    it does not state.
+    """
     found = papers_fleets[kind]
     assert found["costed_as"] == "roberta-base at 128 tokens"
     for spread in ("mean", "max"):
@@ -129,7 +140,9 @@ def test_a_device_of_the_papers_fleets_stays_in_the_papers_bands(papers_fleets, 
 
 @pytest.mark.fetched
 def test_the_mix_of_devices_hardly_changes_the_time(papers_fleets):
-    equal, mixed = (papers_fleets[kind]["virtual_time_s"] for kind in ("homogeneous", "heterogeneous"))
+    equal, mixed = (
+        papers_fleets[kind]["virtual_time_s"] for kind in ("homogeneous", "heterogeneous")
+    )
     assert 0.8 < mixed / equal < 1.25
 
 

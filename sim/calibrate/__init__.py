@@ -1,1 +1,3 @@
-"""`mobifleet calibrate`: this machine, or a path between two, becomes a profile that a scenario can name."""
+"""`mobifleet calibrate`: this machine, or a path between two, becomes a profile that a scenario can
+name.
+"""

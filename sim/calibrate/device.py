@@ -1,7 +1,9 @@
-"""`mobifleet calibrate device`: measure (or read) timings, fit them, and leave a device profile with how good it is.
+"""`mobifleet calibrate device`: measure (or read) timings, fit them, and leave a device profile
+with how good it is.
 
-`calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds an old profile
-against the machine as it is now. The measuring is in `sim.calibrate.measure`, the fits are in `devices.calibration`.
+`calibrate` measures this machine, `fit_table` reads measurements made elsewhere, `validate` holds
+an old profile against the machine as it is now. The measuring is in `sim.calibrate.measure`, the
+fits are in `devices.calibration`.
 """
 
 from __future__ import annotations
@@ -25,9 +27,20 @@ from devices import calibration, compute, profile
 from devices.calibration import CalibrationError, Errors, Fit, Point, Sustained, Timing
 from sim.calibrate import measure
 from sim.calibrate.measure import FORWARD, TRAINED, Bench, Shape
-from sim.calibrate.report import write_profile, write_report, write_validation
+from sim.calibrate.profile_report import write_profile, write_report, write_validation
 
-COLUMNS = ("workload", "engine", "backbone", "work", "batch", "tokens", "flop", "bytes_moved", "seconds", "cpu_share")
+COLUMNS = (
+    "workload",
+    "engine",
+    "backbone",
+    "work",
+    "batch",
+    "tokens",
+    "flop",
+    "bytes_moved",
+    "seconds",
+    "cpu_share",
+)
 COLUMNS += ("round", "at_s")
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64, 128)
 QUICK_BATCHES, QUICK_LENGTHS = (1, 4, 16), (8, 32, 128)
@@ -35,7 +48,9 @@ QUICK_BATCHES, QUICK_LENGTHS = (1, 4, 16), (8, 32, 128)
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asked for; None: the default of the mode (`sustained_min`), or of the chip (`like`)."""
+    """What the user asked for; None: the default of the mode (`sustained_min`), or of the chip
+    (`like`).
+    """
 
     name: str
     folder: Path
@@ -52,7 +67,9 @@ class Plan:
     @property
     def load_s(self) -> float:
         """Seconds of steady load."""
-        minutes = self.sustained_min if self.sustained_min is not None else (0.12 if self.quick else 1.0)
+        minutes = (
+            self.sustained_min if self.sustained_min is not None else (0.12 if self.quick else 1.0)
+        )
         return 60 * minutes
 
     @property
@@ -68,14 +85,20 @@ class Plan:
     def shapes(self) -> list[Shape]:
         """Everything to be timed."""
         if self.train and self.precision != "float32":
-            raise CalibrationError("--train is timed in float32 only; leave --precision out, or --train")
+            raise CalibrationError(
+                "--train is timed in float32 only; leave --precision out, or --train"
+            )
         works = (FORWARD, *(TRAINED[: 1 if self.quick else None] if self.train else ()))
         batches, lengths = (QUICK_BATCHES, QUICK_LENGTHS) if self.quick else (BATCHES, LENGTHS)
         return measure.grid(self.backbones, works, batches, lengths, self.precision)
 
     def lender(self) -> profile.DeviceProfile:
         """The profile that lends what cannot be measured here."""
-        usual = "raspberry-pi-5" if platform.machine() in ("aarch64", "arm64") else "laptop-ryzen-8945hs"
+        usual = (
+            "raspberry-pi-5"
+            if platform.machine() in ("aarch64", "arm64")
+            else "laptop-ryzen-8945hs"
+        )
         return profile.load(self.like or ("h100" if self.device == "cuda" else usual))
 
 
@@ -101,11 +124,15 @@ class Measured:
     def errors(self, fitted: bool, engine: str | None = None) -> Errors | None:
         """How far the fit is off, on the points that it saw or on those held out."""
         chosen = [p for p in self.points if p.fitted == fitted and engine in (None, p.engine)]
-        return calibration.errors([self.fit.seconds(p) for p in chosen], [p.seconds for p in chosen])
+        return calibration.errors(
+            [self.fit.seconds(p) for p in chosen], [p.seconds for p in chosen]
+        )
 
 
 def calibrate(plan: Plan, console: Console) -> Measured:
-    """Measure this machine into `plan.folder`; an interrupted measurement leaves its timings there."""
+    """Measure this machine into `plan.folder`; an interrupted measurement leaves its timings
+    there.
+    """
     lender = plan.lender()
     plan.folder.mkdir(parents=True, exist_ok=True)
     table = plan.folder / "measurements.csv"
@@ -116,7 +143,9 @@ def calibrate(plan: Plan, console: Console) -> Measured:
     except KeyboardInterrupt:
         hint = "nothing was timed yet"
         if table.exists():
-            how = f"mobifleet calibrate device --from {table} --name {plan.name} --like {lender.name}"
+            how = (
+                f"mobifleet calibrate device --from {table} --name {plan.name} --like {lender.name}"
+            )
             hint = f"the timings so far are in {table}; `{how}` fits them"
         console.print(f"interrupted: {hint}")
         raise
@@ -145,8 +174,12 @@ def _measure(plan: Plan, table: Path, steps: Steps) -> Measured:
     timings = _rounds(bench, kept, plan, table, steps)
 
     steps.stage("fitting")
-    cold = sustained.factor if sustained else 1.0  # timed warm; a profile's rates are those of the cold device
-    points = [dataclasses.replace(p, seconds=cold * p.seconds) for p in calibration.medians(timings)]
+    cold = (
+        sustained.factor if sustained else 1.0
+    )  # timed warm; a profile's rates are those of the cold device
+    points = [
+        dataclasses.replace(p, seconds=cold * p.seconds) for p in calibration.medians(timings)
+    ]
     points = calibration.hold_out(points, np.random.default_rng(plan.seed))
     machine = measure.this_machine(bench)
     return Measured(
@@ -179,20 +212,27 @@ def _steady_load(
             seconds.append(timed.seconds)
             counter.joules()  # often enough that no counter wraps twice
             steps.at(min(at, plan.load_s))
-    compute_w = (counter.joules() - began_j) / (time.perf_counter() - began_s) if counter.sources else None
-    sustained = calibration.fit_sustained(*calibration.block_rates(at_s, seconds, math.fsum(seconds) / 60))
+    compute_w = (
+        (counter.joules() - began_j) / (time.perf_counter() - began_s) if counter.sources else None
+    )
+    sustained = calibration.fit_sustained(
+        *calibration.block_rates(at_s, seconds, math.fsum(seconds) / 60)
+    )
     return sustained, compute_w
 
 
 def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> list[Shape]:
-    """The shapes, smallest first, of which three rounds fit into the budget; the others are left out, with a word."""
+    """The shapes, smallest first, of which three rounds fit into the budget; the others are left
+    out, with a word.
+    """
     steps.stage("one pass of every shape", len(shapes))
     kept, began_s = [], time.perf_counter()
     for shape in shapes:
         bench.time(shape)
         if kept and time.perf_counter() - began_s > plan.warm_up_s:
             steps.say(
-                f"timing the {len(kept)} smallest of {len(shapes)} shapes: more do not fit into {plan.budget_s:g} s"
+                f"timing the {len(kept)} smallest of {len(shapes)} shapes: more do not fit into "
+                f"{plan.budget_s:g} s"
             )
             break
         kept.append(shape)
@@ -200,25 +240,46 @@ def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> li
     return kept
 
 
-def _rounds(bench: Bench, shapes: Sequence[Shape], plan: Plan, table: Path, steps: Steps) -> list[Timing]:
+def _rounds(
+    bench: Bench, shapes: Sequence[Shape], plan: Plan, table: Path, steps: Steps
+) -> list[Timing]:
     """Time all shapes round after round, each timing written down as it is made."""
     steps.stage(f"timing {len(shapes)} shapes, round after round", plan.budget_s)
     timings, rng = [], np.random.default_rng(plan.seed)
     with _csv(table, COLUMNS) as write:
         for s, timed, number, at_s in measure.round_robin(bench, shapes, rng, plan.budget_s):
             seconds, share = f"{timed.seconds:.9f}", f"{timed.cpu_share:.4f}"
-            write((s.workload, s.engine, s.backbone, s.work, s.batch, s.tokens, f"{s.flop:.0f}", f"{s.bytes_moved:.0f}",
-                   seconds, share, number, f"{at_s:.3f}"))  # fmt: skip
-            timings.append(Timing(s.workload, s.engine, s.flop, s.bytes_moved, timed.seconds, timed.cpu_share))
+            write(
+                (
+                    s.workload,
+                    s.engine,
+                    s.backbone,
+                    s.work,
+                    s.batch,
+                    s.tokens,
+                    f"{s.flop:.0f}",
+                    f"{s.bytes_moved:.0f}",
+                    seconds,
+                    share,
+                    number,
+                    f"{at_s:.3f}",
+                )
+            )
+            timings.append(
+                Timing(s.workload, s.engine, s.flop, s.bytes_moved, timed.seconds, timed.cpu_share)
+            )
             steps.at(min(at_s, plan.budget_s))
     return timings
 
 
-# --- measurements made elsewhere -------------------------------------------------------------------------------------
+# --- measurements made elsewhere
+# -------------------------------------------------------------------------------------
 
 
 def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
-    """Fit a table of timings; `--like` lends what no table says. Raises CalibrationError for what cannot be read."""
+    """Fit a table of timings; `--like` lends what no table says. Raises CalibrationError for what
+    cannot be read.
+    """
     if plan.like is None:
         raise CalibrationError(
             "--from needs --like PROFILE: a table says neither memory nor power, so they are lent, "
@@ -232,13 +293,20 @@ def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
     else:
         points = [dataclasses.replace(p, fitted=fitted[p.engine, p.workload]) for p in points]
     first = next(iter(lender.engines))
-    overheads = {p.engine: lender.engines.get(p.engine, lender.engines[first]).overhead_s for p in points}
+    overheads = {
+        p.engine: lender.engines.get(p.engine, lender.engines[first]).overhead_s for p in points
+    }
     fit = calibration.fit(points, lender.memory_bandwidth_bytes_per_s, overheads)
     title, shares = f"{plan.name}, fitted to {table.name}", [t.cpu_share for t in timings]
     measured = Measured(
-        points, fit, title, f"{len(timings)} timings of {len(points)} workloads", lender.kind, table=table.name,
+        points,
+        fit,
+        title,
+        f"{len(timings)} timings of {len(points)} workloads",
+        lender.kind,
+        table=table.name,
         cpu_share=float(np.median(shares)),
-    )  # fmt: skip
+    )
     plan.folder.mkdir(parents=True, exist_ok=True)
     write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
     write_report(measured, plan, console)
@@ -246,16 +314,20 @@ def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
 
 
 def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | None]:
-    """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None without it).
+    """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None
+    without it).
 
-    A row gives `seconds`, and either `flop` (with `bytes_moved`, default 0) or `backbone`, `batch`, `tokens` (with
-    `work`, default forward, and `precision`, default float32), of which FLOP and bytes are counted. `workload` and
-    `engine` (default simple, training for training steps) are optional. Raises CalibrationError naming the line.
+    A row gives `seconds`, and either `flop` (with `bytes_moved`, default 0) or `backbone`, `batch`,
+    `tokens` (with `work`, default forward, and `precision`, default float32), of which FLOP and
+    bytes are counted. `workload` and `engine` (default simple, training for training steps) are
+    optional. Raises CalibrationError naming the line.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = set(reader.fieldnames or ())
-        if "seconds" not in columns or not ({"flop"} <= columns or {"backbone", "batch", "tokens"} <= columns):
+        if "seconds" not in columns or not (
+            {"flop"} <= columns or {"backbone", "batch", "tokens"} <= columns
+        ):
             raise CalibrationError(
                 f"{path}: the columns must hold seconds, and flop or backbone, batch and tokens; "
                 f"found {', '.join(reader.fieldnames or ()) or 'none'}"
@@ -268,7 +340,9 @@ def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | 
         if "fitted" in columns:
             word = (row["fitted"] or "").strip().lower()
             if word not in ("true", "false"):
-                raise CalibrationError(f"{path}:{line}: fitted: found {word!r}, allowed: true, false")
+                raise CalibrationError(
+                    f"{path}:{line}: fitted: found {word!r}, allowed: true, false"
+                )
             fitted[timing.engine, timing.workload] = word == "true"
     if not timings:
         raise CalibrationError(f"{path}: no rows below the header")
@@ -276,7 +350,9 @@ def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | 
 
 
 def _timing(row: Mapping[str, str], where: str) -> Timing:
-    def number(key: str, default: float | None = None, least: float = 0.0, whole: bool = False) -> float:
+    def number(
+        key: str, default: float | None = None, least: float = 0.0, whole: bool = False
+    ) -> float:
         text = (row.get(key) or "").strip()
         if not text and default is not None:
             return default
@@ -299,15 +375,23 @@ def _timing(row: Mapping[str, str], where: str) -> Timing:
     precision = (row.get("precision") or "float32").strip()
     shape = measure.shape_of((row.get("backbone") or "").strip(), work, batch, tokens, precision)
     return Timing(
-        (row.get("workload") or "").strip() or shape.workload, engine, shape.flop, shape.bytes_moved, seconds, share
+        (row.get("workload") or "").strip() or shape.workload,
+        engine,
+        shape.flop,
+        shape.bytes_moved,
+        seconds,
+        share,
     )
 
 
-# --- an old profile, now ---------------------------------------------------------------------------------------------
+# --- an old profile, now
+# ------------------------------------------------------------------------------------------
 
 
 def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
-    """Time this machine again and say how far a profile is off; nothing of the profile is changed."""
+    """Time this machine again and say how far a profile is off; nothing of the profile is
+    changed.
+    """
     old = profile.load(name_or_path)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with Steps(console) as steps:
@@ -322,29 +406,46 @@ def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
     share = float(np.median([t.cpu_share for t in timings]))
     machine = measure.this_machine(bench)
     write_validation(
-        old, points, predicted_s, found, share, f"{machine.title}; {machine.software}", plan.folder, console
+        old,
+        points,
+        predicted_s,
+        found,
+        share,
+        f"{machine.title}; {machine.software}",
+        plan.folder,
+        console,
     )
     return found
 
 
 def predicted(old: profile.DeviceProfile, point: Point) -> float:
-    """What a profile says of a point under continuous load; without an engine `training`, training is on the first."""
+    """What a profile says of a point under continuous load; without an engine `training`, training
+    is on the first.
+    """
     engine = point.engine if point.engine in old.engines else next(iter(old.engines))
     return compute.seconds(old, engine, point.flop, point.bytes_moved) / old.sustained_factor
 
 
-# --- what a person sees, and what is written as it comes -------------------------------------------------------------
+# --- what a person sees, and what is written as it comes
+# -------------------------------------------------------------
 
 
 class Steps:
-    """A bar of the present stage on a terminal; elsewhere a line at its start and one every ten seconds."""
+    """A bar of the present stage on a terminal; elsewhere a line at its start and one every ten
+    seconds.
+    """
 
     def __init__(self, console: Console, seconds_between_lines: float = 10.0) -> None:
         self._console, self._every_s, self._spoke_s = console, seconds_between_lines, 0.0
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._task, self._name, self._total = None, "", None
 
     def __enter__(self) -> Steps:

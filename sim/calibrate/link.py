@@ -1,8 +1,10 @@
-"""`mobifleet calibrate link`: a link profile from a measured path, from iperf3, or from a trace of throughput.
+"""`mobifleet calibrate link`: a link profile from a measured path, from iperf3, or from a trace of
+throughput.
 
-Whatever the source, it becomes a `Found`: a throughput series for one or both directions, and perhaps a round trip and a
-fixed cost a transfer. `report` turns it into calibrations/<name>/: profile.yaml (for `link:` in a scenario),
-variation.yaml (to draw traces from), the series and an hour of synthetic trace as CSV, and one figure a direction.
+Whatever the source, it becomes a `Found`: a throughput series for one or both directions, and
+perhaps a round trip and a fixed cost a transfer. `report` turns it into calibrations/<name>/:
+profile.yaml (for `link:` in a scenario), variation.yaml (to draw traces from), the series and an
+hour of synthetic trace as CSV, and one figure a direction.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from inputs.units import format_seconds, format_si
 from network import probe, profile
 from network.calibration import (
     FEWEST_STEPS,
@@ -38,11 +41,11 @@ from network.measured import NEAR_A_SECOND, Measured, per_second, read_throughpu
 from network.profile import LinkProfile
 from network.series import doubt
 from sim.calibrate.link_figure import draw
-from sim.units import format_seconds, format_si
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
-HELD_OUT_S = 240  # shortest series of which every other minute is held out, to see whether the fit foretells it
+# shortest series of which every other minute is held out, to see whether the fit foretells it
+HELD_OUT_S = 240
 SYNTHETIC_S = 3600
 LONGEST_DRAW_S = 20_000  # of a held-out comparison
 DRAWS = 40  # of a held-out comparison: one draw of a link that wanders slowly says little
@@ -55,7 +58,9 @@ class LinkCalibrationError(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """What is known of a path: series by direction ("up", "down"), and its source; times in s, None where unknown."""
+    """What is known of a path: series by direction ("up", "down"), and its source; times in s, None
+    where unknown.
+    """
 
     source: str
     series: Mapping[str, Measured]
@@ -76,9 +81,13 @@ def serve(host: str, port: int, console: Console) -> None:
         server = await probe.listen(host, port, lambda peer, what: console.print(f"{peer}: {what}"))
         at = server.sockets[0].getsockname()[1]
         where = "this machine alone (`--host 0.0.0.0` lets others in)" if host in LOOPBACK else host
-        there = f"`mobifleet calibrate link --to {'127.0.0.1' if host in LOOPBACK else 'THIS-HOST'}:{at}`"
+        there = (
+            "`mobifleet calibrate link --to "
+            f"{'127.0.0.1' if host in LOOPBACK else 'THIS-HOST'}:{at}`"
+        )
         console.print(
-            f"listening on port {at} of {where}; run {there} at the other end (Ctrl-C to close)", soft_wrap=True
+            f"listening on port {at} of {where}; run {there} at the other end (Ctrl-C to close)",
+            soft_wrap=True,
         )
         async with server:
             await server.serve_forever()
@@ -90,7 +99,9 @@ def serve(host: str, port: int, console: Console) -> None:
 
 
 def measure(address: str, port: int, seconds: float, console: Console) -> Found:
-    """Measure the path to a listening end, `seconds` of bulk each way; `port` where it names none. Raises NetworkError."""
+    """Measure the path to a listening end, `seconds` of bulk each way; `port` where it names none.
+    Raises NetworkError.
+    """
     host, port = _address(address, port)
     with _Shown(console) as shown:
         seen = asyncio.run(probe.measure(host, port, seconds, shown))
@@ -115,7 +126,8 @@ def measure(address: str, port: int, seconds: float, console: Console) -> Found:
 
 
 def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | None) -> Found:
-    """iperf3's JSON, a file of rates, or a packet-delivery trace for each direction; --bidir holds both.
+    """iperf3's JSON, a file of rates, or a packet-delivery trace for each direction; --bidir holds
+    both.
 
     Raises FileProblem, NetworkError or LinkCalibrationError.
     """
@@ -128,11 +140,15 @@ def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | 
         for found in measured:
             if found.direction in series:
                 raise LinkCalibrationError(
-                    f"{path}: a second series for {found.direction}; give one file for up and one for down "
-                    "(`iperf3 -J` and `iperf3 -J --reverse`, or others each with its own calibration)"
+                    f"{path}: a second series for {found.direction}; give one file for up and one "
+                    "for down "
+                    "(`iperf3 -J` and `iperf3 -J --reverse`, or others each with its own "
+                    "calibration)"
                 )
             if not np.nansum(found.series_bps) > 0:
-                raise LinkCalibrationError(f"{path}: nothing passed in it: no step has a rate above zero")
+                raise LinkCalibrationError(
+                    f"{path}: nothing passed in it: no step has a rate above zero"
+                )
             series[found.direction] = found
     rtts_s = [found.rtt_s for found in series.values() if found.rtt_s]
     dates = [found.date for found in series.values() if found.date]
@@ -148,22 +164,31 @@ def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | 
 def _address(address: str, default: int) -> tuple[str, int]:
     host, _, port = address.rpartition(":") if ":" in address else (address, "", str(default))
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise LinkCalibrationError(f"--to: HOST or HOST:PORT, for example phone.local:{probe.PORT} (got {address!r})")
+        raise LinkCalibrationError(
+            f"--to: HOST or HOST:PORT, for example phone.local:{probe.PORT} (got {address!r})"
+        )
     return host, int(port)
 
 
 # ---- what it means
 
 
-def report(found: Found, name: str, folder: Path, like: str | None, console: Console) -> LinkProfile:
+def report(
+    found: Found, name: str, folder: Path, like: str | None, console: Console
+) -> LinkProfile:
     """Fit, write everything into `folder`, print it, and return the profile as it can be loaded.
 
-    `like` names the profile that lends what was not measured. Raises LinkCalibrationError if it is needed and missing.
+    `like` names the profile that lends what was not measured. Raises LinkCalibrationError if it is
+    needed and missing.
     """
     lender = profile.load(like) if like else None
     steps = {way: _steps(measured) for way, measured in found.series.items()}
     seconds = {way: bps for way, (bps, step_s) in steps.items() if step_s == 1}
-    varied = {way: bps for way, bps in seconds.items() if _present(bps) >= FEWEST_STEPS and np.nansum(bps) > 0}
+    varied = {
+        way: bps
+        for way, bps in seconds.items()
+        if _present(bps) >= FEWEST_STEPS and np.nansum(bps) > 0
+    }
     found_moments = {way: moments(bps) for way, bps in varied.items()}
     variations = {way: fit_variation(bps) for way, bps in varied.items()}
     held_out = {way: foretold(bps) for way, bps in varied.items() if len(bps) >= HELD_OUT_S}
@@ -178,14 +203,23 @@ def report(found: Found, name: str, folder: Path, like: str | None, console: Con
         for way, variation in variations.items():
             trace = variation.trace(SYNTHETIC_S, np.random.default_rng(0))
             _write_series(folder / f"synthetic_{way}.csv", np.array(trace.capacity_bps), 1.0)
-            draw(varied[way], trace, variation, found_moments[way], f"{name}, {way}link", folder / f"{way}.png")
+            draw(
+                varied[way],
+                trace,
+                variation,
+                found_moments[way],
+                f"{name}, {way}link",
+                folder / f"{way}.png",
+            )
     link = profile.load(folder / "profile.yaml")
     _show(link, found, found_moments, variations, held_out, folder, console)
     return link
 
 
 def _steps(measured: Measured) -> tuple[np.ndarray, float]:
-    """A series in steps of 1 s where it has whole seconds, else as it is, and the length of its steps."""
+    """A series in steps of 1 s where it has whole seconds, else as it is, and the length of its
+    steps.
+    """
     seconds = per_second(measured.series_bps, measured.step_s)
     is_fine = measured.step_s < 1 + NEAR_A_SECOND
     return (seconds, 1.0) if is_fine and len(seconds) else (measured.series_bps, measured.step_s)
@@ -196,7 +230,10 @@ def _present(bps: np.ndarray) -> int:
 
 
 def _numbers(
-    found: Found, by_way: Mapping[str, Moments], varied: Mapping[str, np.ndarray], lender: LinkProfile | None
+    found: Found,
+    by_way: Mapping[str, Moments],
+    varied: Mapping[str, np.ndarray],
+    lender: LinkProfile | None,
 ) -> dict[str, dict]:
     def entry(value, conditions, basis="measured"):
         return number(value, found.source, found.date, conditions, basis)
@@ -208,7 +245,8 @@ def _numbers(
     missing += ["latency"] if found.rtt_s is None else []
     if missing and lender is None:
         raise LinkCalibrationError(
-            f"{found.source} says nothing of {' and '.join(missing)}: name a profile that lends it, "
+            f"{found.source} says nothing of {' and '.join(missing)}: name a profile that lends "
+            "it, "
             "for example --like lte (`mobifleet list links`)"
         )
     numbers: dict[str, dict] = {}
@@ -229,7 +267,11 @@ def _numbers(
         numbers["latency_s"] = lent(lender.latency_s, "not measured: that profile's")
     if found.overhead_s is not None:
         fixed = "fixed cost of a transfer on an open connection, above the round trip"
-        opened = f"; a new connection took {format_seconds(found.connect_s)} more" if found.connect_s else ""
+        opened = (
+            f"; a new connection took {format_seconds(found.connect_s)} more"
+            if found.connect_s
+            else ""
+        )
         numbers["overhead_s"] = entry(found.overhead_s, fixed + opened, "derived")
     if by_way:
         way = "up" if "up" in by_way else "down"
@@ -247,7 +289,8 @@ def _write_series(path: Path, bps: np.ndarray, step_s: float) -> None:
 
 
 def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]:
-    """(drawn from a fit on one part, measured in the other) for every other minute, and for the second half.
+    """(drawn from a fit on one part, measured in the other) for every other minute, and for the
+    second half.
 
     Why there is none where a part is too short, or nothing passed in it.
     """
@@ -262,9 +305,17 @@ def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]
         except NetworkError as error:
             results[title] = f"not held out: {error}"
             continue
-        drawn = [variation.trace(n_steps, np.random.default_rng(seed)).capacity_bps for seed in range(DRAWS)]
+        drawn = [
+            variation.trace(n_steps, np.random.default_rng(seed)).capacity_bps
+            for seed in range(DRAWS)
+        ]
         each = [moments(np.array(bps)) for bps in drawn]
-        mean = Moments(*(float(np.mean([getattr(m, key) for m in each])) for key in Moments.__dataclass_fields__))
+        mean = Moments(
+            *(
+                float(np.mean([getattr(m, key) for m in each]))
+                for key in Moments.__dataclass_fields__
+            )
+        )
         results[title] = (mean, measured)
     return results
 
@@ -278,9 +329,13 @@ class _Shown:
     def __init__(self, console: Console) -> None:
         self.console, self._told_s, self._stage, self._task = console, 0.0, "", None
         self._bar = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
 
     def __enter__(self) -> _Shown:
         self._bar.start()
@@ -310,35 +365,56 @@ def _show(
     folder: Path,
     console: Console,
 ) -> None:
-    table = Table(title=f"link {link.name}", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table = Table(
+        title=f"link {link.name}", title_justify="left", show_header=False, box=None, padding=(0, 2)
+    )
     for way in ("up", "down"):
         if way in found.series:
             bps = found.series[way].series_bps
             mean, median = (format_si(float(f(bps)), "bit/s") for f in (np.nanmean, np.nanmedian))
-            table.add_row(f"{way}link", f"mean {mean}, median {median}; {found.series[way].conditions}")
+            table.add_row(
+                f"{way}link", f"mean {mean}, median {median}; {found.series[way].conditions}"
+            )
         else:
-            table.add_row(f"{way}link", f"{format_si(getattr(link, f'{way}_bps'), 'bit/s')}, by the ratio of --like")
+            table.add_row(
+                f"{way}link",
+                f"{format_si(getattr(link, f'{way}_bps'), 'bit/s')}, by the ratio of --like",
+            )
     table.add_row("asymmetry", f"down / up {link.down_bps / link.up_bps:.2f}")
     how = "measured" if found.rtt_s is not None else "lent by --like"
     table.add_row("latency", f"{format_seconds(link.latency_s)} one way, {how}")
     if found.overhead_s is not None:
-        table.add_row("overhead", f"{format_seconds(link.overhead_s)} a transfer on an open connection")
+        table.add_row(
+            "overhead", f"{format_seconds(link.overhead_s)} a transfer on an open connection"
+        )
     for way, m in by_way.items():
         v = variations[way]
-        lag1 = f"lag-1 autocorrelation {m.lag1:.2f}" if isfinite(m.lag1) else "no two seconds in a row to correlate"
+        lag1 = (
+            f"lag-1 autocorrelation {m.lag1:.2f}"
+            if isfinite(m.lag1)
+            else "no two seconds in a row to correlate"
+        )
         table.add_row(f"variability, {way}", f"CV {m.cv:.2f}, {lag1} at 1 s")
         table.add_row(
-            "", f"{v.slow_share:.0%} of it slow ({format_seconds(v.slow_s)}), the rest fast (lag 1 {v.fast_lag1:.2f})"
+            "",
+            f"{v.slow_share:.0%} of it slow ({format_seconds(v.slow_s)}), the rest fast (lag 1 "
+            f"{v.fast_lag1:.2f})",
         )
     if not by_way:
         table.add_row(
-            "variability", f"not known: it needs {FEWEST_STEPS} steps of 1 s and more (cv and lag1 are left out)"
+            "variability",
+            f"not known: it needs {FEWEST_STEPS} steps of 1 s and more (cv and lag1 are left out)",
         )
     for way, parts in held_out.items():
         for title, outcome in parts.items():
-            table.add_row(f"held out, {way}", f"{title}: {outcome if isinstance(outcome, str) else _errors(*outcome)}")
+            table.add_row(
+                f"held out, {way}",
+                f"{title}: {outcome if isinstance(outcome, str) else _errors(*outcome)}",
+            )
     console.print(table)
-    console.print(f"written to {folder}; in a scenario: `link: {folder / 'profile.yaml'}`", soft_wrap=True)
+    console.print(
+        f"written to {folder}; in a scenario: `link: {folder / 'profile.yaml'}`", soft_wrap=True
+    )
     for way, measured in found.series.items():
         if (what := doubt(measured.series_bps)) is not None:
             console.print(f"note: {way}link: {what}", style="yellow", soft_wrap=True)

@@ -1,4 +1,6 @@
-"""How well a fitted trace resembles the measured one: the two series, their distributions, their autocorrelations."""
+"""How well a fitted trace resembles the measured one: the two series, their distributions, their
+autocorrelations.
+"""
 
 from pathlib import Path
 
@@ -13,14 +15,21 @@ SHARES = np.linspace(0, 1, 201)
 
 
 def draw(
-    series_bps: np.ndarray, trace: CapacityTrace, variation: Variation, measured: Moments, title: str, path: Path
+    series_bps: np.ndarray,
+    trace: CapacityTrace,
+    variation: Variation,
+    measured: Moments,
+    title: str,
+    path: Path,
 ) -> None:
-    """Write a figure of a series in steps of 1 s (bit/s, NaN where missing) beside the trace that was drawn for it."""
+    """Write a figure of a series in steps of 1 s (bit/s, NaN where missing) beside the trace that
+    was drawn for it.
+    """
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    from sim.plots import STYLE
-    from sim.saving_figures import save
+    from sim.views.plots import STYLE
+    from sim.views.saving_figures import save
 
     beside_bps = np.array(trace.capacity_bps)[: len(series_bps)]
     drawn_bps = np.array(variation.trace(LONG_S, np.random.default_rng(1)).capacity_bps)
@@ -37,17 +46,25 @@ def draw(
             axes.set(title=name, xlabel="time, s", ylabel="Mbit/s", ylim=(0, None))
         for bps, name in ((series_bps, "measured"), (drawn_bps, "drawn from the fit")):
             below_left.plot(np.nanquantile(bps, SHARES) / 1e6, SHARES, label=name)
-        below_left.set(xlabel="Mbit/s", ylabel="share of seconds below", ylim=(0, 1), xlim=(0, None))
+        below_left.set(
+            xlabel="Mbit/s", ylabel="share of seconds below", ylim=(0, 1), xlim=(0, None)
+        )
         below_right.plot(lags, autocorrelation(series_bps, lags), label="measured")
         below_right.plot(lags, autocorrelation(drawn_bps, lags), label="drawn from the fit")
         below_right.plot(
-            lags, max(0.0, measured.lag1) ** lags, color="C7", linestyle="--", label="one AR(1) of its lag 1"
+            lags,
+            max(0.0, measured.lag1) ** lags,
+            color="C7",
+            linestyle="--",
+            label="one AR(1) of its lag 1",
         )
         below_right.set(xlabel="lag, s", ylabel="autocorrelation", ylim=(-0.4, 1))
         below_right.axhline(0, color="black", linewidth=0.5)
         for axes in (below_left, below_right):
             axes.legend()
         figure.suptitle(
-            f"{title}: CV {measured.cv:.2f}, lag 1 {measured.lag1:.2f}, {variation.slow_share:.0%} slow", fontsize=9
+            f"{title}: CV {measured.cv:.2f}, lag 1 {measured.lag1:.2f}, {variation.slow_share:.0%} "
+            "slow",
+            fontsize=9,
         )
         save(figure, path)

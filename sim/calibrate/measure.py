@@ -1,7 +1,8 @@
 """Times real work on this machine: passes of packaged backbones, ceilings, steady load, joules.
 
-The FLOP and bytes beside each timing are those that the simulator charges (`learning.catalogue`,
-`learning.count_training`), so that what is fitted to them predicts what the simulator asks for.
+The FLOP and bytes beside each timing are those that the simulator charges
+(`learning.backbones.catalogue`, `learning.cost.count_training`), so that what is fitted to them
+predicts what the simulator asks for.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from devices.calibration import CalibrationError
-from learning import catalogue
-from learning.cost import BYTES_PER_NUMBER
+from learning.backbones import catalogue
+from learning.cost.costs import BYTES_PER_NUMBER
 
 FORWARD = "forward"
 TRAINED = ("lora", "bitfit")
@@ -31,7 +32,9 @@ MOST_TOKENS = 2048  # of a pass; more than a phone's batch holds
 
 @dataclass(frozen=True)
 class Shape:
-    """One piece of work: `forward`, or a training step (`lora`, `bitfit`), of a backbone over `batch` x `tokens`."""
+    """One piece of work: `forward`, or a training step (`lora`, `bitfit`), of a backbone over
+    `batch` x `tokens`.
+    """
 
     backbone: str
     work: str
@@ -56,25 +59,36 @@ def engine_of(work: str) -> str:
     return "simple" if work == FORWARD else "training"
 
 
-def shape_of(backbone: str, work: str, batch: int, tokens: int, precision: str = "float32") -> Shape:
+def shape_of(
+    backbone: str, work: str, batch: int, tokens: int, precision: str = "float32"
+) -> Shape:
     """The shape with its FLOP and bytes as the simulator charges them.
 
-    Raises BackboneError for an unknown backbone, ValueError for another kind of work, CalibrationError for a precision.
+    Raises BackboneError for an unknown backbone, ValueError for another kind of work,
+    CalibrationError for a precision.
     """
     if precision not in BYTES_PER_NUMBER:
-        raise CalibrationError(f"precision: found {precision!r}, allowed: {', '.join(BYTES_PER_NUMBER)}")
+        raise CalibrationError(
+            f"precision: found {precision!r}, allowed: {', '.join(BYTES_PER_NUMBER)}"
+        )
     spec, width = catalogue.find(backbone), BYTES_PER_NUMBER[precision]
     if work == FORWARD:
         cost = catalogue.architecture(spec).forward(batch, tokens, width)
     else:
-        from learning.count_training import training_architecture
+        from learning.cost.count_training import training_architecture
 
-        cost = training_architecture(spec, work, CLASSES).step(batch, tokens, "adamw", bytes_per_number=width)
+        cost = training_architecture(spec, work, CLASSES).step(
+            batch, tokens, "adamw", bytes_per_number=width
+        )
     return Shape(backbone, work, batch, tokens, cost.flop, cost.bytes_moved)
 
 
 def grid(
-    backbones: Sequence[str], works: Sequence[str], batches: Sequence[int], lengths: Sequence[int], precision: str
+    backbones: Sequence[str],
+    works: Sequence[str],
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    precision: str,
 ) -> list[Shape]:
     """Every shape of a grid up to `MOST_TOKENS`, the smallest work first."""
     shapes = [
@@ -89,7 +103,9 @@ def grid(
 
 
 class Timed(NamedTuple):
-    """Seconds of a piece of work, and the share of the processor that its threads got meanwhile (1 on a GPU)."""
+    """Seconds of a piece of work, and the share of the processor that its threads got meanwhile (1
+    on a GPU).
+    """
 
     seconds: float
     cpu_share: float
@@ -98,26 +114,35 @@ class Timed(NamedTuple):
 class Bench:
     """Real backbones with untrained weights on one torch device, made once each, ready to be timed.
 
-    `threads` sets torch's. Passes are a device's: no gradients, the output of every layer; training steps are those of
-    `learning.trainable.TrainableClassifier` with AdamW. One thread on a CPU is timed by its processor time, which other
-    programs hardly lengthen; anything else by the wall clock. Raises CalibrationError where the device is not there.
+    `threads` sets torch's. Passes are a device's: no gradients, the output of every layer; training
+    steps are those of `learning.federated.trainable.TrainableClassifier` with AdamW. One thread on
+    a CPU is timed by its processor time, which other programs hardly lengthen; anything else by the
+    wall clock. Raises CalibrationError where the device is not there.
     """
 
     def __init__(
-        self, device: str = "cpu", precision: str = "float32", threads: int | None = None, seed: int = 0
+        self,
+        device: str = "cpu",
+        precision: str = "float32",
+        threads: int | None = None,
+        seed: int = 0,
     ) -> None:
         import torch
 
         if device not in ("cpu", "cuda") or precision not in ("float32", "float16", "bfloat16"):
             raise CalibrationError(
-                f"choose --device cpu or cuda and --precision float32, bfloat16 or float16 (got {device}, {precision})"
+                "choose --device cpu or cuda and --precision float32, bfloat16 or float16 (got "
+                f"{device}, {precision})"
             )
         if device == "cuda" and not torch.cuda.is_available():
-            raise CalibrationError("--device cuda: torch sees no CUDA device here; install a CUDA build, or use cpu")
+            raise CalibrationError(
+                "--device cuda: torch sees no CUDA device here; install a CUDA build, or use cpu"
+            )
         if threads:
             torch.set_num_threads(threads)
         self.device, self.precision, self.threads = device, precision, torch.get_num_threads()
-        # on an idle machine the same as the clock's, on a busy one what the clock's would be without the others
+        # on an idle machine the same as the clock's, on a busy one what the clock's would be
+        # without the others
         self.by_processor_time = device == "cpu" and self.threads == 1
         self._rng = np.random.default_rng(seed)
         self._passes: dict[tuple[str, str], Callable[[Any], Any]] = {}
@@ -132,7 +157,9 @@ class Bench:
         import torch
 
         run = self._prepared(shape)
-        ids_BT = torch.from_numpy(self._rng.integers(5, 1000, (shape.batch, shape.tokens))).to(self.device)
+        ids_BT = torch.from_numpy(self._rng.integers(5, 1000, (shape.batch, shape.tokens))).to(
+            self.device
+        )
         return self._timed(lambda: run(ids_BT))
 
     def _timed(self, work: Callable[[], Any]) -> Timed:
@@ -157,22 +184,30 @@ class Bench:
         if key not in self._passes:
             make = self._forward if shape.work == FORWARD else self._step
             spec = catalogue.find(shape.backbone)
-            # what the weights are changes no timing: drawn at random, any known architecture can be timed, fetched or not
-            untrained = dataclasses.replace(spec, kind="random", config=catalogue.config_of(spec), layers=None)
+            # what the weights are changes no timing: drawn at random, any known architecture can be
+            # timed, fetched or not
+            untrained = dataclasses.replace(
+                spec, kind="random", config=catalogue.config_of(spec), layers=None
+            )
             self._passes[key] = make(untrained, shape.work)
         return self._passes[key]
 
     def _forward(self, spec: catalogue.BackboneSpec, _: str) -> Callable[[Any], Any]:
         import torch
 
-        from learning.backbone import Backbone
+        from learning.backbones.backbone import Backbone
 
         model = Backbone(spec).model.to(self.device, getattr(torch, self.precision))
         extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 
         def run(ids_BT: Any) -> Any:
             with torch.inference_mode():
-                return model(ids_BT, attention_mask=torch.ones_like(ids_BT), output_hidden_states=True, **extra)
+                return model(
+                    ids_BT,
+                    attention_mask=torch.ones_like(ids_BT),
+                    output_hidden_states=True,
+                    **extra,
+                )
 
         return run
 
@@ -180,7 +215,7 @@ class Bench:
         import torch
         import torch.nn.functional as F
 
-        from learning.trainable import TrainableClassifier
+        from learning.federated.trainable import TrainableClassifier
 
         model = TrainableClassifier(spec, kind, CLASSES).to(self.device)
         optimiser = torch.optim.AdamW(model.trainable_parameters().values(), lr=1e-4)
@@ -201,7 +236,10 @@ class Bench:
         """The best of a few square matrix products, FLOP/s: what no pass can exceed."""
         import torch
 
-        a, b = (torch.rand(size, size, device=self.device).to(getattr(torch, self.precision)) for _ in range(2))
+        a, b = (
+            torch.rand(size, size, device=self.device).to(getattr(torch, self.precision))
+            for _ in range(2)
+        )
         best_s = min(self._timed(lambda: a @ b).seconds for _ in range(repeats + 1))
         return 2 * size**3 / best_s
 
@@ -216,12 +254,17 @@ class Bench:
 
 
 def round_robin(
-    bench: Bench, shapes: Sequence[Shape], rng: np.random.Generator, budget_s: float, least_rounds: int = LEAST_ROUNDS
+    bench: Bench,
+    shapes: Sequence[Shape],
+    rng: np.random.Generator,
+    budget_s: float,
+    least_rounds: int = LEAST_ROUNDS,
 ) -> Iterator[tuple[Shape, Timed, int, float]]:
-    """(shape, timing, round, seconds since the start) of all shapes, in a fresh random order each round.
+    """(shape, timing, round, seconds since the start) of all shapes, in a fresh random order each
+    round.
 
-    So a disturbance of some seconds falls on different shapes, and the median over rounds is rid of it. Rounds go on
-    for `budget_s`, and there are at least `least_rounds`.
+    So a disturbance of some seconds falls on different shapes, and the median over rounds is rid of
+    it. Rounds go on for `budget_s`, and there are at least `least_rounds`.
     """
     began_s, number = time.perf_counter(), 0
     while True:
@@ -232,20 +275,27 @@ def round_robin(
         number += 1
 
 
-def steady_load(bench: Bench, shape: Shape, seconds: float, least_passes: int = 30) -> Iterator[tuple[float, Timed]]:
-    """(seconds since the start, timing) of the same pass without a pause, for so long and at least `least_passes`."""
+def steady_load(
+    bench: Bench, shape: Shape, seconds: float, least_passes: int = 30
+) -> Iterator[tuple[float, Timed]]:
+    """(seconds since the start, timing) of the same pass without a pause, for so long and at least
+    `least_passes`.
+    """
     began_s, passes = time.perf_counter(), 0
     while (at_s := time.perf_counter() - began_s) < seconds or passes < least_passes:
         yield at_s, bench.time(shape)
         passes += 1
 
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+# --- the machine
+# ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine is: a line for people, the kind of a profile, bytes of memory, the software that computes."""
+    """What this machine is: a line for people, the kind of a profile, bytes of memory, the software
+    that computes.
+    """
 
     title: str
     kind: str
@@ -259,11 +309,15 @@ def this_machine(bench: Bench) -> Machine:
     import torch
     import transformers
 
-    threads = "one thread, by processor time" if bench.by_processor_time else f"{bench.threads} threads"
+    threads = (
+        "one thread, by processor time" if bench.by_processor_time else f"{bench.threads} threads"
+    )
     software = f"torch {torch.__version__}, transformers {transformers.__version__}, {threads}"
     if bench.device == "cuda":
         gpu = torch.cuda.get_device_properties(0)
-        return Machine(gpu.name, _kind(), gpu.total_memory, f"{software}, CUDA {torch.version.cuda}")
+        return Machine(
+            gpu.name, _kind(), gpu.total_memory, f"{software}, CUDA {torch.version.cuda}"
+        )
     cores = psutil.cpu_count(logical=False) or os.cpu_count()
     title = f"{_cpu_name()}, {cores} cores, {platform.system()} {platform.machine()}"
     return Machine(title, _kind(), psutil.virtual_memory().total, software)
@@ -274,12 +328,18 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("model name", "hardware"))]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.lower().startswith(("model name", "hardware"))
+    ]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def _kind() -> str:
-    """One of a profile's kinds: boards name themselves in the device tree, what has a battery is a laptop."""
+    """One of a profile's kinds: boards name themselves in the device tree, what has a battery is a
+    laptop.
+    """
     import psutil
 
     try:
@@ -293,14 +353,17 @@ def _kind() -> str:
 
 
 class EnergyCounter:
-    """Joules that hardware counters have added up since this object was made; `sources` is empty where there are none.
+    """Joules that hardware counters have added up since this object was made; `sources` is empty
+    where there are none.
 
-    RAPL (Linux, x86: the processor packages, in microjoules that wrap around) and NVML (one NVIDIA GPU, in millijoules,
-    by `nvidia-ml-py` where it is installed). Neither sees the whole machine.
+    RAPL (Linux, x86: the processor packages, in microjoules that wrap around) and NVML (one NVIDIA
+    GPU, in millijoules, by `nvidia-ml-py` where it is installed). Neither sees the whole machine.
     """
 
     def __init__(self, device: str = "cpu", rapl: Path = RAPL) -> None:
-        self._counters: list[tuple[Callable[[], float], float]] = []  # (joules so far, joules at which they wrap)
+        self._counters: list[
+            tuple[Callable[[], float], float]
+        ] = []  # (joules so far, joules at which they wrap)
         self.sources: list[str] = []
         if device == "cuda":
             self._add_nvml()
@@ -331,13 +394,19 @@ class EnergyCounter:
             pynvml.nvmlInit()
             gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)
-        except Exception:  # not installed, no driver, or a GPU without the counter: all mean that there is none
+        except (
+            Exception
+        ):  # not installed, no driver, or a GPU without the counter: all mean that there is none
             return
-        self._counters.append((lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3, float("inf")))
+        self._counters.append(
+            (lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3, float("inf"))
+        )
         self.sources.append("NVML")
 
     def joules(self) -> float:
-        """Joules since the object was made. A counter may wrap once between two calls, so call now and then."""
+        """Joules since the object was made. A counter may wrap once between two calls, so call now
+        and then.
+        """
         for i, (read, wraps_j) in enumerate(self._counters):
             now, before = read(), self._last[i]
             self._joules += now - before if now >= before else now + wraps_j - before

@@ -1,7 +1,9 @@
-"""One table of what methods cost: means over seeds with intervals, ratios, reductions, as CSV, Markdown and LaTeX.
+"""One table of what methods cost: means over seeds with intervals, ratios, reductions, as CSV,
+Markdown and LaTeX.
 
-Costs are counted up to two moments: the end of a method's own convergence (the first time within half a point of its own
-best, as the papers count) and the time it reaches the common target. A method that never reaches it says so and stays.
+Costs are counted up to two moments: the end of a method's own convergence (the first time within
+half a point of its own best, as the papers count) and the time it reaches the common target. A
+method that never reaches it says so and stays.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim import escaping
-from sim.results import Run, encode, open_run
-from sim.span_table import is_waste, of_devices
+from sim.results.run import Run, encode, open_run
+from sim.results.span_table import is_waste, of_devices
+from sim.views import escaping
 
 if TYPE_CHECKING:
     from sim.compare.runs import Entry
@@ -47,7 +49,9 @@ REDUCED = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy
 
 
 def converged_at_s(run: Run) -> float | None:
-    """The first time within half a point of the run's own best accuracy; None without any accuracy."""
+    """The first time within half a point of the run's own best accuracy; None without any
+    accuracy.
+    """
     time_s, accuracy = run.curve("accuracy")
     if not len(accuracy):
         return None
@@ -55,7 +59,9 @@ def converged_at_s(run: Run) -> float | None:
 
 
 def costs_until(run: Run, until_s: float) -> dict[str, float]:
-    """Mean costs a device of everything that had ended by a moment, and the whole fleet's wasted bytes."""
+    """Mean costs a device of everything that had ended by a moment, and the whole fleet's wasted
+    bytes.
+    """
     return {name: float(values[0]) for name, values in costs_at(run, np.array([until_s])).items()}
 
 
@@ -85,7 +91,9 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
         "uplink_bytes": up,
         "downlink_bytes": down,
         "communication_bytes": up + down,
-        "peak_memory_bytes": np.full(len(times_s), math.fsum(peak) / len(peak) if len(peak) else 0.0),
+        "peak_memory_bytes": np.full(
+            len(times_s), math.fsum(peak) / len(peak) if len(peak) else 0.0
+        ),
         "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
         "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
         "wasted_bytes": until(nbytes, is_waste(spans)),
@@ -99,10 +107,11 @@ def _last_before(at_s: np.ndarray, value: np.ndarray, times_s: np.ndarray) -> np
 
 
 def rows(entries: list[Entry], protocol: str, target: float | None = None) -> list[dict[str, Any]]:
-    """One row a method: means over its seeds, and half-widths (`..._pm`) of 95 % intervals where there are several.
+    """One row a method: means over its seeds, and half-widths (`..._pm`) of 95 % intervals where
+    there are several.
 
-    `protocol` is "own" (up to the end of its own convergence) or "target" (up to the common target). A method of which
-    some seed does not reach the moment has None in its costs.
+    `protocol` is "own" (up to the end of its own convergence) or "target" (up to the common
+    target). A method of which some seed does not reach the moment has None in its costs.
     """
     table = []
     for label in dict.fromkeys(entry.label for entry in entries):
@@ -114,7 +123,9 @@ def rows(entries: list[Entry], protocol: str, target: float | None = None) -> li
             row[name], row[f"{name}_pm"] = _interval(values)
             row[f"{name}_each"] = values
         row["accuracies"] = [name for name in each[0] if name.startswith(OF_BACKBONE)]
-        row["diverged"] = sum(run.summary["final"] is None and bool(run.summary.get("diverged")) for run in runs)
+        row["diverged"] = sum(
+            run.summary["final"] is None and bool(run.summary.get("diverged")) for run in runs
+        )
         row["reached"] = sum(r["time_s"] is not None for r in each)
         table.append(row)
     return table
@@ -156,13 +167,17 @@ def has_learned(row: Mapping[str, Any], learned: float) -> bool:
 
 
 def reductions(
-    table: list[dict[str, Any]], ours: str, baselines: Iterable[str] | None = None, learned: float = 0.0
+    table: list[dict[str, Any]],
+    ours: str,
+    baselines: Iterable[str] | None = None,
+    learned: float = 0.0,
 ) -> dict[str, dict[str, Any]]:
-    """How much less our method needs than the best baseline (default: any other method), column by column.
+    """How much less our method needs than the best baseline (default: any other method), column by
+    column.
 
-    A method whose best accuracy stays below `learned` has no part in it: what never learns is cheap. With several seeds
-    `reduction` is that of the means and `reduction_pm` the half-width of a 95 % interval over the
-    reductions seed by seed (the seeds' worlds are common to both methods).
+    A method whose best accuracy stays below `learned` has no part in it: what never learns is
+    cheap. With several seeds `reduction` is that of the means and `reduction_pm` the half-width of
+    a 95 % interval over the reductions seed by seed (the seeds' worlds are common to both methods).
     """
     mine = next((row for row in table if row["method"] == ours), None)
     if mine is None:
@@ -179,10 +194,17 @@ def reductions(
             continue
         best = min(others, key=lambda row: row[name])
         factor = best[name] / mine[name] if mine[name] else math.inf
-        found[name] = {"ours": mine[name], "best_other": best[name], "of": best["method"], "factor": factor}
+        found[name] = {
+            "ours": mine[name],
+            "best_other": best[name],
+            "of": best["method"],
+            "factor": factor,
+        }
         found[name]["reduction"] = 1 - 1 / factor if factor else -math.inf
         pairs = zip(mine.get(f"{name}_each", ()), best.get(f"{name}_each", ()), strict=True)
-        found[name]["reduction_pm"] = _interval([1 - ours_ / other for ours_, other in pairs if other] or [0.0])[1]
+        found[name]["reduction_pm"] = _interval(
+            [1 - ours_ / other for ours_, other in pairs if other] or [0.0]
+        )[1]
     return found
 
 
@@ -190,10 +212,16 @@ def reductions(
 
 
 def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns and their headings: accuracies (of each backbone too, where there are several), then costs."""
+    """The columns and their headings: accuracies (of each backbone too, where there are several),
+    then costs.
+    """
     of_backbones = {name: name for row in table for name in row["accuracies"]}
     accuracies = {name: COLUMNS[name] for name in ("final", "best")}
-    return accuracies | of_backbones | {name: text for name, text in COLUMNS.items() if name not in accuracies}
+    return (
+        accuracies
+        | of_backbones
+        | {name: text for name, text in COLUMNS.items() if name not in accuracies}
+    )
 
 
 def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
@@ -202,10 +230,14 @@ def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) ->
     columns = headings(table)
     names = [n for c in columns for n in (c, f"{c}_pm", *([f"{c}_ratio"] if base else []))]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["method", "kind", "seeds", "reached", *names], extrasaction="ignore")
+        writer = csv.DictWriter(
+            file, ["method", "kind", "seeds", "reached", *names], extrasaction="ignore"
+        )
         writer.writeheader()
         for row in table:
-            ratios = {f"{c}_ratio": _ratio(row.get(c), base.get(c)) for c in columns} if base else {}
+            ratios = (
+                {f"{c}_ratio": _ratio(row.get(c), base.get(c)) for c in columns} if base else {}
+            )
             writer.writerow({**row, **ratios})
 
 
@@ -219,11 +251,14 @@ def shown(table: list[dict[str, Any]], columns: Iterable[str]) -> Iterator[tuple
         lost = row.get("diverged") and (
             "diverged" if row["diverged"] == row["seeds"] else f"{row['diverged']} diverged"
         )
-        yield row["method"], [_cell(name, row.get(name), row.get(f"{name}_pm"), lost or "–") for name in columns]
+        yield (
+            row["method"],
+            [_cell(name, row.get(name), row.get(f"{name}_pm"), lost or "–") for name in columns],
+        )
 
 
 def _cell(name: str, value: float | None, pm: float | None, lost: str = "–") -> str:
-    from sim.units import format_bytes, format_seconds, format_si
+    from inputs.units import format_bytes, format_seconds, format_si
 
     is_accuracy = name in ("final", "best") or name.startswith(OF_BACKBONE)
     if value is None:
@@ -246,8 +281,16 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
     for title, table in tables.items():
         columns = headings(table)
         head = ["method", *(escaping.markdown(heading) for heading in columns.values())]
-        lines = [f"## {escaping.markdown(title)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines += ["| " + " | ".join([escaping.markdown(name), *cells]) + " |" for name, cells in shown(table, columns)]
+        lines = [
+            f"## {escaping.markdown(title)}",
+            "",
+            "| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head),
+        ]
+        lines += [
+            "| " + " | ".join([escaping.markdown(name), *cells]) + " |"
+            for name, cells in shown(table, columns)
+        ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

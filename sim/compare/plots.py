@@ -1,4 +1,6 @@
-"""Figures of a comparison: what is saved against how long a baseline trains, and accuracy against a swept setting."""
+"""Figures of a comparison: what is saved against how long a baseline trains, and accuracy against a
+swept setting.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ import numpy as np
 
 from sim.compare.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
 from sim.compare.runs import Entry
-from sim.plots import COLOURS, STYLE, _figure
-from sim.results import Run, open_run
-from sim.saving_figures import save
+from sim.results.run import Run, open_run
+from sim.views.plots import COLOURS, STYLE, _figure
+from sim.views.saving_figures import save
 
 PANELS = ("flop", "communication_bytes", "time_s")
 
@@ -26,10 +28,11 @@ def draw_reductions(
     out: Path,
     learned: float = 0.0,
 ) -> Path | None:
-    """How much less `ours` costs, against the server updates that a baseline is given; a dot where it had converged.
+    """How much less `ours` costs, against the server updates that a baseline is given; a dot where
+    it had converged.
 
-    Our cost is that of our own convergence. `claims` are drawn as dashed lines; baselines whose best accuracy stays below
-    `learned` are left out. Returns the file; None without accuracy.
+    Our cost is that of our own convergence. `claims` are drawn as dashed lines; baselines whose
+    best accuracy stays below `learned` are left out. Returns the file; None without accuracy.
     """
     until_s = converged_at_s(runs[ours])
     if until_s is None:
@@ -47,35 +50,62 @@ def draw_reductions(
             for ax, name in zip(axes, PANELS, strict=True):
                 with np.errstate(divide="ignore"):
                     saved = 100 * (1 - mine[name] / cost[name])
-                ax.plot(cost["updates"], saved, color=colour, label=label if ax is axes[0] else None)
-                ax.plot(cost["updates"][here], saved[here], "o", color=colour, markeredgecolor="white")
+                ax.plot(
+                    cost["updates"], saved, color=colour, label=label if ax is axes[0] else None
+                )
+                ax.plot(
+                    cost["updates"][here], saved[here], "o", color=colour, markeredgecolor="white"
+                )
         for ax, name in zip(axes, PANELS, strict=True):
-            ax.set(title=COLUMNS[name], xlabel="server updates of the baseline", xscale="log", ylim=(0, 101))
+            ax.set(
+                title=COLUMNS[name],
+                xlabel="server updates of the baseline",
+                xscale="log",
+                ylim=(0, 101),
+            )
             if name in claims:
-                ax.axhline(100 * claims[name], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8)
+                ax.axhline(
+                    100 * claims[name], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8
+                )
         axes[0].set_ylabel("saved [%]")
         axes[0].plot([], [], "o", color="#555555", label="its convergence")
         if claims:
-            axes[0].plot([], [], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8, label="as reported")
+            axes[0].plot(
+                [], [], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8, label="as reported"
+            )
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
         return save(figure, out / "reductions.png")
 
 
 def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
-    """Best accuracy of every method against the values of the swept setting; a bar from the worst seed to the best."""
+    """Best accuracy of every method against the values of the swept setting; a bar from the worst
+    seed to the best.
+    """
     values = list(dict.fromkeys(entry.at for entry in entries))
     with matplotlib.style.context(["default", STYLE]):
         figure, (ax,) = _figure(2.9, 1, run_title=f"accuracy against {key}", note="")
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
             best = [
-                [open_run(e.folder).summary["best"] for e in entries if (e.label, e.at) == (label, at)] for at in values
+                [
+                    open_run(e.folder).summary["best"]
+                    for e in entries
+                    if (e.label, e.at) == (label, at)
+                ]
+                for at in values
             ]
-            best = [[math.nan if one is None else one for one in seeds] for seeds in best]  # a gap in the line
+            best = [
+                [math.nan if one is None else one for one in seeds] for seeds in best
+            ]  # a gap in the line
             middle = np.array([np.mean(seeds) for seeds in best])
-            spread = [middle - [min(seeds) for seeds in best], [max(seeds) for seeds in best] - middle]
+            spread = [
+                middle - [min(seeds) for seeds in best],
+                [max(seeds) for seeds in best] - middle,
+            ]
             at = np.arange(len(values)) + 0.04 * number
             colour = COLOURS[number % len(COLOURS)]
-            ax.errorbar(at, middle, np.abs(spread), label=label, color=colour, marker="o", capsize=2)
+            ax.errorbar(
+                at, middle, np.abs(spread), label=label, color=colour, marker="o", capsize=2
+            )
         ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
         ax.set(xlabel=key, ylabel="best accuracy")
         figure.legend(loc="outside right center")

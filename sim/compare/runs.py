@@ -1,8 +1,9 @@
 """Several methods on one scenario: which runs that takes, and running those that are not there yet.
 
-Every method runs with the same named random streams, so what is not the method's doing is the same for all: fleet, data,
-arrivals, links. With `compare.over` the same is done at each value of one of the scenario's own numbers; with
-`compare.tune` every method's dials are first chosen on texts held out of training, with one equal budget of runs.
+Every method runs with the same named random streams, so what is not the method's doing is the same
+for all: fleet, data, arrivals, links. With `compare.over` the same is done at each value of one of
+the scenario's own numbers; with `compare.tune` every method's dials are first chosen on texts held
+out of training, with one equal budget of runs.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from sim.compare.cost_table import CompareError, rows
-from sim.named_files import changed_files, digests
-from sim.run_directory import empty, held, read_manifest
-from sim.scenario import Scenario
-from sim.scenario_file import ScenarioError, changed, digest, resolved
-from sim.streams import Streams
+from sim.kernel.streams import Streams
+from sim.results.run_directory import empty, held, read_manifest
+from sim.scenario.file import ScenarioError, changed, digest, resolved
+from sim.scenario.named_files import changed_files, digests
+from sim.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the comparison: a method by its label, at which value of `compare.over`, of which scenario, where to."""
+    """One run of the comparison: a method by its label, at which value of `compare.over`, of which
+    scenario, where to.
+    """
 
     label: str
     scenario: Scenario
@@ -40,18 +43,26 @@ class Entry:
 
 
 def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()) -> list[Entry]:
-    """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one that it lacks."""
+    """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one
+    that it lacks.
+    """
     if scenario.compare is None:
         raise CompareError(
-            f"{scenario.name} lists no methods: give it `compare: {{methods: {{label: {{kind: ...}}}}}}`"
+            f"{scenario.name} lists no methods: give it `compare: "
+            f"{{methods: {{label: {{kind: ...}}}}}}`"
         )
     labels = scenario.compare.methods
     if unknown := [label for label in only if label not in labels]:
-        raise CompareError(f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: {', '.join(labels)})")
+        raise CompareError(
+            f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: "
+            f"{', '.join(labels)})"
+        )
     entries = []
     for at, world in _worlds(scenario):
         methods = world.compare.methods
-        for label, seed in itertools.product(only or labels, range(scenario.seed, scenario.seed + seeds)):
+        for label, seed in itertools.product(
+            only or labels, range(scenario.seed, scenario.seed + seeds)
+        ):
             one = world.model_copy(update={"method": methods[label], "compare": None, "seed": seed})
             entries.append(Entry(label, one, out / at / f"{label}-seed{seed}", at))
     return entries
@@ -76,7 +87,8 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
 
 
 def is_done(entry: Entry, dry: bool, folder: Path) -> bool:
-    """Whether there already is a finished run of exactly this scenario and what its files hold, dry or not as asked.
+    """Whether there already is a finished run of exactly this scenario and what its files hold, dry
+    or not as asked.
 
     `folder` is where the scenario's relative paths start.
     """
@@ -85,21 +97,34 @@ def is_done(entry: Entry, dry: bool, folder: Path) -> bool:
 
 
 def changed_inputs(entry: Entry, dry: bool, folder: Path) -> list[str]:
-    """The files that held something else when the run of this scenario in the folder was begun; none without one."""
+    """The files that held something else when the run of this scenario in the folder was begun;
+    none without one.
+    """
     if not _is_same(entry, dry):
         return []
-    return changed_files(read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder))
+    return changed_files(
+        read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder)
+    )
 
 
 def _is_same(entry: Entry, dry: bool) -> bool:
     manifest = read_manifest(entry.folder)
-    return manifest.get("scenario_digest") == digest(resolved(entry.scenario)) and manifest.get("dry", False) == dry
+    return (
+        manifest.get("scenario_digest") == digest(resolved(entry.scenario))
+        and manifest.get("dry", False) == dry
+    )
 
 
 def run_all(
-    entries: list[Entry], folder: Path, dry: bool, processes: int, on_done: Callable[[Entry, int, int], None]
+    entries: list[Entry],
+    folder: Path,
+    dry: bool,
+    processes: int,
+    on_done: Callable[[Entry, int, int], None],
 ) -> None:
-    """Run what is not done yet, in so many processes; an interrupted comparison goes on where it stopped."""
+    """Run what is not done yet, in so many processes; an interrupted comparison goes on where it
+    stopped.
+    """
     missing = [entry for entry in entries if not is_done(entry, dry, folder)]
     done = len(entries) - len(missing)
     if processes <= 1 or len(missing) <= 1:
@@ -122,8 +147,10 @@ def run_all(
 
 
 def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
-    """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in its place goes."""
-    from sim.journal import CannotResume
+    """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in
+    its place goes.
+    """
+    from sim.kernel.journal import CannotResume
     from sim.runner import run_scenario
 
     def run(resume: bool) -> None:
@@ -139,7 +166,9 @@ def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
 
 
 def _die_with_parent() -> None:
-    """A comparison that is killed takes its runs along, as Ctrl-C does; their folders are free for the next one."""
+    """A comparison that is killed takes its runs along, as Ctrl-C does; their folders are free for
+    the next one.
+    """
 
     def watch() -> None:
         connection.wait([multiprocessing.parent_process().sentinel])
@@ -152,32 +181,47 @@ def _die_with_parent() -> None:
 
 
 def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list[Entry]:
-    """The runs that choose dials: each method's candidates, judged on texts held out of training, up to the target."""
+    """The runs that choose dials: each method's candidates, judged on texts held out of training,
+    up to the target.
+    """
     tune, target = scenario.compare.tune, target_of(scenario)
-    task = scenario.task.model_copy(update={"validation": tune.validation, "judge_on": "validation"})
+    task = scenario.task.model_copy(
+        update={"validation": tune.validation, "judge_on": "validation"}
+    )
     stop = scenario.stop.model_copy(update={"target": target})
     entries = []
     for label, dials in tune.dials.items():
         if only and label not in only:
             continue
-        for number, settings in enumerate(candidates(dials, tune.budget, Streams(scenario.seed), label)):
-            judged = scenario.model_copy(update={"method": scenario.compare.methods[label], "task": task, "stop": stop})
+        for number, settings in enumerate(
+            candidates(dials, tune.budget, Streams(scenario.seed), label)
+        ):
+            judged = scenario.model_copy(
+                update={"method": scenario.compare.methods[label], "task": task, "stop": stop}
+            )
             for key, value in settings.items():
                 judged = _with(judged, f"method.{key}", value, f"compare.tune.dials.{label}")
             judged = judged.model_copy(update={"compare": None})
-            entries.append(Entry(label, judged, out / "tuning" / f"{label}-{number}", json.dumps(settings)))
+            entries.append(
+                Entry(label, judged, out / "tuning" / f"{label}-{number}", json.dumps(settings))
+            )
     return entries
 
 
-def candidates(dials: dict[str, list[Any]], budget: int, streams: Streams, label: str) -> list[dict[str, Any]]:
-    """At most `budget` combinations of the dials' values: all of them, or a random sample of a larger grid."""
+def candidates(
+    dials: dict[str, list[Any]], budget: int, streams: Streams, label: str
+) -> list[dict[str, Any]]:
+    """At most `budget` combinations of the dials' values: all of them, or a random sample of a
+    larger grid.
+    """
     grid = [dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values())]
     chosen = sorted(streams.rng("compare/tuning", label).permutation(len(grid))[:budget])
     return [grid[i] for i in chosen]
 
 
 def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> list[Entry]:
-    """The runs of the tuned methods, to the target, judged on the test texts; `tuned.json` says what was chosen.
+    """The runs of the tuned methods, to the target, judged on the test texts; `tuned.json` says
+    what was chosen.
 
     Chosen is the candidate that reached the target soonest, or, where none did, the most accurate.
     """
@@ -188,19 +232,32 @@ def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> li
         best = min(range(len(mine)), key=lambda i: _rank(scores[i]))
         methods[label] = mine[best].scenario.method
         each = [
-            {"dials": json.loads(entry.at), "reached_after_s": score["time_s"], "best": score["best"]}
+            {
+                "dials": json.loads(entry.at),
+                "reached_after_s": score["time_s"],
+                "best": score["best"],
+            }
             for entry, score in zip(mine, scores, strict=True)
         ]
         choices[label] = {"chosen": each[best]["dials"], "candidates": each}
     (out / "tuned.json").write_text(json.dumps(choices, indent=2) + "\n", encoding="utf-8")
     compare = scenario.compare.model_copy(update={"methods": methods})
     stop = scenario.stop.model_copy(update={"target": target})
-    return plan(scenario.model_copy(update={"compare": compare, "stop": stop}), out / "tuned", seeds, choices)
+    return plan(
+        scenario.model_copy(update={"compare": compare, "stop": stop}),
+        out / "tuned",
+        seeds,
+        choices,
+    )
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:
     reached_s = score["time_s"] if score["time_s"] is not None else float("inf")
-    return (reached_s, score["final"] is None, -(score["best"] or 0.0))  # a model that diverged is nobody's choice
+    return (
+        reached_s,
+        score["final"] is None,
+        -(score["best"] or 0.0),
+    )  # a model that diverged is nobody's choice
 
 
 def target_of(scenario: Scenario) -> float | None:

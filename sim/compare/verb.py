@@ -1,4 +1,6 @@
-"""`mobifleet compare`: run what is missing, then write and show the tables and figures of a comparison."""
+"""`mobifleet compare`: run what is missing, then write and show the tables and figures of a
+comparison.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,41 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
-from sim.compare.cost_table import COLUMNS, has_learned, headings, latex, markdown, reductions, rows, shown, write_csv
-from sim.compare.runs import Entry, changed_inputs, is_done, plan, run_all, target_of, tuned, tuning_plan
-from sim.rehearsal import rehearse
-from sim.results import open_run
-from sim.run_directory import computed_by, held, read_manifest
-from sim.scenario import Scenario
+from sim.compare.cost_table import (
+    COLUMNS,
+    has_learned,
+    headings,
+    latex,
+    markdown,
+    reductions,
+    rows,
+    shown,
+    write_csv,
+)
+from sim.compare.runs import (
+    Entry,
+    changed_inputs,
+    is_done,
+    plan,
+    run_all,
+    target_of,
+    tuned,
+    tuning_plan,
+)
+from sim.results.run import open_run
+from sim.results.run_directory import computed_by, held, read_manifest
+from sim.scenario.schema import Scenario
+from sim.world.rehearsal import rehearse
 
 FIRST_COLUMN, COLUMN = 26, 13  # characters
 OWN = "cost to the end of each method's own convergence"
@@ -36,13 +64,17 @@ def compare_scenario(
     console: Console,
     tune: bool = True,
 ) -> Iterator[Table]:
-    """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is none."""
+    """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is
+    none.
+    """
     entries = plan(scenario, out, seeds, only)
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
         rehearse(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
-        yield from _compared(scenario, entries, folder, out, seeds, only, dry, processes, console, tune)
+        yield from _compared(
+            scenario, entries, folder, out, seeds, only, dry, processes, console, tune
+        )
 
 
 def _compared(
@@ -58,12 +90,23 @@ def _compared(
     tune: bool,
 ) -> Iterator[Table]:
     def run(some: list[Entry], what: str) -> None:
-        changed = Counter(", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder)))
+        changed = Counter(
+            ", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder))
+        )
         for names, count in changed.items():
-            console.print(f"{names} held something else before: {count} runs are made again", highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            console.print(
+                f"{names} held something else before: {count} runs are made again", highlight=False
+            )
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+        )
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-            bar = progress.add_task(what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some))
+            bar = progress.add_task(
+                what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some)
+            )
 
             def done(entry: Entry, count: int, of: int) -> None:
                 progress.update(bar, completed=count)
@@ -75,7 +118,9 @@ def _compared(
     for sentence in _of_other_machines(entries):
         console.print(sentence, highlight=False, soft_wrap=True)
     compare, target = scenario.compare, target_of(scenario)
-    tables = {_title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)}
+    tables = {
+        _title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)
+    }
     if target is not None and not dry:
         to_target, how = entries, ""
         if compare.tune is not None and tune:
@@ -98,7 +143,9 @@ def _compared(
             headline[title] = reductions(table, ours, baselines, learned)
             yield _headline(ours, headline[title], _left_out(table, ours, baselines, learned))
     if headline:
-        (out / "reductions.json").write_text(json.dumps(headline, indent=2) + "\n", encoding="utf-8")
+        (out / "reductions.json").write_text(
+            json.dumps(headline, indent=2) + "\n", encoding="utf-8"
+        )
     _figures(scenario, entries, out, ours, baselines, dry)
     console.print(f"written to {out}", highlight=False, soft_wrap=True)
 
@@ -108,7 +155,10 @@ def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
     runs = Counter("; then ".join(computed_by(read_manifest(entry.folder))) for entry in entries)
     del runs[""]  # dry runs, and those of older versions
     if len(runs) > 1:
-        yield "these runs come from several kinds of machine or library, and may differ in their last bits by that alone:"
+        yield (
+            "these runs come from several kinds of machine or library, and may differ in their "
+            "last bits by that alone:"
+        )
         yield from (f"  {count} by {kinds}" for kinds, count in runs.most_common())
 
 
@@ -128,12 +178,16 @@ def _write(tables: Tables, out: Path, reference: str) -> None:
     (out / "table.tex").write_text(latex(tables), encoding="utf-8")
 
 
-def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool) -> None:
+def _figures(
+    scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool
+) -> None:
     from sim.compare import plots
-    from sim.plots import draw
+    from sim.views.plots import draw
 
     for at, mine in _by_world(entries):
-        first = {e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed}
+        first = {
+            e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed
+        }
         draw(list(first.values()), out / at / "figures")
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
@@ -146,7 +200,9 @@ def _figures(scenario: Scenario, entries: list[Entry], out: Path, ours: str, bas
 def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:
     costed_as = open_run(entries[0].folder).summary["costed_as"]
     note = f"; costed as {costed_as}" if costed_as else ""
-    view = Table(title=f"{title}{note}", title_justify="left", box=None, header_style="bold", padding=(0, 1))
+    view = Table(
+        title=f"{title}{note}", title_justify="left", box=None, header_style="bold", padding=(0, 1)
+    )
     view.add_column("", no_wrap=True)
     for row in table:
         view.add_column(row["method"], justify="right")
@@ -157,18 +213,32 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Tab
     return view
 
 
-def _left_out(table: list[dict[str, Any]], ours: str, baselines: list[str], learned: float) -> list[str]:
+def _left_out(
+    table: list[dict[str, Any]], ours: str, baselines: list[str], learned: float
+) -> list[str]:
     """Which methods are in no reduction, and why."""
     others = [row for row in table if row["method"] != ours]
     strangers = [row["method"] for row in others if row["method"] not in baselines]
-    below = [row["method"] for row in others if row["method"] in baselines and not has_learned(row, learned)]
+    below = [
+        row["method"]
+        for row in others
+        if row["method"] in baselines and not has_learned(row, learned)
+    ]
     said = ((strangers, "no baselines"), (below, f"below accuracy {learned:g}"))
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 
 
 def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) -> Table:
-    view = Table(title=f"{ours} against the best baseline", title_justify="left", box=None, header_style="bold")
-    view.caption, view.caption_justify = f"left out: {'; '.join(left_out)}" if left_out else None, "left"
+    view = Table(
+        title=f"{ours} against the best baseline",
+        title_justify="left",
+        box=None,
+        header_style="bold",
+    )
+    view.caption, view.caption_justify = (
+        f"left out: {'; '.join(left_out)}" if left_out else None,
+        "left",
+    )
     for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():

@@ -8,21 +8,21 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sim.methods.centralised import Centralised
-from sim.methods.fed_async import FedAsync
-from sim.methods.fed_avg import FedAvg
-from sim.methods.fed_mezo import FedMezo
-from sim.methods.fed_mobillm import FedMobiLLM
-from sim.methods.fedbert import FedBert
-from sim.methods.flex_lora import FlexLoRA
-from sim.methods.fwdllm import FwdLLM
-from sim.methods.local_lora import LocalLoRA
-from sim.methods.local_lst import LocalLST
-from sim.methods.mobillm import MobiLLM
-from sim.methods.pae_mobillm import PaeMobiLLM
-from sim.methods.single_side_network import SingleSideNetwork
-from sim.methods.split_fed import SplitFed
-from sim.methods.spry import Spry
+from sim.methods.federated_peft.fed_async import FedAsync
+from sim.methods.federated_peft.fed_avg import FedAvg
+from sim.methods.federated_peft.flex_lora import FlexLoRA
+from sim.methods.forward_only.fed_mezo import FedMezo
+from sim.methods.forward_only.fwdllm import FwdLLM
+from sim.methods.forward_only.spry import Spry
+from sim.methods.on_device.local_lora import LocalLoRA
+from sim.methods.on_device.local_lst import LocalLST
+from sim.methods.side_tuning.centralised import Centralised
+from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+from sim.methods.side_tuning.mobillm import MobiLLM
+from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+from sim.methods.side_tuning.single_side_network import SingleSideNetwork
+from sim.methods.split.fedbert import FedBert
+from sim.methods.split.split_fed import SplitFed
 
 METHODS = (
     FedMobiLLM,
@@ -43,7 +43,8 @@ METHODS = (
 )
 
 AnyMethod = Annotated[
-    functools.reduce(operator.or_, [method.Config for method in METHODS]), Field(discriminator="kind")
+    functools.reduce(operator.or_, [method.Config for method in METHODS]),
+    Field(discriminator="kind"),
 ]
 """The settings of any one method; their `kind` tells them apart."""
 

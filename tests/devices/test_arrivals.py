@@ -29,7 +29,9 @@ def rng(seed: int) -> np.random.Generator:
 
 
 def test_worked_number_of_the_docs():
-    """30 devices with a mean gap of 2 s: the last joins at 60 s on average, standard deviation 2 x sqrt(30) = 10.95."""
+    """30 devices with a mean gap of 2 s: the last joins at 60 s on average, standard deviation 2 x
+    sqrt(30) = 10.95.
+    """
     last_s = np.array([join_poisson(30, 2.0, rng(seed))[-1] for seed in range(2_000)])
     assert last_s.mean() == pytest.approx(60, abs=4 * 10.95 / np.sqrt(2_000))
     assert last_s.std() == pytest.approx(10.95, rel=0.07)
@@ -72,7 +74,10 @@ def test_one_more_device_leaves_the_order_of_the_others_and_the_moments_alone(co
 
 @given(n=st.integers(0, 50), more=st.integers(0, 50), seed=st.integers(0, 100))
 def test_more_samples_leave_the_first_ones_alone(n, more, seed):
-    assert data_poisson(n + more, 3.0, rng(seed))[:n].tolist() == data_poisson(n, 3.0, rng(seed)).tolist()
+    assert (
+        data_poisson(n + more, 3.0, rng(seed))[:n].tolist()
+        == data_poisson(n, 3.0, rng(seed)).tolist()
+    )
 
 
 @given(start_s=st.floats(0, 1e5))
@@ -128,8 +133,13 @@ def test_within_an_hour_times_by_the_hour_are_poisson():
     assert stats.kstest(np.diff(night), "expon", args=(0, 1 / rate)).pvalue > 0.001
 
 
-@given(st.lists(st.floats(0, 5), min_size=24, max_size=24).filter(lambda w: sum(w) > 0.1), st.floats(0, DAY_S))
-def test_moving_to_the_hours_keeps_the_order_and_spends_what_the_profile_allows(weights, starts_at_s):
+@given(
+    st.lists(st.floats(0, 5), min_size=24, max_size=24).filter(lambda w: sum(w) > 0.1),
+    st.floats(0, DAY_S),
+)
+def test_moving_to_the_hours_keeps_the_order_and_spends_what_the_profile_allows(
+    weights, starts_at_s
+):
     steady_s = np.linspace(0, 3 * DAY_S, 200)
     moved_s = by_hour(steady_s, weights, starts_at_s)
     assert (np.diff(moved_s) >= -1e-6).all()
@@ -149,7 +159,9 @@ def test_bursts_come_together_with_exponential_gaps():
     batches = times_s.reshape(-1, 5)
     assert (batches == batches[:, :1]).all()
     assert stats.kstest(np.diff(batches[:, 0], prepend=0), "expon", args=(0, 60.0)).pvalue > 0.001
-    assert data_burst(7, 3, 60.0, rng(2), start_s=9).tolist() == sorted(data_burst(7, 3, 60.0, rng(2), start_s=9))
+    assert data_burst(7, 3, 60.0, rng(2), start_s=9).tolist() == sorted(
+        data_burst(7, 3, 60.0, rng(2), start_s=9)
+    )
     assert len(set(data_burst(7, 3, 60.0, rng(2)))) == 3
     with pytest.raises(ValueError, match="size is 0"):
         data_burst(1, 0, 1.0, rng(0))
@@ -173,7 +185,10 @@ def test_records_are_read_and_drawn(tmp_path):
     assert read_times(path)[""].tolist() == [1.5005]
     path.write_text("device,time_s\nb,3\na,1\nb,2\n")
     records = read_times(path)
-    assert {name: times.tolist() for name, times in records.items()} == {"a": [1.0], "b": [3.0, 2.0]}
+    assert {name: times.tolist() for name, times in records.items()} == {
+        "a": [1.0],
+        "b": [3.0, 2.0],
+    }
     assert {pick(records, rng(seed))[0] for seed in range(20)} == {1.0, 3.0}
 
 

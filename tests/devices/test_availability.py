@@ -1,4 +1,6 @@
-"""Availability: a pure function of time, a rhythm that behaves as the phones did that it was fitted to, traces as recorded."""
+"""Availability: a pure function of time, a rhythm that behaves as the phones did that it was fitted
+to, traces as recorded.
+"""
 
 from csv import DictReader
 from dataclasses import replace
@@ -14,7 +16,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from devices import availability
-from devices.availability import DAY_S, Availability, AvailabilityError, by_rhythm, by_trace, load, never, read_trace
+from devices.availability import (
+    DAY_S,
+    Availability,
+    AvailabilityError,
+    by_rhythm,
+    by_trace,
+    load,
+    never,
+    read_trace,
+)
 from devices.availability_fit import describe, fit, sessions_of, write
 from inputs.files import FileProblem
 
@@ -23,10 +34,16 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "traces"
 
 
 def phone(number: int, seed: int = 0, starts_at_s: float = 0.0, rhythm=FLASH) -> Availability:
-    return by_rhythm(rhythm, lambda part: np.random.default_rng([seed, number, crc32(part.encode())]), starts_at_s)
+    return by_rhythm(
+        rhythm,
+        lambda part: np.random.default_rng([seed, number, crc32(part.encode())]),
+        starts_at_s,
+    )
 
 
-def recorded(who: Availability, length_s: float, origin_s: float = 0.0) -> list[tuple[float, float]]:
+def recorded(
+    who: Availability, length_s: float, origin_s: float = 0.0
+) -> list[tuple[float, float]]:
     """The on intervals of so many seconds, as someone who watches would note them."""
     noted, now_s = [], 0.0
     while now_s < length_s:
@@ -38,7 +55,9 @@ def recorded(who: Availability, length_s: float, origin_s: float = 0.0) -> list[
 
 
 def watched(windows: dict, seed: int = 0, rhythm=FLASH) -> dict:
-    """The sessions of as many phones of the rhythm, each watched through its window (times count from a midnight)."""
+    """The sessions of as many phones of the rhythm, each watched through its window (times count
+    from a midnight).
+    """
     noted = {}
     for number, (device, (start_s, end_s)) in enumerate(windows.items()):
         who = phone(number, seed, start_s % DAY_S, rhythm)
@@ -54,7 +73,9 @@ def watched(windows: dict, seed: int = 0, rhythm=FLASH) -> dict:
 def test_answers_depend_on_the_moment_alone(moments, number):
     asked_in_order, asked_at_random = phone(number), phone(number)
     answers = {t: (asked_in_order.is_on(t), asked_in_order.next_change(t)) for t in sorted(moments)}
-    assert {t: (asked_at_random.is_on(t), asked_at_random.next_change(t)) for t in moments} == answers
+    assert {
+        t: (asked_at_random.is_on(t), asked_at_random.next_change(t)) for t in moments
+    } == answers
     for t in moments:
         fresh = phone(number)
         assert (fresh.next_change(t), fresh.is_on(t)) == answers[t][::-1]
@@ -94,7 +115,9 @@ def _changed(rhythm, **changes):
 
 
 def test_the_rhythm_behaves_as_the_shipped_measurements_say():
-    """1,400 phones through the windows' mean length (4.75 days), against the numbers in the profile's file."""
+    """1,400 phones through the windows' mean length (4.75 days), against the numbers in the
+    profile's file.
+    """
     windows = {str(i): (i % 24 * 3600.0, i % 24 * 3600.0 + 4.75 * DAY_S) for i in range(1_400)}
     seen, meant = describe(watched(windows), windows), FLASH.observed
     assert np.abs(np.subtract(seen["share_by_hour"], meant["share_by_hour"])).max() < 0.025
@@ -112,17 +135,24 @@ def trace() -> tuple[dict, dict]:
     if not SHARED.is_dir():
         pytest.skip("the measured traces are not beside this checkout")
     with (SHARED / "availability_flash1000_devices.csv").open() as file:
-        windows = {r["device"]: (float(r["trace_start_s"]), float(r["trace_end_s"])) for r in DictReader(file)}
+        windows = {
+            r["device"]: (float(r["trace_start_s"]), float(r["trace_end_s"]))
+            for r in DictReader(file)
+        }
     intervals: dict = {}
     with (SHARED / "availability_flash1000_intervals.csv").open() as file:
         for r in DictReader(file):
-            intervals.setdefault(r["device"], []).append((float(r["ready_start_s"]), float(r["ready_end_s"])))
+            intervals.setdefault(r["device"], []).append(
+                (float(r["ready_start_s"]), float(r["ready_end_s"]))
+            )
     return intervals, windows
 
 
 def distance(one: dict, other: dict) -> float:
     """The Kolmogorov-Smirnov distance of two populations' session lengths."""
-    return stats.ks_2samp(*([b - a for mine in x.values() for a, b in mine] for x in (one, other))).statistic
+    return stats.ks_2samp(
+        *([b - a for mine in x.values() for a, b in mine] for x in (one, other))
+    ).statistic
 
 
 def test_the_rhythm_is_no_further_from_the_trace_than_half_of_its_phones_from_the_other(trace):
@@ -138,7 +168,9 @@ def test_the_rhythm_is_no_further_from_the_trace_than_half_of_its_phones_from_th
         profiles = [describe(s, w)["share_by_hour"] for s, w in zip(both, halves, strict=True)]
         hours.append(np.abs(np.subtract(*profiles)).max())
     ours = watched(windows)
-    profile = np.subtract(describe(ours, windows)["share_by_hour"], describe(measured, windows)["share_by_hour"])
+    profile = np.subtract(
+        describe(ours, windows)["share_by_hour"], describe(measured, windows)["share_by_hour"]
+    )
     assert distance(measured, ours) < np.quantile(lengths, 0.95) < 0.06
     assert np.abs(profile).max() < np.quantile(hours, 0.95) < 0.04
 
@@ -150,7 +182,9 @@ def test_the_shipped_parameters_are_those_of_the_fit(trace, tmp_path):
 
 
 def foretold_by_half(intervals, windows):
-    """How far a rhythm fitted to half of the phones is off the other half, and the shares by hour of both."""
+    """How far a rhythm fitted to half of the phones is off the other half, and the shares by hour
+    of both.
+    """
     order = np.random.default_rng(1).permutation(list(windows))
     known, held_out = ({d: windows[d] for d in half} for half in np.array_split(order, 2))
     theirs = sessions_of(intervals, held_out)
@@ -166,11 +200,15 @@ def test_a_rhythm_fitted_to_half_of_the_phones_foretells_the_other_half(trace):
 
 
 def test_a_rhythm_fitted_to_half_of_the_phones_that_are_shipped_foretells_the_other_half():
-    """100 phones and when they charged (charging.csv says from where); eight splits of them differ by 0.04 to 0.11."""
+    """100 phones and when they charged (charging.csv says from where); eight splits of them differ
+    by 0.04 to 0.11.
+    """
     path = Path(__file__).parent / "charging.csv"
     rows: dict = {}
     for row in DictReader(line for line in path.open(encoding="utf-8") if not line.startswith("#")):
-        rows.setdefault(row["device"], []).append((float(row["ready_start_s"]), float(row["ready_end_s"])))
+        rows.setdefault(row["device"], []).append(
+            (float(row["ready_start_s"]), float(row["ready_end_s"]))
+        )
     assert len(rows) == 100 and read_trace(path).devices.keys() == rows.keys()
     windows = {device: (mine[0][0], mine[-1][1]) for device, mine in rows.items()}
     intervals = {device: [(a, b) for a, b in mine if b > a] for device, mine in rows.items()}
@@ -205,7 +243,9 @@ CSV = "device,ready_start_s,ready_end_s\n"
 
 
 def test_the_worked_trace_of_the_docs(tmp_path):
-    """On from 22 to 6 h in the file's first night and from 23 to 7 h in the second: 16 of 48 hours."""
+    """On from 22 to 6 h in the file's first night and from 23 to 7 h in the second: 16 of 48
+    hours.
+    """
     path = tmp_path / "mine.csv"
     path.write_text(CSV + "a,79200,108000\na,169200,198000\n")
     one = read_trace(path, 3 * DAY_S)
@@ -217,7 +257,11 @@ def test_the_worked_trace_of_the_docs(tmp_path):
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(1, 50), min_size=2, max_size=20), st.integers(0, 2_000), st.integers(1, 100))
+@given(
+    st.lists(st.integers(1, 50), min_size=2, max_size=20),
+    st.integers(0, 2_000),
+    st.integers(1, 100),
+)
 def test_a_trace_is_what_was_recorded_over_and_over(steps, at, shift):
     edges = np.cumsum(steps).tolist()
     intervals = list(pairwise(edges))[::2]
@@ -281,7 +325,10 @@ def test_a_trace_is_read_in_the_units_that_it_names(text, tmp_path):
         (CSV + "a,1,2\n ,1,2\n", "line 3, column 'device': a device is missing"),
         ("device,ready_start,ready_end\na,1,2\n", "'ready_start': in which unit"),
         ("device,ready_start,ready_end\na,10:00:00,11:00:00\n", "does not say of which day"),
-        ("device,ready_start_s,ready_end_s\na,1772445600000,1772445660000\n", "no time in s, but one in ms"),
+        (
+            "device,ready_start_s,ready_end_s\na,1772445600000,1772445660000\n",
+            "no time in s, but one in ms",
+        ),
     ],
 )
 def test_what_is_no_trace_is_refused(text, says, tmp_path):
@@ -326,13 +373,18 @@ def test_profiles_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(AvailabilityError, match="never_ready from 0 to 1"):
         _changed(FLASH, never_ready=2.0)
     short = FLASH.kinds["short"]
-    for change, says in (({"start_weight": (1.0,)}, "1 values, not 24"), ({"per_day": -1.0}, "finite")):
+    for change, says in (
+        ({"start_weight": (1.0,)}, "1 values, not 24"),
+        ({"per_day": -1.0}, "finite"),
+    ):
         with pytest.raises(AvailabilityError, match=says):
             _changed(FLASH, kinds={"short": availability.Sessions(**{**vars(short), **change})})
 
 
 def test_nobody_is_off_for_less_than_the_rhythms_least():
-    """Phones of a rhythm that sends them on and off all day, so that most draws would come too soon."""
+    """Phones of a rhythm that sends them on and off all day, so that most draws would come too
+    soon.
+    """
     often = {name: replace(kind, per_day=40 * kind.per_day) for name, kind in FLASH.kinds.items()}
     busy, gaps_s = replace(FLASH, kinds=often, never_ready=0.0), []
     for number in range(30):

@@ -17,19 +17,29 @@ CHARGERS = st.tuples(HOURS, HOURS, HOURS, st.floats(0, 20)).filter(lambda x: x[0
 CHARGERS = CHARGERS.map(lambda x: Charger(x[3], x[0], x[1], x[2]))
 
 
-def brute(battery: Battery, charge_j: float, start_s: float, end_s: float, drain_w: float, step_s: float) -> np.ndarray:
+def brute(
+    battery: Battery, charge_j: float, start_s: float, end_s: float, drain_w: float, step_s: float
+) -> np.ndarray:
     """Charge at each step, by Euler's method."""
     charges = [charge_j]
     for middle_s in np.arange(start_s, end_s, step_s) + step_s / 2:
         c = battery.charger
         clock_s = (middle_s + c.start_s) % DAY_S
-        is_in = c.from_s <= clock_s < c.until_s if c.from_s < c.until_s else not c.until_s <= clock_s < c.from_s
-        charges.append(min(battery.capacity_j, max(0.0, charges[-1] + (is_in * c.watts - drain_w) * step_s)))
+        is_in = (
+            c.from_s <= clock_s < c.until_s
+            if c.from_s < c.until_s
+            else not c.until_s <= clock_s < c.from_s
+        )
+        charges.append(
+            min(battery.capacity_j, max(0.0, charges[-1] + (is_in * c.watts - drain_w) * step_s))
+        )
     return np.array(charges)
 
 
 def test_worked_number_of_the_docs():
-    """A flagship at 80 % that computes has 2 h 12.5 min until 20 %; plugged in, it is at half again after 32.8 minutes."""
+    """A flagship at 80 % that computes has 2 h 12.5 min until 20 %; plugged in, it is at half again
+    after 32.8 minutes.
+    """
     phone = profile.load("phone-2024-flagship")
     power = phone.engine("simple").power
     capacity_j = phone.battery_wh * JOULES_PER_WH
@@ -49,11 +59,17 @@ def test_worked_number_of_the_docs():
     start=st.integers(0, 47),
     hours=st.integers(0, 60),
 )
-def test_charge_is_the_integral_of_power_between_empty_and_full(charger, charge, drain_w, start, hours):
+def test_charge_is_the_integral_of_power_between_empty_and_full(
+    charger, charge, drain_w, start, hours
+):
     battery = Battery(60_000.0, charger)
     start_s, end_s = start * HOUR_S / 2, (start / 2 + hours) * HOUR_S
-    stepped = brute(battery, charge * 60_000, start_s, end_s, drain_w, 900.0)[-1]  # changes fall on quarters of an hour
-    assert battery.after(charge * 60_000, start_s, end_s, drain_w) == pytest.approx(stepped, abs=1e-6)
+    stepped = brute(battery, charge * 60_000, start_s, end_s, drain_w, 900.0)[
+        -1
+    ]  # changes fall on quarters of an hour
+    assert battery.after(charge * 60_000, start_s, end_s, drain_w) == pytest.approx(
+        stepped, abs=1e-6
+    )
 
 
 @settings(deadline=None)
@@ -64,32 +80,51 @@ def test_charge_is_the_integral_of_power_between_empty_and_full(charger, charge,
     drain_w=st.floats(0, 8),
     start=st.floats(0, 1e5),
 )
-def test_the_crossing_is_where_the_charge_first_has_the_level(charger, charge, level, drain_w, start):
+def test_the_crossing_is_where_the_charge_first_has_the_level(
+    charger, charge, level, drain_w, start
+):
     battery = Battery(60_000.0, charger)
     level_j, charge_j = level * 60_000, charge * 60_000
     seconds = battery.seconds_until(level_j, charge_j, start, drain_w)
     side = np.sign(charge_j - level_j)
     looks_s = np.linspace(0, min(seconds, 3 * DAY_S), 40, endpoint=False)[1:]
-    assert all((battery.after(charge_j, start, start + s, drain_w) - level_j) * side >= -1e-3 for s in looks_s)
+    assert all(
+        (battery.after(charge_j, start, start + s, drain_w) - level_j) * side >= -1e-3
+        for s in looks_s
+    )
     if math.isfinite(seconds):
-        assert battery.after(charge_j, start, start + seconds, drain_w) == pytest.approx(level_j, abs=1e-2)
-    assert battery.seconds_until(level_j, charge_j, start, drain_w, within_s=seconds / 2) in (seconds, math.inf)
+        assert battery.after(charge_j, start, start + seconds, drain_w) == pytest.approx(
+            level_j, abs=1e-2
+        )
+    assert battery.seconds_until(level_j, charge_j, start, drain_w, within_s=seconds / 2) in (
+        seconds,
+        math.inf,
+    )
 
 
 def test_a_night_fills_a_phone_and_a_charger_that_is_too_weak_never_does():
     battery = Battery(60_000.0, NIGHTLY)
     assert battery.after(30_000.0, 0.0, 12 * HOUR_S, 0.5) == 60_000.0  # 18:00 to 06:00
-    assert battery.after(30_000.0, 0.0, 4 * HOUR_S, 0.5) == 30_000.0 - 0.5 * 4 * HOUR_S  # until it is plugged in
+    assert (
+        battery.after(30_000.0, 0.0, 4 * HOUR_S, 0.5) == 30_000.0 - 0.5 * 4 * HOUR_S
+    )  # until it is plugged in
     weak = Battery(60_000.0, Charger(1.0, 0.0, HOUR_S))
     assert weak.seconds_until(50_000.0, 30_000.0, 0.0, 0.5) == math.inf
     slow = Battery(60_000.0, Charger(1.0, 0.0, 11 * HOUR_S))
-    assert 1 * DAY_S < slow.seconds_until(58_000.0, 30_000.0, 0.0, 0.4) < 2 * DAY_S  # a little more every day
+    assert (
+        1 * DAY_S < slow.seconds_until(58_000.0, 30_000.0, 0.0, 0.4) < 2 * DAY_S
+    )  # a little more every day
     assert TopUp(0.5, 0.1, 2.0).seconds(1.0, 0.5) == math.inf
     assert TopUp(0.5, 0.1, 1.0).seconds(1.0, 0.5) == 0.0
 
 
 @settings(deadline=None)
-@given(charge=st.floats(0, 1), seconds=st.integers(0, 3000), drain_w=st.floats(0, 12), is_plugged=st.booleans())
+@given(
+    charge=st.floats(0, 1),
+    seconds=st.integers(0, 3000),
+    drain_w=st.floats(0, 12),
+    is_plugged=st.booleans(),
+)
 def test_topping_up_is_what_stepping_through_it_gives(charge, seconds, drain_w, is_plugged):
     """1,000 J, plugged in from 200 J to 500 J by 10 W, in steps of half a second."""
     top_up, charge_j, plugged = TopUp(10.0, 200.0, 500.0), 1000 * charge, is_plugged
@@ -103,7 +138,11 @@ def test_topping_up_is_what_stepping_through_it_gives(charge, seconds, drain_w, 
 
 
 @settings(deadline=None)
-@given(parts=st.lists(st.floats(0, 500), min_size=1, max_size=8), charge=st.floats(0, 1000), drain_w=st.floats(0.1, 12))
+@given(
+    parts=st.lists(st.floats(0, 500), min_size=1, max_size=8),
+    charge=st.floats(0, 1000),
+    drain_w=st.floats(0.1, 12),
+)
 def test_looking_in_between_changes_nothing(parts, charge, drain_w):
     top_up, state = TopUp(10.0, 200.0, 500.0), (charge, False)
     for seconds in parts:

@@ -19,7 +19,9 @@ def test_worked_number_of_the_docs():
     """RoBERTa-base, one batch of 8 x 128 tokens on a TX2: 5 ms + 502.5 ms + 10.4 ms."""
     by_hand_s = 0.005 + 178.4e9 / 355e9 + 340e6 / 32.84e9
     assert by_hand_s == pytest.approx(0.5179, abs=5e-5)
-    assert compute.seconds(TX2, "simple", flop=178.4e9, bytes_moved=340e6) == pytest.approx(0.5179, abs=5e-5)
+    assert compute.seconds(TX2, "simple", flop=178.4e9, bytes_moved=340e6) == pytest.approx(
+        0.5179, abs=5e-5
+    )
 
 
 def test_no_work_costs_the_overhead():
@@ -76,7 +78,9 @@ def test_the_model_without_generator_or_with_jitter_off_is_the_formula():
     rng = np.random.default_rng(0)
     assert ComputeModel(TX2, "simple").seconds(1e12, 1e9) == nominal_s
     assert ComputeModel(TX2, "simple", rng, jitter=False).seconds(1e12, 1e9) == nominal_s
-    assert rng.random() == np.random.default_rng(0).random(), "a model without jitter must not touch the stream"
+    assert rng.random() == np.random.default_rng(0).random(), (
+        "a model without jitter must not touch the stream"
+    )
 
 
 def test_same_stream_same_times():

@@ -1,4 +1,6 @@
-"""docs/devices.md and the README say what the profiles say; `python tests/devices/test_docs.py` writes the tables anew."""
+"""docs/devices.md and the README say what the profiles say; `python tests/devices/test_docs.py`
+writes the tables anew.
+"""
 
 import statistics
 from collections import Counter
@@ -25,7 +27,9 @@ def devices_table() -> str:
         memory = f"{p.memory_bytes / 2**30:.1f} | {p.memory_bandwidth_bytes_per_s / 1e9:.1f}"
         rows.append(f"| `{p.name}` | {p.kind} | {memory} | {radio} | {p.jitter_cv:g} |")
     return table(
-        "| profile | kind | RAM, GiB | achieved bandwidth, GB/s | uplink / downlink / idle, W | jitter CV |", *rows
+        "| profile | kind | RAM, GiB | achieved bandwidth, GB/s | uplink / downlink / idle, W | "
+        "jitter CV |",
+        *rows,
     )
 
 
@@ -38,12 +42,18 @@ def engines_table() -> str:
             speed = f"{e.flop_per_s / 1e12:.3g} | {1e3 * e.overhead_s:.3g}"
             mode = f", {e.power_mode}" if e.power_mode else ""
             path = f"{e.description}; {e.precision}{mode}"
-            rows.append(f"| `{p.name}` | `{e.name}` | {path} | {speed} | {e.power.compute_w:g}, {basis} |")
+            rows.append(
+                f"| `{p.name}` | `{e.name}` | {path} | {speed} | {e.power.compute_w:g}, {basis} |"
+            )
     return table("| profile | engine | path | TFLOP/s | overhead, ms | power, W |", *rows)
 
 
 def measured() -> list[tuple[profile.DeviceProfile, profile.Measurement, float]]:
-    return [(p, m, compute.seconds(p, m.engine, m.flop, m.bytes_moved)) for p in PROFILES for m in p.measurements]
+    return [
+        (p, m, compute.seconds(p, m.engine, m.flop, m.bytes_moved))
+        for p in PROFILES
+        for m in p.measurements
+    ]
 
 
 def rows_table() -> str:
@@ -51,8 +61,13 @@ def rows_table() -> str:
     for p, m, s in measured():
         error = f"{s / m.seconds - 1:+.1%}".replace("-0.0%", "+0.0%")
         use = "fitted" if m.fitted else "held out"
-        rows.append(f"| `{p.name}` | `{m.engine}` | {m.workload} | {m.seconds:.3g} | {s:.3g} | {error} | {use} |")
-    return table("| profile | engine | workload | published, s | modelled, s | error | row |", *rows)
+        rows.append(
+            f"| `{p.name}` | `{m.engine}` | {m.workload} | {m.seconds:.3g} | {s:.3g} | {error} | "
+            f"{use} |"
+        )
+    return table(
+        "| profile | engine | workload | published, s | modelled, s | error | row |", *rows
+    )
 
 
 def errors_sentence() -> str:
@@ -66,7 +81,8 @@ def errors_sentence() -> str:
     every = [abs(s / m.seconds - 1) for _, m, s in measured()]
     return (
         f"The median error is {statistics.median(every):.0%} over all {len(every)} rows; "
-        f"{median(lambda _, m: not m.fitted)} held out, {median(shared)} fitted ones that share an engine, "
+        f"{median(lambda _, m: not m.fitted)} held out, {median(shared)} fitted ones that share an "
+        "engine, "
         f"and nothing, by construction, where one row gave an engine its rate."
     )
 
@@ -74,8 +90,10 @@ def errors_sentence() -> str:
 def bases_sentence() -> str:
     n = Counter(origin.basis for p in PROFILES for origin in p.provenance.values())
     return (
-        f"Of the {n.total()} numbers in the device profiles, {n['measured']} are measured, {n['published']} published, "
-        f"{n['derived']} derived, {n['data-sheet']} from data sheets, {n['recalled']} recalled and {n['estimated']} estimated."
+        f"Of the {n.total()} numbers in the device profiles, {n['measured']} are measured, "
+        f"{n['published']} published, "
+        f"{n['derived']} derived, {n['data-sheet']} from data sheets, {n['recalled']} recalled and "
+        f"{n['estimated']} estimated."
     )
 
 
@@ -98,11 +116,17 @@ def test_the_docs_say_how_far_the_model_is_off():
 
 
 def write_tables() -> None:
-    """Put the tables of now in the place of those that begin with the same header; the sentences are written by hand."""
+    """Put the tables of now in the place of those that begin with the same header; the sentences
+    are written by hand.
+    """
     lines = DOCS.read_text().splitlines()
     for made in (devices_table(), engines_table(), rows_table()):
         first = lines.index(made.partition("\n")[0])
-        last = next(i for i in range(first, len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
+        last = next(
+            i
+            for i in range(first, len(lines) + 1)
+            if i == len(lines) or not lines[i].startswith("|")
+        )
         lines[first:last] = made.splitlines()
     DOCS.write_text("\n".join(lines) + "\n")
 

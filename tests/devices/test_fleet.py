@@ -20,12 +20,16 @@ def rng_of(member_id: str) -> np.random.Generator:
 
 mixes = st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 10), min_size=1, max_size=4)
 choices = st.one_of(st.sampled_from("abcdef"), mixes)
-groups = st.builds(Group, count=st.integers(0, 4), device=choices, backbone=choices, link=choices, cell=choices)
+groups = st.builds(
+    Group, count=st.integers(0, 4), device=choices, backbone=choices, link=choices, cell=choices
+)
 
 
 def test_single_values_pass_through():
     group = Group(2, "jetson-tx2", "minilm-l2", "lte", "cell-1", memory_bytes=4, name="boards")
-    expected = Member("device-0000", "jetson-tx2", "simple", "minilm-l2", "lte", "cell-1", 4, "boards")
+    expected = Member(
+        "device-0000", "jetson-tx2", "simple", "minilm-l2", "lte", "cell-1", 4, "boards"
+    )
     assert draw([group], rng_of) == [expected, replace(expected, id="device-0001")]
 
 
@@ -39,7 +43,9 @@ def test_ids_run_through_all_groups_and_unnamed_groups_get_a_name():
 
 
 def test_mixes_come_out_in_proportion():
-    members = draw([Group(4_000, MIX, {"small": 0.7, "large": 0.3}, link={"lte": 1, "wifi": 1})], rng_of)
+    members = draw(
+        [Group(4_000, MIX, {"small": 0.7, "large": 0.3}, link={"lte": 1, "wifi": 1})], rng_of
+    )
     for attribute, mix in (
         ("device", MIX),
         ("backbone", {"small": 0.7, "large": 0.3}),
@@ -83,7 +89,9 @@ def test_turning_one_field_into_a_mix_leaves_the_other_fields_alone(group, mix):
 def test_only_the_ratio_of_weights_counts(group, factor):
     mix = {"a": 1.0, "b": 2.0}
     scaled = {value: weight * factor for value, weight in mix.items()}
-    assert draw([replace(group, device=mix)], rng_of) == draw([replace(group, device=scaled)], rng_of)
+    assert draw([replace(group, device=mix)], rng_of) == draw(
+        [replace(group, device=scaled)], rng_of
+    )
 
 
 @pytest.mark.parametrize("mix", [{}, {"a": 0}, {"a": -1, "b": 2}, {"a": float("nan")}])

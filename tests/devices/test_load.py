@@ -1,4 +1,6 @@
-"""Background load: a pure function of time with the shares that were asked for, and exact integrals over it."""
+"""Background load: a pure function of time with the shares that were asked for, and exact integrals
+over it.
+"""
 
 import numpy as np
 import pytest
@@ -27,16 +29,22 @@ def test_the_factor_at_a_time_does_not_depend_on_what_was_asked_before(seed, tim
 
 
 def test_shares_and_lengths_are_those_asked_for():
-    """15 % of 2,000 devices are busy at any moment, also at the first, with 0.5 to 0.9 of their speed left."""
+    """15 % of 2,000 devices are busy at any moment, also at the first, with 0.5 to 0.9 of their
+    speed left.
+    """
     devices = [load(seed) for seed in range(2000)]
     for at_s in (0.0, 1000.0, 4000.0):
         factors = np.array([device.at(at_s) for device in devices])
-        busy = factors < 0.85  # of busy ones, uniform on 0.5 to 0.9, an eighth lies above; of quiet ones 0.06 % below
+        busy = (
+            factors < 0.85
+        )  # of busy ones, uniform on 0.5 to 0.9, an eighth lies above; of quiet ones 0.06 % below
         assert busy.mean() == pytest.approx(0.15 * 0.875, abs=0.025)
         assert factors.min() >= 0.5
         assert np.exp(np.log(factors[factors > 0.9]).mean()) == pytest.approx(1.0, abs=0.01)
     spells = load(1, sigma=0.0)
-    ends, values = zip(*(spell for spell, _ in zip(_ends(spells), range(4000), strict=False)), strict=True)
+    ends, values = zip(
+        *(spell for spell, _ in zip(_ends(spells), range(4000), strict=False)), strict=True
+    )
     lengths, quiet = np.diff((0.0, *ends)), np.array(values) == 1.0
     assert (quiet[1:] != quiet[:-1]).all()
     assert lengths[quiet].mean() == pytest.approx(340, rel=0.07)
@@ -57,14 +65,18 @@ def test_what_is_left_of_a_busy_device_does_not_shift_the_spells():
 
 
 @settings(deadline=None)
-@given(seed=SEEDS, start_s=st.floats(0, 1000), nominal_s=st.floats(0.01, 2000), heat=st.floats(0, 1))
+@given(
+    seed=SEEDS, start_s=st.floats(0, 1000), nominal_s=st.floats(0.01, 2000), heat=st.floats(0, 1)
+)
 def test_work_takes_the_time_whose_integral_it_is(seed, start_s, nominal_s, heat):
     spells = load(seed)
     seconds = work_seconds(PHONE, spells, heat, start_s, nominal_s)
     assert work_done_s(PHONE, spells, heat, start_s, seconds) == pytest.approx(nominal_s, rel=1e-9)
     part_s = seconds / 3
     first = work_done_s(PHONE, spells, heat, start_s, part_s)
-    rest_s = work_seconds(PHONE, spells, PHONE.after_work(heat, part_s), start_s + part_s, nominal_s - first)
+    rest_s = work_seconds(
+        PHONE, spells, PHONE.after_work(heat, part_s), start_s + part_s, nominal_s - first
+    )
     assert part_s + rest_s == pytest.approx(seconds, rel=1e-9)
 
 
@@ -83,6 +95,8 @@ def test_without_load_and_throttle_work_takes_its_nominal_time():
 
 
 def test_worked_number_of_the_docs():
-    """Ten minutes' work on a device whose load has its default settings takes 10.5 minutes on average."""
+    """Ten minutes' work on a device whose load has its default settings takes 10.5 minutes on
+    average.
+    """
     minutes = [work_seconds(NEVER, load(seed), 0.0, 0.0, 600.0) / 60 for seed in range(1000)]
     assert np.mean(minutes) == pytest.approx(10.5, abs=0.1)

@@ -11,7 +11,9 @@ NEEDS = [("opt-125m", 1 * GIB), ("opt-1.3b", 6 * GIB), ("opt-350m", 2 * GIB)]
 
 
 def test_worked_number_of_the_docs():
-    """RoBERTa-base fp32 with full fine-tuning: weights 498 MB, AdamW and gradients 3 x 498 MB, activations 600 MB."""
+    """RoBERTa-base fp32 with full fine-tuning: weights 498 MB, AdamW and gradients 3 x 498 MB,
+    activations 600 MB.
+    """
     assert needed_bytes(498_000_000, 3 * 498_000_000, 600_000_000) == 2_592_000_000
     assert shortage_bytes(2 * 10**9, 2_592_000_000) == 592_000_000
 
@@ -21,7 +23,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
     assert shortage.short_bytes == 2 * GIB
     assert shortage.fitting == ("opt-350m", "opt-125m")
     assert str(shortage) == (
-        "opt-1.3b needs 6.00 GiB but the device has 4.00 GiB: 2.00 GiB short; would fit: opt-350m, opt-125m"
+        "opt-1.3b needs 6.00 GiB but the device has 4.00 GiB: 2.00 GiB short; would fit: opt-350m, "
+        "opt-125m"
     )
 
 
@@ -43,7 +46,9 @@ def test_mistakes_are_named():
 
 @pytest.mark.thorough
 @given(
-    needs=st.dictionaries(st.text(min_size=1, max_size=5), st.integers(0, 10**12), min_size=1, max_size=6),
+    needs=st.dictionaries(
+        st.text(min_size=1, max_size=5), st.integers(0, 10**12), min_size=1, max_size=6
+    ),
     memory=st.integers(0, 10**12),
     pick=st.integers(0, 5),
 )

@@ -1,4 +1,6 @@
-"""Memory that comes and goes: the first shortage and the next fit are where a scan of the spells finds them."""
+"""Memory that comes and goes: the first shortage and the next fit are where a scan of the spells
+finds them.
+"""
 
 import math
 from itertools import takewhile
@@ -18,14 +20,25 @@ def taken(seed: int, **settings):
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 999), needed=st.floats(0.35, 0.75), start_s=st.floats(0, 3000), seconds=st.floats(0.1, 3000))
+@given(
+    seed=st.integers(0, 999),
+    needed=st.floats(0.35, 0.75),
+    start_s=st.floats(0, 3000),
+    seconds=st.floats(0.1, 3000),
+)
 def test_the_first_shortage_and_the_next_fit_are_those_of_a_scan(seed, needed, start_s, seconds):
     shares = taken(seed)
     spells = list(takewhile(lambda spell: spell[1] < 60_000, shares.from_(0.0)))
     begins_s = [0.0, *(end_s for _, end_s in spells[:-1])]
     fits = [needed * 8 * GIB <= 8 * GIB * (1 - share) for share, _ in spells]
-    later = [(b, end_s, ok) for b, (_, end_s), ok in zip(begins_s, spells, fits, strict=True) if end_s > start_s]
-    shortages = [max(b, start_s) for b, _, ok in later if not ok and max(b, start_s) < start_s + seconds]
+    later = [
+        (b, end_s, ok)
+        for b, (_, end_s), ok in zip(begins_s, spells, fits, strict=True)
+        if end_s > start_s
+    ]
+    shortages = [
+        max(b, start_s) for b, _, ok in later if not ok and max(b, start_s) < start_s + seconds
+    ]
     assert shortage_at_s(shares, 8 * GIB, needed * 8 * GIB, start_s, start_s + seconds) == min(
         shortages, default=math.inf
     )
@@ -45,9 +58,13 @@ def test_shares_lie_where_they_should_and_change_as_often_as_they_should():
 
 
 def test_worked_number_of_the_docs():
-    """Of 8 GiB, 4.4 GiB are free half of the time; ten minutes' work with that peak survives in 18 cases of 100."""
+    """Of 8 GiB, 4.4 GiB are free half of the time; ten minutes' work with that peak survives in 18
+    cases of 100.
+    """
     seeds, needed = range(1000), 4.4 * GIB
     fits = [shortage_at_s(taken(seed), 8 * GIB, needed, 500.0, 500.1) == math.inf for seed in seeds]
-    lives = [shortage_at_s(taken(seed), 8 * GIB, needed, 500.0, 1100.0) == math.inf for seed in seeds]
+    lives = [
+        shortage_at_s(taken(seed), 8 * GIB, needed, 500.0, 1100.0) == math.inf for seed in seeds
+    ]
     assert np.mean(fits) == pytest.approx(0.5, abs=0.05)
     assert np.mean(lives) == pytest.approx(0.5 * math.exp(-2 * 0.5), abs=0.04)

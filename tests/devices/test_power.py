@@ -9,9 +9,12 @@ from devices import profile
 from devices.power import STATES, energy_j, joules, power_at_w, watts
 
 TX2 = profile.load("jetson-tx2").engine("simple").power
-TIMES = st.integers(0, 40).map(lambda k: k / 4)  # quarters of a second, so that a sum over a fine grid is exact
+TIMES = st.integers(0, 40).map(
+    lambda k: k / 4
+)  # quarters of a second, so that a sum over a fine grid is exact
 SPANS = st.lists(
-    st.tuples(st.sampled_from(STATES), TIMES, TIMES).map(lambda s: (s[0], min(s[1:]), max(s[1:]))), max_size=8
+    st.tuples(st.sampled_from(STATES), TIMES, TIMES).map(lambda s: (s[0], min(s[1:]), max(s[1:]))),
+    max_size=8,
 )
 
 
@@ -19,7 +22,9 @@ def test_worked_number_of_the_docs():
     """A TX2 that computes for 10 s, sends for 5 s and then waits 5 s: 120 + 20 + 10 J."""
     spans = [("compute", 0.0, 10.0), ("uplink", 10.0, 15.0)]
     assert energy_j(TX2, spans, 0.0, 20.0) == pytest.approx(150.0)
-    assert joules(TX2, "compute", 10) + joules(TX2, "uplink", 5) + joules(TX2, "idle", 5) == pytest.approx(150.0)
+    assert joules(TX2, "compute", 10) + joules(TX2, "uplink", 5) + joules(
+        TX2, "idle", 5
+    ) == pytest.approx(150.0)
 
 
 def test_a_state_alone_draws_its_own_power_and_overlap_adds_what_is_above_idle():
@@ -30,7 +35,9 @@ def test_a_state_alone_draws_its_own_power_and_overlap_adds_what_is_above_idle()
 @given(spans=SPANS, window=st.tuples(TIMES, TIMES))
 def test_joules_are_the_integral_of_power(spans, window):
     start_s, end_s = min(window), max(window)
-    step_s = 1 / 8  # finer than any change of state, sampled in the middle: the Riemann sum is the integral
+    step_s = (
+        1 / 8
+    )  # finer than any change of state, sampled in the middle: the Riemann sum is the integral
     middles_s = np.arange(start_s, end_s, step_s) + step_s / 2
     integral_j = sum(power_at_w(TX2, spans, t) * step_s for t in middles_s)
     assert energy_j(TX2, spans, start_s, end_s) == pytest.approx(integral_j, abs=1e-9)
@@ -39,7 +46,9 @@ def test_joules_are_the_integral_of_power(spans, window):
 @given(spans=SPANS, cuts=st.lists(TIMES, min_size=3, max_size=3).map(sorted))
 def test_energy_is_conserved_over_a_cut(spans, cuts):
     a, b, c = cuts
-    assert energy_j(TX2, spans, a, b) + energy_j(TX2, spans, b, c) == pytest.approx(energy_j(TX2, spans, a, c))
+    assert energy_j(TX2, spans, a, b) + energy_j(TX2, spans, b, c) == pytest.approx(
+        energy_j(TX2, spans, a, c)
+    )
 
 
 def test_mistakes_are_named():
@@ -56,4 +65,6 @@ def test_mistakes_are_named():
 def test_uplink_power_of_a_phone_is_the_published_fit_at_20_mbit_s():
     phone = profile.load("phone-2024-flagship").engine("simple").power
     whole_phone_with_screen_w, base_with_screen_w = (2926 + 76.7 * 20) / 1000, 2.33
-    assert phone.uplink_w - phone.idle_w == pytest.approx(whole_phone_with_screen_w - base_with_screen_w, abs=1e-3)
+    assert phone.uplink_w - phone.idle_w == pytest.approx(
+        whole_phone_with_screen_w - base_with_screen_w, abs=1e-3
+    )

@@ -1,4 +1,6 @@
-"""Profiles: every shipped number has a source, measured rows come out again, mistakes give a clear message."""
+"""Profiles: every shipped number has a source, measured rows come out again, mistakes give a clear
+message.
+"""
 
 import copy
 import functools
@@ -39,7 +41,9 @@ def raw(name: str) -> dict:
 
 
 def numbers_in(node, where=""):
-    """Dotted keys of every bare number and every sourced number of a profile, measurements aside."""
+    """Dotted keys of every bare number and every sourced number of a profile, measurements
+    aside.
+    """
     if isinstance(node, dict) and "value" in node:
         yield where
     elif isinstance(node, dict):
@@ -61,9 +65,16 @@ def test_every_number_of_a_shipped_profile_names_its_source(name):
     assert loaded.name == name
     assert set(numbers_in(raw(name))) == set(loaded.provenance)
     for origin in loaded.provenance.values():
-        assert origin.source and origin.conditions and (origin.date or origin.version) and origin.basis in profile.BASES
+        assert (
+            origin.source
+            and origin.conditions
+            and (origin.date or origin.version)
+            and origin.basis in profile.BASES
+        )
     for engine in loaded.engines.values():
-        assert engine.power.idle_w <= min(engine.power.uplink_w, engine.power.downlink_w, engine.power.compute_w)
+        assert engine.power.idle_w <= min(
+            engine.power.uplink_w, engine.power.downlink_w, engine.power.compute_w
+        )
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -73,7 +84,9 @@ def test_a_number_called_derived_or_measured_does_not_rest_on_an_estimate_of_our
             assert origin.basis in ("estimated", "recalled"), key
 
 
-NO_MEASUREMENT = re.compile(r"proxy|\bcap\b|constant|data sheet|assumed|another (phone|board|card)|scaled")
+NO_MEASUREMENT = re.compile(
+    r"proxy|\bcap\b|constant|data sheet|assumed|another (phone|board|card)|scaled"
+)
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -105,7 +118,9 @@ def test_an_engine_reproduces_the_rows_that_gave_it_its_rate(name):
 
 
 def test_the_median_error_over_all_published_rows_is_within_the_bar():
-    errors = [abs(off(name, row)) for name in profile.names() for row in profile.load(name).measurements]
+    errors = [
+        abs(off(name, row)) for name in profile.names() for row in profile.load(name).measurements
+    ]
     assert len(errors) > 140
     assert statistics.median(errors) < BAR
 
@@ -125,11 +140,15 @@ def test_the_median_error_over_all_published_rows_is_within_the_bar():
     ],
 )
 def test_published_timings_come_out(name, engine, flop, bytes_moved, seconds):
-    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(seconds, rel=0.01)
+    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(
+        seconds, rel=0.01
+    )
 
 
 def test_a_quarter_of_the_sequence_is_about_a_quarter_of_the_time_on_tx2():
-    """FedAdapter's cost model charges a quarter for 64 tokens instead of 256; the overhead must not hide that."""
+    """FedAdapter's cost model charges a quarter for 64 tokens instead of 256; the overhead must not
+    hide that.
+    """
     tx2 = profile.load("jetson-tx2")
     long_s = compute.seconds(tx2, "simple", 183.6e9, 340e6)
     short_s = compute.seconds(tx2, "simple", 2 * 84.9e6 * 256 + 4 * 12 * 64**2 * 768 * 4, 340e6)
@@ -144,15 +163,26 @@ def test_a_quarter_of_the_sequence_is_about_a_quarter_of_the_time_on_tx2():
         ("jetson-agx-orin", "int8", 246.4e9, 302e6, 0.0088, 0.16),
         ("phone-2024-flagship", "optimised", 70.7e9, 170e6, 0.01189, 0.05),
         ("phone-2022-flagship", "optimised", 70.7e9, 170e6, 0.0248, 0.05),
-        ("jetson-agx-orin", "int8-batched", 8.19e12, 2e9, 2048 / 12243, 0.05),  # held out: another model and library
+        (
+            "jetson-agx-orin",
+            "int8-batched",
+            8.19e12,
+            2e9,
+            2048 / 12243,
+            0.05,
+        ),  # held out: another model and library
     ],
 )
 def test_published_timings_come_near(name, engine, flop, bytes_moved, seconds, within):
-    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(seconds, rel=within)
+    assert compute.seconds(profile.load(name), engine, flop, bytes_moved) == pytest.approx(
+        seconds, rel=within
+    )
 
 
 def test_boards_stand_to_each_other_as_one_group_measured_them():
-    """FedAdapter's federated BERT steps: TX2 : Nano : Pi 4 = 20 : 37 : 235.67, all in eager PyTorch."""
+    """FedAdapter's federated BERT steps: TX2 : Nano : Pi 4 = 20 : 37 : 235.67, all in eager
+    PyTorch.
+    """
     tx2, nano, pi = (
         compute.seconds(profile.load(name), "simple", 183.6e9, 340e6)
         for name in ("jetson-tx2", "jetson-nano", "raspberry-pi-4")
@@ -163,18 +193,26 @@ def test_boards_stand_to_each_other_as_one_group_measured_them():
 
 @pytest.mark.parametrize(
     ("name", "batch", "joules"),
-    [("jetson-agx-xavier", 8, 0.299), ("jetson-xavier-nx", 8, 0.284), ("jetson-agx-orin", 256, 0.137)],
+    [
+        ("jetson-agx-xavier", 8, 0.299),
+        ("jetson-xavier-nx", 8, 0.284),
+        ("jetson-agx-orin", 256, 0.137),
+    ],
 )
 def test_joules_a_sample_at_maxq_are_the_published_ones(name, batch, joules):
     """BERT-large int8 offline, MLPerf: rate and power of one run, the wall's."""
     p = profile.load(name)
     seconds = compute.seconds(p, "int8-batched-maxq", batch * 110e9, 302e6)
-    assert seconds / batch * p.engine("int8-batched-maxq").power.compute_w == pytest.approx(joules, rel=0.01)
+    assert seconds / batch * p.engine("int8-batched-maxq").power.compute_w == pytest.approx(
+        joules, rel=0.01
+    )
 
 
 @pytest.mark.parametrize("name", profile.names())
 def test_rate_and_power_of_an_engine_are_of_one_run(name):
-    """A power that was measured belongs to the run that gave the rate; one of another mode or path is an estimate."""
+    """A power that was measured belongs to the run that gave the rate; one of another mode or path
+    is an estimate.
+    """
     p = profile.load(name)
     for engine in p.engines:
         power = p.provenance.get(f"engines.{engine}.compute_w")
@@ -183,7 +221,9 @@ def test_rate_and_power_of_an_engine_are_of_one_run(name):
 
 
 @pytest.mark.parametrize("name", ["jetson-xavier-nx", "jetson-agx-xavier", "jetson-agx-orin"])
-def test_a_fast_mode_draws_more_than_a_thrifty_one_and_eager_passes_less_than_either_at_full_load(name):
+def test_a_fast_mode_draws_more_than_a_thrifty_one_and_eager_passes_less_than_either_at_full_load(
+    name,
+):
     p = profile.load(name)
     fast, thrifty = p.engine("int8-batched"), p.engine("int8-batched-maxq")
     assert fast.power.compute_w > thrifty.power.compute_w and fast.flop_per_s > thrifty.flop_per_s
@@ -194,21 +234,27 @@ def test_a_fast_mode_draws_more_than_a_thrifty_one_and_eager_passes_less_than_ei
 
 
 def test_a_wrong_name_suggests_the_right_one():
-    with pytest.raises(profile.ProfileError, match=r"no device profile 'jetson-tx'.*did you mean .*jetson-tx2"):
+    with pytest.raises(
+        profile.ProfileError, match=r"no device profile 'jetson-tx'.*did you mean .*jetson-tx2"
+    ):
         profile.load("jetson-tx")
     with pytest.raises(ValueError, match="known: a100, h100"):
         profile.load("zzzzzz")
 
 
 def test_a_wrong_engine_names_the_engines():
-    with pytest.raises(profile.ProfileError, match=r"jetson-tx2 has no engine 'simpel'; did you mean simple\?"):
+    with pytest.raises(
+        profile.ProfileError, match=r"jetson-tx2 has no engine 'simpel'; did you mean simple\?"
+    ):
         profile.load("jetson-tx2").engine("simpel")
 
 
 def test_a_profile_of_ones_own_loads_from_its_path(tmp_path):
     data = raw("jetson-tx2")
     data["name"] = "my-board"
-    data["engines"]["simple"]["flop_per_s"]["value"] = "1e9"  # PyYAML would read a bare 1e9 as this string
+    data["engines"]["simple"]["flop_per_s"]["value"] = (
+        "1e9"  # PyYAML would read a bare 1e9 as this string
+    )
     path = tmp_path / "my-board.yaml"
     path.write_text(yaml.safe_dump(data))
     for given in (path, str(path)):
@@ -227,13 +273,23 @@ def test_an_engine_draws_its_own_power_and_a_file_with_one_compute_w_still_loads
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(data))
     mine = profile.load(path)
-    assert [(e.power.compute_w, e.power_mode) for e in mine.engines.values()] == [(30.0, "MAXN"), (12.0, "")]
-    assert mine.engine("fast").power.idle_w == mine.engine("slow").power.idle_w == power["idle_w"]["value"]
+    assert [(e.power.compute_w, e.power_mode) for e in mine.engines.values()] == [
+        (30.0, "MAXN"),
+        (12.0, ""),
+    ]
+    assert (
+        mine.engine("fast").power.idle_w
+        == mine.engine("slow").power.idle_w
+        == power["idle_w"]["value"]
+    )
     assert {"engines.fast.compute_w", "power.compute_w"} < set(mine.provenance)
 
     del data["power"]["compute_w"]
     path.write_text(yaml.safe_dump(data))
-    with pytest.raises(profile.ProfileError, match=r"engines\.slow.compute_w: is missing, and so is power\.compute_w"):
+    with pytest.raises(
+        profile.ProfileError,
+        match=r"engines\.slow.compute_w: is missing, and so is power\.compute_w",
+    ):
         profile.load(path)
 
 
@@ -247,15 +303,27 @@ def broken(change) -> dict:
     ("change", "message"),
     [
         (lambda d: d.pop("jitter_cv"), "jitter_cv: is missing"),
-        (lambda d: d.update(jitter_cvv=d.pop("jitter_cv")), r"jitter_cvv: is not a key.*did you mean jitter_cv"),
-        (lambda d: d.update(kind="toaster"), "kind: found 'toaster', allowed: board, phone, sbc, laptop, server"),
-        (lambda d: d.update(memory_bytes=8), "memory_bytes: found 8, allowed: a mapping with the keys value, source"),
+        (
+            lambda d: d.update(jitter_cvv=d.pop("jitter_cv")),
+            r"jitter_cvv: is not a key.*did you mean jitter_cv",
+        ),
+        (
+            lambda d: d.update(kind="toaster"),
+            "kind: found 'toaster', allowed: board, phone, sbc, laptop, server",
+        ),
+        (
+            lambda d: d.update(memory_bytes=8),
+            "memory_bytes: found 8, allowed: a mapping with the keys value, source",
+        ),
         (
             lambda d: d["memory_bytes"].update(value="lots"),
             "memory_bytes.value: found 'lots', allowed: a number above 0",
         ),
         (lambda d: d["memory_bytes"].update(value=True), "memory_bytes.value: found True"),
-        (lambda d: d["jitter_cv"].update(value=-0.1), "jitter_cv.value: found -0.1, allowed: a number of at least 0"),
+        (
+            lambda d: d["jitter_cv"].update(value=-0.1),
+            "jitter_cv.value: found -0.1, allowed: a number of at least 0",
+        ),
         (lambda d: d["sustained_factor"].update(value=1.5), "allowed: a number above 0 up to 1"),
         (lambda d: d["power"]["idle_w"].update(value=math.inf), "power.idle_w.value: found inf"),
         (
@@ -265,12 +333,27 @@ def broken(change) -> dict:
         (lambda d: d["power"]["idle_w"].pop("date"), "power.idle_w: needs `date` or `version`"),
         (lambda d: d["power"]["idle_w"].update(source=" "), "power.idle_w.source: found ' '"),
         (lambda d: d.update(engines={}), "engines: needs at least one engine"),
-        (lambda d: d["engines"]["simple"].pop("overhead_s"), "engines.simple.overhead_s: is missing"),
-        (lambda d: d["engines"]["simple"]["flop_per_s"].update(value=0), "engines.simple.flop_per_s.value: found 0"),
-        (lambda d: d["measurements"][0].update(engine=["simple"]), r"measurements\[0\].engine: found \['simple'\]"),
+        (
+            lambda d: d["engines"]["simple"].pop("overhead_s"),
+            "engines.simple.overhead_s: is missing",
+        ),
+        (
+            lambda d: d["engines"]["simple"]["flop_per_s"].update(value=0),
+            "engines.simple.flop_per_s.value: found 0",
+        ),
+        (
+            lambda d: d["measurements"][0].update(engine=["simple"]),
+            r"measurements\[0\].engine: found \['simple'\]",
+        ),
         (lambda d: d["memory_bytes"].update(value=10**400), "memory_bytes.value: found 1000"),
-        (lambda d: d["measurements"][0].update(engine="smple"), r"measurements\[0\].engine.*did you mean simple"),
-        (lambda d: d["measurements"][0].update(fitted="yes"), r"measurements\[0\].fitted: found 'yes'"),
+        (
+            lambda d: d["measurements"][0].update(engine="smple"),
+            r"measurements\[0\].engine.*did you mean simple",
+        ),
+        (
+            lambda d: d["measurements"][0].update(fitted="yes"),
+            r"measurements\[0\].fitted: found 'yes'",
+        ),
         (lambda d: d.update(measurements="none"), "measurements: found 'none', allowed: a list"),
     ],
 )
@@ -282,12 +365,34 @@ def test_a_malformed_profile_names_file_key_and_what_is_allowed(tmp_path, change
     assert str(path) in str(caught.value)
 
 
-ODD = [None, True, 0, -1, 10**400, math.nan, "", "x", b"\x00", [], [[]], {}, {"a": 1}, {None: 2}, ["simple"]]
+ODD = [
+    None,
+    True,
+    0,
+    -1,
+    10**400,
+    math.nan,
+    "",
+    "x",
+    b"\x00",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+    {None: 2},
+    ["simple"],
+]
 
 
 def places(node, before=()):
     """Every place in a file's data, as the keys that lead there."""
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for key, child in children:
         yield (*before, key)
         yield from places(child, (*before, key))
@@ -311,7 +416,9 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_refused_in_one_line(tmp_p
     assert refused > 60
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "just text", "", "a: [", "!!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "just text", "", "a: [", "!!python/object/apply:os.getcwd []"]
+)
 def test_a_file_that_is_no_profile_is_refused(tmp_path, text):
     path = tmp_path / "odd.yml"
     path.write_text(text)

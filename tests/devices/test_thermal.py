@@ -1,4 +1,6 @@
-"""Throttling: the closed forms against brute force and Lambert's W, and the fit against measured runs."""
+"""Throttling: the closed forms against brute force and Lambert's W, and the fit against measured
+runs.
+"""
 
 import csv
 from pathlib import Path
@@ -41,12 +43,17 @@ def test_the_inverse_is_one_and_lies_between_its_bounds(throttle, heat, nominal_
 @given(throttle=THROTTLES, heat=HEATS, nominal_s=st.floats(1, 1e4))
 def test_the_inverse_is_that_of_lamberts_w(throttle, heat, nominal_s):
     """f t + A (1 - e^(-t/tau)) = w solved for t with the Wright omega function, which is W(e^x)."""
-    slope, room = throttle.floor * throttle.tau_s, (1 - throttle.floor) * (1 - heat) * throttle.tau_s
+    slope, room = (
+        throttle.floor * throttle.tau_s,
+        (1 - throttle.floor) * (1 - heat) * throttle.tau_s,
+    )
     if room < 1e-6:
         return  # then the speed is constant, and the logarithm below has nothing to say
     c = (nominal_s - room) / slope
     closed_s = throttle.tau_s * (c + wrightomega(np.log(room / slope) - c).real)
-    assert throttle.seconds(heat, nominal_s) == pytest.approx(closed_s, rel=1e-8, abs=1e-8 * throttle.tau_s)
+    assert throttle.seconds(heat, nominal_s) == pytest.approx(
+        closed_s, rel=1e-8, abs=1e-8 * throttle.tau_s
+    )
 
 
 @settings(deadline=None)
@@ -91,7 +98,9 @@ def test_only_devices_that_throttle_have_a_throttle():
 @given(floor=st.floats(0.3, 0.9), tau_s=st.floats(10, 100), seed=st.integers(0, 99))
 def test_the_fit_finds_the_curve_it_was_given(floor, tau_s, seed):
     time_s = np.arange(400.0)
-    rate = Fit(50.0, floor, tau_s).rate(time_s) * np.random.default_rng(seed).lognormal(0, 0.01, 400)
+    rate = Fit(50.0, floor, tau_s).rate(time_s) * np.random.default_rng(seed).lognormal(
+        0, 0.01, 400
+    )
     found = fit(time_s, rate)
     assert found.floor == pytest.approx(floor, abs=0.03)
     assert found.burst == pytest.approx(50.0, rel=0.03)
@@ -111,7 +120,11 @@ def cold_runs() -> list[tuple[np.ndarray, np.ndarray]]:
     if not TRACES.is_dir():
         pytest.skip("the measured series are not here")
     with (TRACES / "thermal_iphone17pro_index.csv").open() as file:
-        cold = {row["run"] for row in csv.DictReader(file) if row["thermal_start"] in ("nominal", "fair")}
+        cold = {
+            row["run"]
+            for row in csv.DictReader(file)
+            if row["thermal_start"] in ("nominal", "fair")
+        }
     samples: dict[str, list[tuple[float, float]]] = {run: [] for run in sorted(cold)}
     with (TRACES / "thermal_iphone17pro.csv").open() as file:
         for row in csv.DictReader(file):
@@ -121,7 +134,9 @@ def cold_runs() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_five_minutes_of_a_measured_run_predict_the_rest(cold_runs):
-    """Median error of the tail's mean rate 1 %, largest 12 %; assuming no throttling, the median would be 77 %."""
+    """Median error of the tail's mean rate 1 %, largest 12 %; assuming no throttling, the median
+    would be 77 %.
+    """
     errors, naive = [], []
     for time_s, rate in cold_runs:
         head, tail = time_s < 300, rate[time_s >= 300].mean()

@@ -1,4 +1,6 @@
-"""More than a thousand damaged inputs: each ends with exit code 0 or 2 and words for the user, none writes astray."""
+"""More than a thousand damaged inputs: each ends with exit code 0 or 2 and words for the user, none
+writes astray.
+"""
 
 import json
 import os
@@ -23,13 +25,25 @@ PARTS = (
 )
 
 
-@pytest.mark.parametrize("counts", PARTS, ids=lambda counts: "-".join(f"{n}-{kind}" for kind, n in counts.items()))
+@pytest.mark.parametrize(
+    "counts", PARTS, ids=lambda counts: "-".join(f"{n}-{kind}" for kind, n in counts.items())
+)
 def test_no_input_whatever_ends_in_a_traceback(counts, tmp_path):
-    environment = {"MOBIFLEET_CACHE": tmp_path / "cache", "MPLCONFIGDIR": tmp_path / "mpl", "TMPDIR": tmp_path / "tmp"}
+    environment = {
+        "MOBIFLEET_CACHE": tmp_path / "cache",
+        "MPLCONFIGDIR": tmp_path / "mpl",
+        "TMPDIR": tmp_path / "tmp",
+    }
     for folder in environment.values():
         folder.mkdir()
     done = subprocess.run(
-        [sys.executable, str(WORKER), ",".join(f"{kind}:{n}" for kind, n in counts.items()), "0", str(tmp_path)],
+        [
+            sys.executable,
+            str(WORKER),
+            ",".join(f"{kind}:{n}" for kind, n in counts.items()),
+            "0",
+            str(tmp_path),
+        ],
         # compiled modules of ours are nothing that an input wrote
         env={
             **os.environ,
@@ -47,5 +61,7 @@ def test_no_input_whatever_ends_in_a_traceback(counts, tmp_path):
         assert one["code"] in (0, 2), one
         assert one["code"] == 0 or one["err"].strip(), one
         assert "Traceback" not in one["err"] and not one["strays"], one
-    assert {(one["kind"], one["code"]) for one in fed} == {(kind, code) for kind in counts for code in (0, 2)}
+    assert {(one["kind"], one["code"]) for one in fed} == {
+        (kind, code) for kind in counts for code in (0, 2)
+    }
     assert peak["peak_bytes"] <= LIBRARIES_BYTES + MOST_BYTES

@@ -1,10 +1,12 @@
-"""Feeds the command line with damaged inputs, in one process, and prints what came of each as a line of JSON.
+"""Feeds the command line with damaged inputs, in one process, and prints what came of each as a
+line of JSON.
 
     python worker.py KIND:COUNT[,KIND:COUNT...] SEED FOLDER
 
-An input is a valid one changed at random: scenario trees with values of the wrong kind, bytes of files flipped, cut,
-repeated, encoded otherwise. Each may take `MOST_CPU_S` of processor time. What is opened for writing is noted by an audit
-hook; everything but the run's own folder, the cache and the terminal's is reported.
+An input is a valid one changed at random: scenario trees with values of the wrong kind, bytes of
+files flipped, cut, repeated, encoded otherwise. Each may take `MOST_CPU_S` of processor time. What
+is opened for writing is noted by an audit hook; everything but the run's own folder, the cache and
+the terminal's is reported.
 """
 
 import contextlib
@@ -29,14 +31,68 @@ import yaml
 MOST_CPU_S = 20
 REPOSITORY = Path(__file__).parents[2]
 ODD = [
-    None, True, False, 0, -1, 1, 2**31, 10**12, 10**30, 10**400, -(10**18), 0.0, -0.5, 1e-308, 1e308,
-    float("nan"), float("inf"), "", " ", "²", "١٢", "--5", "1e3", "1e400", "nan", "0x10", "20 Mbit/s", "3 furlongs",
-    "-1 s", "1e30 s", "/dev/zero", "/dev/null", "../../x", "~", "~nobody/x", "$HOME", "a\0b", "a\nb", "é" * 300,
-    "x" * 100_000, "\ud800", "con", "file.yaml", "tiny.yaml", [], [None], [[]], [1, "a", None], {}, {"": 1},
-    {"kind": "x"}, {"a": {"b": {"c": []}}}, [[[[[[[[1]]]]]]]], "!!python/object:os.system",
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    10**12,
+    10**30,
+    10**400,
+    -(10**18),
+    0.0,
+    -0.5,
+    1e-308,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "²",
+    "١٢",
+    "--5",
+    "1e3",
+    "1e400",
+    "nan",
+    "0x10",
+    "20 Mbit/s",
+    "3 furlongs",
+    "-1 s",
+    "1e30 s",
+    "/dev/zero",
+    "/dev/null",
+    "../../x",
+    "~",
+    "~nobody/x",
+    "$HOME",
+    "a\0b",
+    "a\nb",
+    "é" * 300,
+    "x" * 100_000,
+    "\ud800",
+    "con",
+    "file.yaml",
+    "tiny.yaml",
+    [],
+    [None],
+    [[]],
+    [1, "a", None],
+    {},
+    {"": 1},
+    {"kind": "x"},
+    {"a": {"b": {"c": []}}},
+    [[[[[[[[1]]]]]]]],
+    "!!python/object:os.system",
+]
 TEXTS = [f"{'abc'[i % 3]}{i % 4} {'abc'[i % 3]}{i % 5} words of text {i}" for i in range(60)]
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 BASE = {
     "name": "tiny",
     "task": {"dataset": {"path": "texts.csv"}, "train": 40, "test": 15, "max_tokens": 16},
@@ -50,23 +106,64 @@ BASE = {
         },
     ],
     "server": {"device": "a100", "ingress": "1 Gbit/s", "step_overhead": "3 ms"},
-    "method": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8, "device_batch": 4},
+    "method": {
+        "kind": "fed-mobillm",
+        "replay": 5,
+        "eager": 1,
+        "server_batch": 8,
+        "device_batch": 4,
+    },
     "stop": {"target": 0.9, "horizon": "1 h"},
 }
 SECTIONS = {
     "arrivals": {"kind": "list", "times": ["0 s", "1 s", "500 ms"]},
     "links": {"vary": True, "tcp": True},
-    "cells": {"home": {"kind": "wifi", "up": "8 Mbit/s", "down": "9 Mbit/s"}, "b": {"kind": "cellular", "gain": 1.2}},
-    "traces": {"ingress": {"times": ["0 s", "5 s"], "capacity": ["1 Mbit/s", "0 bit/s"], "period": "10 s"}},
-    "devices": {"thermal": True, "battery": {"initial": [0.1, 0.8], "stop_below": 0.2, "resume_at": 0.25}},
-    "availability": {"kind": "diurnal", "rhythm": "charging-wifi-locked", "starts_at": "18 h", "never_ready": 0.1},
+    "cells": {
+        "home": {"kind": "wifi", "up": "8 Mbit/s", "down": "9 Mbit/s"},
+        "b": {"kind": "cellular", "gain": 1.2},
+    },
+    "traces": {
+        "ingress": {"times": ["0 s", "5 s"], "capacity": ["1 Mbit/s", "0 bit/s"], "period": "10 s"}
+    },
+    "devices": {
+        "thermal": True,
+        "battery": {"initial": [0.1, 0.8], "stop_below": 0.2, "resume_at": 0.25},
+    },
+    "availability": {
+        "kind": "diurnal",
+        "rhythm": "charging-wifi-locked",
+        "starts_at": "18 h",
+        "never_ready": 0.1,
+    },
     "dropout": {"times": ["1 s", "2 s", "3 s"]},
     "fresh_data": {"kind": "present"},
     "cost_as": {"backbone": "roberta-base", "tokens": 64},
-    "backbones": {"own": {"random": {"model_type": "bert", "vocab_size": 300, **SIZES, "max_position_embeddings": 64}}},
-    "compare": {"methods": {"a": {"kind": "fed-mobillm"}, "b": {"kind": "fedavg-lora", "rounds": 2}}, "target": 0.5},
+    "backbones": {
+        "own": {
+            "random": {
+                "model_type": "bert",
+                "vocab_size": 300,
+                **SIZES,
+                "max_position_embeddings": 64,
+            }
+        }
+    },
+    "compare": {
+        "methods": {"a": {"kind": "fed-mobillm"}, "b": {"kind": "fedavg-lora", "rounds": 2}},
+        "target": 0.5,
+    },
 }
-METHODS = ("fedavg-lora", "fedbuff", "fedasync", "pae-mobillm", "fwdllm", "spry", "fedmezo", "mobillm", "splitfed-v1")
+METHODS = (
+    "fedavg-lora",
+    "fedbuff",
+    "fedasync",
+    "pae-mobillm",
+    "fwdllm",
+    "spry",
+    "fedmezo",
+    "mobillm",
+    "splitfed-v1",
+)
 SIGNS = (b"\0", b"\xff", b'"', b"\n", b",", b";", b"\t", b"{", b"[", b"\xef\xbb\xbf")
 ENCODINGS = ("utf-16", "utf-32", "latin-1", "utf-8-sig")
 SWAPS = ((b",", b";"), (b"\n", b"\r\n"), (b"\n", b"\r"), (b"1", b"-1"), (b":", b"="))
@@ -99,7 +196,13 @@ def changed(rng: random.Random, tree, times: int):
 
 
 def _spots(tree):
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in list(items):
         yield tree, key
         yield from _spots(value)
@@ -146,7 +249,9 @@ def scenario_text(rng: random.Random, changes: int, **sections) -> bytes:
         tree["method"] = {"kind": rng.choice(METHODS)}
     tree = changed(rng, tree, changes) if changes else tree
     try:
-        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode("utf-8", "surrogatepass")
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode(
+            "utf-8", "surrogatepass"
+        )
     except (ValueError, yaml.YAMLError):  # a lone surrogate
         return json.dumps(tree).encode()
 
@@ -164,7 +269,14 @@ def data(rng: random.Random) -> list[str]:
     """Damaged files of texts in every format."""
     suffix = rng.choice([".csv", ".csv", ".tsv", ".jsonl", ".jsonl", ".parquet", ".txt", ".json"])
     labels = rng.choice(
-        [list("abc"), [1, 2, 3], [1.0, 2.0, None], [True, False, True], ["01", "1", " 1"], [[1], {}, "x"]]
+        [
+            list("abc"),
+            [1, 2, 3],
+            [1.0, 2.0, None],
+            [True, False, True],
+            ["01", "1", " 1"],
+            [[1], {}, "x"],
+        ]
     )
     rows = [{"text": text, "label": labels[i % 3]} for i, text in enumerate(TEXTS)]
     for _ in range(rng.randrange(3)):
@@ -183,9 +295,13 @@ def data(rng: random.Random) -> list[str]:
     Path(f"d{suffix}").write_bytes(damaged(rng, raw) if rng.random() < 0.7 else raw)
     given = {"path": f"d{suffix}"}
     if rng.random() < 0.2:
-        key = rng.choice(["text_b", "client", "test", "text", "label", "delimiter", "encoding", "header"])
+        key = rng.choice(
+            ["text_b", "client", "test", "text", "label", "delimiter", "encoding", "header"]
+        )
         given[key] = rng.choice(["text", "label", "nothing", f"d{suffix}", ";", "latin-1", False])
-    task = {"dataset": given, "max_tokens": 16} | ({"train": 20, "test": 10} if rng.random() < 0.5 else {})
+    task = {"dataset": given, "max_tokens": 16} | (
+        {"train": 20, "test": 10} if rng.random() < 0.5 else {}
+    )
     Path("s.yaml").write_bytes(scenario_text(rng, 0, task=task))
     return ["check", "s.yaml"]
 
@@ -195,7 +311,8 @@ def _parquet(rng: random.Random, rows: list[dict]) -> bytes:
     from pyarrow import parquet
 
     words, classes = (
-        [str(row[name]).encode("utf-8", "replace").decode() for row in rows] for name in ("text", "label")
+        [str(row[name]).encode("utf-8", "replace").decode() for row in rows]
+        for name in ("text", "label")
     )
     texts = rng.choice(
         [
@@ -208,7 +325,15 @@ def _parquet(rng: random.Random, rows: list[dict]) -> bytes:
         ]
     )
     numbers = pa.array([i % 3 for i in range(len(rows))])
-    kinds = [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.decimal128(25, 2), pa.timestamp("s"), pa.date32()]
+    kinds = [
+        pa.string(),
+        pa.int64(),
+        pa.float64(),
+        pa.bool_(),
+        pa.decimal128(25, 2),
+        pa.timestamp("s"),
+        pa.date32(),
+    ]
     label = rng.choice(kinds)
     narrow = numbers.cast(pa.int32()) if pa.types.is_date(label) else numbers
     labels = rng.choice([narrow.cast(label), pa.nulls(len(rows)), pa.array(classes)])
@@ -221,9 +346,15 @@ def series(rng: random.Random) -> list[str]:
     """Damaged traces, throughput tables, iperf3 results, profiles."""
     trace = b"time_s,bit_per_s\n0,1000000\n5,2000000\n10,500000\n"
     table = "t_s,up\n" + "".join(f"{t},{20 + t % 7}\n" for t in range(200))
-    sums = [{"sum": {"start": t, "end": t + 1, "seconds": 1, "bits_per_second": 2e7}} for t in range(12)]
+    sums = [
+        {"sum": {"start": t, "end": t + 1, "seconds": 1, "bits_per_second": 2e7}} for t in range(12)
+    ]
     start = {"test_start": {"num_streams": 1, "reverse": 0}, "timestamp": {"time": "x"}}
-    iperf = {"start": start, "intervals": sums, "end": {"streams": [{"sender": {"min_rtt": 20000}}]}}
+    iperf = {
+        "start": start,
+        "intervals": sums,
+        "end": {"streams": [{"sender": {"min_rtt": 20000}}]},
+    }
     link = REPOSITORY / "network" / "profiles" / "lte.yaml"
     device = REPOSITORY / "devices" / "profiles" / "raspberry-pi-5.yaml"
     fleet = json.loads(json.dumps(BASE["fleet"][:1]))
@@ -234,7 +365,17 @@ def series(rng: random.Random) -> list[str]:
         case 1:
             Path("u.csv").write_bytes(damaged(rng, table.encode()))
             column = rng.choice([[], ["--column", "up"]])
-            return ["calibrate", "link", "--from", "u.csv", "--like", "lte", "--out", "run/link", *column]
+            return [
+                "calibrate",
+                "link",
+                "--from",
+                "u.csv",
+                "--like",
+                "lte",
+                "--out",
+                "run/link",
+                *column,
+            ]
         case 2:
             tree = changed(rng, iperf, rng.randrange(4))
             raw = json.dumps(tree).encode()
@@ -262,7 +403,13 @@ def models(rng: random.Random) -> list[str]:
     """Damaged model folders: configuration, weights, tokenizer."""
     shutil.rmtree("model", ignore_errors=True)
     shutil.copytree(_model(), "model")
-    names = ["config.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    names = [
+        "config.json",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     file = Path("model") / rng.choice(names)
     match rng.randrange(4):
         case 0:
@@ -273,7 +420,9 @@ def models(rng: random.Random) -> list[str]:
         case _:
             file.write_bytes(damaged(rng, file.read_bytes() if file.exists() else b""))
     fleet = [{**BASE["fleet"][0], "backbone": rng.choice(["own", "own-l1"])}]
-    Path("s.yaml").write_bytes(scenario_text(rng, 0, fleet=fleet, backbones={"own": {"path": "model"}}))
+    Path("s.yaml").write_bytes(
+        scenario_text(rng, 0, fleet=fleet, backbones={"own": {"path": "model"}})
+    )
     return ["check", "s.yaml"]
 
 
@@ -287,12 +436,16 @@ def _model() -> Path:
 
         torch.manual_seed(0)
         words = ["[PAD]", "[UNK]", *sorted({word for text in TEXTS for word in text.split()})]
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-            folder
+        tokenizer = Tokenizer(
+            models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
         )
-        BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=64, **SIZES)).save_pretrained(folder)
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+        ).save_pretrained(folder)
+        BertModel(
+            BertConfig(vocab_size=len(words), max_position_embeddings=64, **SIZES)
+        ).save_pretrained(folder)
     return folder
 
 
@@ -323,7 +476,9 @@ def _run() -> Path:
     if not folder.is_dir():
         call(["run", "s.yaml", "--dry", "--quiet", "--no-figures", "--out", str(folder)])
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}), encoding="utf-8")
+        (folder / "manifest.json").write_text(
+            json.dumps({**manifest, "status": "interrupted"}), encoding="utf-8"
+        )
     return folder
 
 
@@ -341,7 +496,7 @@ def too_long(number, frame):
 
 def call(argv: list[str]) -> tuple[int, str]:
     """Exit code and what was said on standard error; 1 and the traceback for what gets out."""
-    from sim import cli
+    from sim.cli import main as cli
 
     out, err = io.StringIO(), io.StringIO()
     sys.argv = ["mobifleet", *argv]
@@ -361,7 +516,9 @@ def main(counts: list[tuple[str, int]], seed: int, folder: Path) -> None:
     work.mkdir()
     os.chdir(work)
     with open("texts.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *((text, "abc"[i % 3]) for i, text in enumerate(TEXTS))])
+        csv.writer(file).writerows(
+            [("text", "label"), *((text, "abc"[i % 3]) for i, text in enumerate(TEXTS))]
+        )
     wrote, watching = [], False
 
     def note(event: str, args: tuple) -> None:
@@ -375,7 +532,9 @@ def main(counts: list[tuple[str, int]], seed: int, folder: Path) -> None:
 
     sys.addaudithook(note)
     signal.signal(signal.SIGPROF, too_long)
-    typer.main.get_command = functools.cache(typer.main.get_command)  # a process has one command line
+    typer.main.get_command = functools.cache(
+        typer.main.get_command
+    )  # a process has one command line
     for kind, number in ((kind, number) for kind, count in counts for number in range(count)):
         rng = random.Random(f"{kind}/{seed}/{number}")
         shutil.rmtree("run", ignore_errors=True)
@@ -399,7 +558,11 @@ def main(counts: list[tuple[str, int]], seed: int, folder: Path) -> None:
             "/dev",
         )
         allowed = tuple(str(Path(place).resolve()) for place in places)
-        strays = {str(Path(path).resolve()) for path in wrote if isinstance(path, str) and "\0" not in path}
+        strays = {
+            str(Path(path).resolve())
+            for path in wrote
+            if isinstance(path, str) and "\0" not in path
+        }
         strays = {path for path in strays if not path.startswith(allowed)}
         strays |= set(os.listdir()) - before - {"run", "runs"}
         line = {

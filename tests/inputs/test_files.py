@@ -1,4 +1,6 @@
-"""Files of a user's: the right text for what is text, and one FileProblem with file and place for all else."""
+"""Files of a user's: the right text for what is text, and one FileProblem with file and place for
+all else.
+"""
 
 import csv
 import io
@@ -50,7 +52,10 @@ def test_utf_16_without_a_mark_is_recognised_and_read_when_named(tmp_path, encod
     for text in ("eins\nzwei\n", "größer\nzwei\n"):
         file.write_bytes(text.encode(encoding))
         for read in (read_text, lambda path: list(text_lines(path))):
-            with pytest.raises(FileProblem, match=f"if it is UTF-16, save it as UTF-8 .or set `encoding: {encoding}`"):
+            with pytest.raises(
+                FileProblem,
+                match=f"if it is UTF-16, save it as UTF-8 .or set `encoding: {encoding}`",
+            ):
                 read(file)
         assert read_text(file, encoding) == text
         assert "".join(text_lines(file, encoding)) == text
@@ -59,7 +64,9 @@ def test_utf_16_without_a_mark_is_recognised_and_read_when_named(tmp_path, encod
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff"), max_size=12)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     pieces=st.lists(TEXT, max_size=6),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -85,9 +92,17 @@ def test_bytes_far_down_a_file_that_are_no_text_are_found_at_their_line(tmp_path
 CELLS = st.lists(st.lists(TEXT, min_size=2, max_size=2), min_size=1, max_size=5)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=CELLS, delimiter=st.sampled_from([",", ";", "\t", "|", "~"]), end=st.sampled_from(["\n", "\r\n"]))
-def test_a_table_of_any_cells_comes_back_cell_by_cell_with_its_lines(tmp_path, rows, delimiter, end):
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=CELLS,
+    delimiter=st.sampled_from([",", ";", "\t", "|", "~"]),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+def test_a_table_of_any_cells_comes_back_cell_by_cell_with_its_lines(
+    tmp_path, rows, delimiter, end
+):
     written, lines = io.StringIO(), []
     writer = csv.writer(written, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
     for row in rows:
@@ -100,8 +115,14 @@ def test_a_table_of_any_cells_comes_back_cell_by_cell_with_its_lines(tmp_path, r
 def test_quotes_that_are_not_closed_are_an_error_not_one_long_cell(tmp_path):
     file = tmp_path / "t.csv"
     for text, said in (
-        ('a,b\n"one,1\ntwo,2\n', "line 2: not a table of text .a quotation mark opens a cell and none closes it"),
-        ('a,b\n1,2\n"one" more,1\n', "line 3: not a table of text .a quotation mark ends a cell before"),
+        (
+            'a,b\n"one,1\ntwo,2\n',
+            "line 2: not a table of text .a quotation mark opens a cell and none closes it",
+        ),
+        (
+            'a,b\n1,2\n"one" more,1\n',
+            "line 3: not a table of text .a quotation mark ends a cell before",
+        ),
     ):
         file.write_text(text)
         with pytest.raises(FileProblem, match=said):
@@ -180,7 +201,10 @@ def test_rows_know_their_line_and_guess_their_delimiter(tmp_path, delimiter):
 
 
 def test_a_reader_s_own_error_becomes_one_line(tmp_path):
-    with pytest.raises(FileProblem, match=r"x: cannot be read as a table \('one'\)$"), reading("x", "a table"):
+    with (
+        pytest.raises(FileProblem, match=r"x: cannot be read as a table \('one'\)$"),
+        reading("x", "a table"),
+    ):
         raise KeyError("one") from RuntimeError("two\nlines")
     with pytest.raises(FileProblem, match="already said"), reading("x", "a table"):
         raise FileProblem("already said")
@@ -190,16 +214,26 @@ def test_no_bytes_whatever_raise_anything_else(tmp_path):
     rng, file = random.Random(0), tmp_path / "any"
     for _ in range(300):
         file.write_bytes(rng.randbytes(rng.randrange(200)))
-        for read in (read_text, read_json, read_yaml, read_rows, lambda path: list(text_lines(path))):
+        for read in (
+            read_text,
+            read_json,
+            read_yaml,
+            read_rows,
+            lambda path: list(text_lines(path)),
+        ):
             try:
                 read(file)
             except FileProblem as problem:
                 assert "\n" not in str(problem)
 
 
-@pytest.mark.parametrize("deep", ["[" * 100_000, "{a: " * 50_000, "- " * 100_000, "a:\n" + " " * 5 + "- " * 70])
+@pytest.mark.parametrize(
+    "deep", ["[" * 100_000, "{a: " * 50_000, "- " * 100_000, "a:\n" + " " * 5 + "- " * 70]
+)
 def test_yaml_that_is_nested_too_deep_is_refused_before_anything_recurses(tmp_path, deep):
     file = tmp_path / "a.yaml"
     file.write_text(deep)
-    with pytest.raises(FileProblem, match=r"a\.yaml, line \d: not YAML that can be read \(nested too deep\)"):
+    with pytest.raises(
+        FileProblem, match=r"a\.yaml, line \d: not YAML that can be read \(nested too deep\)"
+    ):
         read_yaml(file)

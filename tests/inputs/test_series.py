@@ -1,4 +1,6 @@
-"""Tables of a time series: rows of names, delimiters, decimal commas, and what a column of time may hold."""
+"""Tables of a time series: rows of names, delimiters, decimal commas, and what a column of time may
+hold.
+"""
 
 from math import isnan
 
@@ -36,7 +38,11 @@ def table(tmp_path):
         ("time (s),rate (Mbit/s)\n0,1\n", ("time (s)", "rate (Mbit/s)"), [["0", "1"]]),
         ("rate (Mbit/s)\n1\n2\n", ("rate (Mbit/s)",), [["1"], ["2"]]),
         ("# walked\n\nup\n1\n", ("up",), [["1"]]),
-        ("# time_ms mbps\n0 1\n100 2\n", ("time_ms", "mbps"), [["0", "1"], ["100", "2"]]),  # as numpy.savetxt has it
+        (
+            "# time_ms mbps\n0 1\n100 2\n",
+            ("time_ms", "mbps"),
+            [["0", "1"], ["100", "2"]],
+        ),  # as numpy.savetxt has it
         ("# Minneapolis, walking\n0,1\n1,2\n", (), [["0", "1"], ["1", "2"]]),
         ("t,v,\n0,1,\n", ("t", "v"), [["0", "1"]]),
         ('t,"v"\n0,"1"\n', ("t", "v"), [["0", "1"]]),
@@ -70,7 +76,8 @@ def test_what_is_no_table_is_told_with_its_line(table, text, message):
 
 
 @pytest.mark.parametrize(
-    "first", ["0,1k", "O,1000", "10o,5", "1e,7", "-,3", "0x1,2", "1_000,2", "٣,2", "0,inf", "0,1e999"]
+    "first",
+    ["0,1k", "O,1000", "10o,5", "1e,7", "-,3", "0x1,2", "1_000,2", "٣,2", "0,inf", "0,1e999"],
 )
 def test_a_first_row_with_a_typo_is_an_error_and_no_header(table, first):
     found = table(f"{first}\n1,2\n2,3\n")
@@ -109,7 +116,12 @@ def test_numbers_are_strict_and_missing_ones_are_asked_for(table):
         ("ts", ["1772445600", "1772445601.5"], "s", [1772445600, 1772445601.5]),
         ("timestamp", ["1772445600000", "1772445600250"], "ms", [1772445600, 1772445600.25]),
         ("time_ms", ["1772445600000", "1772445601000"], "ms", [1772445600, 1772445601]),
-        ("date", ["2026-03-02T10:00:00Z", "2026-03-02T11:00:01.5+01:00"], "dates", [1772445600, 1772445601.5]),
+        (
+            "date",
+            ["2026-03-02T10:00:00Z", "2026-03-02T11:00:01.5+01:00"],
+            "dates",
+            [1772445600, 1772445601.5],
+        ),
         ("x", ["2026-03-02 10:00:00", "2026-03-02 10:00:02"], "dates", [1772445600, 1772445602]),
         ("clock", ["23:59:59", "00:00:00.5"], "hh:mm:ss", [86399, 86400.5]),
         ("t", ["0:00:01", "25:00:00"], "hh:mm:ss", [1, 90000]),
@@ -127,10 +139,18 @@ def test_times_are_read_in_the_unit_that_is_said_or_that_follows(table, name, ce
     [
         ("timestamp", ["0", "100"], "in which unit.*timestamp_ms"),
         ("time_s", ["1772445600000", "1772445600250"], "no time in s, but one in ms"),
-        ("date", ["2026-03-02T10:00:00", "2026-13-02T10:00:00"], "line 3, column 'date': expected a date"),
+        (
+            "date",
+            ["2026-03-02T10:00:00", "2026-13-02T10:00:00"],
+            "line 3, column 'date': expected a date",
+        ),
         ("date", ["2026-03-02T10:00:00", "5"], "expected a date"),
         ("clock", ["10:00:00", "10:61:00"], "line 3.*time of day"),
-        ("clock", ["10:00", "10:01"], "expected seconds, a date .* found '10:00'"),  # hours or minutes?
+        (
+            "clock",
+            ["10:00", "10:01"],
+            "expected seconds, a date .* found '10:00'",
+        ),  # hours or minutes?
         ("time_s", ["0", ""], "a number is missing"),
         ("time_s", ["0", "nan"], "found 'nan'"),
     ],
@@ -142,7 +162,9 @@ def test_times_that_can_be_read_in_two_ways_are_refused(table, name, cells, mess
 
 def test_order_is_asked_of_times(table):
     found = table("t,v\n0,1\n2,2\n1,3\n")
-    with pytest.raises(FileProblem, match="line 4, column 't': times must increase, and 1 follows 2"):
+    with pytest.raises(
+        FileProblem, match="line 4, column 't': times must increase, and 1 follows 2"
+    ):
         in_order(found, 0, times(found, 0).seconds)
     again = table("t,v\n0,1\n0,2\n")
     with pytest.raises(FileProblem, match=r"line 3.*0 follows 0"):
@@ -150,8 +172,15 @@ def test_order_is_asked_of_times(table):
 
 
 def test_a_column_is_told_for_time_by_name_or_by_what_it_holds(table):
-    assert all(map(is_named_time, ("t", "Time", "time_s", "elapsedTime", "ms", "TIMESTAMP", "start_s", "UTC")))
-    assert not any(map(is_named_time, ("rtt_ms", "latency_s", "up", "power_mw", "Mbit/s", "min", "temp", "tx")))
+    assert all(
+        map(
+            is_named_time,
+            ("t", "Time", "time_s", "elapsedTime", "ms", "TIMESTAMP", "start_s", "UTC"),
+        )
+    )
+    assert not any(
+        map(is_named_time, ("rtt_ms", "latency_s", "up", "power_mw", "Mbit/s", "min", "temp", "tx"))
+    )
     even = table("x,n,k,u\n0,0,1,5\n100,1,2,6\n200,2,3,9\n300,3,4,1\n")
     assert [looks_like_time(even, place) for place in range(4)] == [True, False, False, False]
 
@@ -174,7 +203,9 @@ NUMBERS = st.floats(0, 1e12, allow_nan=False).map(lambda value: float(f"{value:.
     comma=st.booleans(),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_any_series_comes_back_as_it_was_written(tmp_path_factory, values, start, unit, delimiter, comma, end):
+def test_any_series_comes_back_as_it_was_written(
+    tmp_path_factory, values, start, unit, delimiter, comma, end
+):
     name, per_s = unit
     moments = [start + 0.25 * i for i in range(len(values))]
     rows = [f"time_{name}{delimiter}v"] + [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from learning import assets, catalogue
-from learning.tokens import Tokens
+from learning.backbones import assets, catalogue
+from learning.backbones.tokens import Tokens
 
 torch.set_num_threads(1)
 ALL = [
@@ -19,7 +19,7 @@ ALL = [
 
 @functools.cache
 def _backbone(name: str):
-    from learning.backbone import Backbone
+    from learning.backbones.backbone import Backbone
 
     return Backbone(catalogue.find(name))
 
@@ -45,10 +45,15 @@ def backbone(request, get):
 
 @pytest.fixture
 def some_tokens():
-    """A maker of random texts: `some_tokens(backbone, lengths)`; pairs cut each text into two segments."""
+    """A maker of random texts: `some_tokens(backbone, lengths)`; pairs cut each text into two
+    segments.
+    """
 
     def make(backbone, lengths, seed: int = 0, pairs: bool = False) -> Tokens:
-        rng, vocabulary = np.random.default_rng(seed), catalogue.config_of(backbone.spec)["vocab_size"]
+        rng, vocabulary = (
+            np.random.default_rng(seed),
+            catalogue.config_of(backbone.spec)["vocab_size"],
+        )
         ids = [rng.integers(2, vocabulary, n).astype(np.int32) for n in lengths]
         segments = [(np.arange(len(i)) >= len(i) // 2).astype(np.int32) for i in ids]
         return Tokens(ids, segments if pairs else None)
@@ -59,6 +64,6 @@ def some_tokens():
 @pytest.fixture
 def plain_store(tmp_path):
     """An empty activation store."""
-    from learning.activation_store import ActivationStore
+    from learning.side.activation_store import ActivationStore
 
     return ActivationStore(tmp_path / "store")

@@ -1,4 +1,6 @@
-"""The store of activations: the same bits cold and warm, whatever happens to its files or to their writers."""
+"""The store of activations: the same bits cold and warm, whatever happens to its files or to their
+writers.
+"""
 
 import multiprocessing
 import os
@@ -8,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from learning.activation_store import ActivationStore
-from learning.tokens import Tokens
+from learning.backbones.tokens import Tokens
+from learning.side.activation_store import ActivationStore
 
 
 def tokens_of(seed, count=20, pairs=False):
@@ -132,7 +134,9 @@ def test_no_flipped_byte_ever_changes_a_number(plain_store):
     for at in np.random.default_rng(0).integers(0, len(whole), 60):
         file.write_bytes(flipped(whole, int(at)))
         found, _ = plain_store.load("mark", "mean", tokens)
-        assert all(value is None or np.array_equal(value, values[i]) for i, value in enumerate(found))
+        assert all(
+            value is None or np.array_equal(value, values[i]) for i, value in enumerate(found)
+        )
 
 
 def _write(root, seed, repeats):
@@ -156,7 +160,9 @@ def test_two_writers_at_once(plain_store):
 
 def test_a_killed_writer_leaves_nothing_that_is_read(plain_store):
     for delay_s in (0.01, 0.02, 0.03, 0.04):
-        writer = multiprocessing.get_context("fork").Process(target=_write, args=(plain_store.root, 0, 10_000))
+        writer = multiprocessing.get_context("fork").Process(
+            target=_write, args=(plain_store.root, 0, 10_000)
+        )
         writer.start()
         while not shards(plain_store):
             time.sleep(0.001)
@@ -166,7 +172,9 @@ def test_a_killed_writer_leaves_nothing_that_is_read(plain_store):
     before = shards(plain_store)
     for seed in range(40):
         found, _ = plain_store.load("mark", "mean", tokens_of(seed))
-        assert all(v is None or np.array_equal(v, e) for v, e in zip(found, values_of(seed), strict=True))
+        assert all(
+            v is None or np.array_equal(v, e) for v, e in zip(found, values_of(seed), strict=True)
+        )
     assert before and shards(plain_store) == before  # all that is visible was whole
 
 

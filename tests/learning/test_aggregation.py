@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learning.aggregation import (
+from learning.backbones.catalogue import find
+from learning.backbones.tokens import Tokens
+from learning.federated.aggregation import (
     ServerOptimiser,
     Staleness,
     difference,
@@ -20,10 +22,8 @@ from learning.aggregation import (
     server_step,
     weighted_mean,
 )
-from learning.catalogue import find
-from learning.local_training import LocalTraining, train
-from learning.tokens import Tokens
-from learning.trainable import TrainableClassifier
+from learning.federated.local_training import LocalTraining, train
+from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
 
@@ -38,17 +38,26 @@ def close(a, b, atol=1e-6):
     return list(a) == list(b) and all(torch.allclose(a[n], b[n], atol=atol) for n in a)
 
 
-# --- means -----------------------------------------------------------------------------------------------------------
+# --- means
+# ------------------------------------------------------------------------------------------
 
 
 def test_a_round_of_fed_avg_is_an_independent_plain_loop():
-    """Four devices, unequal data, local SGD: against one copy of the model a device, torch.optim and plain sums."""
+    """Four devices, unequal data, local SGD: against one copy of the model a device, torch.optim
+    and plain sums.
+    """
     model = TrainableClassifier(find("random-bert"), "lora", 2)
     rng = np.random.default_rng(0)
     counts, start = (3, 5, 8, 4), model.trainable()
-    data = [([rng.integers(2, 2000, 6).astype(np.int32) for _ in range(n)], rng.integers(2, size=n)) for n in counts]
+    data = [
+        ([rng.integers(2, 2000, 6).astype(np.int32) for _ in range(n)], rng.integers(2, size=n))
+        for n in counts
+    ]
     how = LocalTraining(epochs=1, batch=100, learning_rate=0.1, optimiser="sgd")
-    sent = [train(model, start, Tokens(ids), labels, how, seed=k).state for k, (ids, labels) in enumerate(data)]
+    sent = [
+        train(model, start, Tokens(ids), labels, how, seed=k).state
+        for k, (ids, labels) in enumerate(data)
+    ]
     ours = fed_avg(start, sent, counts)
 
     expected = {name: torch.zeros_like(tensor) for name, tensor in start.items()}
@@ -56,7 +65,9 @@ def test_a_round_of_fed_avg_is_an_independent_plain_loop():
         device = TrainableClassifier(find("random-bert"), "lora", 2)
         optimiser = torch.optim.SGD([p for p in device.parameters() if p.requires_grad], lr=0.1)
         x = torch.from_numpy(np.stack(ids)).long()
-        torch.nn.functional.cross_entropy(device(x, torch.ones_like(x)), torch.from_numpy(labels)).backward()
+        torch.nn.functional.cross_entropy(
+            device(x, torch.ones_like(x)), torch.from_numpy(labels)
+        ).backward()
         optimiser.step()
         for name, parameter in device.named_parameters():
             if parameter.requires_grad:
@@ -70,7 +81,8 @@ def test_a_mean_is_over_those_who_have_the_tensor():
     mean = weighted_mean([cut, deep, other], [1, 2, 3])
     assert list(mean) == list(deep)  # the deepest model's order, though a shallower one came first
     assert torch.allclose(
-        mean["layers.0.w"], (cut["layers.0.w"] + 2 * deep["layers.0.w"] + 3 * other["layers.0.w"]) / 6
+        mean["layers.0.w"],
+        (cut["layers.0.w"] + 2 * deep["layers.0.w"] + 3 * other["layers.0.w"]) / 6,
     )
     assert torch.allclose(mean["layers.1.w"], deep["layers.1.w"])
 
@@ -78,7 +90,9 @@ def test_a_mean_is_over_those_who_have_the_tensor():
 def test_what_nobody_sent_stays():
     x, cut = state(0), restrict(state(1), {"head.weight": None, "layers.0.w": None})
     new = fed_avg(x, [cut], [1])
-    assert torch.equal(new["layers.1.w"], x["layers.1.w"]) and torch.equal(new["layers.0.w"], cut["layers.0.w"])
+    assert torch.equal(new["layers.1.w"], x["layers.1.w"]) and torch.equal(
+        new["layers.0.w"], cut["layers.0.w"]
+    )
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 1000))
@@ -88,7 +102,9 @@ def test_means_are_scale_free_and_within_bounds(weights, seed):
     assert close(mean, scaled)
     for name in mean:
         stacked = torch.stack([s[name] for s in states])
-        assert (mean[name] <= stacked.amax(0) + 1e-6).all() and (mean[name] >= stacked.amin(0) - 1e-6).all()
+        assert (mean[name] <= stacked.amax(0) + 1e-6).all() and (
+            mean[name] >= stacked.amin(0) - 1e-6
+        ).all()
     assert close(weighted_mean([states[0]] * len(weights), weights), states[0])
 
 
@@ -98,7 +114,8 @@ def test_weights_that_make_no_mean_are_refused():
             weighted_mean([state(0), state(1)], weights)
 
 
-# --- server optimisers -----------------------------------------------------------------------------------------------
+# --- server optimisers
+# ------------------------------------------------------------------------------------------
 
 
 def test_fed_avg_as_a_server_step_is_the_mean():
@@ -109,7 +126,9 @@ def test_fed_avg_as_a_server_step_is_the_mean():
 
 
 def test_server_steps_by_hand():
-    """Two steps on one number: deltas 0.5 then -0.2 from x = 1, eta 0.1, beta1 0.9, beta2 0.99, tau 0.001."""
+    """Two steps on one number: deltas 0.5 then -0.2 from x = 1, eta 0.1, beta1 0.9, beta2 0.99, tau
+    0.001.
+    """
 
     def number(value):
         return torch.tensor([value], dtype=torch.float64)
@@ -141,7 +160,9 @@ def test_yogi_lets_v_shrink_by_a_small_delta_only_a_little():
     _, moments = server_step(how, {"w": d * 0}, {"w": d})
     v = moments.v["w"].item()
     _, moments = server_step(how, {"w": d * 0}, {"w": d * 0 + 0.1}, moments)
-    assert v == pytest.approx(1e-6 + 0.01 * 4) and moments.v["w"].item() == pytest.approx(v - 0.01 * 0.01)
+    assert v == pytest.approx(1e-6 + 0.01 * 4) and moments.v["w"].item() == pytest.approx(
+        v - 0.01 * 0.01
+    )
 
 
 def test_tensors_without_a_delta_keep_their_value_and_moments():
@@ -161,7 +182,9 @@ def test_every_server_optimiser_finds_the_middle(kind):
     rate = {"fedavg": 1.0, "fedavgm": 0.3}.get(kind, 0.05)
     for _ in range(400):
         deltas = [{"w": 0.1 * (torch.full((4,), point) - x["w"])} for point in (1.0, 3.0, 5.0)]
-        x, moments = server_step(ServerOptimiser(kind, rate), x, weighted_mean(deltas, [1, 1, 1]), moments)
+        x, moments = server_step(
+            ServerOptimiser(kind, rate), x, weighted_mean(deltas, [1, 1, 1]), moments
+        )
     assert torch.allclose(x["w"], torch.full((4,), 3.0), atol=0.05)
 
 
@@ -175,7 +198,8 @@ def test_nothing_given_is_changed():
     assert close(x, kept[0], 0) and close(delta, kept[1], 0) and close(moments.v, kept_v, 0)
 
 
-# --- asynchronous ----------------------------------------------------------------------------------------------------
+# --- asynchronous
+# ------------------------------------------------------------------------------------------
 
 
 def test_staleness_by_the_papers_formulas():
@@ -185,7 +209,12 @@ def test_staleness_by_the_papers_formulas():
     assert [hinge.weight(t) for t in (0, 4, 5, 6)] == pytest.approx([1, 1, 1 / 11, 1 / 21])
 
 
-@given(st.sampled_from(["constant", "polynomial", "hinge"]), st.floats(0, 20), st.floats(0, 10), st.integers(0, 100))
+@given(
+    st.sampled_from(["constant", "polynomial", "hinge"]),
+    st.floats(0, 20),
+    st.floats(0, 10),
+    st.integers(0, 100),
+)
 def test_older_never_counts_more(kind, a, b, staleness):
     how = Staleness(kind, a, b)
     assert how.weight(0) == 1 and 0 < how.weight(staleness + 1) <= how.weight(staleness) <= 1
@@ -204,7 +233,9 @@ def test_fed_buff_weighs_by_age_and_divides_by_the_count():
     assert fed_buff(deltas, [0, 3, 15])["w"].item() == pytest.approx((1 + 1 / 2 - 4 / 4) / 3)
     fresh = weighted_mean(deltas, [1, 1, 1])
     assert close(fed_buff(deltas, [0, 0, 0]), fresh)
-    assert fed_buff(deltas, [8, 8, 8])["w"].item() == pytest.approx(fresh["w"].item() / 3)  # no renormalisation
+    assert fed_buff(deltas, [8, 8, 8])["w"].item() == pytest.approx(
+        fresh["w"].item() / 3
+    )  # no renormalisation
 
 
 def test_unknown_kinds_and_negative_ages_are_refused():
@@ -216,7 +247,8 @@ def test_unknown_kinds_and_negative_ages_are_refused():
         server_step(ServerOptimiser("sgd"), state(0), state(1))
 
 
-# --- FlexLoRA --------------------------------------------------------------------------------------------------------
+# --- FlexLoRA
+# ------------------------------------------------------------------------------------------
 
 A, B = "l.{}.q.lora_A.default.weight", "l.{}.q.lora_B.default.weight"
 
@@ -236,7 +268,9 @@ def dense(one, layer, scaling):
 def test_one_device_gets_its_own_dense_update_back(rank):
     sent = lora(0, rank)
     (back,) = flex_lora([sent], [5.0], [0.5], [(rank, 0.5)])
-    assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in sent.items()} and list(back) == list(sent)
+    assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in sent.items()} and list(
+        back
+    ) == list(sent)
     for layer in (0, 1):
         assert torch.allclose(dense(back, layer, 0.5), dense(sent, layer, 0.5), atol=1e-5)
     assert torch.allclose(back["head.weight"], sent["head.weight"])
@@ -244,22 +278,30 @@ def test_one_device_gets_its_own_dense_update_back(rank):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 5), st.floats(0.1, 5), st.floats(0.25, 4)), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.integers(1, 5), st.floats(0.1, 5), st.floats(0.25, 4)), min_size=1, max_size=4
+    ),
     st.integers(1, 7),
     st.floats(0.25, 4),
     st.integers(0, 99),
 )
 def test_every_rank_gets_the_best_of_its_rank(senders, rank, scaling, seed):
-    """Against the dense mean and its full SVD: the error is that of Eckart and Young, and no rank-r matrix beats it."""
+    """Against the dense mean and its full SVD: the error is that of Eckart and Young, and no rank-r
+    matrix beats it.
+    """
     sent = [lora(seed + k, r) for k, (r, _, _) in enumerate(senders)]
     weights, scalings = [w for _, w, _ in senders], [c for _, _, c in senders]
     (back,) = flex_lora(sent, weights, scalings, [(rank, scaling)])
     for layer in (0, 1):
-        mean = sum(w * dense(s, layer, c) for s, w, c in zip(sent, weights, scalings, strict=True)) / sum(weights)
+        mean = sum(
+            w * dense(s, layer, c) for s, w, c in zip(sent, weights, scalings, strict=True)
+        ) / sum(weights)
         least = torch.linalg.svdvals(mean.double())[rank:].square().sum().sqrt().item()
         assert (dense(back, layer, scaling) - mean).norm().item() == pytest.approx(least, abs=1e-4)
         rows = back[A.format(layer)]
-        assert torch.allclose(rows @ rows.T, torch.eye(rank), atol=1e-5)  # also beyond the mean's own rank: trainable
+        assert torch.allclose(
+            rows @ rows.T, torch.eye(rank), atol=1e-5
+        )  # also beyond the mean's own rank: trainable
 
 
 def test_ranks_are_cut_from_one_another():
@@ -283,7 +325,11 @@ def test_before_any_training_the_update_is_zero_and_can_grow():
     larger = TrainableClassifier(find("random-bert"), "lora", 2, rank=4, alpha=4)
     larger.load_trainable(back)
     ids = torch.arange(2, 12)[None]
-    assert torch.allclose(larger(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), atol=1e-6)
+    assert torch.allclose(
+        larger(ids, torch.ones_like(ids)), model(ids, torch.ones_like(ids)), atol=1e-6
+    )
     larger(ids, torch.ones_like(ids)).sum().backward()
     grown = larger.trainable_parameters()
-    assert all(grown[n].grad.abs().sum(0).count_nonzero() == 4 for n in grown if ".lora_B." in n)  # every rank moves
+    assert all(
+        grown[n].grad.abs().sum(0).count_nonzero() == 4 for n in grown if ".lora_B." in n
+    )  # every rank moves

@@ -1,6 +1,8 @@
-"""What can be done with which architecture: every cell of the table in docs/models.md is a run of tiny random models.
+"""What can be done with which architecture: every cell of the table in docs/models.md is a run of
+tiny random models.
 
-`python tests/learning/test_architectures.py` writes the table anew; a footnote is what mobifleet itself says.
+`python tests/learning/test_architectures.py` writes the table anew; a footnote is what mobifleet
+itself says.
 """
 
 import functools
@@ -16,21 +18,25 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning import split
-from learning.activations import Activations, encode
-from learning.backbone import Backbone
-from learning.catalogue import BackboneError, find
-from learning.count import count_architecture
-from learning.count_forward_only import jvp_pass
-from learning.count_training import measure_step
-from learning.forward_gradient import batch_loss, central_difference, directional_derivative
-from learning.layers import stack
-from learning.loading import load_model
-from learning.side_config import SideNetworkConfig, shape_for
-from learning.side_tuning import HeldOut, SideTuning, Training
-from learning.tokens import Tokens
-from learning.trainable import TrainableClassifier
-from learning.weightless import weightless_classifier
+from learning.backbones.backbone import Backbone
+from learning.backbones.catalogue import BackboneError, find
+from learning.backbones.layers import stack
+from learning.backbones.loading import load_model
+from learning.backbones.tokens import Tokens
+from learning.cost.count import count_architecture
+from learning.cost.count_forward_only import jvp_pass
+from learning.cost.count_training import measure_step
+from learning.cost.weightless import weightless_classifier
+from learning.federated import split
+from learning.federated.forward_gradient import (
+    batch_loss,
+    central_difference,
+    directional_derivative,
+)
+from learning.federated.trainable import TrainableClassifier
+from learning.side.activations import Activations, encode
+from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.tuning import HeldOut, SideTuning, Training
 
 torch.set_num_threads(1)
 CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
@@ -86,11 +92,14 @@ def lora(name):
     return {}, None
 
 
-# --- one function a column: runs it, holds it against another path, and returns a remark or nothing ------------------
+# --- one function a column: runs it, holds it against another path, and returns a remark or nothing
+# ------------------
 
 
 def side_tuning(name):
-    """Hidden states that are the same whatever text they are computed with, and a step of a side network on them."""
+    """Hidden states that are the same whatever text they are computed with, and a step of a side
+    network on them.
+    """
     backbone = Backbone(spec(name))
     states_NLD = backbone.readouts(TOKENS)
     alone = backbone.readouts(Tokens(TOKENS.ids[2:3]))
@@ -101,7 +110,9 @@ def side_tuning(name):
     held_out = {"it": HeldOut(states_NLD, uniform, LABELS.numpy())}
     tuning = SideTuning(shape, SideNetworkConfig(), Training(), held_out, seed=0)
     targets = np.eye(CLASSES, dtype=np.float32)[LABELS.numpy()] - uniform
-    assert tuning.ingest("it", encode(Activations(states_NLD, targets, np.arange(len(IDS))), "float32")) == len(IDS)
+    assert tuning.ingest(
+        "it", encode(Activations(states_NLD, targets, np.arange(len(IDS))), "float32")
+    ) == len(IDS)
     assert np.isfinite(tuning.step([0, 1, 2, 3]))
 
 
@@ -113,35 +124,54 @@ def depth_cut(name):
 
 
 def trained_step(model):
-    """One step of AdamW: finite, of exactly the trainable tensors, downhill; returns how many numbers they hold."""
+    """One step of AdamW: finite, of exactly the trainable tensors, downhill; returns how many
+    numbers they hold.
+    """
     loss, trained = loss_of(model), model.trainable_parameters()
     optimiser = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
     loss.backward()
     assert all((p.grad is not None) == (n in trained) for n, p in model.named_parameters())
     assert all(torch.isfinite(p.grad).all() for p in trained.values()) and torch.isfinite(loss)
-    assert any(p.grad.abs().sum() > 0 for n, p in trained.items() if not n.startswith("head.")) or model.kind == "head"
+    assert (
+        any(p.grad.abs().sum() > 0 for n, p in trained.items() if not n.startswith("head."))
+        or model.kind == "head"
+    )
     optimiser.step()
     assert loss_of(model) < loss
     return sum(p.numel() for p in trained.values()) - CLASSES * (model.head.in_features + 1)
 
 
 def lora_column(name):
-    """Numbers and hidden states are those of peft's own PeftModel, with its own choice of targets where it has one."""
+    """Numbers and hidden states are those of peft's own PeftModel, with its own choice of targets
+    where it has one.
+    """
     options, remark = lora(name)
     model = classifier(name, "lora", **options)
     targets = options.get("target_modules")
     if targets is None and name not in NOT_PEFTS:
         config = LoraConfig(r=8, lora_alpha=8)
     else:
-        ours = {path.rpartition(".")[2] for path, m in model.backbone.named_modules() if hasattr(m, "lora_A")}
+        ours = {
+            path.rpartition(".")[2]
+            for path, m in model.backbone.named_modules()
+            if hasattr(m, "lora_A")
+        }
         config = LoraConfig(r=8, lora_alpha=8, target_modules=sorted(ours))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of GPT-2's transposed maps
         theirs = get_peft_model(load_model(spec(name)), config).eval()
     theirs.base_model.model.set_attn_implementation("eager")
-    state = {n.removeprefix("backbone."): t for n, t in model.trainable().items() if n.startswith("backbone.")}
+    state = {
+        n.removeprefix("backbone."): t
+        for n, t in model.trainable().items()
+        if n.startswith("backbone.")
+    }
     with torch.no_grad():
-        own = {n.removeprefix("base_model.model."): p for n, p in theirs.named_parameters() if p.requires_grad}
+        own = {
+            n.removeprefix("base_model.model."): p
+            for n, p in theirs.named_parameters()
+            if p.requires_grad
+        }
         assert own.keys() == state.keys()
         for n, parameter in own.items():
             parameter.copy_(state[n])
@@ -153,7 +183,9 @@ def lora_column(name):
 
 
 def adapter(name):
-    """One bottleneck of 16 a layer (of ALBERT, for all), after which the layer's states are still its own at zero."""
+    """One bottleneck of 16 a layer (of ALBERT, for all), after which the layer's states are still
+    its own at zero.
+    """
     model, layers = classifier(name, "adapter"), len(stack(bare(name)))
     width = bare(name).config.hidden_size
     assert trained_step(model) == layers * (2 * 16 * width + 16 + width)
@@ -167,7 +199,11 @@ def adapter(name):
 
 def bitfit(name):
     """Every bias of the bare model but a pooler's, which no readout uses."""
-    biases = [p.numel() for n, p in bare(name).named_parameters() if n.endswith("bias") and not n.startswith("pooler")]
+    biases = [
+        p.numel()
+        for n, p in bare(name).named_parameters()
+        if n.endswith("bias") and not n.startswith("pooler")
+    ]
     assert trained_step(classifier(name, "bitfit")) == sum(biases)
 
 
@@ -178,7 +214,9 @@ def full(name):
 
 
 def split_column(name):
-    """SplitFed at every cut and FedBert: loss and gradients of the unsplit classifier, trained whole and by LoRA."""
+    """SplitFed at every cut and FedBert: loss and gradients of the unsplit classifier, trained
+    whole and by LoRA.
+    """
     same_gradients(classifier(name, "lora", **lora(name)[0]))
     model = classifier(name, "full")
     embedding, body, end = split.fedbert(model)
@@ -197,25 +235,36 @@ def split_column(name):
 def same_gradients(model):
     trained = model.trainable_parameters()
     expected_loss = loss_of(model)
-    expected = dict(zip(trained, torch.autograd.grad(expected_loss, list(trained.values())), strict=True))
+    expected = dict(
+        zip(trained, torch.autograd.grad(expected_loss, list(trained.values())), strict=True)
+    )
     for layers in range(len(stack(model.backbone)) + 1):
         client, server = split.splitfed(model, layers)
         sent = split.forward(client, client.trainable(), IDS, MASK)
         loss, gradients, back = split.learn(server, server.trainable(), sent.output, MASK, LABELS)
         got = {**gradients, **sent.backward(back)[0]}
-        assert loss == pytest.approx(float(expected_loss.detach()), rel=1e-5) and got.keys() == expected.keys()
+        assert (
+            loss == pytest.approx(float(expected_loss.detach()), rel=1e-5)
+            and got.keys() == expected.keys()
+        )
         for n, gradient in expected.items():
-            assert torch.allclose(got[n], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max())), (layers, n)
+            assert torch.allclose(
+                got[n], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max())
+            ), (layers, n)
 
 
 def forward_only(name):
-    """Central differences (FwdLLM, FedMeZO) and forward-mode derivatives (Spry) against the gradient."""
+    """Central differences (FwdLLM, FedMeZO) and forward-mode derivatives (Spry) against the
+    gradient.
+    """
     model = classifier(name, "lora", **lora(name)[0])
     state, loss = model.trainable(), batch_loss(model, IDS, MASK, LABELS)
     loss_of(model).backward()
     gradient = {n: p.grad for n, p in model.trainable_parameters().items()}
     slope = float(sum(g.square().sum() for g in gradient.values())) ** 0.5
-    v = {n: g / slope for n, g in gradient.items()}  # straight uphill, where the loss changes most and rounds least
+    v = {
+        n: g / slope for n, g in gradient.items()
+    }  # straight uphill, where the loss changes most and rounds least
     assert central_difference(loss, state, v, 1e-2) == pytest.approx(slope, rel=0.02)
     try:
         assert directional_derivative(loss, state, v)[1] == pytest.approx(slope, rel=1e-4)
@@ -227,7 +276,9 @@ def forward_only(name):
 
 
 def cost(name):
-    """FLOP without numbers are those that torch counts in a real forward pass, and in a real step of LoRA."""
+    """FLOP without numbers are those that torch counts in a real forward pass, and in a real step
+    of LoRA.
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as forward:
         bare(name)(**inputs(bare(name)))
     counted = count_architecture(CONFIGS[name])
@@ -236,7 +287,9 @@ def cost(name):
     options = lora(name)[0]
     with FlopCounterMode(display=False) as step:
         loss_of(TrainableClassifier(spec(name), "lora", CLASSES, **options)).backward()
-    read = measure_step(weightless_classifier(CONFIGS[name], "lora", CLASSES, **options), *IDS.shape)
+    read = measure_step(
+        weightless_classifier(CONFIGS[name], "lora", CLASSES, **options), *IDS.shape
+    )
     assert read.flop == step.get_total_flops() and 0 < read.saved_bytes < read.peak_bytes
 
 
@@ -253,7 +306,8 @@ COLUMNS = {
 }
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table
+# ------------------------------------------------------------------------------------------
 
 
 def row(name):
@@ -272,19 +326,28 @@ def written():
     """The rows of the page: architecture -> column -> (works, remark)."""
     text = PAGE.read_text(encoding="utf-8")
     notes = dict(re.findall(r"^<sup>(\d+)</sup> (.+?)(?:  )?$", text, flags=re.MULTILINE))
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     head, body = rows[0], rows[2:]
     found = {}
     for name, *cells in body:
         marks = [re.fullmatch(r"(yes|no)(?: <sup>(\d+)</sup>)?", cell).groups() for cell in cells]
-        found[name] = {c: (mark == "yes", notes.get(number)) for c, (mark, number) in zip(head[1:], marks, strict=True)}
+        found[name] = {
+            c: (mark == "yes", notes.get(number))
+            for c, (mark, number) in zip(head[1:], marks, strict=True)
+        }
     return found
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("BERT", "Llama", "T5 encoder") else pytest.param(name, marks=pytest.mark.thorough)
+        name
+        if name in ("BERT", "Llama", "T5 encoder")
+        else pytest.param(name, marks=pytest.mark.thorough)
         for name in CONFIGS
     ],
 )
@@ -307,9 +370,13 @@ def table():
             number = remark and f" <sup>{numbers.setdefault(remark, len(numbers) + 1)}</sup>"
             shown.append(("yes" if works else "no") + (number or ""))
         lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join([*lines, "", *(f"<sup>{number}</sup> {remark}  " for remark, number in numbers.items())])
+    return "\n".join(
+        [*lines, "", *(f"<sup>{number}</sup> {remark}  " for remark, number in numbers.items())]
+    )
 
 
 if __name__ == "__main__":
     before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
-    PAGE.write_text(before + start + table() + "\n" + rest[rest.index("<!-- end -->") :], encoding="utf-8")
+    PAGE.write_text(
+        before + start + table() + "\n" + rest[rest.index("<!-- end -->") :], encoding="utf-8"
+    )

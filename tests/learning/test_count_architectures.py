@@ -1,4 +1,6 @@
-"""Counting what is unlike BERT and Llama: experts, recurrences, what a batch computes once, layers of several kinds."""
+"""Counting what is unlike BERT and Llama: experts, recurrences, what a batch computes once, layers
+of several kinds.
+"""
 
 import runpy
 from pathlib import Path
@@ -7,18 +9,29 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning.catalogue import cut
-from learning.count import count_architecture, count_forward
-from learning.count_split import count_part
-from learning.count_training import count_training, measure_step
-from learning.huggingface import bare_model, hf_config
-from learning.weightless import alike, of_depth, weightless_classifier
+from learning.backbones.catalogue import cut
+from learning.backbones.huggingface import bare_model, hf_config
+from learning.cost.count import count_architecture, count_forward
+from learning.cost.count_split import count_part
+from learning.cost.count_training import count_training, measure_step
+from learning.cost.weightless import alike, of_depth, weightless_classifier
 
 torch.set_num_threads(1)
 CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
 ODD = ("DeBERTa-v2", "Gemma 3", "Mamba", "Mixtral", "OPT (narrow embeddings)", "T5 (encoder)")
-MIXED = {"model_type": "lfm2", "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2}
-MIXED |= {"num_key_value_heads": 1, "intermediate_size": 32, "block_multiple_of": 8, "max_position_embeddings": 64}
+MIXED = {
+    "model_type": "lfm2",
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+}
+MIXED |= {
+    "num_key_value_heads": 1,
+    "intermediate_size": 32,
+    "block_multiple_of": 8,
+    "max_position_embeddings": 64,
+}
 MIXED |= {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]}
 
 
@@ -44,7 +57,9 @@ def test_a_fitted_step_is_a_fresh_count(name):
 
 
 def test_a_token_costs_its_active_experts_and_memory_holds_all():
-    """Three products of d x f for each of K experts, two FLOP a multiplication and addition; the router's is d x E."""
+    """Three products of d x f for each of K experts, two FLOP a multiplication and addition; the
+    router's is d x E.
+    """
     layers, d, f, experts, active = 3, 16, 32, 4, 2
     mixture = count_architecture(CONFIGS["Mixtral"])
     dense = count_architecture({**CONFIGS["Llama"], "intermediate_size": f})
@@ -54,14 +69,18 @@ def test_a_token_costs_its_active_experts_and_memory_holds_all():
         assert more == batch * tokens * a_token
     in_memory = layers * (experts * 3 * d * f + d * experts) - layers * 3 * d * f
     assert mixture.parameters - dense.parameters == in_memory
-    assert mixture.weight_bytes_read - dense.weight_bytes_read == pytest.approx(4 * in_memory, rel=0.1)
+    assert mixture.weight_bytes_read - dense.weight_bytes_read == pytest.approx(
+        4 * in_memory, rel=0.1
+    )
     twice = count_architecture({**CONFIGS["Mixtral"], "num_experts_per_tok": 4})
     assert twice.parameters == mixture.parameters
     assert twice.forward(1, 8).flop - mixture.forward(1, 8).flop == 8 * 2 * layers * 2 * 3 * d * f
 
 
 def test_what_a_batch_computes_once_is_not_charged_to_every_text():
-    """DeBERTa's 16 relative positions pass two square maps in each of three layers; a batch of 50 does it once."""
+    """DeBERTa's 16 relative positions pass two square maps in each of three layers; a batch of 50
+    does it once.
+    """
     config = CONFIGS["DeBERTa-v2"]
     made = hf_config(config)
     model, ids_BT = bare_model(made).from_config(made).eval(), torch.full((50, 7), 3)
@@ -80,9 +99,19 @@ def test_layers_of_several_kinds_are_counted_one_and_all():
     read = measure_step(weightless_classifier(MIXED, "full", 2), 4, 24)
     assert fitted.step(4, 24).flop == read.flop
     counted = of_depth(MIXED, lambda config: count_architecture(config).parameters)
-    assert counted == count_architecture(MIXED).parameters != 2 * count_architecture(cut(MIXED, 3)).parameters
-    server = count_part(MIXED, 2, False, True, "full", 2, is_cut=True)  # a convolution and attention, the last two
+    assert (
+        counted
+        == count_architecture(MIXED).parameters
+        != 2 * count_architecture(cut(MIXED, 3)).parameters
+    )
+    server = count_part(
+        MIXED, 2, False, True, "full", 2, is_cut=True
+    )  # a convolution and attention, the last two
     device = count_part(cut(MIXED, 3), 3, True, False, "full", 2, is_cut=True)
     assert device.parameters + server.parameters == fitted.parameters
-    both = sum(cost.flop for part in (device, server) for cost in (part.forward(4, 24), part.backward(4, 24)))
+    both = sum(
+        cost.flop
+        for part in (device, server)
+        for cost in (part.forward(4, 24), part.backward(4, 24))
+    )
     assert both == read.flop

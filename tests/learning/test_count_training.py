@@ -1,4 +1,6 @@
-"""Counted costs of training against published counts, closed formulas, fresh counts and a live step on real tensors."""
+"""Counted costs of training against published counts, closed formulas, fresh counts and a live step
+on real tensors.
+"""
 
 import itertools
 import json
@@ -8,14 +10,14 @@ import sys
 import pytest
 import torch
 
-from learning import count_training as counting
-from learning.catalogue import architecture, config_of, find
-from learning.count_training import count_step, count_training, training_architecture
-from learning.huggingface import bare_model, hf_config
-from learning.local_training import LocalTraining, train
-from learning.meter import Meter
-from learning.tokens import Tokens
-from learning.trainable import TrainableClassifier
+from learning.backbones.catalogue import architecture, config_of, find
+from learning.backbones.huggingface import bare_model, hf_config
+from learning.backbones.tokens import Tokens
+from learning.cost import count_training as counting
+from learning.cost.count_training import count_step, count_training, training_architecture
+from learning.cost.meter import Meter
+from learning.federated.local_training import LocalTraining, train
+from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
 ROBERTA, NARROW, MIB = config_of(find("roberta-base")), config_of(find("minilm-narrow")), 2**20
@@ -32,7 +34,9 @@ def counted():
 def live(kind, classes=2):
     """The same encoder on real tensors, untrained, so that it needs no fetched weights."""
     made = hf_config(NARROW)
-    return TrainableClassifier(find("minilm-narrow"), kind, classes, backbone=bare_model(made).from_config(made))
+    return TrainableClassifier(
+        find("minilm-narrow"), kind, classes, backbone=bare_model(made).from_config(made)
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,32 +44,46 @@ def live(kind, classes=2):
     [("full", 67.045, 3), ("lora", 45.047, 3)],
 )
 def test_published_counts_of_roberta_base(kind, gflop, own_head):
-    """128 tokens, forward and backward; the counts that were published include a second d x d map in the head."""
+    """128 tokens, forward and backward; the counts that were published include a second d x d map
+    in the head.
+    """
     second_map = own_head * 2 * 768 * 768
     step = training_architecture(find("roberta-base"), kind).step(1, 128)
     assert (step.flop + second_map) / 1e9 == pytest.approx(gflop, abs=1e-3)
 
 
-@pytest.mark.parametrize(("kind", "plain_mib", "dropout_mib"), [("full", 1302.5, 1740.7), ("lora", 859.9, 1292.0)])
+@pytest.mark.parametrize(
+    ("kind", "plain_mib", "dropout_mib"), [("full", 1302.5, 1740.7), ("lora", 859.9, 1292.0)]
+)
 def test_published_saved_bytes_of_roberta_base_are_those_with_dropout(kind, plain_mib, dropout_mib):
-    """16 x 128 tokens; masks and thinned copies of dropout 0.1 are a quarter to a third of what is saved."""
-    assert training_architecture(find("roberta-base"), kind).saved_bytes(16, 128) / MIB == pytest.approx(
-        plain_mib, abs=0.1
-    )
+    """16 x 128 tokens; masks and thinned copies of dropout 0.1 are a quarter to a third of what is
+    saved.
+    """
+    assert training_architecture(find("roberta-base"), kind).saved_bytes(
+        16, 128
+    ) / MIB == pytest.approx(plain_mib, abs=0.1)
     _, saved = count_step(ROBERTA, kind, 16, 128, dropout=0.1, **SIZES[kind])
     assert saved / MIB == pytest.approx(dropout_mib, abs=0.3)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_training_costs_two_or_three_forward_passes(backbone):
-    """Each product has one gradient for its input and one for its weights; PEFT needs the first only, the head neither."""
+    """Each product has one gradient for its input and one for its weights; PEFT needs the first
+    only, the head neither.
+    """
     forward = architecture(find(backbone)).forward(1, 64).flop
-    ratio = {kind: training_architecture(find(backbone), kind).step(1, 64).flop / forward for kind in SIZES}
+    ratio = {
+        kind: training_architecture(find(backbone), kind).step(1, 64).flop / forward
+        for kind in SIZES
+    }
     assert ratio["full"] == pytest.approx(3, rel=0.01)
     for kind in ("lora", "adapter", "bitfit"):
         assert 1.5 < ratio[kind] < 2.2  # the first layer needs no gradient for its input
     assert ratio["head"] == pytest.approx(1, rel=0.01)
-    again = {kind: training_architecture(find(backbone), kind).step(1, 64, checkpointing=True).flop for kind in SIZES}
+    again = {
+        kind: training_architecture(find(backbone), kind).step(1, 64, checkpointing=True).flop
+        for kind in SIZES
+    }
     assert again["full"] / forward == pytest.approx(4, rel=0.01)
     assert again["head"] == training_architecture(find(backbone), "head").step(1, 64).flop
 
@@ -76,7 +94,9 @@ def test_training_costs_two_or_three_forward_passes(backbone):
     [(5, 33, False), (8, 200, False), (64, 480, False), (16, 100, True), (32, 450, True)],
 )
 def test_coefficients_give_what_a_fresh_count_gives(counted, kind, batch, tokens, checkpointing):
-    fresh, saved = count_step(NARROW, kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind])
+    fresh, saved = count_step(
+        NARROW, kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind]
+    )
     step = counted(kind).step(batch, tokens, checkpointing=checkpointing)
     assert step.flop == fresh.flop
     assert counted(kind).saved_bytes(batch, tokens, checkpointing) == pytest.approx(saved, rel=2e-3)
@@ -123,12 +143,17 @@ def test_a_head_of_more_classes_is_added_exactly(counted, monkeypatch):
 
 @pytest.mark.parametrize("backbone", ["minilm", "minilm-l4"])
 @pytest.mark.parametrize(
-    ("kind", "checkpointing"), [("full", False), ("lora", True), ("adapter", False), ("bitfit", True)]
+    ("kind", "checkpointing"),
+    [("full", False), ("lora", True), ("adapter", False), ("bitfit", True)],
 )
 def test_deep_models_follow_from_their_cuts(backbone, kind, checkpointing):
-    """The counts shipped for 6 and 4 layers come from cuts to 2 and 3; a fresh count of all layers agrees."""
+    """The counts shipped for 6 and 4 layers come from cuts to 2 and 3; a fresh count of all layers
+    agrees.
+    """
     spec, batch, tokens = find(backbone), 64, 100
-    fresh, saved = count_step(config_of(spec), kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind])
+    fresh, saved = count_step(
+        config_of(spec), kind, batch, tokens, checkpointing=checkpointing, **SIZES[kind]
+    )
     shipped = training_architecture(spec, kind)
     step = shipped.step(batch, tokens, checkpointing=checkpointing)
     assert step.flop == fresh.flop
@@ -140,18 +165,26 @@ def test_deep_models_follow_from_their_cuts(backbone, kind, checkpointing):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_fitted_cost_of_five_layers_is_a_direct_count_of_five(kind):
     config = {**NARROW, "num_hidden_layers": 5}
-    fitted, direct = count_training(config, kind, **SIZES[kind]), counting._count(config, kind, "linear", SIZES[kind])
+    fitted, direct = (
+        count_training(config, kind, **SIZES[kind]),
+        counting._count(config, kind, "linear", SIZES[kind]),
+    )
     assert (fitted.parameters, fitted.trainable) == (direct.parameters, direct.trainable)
     for ours, whole in ((fitted.plain, direct.plain), (fitted.checkpointed, direct.checkpointed)):
         assert ours.flop == whole.flop and ours.bytes_moved == whole.bytes_moved
         assert ours.saved == whole.saved
     layer = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # FLOP a token of one layer's products, forward
-    assert 5 * layer < direct.plain.flop[1] and direct.plain.flop[1] < (3.01 if kind == "full" else 2.1) * 5 * layer
+    assert (
+        5 * layer < direct.plain.flop[1]
+        and direct.plain.flop[1] < (3.01 if kind == "full" else 2.1) * 5 * layer
+    )
 
 
 @pytest.mark.parametrize(("kind", "millions"), [("full", 124.7), ("lora", 0.9), ("bitfit", 0.7)])
 def test_with_robertas_head_the_trained_numbers_are_fedpetunings(kind, millions):
-    """Zhang et al., Findings of ACL 2023: RoBERTa-base with its classification head, in millions."""
+    """Zhang et al., Findings of ACL 2023: RoBERTa-base with its classification head, in
+    millions.
+    """
     trained = training_architecture(find("roberta-base"), kind, head="dense").trainable
     assert trained / 1e6 == pytest.approx(millions, abs=0.06)
     linear = training_architecture(find("roberta-base"), kind).trainable
@@ -166,17 +199,23 @@ def test_memory_orders_as_it_should():
         plain, less = of[kind].step(16, 128), of[kind].step(16, 128, checkpointing=True)
         assert less.peak_bytes < 0.45 * plain.peak_bytes and less.flop > plain.flop
         assert of[kind].saved_bytes(16, 128, checkpointing=True) < 0.12 * saved[kind]
-    assert of["full"].step(1, 8).peak_bytes == of["full"].trainable_bytes  # few texts: the gradients are the peak
+    assert (
+        of["full"].step(1, 8).peak_bytes == of["full"].trainable_bytes
+    )  # few texts: the gradients are the peak
 
 
 def test_traffic_is_weights_gradients_and_the_optimisers_own():
-    """RoNARROWa-base, LoRA: all weights but the word table are read forward and backward; the trained ones go 7 ways more."""
+    """RoNARROWa-base, LoRA: all weights but the word table are read forward and backward; the
+    trained ones go 7 ways more.
+    """
     lora = training_architecture(find("roberta-base"), "lora")
     read = architecture(find("roberta-base")).weight_bytes_read
     sgd, adamw = lora.step(4, 64, "sgd"), lora.step(4, 64)
     assert sgd.bytes_moved == pytest.approx(2 * read, rel=0.05)
     assert adamw.bytes_moved - sgd.bytes_moved == 4 * lora.trainable_bytes
-    assert lora.step(4, 64, "sgd", checkpointing=True).bytes_moved == pytest.approx(3 * read, rel=0.05)
+    assert lora.step(4, 64, "sgd", checkpointing=True).bytes_moved == pytest.approx(
+        3 * read, rel=0.05
+    )
 
 
 def test_shipped_counts_cover_what_they_promise_and_are_todays():
@@ -184,13 +223,18 @@ def test_shipped_counts_cover_what_they_promise_and_are_todays():
     sizes = [*((kind, sum(options.values())) for kind, options in SIZES.items()), ("lora", 16)]
     kinds = list(itertools.product(sizes, ("linear", "dense")))
     configs = [config_of(find(b)) for b in BACKBONES]
-    assert set(file) == {counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds}
+    assert set(file) == {
+        counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds
+    }
     shipped = counting._from_json(file[counting._key(NARROW, "lora", 8)])
     assert shipped == counting.count_training(NARROW, "lora", rank=8)
 
 
 def test_another_rank_than_those_counted_is_as_if_counted():
-    config, ours = config_of(find("minilm-l2")), training_architecture(find("minilm-l2"), "lora", rank=3)
+    config, ours = (
+        config_of(find("minilm-l2")),
+        training_architecture(find("minilm-l2"), "lora", rank=3),
+    )
     assert ours == counting.count_training(config, "lora", rank=3)
     assert isinstance(ours.trainable, int)
 
@@ -200,21 +244,28 @@ def test_an_uncatalogued_training_is_counted_once_and_kept(tmp_path, monkeypatch
     first = training_architecture(find("random-bert"), "head")
     monkeypatch.setattr(counting, "count_training", lambda *_, **__: pytest.fail("counted twice"))
     assert training_architecture(find("random-bert"), "head") == first
-    assert training_architecture(find("random-bert"), "head", classes=3).trainable == first.trainable + 65
+    assert (
+        training_architecture(find("random-bert"), "head", classes=3).trainable
+        == first.trainable + 65
+    )
 
 
 def test_looking_up_a_shipped_cost_needs_no_torch():
     code = (
-        "import sys; from learning.catalogue import find; from learning.count_training import training_architecture;"
-        "import learning.local_training, learning.aggregation;"
-        "print(training_architecture(find('minilm'), 'lora').step(8, 64).flop); assert 'torch' not in sys.modules"
+        "import sys; from learning.backbones.catalogue import find; from "
+        "learning.cost.count_training import training_architecture;"
+        "import learning.federated.local_training, learning.federated.aggregation;"
+        "print(training_architecture(find('minilm'), 'lora').step(8, 64).flop); assert 'torch' not "
+        "in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) == training_architecture(find("minilm"), "lora").step(8, 64).flop
 
 
 def test_the_worked_number_of_the_documents():
-    """MiniLM, LoRA of rank 8, two classes, batch 32 of 32 tokens: a step and a round of 100 texts."""
+    """MiniLM, LoRA of rank 8, two classes, batch 32 of 32 tokens: a step and a round of 100
+    texts.
+    """
     lora = training_architecture(find("minilm"), "lora")
     step = lora.step(32, 32)
     assert lora.trainable == 6 * 2 * 2 * 8 * 384 + 2 * 385 == 74_498
@@ -223,7 +274,9 @@ def test_the_worked_number_of_the_documents():
     assert lora.saved_bytes(32, 32) / MIB == pytest.approx(98.0, abs=0.1)
     model = TrainableClassifier(find("random-bert"), "lora", 2)
     tokens, labels = Tokens([torch.arange(2, 9).int().numpy()] * 100), [0, 1] * 50
-    assert train(model, model.trainable(), tokens, labels, LocalTraining(batch=32), seed=0).steps == 4
+    assert (
+        train(model, model.trainable(), tokens, labels, LocalTraining(batch=32), seed=0).steps == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -242,5 +295,7 @@ def test_the_table_of_the_documents(kind, trained, gflop, again, saved, peak, le
     assert roberta.trainable == trained
     assert (plain.flop / 16e9, checkpointed.flop / 16e9) == pytest.approx((gflop, again), abs=0.006)
     assert roberta.saved_bytes(16, 128) / MIB == pytest.approx(saved, abs=0.06)
-    assert (plain.peak_bytes / MIB, checkpointed.peak_bytes / MIB) == pytest.approx((peak, less), abs=0.6)
+    assert (plain.peak_bytes / MIB, checkpointed.peak_bytes / MIB) == pytest.approx(
+        (peak, less), abs=0.6
+    )
     assert roberta.optimiser_bytes() / MIB == pytest.approx(kept, abs=0.06)

@@ -1,4 +1,6 @@
-"""Datasets: own files in every format, errors that say what is there, splits and pairs, and the fetched sets' sizes."""
+"""Datasets: own files in every format, errors that say what is there, splits and pairs, and the
+fetched sets' sizes.
+"""
 
 import json
 import re
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inputs.files import FileProblem
-from learning import assets, data
-from learning.data import DataError, TextDataset
+from learning.backbones import assets
+from learning.data import texts as data
+from learning.data.texts import DataError, TextDataset
 
 ROWS = [
     {"sentence": 'He said "fine", twice', "label": "pos", "writer": "007"},
@@ -29,11 +32,16 @@ def write(folder, kind: str, rows=ROWS):
     elif kind == "parquet":
         pa.parquet.write_table(pa.Table.from_pylist(rows), file)
     elif kind == "csv":
-        quoted = [",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in rows]
-        file.write_text("\ufeff" + "\n".join(["sentence,label,writer", *quoted]) + "\n", encoding="utf-8")
+        quoted = [
+            ",".join('"' + value.replace('"', '""') + '"' for value in row.values()) for row in rows
+        ]
+        file.write_text(
+            "\ufeff" + "\n".join(["sentence,label,writer", *quoted]) + "\n", encoding="utf-8"
+        )
     else:
         file.write_text(
-            "\n".join("\t".join(row) for row in [rows[0], *(row.values() for row in rows)]), encoding="utf-8"
+            "\n".join("\t".join(row) for row in [rows[0], *(row.values() for row in rows)]),
+            encoding="utf-8",
         )
     return file
 
@@ -41,13 +49,17 @@ def write(folder, kind: str, rows=ROWS):
 def made_up(n: int, n_classes: int = 3, official: int | None = None) -> TextDataset:
     split = (np.arange(official), np.arange(official, n)) if official is not None else None
     labels = np.random.default_rng(0).integers(0, n_classes, n)
-    return TextDataset("made-up", [f"text {i}" for i in range(n)], None, labels, ("a", "b", "c"), None, split)
+    return TextDataset(
+        "made-up", [f"text {i}" for i in range(n)], None, labels, ("a", "b", "c"), None, split
+    )
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_the_same_rows_in_every_format_are_the_same_dataset(tmp_path, kind):
     loaded = data.load({"path": write(tmp_path, kind), "text": "sentence", "client": "writer"})
-    assert loaded.name == "reviews" and loaded.second_texts is None and loaded.official_split is None
+    assert (
+        loaded.name == "reviews" and loaded.second_texts is None and loaded.official_split is None
+    )
     assert loaded.texts == [row["sentence"] for row in ROWS]
     assert loaded.class_names == ("neg", "pos")
     assert loaded.labels.dtype == np.int64 and loaded.labels.tolist() == [1, 0, 1]
@@ -57,12 +69,17 @@ def test_the_same_rows_in_every_format_are_the_same_dataset(tmp_path, kind):
 def test_a_datasets_dataset_needs_no_file():
     from datasets import ClassLabel, Dataset, Features, Value
 
-    features = Features({"a": Value("string"), "b": Value("string"), "y": ClassLabel(names=["no", "yes"])})
+    features = Features(
+        {"a": Value("string"), "b": Value("string"), "y": ClassLabel(names=["no", "yes"])}
+    )
     table = Dataset.from_dict({"a": ["x", "y"], "b": ["u", "v"], "y": [1, 0]}, features=features)
     loaded = data.load({"dataset": table, "text": "a", "text_b": "b", "label": "y"})
     assert (loaded.texts, loaded.second_texts) == (["x", "y"], ["u", "v"])
     assert loaded.class_names == ("no", "yes") and loaded.labels.tolist() == [1, 0]
-    assert data.load(Dataset.from_dict({"text": ["x", "y"], "label": [5, 3]})).class_names == ("3", "5")
+    assert data.load(Dataset.from_dict({"text": ["x", "y"], "label": [5, 3]})).class_names == (
+        "3",
+        "5",
+    )
 
 
 def test_a_test_file_is_an_official_split(tmp_path):
@@ -91,7 +108,9 @@ def test_classes_are_those_of_both_files_however_each_spells_them(tmp_path, kind
     assert loaded.class_names == ("0", "1") and loaded.labels.tolist() == [0, 1] * 20
     assert not loaded.remarks and not loaded.keep_test_copies
     unknown = [*floats, rows[0] | {"sentence": "new", "label": "2"}]
-    with pytest.raises(DataError, match=r"row 21.*class '2' is in the test file alone, .* has '0', '1'$"):
+    with pytest.raises(
+        DataError, match=r"row 21.*class '2' is in the test file alone, .* has '0', '1'$"
+    ):
         data.load(spec | {"test": write(tmp_path / "a", kinds[1], unknown)})
 
 
@@ -104,9 +123,13 @@ def test_a_test_file_that_tests_nothing_is_refused(tmp_path):
         with pytest.raises(DataError, match="is the file that is trained on"):
             data.load({"path": train, "test": same, "text": "sentence"})
     (tmp_path / "a").mkdir()
-    part = write(tmp_path / "a", "jsonl", [row | {"sentence": f" {row['sentence']}  "} for row in rows[:5]])
+    part = write(
+        tmp_path / "a", "jsonl", [row | {"sentence": f" {row['sentence']}  "} for row in rows[:5]]
+    )
     spec = {"path": train, "test": part, "text": "sentence"}
-    with pytest.raises(DataError, match=r"reviews\.jsonl: every one of its 5 texts is in .*reviews\.csv too"):
+    with pytest.raises(
+        DataError, match=r"reviews\.jsonl: every one of its 5 texts is in .*reviews\.csv too"
+    ):
         data.load(spec)
     assert len(data.load(spec | {"keep_test_copies": True})) == 25
 
@@ -137,13 +160,19 @@ def test_numbered_classes_are_sorted_by_number(tmp_path):
     file = tmp_path / "n.csv"
     file.write_text("text,label\na,10\nb,9\nc,-1\n")
     assert data.load({"path": file}).class_names == ("-1", "9", "10")
-    pa.parquet.write_table(pa.table({"text": ["a", "b"], "label": [1.0, 0.0]}), tmp_path / "n.parquet")
+    pa.parquet.write_table(
+        pa.table({"text": ["a", "b"], "label": [1.0, 0.0]}), tmp_path / "n.parquet"
+    )
     assert data.load({"path": tmp_path / "n.parquet"}).class_names == ("0", "1")
 
 
 def test_what_was_left_out_or_is_perhaps_not_meant_is_remarked(tmp_path):
     file = tmp_path / "d.csv"
-    file.write_text("text,label\n" + "".join(f"t{i},{['Warm', 'warm', ''][i % 3]}\n" for i in range(30)) + "x,None\n")
+    file.write_text(
+        "text,label\n"
+        + "".join(f"t{i},{['Warm', 'warm', ''][i % 3]}\n" for i in range(30))
+        + "x,None\n"
+    )
     loaded = data.load({"path": file, "skip_blank": True})
     assert loaded.remarks == (
         f"{file}: left out for want of a text, a label or a client: 10 rows",
@@ -159,15 +188,30 @@ def test_what_was_left_out_or_is_perhaps_not_meant_is_remarked(tmp_path):
         (None, "", {"path": "absent.csv"}, r"absent\.csv: cannot be opened"),
         (None, "", {"path": "~nobody-here/a.csv"}, "~nobody-here"),
         (None, "", {"path": "a\0.csv"}, "cannot be opened"),
-        ("d.csv", "text,label\na,1\nb,1\n", {}, r"d\.csv, column 'label': every label is '1'; at least two classes"),
-        ("d.csv", "text,label\na,1\n", {"lable": "label"}, "unknown key 'lable' in a dataset; allowed: client"),
+        (
+            "d.csv",
+            "text,label\na,1\nb,1\n",
+            {},
+            r"d\.csv, column 'label': every label is '1'; at least two classes",
+        ),
+        (
+            "d.csv",
+            "text,label\na,1\n",
+            {"lable": "label"},
+            "unknown key 'lable' in a dataset; allowed: client",
+        ),
         (
             "d.csv",
             "text,id\n" + "".join(f"t{i},{i}\n" for i in range(20)),
             {"label": "id"},
             "column 'id': 20 classes for 20",
         ),
-        ("d.csv", "text,label\na,1\nb,0\nc,01\n", {}, r"d\.csv, row 3 .line 4., column 'label': the label '01'"),
+        (
+            "d.csv",
+            "text,label\na,1\nb,0\nc,01\n",
+            {},
+            r"d\.csv, row 3 .line 4., column 'label': the label '01'",
+        ),
         (
             "d.jsonl",
             '{"text": "a", "label": 0.5}\n{"text": "b", "label": 1.0}\n',
@@ -199,7 +243,11 @@ def test_errors_in_names_say_what_there_is(tmp_path, monkeypatch):
 
 
 @settings(max_examples=100, deadline=None)
-@given(n=st.integers(1, 60), sizes=st.tuples(*[st.none() | st.integers(0, 60)] * 2), seed=st.integers(0, 99))
+@given(
+    n=st.integers(1, 60),
+    sizes=st.tuples(*[st.none() | st.integers(0, 60)] * 2),
+    seed=st.integers(0, 99),
+)
 def test_split_is_disjoint_and_as_large_as_asked(n, sizes, seed):
     dataset, (train, test) = made_up(n), sizes
     if (train or 0) + (test or 0) > n:
@@ -221,7 +269,9 @@ def test_split_honours_the_official_one():
     dataset = made_up(50, official=30)
     train_at, test_at = data.split(dataset, 10, None, np.random.default_rng(0))
     assert len(train_at) == 10 and train_at.max() < 30 and sorted(test_at) == list(range(30, 50))
-    with pytest.raises(DataError, match="has 20 test texts in its official split; 21 were asked for"):
+    with pytest.raises(
+        DataError, match="has 20 test texts in its official split; 21 were asked for"
+    ):
         data.split(dataset, None, 21, np.random.default_rng(0))
 
 
@@ -233,7 +283,10 @@ def test_pairs_are_balanced_true_and_keep_test_texts_apart(n, official, seed):
     label_of = dict(zip(dataset.texts, dataset.labels, strict=True))
     for first, second, same in zip(pairs.texts, pairs.second_texts, pairs.labels, strict=True):
         assert first != second and (label_of[first] == label_of[second]) == bool(same)
-    texts = [{*(pairs.texts[i] for i in part), *(pairs.second_texts[i] for i in part)} for part in pairs.official_split]
+    texts = [
+        {*(pairs.texts[i] for i in part), *(pairs.second_texts[i] for i in part)}
+        for part in pairs.official_split
+    ]
     assert not texts[0] & texts[1]
     if official:
         assert texts[0] <= set(dataset.texts[: n // 2])
@@ -275,10 +328,14 @@ def test_known_texts_have_their_known_labels():
 
 
 def documented(first_column: str) -> dict[str, list[str]]:
-    """Rows of the table in docs/data.md whose header starts with first_column, by the name in their first cell."""
-    text = (Path(data.__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    """Rows of the table in docs/data.md whose header starts with first_column, by the name in their
+    first cell.
+    """
+    text = (Path(data.__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     table = text.split(f"| {first_column} |")[1].split("\n\n")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
     return {row[0].strip("`"): row[1:] for row in rows}
 
 
@@ -296,6 +353,10 @@ def test_the_documented_sizes_are_the_listed_ones():
     for name, asset in assets.table().items():
         default, wheel, download, disk, _ = rows[name]
         assert asset.default == (default == "yes")
-        assert all(f"{source.wheel.name} {source.wheel.version}" in wheel for source in asset.sources)
+        assert all(
+            f"{source.wheel.name} {source.wheel.version}" in wheel for source in asset.sources
+        )
         assert float(re.match(r"[\d.]+", disk)[0]) == round(asset.disk_bytes / 1e6, 1)
-        assert not download or float(re.match(r"[\d.]+", download)[0]) == round(asset.download_bytes / 1e6, 1)
+        assert not download or float(re.match(r"[\d.]+", download)[0]) == round(
+            asset.download_bytes / 1e6, 1
+        )

@@ -1,4 +1,6 @@
-"""A cut keeps the first layers of any architecture: hidden states of the uncut model, whatever its configuration lists."""
+"""A cut keeps the first layers of any architecture: hidden states of the uncut model, whatever its
+configuration lists.
+"""
 
 import json
 import runpy
@@ -8,23 +10,32 @@ import numpy as np
 import pytest
 import torch
 
-from learning.backbone import Backbone, pad
-from learning.catalogue import BackboneError, config_of, cut, find, layer_of
-from learning.huggingface import bare_model, hf_config
-from learning.layers import hidden_states, leaving, stack
+from learning.backbones.backbone import Backbone, pad
+from learning.backbones.catalogue import BackboneError, config_of, cut, find, layer_of
+from learning.backbones.huggingface import bare_model, hf_config
+from learning.backbones.layers import hidden_states, leaving, stack
 
 CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
-IDS = [np.array(ids, dtype=np.int32) for ids in ([5, 9, 3, 17, 4, 33, 8, 2, 40, 21, 11], [7, 3, 60, 12])]
+IDS = [
+    np.array(ids, dtype=np.int32)
+    for ids in ([5, 9, 3, 17, 4, 33, 8, 2, 40, 21, 11], [7, 3, 60, 12])
+]
 
 
 def states(model):
-    """Every hidden state [B, T, D], padding set to zero, and last what the last layer gives before any final norm."""
+    """Every hidden state [B, T, D], padding set to zero, and last what the last layer gives before
+    any final norm.
+    """
     ids_BT, mask_BT = pad(IDS)
     last = []
-    hook = stack(model)[-1].register_forward_hook(lambda _, __, output: last.append(leaving(output)))
+    hook = stack(model)[-1].register_forward_hook(
+        lambda _, __, output: last.append(leaving(output))
+    )
     with torch.no_grad():
         given = hidden_states(model, input_ids=ids_BT, attention_mask=mask_BT)
-        theirs = model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True).hidden_states
+        theirs = model(
+            input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=True
+        ).hidden_states
     hook.remove()
     if model.config.model_type != "mamba":  # whose hidden_states begin after the first layer
         assert len(given) == len(theirs) and all(map(torch.equal, given[:-1], theirs[:-1]))
@@ -49,7 +60,9 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_cut_has_the_first_hidden_states_of_the_whole(saved, name):
-    """The states of its first k layers; the last one, too, before what an architecture does after its last layer."""
+    """The states of its first k layers; the last one, too, before what an architecture does after
+    its last layer.
+    """
     own = {"whole": {"path": str(saved(name))}}
     whole = states(Backbone(find("whole", own)).model)
     for layers in (1, 2):
@@ -69,13 +82,26 @@ def test_a_random_model_is_cut_as_a_saved_one(name):
 
 
 def test_every_list_with_an_entry_a_layer_is_cut_and_no_other():
-    config = {"num_hidden_layers": 2, "layer_types": ["a", "b"], "kv_heads": [4, 2], "pos_att_type": ["p2c", "c2p"]}
-    config |= {"architectures": ["X"], "rope": {"factors": [1, 2]}, "name": "ab", "buckets": [1, 2, 3]}
+    config = {
+        "num_hidden_layers": 2,
+        "layer_types": ["a", "b"],
+        "kv_heads": [4, 2],
+        "pos_att_type": ["p2c", "c2p"],
+    }
+    config |= {
+        "architectures": ["X"],
+        "rope": {"factors": [1, 2]},
+        "name": "ab",
+        "buckets": [1, 2, 3],
+    }
     expected = {**config, "num_hidden_layers": 1, "layer_types": ["a"], "kv_heads": [4]}
     assert cut(config, 1) == expected
     assert cut(config, 2) == config and cut(config, 3)["kv_heads"] == [4, 2, 2]
     runs = {"num_layers": 4, "attention_types": [[["global", "local"], 2]]}
-    assert cut(runs, 3) == {"num_layers": 3, "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]]}
+    assert cut(runs, 3) == {
+        "num_layers": 3,
+        "attention_types": [[["global"], 1], [["local"], 1], [["global"], 1]],
+    }
 
 
 def test_the_first_number_of_a_name_is_its_layer():
@@ -84,9 +110,21 @@ def test_the_first_number_of_a_name_is_its_layer():
 
 
 def test_a_decoder_with_an_encoder_is_refused_by_name(tmp_path):
-    size = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2, "vocab_size": 64}
-    own = {"mine": {"random": {"model_type": "bart", **size}}, "odd": {"random": {"model_type": "bert2", **size}}}
-    with pytest.raises(BackboneError, match="a bart model is an encoder and a decoder, and transformers has no class"):
+    size = {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": 64,
+    }
+    own = {
+        "mine": {"random": {"model_type": "bart", **size}},
+        "odd": {"random": {"model_type": "bert2", **size}},
+    }
+    with pytest.raises(
+        BackboneError,
+        match="a bart model is an encoder and a decoder, and transformers has no class",
+    ):
         Backbone(find("mine", own))
     with pytest.raises(BackboneError, match="has no model_type 'bert2'"):
         Backbone(find("odd", own))

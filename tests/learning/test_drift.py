@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning.drift import late_groups, order
+from learning.data.drift import late_groups, order
 
 
 def late_share(strength: float, kind: str, bins: int = 10, n: int = 40_000) -> np.ndarray:
@@ -34,7 +34,11 @@ def test_the_worked_number_of_the_docs():
     assert [share[0], share[-1]] == pytest.approx([0.05, 0.95], abs=0.02)
 
 
-@given(st.lists(st.integers(0, 6), max_size=40), st.integers(0, 100), st.sampled_from(["gradual", "sudden"]))
+@given(
+    st.lists(st.integers(0, 6), max_size=40),
+    st.integers(0, 100),
+    st.sampled_from(["gradual", "sudden"]),
+)
 def test_every_text_comes_once_and_the_seed_decides_when(labels, seed, kind):
     groups = np.array(labels, dtype=np.int64)
     late = late_groups(groups, np.random.default_rng(seed))

@@ -1,4 +1,6 @@
-"""Forward-only learning against its formulas, against backpropagation, and on a task that can be learned."""
+"""Forward-only learning against its formulas, against backpropagation, and on a task that can be
+learned.
+"""
 
 import math
 from pathlib import Path
@@ -10,11 +12,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning import catalogue
-from learning import forward_gradient as fg
-from learning.aggregation import ServerOptimiser
-from learning.full_activations import encoded_nbytes
-from learning.trainable import TrainableClassifier
+from learning.backbones import catalogue
+from learning.federated import forward_gradient as fg
+from learning.federated.aggregation import ServerOptimiser
+from learning.federated.trainable import TrainableClassifier
+from learning.side.full_activations import encoded_nbytes
 
 torch.set_num_threads(1)
 
@@ -32,7 +34,9 @@ def toy_batch(seed=0, n=16, tokens=6):
     generator = torch.Generator().manual_seed(seed)
     labels_B = torch.arange(n) % 2
     ids_BT = torch.randint(10, 20, (n, tokens), generator=generator) + 100 * labels_B[:, None]
-    mask_BT = (torch.arange(tokens) < torch.randint(2, tokens + 1, (n, 1), generator=generator)).long()
+    mask_BT = (
+        torch.arange(tokens) < torch.randint(2, tokens + 1, (n, 1), generator=generator)
+    ).long()
     return ids_BT * mask_BT, mask_BT, labels_B
 
 
@@ -53,7 +57,8 @@ def inner(a, b):
     return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
 
 
-# --- directions and derivatives --------------------------------------------------------------------------------------
+# --- directions and derivatives
+# --------------------------------------------------------------------------------------
 
 
 def test_a_direction_follows_from_its_seed_alone():
@@ -64,9 +69,14 @@ def test_a_direction_follows_from_its_seed_alone():
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), drawn)  # torch's own generator is left alone
     again = fg.direction(dict(reversed(like.items())), fg.direction_seed(0, 4))
-    assert all(torch.equal(first[name], again[name]) and first[name].shape == like[name].shape for name in like)
+    assert all(
+        torch.equal(first[name], again[name]) and first[name].shape == like[name].shape
+        for name in like
+    )
     numbers = torch.cat([tensor.flatten() for tensor in first.values()])
-    assert abs(float(numbers.mean())) < 4 / math.sqrt(1700) and abs(float(numbers.var()) - 1) < 4 * math.sqrt(2 / 1700)
+    assert abs(float(numbers.mean())) < 4 / math.sqrt(1700) and abs(
+        float(numbers.var()) - 1
+    ) < 4 * math.sqrt(2 / 1700)
     seeds = {fg.direction_seed(seed, step) for seed in range(20) for step in range(20)}
     assert len(seeds) == 400 and all(0 <= seed < 2**63 for seed in seeds)
 
@@ -92,10 +102,14 @@ def test_forward_mode_equals_backpropagation_and_finite_differences(name, kind):
         v = fg.direction(state, fg.direction_seed(7, step))
         value, slope = fg.directional_derivative(loss, state, v)
         scale = math.sqrt(inner(exact, exact))
-        assert value == pytest.approx(float(F.cross_entropy(classifier(ids_BT, mask_BT), labels_B).detach()), rel=1e-5)
+        assert value == pytest.approx(
+            float(F.cross_entropy(classifier(ids_BT, mask_BT), labels_B).detach()), rel=1e-5
+        )
         assert slope == pytest.approx(inner(exact, v), abs=2e-5 * scale)
         length = math.sqrt(inner(v, v))
-        assert fg.central_difference(loss, state, v, 0.02 / length) == pytest.approx(slope, abs=2e-2 * scale)
+        assert fg.central_difference(loss, state, v, 0.02 / length) == pytest.approx(
+            slope, abs=2e-2 * scale
+        )
 
 
 def test_a_direction_over_some_tensors_leaves_the_others_out():
@@ -127,10 +141,13 @@ def test_the_mean_forward_gradient_is_the_gradient(mode):
     error = torch.sqrt((g.square().sum() + g.square()) / n)  # Var[s v_i] = |g|^2 + g_i^2
     z = (m - g) / error
     assert z.abs().max() < 4 and 0.1 < z.square().mean() < 3
-    assert (g / error).abs().max() > 20  # so precise that a scale wrong by a quarter, or a wrong sign, would be seen
+    assert (
+        g / error
+    ).abs().max() > 20  # so precise that a scale wrong by a quarter, or a wrong sign, would be seen
 
 
-# --- FwdLLM ----------------------------------------------------------------------------------------------------------
+# --- FwdLLM
+# ------------------------------------------------------------------------------------------
 
 
 def test_candidates_are_those_nearest_to_the_last_gradient():
@@ -147,7 +164,9 @@ def test_candidates_are_those_nearest_to_the_last_gradient():
     assert chosen == sorted(everyone, key=near, reverse=True)[:4]
     assert fg.choose_directions(state, 3, 4) == everyone[:4]
     zero = {name: torch.zeros_like(tensor) for name, tensor in last.items()}
-    assert fg.choose_directions(state, 3, 4, zero) == everyone[:4]  # all equally near: the earlier ones
+    assert (
+        fg.choose_directions(state, 3, 4, zero) == everyone[:4]
+    )  # all equally near: the earlier ones
 
 
 def test_fwdllm_probes_every_direction_on_every_batch():
@@ -165,13 +184,22 @@ def test_fwdllm_probes_every_direction_on_every_batch():
 
 
 def test_the_variance_gate_by_hand():
-    """Halves (1, 3) and (5, 7) have means 2 and 6: variance (6 - 2)^2 / 2 = 8. Two calmer devices bring it to 0.5."""
-    first = [{"watched": torch.tensor([x, x]), "other": torch.tensor([1e9 * x])} for x in (1.0, 3.0, 5.0, 7.0)]
+    """Halves (1, 3) and (5, 7) have means 2 and 6: variance (6 - 2)^2 / 2 = 8. Two calmer devices
+    bring it to 0.5.
+    """
+    first = [
+        {"watched": torch.tensor([x, x]), "other": torch.tensor([1e9 * x])}
+        for x in (1.0, 3.0, 5.0, 7.0)
+    ]
     assert fg.half_mean_variance([g["watched"] for g in first]) == 8.0
-    assert fg.needs_more(first, "watched", threshold=7.9) and not fg.needs_more(first, "watched", threshold=8.0)
+    assert fg.needs_more(first, "watched", threshold=7.9) and not fg.needs_more(
+        first, "watched", threshold=8.0
+    )
     more = [*first, {"watched": torch.tensor([1.0, 1.0])}, {"watched": torch.tensor([-1.0, -1.0])}]
     # halves (1, 3, 5) and (7, 1, -1): means 3 and 7/3
-    assert fg.half_mean_variance([g["watched"] for g in more]) == pytest.approx((2 / 3) ** 2 / 2, rel=1e-6)
+    assert fg.half_mean_variance([g["watched"] for g in more]) == pytest.approx(
+        (2 / 3) ** 2 / 2, rel=1e-6
+    )
     assert not fg.needs_more(more, "watched", threshold=7.9)
     state, last = fg.fwdllm_step(
         {"watched": torch.tensor([10.0, 10.0])}, [{"watched": g["watched"]} for g in more], 0.5
@@ -194,7 +222,8 @@ def test_learning_rate_warms_up_and_falls_in_a_line():
     assert np.allclose(np.diff(rates[4:]), -1 / 8) and rates[12] == 0.0
 
 
-# --- FedMeZO ---------------------------------------------------------------------------------------------------------
+# --- FedMeZO
+# ------------------------------------------------------------------------------------------
 
 
 def test_spsa_is_its_formula():
@@ -204,8 +233,13 @@ def test_spsa_is_its_formula():
     eps = 1e-3
     ahead = float(loss({name: state[name] + eps * v[name] for name in state}))
     behind = float(loss({name: state[name] - eps * v[name] for name in state}))
-    assert probe == fg.Probe(fg.direction_seed(9, 0), float(np.float32((ahead - behind) / (2 * eps))))
-    assert all(torch.allclose(stepped[n], state[n] - 0.1 * probe.derivative * v[n], atol=1e-7) for n in state)
+    assert probe == fg.Probe(
+        fg.direction_seed(9, 0), float(np.float32((ahead - behind) / (2 * eps)))
+    )
+    assert all(
+        torch.allclose(stepped[n], state[n] - 0.1 * probe.derivative * v[n], atol=1e-7)
+        for n in state
+    )
 
 
 @pytest.mark.parametrize("kind", ["lora", "head"])
@@ -221,17 +255,27 @@ def test_a_server_with_seeds_and_scalars_has_the_clients_state_to_the_bit(kind):
     assert all(torch.equal(classifier.trainable()[name], state[name]) for name in state)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.floats(allow_nan=False, width=32)), max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**63 - 1), st.floats(allow_nan=False, width=32)), max_size=20
+    )
+)
 def test_probes_cross_the_wire_unchanged(pairs):
     probes = [fg.Probe(seed, derivative) for seed, derivative in pairs]
     data = fg.encode_probes(probes)
     assert fg.decode_probes(data) == probes and len(data) == 12 * len(probes)
 
 
-# --- Spry ------------------------------------------------------------------------------------------------------------
+# --- Spry
+# ------------------------------------------------------------------------------------------
 
 
-@given(tensors=st.integers(1, 40), clients=st.integers(1, 60), each=st.integers(1, 5), head=st.integers(0, 2))
+@given(
+    tensors=st.integers(1, 40),
+    clients=st.integers(1, 60),
+    each=st.integers(1, 5),
+    head=st.integers(0, 2),
+)
 def test_every_tensor_is_dealt_and_the_round_goes_on(tensors, clients, each, head):
     names = [f"t{i}" for i in range(tensors)]
     shared = names[tensors - min(head, tensors) :]
@@ -248,7 +292,10 @@ def test_every_tensor_is_dealt_and_the_round_goes_on(tensors, clients, each, hea
 
 def test_a_deal_by_hand():
     names = ["a1", "b1", "a2", "b2", "a3", "b3", "head"]
-    assert fg.deal(names, 2, 2, ["head"]) == [("a1", "b1", "a3", "b3", "head"), ("a2", "b2", "head")]
+    assert fg.deal(names, 2, 2, ["head"]) == [
+        ("a1", "b1", "a3", "b3", "head"),
+        ("a2", "b2", "head"),
+    ]
     assert fg.deal(names, 4, 2, ["head"])[3] == ("a1", "b1", "head")  # more clients than portions
     assert fg.deal(names[:3], 1, 2) == [("a1", "b1", "a2")]
 
@@ -267,9 +314,14 @@ def test_spry_trains_what_it_was_dealt_with_the_slope_times_the_direction():
     for leaf, name in zip(leaves, assigned, strict=True):
         leaf.grad = slope * v[name]
     optimiser.step()
-    assert all(torch.allclose(result.state[n], leaf, atol=1e-5) for n, leaf in zip(assigned, leaves, strict=True))
+    assert all(
+        torch.allclose(result.state[n], leaf, atol=1e-5)
+        for n, leaf in zip(assigned, leaves, strict=True)
+    )
     assert all(torch.equal(classifier.trainable()[name], state[name]) for name in state)
-    assert not any(tensor.requires_grad or tensor.grad is not None for tensor in result.state.values())
+    assert not any(
+        tensor.requires_grad or tensor.grad is not None for tensor in result.state.values()
+    )
 
 
 def test_more_perturbations_average():
@@ -286,13 +338,16 @@ def test_the_server_averages_each_tensor_over_those_who_trained_it():
     stepped, moments = fg.spry_server_step(yogi, state, returned)
     for name, delta in (("a", 2.0), ("b", -0.5)):
         v = 1e-6 + 0.01 * delta**2  # tau^2 is below delta^2, so v grows
-        assert stepped[name].item() == pytest.approx(0.1 * 0.1 * delta / (math.sqrt(v) + 1e-3), rel=1e-5)
+        assert stepped[name].item() == pytest.approx(
+            0.1 * 0.1 * delta / (math.sqrt(v) + 1e-3), rel=1e-5
+        )
     assert stepped["c"].item() == 7.0 and set(moments.m) == {"a", "b"}
     plain, _ = fg.spry_server_step(ServerOptimiser("fedavg"), state, returned)
     assert plain["a"].item() == 2.0 and plain["b"].item() == -0.5
 
 
-# --- each of them learns ---------------------------------------------------------------------------------------------
+# --- each of them learns
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.thorough
@@ -329,11 +384,14 @@ def test_spry_learns():
             fg.spry_steps([loss] * 3, state, hand, fg.direction_seed(turn, client), 0.02).state
             for client, hand in enumerate(fg.deal(list(state), 4, 2, shared))
         ]
-        state, moments = fg.spry_server_step(ServerOptimiser("fedyogi", 0.05), state, returned, moments)
+        state, moments = fg.spry_server_step(
+            ServerOptimiser("fedyogi", 0.05), state, returned, moments
+        )
     assert float(loss(state).detach()) < 0.5 * start
 
 
-# --- docs ------------------------------------------------------------------------------------------------------------
+# --- docs
+# ------------------------------------------------------------------------------------------
 
 
 def roberta_lora(rank):
@@ -357,17 +415,23 @@ def test_the_worked_numbers_of_the_docs():
     probes = [len(fg.encode_probes([fg.Probe(1, 0.5)] * number)) for number in (20, 30)]
     mobillm = [encoded_nbytes(bits, 16, 16 * 256, 12, width, 2) for bits in (32, 8, 4)]
     rows = [
-        f"| SplitFed | a batch of 16 × 128 tokens | {hidden_states:,} and the labels | {hidden_states:,} |",
+        f"| SplitFed | a batch of 16 × 128 tokens | {hidden_states:,} and the labels | "
+        f"{hidden_states:,} |",
         f"| FedBert | a batch of 16 × 128 tokens | {2 * hidden_states:,} | {2 * hidden_states:,} |",
         f"| FwdLLM | a round, LoRA r 8 and a head of 2 classes | {rank_8:,} | {rank_8:,} |",
         f"| FwdLLM, shared seeds | a round of 20 probes | {probes[0]} | {rank_8:,} |",
-        f"| FedMeZO, shared seeds | a round of 30 local steps | {probes[1]} | {probes[1]} from each client |",
-        f"| Spry | a round of 100 clients, LoRA r 1: two tensors and the head each | {dealt:,} | {rank_1.trainable_bytes:,} |",
+        f"| FedMeZO, shared seeds | a round of 30 local steps | {probes[1]} | {probes[1]} from "
+        "each client |",
+        f"| Spry | a round of 100 clients, LoRA r 1: two tensors and the head each | {dealt:,} | "
+        f"{rank_1.trainable_bytes:,} |",
         f"| MobiLLM, 32 bits | a batch of 16 × 256 tokens, 12 layers | {mobillm[0]:,} | 0 |",
         f"| MobiLLM, 8 bits | the same | {mobillm[1]:,} | 0 |",
         f"| MobiLLM, 4 bits | the same | {mobillm[2]:,} | 0 |",
-        f"| PAE MobiLLM without its shortcut | a text of 256 tokens, once | {encoded_nbytes(32, 1, 256, 12, width, 2):,} | 0 |",
+        "| PAE MobiLLM without its shortcut | a text of 256 tokens, once | "
+        f"{encoded_nbytes(32, 1, 256, 12, width, 2):,} | 0 |",
     ]
-    docs = (Path(__file__).parents[2] / "docs" / "forward_only_and_split.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[2] / "docs" / "forward_only_and_split.md").read_text(
+        encoding="utf-8"
+    )
     for row in rows:
         assert row in docs

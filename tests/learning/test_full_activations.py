@@ -1,4 +1,6 @@
-"""Full hidden states: equal to the backbone's own, quantised within half a scale, and as many bytes as said."""
+"""Full hidden states: equal to the backbone's own, quantised within half a scale, and as many bytes
+as said.
+"""
 
 import numpy as np
 import pytest
@@ -6,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from learning import full_activations as full
-from learning.full_activations import FullActivations
-from learning.tokens import Tokens
+from learning.backbones.tokens import Tokens
+from learning.side import full_activations as full
+from learning.side.full_activations import FullActivations
 
 LENGTHS = [5, 1, 17, 9]
 
@@ -16,14 +18,20 @@ LENGTHS = [5, 1, 17, 9]
 def batch_of(backbone, tokens, layers, classes=3):
     values, lengths = full.full_states(backbone, tokens, layers)
     rng = np.random.default_rng(0)
-    return FullActivations(values, lengths, rng.random((len(tokens), classes), np.float32), np.arange(len(tokens)))
+    return FullActivations(
+        values, lengths, rng.random((len(tokens), classes), np.float32), np.arange(len(tokens))
+    )
 
 
 def noise(records_lengths, layers, hidden, classes=2, seed=0, spread=1.0):
     rng = np.random.default_rng(seed)
-    values = rng.standard_normal((layers, sum(records_lengths), hidden)).astype(np.float32) * np.float32(spread)
+    values = rng.standard_normal((layers, sum(records_lengths), hidden)).astype(
+        np.float32
+    ) * np.float32(spread)
     n = len(records_lengths)
-    return FullActivations(values, np.array(records_lengths), rng.random((n, classes), np.float32), np.arange(n) + 7)
+    return FullActivations(
+        values, np.array(records_lengths), rng.random((n, classes), np.float32), np.arange(n) + 7
+    )
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -41,9 +49,13 @@ def test_padding_never_enters(backbone, some_tokens):
     tokens = some_tokens(backbone, LENGTHS)
     together, lengths = full.full_states(backbone, tokens, [backbone.layers])
     assert lengths.tolist() == LENGTHS and together.shape == (1, sum(LENGTHS), backbone.hidden_size)
-    for index, (start, length) in enumerate(zip(np.cumsum([0, *LENGTHS[:-1]]), LENGTHS, strict=True)):
+    for index, (start, length) in enumerate(
+        zip(np.cumsum([0, *LENGTHS[:-1]]), LENGTHS, strict=True)
+    ):
         alone, _ = full.full_states(backbone, Tokens([tokens.ids[index]]), [backbone.layers])
-        assert np.allclose(together[:, start : start + length], alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max())
+        assert np.allclose(
+            together[:, start : start + length], alone, rtol=1e-4, atol=1e-5 * np.abs(alone).max()
+        )
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
@@ -77,10 +89,16 @@ def test_rounding_errs_by_at_most_half_a_scale(values, bits):
     error = np.abs(rounded * exact - values.astype(np.float64))
     assert np.all(error <= exact / 2 * (1 + 1e-5))
     peak = np.abs(values).max(axis=-1, keepdims=True)
-    assert np.all(exact <= np.maximum(peak / largest, 6.104e-5) * (1 + 2**-10))  # and no coarser than it need be
+    assert np.all(
+        exact <= np.maximum(peak / largest, 6.104e-5) * (1 + 2**-10)
+    )  # and no coarser than it need be
 
 
-@given(values=hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=st.integers(-7, 7)))
+@given(
+    values=hnp.arrays(
+        np.int8, st.tuples(st.integers(1, 3), st.integers(1, 9)), elements=st.integers(-7, 7)
+    )
+)
 def test_nibbles_unpack_to_what_was_packed(values):
     packed = full.pack_nibbles(values)
     assert packed.dtype == np.uint8 and packed.shape[-1] == (values.shape[-1] + 1) // 2
@@ -101,13 +119,17 @@ def test_the_first_number_lies_in_the_low_half():
 )
 def test_bytes_follow_from_the_shapes(bits, lengths, layers, hidden, classes):
     payload = full.encode(noise(lengths, layers, hidden, classes), bits)
-    assert len(payload) == full.encoded_nbytes(bits, len(lengths), sum(lengths), layers, hidden, classes)
+    assert len(payload) == full.encoded_nbytes(
+        bits, len(lengths), sum(lengths), layers, hidden, classes
+    )
 
 
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_any_memory_layout_gives_the_same_payload(bits):
     plain = noise([3, 4], 2, 6)
-    strided = FullActivations(np.asfortranarray(plain.values), plain.lengths, plain.targets, plain.samples)
+    strided = FullActivations(
+        np.asfortranarray(plain.values), plain.lengths, plain.targets, plain.samples
+    )
     assert full.encode(strided, bits) == full.encode(plain, bits)
 
 

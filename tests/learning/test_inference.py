@@ -1,4 +1,6 @@
-"""Prediction with a trained side network: what training reported, text by text, and clear words where it cannot be had."""
+"""Prediction with a trained side network: what training reported, text by text, and clear words
+where it cannot be had.
+"""
 
 import dataclasses
 import json
@@ -8,25 +10,34 @@ import pytest
 import scipy.special
 import torch
 
-from learning import catalogue, taps
-from learning.activations import Activations, encode
-from learning.inference import InferenceError, SidePredictor, notes_for
-from learning.prediction_difference import backbone_prediction, difference
-from learning.readouts import compute
-from learning.side_config import SideNetworkConfig, shape_for
-from learning.side_tuning import HeldOut, SideTuning, Training
-from learning.tokens import tokenise
+from learning.backbones import catalogue
+from learning.backbones.tokens import tokenise
+from learning.side import taps
+from learning.side.activations import Activations, encode
+from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.inference import InferenceError, SidePredictor, notes_for
+from learning.side.prediction_difference import backbone_prediction, difference
+from learning.side.readouts import compute
+from learning.side.tuning import HeldOut, SideTuning, Training
 
 CLASSES = ["person", "place", "time"]
 ENTITIES = [["poet", "king", "author"], ["city", "river", "island"], ["year", "century", "month"]]
-OWN = {"mine": {"random": {**catalogue.config_of(catalogue.find("random-bert")), "hidden_size": 32}, "seed": 3}}
+OWN = {
+    "mine": {
+        "random": {**catalogue.config_of(catalogue.find("random-bert")), "hidden_size": 32},
+        "seed": 3,
+    }
+}
 BACKBONES = ("random-bert", "random-llama", "mine")
 
 
 def questions(count, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
-    texts = [f"which {rng.choice(ENTITIES[y])} was it {' '.join(rng.choice(list('abcdef'), 4))}" for y in labels]
+    texts = [
+        f"which {rng.choice(ENTITIES[y])} was it {' '.join(rng.choice(list('abcdef'), 4))}"
+        for y in labels
+    ]
     return texts, labels
 
 
@@ -44,14 +55,26 @@ class Trained:
     values: dict
 
 
-def train(folder, kind="uniform", loss="squared-error", readout="mean", pairs=False, backbones=BACKBONES, own=OWN):
-    """A small run without a clock: records of several backbones, a trained side network, and its file."""
+def train(
+    folder,
+    kind="uniform",
+    loss="squared-error",
+    readout="mean",
+    pairs=False,
+    backbones=BACKBONES,
+    own=OWN,
+):
+    """A small run without a clock: records of several backbones, a trained side network, and its
+    file.
+    """
     specs = {name: catalogue.find(name, own) for name in backbones}
     configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
     sampled = taps.sample({n: catalogue.depth_of(c) for n, c in configs.items()})
     vectors = {name: [0, *layers] for name, layers in sampled.items()}
     config, max_tokens = SideNetworkConfig(bottleneck=8, dropout=0.1), 12
-    shape = shape_for(config, len(vectors[backbones[0]]) - 1, {n: c["hidden_size"] for n, c in configs.items()}, 3)
+    shape = shape_for(
+        config, len(vectors[backbones[0]]) - 1, {n: c["hidden_size"] for n, c in configs.items()}, 3
+    )
     (texts, labels), (held, held_labels) = questions(120, 1), questions(90, 2)
     second = [questions(1, i + 9)[0][0] for i in range(210)] if pairs else None
     streams = {name: np.random.default_rng(i + 50) for i, name in enumerate(backbones)}
@@ -75,7 +98,9 @@ def train(folder, kind="uniform", loss="squared-error", readout="mean", pairs=Fa
         targets = difference(labels, y_b[:120])
         if loss == "cross-entropy":
             targets = np.concatenate([targets + y_b[:120], y_b[:120]], axis=1)
-        uploads[name] = encode(Activations(pooled[:120, vectors[name]], targets, np.arange(120)), "float16")
+        uploads[name] = encode(
+            Activations(pooled[:120, vectors[name]], targets, np.arange(120)), "float16"
+        )
         held_out[name] = HeldOut(pooled[120:, vectors[name]], y_b[120:], held_labels)
     tuning = SideTuning(shape, config, Training(3e-3, 0.01, loss), held_out, 0)
     for name, data in uploads.items():
@@ -127,7 +152,10 @@ def test_gives_exactly_the_accuracy_that_training_reported(tmp_path, settings):
         assert scores.shape == (90, 3) and scores.dtype == np.float32
         assert np.allclose(scores, expected, atol=2e-5)
         assert labels == [CLASSES[c] for c in scores.argmax(axis=1)]
-    if not settings.keys() & {"pairs", "readout"}:  # a random backbone tells texts apart by their mean alone
+    if not settings.keys() & {
+        "pairs",
+        "readout",
+    }:  # a random backbone tells texts apart by their mean alone
         assert max(run.scores.values()) > 0.6
 
 
@@ -148,9 +176,13 @@ def test_the_file_alone_is_enough_and_texts_may_come_one_by_one(trained):
 
 
 def test_what_training_did_not_have_is_refused(trained, tmp_path):
-    with pytest.raises(InferenceError, match="'minilm'; it was with: mine, random-bert, random-llama"):
+    with pytest.raises(
+        InferenceError, match="'minilm'; it was with: mine, random-bert, random-llama"
+    ):
         SidePredictor.load(trained.folder, "minilm")
-    with pytest.raises(InferenceError, match=r"no side network in .*a finished run that was not --dry leaves one"):
+    with pytest.raises(
+        InferenceError, match=r"no side network in .*a finished run that was not --dry leaves one"
+    ):
         SidePredictor.load(tmp_path, "mine")
     with pytest.raises(InferenceError, match="trained on single texts: leave second_texts out"):
         SidePredictor.load(trained.folder, "mine").predict(["a"], ["b"])
@@ -159,7 +191,9 @@ def test_what_training_did_not_have_is_refused(trained, tmp_path):
         SidePredictor.load(paired.folder, "mine").predict(["a"])
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:50], lambda d: b"", lambda d: b"\x80\x04." + d, lambda d: d[:-8]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:50], lambda d: b"", lambda d: b"\x80\x04." + d, lambda d: d[:-8]]
+)
 def test_a_damaged_file_is_named(trained, tmp_path, damage):
     file = tmp_path / "side_network.safetensors"
     file.write_bytes(damage((trained.folder / "model" / "side_network.safetensors").read_bytes()))
@@ -190,9 +224,16 @@ def test_a_model_that_was_moved_is_found_by_its_new_path(tmp_path):
         *"abcdef",
     ]
     torch.manual_seed(0)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    size = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
     BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(tmp_path / "here")
-    BertWordPieceTokenizer({w: i for i, w in enumerate(words)}).save(str(tmp_path / "here" / "tokenizer.json"))
+    BertWordPieceTokenizer({w: i for i, w in enumerate(words)}).save(
+        str(tmp_path / "here" / "tokenizer.json")
+    )
     run = train(tmp_path / "run", backbones=("m",), own={"m": {"path": str(tmp_path / "here")}})
     expected = SidePredictor.load(run.folder, "m").predict(run.texts)[1]
     (tmp_path / "here").rename(tmp_path / "there")
@@ -205,9 +246,15 @@ def test_a_model_that_was_moved_is_found_by_its_new_path(tmp_path):
 def test_label_names_alone_would_be_the_softmax_of_cosines(tmp_path):
     run = train(tmp_path / "run", kind="label-names", backbones=("random-bert",))
     spec = catalogue.find("random-bert")
-    names, texts = (compute(spec, tokenise(spec, t, max_tokens=12), "mean")[:, -1] for t in (CLASSES, run.texts))
-    cosines = (texts / np.linalg.norm(texts, axis=1)[:, None]) @ (names / np.linalg.norm(names, axis=1)[:, None]).T
-    assert np.allclose(scipy.special.softmax(cosines / 0.05, axis=1), run.prediction["random-bert"], atol=1e-4)
+    names, texts = (
+        compute(spec, tokenise(spec, t, max_tokens=12), "mean")[:, -1] for t in (CLASSES, run.texts)
+    )
+    cosines = (texts / np.linalg.norm(texts, axis=1)[:, None]) @ (
+        names / np.linalg.norm(names, axis=1)[:, None]
+    ).T
+    assert np.allclose(
+        scipy.special.softmax(cosines / 0.05, axis=1), run.prediction["random-bert"], atol=1e-4
+    )
 
 
 def test_the_notes_are_plain_json_text(trained):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learning.labels import MOST_CLASSES, check_labels, doubts, number_classes
-from learning.tables import DataError
+from learning.data.labels import MOST_CLASSES, check_labels, doubts, number_classes
+from learning.data.tables import DataError
 
 
 def classes(*labels: str) -> tuple[tuple[str, ...], list[int]]:
@@ -20,7 +20,11 @@ def classes(*labels: str) -> tuple[tuple[str, ...], list[int]]:
     [
         (("warm", "cold", "warm"), ("cold", "warm"), [1, 0, 1]),
         (("1.0", "0.0", "1", "0", "1.00", "+1", "1."), ("0", "1"), [1, 0, 1, 0, 1, 1, 1]),
-        (("1.000000000000000000e+00", "0.000000000000000000e+00", "1"), ("0", "1"), [1, 0, 1]),  # as NumPy writes
+        (
+            ("1.000000000000000000e+00", "0.000000000000000000e+00", "1"),
+            ("0", "1"),
+            [1, 0, 1],
+        ),  # as NumPy writes
         (("10", "9", "-1", "-1.0", "\u22121"), ("-1", "9", "10"), [2, 1, 0, 0, 0]),
         (("-0", "0", "5"), ("0", "5"), [0, 0, 1]),
         (("007", "12", "007.0"), ("007", "12"), [0, 1, 0]),  # codes keep their zeros
@@ -73,7 +77,12 @@ def test_whole_numbers_are_classes_by_value_however_each_is_spelled(values, form
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.text(max_size=6) | st.sampled_from(["1", "1.0", "01", "nan", "true", "0.5", "--1"]), min_size=1))
+@given(
+    st.lists(
+        st.text(max_size=6) | st.sampled_from(["1", "1.0", "01", "nan", "true", "0.5", "--1"]),
+        min_size=1,
+    )
+)
 def test_any_labels_give_classes_or_one_clear_line(labels):
     try:
         names, numbers = classes(*labels)
@@ -96,7 +105,12 @@ def test_a_column_that_is_none_of_labels_is_refused_by_name():
         with pytest.raises(DataError, match=said):
             check_labels([str(n) for n in range(len(counts))], np.array(counts), "d.csv", "kind")
     for counts in ([2] * 5000, [1] * 5 + [5], [1, 1], [1] * MOST_CLASSES + [MOST_CLASSES]):
-        check_labels([str(n) for n in range(min(len(counts), MOST_CLASSES))], np.array(counts), "d.csv", "kind")
+        check_labels(
+            [str(n) for n in range(min(len(counts), MOST_CLASSES))],
+            np.array(counts),
+            "d.csv",
+            "kind",
+        )
 
 
 def test_what_is_allowed_and_perhaps_not_meant_is_said():

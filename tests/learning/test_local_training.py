@@ -7,21 +7,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learning.catalogue import find
-from learning.local_training import LocalTraining, evaluate, inputs, predict, train
-from learning.tokens import Tokens
-from learning.trainable import KINDS, TrainableClassifier
+from learning.backbones.catalogue import find
+from learning.backbones.tokens import Tokens
+from learning.federated.local_training import LocalTraining, evaluate, inputs, predict, train
+from learning.federated.trainable import KINDS, TrainableClassifier
 
 torch.set_num_threads(1)
 
 
 def toy(count=40, seed=0, classes=2, longest=9):
-    """Texts in which every word belongs to the label's share of the vocabulary, padded by common words: separable."""
+    """Texts in which every word belongs to the label's share of the vocabulary, padded by common
+    words: separable.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=count)
     ids = [
         np.concatenate(
-            [[1], rng.integers(100, 130, rng.integers(1, 3)), rng.integers(0, 20, longest // 2) + 200 * (c + 1)]
+            [
+                [1],
+                rng.integers(100, 130, rng.integers(1, 3)),
+                rng.integers(0, 20, longest // 2) + 200 * (c + 1),
+            ]
         )
         for c in labels
     ]
@@ -33,7 +39,9 @@ def classifier(kind, name="random-bert", **options):
 
 
 def plain_loop(model, state, tokens, labels, settings, seed):
-    """The same round with no code of ours but the forward pass: its own optimisers, its own loop, one text at a time."""
+    """The same round with no code of ours but the forward pass: its own optimisers, its own loop,
+    one text at a time.
+    """
     model = copy.deepcopy(model)
     w = dict(model.named_parameters())
     with torch.no_grad():
@@ -83,7 +91,9 @@ def plain_loop(model, state, tokens, labels, settings, seed):
 def test_a_round_is_that_of_a_plain_loop(kind, settings):
     model, (tokens, labels) = classifier(kind), toy(20)
     generator = torch.Generator().manual_seed(0)  # off the zeros, where Adam divides tiny by tiny
-    state = {n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in model.trainable().items()}
+    state = {
+        n: t + 0.1 * torch.randn(t.shape, generator=generator) for n, t in model.trainable().items()
+    }
     ours = train(model, state, tokens, labels, settings, seed=4)
     theirs, mean_loss, steps = plain_loop(model, state, tokens, labels, settings, seed=4)
     assert ours.steps == steps and ours.mean_loss == pytest.approx(mean_loss, abs=1e-5)
@@ -98,11 +108,17 @@ def test_every_kind_learns_a_separable_task(kind):
     model, (tokens, labels), (unseen, their_labels) = classifier(kind), toy(96), toy(60, seed=1)
     rate = {"full": 2e-3, "head": 0.05}.get(kind, 1e-2)
     start, still = model.trainable(), LocalTraining(learning_rate=0.0)
-    trained = train(model, start, tokens, labels, LocalTraining(epochs=8, batch=8, learning_rate=rate), seed=0).state
+    trained = train(
+        model, start, tokens, labels, LocalTraining(epochs=8, batch=8, learning_rate=rate), seed=0
+    ).state
     assert evaluate(model, trained, unseen, their_labels) >= 0.9
-    before, after = (train(model, state, unseen, their_labels, still, seed=0) for state in (start, trained))
+    before, after = (
+        train(model, state, unseen, their_labels, still, seed=0) for state in (start, trained)
+    )
     assert after.mean_loss < 0.5 * before.mean_loss
-    assert all(torch.equal(after.state[n], trained[n]) for n in start)  # a rate of zero moves nothing
+    assert all(
+        torch.equal(after.state[n], trained[n]) for n in start
+    )  # a rate of zero moves nothing
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -111,13 +127,17 @@ def test_the_same_bits_every_time_whatever_came_before(kind):
     model = classifier(kind)
     state = model.trainable()
     first = train(model, state, tokens, labels, settings, seed=1)
-    other = train(model, first.state, *toy(16, seed=9), settings, seed=2)  # another device in between
+    other = train(
+        model, first.state, *toy(16, seed=9), settings, seed=2
+    )  # another device in between
     torch.manual_seed(123)
     again = train(model, state, tokens, labels, settings, seed=1)
     afresh = train(classifier(kind), state, tokens, labels, settings, seed=1)
     assert first.mean_loss == again.mean_loss == afresh.mean_loss
     for n in state:
-        assert torch.equal(first.state[n], again.state[n]) and torch.equal(first.state[n], afresh.state[n])
+        assert torch.equal(first.state[n], again.state[n]) and torch.equal(
+            first.state[n], afresh.state[n]
+        )
     assert any(not torch.equal(first.state[n], other.state[n]) for n in state)
     reordered = train(model, state, tokens, labels, settings, seed=3)
     assert any(not torch.equal(first.state[n], reordered.state[n]) for n in state)
@@ -132,7 +152,9 @@ def test_what_is_given_stays_as_it_is_and_nothing_lingers():
     assert all(torch.equal(state[n], kept[n]) for n in state)
     assert all(p.grad is None for p in model.parameters())
     model.load_trainable(state)
-    assert any(not torch.equal(trained[n], state[n]) for n in state)  # the result is no view of the model
+    assert any(
+        not torch.equal(trained[n], state[n]) for n in state
+    )  # the result is no view of the model
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in frozen.items())
 
 
@@ -141,7 +163,9 @@ def test_the_proximal_term_holds_the_state_back():
     state = model.trainable()
 
     def distance(mu):
-        settings = LocalTraining(epochs=5, batch=8, learning_rate=0.1, optimiser="sgd", proximal_mu=mu)
+        settings = LocalTraining(
+            epochs=5, batch=8, learning_rate=0.1, optimiser="sgd", proximal_mu=mu
+        )
         trained = train(model, state, tokens, labels, settings, seed=0).state
         return sum(((trained[n] - state[n]) ** 2).sum().item() for n in state)
 
@@ -155,7 +179,10 @@ def test_predictions_do_not_depend_on_order_or_batch():
     for i in (0, 11, 29):
         assert np.allclose(logits[i], model(*inputs(tokens, [i])).detach().numpy()[0], atol=1e-5)
     right = np.mean(
-        [F.softmax(torch.from_numpy(row), 0).argmax().item() == c for row, c in zip(logits, labels, strict=True)]
+        [
+            F.softmax(torch.from_numpy(row), 0).argmax().item() == c
+            for row, c in zip(logits, labels, strict=True)
+        ]
     )
     assert evaluate(model, state, tokens, labels, batch=13) == pytest.approx(right)
 

@@ -5,14 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learning import partition
-from learning.partition import PartitionError
+from learning.data import partition
+from learning.data.partition import PartitionError
 
 METHODS = {
     "iid": lambda labels, n, rng, least: partition.iid(labels, n, rng, least),
-    "dirichlet": lambda labels, n, rng, least: partition.dirichlet(labels, n, rng, least, alpha=0.1),
-    "equal": lambda labels, n, rng, least: partition.dirichlet(labels, n, rng, least, alpha=0.1, equal=True),
-    "shards": lambda labels, n, rng, least: partition.by_class_shards(labels, n, rng, least, shards=1),
+    "dirichlet": lambda labels, n, rng, least: partition.dirichlet(
+        labels, n, rng, least, alpha=0.1
+    ),
+    "equal": lambda labels, n, rng, least: partition.dirichlet(
+        labels, n, rng, least, alpha=0.1, equal=True
+    ),
+    "shards": lambda labels, n, rng, least: partition.by_class_shards(
+        labels, n, rng, least, shards=1
+    ),
 }
 
 
@@ -30,7 +36,12 @@ def distance_from_iid(parts: list[np.ndarray], labels: np.ndarray) -> float:
 
 @pytest.mark.parametrize("method", METHODS)
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 2**32), n_classes=st.integers(1, 6), n_clients=st.integers(1, 30))
+@given(
+    data=st.data(),
+    seed=st.integers(0, 2**32),
+    n_classes=st.integers(1, 6),
+    n_clients=st.integers(1, 30),
+)
 def test_every_index_once_and_everyone_has_enough(method, data, seed, n_classes, n_clients):
     least = data.draw(st.integers(1, 5))
     n = data.draw(st.integers(n_clients * least, n_clients * least + 200))
@@ -76,12 +87,17 @@ def test_natural_clients_keep_all_their_own(seed, n_owners, least, largest, data
 
 @pytest.mark.thorough
 def test_dirichlet_proportions_have_the_moments_of_theory():
-    """A client's portion of a class is a Dirichlet component: mean 1/n, variance (1/n)(1 - 1/n)/(n alpha + 1)."""
+    """A client's portion of a class is a Dirichlet component: mean 1/n, variance (1/n)(1 - 1/n)/(n
+    alpha + 1).
+    """
     n_clients, alpha, rng = 8, 0.7, np.random.default_rng(1)
     labels = np.zeros(20_000, dtype=np.int64)
     portions = np.array(
         [
-            [len(part) / 20_000 for part in partition.dirichlet(labels, n_clients, rng, 0, alpha=alpha)]
+            [
+                len(part) / 20_000
+                for part in partition.dirichlet(labels, n_clients, rng, 0, alpha=alpha)
+            ]
             for _ in range(800)
         ]
     )
@@ -92,9 +108,11 @@ def test_dirichlet_proportions_have_the_moments_of_theory():
 
 @pytest.mark.thorough
 def test_equal_dirichlet_shares_have_the_moments_of_theory():
-    """With plenty of every class left, shares follow Dir(alpha p): mean p, variance p(1 - p)/(alpha + 1).
+    """With plenty of every class left, shares follow Dir(alpha p): mean p, variance p(1 - p)/(alpha
+    + 1).
 
-    Classes get used up towards the end of the dealing, so only what a client drew first shows its own shares.
+    Classes get used up towards the end of the dealing, so only what a client drew first shows its
+    own shares.
     """
     alpha, rng, p = 1.5, np.random.default_rng(2), np.array([0.5, 0.3, 0.2])
     labels = np.repeat(np.arange(3), (p * 6_000).astype(int))
@@ -114,7 +132,9 @@ def test_skew_falls_with_alpha_and_the_whole_stays_whole(equal):
     labels = np.random.default_rng(3).choice(6, 6_000, p=[0.3, 0.25, 0.2, 0.15, 0.07, 0.03])
     skews = []
     for alpha in (0.1, 1, 10, 1_000):
-        parts = partition.dirichlet(labels, 30, np.random.default_rng(4), 10, alpha=alpha, equal=equal)
+        parts = partition.dirichlet(
+            labels, 30, np.random.default_rng(4), 10, alpha=alpha, equal=equal
+        )
         skews.append(distance_from_iid(parts, labels))
         weighted = np.average(shares(parts, labels), axis=0, weights=[len(part) for part in parts])
         assert weighted == pytest.approx(np.bincount(labels) / 6_000)
@@ -128,7 +148,9 @@ def test_skew_falls_with_alpha_and_the_whole_stays_whole(equal):
 @pytest.mark.parametrize("equal", [False, True])
 def test_a_thousand_clients_and_a_tiny_alpha(equal):
     labels = np.random.default_rng(5).integers(0, 2, 67_349)
-    parts = partition.dirichlet(labels, 1_000, np.random.default_rng(6), 10, alpha=0.001, equal=equal)
+    parts = partition.dirichlet(
+        labels, 1_000, np.random.default_rng(6), 10, alpha=0.001, equal=equal
+    )
     assert len(parts) == 1_000 and min(map(len, parts)) >= 10
     assert len(np.unique(np.concatenate(parts))) == 67_349
 
@@ -137,12 +159,16 @@ def test_shards_bound_the_classes_of_a_client():
     labels = np.random.default_rng(7).permutation(np.repeat(np.arange(10), 600))
     parts = partition.by_class_shards(labels, 100, np.random.default_rng(8), shards=2)
     assert {len(part) for part in parts} == {60}
-    assert max(len(np.unique(labels[part])) for part in parts) == 2  # 600 is a multiple of the 30 in a shard
+    assert (
+        max(len(np.unique(labels[part])) for part in parts) == 2
+    )  # 600 is a multiple of the 30 in a shard
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_orders_are_mixed(method):
-    """A client's first half must look like its second half, or its first batches would hold one class only."""
+    """A client's first half must look like its second half, or its first batches would hold one
+    class only.
+    """
     labels = np.repeat([0, 1], 5_000)
     (only,) = METHODS[method](labels, 1, np.random.default_rng(9), 1)
     assert 0.47 < labels[only][:5_000].mean() < 0.53
@@ -151,13 +177,28 @@ def test_orders_are_mixed(method):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda labels, rng: partition.iid(labels, 11, rng, 10), "enough for 10 clients, or for 9 texts a client"),
+        (
+            lambda labels, rng: partition.iid(labels, 11, rng, 10),
+            "enough for 10 clients, or for 9 texts a client",
+        ),
         (lambda labels, rng: partition.iid(labels, 0, rng), "at least one client"),
         (lambda labels, rng: partition.dirichlet(labels, 4, rng, alpha=0), "alpha must be above 0"),
-        (lambda labels, rng: partition.by_class_shards(labels, 4, rng, shards=0), "shards must be at least 1"),
-        (lambda labels, rng: partition.by_class_shards(labels, 40, rng, shards=3), "enough for 33 clients"),
-        (lambda labels, rng: partition.by_class_shards(labels, 33, rng, 3, shards=2), "smallest of 33 clients gets 2"),
-        (lambda labels, rng: partition.natural(labels, 6, rng, 20), "5 of 5 natural clients have 20 or more texts; 6"),
+        (
+            lambda labels, rng: partition.by_class_shards(labels, 4, rng, shards=0),
+            "shards must be at least 1",
+        ),
+        (
+            lambda labels, rng: partition.by_class_shards(labels, 40, rng, shards=3),
+            "enough for 33 clients",
+        ),
+        (
+            lambda labels, rng: partition.by_class_shards(labels, 33, rng, 3, shards=2),
+            "smallest of 33 clients gets 2",
+        ),
+        (
+            lambda labels, rng: partition.natural(labels, 6, rng, 20),
+            "5 of 5 natural clients have 20 or more texts; 6",
+        ),
     ],
 )
 def test_errors_say_what_would_fit(call, message):
@@ -166,19 +207,29 @@ def test_errors_say_what_would_fit(call, message):
 
 
 def test_the_smallest_shares_are_no_trap():
-    """Where the classes a client wants are used up, what it is left with may be the smallest number that there is."""
+    """Where the classes a client wants are used up, what it is left with may be the smallest number
+    that there is.
+    """
     labels = np.arange(4000) % 300
     for alpha in (0.01, 1e-5, 1e-300, 5e-324):
         for equal in (False, True):
-            parts = partition.dirichlet(labels, 20, np.random.default_rng(1), alpha=alpha, equal=equal)
+            parts = partition.dirichlet(
+                labels, 20, np.random.default_rng(1), alpha=alpha, equal=equal
+            )
             assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(4000))
     with pytest.raises(PartitionError, match="alpha must be above 0 and finite"):
         partition.dirichlet(labels, 20, np.random.default_rng(0), alpha=np.inf)
 
 
 def test_the_cut_by_class_is_that_of_the_definition():
-    """Class by class: a random order, cut at the running sums of the clients' shares; then everyone's own in random order."""
-    labels, rng, same = np.random.default_rng(0).integers(0, 7, 300), np.random.default_rng(1), np.random.default_rng(1)
+    """Class by class: a random order, cut at the running sums of the clients' shares; then
+    everyone's own in random order.
+    """
+    labels, rng, same = (
+        np.random.default_rng(0).integers(0, 7, 300),
+        np.random.default_rng(1),
+        np.random.default_rng(1),
+    )
     wanted: list[list[int]] = [[] for _ in range(9)]
     for c in range(7):
         of_class = rng.permutation(np.flatnonzero(labels == c))
@@ -191,11 +242,13 @@ def test_the_cut_by_class_is_that_of_the_definition():
 
 
 @pytest.mark.parametrize(
-    ("clients", "classes", "equal"), [(30_000, 1000, False), (30_000, 1000, True), (10, 50_000, True)]
+    ("clients", "classes", "equal"),
+    [(30_000, 1000, False), (30_000, 1000, True), (10, 50_000, True)],
 )
 def test_shares_that_would_take_forever_are_refused(clients, classes, equal):
     labels = np.arange(100_000) % classes
     with pytest.raises(
-        PartitionError, match=f"{classes:,} classes are too many for a Dirichlet division of 100,000 texts"
+        PartitionError,
+        match=f"{classes:,} classes are too many for a Dirichlet division of 100,000 texts",
     ):
         partition.dirichlet(labels, clients, np.random.default_rng(0), alpha=0.1, equal=equal)

@@ -1,4 +1,6 @@
-"""The prediction difference: what it is, that it hides nothing by itself, and the backbone's own predictions."""
+"""The prediction difference: what it is, that it hides nothing by itself, and the backbone's own
+predictions.
+"""
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning.prediction_difference import backbone_prediction, difference
+from learning.side.prediction_difference import backbone_prediction, difference
 
 
 @given(st.integers(2, 20), st.integers(1, 30), st.integers(0, 2**32 - 1))
@@ -17,7 +19,8 @@ def test_sums_to_zero_restores_one_hot_and_gives_the_label_away(classes, count, 
     delta = difference(labels, y_b)
     assert np.allclose(delta.sum(axis=1), 0, atol=1e-6)
     assert np.allclose(delta + y_b, np.eye(classes)[labels], atol=1e-6)
-    # its one positive component is the true class: against a server that looks, the difference hides no label
+    # its one positive component is the true class: against a server that looks, the difference
+    # hides no label
     sure = y_b[np.arange(count), labels] < 1 - 1e-6
     assert np.array_equal(delta.argmax(axis=1)[sure], labels[sure])
 
@@ -31,7 +34,9 @@ def test_the_prediction_is_left_alone():
 @pytest.mark.parametrize("kind", ["uniform", "label-names", "random-head"])
 def test_predictions_are_probabilities(kind):
     rng = np.random.default_rng(0)
-    y_b = backbone_prediction(kind, rng.normal(size=(7, 16)).astype(np.float32), 5, rng.normal(size=(5, 16)), rng)
+    y_b = backbone_prediction(
+        kind, rng.normal(size=(7, 16)).astype(np.float32), 5, rng.normal(size=(5, 16)), rng
+    )
     assert y_b.shape == (7, 5) and y_b.dtype == np.float32
     assert np.allclose(y_b.sum(axis=1), 1, atol=1e-6) and (y_b >= 0).all()
     assert np.all(y_b == np.float32(0.2)) == (kind == "uniform")
@@ -39,19 +44,33 @@ def test_predictions_are_probabilities(kind):
 
 def test_label_names_is_the_softmax_of_cosines_over_temperature():
     rng = np.random.default_rng(1)
-    texts, names = rng.normal(size=(6, 8)).astype(np.float32), rng.normal(size=(3, 8)).astype(np.float32)
-    cosines = np.array([[t @ n / np.linalg.norm(t) / np.linalg.norm(n) for n in names] for t in texts])
+    texts, names = (
+        rng.normal(size=(6, 8)).astype(np.float32),
+        rng.normal(size=(3, 8)).astype(np.float32),
+    )
+    cosines = np.array(
+        [[t @ n / np.linalg.norm(t) / np.linalg.norm(n) for n in names] for t in texts]
+    )
     got = backbone_prediction("label-names", texts, 3, names, temperature=0.1)
     assert np.allclose(got, scipy.special.softmax(cosines / 0.1, axis=1), atol=1e-6)
-    assert np.array_equal(backbone_prediction("label-names", names, 3, names).argmax(axis=1), np.arange(3))
-    assert np.isfinite(backbone_prediction("label-names", np.zeros((2, 8), np.float32), 3, names)).all()
+    assert np.array_equal(
+        backbone_prediction("label-names", names, 3, names).argmax(axis=1), np.arange(3)
+    )
+    assert np.isfinite(
+        backbone_prediction("label-names", np.zeros((2, 8), np.float32), 3, names)
+    ).all()
 
 
 def test_a_random_head_is_one_linear_map_for_all_texts():
     texts = np.random.default_rng(2).normal(size=(40, 8)).astype(np.float32)
-    y_b = [backbone_prediction("random-head", t, 3, rng=np.random.default_rng(9)) for t in (texts, texts[:5])]
+    y_b = [
+        backbone_prediction("random-head", t, 3, rng=np.random.default_rng(9))
+        for t in (texts, texts[:5])
+    ]
     assert np.allclose(y_b[0][:5], y_b[1], atol=1e-7)
-    logits = np.log(y_b[0]) - np.log(y_b[0]).mean(axis=1, keepdims=True)  # softmax fixes logits up to a constant a text
+    logits = np.log(y_b[0]) - np.log(y_b[0]).mean(
+        axis=1, keepdims=True
+    )  # softmax fixes logits up to a constant a text
     head, residual, _, _ = np.linalg.lstsq(texts, logits, rcond=None)
     assert residual.max() < 1e-8 and 0.005 < head.std() < 0.05
 

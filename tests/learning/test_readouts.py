@@ -1,11 +1,14 @@
-"""Pooled activations through the store: computed once, in pieces that survive an interruption, the same bits ever after."""
+"""Pooled activations through the store: computed once, in pieces that survive an interruption, the
+same bits ever after.
+"""
 
 import numpy as np
 import pytest
 
-from learning import catalogue, readouts
-from learning.readouts import CHUNK, pooled_activations
-from learning.tokens import Tokens
+from learning.backbones import catalogue
+from learning.backbones.tokens import Tokens
+from learning.side import readouts
+from learning.side.readouts import CHUNK, pooled_activations
 
 SPEC = catalogue.find("random-bert")
 
@@ -16,7 +19,9 @@ def plain_map(function, items):
 
 def texts(count, seed=0, longest=30):
     rng = np.random.default_rng(seed)
-    return Tokens([rng.integers(2, 2048, rng.integers(1, longest)).astype(np.int32) for _ in range(count)])
+    return Tokens(
+        [rng.integers(2, 2048, rng.integers(1, longest)).astype(np.int32) for _ in range(count)]
+    )
 
 
 def some_of(tokens, chosen):
@@ -31,7 +36,8 @@ def test_cold_and_warm_are_the_same_bits_and_warm_computes_nothing(plain_store, 
     assert cold.shape == (300, 3, 64) and np.array_equal(cold, warm)
     chosen = np.random.default_rng(1).permutation(300)[:50]
     assert np.array_equal(
-        pooled_activations(SPEC, some_of(tokens, chosen), "mean", plain_store, plain_map), cold[chosen]
+        pooled_activations(SPEC, some_of(tokens, chosen), "mean", plain_store, plain_map),
+        cold[chosen],
     )
 
 
@@ -46,7 +52,9 @@ def test_values_belong_to_their_texts(plain_store, get, some_tokens):
 def test_progress_counts_what_has_to_be_computed(plain_store):
     tokens, seen = texts(300), []
     pooled_activations(SPEC, some_of(tokens, range(100)), "mean", plain_store, plain_map)
-    pooled_activations(SPEC, tokens, "mean", plain_store, plain_map, lambda done, total: seen.append((done, total)))
+    pooled_activations(
+        SPEC, tokens, "mean", plain_store, plain_map, lambda done, total: seen.append((done, total))
+    )
     assert seen == [(0, 200), (128, 200), (200, 200)]
 
 
@@ -73,7 +81,9 @@ def test_depth_and_readout_have_their_own_entries(plain_store):
     tokens = texts(5)
     whole = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
     first = pooled_activations(SPEC, tokens, "first", plain_store, plain_map)
-    cut = pooled_activations(catalogue.find("random-bert-l1"), tokens, "mean", plain_store, plain_map)
+    cut = pooled_activations(
+        catalogue.find("random-bert-l1"), tokens, "mean", plain_store, plain_map
+    )
     assert whole.shape == first.shape == (5, 3, 64) and cut.shape == (5, 2, 64)
     assert not np.array_equal(whole, first)
     assert len({path.parent for path in plain_store.root.rglob("*.safetensors")}) == 3
@@ -82,20 +92,24 @@ def test_depth_and_readout_have_their_own_entries(plain_store):
 def test_workers_give_the_same_bits(plain_store, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from learning.activation_store import ActivationStore
+    from learning.side.activation_store import ActivationStore
 
     tokens = texts(400)
     inline = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
     with ThreadPoolExecutor(2) as pool:
         other = ActivationStore(tmp_path / "other")
         spread = pooled_activations(
-            SPEC, tokens, "mean", other, lambda function, items: pool.map(lambda item: function(*item), items)
+            SPEC,
+            tokens,
+            "mean",
+            other,
+            lambda function, items: pool.map(lambda item: function(*item), items),
         )
     assert np.array_equal(inline, spread)
 
 
 def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
-    from learning.activation_store import ActivationStore
+    from learning.side.activation_store import ActivationStore
 
     tokens = texts(300)
     cold = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
@@ -104,14 +118,20 @@ def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
     assert np.array_equal(pooled_activations(SPEC, tokens, "mean", warmed, plain_map), cold)
 
 
-def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_store(plain_store, own_model):
+def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_store(
+    plain_store, own_model
+):
     def some_nan_for_one_word(tensors):  # its other words are fine
         tensors["embeddings.word_embeddings.weight"][7] = 1e38
         return tensors
 
-    missing = own_model(tensors=lambda tensors: {n: t for n, t in tensors.items() if "layer.1" not in n})
+    missing = own_model(
+        tensors=lambda tensors: {n: t for n, t in tensors.items() if "layer.1" not in n}
+    )
     for folder in (missing, own_model(tensors=some_nan_for_one_word)):
         spec = catalogue.find("mine", {"mine": {"path": str(folder)}})
         with pytest.raises(catalogue.BackboneError):
-            pooled_activations(spec, Tokens([np.array([4, 7, 5], np.int32)]), "mean", plain_store, plain_map)
+            pooled_activations(
+                spec, Tokens([np.array([4, 7, 5], np.int32)]), "mean", plain_store, plain_map
+            )
     assert not list(plain_store.root.rglob("*.safetensors"))

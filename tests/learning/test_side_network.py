@@ -1,4 +1,6 @@
-"""The side network against its equations written out on plain tensors, its counted cost, and its file."""
+"""The side network against its equations written out on plain tensors, its counted cost, and its
+file.
+"""
 
 import dataclasses
 import json
@@ -10,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning.side_config import SideNetworkConfig, shape_for
-from learning.side_network import SideNetwork, Standardiser, load_side_network, save_side_network
+from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.network import SideNetwork, Standardiser, load_side_network, save_side_network
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fed_mobillm.md"
 WIDTHS = {"small": 24, "same": 32, "large": 48}
@@ -37,7 +39,9 @@ def network_of(config, blocks=3, classes=4, widths=WIDTHS, seed=0, stirred=True)
 
 def vectors(network, backbone, count=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return 3 * torch.randn(count, network.shape.vectors, network.shape.backbone_widths[backbone], generator=generator)
+    return 3 * torch.randn(
+        count, network.shape.vectors, network.shape.backbone_widths[backbone], generator=generator
+    )
 
 
 def by_the_equations(network, a_BVM, backbone, mask=1.0):
@@ -74,11 +78,17 @@ def test_equals_its_equations(name, backbone):
     network = network_of(CONFIGS[name])
     a = vectors(network, backbone)
     with torch.no_grad():
-        assert torch.allclose(network(a, backbone), by_the_equations(network, a, backbone), atol=2e-5, rtol=1e-4)
+        assert torch.allclose(
+            network(a, backbone), by_the_equations(network, a, backbone), atol=2e-5, rtol=1e-4
+        )
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.integers(0, 99),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+)
 def test_a_standardiser_knows_mean_and_deviation_of_all_it_saw(sizes, seed, scale):
     generator = torch.Generator().manual_seed(seed)
     seen = scale * (5 + torch.randn(sum(sizes), 2, 7, generator=generator))
@@ -106,12 +116,18 @@ def test_a_number_that_never_varies_becomes_nothing():
 
 
 def test_each_backbone_is_standardised_by_its_own_records():
-    network = network_of(SideNetworkConfig(normalise="standard", projection="always"), widths={"a": 32, "b": 32})
+    network = network_of(
+        SideNetworkConfig(normalise="standard", projection="always"), widths={"a": 32, "b": 32}
+    )
     inputs = vectors(network, "a")
     with torch.no_grad():
         a, b = network(inputs, "a"), network(inputs, "b")
-        network.observe(100 * torch.randn(90, 4, 32, generator=torch.Generator().manual_seed(3)), "a")
-        assert torch.equal(network(inputs, "b"), b) and not torch.allclose(network(inputs, "a"), a, atol=0.01)
+        network.observe(
+            100 * torch.randn(90, 4, 32, generator=torch.Generator().manual_seed(3)), "a"
+        )
+        assert torch.equal(network(inputs, "b"), b) and not torch.allclose(
+            network(inputs, "a"), a, atol=0.01
+        )
 
 
 def test_dropout_masks_the_incoming_vectors_and_keeps_their_mean():
@@ -136,7 +152,9 @@ def test_training_begins_at_the_backbones_own_prediction(name):
         assert torch.count_nonzero(network(vectors(network, backbone), backbone)) == 0
     for adapter in network.adapters:  # and every adapter is nearly the identity, its gate half open
         a = torch.randn(5, network.shape.width)
-        assert torch.allclose(adapter(a, a), a, atol=0.05) and torch.allclose(adapter(a, -a), 0 * a, atol=0.05)
+        assert torch.allclose(adapter(a, a), a, atol=0.05) and torch.allclose(
+            adapter(a, -a), 0 * a, atol=0.05
+        )
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=7), st.integers(1, 300))
@@ -151,10 +169,15 @@ def test_width_rules(widths, number):
     assert 2 * sum(w >= median.width for w in widths) >= len(widths)
     assert median.bottleneck == max(1, median.width // 8)
     for shape in (median, largest, given_):
-        assert all(shape.is_projected(name) == (width != shape.width) for name, width in named.items())
+        assert all(
+            shape.is_projected(name) == (width != shape.width) for name, width in named.items()
+        )
         assert shape.vectors == 3
     assert shape_for(SideNetworkConfig(start="zero"), 2, named, 3).vectors == 2
-    assert all(shape_for(SideNetworkConfig(projection="always"), 2, named, 3).is_projected(name) for name in named)
+    assert all(
+        shape_for(SideNetworkConfig(projection="always"), 2, named, 3).is_projected(name)
+        for name in named
+    )
 
 
 def test_projections_begin_as_identity_or_with_orthonormal_rows_or_columns():
@@ -179,7 +202,9 @@ def test_parameters_and_flop_are_the_counted_ones(name, blocks, classes, widths)
     network = network_of(CONFIGS[name], blocks, classes, widths)
     shape = network.shape
     assert shape.parameters() == sum(p.numel() for p in network.parameters())
-    shared = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("projections"))
+    shared = sum(
+        p.numel() for n, p in network.named_parameters() if not n.startswith("projections")
+    )
     for backbone in widths:
         own = 0 if network.projection(backbone) is None else network.projection(backbone).numel()
         assert shape.parameters(backbone) == shared + own
@@ -187,16 +212,25 @@ def test_parameters_and_flop_are_the_counted_ones(name, blocks, classes, widths)
             network(vectors(network, backbone, 7), backbone)
         assert forward.get_total_flops() == 7 * shape.forward_flop(backbone)
     with FlopCounterMode(display=False) as step:
-        sum(network(vectors(network, backbone, 5), backbone).sum() for backbone in widths).backward()
+        sum(
+            network(vectors(network, backbone, 5), backbone).sum() for backbone in widths
+        ).backward()
     charged = shape.training_step(dict.fromkeys(widths, 5))
     extra = 0 if all(map(shape.is_projected, widths)) else _first_gradient_slack(shape, widths)
     assert 0 <= charged.flop - step.get_total_flops() <= extra
-    assert charged.bytes_moved == 28 * shape.parameters() and charged.peak_bytes == 16 * shape.parameters()
+    assert (
+        charged.bytes_moved == 28 * shape.parameters()
+        and charged.peak_bytes == 16 * shape.parameters()
+    )
 
 
 def _first_gradient_slack(shape, widths):
-    """Autograd leaves out the gradient towards unprojected vectors at the first adapter's `down`, which the rule charges."""
-    return sum(0 if shape.is_projected(name) else 5 * 2 * shape.width * shape.bottleneck for name in widths)
+    """Autograd leaves out the gradient towards unprojected vectors at the first adapter's `down`,
+    which the rule charges.
+    """
+    return sum(
+        0 if shape.is_projected(name) else 5 * 2 * shape.width * shape.bottleneck for name in widths
+    )
 
 
 def test_the_papers_sizes():
@@ -209,7 +243,9 @@ def test_the_papers_sizes():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_saved_network_predicts_the_same_bits(name, tmp_path):
     network = network_of(CONFIGS[name]).eval()
-    save_side_network(network, tmp_path / "side.safetensors", readout="mean", taps=json.dumps([1, 2]))
+    save_side_network(
+        network, tmp_path / "side.safetensors", readout="mean", taps=json.dumps([1, 2])
+    )
     again, notes = load_side_network(tmp_path / "side.safetensors")
     assert notes == {"readout": "mean", "taps": "[1, 2]"}
     assert again.shape == network.shape and again.config == network.config and not again.training
@@ -237,12 +273,14 @@ def test_the_start_follows_from_the_seed_and_leaves_torchs_generator_alone():
 
 
 def test_the_documentation_has_every_setting_with_its_default():
-    from sim.methods.fed_mobillm import FedMobiLLM
+    from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 
     section = DOCUMENT.read_text(encoding="utf-8").split("## Settings")[1].split("## Bytes")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("| `"): row[1].strip(" `|") for row in rows}
-    settings = {name: f.default for name, f in FedMobiLLM.Config.model_fields.items() if name != "kind"}
+    settings = {
+        name: f.default for name, f in FedMobiLLM.Config.model_fields.items() if name != "kind"
+    }
     settings |= {field.name: field.default for field in dataclasses.fields(SideNetworkConfig)}
     assert settings.keys() == documented.keys()
     for name, default in settings.items():
@@ -255,12 +293,16 @@ def test_the_documentation_has_every_setting_with_its_default():
 def test_the_documentations_snippet_is_python_and_names_what_there_is():
     import inspect
 
-    from learning.inference import SidePredictor
+    from learning.side.inference import SidePredictor
 
     snippet = DOCUMENT.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     compile(snippet, "snippet", "exec")
     assert "SidePredictor.load(" in snippet and ".predict(" in snippet
-    assert list(inspect.signature(SidePredictor.load).parameters) == ["run_dir_or_file", "backbone", "own"]
+    assert list(inspect.signature(SidePredictor.load).parameters) == [
+        "run_dir_or_file",
+        "backbone",
+        "own",
+    ]
 
 
 def test_what_is_shipped_holds_the_statistics_too():
@@ -268,10 +310,15 @@ def test_what_is_shipped_holds_the_statistics_too():
     plain = dataclasses.replace(shape, normalise="layer")
     for backbone, width in WIDTHS.items():
         assert plain.shipped_bytes(backbone) == 4 * plain.parameters(backbone)
-        assert shape.shipped_bytes(backbone) - plain.shipped_bytes(backbone) == 4 * 2 * shape.vectors * width
+        assert (
+            shape.shipped_bytes(backbone) - plain.shipped_bytes(backbone)
+            == 4 * 2 * shape.vectors * width
+        )
 
 
-@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"averaging": -0.1}, {"bottleneck": 0}, {"width": -5}])
+@pytest.mark.parametrize(
+    "wrong", [{"dropout": 1.0}, {"averaging": -0.1}, {"bottleneck": 0}, {"width": -5}]
+)
 def test_settings_that_make_no_network_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SideNetworkConfig(**wrong)

@@ -1,20 +1,24 @@
-"""The server's learning against an independent AdamW, restored against straight through, and on a task that can be learned."""
+"""The server's learning against an independent AdamW, restored against straight through, and on a
+task that can be learned.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from learning.activations import Activations, encode
-from learning.prediction_difference import difference
-from learning.side_config import SideNetworkConfig, shape_for
-from learning.side_network import SideNetwork
-from learning.side_tuning import HeldOut, SideTuning, Training
+from learning.side.activations import Activations, encode
+from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.network import SideNetwork
+from learning.side.prediction_difference import difference
+from learning.side.tuning import HeldOut, SideTuning, Training
 
 WIDTHS, CLASSES, BLOCKS = {"narrow": 16, "wide": 24}, 3, 2
 
 
 class World:
-    """Texts whose class shows in one direction of every vector, seen by two backbones of unlike width."""
+    """Texts whose class shows in one direction of every vector, seen by two backbones of unlike
+    width.
+    """
 
     def __init__(self, seed=0, vectors=BLOCKS + 1):
         rng = np.random.default_rng(seed)
@@ -30,7 +34,9 @@ class World:
         targets = difference(self.labels[chosen], self.y_b[chosen])
         if loss == "cross-entropy":
             targets = np.concatenate([targets + self.y_b[chosen], self.y_b[chosen]], axis=1)
-        return encode(Activations(self.values[backbone][chosen], targets, np.asarray(chosen)), "float32")
+        return encode(
+            Activations(self.values[backbone][chosen], targets, np.asarray(chosen)), "float32"
+        )
 
     def held_out(self):
         uniform = np.full((100, CLASSES), 1 / CLASSES, np.float32)
@@ -43,14 +49,23 @@ WORLD = World()
 def tuning_of(config=None, training=None, seed=7, world=WORLD):
     config = config or SideNetworkConfig(bottleneck=4)
     return SideTuning(
-        shape_for(config, BLOCKS, WIDTHS, CLASSES), config, training or Training(), world.held_out(), seed
+        shape_for(config, BLOCKS, WIDTHS, CLASSES),
+        config,
+        training or Training(),
+        world.held_out(),
+        seed,
     )
 
 
 def filled(tuning, per_backbone=100):
     loss = tuning.training.loss
-    assert tuning.ingest("narrow", WORLD.payload("narrow", range(per_backbone), loss)) == per_backbone
-    assert tuning.ingest("wide", WORLD.payload("wide", range(100, 100 + per_backbone), loss)) == per_backbone
+    assert (
+        tuning.ingest("narrow", WORLD.payload("narrow", range(per_backbone), loss)) == per_backbone
+    )
+    assert (
+        tuning.ingest("wide", WORLD.payload("wide", range(100, 100 + per_backbone), loss))
+        == per_backbone
+    )
     return tuning
 
 
@@ -60,7 +75,9 @@ def batches(steps, seed=0, size=32, among=200):
 
 
 def reference_loss(network, training, batch, generator):
-    """Mean over the batch, written out; backbones in alphabetical order share one stream of masks."""
+    """Mean over the batch, written out; backbones in alphabetical order share one stream of
+    masks.
+    """
     total = 0.0
     for backbone, first in (("narrow", 0), ("wide", 100)):
         chosen = np.array(sorted(n for n in batch if n // 100 == (backbone == "wide")), dtype=int)
@@ -76,7 +93,9 @@ def reference_loss(network, training, batch, generator):
 
 
 @pytest.mark.parametrize("loss", ["squared-error", "cross-entropy"])
-@pytest.mark.parametrize(("averaging", "normalise"), [(0.99, "layer"), (0.0, "none"), (0.99, "standard")])
+@pytest.mark.parametrize(
+    ("averaging", "normalise"), [(0.99, "layer"), (0.0, "none"), (0.99, "standard")]
+)
 def test_steps_equal_adamw_written_out(loss, averaging, normalise):
     config = SideNetworkConfig(bottleneck=4, normalise=normalise, dropout=0.3, averaging=averaging)
     training = Training(learning_rate=3e-3, weight_decay=0.05, loss=loss)
@@ -89,7 +108,9 @@ def test_steps_equal_adamw_written_out(loss, averaging, normalise):
     second = {n: torch.zeros_like(p) for n, p in weights.items()}
     mean = {n: p.detach().clone() for n, p in weights.items()}
     for t, batch in enumerate(batches(12), 1):
-        value = reference_loss(other, training, batch, torch.Generator().manual_seed(7 * 1_000_003 + t))
+        value = reference_loss(
+            other, training, batch, torch.Generator().manual_seed(7 * 1_000_003 + t)
+        )
         assert tuning.step(batch) == pytest.approx(value.item(), rel=1e-5)
         gradients = torch.autograd.grad(value, list(weights.values()))
         decay = min(averaging, (1 + t) / (10 + t)) if averaging else 0.0
@@ -108,7 +129,11 @@ def test_steps_equal_adamw_written_out(loss, averaging, normalise):
 
 
 def bits(tuning):
-    return [p.detach().numpy().tobytes() for n in (tuning.network, tuning.averaged) for p in n.parameters()]
+    return [
+        p.detach().numpy().tobytes()
+        for n in (tuning.network, tuning.averaged)
+        for p in n.parameters()
+    ]
 
 
 @pytest.mark.parametrize("at", [0, 1, 17])
@@ -126,7 +151,9 @@ def test_saved_loaded_and_continued_is_straight_through(at):
         resumed.step(batch)
     assert bits(resumed) == bits(straight) and resumed.steps == straight.steps
     assert resumed.evaluate() == straight.evaluate()
-    assert all(tensor.equal(stopped.saved()[name]) for name, tensor in saved.items())  # training went on in copies
+    assert all(
+        tensor.equal(stopped.saved()[name]) for name, tensor in saved.items()
+    )  # training went on in copies
 
 
 def test_the_same_calls_give_the_same_bits_and_the_order_within_a_batch_does_not_matter():

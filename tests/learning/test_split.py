@@ -1,4 +1,6 @@
-"""Split learning computes what the whole model computes: outputs and gradients, at every cut, and after many steps."""
+"""Split learning computes what the whole model computes: outputs and gradients, at every cut, and
+after many steps.
+"""
 
 import pytest
 import torch
@@ -6,17 +8,40 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learning import catalogue, split
-from learning.trainable import TrainableClassifier
+from learning.backbones import catalogue
+from learning.federated import split
+from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
 CLASSES = 3
 OWN = {
-    "tiny-distilbert": {"model_type": "distilbert", "vocab_size": 256, "dim": 32, "n_layers": 3, "n_heads": 2}
+    "tiny-distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": 256,
+        "dim": 32,
+        "n_layers": 3,
+        "n_heads": 2,
+    }
     | {"hidden_dim": 64, "max_position_embeddings": 64},
-    "tiny-roberta": {"model_type": "roberta", "vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2}
-    | {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "type_vocab_size": 1},
-    "tiny-opt": {"model_type": "opt", "vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 64}
+    "tiny-roberta": {
+        "model_type": "roberta",
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+    }
+    | {
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 1,
+    },
+    "tiny-opt": {
+        "model_type": "opt",
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "ffn_dim": 64,
+    }
     | {"num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 32},
     "tiny-opt-narrow": {
         "model_type": "opt",
@@ -28,7 +53,13 @@ OWN = {
     | {"num_attention_heads": 2, "max_position_embeddings": 64, "word_embed_proj_dim": 16}
     | {"do_layer_norm_before": False},
 }
-DEPTHS = {"random-bert": 2, "random-llama": 3, "tiny-distilbert": 3, "tiny-roberta": 2, "tiny-opt": 2}
+DEPTHS = {
+    "random-bert": 2,
+    "random-llama": 3,
+    "tiny-distilbert": 3,
+    "tiny-roberta": 2,
+    "tiny-opt": 2,
+}
 DEPTHS |= {"tiny-opt-narrow": 2}
 CUTS = [(name, layers) for name, depth in DEPTHS.items() for layers in range(depth + 1)]
 
@@ -43,7 +74,12 @@ def batch_of(seed=0, lengths=(5, 9, 1, 7)):
     mask_BT = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids_BT = torch.randint(3, 256, mask_BT.shape, generator=generator) * mask_BT
     segments_BT = (torch.arange(max(lengths)) >= 3).long() * mask_BT
-    return ids_BT, mask_BT, segments_BT, torch.randint(CLASSES, (len(lengths),), generator=generator)
+    return (
+        ids_BT,
+        mask_BT,
+        segments_BT,
+        torch.randint(CLASSES, (len(lengths),), generator=generator),
+    )
 
 
 def whole_gradients(classifier, ids_BT, mask_BT, segments_BT, labels_B):
@@ -54,7 +90,9 @@ def whole_gradients(classifier, ids_BT, mask_BT, segments_BT, labels_B):
     return float(loss.detach()), dict(zip(parameters, gradients, strict=True))
 
 
-def splitfed_gradients(classifier, layers, ids_BT, mask_BT, segments_BT, labels_B, wire=lambda h, mask: h):
+def splitfed_gradients(
+    classifier, layers, ids_BT, mask_BT, segments_BT, labels_B, wire=lambda h, mask: h
+):
     client, server = split.splitfed(classifier, layers)
     sent = split.forward(client, client.trainable(), ids_BT, mask_BT, segments_BT)
     assert not sent.output.requires_grad
@@ -81,7 +119,9 @@ def fedbert_gradients(classifier, ids_BT, mask_BT, segments_BT, labels_B):
 def assert_same(got, expected):
     assert got.keys() == expected.keys()
     for name in expected:
-        assert torch.allclose(got[name], expected[name], rtol=1e-5, atol=1e-5 * float(expected[name].abs().max())), name
+        assert torch.allclose(
+            got[name], expected[name], rtol=1e-5, atol=1e-5 * float(expected[name].abs().max())
+        ), name
 
 
 @pytest.mark.parametrize(("name", "layers"), CUTS)
@@ -103,8 +143,13 @@ def test_fedberts_gradients_are_the_unsplit_ones(name, readout):
     loss, device, body, crossing = fedbert_gradients(classifier, *batch)
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert_same({**device, **body}, expected)
-    assert {name.split(".")[0] for name in body} == {"backbone"} and {"head.weight", "head.bias"} <= device.keys()
-    assert all(tensor.shape[:2] == batch[0].shape and not tensor.requires_grad for tensor in crossing)
+    assert {name.split(".")[0] for name in body} == {"backbone"} and {
+        "head.weight",
+        "head.bias",
+    } <= device.keys()
+    assert all(
+        tensor.shape[:2] == batch[0].shape and not tensor.requires_grad for tensor in crossing
+    )
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "bitfit", "head"])
@@ -113,11 +158,15 @@ def test_parameter_efficient_kinds_can_be_split_too(kind, layers):
     classifier, batch = classifier_of("random-bert", kind), batch_of()
     with torch.no_grad():  # away from the start, where half of LoRA's gradients are zero
         for parameter in classifier.trainable_parameters().values():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            parameter += 0.05 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+            )
     _, expected = whole_gradients(classifier, *batch)
     _, client, server = splitfed_gradients(classifier, layers, *batch)
     assert_same({**client, **server}, expected)
-    assert bool(client) == (kind == "bitfit" or (kind != "head" and layers > 0))  # BERT's embeddings have a bias
+    assert bool(client) == (
+        kind == "bitfit" or (kind != "head" and layers > 0)
+    )  # BERT's embeddings have a bias
 
 
 @pytest.mark.parametrize("name", ["random-bert", "random-llama"])
@@ -153,14 +202,22 @@ def test_parts_together_are_the_classifier_and_share_its_weights():
     for layers in range(4):
         client, server = split.splitfed(classifier, layers)
         assert sorted((*client.names, *server.names)) == sorted(classifier.trainable())
-        assert {i for i in range(3) if any(f"layers.{i}." in name for name in client.names)} == set(range(layers))
+        assert {i for i in range(3) if any(f"layers.{i}." in name for name in client.names)} == set(
+            range(layers)
+        )
         assert {p.data_ptr() for p in (*client.parameters(), *server.parameters())} == {
             p.data_ptr() for p in classifier.parameters()
         }
     state = {**client.trainable(), **server.trainable()}
     classifier.load_trainable(state)
     before = classifier.trainable()
-    split.learn(server, server.trainable(), torch.zeros(1, 2, 48), torch.ones(1, 2).long(), torch.tensor([0]))
+    split.learn(
+        server,
+        server.trainable(),
+        torch.zeros(1, 2, 48),
+        torch.ones(1, 2).long(),
+        torch.tensor([0]),
+    )
     assert all(torch.equal(before[n], t) for n, t in classifier.trainable().items())
 
 
@@ -170,12 +227,16 @@ def test_many_split_steps_are_many_unsplit_steps():
     optimiser = split.AdamW(1e-3, weight_decay=0.1)
     states, moments = [client.trainable(), server.trainable()], [None, None]
     reference = classifier_of("random-bert")
-    torch_optimiser = torch.optim.AdamW(reference.trainable_parameters().values(), lr=1e-3, weight_decay=0.1)
+    torch_optimiser = torch.optim.AdamW(
+        reference.trainable_parameters().values(), lr=1e-3, weight_decay=0.1
+    )
     losses = []
     for step in range(4):
         ids_BT, mask_BT, segments_BT, labels_B = batch_of(step % 2)
         sent = split.forward(client, states[0], ids_BT, mask_BT, segments_BT)
-        loss, server_gradients, back = split.learn(server, states[1], sent.output, mask_BT, labels_B)
+        loss, server_gradients, back = split.learn(
+            server, states[1], sent.output, mask_BT, labels_B
+        )
         client_gradients, _ = sent.backward(back)
         for i, gradients in enumerate((client_gradients, server_gradients)):
             states[i], moments[i] = optimiser.step(states[i], gradients, moments[i])
@@ -187,7 +248,8 @@ def test_many_split_steps_are_many_unsplit_steps():
         losses.append(loss)
     assert losses[-1] < losses[1] and losses[2] < losses[0]
     for name, tensor in reference.trainable().items():
-        # a gradient that is zero but for rounding has a sign of its own in Adam's first steps: key biases in softmax
+        # a gradient that is zero but for rounding has a sign of its own in Adam's first steps: key
+        # biases in softmax
         if not name.endswith("key.bias"):
             assert torch.allclose({**states[0], **states[1]}[name], tensor, atol=2e-4), name
 
@@ -196,7 +258,9 @@ def test_many_split_steps_are_many_unsplit_steps():
 @given(
     lr=st.floats(1e-5, 1e-1),
     decay=st.floats(0, 0.5),
-    gradients=st.lists(st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3), min_size=1, max_size=5),
+    gradients=st.lists(
+        st.lists(st.floats(-10, 10, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+    ),
 )
 def test_adamw_is_torchs(lr, decay, gradients):
     leaf = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
@@ -212,10 +276,16 @@ def test_adamw_is_torchs(lr, decay, gradients):
 def test_sgd_leaves_its_input_alone():
     state = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0])}
     stepped = split.sgd_step(state, {"a": torch.tensor([10.0, -10.0])}, 0.1)
-    assert stepped["a"].tolist() == [0.0, 3.0] and stepped["b"].tolist() == [5.0] and state["a"].tolist() == [1.0, 2.0]
+    assert (
+        stepped["a"].tolist() == [0.0, 3.0]
+        and stepped["b"].tolist() == [5.0]
+        and state["a"].tolist() == [1.0, 2.0]
+    )
 
 
 def test_cuts_that_cannot_be_made_are_refused():
     classifier = classifier_of("random-bert")
-    with pytest.raises(ValueError, match="a model of 2 layers can be cut after 0 to 2 of them, not after 3"):
+    with pytest.raises(
+        ValueError, match="a model of 2 layers can be cut after 0 to 2 of them, not after 3"
+    ):
         split.splitfed(classifier, 3)

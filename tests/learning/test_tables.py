@@ -1,4 +1,6 @@
-"""Tables of the user's: the same cells mean the same in every format, and each error says file, place and column."""
+"""Tables of the user's: the same cells mean the same in every format, and each error says file,
+place and column.
+"""
 
 import csv
 import datetime
@@ -15,28 +17,45 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inputs.files import FileProblem
-from learning import tables
-from learning.cells import spelled
-from learning.tables import DataError, Layout, read_file, read_object
+from learning.data import tables
+from learning.data.cells import spelled
+from learning.data.tables import DataError, Layout, read_file, read_object
 
 FORMATS = ("csv", "tsv", "txt", "jsonl", "ndjson", "parquet", "dataset")
-WORDS = [("a b", "warm"), ("größer", "cold"), ('he said "no"', "warm"), ("x", "cold"), ("y", "warm"), ("z", "cold")]
+WORDS = [
+    ("a b", "warm"),
+    ("größer", "cold"),
+    ('he said "no"', "warm"),
+    ("x", "cold"),
+    ("y", "warm"),
+    ("z", "cold"),
+]
 
 
 def write(folder, kind: str, rows, columns=("text", "label")):
-    """The rows as a file of that kind, or as a `datasets.Dataset`; cells that are no text need jsonl, parquet or dataset."""
+    """The rows as a file of that kind, or as a `datasets.Dataset`; cells that are no text need
+    jsonl, parquet or dataset.
+    """
     file = folder / f"d.{kind}"
     if kind in ("csv", "txt"):
         with file.open("w", newline="", encoding="utf-8") as out:
             csv.writer(out).writerows([columns, *rows])
     elif kind == "tsv":
-        file.write_text("".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows]), encoding="utf-8")
+        file.write_text(
+            "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows]), encoding="utf-8"
+        )
     elif kind in ("jsonl", "ndjson"):
         file.write_text(
-            "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows), encoding="utf-8"
+            "".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows),
+            encoding="utf-8",
         )
     else:
-        table = pa.table({name: list(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)})
+        table = pa.table(
+            {
+                name: list(column)
+                for name, column in zip(columns, zip(*rows, strict=True), strict=True)
+            }
+        )
         if kind == "dataset":
             from datasets import Dataset
 
@@ -55,14 +74,20 @@ def test_every_format_gives_the_same_cells(tmp_path, kind):
     assert list(zip(table.cells["text"], table.cells["label"], strict=True)) == WORDS
     place = table.place(4)
     assert place.endswith(
-        "row 5 (line 6)" if kind in ("csv", "tsv", "txt") else "row 5 (line 5)" if "json" in kind else "row 5"
+        "row 5 (line 6)"
+        if kind in ("csv", "tsv", "txt")
+        else "row 5 (line 5)"
+        if "json" in kind
+        else "row 5"
     )
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["text", "label", "who"])
 @pytest.mark.parametrize("blank", ["", "  \u00a0", "\u200b\ufeff", None, float("nan")], ids=repr)
-def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(tmp_path, kind, column, blank):
+def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(
+    tmp_path, kind, column, blank
+):
     if not isinstance(blank, str) and kind in ("csv", "tsv", "txt"):
         blank = ""  # so they are written there
     if isinstance(blank, float) and kind in ("parquet", "dataset"):
@@ -71,16 +96,22 @@ def test_a_blank_cell_is_an_error_at_its_place_or_left_out_when_asked(tmp_path, 
     names = ("text", "label", "who")
     rows[4][names.index(column)] = blank
     source = write(tmp_path, kind, rows, names)
-    with pytest.raises(DataError, match=rf"row 5.*, column '{column}': no (text|label|client) \(.*skip_blank: true"):
+    with pytest.raises(
+        DataError, match=rf"row 5.*, column '{column}': no (text|label|client) \(.*skip_blank: true"
+    ):
         read(source, client="who")
     table = read(source, client="who", skip_blank=True)
     assert len(table) == 5
-    assert table.remarks == [f"{table.source}: left out for want of a text, a label or a client: 1 row"]
+    assert table.remarks == [
+        f"{table.source}: left out for want of a text, a label or a client: 1 row"
+    ]
     assert table.place(4).partition(" (")[0].endswith("row 6")
 
 
 def test_columns_of_several_types_or_texts_that_are_none_are_remarked(tmp_path):
-    rows = [{"text": ["a", 5, True, 2.5][i % 4], "label": [1, "1", 1.0, True][i % 4]} for i in range(8)]
+    rows = [
+        {"text": ["a", 5, True, 2.5][i % 4], "label": [1, "1", 1.0, True][i % 4]} for i in range(8)
+    ]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = read(tmp_path / "d.jsonl")
     assert table.cells["text"][:4] == ["a", "5", "True", "2.5"]
@@ -89,7 +120,9 @@ def test_columns_of_several_types_or_texts_that_are_none_are_remarked(tmp_path):
         "column 'label': holds 4 numbers, 2 text, 2 truth values, read as they are spelled",
     ]
     numbers = pa.table({"text": [1, 2], "label": [1, 0]})
-    assert read(numbers).remarks == ["Table, column 'text': holds 2 numbers, read as they are spelled"]
+    assert read(numbers).remarks == [
+        "Table, column 'text': holds 2 numbers, read as they are spelled"
+    ]
     assert read(pa.table({"text": ["a", "b"], "label": [1.0, 0.0]})).remarks == []
     assert read(write(tmp_path, "csv", WORDS)).remarks == []
 
@@ -165,19 +198,30 @@ def test_nested_columns_are_refused_with_their_type(tmp_path, kind, column):
     from datasets import Dataset
 
     table = (
-        pa.table({"text": ["a", "b"], "label": ["x", "y"]}).drop_columns(column).append_column(column, STRANGE[kind])
+        pa.table({"text": ["a", "b"], "label": ["x", "y"]})
+        .drop_columns(column)
+        .append_column(column, STRANGE[kind])
     )
     pa.parquet.write_table(table, tmp_path / "d.parquet")
-    with pytest.raises(DataError, match=rf"d\.parquet: column '{column}' is of type .*(list|struct|map)<"):
+    with pytest.raises(
+        DataError, match=rf"d\.parquet: column '{column}' is of type .*(list|struct|map)<"
+    ):
         read(tmp_path / "d.parquet")
-    with pytest.raises(DataError, match=rf"(Table|Dataset), row 1, column '{column}': holds (a list|an object)"):
+    with pytest.raises(
+        DataError, match=rf"(Table|Dataset), row 1, column '{column}': holds (a list|an object)"
+    ):
         read(table)
     if kind != "map":
-        with pytest.raises(DataError, match=f"Dataset, row 1, column '{column}': holds (a list|an object)"):
+        with pytest.raises(
+            DataError, match=f"Dataset, row 1, column '{column}': holds (a list|an object)"
+        ):
             read(Dataset(table))
         rows = [json.dumps(row) for row in table.to_pylist()]
         (tmp_path / "d.jsonl").write_text("\n".join(rows))
-        with pytest.raises(DataError, match=rf"d\.jsonl, row 1 .line 1., column '{column}': holds (a list|an object)"):
+        with pytest.raises(
+            DataError,
+            match=rf"d\.jsonl, row 1 .line 1., column '{column}': holds (a list|an object)",
+        ):
             read(tmp_path / "d.jsonl")
 
 
@@ -200,7 +244,10 @@ NUMBERS = {
     "decimal": (pa.array([decimal.Decimal("1.00"), decimal.Decimal("0.00")]), ["1.00", "0.00"]),
     "date": (pa.array([datetime.date(2024, 1, 1)] * 2), ["2024-01-01"] * 2),
     "time": (pa.array([datetime.time(1, 2)] * 2), ["01:02:00"] * 2),
-    "timestamp": (pa.array([datetime.datetime(2024, 1, 1)] * 2, pa.timestamp("us")), ["2024-01-01 00:00:00"] * 2),
+    "timestamp": (
+        pa.array([datetime.datetime(2024, 1, 1)] * 2, pa.timestamp("us")),
+        ["2024-01-01 00:00:00"] * 2,
+    ),
 }
 
 
@@ -215,7 +262,10 @@ def test_every_flat_arrow_type_says_what_it_spells(tmp_path, name):
 @pytest.mark.parametrize(
     ("column", "said"),
     [
-        (pa.array([b"a", b"\xff"]), "row 2, column 'label': holds binary data that is not UTF-8, b'.xff'"),
+        (
+            pa.array([b"a", b"\xff"]),
+            "row 2, column 'label': holds binary data that is not UTF-8, b'.xff'",
+        ),
         (pa.array([None, None]), "row 1, column 'label': no label .null"),
         (pa.array([1.0, float("nan")]), "row 2, column 'label': no label .nan"),
         (pa.array(["a", None]), "row 2, column 'label': no label .null"),
@@ -242,9 +292,19 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
             "has no column 'x'; its columns: text, label; if its first line is a row",
         ),
         ("d.csv", "text,label\na,1\nb\n", {}, "d.csv, line 3: 1 cell, where the first line has 2$"),
-        ("d.csv", "text,label\na,1\nb, c,1\n", {}, "line 3: 3 cells, where the first line has 2; a cell that holds"),
+        (
+            "d.csv",
+            "text,label\na,1\nb, c,1\n",
+            {},
+            "line 3: 3 cells, where the first line has 2; a cell that holds",
+        ),
         ("d.csv", 'text,label\n"a\nb",1\nc\n', {}, "d.csv, line 4: 1 cell,"),
-        ("d.csv", 'text,label\n"a,1\nb,2\n', {}, "d.csv, line 2: not a table of text .a quotation mark opens"),
+        (
+            "d.csv",
+            'text,label\n"a,1\nb,2\n',
+            {},
+            "d.csv, line 2: not a table of text .a quotation mark opens",
+        ),
         ("d.csv", "text,label\na,1\n\0,2\n", {}, "d.csv, line 3: binary"),
         (
             "d.csv",
@@ -255,14 +315,24 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
         ("d.csv", "a,1\nb,2\n", {"header": False, "text": 1, "label": 3}, "from 1 to 2 .got '3'"),
         ("d.csv", "text,label\na,1\n", {"delimiter": "::"}, "a delimiter is one character"),
         ("d.csv", "text,label\na,1\n", {"encoding": "klingon"}, "no encoding is called 'klingon'"),
-        ("d.csv", f"text,label\na,{'9' * 5000}\n", {}, "row 1 .line 2., column 'label': '9+'... has 5,000 characters"),
+        (
+            "d.csv",
+            f"text,label\na,{'9' * 5000}\n",
+            {},
+            "row 1 .line 2., column 'label': '9+'... has 5,000 characters",
+        ),
         (
             "d.csv",
             f"text,label\n{'x' * 1_000_001},1\n",
             {},
             "column 'text': 1,000,001 characters, and a text may have 1,000,000",
         ),
-        ("d.tsv", 'text\tlabel\n"a\tb"\t1\n', {}, "d.tsv, line 2: 3 cells, where the first line has 2$"),
+        (
+            "d.tsv",
+            'text\tlabel\n"a\tb"\t1\n',
+            {},
+            "d.tsv, line 2: 3 cells, where the first line has 2$",
+        ),
         ("d.csv", "Text,Label\na,1\n", {}, "its columns: Text, Label; did you mean 'Text'.$"),
         ("d.jsonl", "\n\n", {}, "has no rows"),
         (
@@ -271,18 +341,48 @@ def test_what_is_missing_or_no_text_in_parquet_is_found_by_row(tmp_path, column,
             {},
             "line 2, column 1: not JSON .*; each line is to hold one object",
         ),
-        ("d.jsonl", '[{"text": "a", "label": 1}]', {}, "line 1: expected an object .* found .*'text': 'a'"),
+        (
+            "d.jsonl",
+            '[{"text": "a", "label": 1}]',
+            {},
+            "line 1: expected an object .* found .*'text': 'a'",
+        ),
         ("d.jsonl", "[\n", {}, "line 1, column 2: not JSON .*; each line is to hold one object"),
         ("d.jsonl", "3\n", {}, "line 1: expected an object .* found 3"),
         ("d.jsonl", "[" * 100_000, {}, "line 1: not JSON that can be read"),
-        ("d.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", {}, "line 1: not JSON that can be read"),
+        (
+            "d.jsonl",
+            '{"text": "a", "label": ' + "9" * 5000 + "}",
+            {},
+            "line 1: not JSON that can be read",
+        ),
         ("d.jsonl", '{"text": "a", "label": 1, "label": 2}', {}, "line 1: .*'label' stands twice"),
-        ("d.jsonl", '{"sentence": "a", "label": 1}', {}, "line 1, has no column 'text'; its columns: sentence, label"),
-        ("d.jsonl", '{"text": "a\\u0000", "label": 1}', {}, "row 1 .line 1., column 'text': holds a NUL"),
-        ("d.jsonl", '{"text": "a", "label": 1}', {"delimiter": ";"}, "`delimiter` and `header` are for .csv"),
+        (
+            "d.jsonl",
+            '{"sentence": "a", "label": 1}',
+            {},
+            "line 1, has no column 'text'; its columns: sentence, label",
+        ),
+        (
+            "d.jsonl",
+            '{"text": "a\\u0000", "label": 1}',
+            {},
+            "row 1 .line 1., column 'text': holds a NUL",
+        ),
+        (
+            "d.jsonl",
+            '{"text": "a", "label": 1}',
+            {"delimiter": ";"},
+            "`delimiter` and `header` are for .csv",
+        ),
         ("d.parquet", "PAR1", {}, "d.parquet: cannot be read as a Parquet table"),
         ("d.parquet", "", {"encoding": "utf-8"}, "`encoding` is for files of text"),
-        ("d.json", "[]", {}, "should end in .csv, .*; write each object of a list on a line of its own"),
+        (
+            "d.json",
+            "[]",
+            {},
+            "should end in .csv, .*; write each object of a list on a line of its own",
+        ),
         ("d.csv.gz", "", {}, "should end in .csv, .*; unpack it first"),
         ("d.xlsx", "", {}, "should end in .csv, .*; save the sheet as CSV"),
         ("d", "", {}, "should end in .csv, .tsv, .txt, .jsonl, .ndjson, .parquet$"),
@@ -310,7 +410,9 @@ def test_what_is_no_file_is_refused(tmp_path, suffix):
             read(tmp_path / f"{name}{suffix}")
 
 
-@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize(
+    "code", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "latin-1", "utf-16-le", "cp1252"]
+)
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_encodings_by_mark_or_by_name(tmp_path, code, kind, end):
@@ -323,7 +425,9 @@ def test_encodings_by_mark_or_by_name(tmp_path, code, kind, end):
     assert table.cells == {"text": ["größer", "b"], "label": ["ä", "ö"]}
     assert (named or code.removesuffix("-sig")).replace("latin-1", "iso8859-1") in table.how
     if named in ("latin-1", "cp1252"):
-        with pytest.raises(FileProblem, match=rf"d\.{kind}, line {1 if kind == 'jsonl' else 2}: not utf-8 text"):
+        with pytest.raises(
+            FileProblem, match=rf"d\.{kind}, line {1 if kind == 'jsonl' else 2}: not utf-8 text"
+        ):
             read(tmp_path / f"d.{kind}")
 
 
@@ -331,7 +435,10 @@ def test_encodings_by_mark_or_by_name(tmp_path, code, kind, end):
 @pytest.mark.parametrize("header", [True, False])
 def test_delimiters_are_guessed_from_the_wanted_columns_or_named(tmp_path, delimiter, header):
     rows = [("one; two, three | four", "1"), ("five", "2"), ("six; seven", "1")]
-    lines = [*([["id", "text", "label"]] if header else []), *([str(i), *row] for i, row in enumerate(rows))]
+    lines = [
+        *([["id", "text", "label"]] if header else []),
+        *([str(i), *row] for i, row in enumerate(rows)),
+    ]
     written = io.StringIO()
     csv.writer(written, delimiter=delimiter).writerows(lines)
     (tmp_path / "d.csv").write_text(written.getvalue())
@@ -352,7 +459,9 @@ def test_a_tab_can_be_named_as_people_write_it(tmp_path):
     for name in ("tab", "\\t", "\t"):
         assert read(tmp_path / "d.csv", delimiter=name).cells["text"] == ["a\tb"]
     (tmp_path / "d.tsv").write_text('text\tlabel\n"a"\t1\n')
-    assert read(tmp_path / "d.tsv").cells["text"] == ['"a"']  # a quotation mark is a character there
+    assert read(tmp_path / "d.tsv").cells["text"] == [
+        '"a"'
+    ]  # a quotation mark is a character there
 
 
 def test_class_names_of_a_dataset_and_its_unknown_labels():
@@ -370,25 +479,35 @@ def test_texts_that_no_memory_would_hold_are_refused_on_the_way(tmp_path, monkey
     monkeypatch.setattr(tables, "MOST_KEPT_BYTES", 100_000)
     rows = [("x" * 100, "warm")] * 1000
     for kind in ("csv", "jsonl"):
-        with pytest.raises(DataError, match=r"row \d{3} .*: more than 0 MiB of texts; give it fewer rows"):
+        with pytest.raises(
+            DataError, match=r"row \d{3} .*: more than 0 MiB of texts; give it fewer rows"
+        ):
             read(write(tmp_path, kind, rows))
     long = pa.table(
-        {"text": pa.array(["x" * 10_000]).dictionary_encode().take(pa.array([0] * 5000)), "label": ["a"] * 5000}
+        {
+            "text": pa.array(["x" * 10_000]).dictionary_encode().take(pa.array([0] * 5000)),
+            "label": ["a"] * 5000,
+        }
     )
     pa.parquet.write_table(long, tmp_path / "d.parquet")
     assert (tmp_path / "d.parquet").stat().st_size < 10_000
     with pytest.raises(DataError, match=r"row \d+: more than 0 MiB"):
         read(tmp_path / "d.parquet")
     pa.parquet.write_table(
-        pa.table({"text": ["x" * 1000] * 500, "label": ["a"] * 500}), tmp_path / "d.parquet", use_dictionary=False
+        pa.table({"text": ["x" * 1000] * 500, "label": ["a"] * 500}),
+        tmp_path / "d.parquet",
+        use_dictionary=False,
     )
     with pytest.raises(DataError, match=r"d\.parquet: 0 MiB of texts, more than the 0 MiB"):
         read(tmp_path / "d.parquet")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    content=st.binary(max_size=200), start=st.sampled_from([b"", b"text,label\n", b'{"text": ', b"PAR1", b"\xff\xfe"])
+    content=st.binary(max_size=200),
+    start=st.sampled_from([b"", b"text,label\n", b'{"text": ', b"PAR1", b"\xff\xfe"]),
 )
 def test_no_bytes_whatever_raise_anything_but_one_line(tmp_path, content, start):
     for suffix in tables.SUFFIXES:
@@ -401,17 +520,26 @@ def test_no_bytes_whatever_raise_anything_but_one_line(tmp_path, content, start)
 
 def test_rows_without_number_are_refused_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("inputs.files.MOST_LINES", 1000)
-    pa.parquet.write_table(pa.table({"text": pa.nulls(5000), "label": pa.nulls(5000)}), tmp_path / "d.parquet")
+    pa.parquet.write_table(
+        pa.table({"text": pa.nulls(5000), "label": pa.nulls(5000)}), tmp_path / "d.parquet"
+    )
     with pytest.raises(DataError, match=r"d\.parquet: 5,000 rows, more than the 1,000"):
         read(tmp_path / "d.parquet", skip_blank=True)
 
 
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(rows=st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=4))
 def test_json_lines_of_any_cells_mean_what_their_spelling_means(tmp_path, rows):
     """What JSON can hold is read as the CSV file that spells it, or refused."""
@@ -419,9 +547,20 @@ def test_json_lines_of_any_cells_mean_what_their_spelling_means(tmp_path, rows):
     try:
         found = read(file).cells
     except (DataError, FileProblem):
-        assert any(cell in (None, "") or cell != cell or isinstance(cell, list) or not str(cell).strip() or "\0" in str(cell)
-                   for row in rows for cell in row)  # fmt: skip
+        assert any(
+            cell in (None, "")
+            or cell != cell
+            or isinstance(cell, list)
+            or not str(cell).strip()
+            or "\0" in str(cell)
+            for row in rows
+            for cell in row
+        )
         return
     if any(set(str(cell)) & set("\r\n") for row in rows for cell in row):
-        return  # the csv module reads a lone carriage return as it was written, other line ends too; not the subject here
-    assert read(write(tmp_path, "csv", [[str(cell) for cell in row] for row in rows])).cells == found
+        # the csv module reads a lone carriage return as it was written, other line ends too; not
+        # the subject here
+        return
+    assert (
+        read(write(tmp_path, "csv", [[str(cell) for cell in row] for row in rows])).cells == found
+    )

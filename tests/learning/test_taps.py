@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning.taps import average_interval, sample
+from learning.side.taps import average_interval, sample
 
 
-@given(st.integers(1, 200).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers))))
+@given(
+    st.integers(1, 200).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(1, layers)))
+)
 def test_one_layer_a_block_rising_to_the_last_evenly(case):
     layers, blocks = case
     chosen = average_interval(layers, blocks)
@@ -28,7 +30,10 @@ def test_as_many_blocks_as_layers_takes_them_all(layers):
 def test_worked_examples():
     assert average_interval(24, 12) == tuple(range(2, 25, 2))
     assert average_interval(6, 4) == (2, 3, 5, 6)  # 1.5, 3, 4.5, 6, halves up
-    assert sample({"small": 12, "large": 24}) == {"small": tuple(range(1, 13)), "large": tuple(range(2, 25, 2))}
+    assert sample({"small": 12, "large": 24}) == {
+        "small": tuple(range(1, 13)),
+        "large": tuple(range(2, 25, 2)),
+    }
     assert sample({"a": 6, "b": 4}, 2) == {"a": (3, 6), "b": (2, 4)}
     assert sample({"a": 6, "b": 4}, [0, 3]) == {"a": (0, 3), "b": (0, 3)}
 

@@ -1,4 +1,6 @@
-"""The trainable part of a backbone: its names and sizes, its start, and that swapping it leaves no trace."""
+"""The trainable part of a backbone: its names and sizes, its start, and that swapping it leaves no
+trace.
+"""
 
 import copy
 import math
@@ -8,11 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp
 
-from learning.backbone import Backbone
-from learning.catalogue import config_of, find
-from learning.local_training import inputs
-from learning.tokens import Tokens
-from learning.trainable import KINDS, TrainableClassifier
+from learning.backbones.backbone import Backbone
+from learning.backbones.catalogue import config_of, find
+from learning.backbones.tokens import Tokens
+from learning.federated.local_training import inputs
+from learning.federated.trainable import KINDS, TrainableClassifier
 
 torch.set_num_threads(1)
 DEEP = {"deep": {"random": {**config_of(find("random-bert")), "num_hidden_layers": 6}}}
@@ -36,7 +38,9 @@ OPT = {
 
 def texts(count=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    ids = [torch.randint(2, 300, (4 + 3 * k,), generator=generator).int().numpy() for k in range(count)]
+    ids = [
+        torch.randint(2, 300, (4 + 3 * k,), generator=generator).int().numpy() for k in range(count)
+    ]
     return inputs(Tokens(ids), range(count))
 
 
@@ -49,7 +53,9 @@ def classifier(kind, name="random-bert", own=None, **options):
     [  # embeddings and their norm; a layer's four square maps, two feed-forward maps, two norms
         (
             "full",
-            WORDS * D + 2 * D + LAYERS * (4 * (D * D + D) + 2 * D * FEED_FORWARD + FEED_FORWARD + D + 4 * D),
+            WORDS * D
+            + 2 * D
+            + LAYERS * (4 * (D * D + D) + 2 * D * FEED_FORWARD + FEED_FORWARD + D + 4 * D),
         ),
         ("lora", LAYERS * 2 * 8 * (D + D)),
         ("adapter", LAYERS * (2 * D * 16 + 16 + D)),
@@ -65,9 +71,15 @@ def test_trainable_numbers_follow_their_formula(kind, numbers):
 
 
 def test_published_sizes_of_roberta_base():
-    """294,912 numbers of LoRA at rank 8; FedPETuning's 0.9 M are these and RoBERTa's own head of 0.59 M."""
+    """294,912 numbers of LoRA at rank 8; FedPETuning's 0.9 M are these and RoBERTa's own head of
+    0.59 M.
+    """
     width, layers = 768, 12
-    own = {"r": {"random": {**config_of(find("roberta-base")), "vocab_size": 50, "num_hidden_layers": 1}}}
+    own = {
+        "r": {
+            "random": {**config_of(find("roberta-base")), "vocab_size": 50, "num_hidden_layers": 1}
+        }
+    }
     lora = TrainableClassifier(find("r", own), "lora", 2)
     assert layers * (lora.trainable_bytes // 4 - 2 * (width + 1)) == 294_912
     own_head = width * (width + 1) + 2 * (width + 1)
@@ -81,7 +93,9 @@ def test_a_cut_has_the_first_tensors_of_the_deeper_model(kind):
     for name in cut:
         assert cut[name].shape == deep[name].shape
         if ".lora_" in name or ".adapter." in name or name.startswith("head."):
-            assert torch.equal(cut[name], deep[name])  # every new tensor starts from a stream of its own
+            assert torch.equal(
+                cut[name], deep[name]
+            )  # every new tensor starts from a stream of its own
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +104,9 @@ def test_every_trainable_tensor_moves_the_loss_and_no_other_gets_a_gradient(name
     if (name, kind) == ("random-llama", "bitfit"):
         pytest.skip("no biases")
     model, batch = classifier(kind, name, OPT), texts()
-    state = {n: t + 0.05 * torch.randn_like(t) for n, t in model.trainable().items()}  # off LoRA's zeros
+    state = {
+        n: t + 0.05 * torch.randn_like(t) for n, t in model.trainable().items()
+    }  # off LoRA's zeros
     model.load_trainable(state)
     model(*batch).square().sum().backward()
     trained = model.trainable_parameters()
@@ -157,7 +173,10 @@ def test_lora_starts_as_peft_starts_it():
 def test_swapping_states_leaves_no_trace(kind):
     model, batch = classifier(kind), texts()
     one = model.trainable()
-    before, frozen = model(*batch), copy.deepcopy({n: t for n, t in model.state_dict().items() if n not in one})
+    before, frozen = (
+        model(*batch),
+        copy.deepcopy({n: t for n, t in model.state_dict().items() if n not in one}),
+    )
     other = {n: torch.randn_like(t) for n, t in one.items()}
     model.load_trainable(other)
     assert not torch.equal(model(*batch), before)
@@ -180,7 +199,9 @@ def test_the_start_depends_on_the_seed_alone():
     mark = torch.get_rng_state()
     d = classifier("adapter", seed=1).trainable()
     assert torch.equal(mark, torch.get_rng_state())  # nothing was drawn from the global stream
-    assert all(torch.equal(a[n], b[n]) for n in a) and not torch.equal(a["head.weight"], c["head.weight"])
+    assert all(torch.equal(a[n], b[n]) for n in a) and not torch.equal(
+        a["head.weight"], c["head.weight"]
+    )
     assert torch.equal(a["head.weight"], d["head.weight"])
 
 
@@ -203,9 +224,13 @@ def test_padding_does_not_show():
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="choose one of full, lora"):
         classifier("prefix")
-    with pytest.raises(ValueError, match=r"'random-llama' \(llama\) has no biases, so bitfit has nothing to train"):
+    with pytest.raises(
+        ValueError, match=r"'random-llama' \(llama\) has no biases, so bitfit has nothing to train"
+    ):
         classifier("bitfit", "random-llama")
-    with pytest.raises(ValueError, match=r"lora_A.default.weight is \(4, 64\) in the state and \(8, 64\)"):
+    with pytest.raises(
+        ValueError, match=r"lora_A.default.weight is \(4, 64\) in the state and \(8, 64\)"
+    ):
         classifier("lora").load_trainable(classifier("lora", rank=4).trainable())
     with pytest.raises(ValueError, match="absent in the state"):
         classifier("lora").load_trainable(classifier("head").trainable())

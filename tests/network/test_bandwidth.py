@@ -37,7 +37,9 @@ def test_a_period_repeats():
     data=st.data(),
 )
 def test_walking_from_change_to_change_sums_to_the_integral(gaps, start, periodic, data):
-    """Whatever the rounding, each change lies ahead, its step holds until the next, and the areas add up."""
+    """Whatever the rounding, each change lies ahead, its step holds until the next, and the areas
+    add up.
+    """
     times = [0.0, *np.cumsum(gaps)[:-1].tolist()]
     rates = data.draw(st.lists(st.floats(0, 1e6), min_size=len(times), max_size=len(times)))
     trace = CapacityTrace(times, rates, float(sum(gaps)) * (1 + 1e-9) if periodic else None)
@@ -74,7 +76,9 @@ def test_csv_with_and_without_names(tmp_path):
         read_csv(path)
     path.write_text("time_s,capacity_bps\n10,1e6\n11.5,0\n13,2000000\n")
     trace = read_csv(path, period_s=5)
-    assert trace.times_s == [0, 1.5, 3] and trace.capacity_bps == [1e6, 0, 2e6] and trace.period_s == 5
+    assert (
+        trace.times_s == [0, 1.5, 3] and trace.capacity_bps == [1e6, 0, 2e6] and trace.period_s == 5
+    )
     with pytest.raises(NetworkError, match=r"trace\.csv: .*period"):
         read_csv(path, period_s=2)
     path.write_text("0,5\n1,7\n")
@@ -96,7 +100,10 @@ def test_lognormal_ar1_has_the_moments_asked_for():
     assert trace.period_s == 100_000
     assert lognormal_ar1(1e6, 0.0, 0.5, 3, np.random.default_rng(0)).capacity_bps == [1e6] * 3
     again = lognormal_ar1(30e6, cv=0.4, lag1=0.85, n_steps=100, rng=np.random.default_rng(5))
-    assert again.capacity_bps == lognormal_ar1(30e6, 0.4, 0.85, 100, np.random.default_rng(5)).capacity_bps
+    assert (
+        again.capacity_bps
+        == lognormal_ar1(30e6, 0.4, 0.85, 100, np.random.default_rng(5)).capacity_bps
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from network.fair_link import FairLink, Transfer
 
 @pytest.mark.parametrize("service", ["exponential", "constant"])
 def test_mean_sojourn_of_processor_sharing(service):
-    """M/G/1-PS: mean time in system = E[S] / (1 - rho), whatever the distribution of sizes (Kleinrock 1976)."""
+    """M/G/1-PS: mean time in system = E[S] / (1 - rho), whatever the distribution of sizes
+    (Kleinrock 1976).
+    """
     rng = np.random.default_rng(11)
     rho, mean_bytes, capacity_bps, n = 0.6, 1e5, 8e5, 60_000
     gaps = rng.exponential(mean_bytes * 8 / capacity_bps / rho, n)
@@ -24,7 +26,9 @@ def test_mean_sojourn_of_processor_sharing(service):
     def source():
         for gap, size in zip(gaps.tolist(), nbytes.tolist(), strict=True):
             yield env.timeout(gap)
-            link.transfer(size).callbacks.append(lambda end, start=env.now: sojourn.append(end.value - start))
+            link.transfer(size).callbacks.append(
+                lambda end, start=env.now: sojourn.append(end.value - start)
+            )
 
     env.process(source())
     env.run()
@@ -41,7 +45,8 @@ def test_ends_at_one_instant_come_in_the_order_of_the_starts():
     link = FairLink(env, 1e6)
     order = []
     for name in range(50):
-        # half of them at their cap of 10 kbit/s, half at the level of 30 kbit/s with three times the bytes
+        # half of them at their cap of 10 kbit/s, half at the level of 30 kbit/s with three times
+        # the bytes
         transfer = link.transfer(10_000 if name % 2 else 30_000, 1e4 if name % 2 else inf)
         transfer.callbacks.append(lambda _, name=name: order.append(name))
     env.run()
@@ -97,7 +102,9 @@ def test_heaps_stay_small_while_transfers_cross_the_level():
 
 
 def test_timers_that_were_replaced_do_not_multiply():
-    """Each transfer ends before all the earlier ones, so each arms a timer; the replaced ones fire once, for nothing."""
+    """Each transfer ends before all the earlier ones, so each arms a timer; the replaced ones fire
+    once, for nothing.
+    """
     env = simpy.Environment()
     link = FairLink(env, 1e9)
     n = 300
@@ -134,7 +141,10 @@ def test_same_story_same_bits():
 
         def source():
             for gap, nbytes, cap_bps in zip(
-                rng.exponential(0.05, 300), rng.integers(1, 10**5, 300), rng.uniform(1e3, 1e6, 300), strict=True
+                rng.exponential(0.05, 300),
+                rng.integers(1, 10**5, 300),
+                rng.uniform(1e3, 1e6, 300),
+                strict=True,
             ):
                 yield env.timeout(float(gap))
                 sent.append(link.transfer(int(nbytes), float(cap_bps)))
@@ -147,7 +157,9 @@ def test_same_story_same_bits():
 
 
 def test_a_long_busy_period_does_not_drift():
-    """One transfer stays while 20,000 short ones come and go: it still ends when the bits say so."""
+    """One transfer stays while 20,000 short ones come and go: it still ends when the bits say
+    so.
+    """
     env = simpy.Environment()
     link = FairLink(env, 1e6)
     long = link.transfer(10**9)

@@ -1,4 +1,6 @@
-"""iperf3's JSON in its variants. The files of iperf3/ are real: 3 s at 20 Mbit/s over the loopback device, by 3.12 and 3.21."""
+"""iperf3's JSON in its variants. The files of iperf3/ are real: 3 s at 20 Mbit/s over the loopback
+device, by 3.12 and 3.21.
+"""
 
 import json
 from pathlib import Path
@@ -21,8 +23,20 @@ REAL = Path(__file__).parent / "iperf3"
         ("3.12-interrupted", {"up": 20e6}, ("sender",), 2, "; interrupted"),
         ("3.12-server-of-forward", {"up": 20e6}, ("receiver",), 3, "1 TCP flow "),
         ("3.12-server-of-reverse", {"down": 20e6}, ("sender",), 3, "1 TCP flow "),
-        ("3.21-bidir-get-server-output", {"up": 20e6, "down": 20e6}, ("receiver", "receiver"), 3, "at once"),
-        ("3.21-reverse-get-server-output", {"down": 20e6}, ("receiver",), 3, "1 TCP flow held to 20 Mbit/s by -b"),
+        (
+            "3.21-bidir-get-server-output",
+            {"up": 20e6, "down": 20e6},
+            ("receiver", "receiver"),
+            3,
+            "at once",
+        ),
+        (
+            "3.21-reverse-get-server-output",
+            {"down": 20e6},
+            ("receiver",),
+            3,
+            "1 TCP flow held to 20 Mbit/s by -b",
+        ),
         ("3.21-stream-bidir", {"up": 20e6, "down": 20e6}, ("sender", "receiver"), 3, "at once"),
         ("3.21-stream-interrupted", {"up": 20e6}, ("sender",), 2, "; interrupted"),
     ],
@@ -31,7 +45,9 @@ def test_real_results(name, ways, at, steps, flows):
     path = REAL / f"{name}.json"
     found = read_iperf3(path)
     assert is_iperf3(path)
-    assert {one.direction: float(np.mean(one.series_bps)) for one in found} == pytest.approx(ways, rel=0.03)
+    assert {one.direction: float(np.mean(one.series_bps)) for one in found} == pytest.approx(
+        ways, rel=0.03
+    )
     for one, where in zip(found, at, strict=True):
         assert f" at the {where}" in one.conditions and flows in one.conditions
         assert len(one.series_bps) == steps and one.step_s == pytest.approx(1, abs=0.005)
@@ -40,7 +56,8 @@ def test_real_results(name, ways, at, steps, flows):
 
 def test_real_results_that_are_refused():
     with pytest.raises(
-        FileProblem, match=r"a UDP test.*here 20 Mbit/s, of which 20 arrived: measure with TCP, without -u"
+        FileProblem,
+        match=r"a UDP test.*here 20 Mbit/s, of which 20 arrived: measure with TCP, without -u",
     ):
         read_iperf3(REAL / "3.12-udp.json")
     with pytest.raises(FileProblem, match="iperf3 failed: unable to connect to server"):
@@ -50,15 +67,25 @@ def test_real_results_that_are_refused():
 # ---- of our own making
 
 
-def result(rates: list[float], way: str = "up", seconds: float = 1.0, omitted: int = 0, **more) -> dict:
+def result(
+    rates: list[float], way: str = "up", seconds: float = 1.0, omitted: int = 0, **more
+) -> dict:
     """What `iperf3 -J` writes, as far as it is read."""
     sums = [
         {"seconds": seconds, "bits_per_second": bps, "omitted": i < omitted, "sender": way == "up"}
         for i, bps in enumerate(rates)
     ]
-    start = {"test_start": {"protocol": "TCP", "reverse": int(way == "down"), "num_streams": 1}, "connecting_to": {}}
+    start = {
+        "test_start": {"protocol": "TCP", "reverse": int(way == "down"), "num_streams": 1},
+        "connecting_to": {},
+    }
     end = {"streams": [{"sender": {"min_rtt": 24_000, "mean_rtt": 90_000}}]}
-    return {"start": start, "intervals": [{"streams": [], "sum": entry} for entry in sums], "end": end, **more}
+    return {
+        "start": start,
+        "intervals": [{"streams": [], "sum": entry} for entry in sums],
+        "end": end,
+        **more,
+    }
 
 
 @pytest.fixture
@@ -88,9 +115,12 @@ def test_both_ways_and_the_receivers_view(read):
 def test_both_directions_at_once_whatever_the_key_is_called(read, newer):
     text = json.dumps(result([22e6, 20e6]))
     for way, bps in ((88e6, "0"), (90e6, "1")):
-        mark = f'"bits_per_second": {22e6 if bps == "0" else 20e6}, "omitted": false, "sender": true}}'
+        mark = (
+            f'"bits_per_second": {22e6 if bps == "0" else 20e6}, "omitted": false, "sender": true}}'
+        )
         other = "sum_bidir_reverse" if newer else "sum"
-        more = f'{mark}, "{other}": {{"seconds": 1.0, "bits_per_second": {way}, "omitted": false, "sender": false}}'
+        more = f'{mark}, "{other}": {{"seconds": 1.0, "bits_per_second": {way}, '
+        more += '"omitted": false, "sender": false}'
         assert text.count(mark) == 1
         text = text.replace(mark, more)
     up, down = read(text)
@@ -124,7 +154,9 @@ def test_a_stream_of_events_is_read_as_far_as_it_goes(read):
     (found,) = read("\n".join(lines) + "\n")
     assert found.series_bps.tolist() == [10e6, 20e6] and found.rtt_s == 0.024
     (cut,) = read("\n".join(lines[:3]) + "\n" + lines[3][:20])
-    assert cut.series_bps.tolist() == [10e6, 20e6] and cut.conditions.endswith("; cut off within its last line")
+    assert cut.series_bps.tolist() == [10e6, 20e6] and cut.conditions.endswith(
+        "; cut off within its last line"
+    )
     assert cut.rtt_s is None
     (full,) = read("\n".join([*lines, json.dumps(whole)]))  # --json-stream-full-output
     assert full.series_bps.tolist() == [10e6, 20e6]
@@ -132,7 +164,9 @@ def test_a_stream_of_events_is_read_as_far_as_it_goes(read):
         read("\n".join(lines[1:]))
 
 
-@pytest.mark.parametrize("rate", ["fast", None, -1, float("nan"), float("inf"), 1e300, True, [1], "20e6"])
+@pytest.mark.parametrize(
+    "rate", ["fast", None, -1, float("nan"), float("inf"), 1e300, True, [1], "20e6"]
+)
 def test_a_rate_that_cannot_be_is_refused(read, rate):
     with pytest.raises(FileProblem, match=r"interval 2: bits_per_second is .* which cannot be"):
         read(result([1e6, rate]))
@@ -148,7 +182,10 @@ def test_a_rate_that_cannot_be_is_refused(read, rate):
         ("{" * 3 + "9" * 5000, "not JSON"),
         ('{"error": "unable to connect"}', "not a result"),
         ({"start": {}, "error": "unable to connect"}, "iperf3 failed: unable to connect"),
-        (result([1e6], error="error - control socket has closed unexpectedly"), "failed: error - control socket"),
+        (
+            result([1e6], error="error - control socket has closed unexpectedly"),
+            "failed: error - control socket",
+        ),
         ({"start": {}}, "not a result"),
         ({"start": [], "intervals": {}}, "not a result"),
         ({"start": {"test_start": {}}, "intervals": [{"sum": None}]}, "not a result"),
@@ -157,7 +194,10 @@ def test_a_rate_that_cannot_be_is_refused(read, rate):
         (result([1e6], seconds=0), "last no time"),
         (result([1e6], seconds=-1), "interval 1: seconds is -1"),
         (json.dumps(result([1e6])) * 2, "2 results in one file"),
-        ("Connecting to host 10.0.0.1, port 5201\n[ ID] Interval  Transfer\n", "run it again with -J"),
+        (
+            "Connecting to host 10.0.0.1, port 5201\n[ ID] Interval  Transfer\n",
+            "run it again with -J",
+        ),
     ],
     ids=range(17),
 )

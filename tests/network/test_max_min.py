@@ -1,4 +1,6 @@
-"""Fair links and trunks against the slow truth: progressive filling, recomputed from nothing at every event."""
+"""Fair links and trunks against the slow truth: progressive filling, recomputed from nothing at
+every event.
+"""
 
 from math import inf
 
@@ -12,8 +14,12 @@ from network.fair_link import FairLink
 from network.fair_trunk import FairTrunk
 
 
-def max_min_rates(flows: list[tuple[float, tuple[str, ...]]], capacity_bps: dict[str, float]) -> list[float]:
-    """Rates of flows (cap, links crossed): all rise together; a flow stops at its cap or where a link is full."""
+def max_min_rates(
+    flows: list[tuple[float, tuple[str, ...]]], capacity_bps: dict[str, float]
+) -> list[float]:
+    """Rates of flows (cap, links crossed): all rise together; a flow stops at its cap or where a
+    link is full.
+    """
     rates = [0.0] * len(flows)
     rising = set(range(len(flows)))
     level = 0.0
@@ -22,7 +28,9 @@ def max_min_rates(flows: list[tuple[float, tuple[str, ...]]], capacity_bps: dict
         for link, capacity in capacity_bps.items():
             users = [i for i in sorted(rising) if link in flows[i][1]]
             if users:
-                stopped = sum(rates[i] for i in range(len(flows)) if i not in rising and link in flows[i][1])
+                stopped = sum(
+                    rates[i] for i in range(len(flows)) if i not in rising and link in flows[i][1]
+                )
                 limits.append((max(level, (capacity - stopped) / len(users)), "link", link))
         level, kind, which = min(limits, key=lambda limit: limit[0])
         full = {which} if kind == "flow" else {i for i in rising if which in flows[i][1]}
@@ -33,7 +41,8 @@ def max_min_rates(flows: list[tuple[float, tuple[str, ...]]], capacity_bps: dict
 
 
 def play(arrivals, actions, capacity_bps, until_s=inf):
-    """(finish times, bits moved) of arrivals (time, bytes, cap, links) under actions (time, kind, target, value).
+    """(finish times, bits moved) of arrivals (time, bytes, cap, links) under actions (time, kind,
+    target, value).
 
     Kinds: "capacity" (of a link), "abort" and "cap" (of an arrival by index, if it is under way).
     """
@@ -42,12 +51,17 @@ def play(arrivals, actions, capacity_bps, until_s=inf):
     caps = [cap for _, _, cap, _ in arrivals]
     finish = [None] * len(arrivals)
     present: list[int] = []
-    agenda = [(t, 1, i, None) for i, (t, *_) in enumerate(arrivals)] + [(a[0], 2, j, a) for j, a in enumerate(actions)]
+    agenda = [(t, 1, i, None) for i, (t, *_) in enumerate(arrivals)] + [
+        (a[0], 2, j, a) for j, a in enumerate(actions)
+    ]
     agenda.sort(key=lambda entry: entry[:3])
     now = 0.0
     while agenda or present:
         rates = max_min_rates([(caps[i], arrivals[i][3]) for i in present], capacity_bps)
-        ends = [now + left[i] / rate if rate > 0 else inf for i, rate in zip(present, rates, strict=True)]
+        ends = [
+            now + left[i] / rate if rate > 0 else inf
+            for i, rate in zip(present, rates, strict=True)
+        ]
         step_to = min([*ends, agenda[0][0] if agenda else inf, until_s])
         if step_to == inf:
             break
@@ -78,7 +92,9 @@ def play(arrivals, actions, capacity_bps, until_s=inf):
 
 
 def play_fair(arrivals, actions, capacity_bps):
-    """The same story on a fair link or, with a "trunk", on fair links under one: (transfers, what carried them)."""
+    """The same story on a fair link or, with a "trunk", on fair links under one: (transfers, what
+    carried them).
+    """
     env = simpy.Environment()
     if "trunk" in capacity_bps:
         top = FairTrunk(env, capacity_bps["trunk"])
@@ -118,7 +134,9 @@ rates = st.one_of(st.sampled_from([0.0, 1e5, 3e5]), st.floats(1e3, 2e6))
 @st.composite
 def stories(draw, paths, caps, capacity_bps):
     """(arrivals, actions, capacities) on the given links."""
-    arrivals = draw(st.lists(st.tuples(times, sizes, caps, st.sampled_from(paths)), min_size=1, max_size=14))
+    arrivals = draw(
+        st.lists(st.tuples(times, sizes, caps, st.sampled_from(paths)), min_size=1, max_size=14)
+    )
     index = st.integers(0, len(arrivals) - 1)
     re_rate = st.tuples(times, st.just("capacity"), st.sampled_from(sorted(capacity_bps)), rates)
     abort = st.tuples(times, st.just("abort"), index, st.just(None))
@@ -134,7 +152,9 @@ def assert_equal(story):
         if transfer.triggered and end is not None:
             assert transfer.value == pytest.approx(end, rel=1e-9, abs=1e-9)
         elif transfer.triggered or end is not None:
-            assert transfer.moved_bytes == pytest.approx(bits / 8, abs=1)  # aborted as it ended: rounding decides
+            assert transfer.moved_bytes == pytest.approx(
+                bits / 8, abs=1
+            )  # aborted as it ended: rounding decides
         elif transfer.moved_bytes is not None:
             assert transfer.moved_bytes == pytest.approx(bits / 8, abs=0.51)
     assert top.bytes_carried == pytest.approx(sum(moved_bits) / 8, rel=1e-9, abs=1e-3)
@@ -149,7 +169,11 @@ STOPPED = [
 @settings(max_examples=250, deadline=None)
 @given(stories([LINK], st.one_of(st.just(inf), caps), ["link"]))
 @example(
-    ([(0.0, 1, 0.0, LINK), (0.0, 1, 100.30128565862833, LINK), (0.0, 1000, 130972.0, LINK)], STOPPED, {"link": 1e3})
+    (
+        [(0.0, 1, 0.0, LINK), (0.0, 1, 100.30128565862833, LINK), (0.0, 1000, 130972.0, LINK)],
+        STOPPED,
+        {"link": 1e3},
+    )
 )
 def test_one_link(story):
     assert_equal(story)
@@ -181,12 +205,17 @@ def test_long_stories(seed):
     arrivals = [
         (float(t), int(s), float(c), paths[k])
         for t, s, c, k in zip(
-            starts, rng.lognormal(8, 1, n), rng.lognormal(12, 1, n), rng.integers(0, len(paths), n), strict=True
+            starts,
+            rng.lognormal(8, 1, n),
+            rng.lognormal(12, 1, n),
+            rng.integers(0, len(paths), n),
+            strict=True,
         )
     ]
     names = ["a", "b", "c", "trunk"] if seed else ["link"]
     actions = [
-        (float(t), "capacity", str(rng.choice(names)), float(rng.uniform(0, 2e6))) for t in rng.uniform(0, 6, 12)
+        (float(t), "capacity", str(rng.choice(names)), float(rng.uniform(0, 2e6)))
+        for t in rng.uniform(0, 6, 12)
     ]
     actions += [(6.5, "capacity", name, 1e6) for name in names]
     story = arrivals, actions, {name: 2e6 if name == "trunk" else 1e6 for name in names}
@@ -197,7 +226,9 @@ def test_long_stories(seed):
 
 
 def test_the_trunk_shares_by_transfer_not_by_link():
-    """Three under one cell and one under another, trunk of 8 kbit/s: 2 kbit/s each; the second cell at 1 leaves 7/3."""
+    """Three under one cell and one under another, trunk of 8 kbit/s: 2 kbit/s each; the second cell
+    at 1 leaves 7/3.
+    """
     env = simpy.Environment()
     trunk = FairTrunk(env, 8e3)
     a, b = trunk.link(1e6), trunk.link(1e6)

@@ -24,7 +24,9 @@ def test_seconds_of_other_steps_hold_what_passed_in_them():
         values = rng.random(500)
         whole = int(500 * step_s)
         fine = np.repeat(values, 1000)[: round(1000 * whole / step_s)]
-        assert per_second(values, step_s).sum() == pytest.approx(fine.sum() * step_s / 1000, rel=1e-3)
+        assert per_second(values, step_s).sum() == pytest.approx(
+            fine.sum() * step_s / 1000, rel=1e-3
+        )
 
 
 def test_throughput_files_of_every_accepted_shape(tmp_path):
@@ -34,16 +36,22 @@ def test_throughput_files_of_every_accepted_shape(tmp_path):
     path.write_text("0,10\n0.5,20\n2.0,30\n2.5,40\n")  # two rows are missing
     found = read_throughput(path, "kB/s", "down")
     assert found.step_s == 0.5 and found.direction == "down"
-    assert np.array_equal(found.series_bps, np.array([8e4, 16e4, np.nan, np.nan, 24e4, 32e4]), equal_nan=True)
+    assert np.array_equal(
+        found.series_bps, np.array([8e4, 16e4, np.nan, np.nan, 24e4, 32e4]), equal_nan=True
+    )
     path.write_text("t_s,up,power\n0,1,9\n1,,9\n2,3,9\n")
-    assert np.array_equal(read_throughput(path, "bit/s", column="up").series_bps, [1, np.nan, 3], equal_nan=True)
+    assert np.array_equal(
+        read_throughput(path, "bit/s", column="up").series_bps, [1, np.nan, 3], equal_nan=True
+    )
     path.write_text("timestamp_ms;mbps\n" + "".join(f"{100 * i};{i},5\n" for i in range(3)))
     assert (read_throughput(path).step_s, read_throughput(path).series_bps[2]) == (0.1, 2.5e6)
 
 
 def test_a_clock_that_drifts_a_little_leaves_no_holes(tmp_path):
     path = tmp_path / "trace.csv"
-    path.write_text("time_s,mbps\n" + "".join(f"{1.0004 * i + 0.02 * (i % 3):.4f},{i}\n" for i in range(4000)))
+    path.write_text(
+        "time_s,mbps\n" + "".join(f"{1.0004 * i + 0.02 * (i % 3):.4f},{i}\n" for i in range(4000))
+    )
     found = read_throughput(path)
     assert len(found.series_bps) == 4000 and not np.isnan(found.series_bps).any()
 

@@ -1,4 +1,6 @@
-"""Journeys against the chain they are drawn from, and hand-overs against integrals taken piece by piece."""
+"""Journeys against the chain they are drawn from, and hand-overs against integrals taken piece by
+piece.
+"""
 
 import numpy as np
 import pytest
@@ -27,12 +29,16 @@ def test_a_function_of_time_however_it_is_asked(asked_s, seed):
     for t in sorted(asked_s):
         assert (there.at(t), there.next_change(t)) == answers[t]
         change_s = here.next_change(t)
-        assert change_s > t and here.at(np.nextafter(change_s, 0)) == here.at(t) != here.at(change_s)
+        assert change_s > t and here.at(np.nextafter(change_s, 0)) == here.at(t) != here.at(
+            change_s
+        )
 
 
 @pytest.mark.parametrize("order", ["random", "tour"])
 def test_stays_and_places_are_those_of_the_chain(order):
-    """Exponential stays: sd = mean; every cell a third of the time, at the start and later; the order as asked."""
+    """Exponential stays: sd = mean; every cell a third of the time, at the start and later; the
+    order as asked.
+    """
     fleet = [journey(seed, 10.0, order) for seed in range(3000)]
     for t in (0.0, 95.0):
         counts = [sum(j.at(t) == cell for j in fleet) for cell in CELLS]
@@ -44,7 +50,9 @@ def test_stays_and_places_are_those_of_the_chain(order):
         stays.append(change_s - t)
         steps.append((CELLS.index(j.at(change_s)) - CELLS.index(j.at(t))) % 3)
         t = change_s
-    assert np.mean(stays) == pytest.approx(10, rel=0.06) and np.std(stays) == pytest.approx(10, rel=0.08)
+    assert np.mean(stays) == pytest.approx(10, rel=0.06) and np.std(stays) == pytest.approx(
+        10, rel=0.08
+    )
     assert steps.count(1) == (5000 if order == "tour" else pytest.approx(2500, abs=150))
 
 
@@ -56,7 +64,9 @@ def test_stays_and_places_are_those_of_the_chain(order):
     handover_s=st.sampled_from([0.0, 0.05, 1.5]),
 )
 def test_alone_a_transfer_takes_what_the_cells_on_its_way_give(seed, nbytes, start_s, handover_s):
-    """Piece by piece: the cell's rate, or nothing for `handover_s` after a change (a stay may be shorter than that)."""
+    """Piece by piece: the cell's rate, or nothing for `handover_s` after a change (a stay may be
+    shorter than that).
+    """
     rates_bps = {"a": 4e6, "b": 1e6, "c": 9e6}
     env = simpy.Environment()
     network = Network(env, cells={name: Cell(bps, 1e9) for name, bps in rates_bps.items()})
@@ -73,18 +83,30 @@ def test_alone_a_transfer_takes_what_the_cells_on_its_way_give(seed, nbytes, sta
             t, left = t + left / bps, 0.0
         else:
             left -= bps * (until - t)
-            dead_until = until + handover_s if bps else dead_until  # only what is under way is interrupted
+            dead_until = (
+                until + handover_s if bps else dead_until
+            )  # only what is under way is interrupted
             t = until
     assert ends[0].value == pytest.approx(t, rel=1e-9)
     carried = sum(network.shared[f"{name}/up"].bytes_carried for name in CELLS)
-    assert carried == pytest.approx(nbytes, rel=1e-9) == pytest.approx(network.shared["ingress"].bytes_carried)
+    assert (
+        carried
+        == pytest.approx(nbytes, rel=1e-9)
+        == pytest.approx(network.shared["ingress"].bytes_carried)
+    )
 
 
 def test_a_transfer_that_left_a_link_is_forgotten_there():
-    """Two on 8 Mbit/s; one leaves after 2 Mbit, with its end further down the heap, for a link with one before it."""
+    """Two on 8 Mbit/s; one leaves after 2 Mbit, with its end further down the heap, for a link with
+    one before it.
+    """
     env = simpy.Environment()
     here, there = FairLink(env, 8e6), FairLink(env, 2e6)
-    first, mover, other = here.transfer(500_000), here.transfer(1_000_000), there.transfer(1_000_000)
+    first, mover, other = (
+        here.transfer(500_000),
+        here.transfer(1_000_000),
+        there.transfer(1_000_000),
+    )
     env.run(until=0.5)
     left_bits = here.release(mover)
     assert (left_bits, here.n_flows) == (pytest.approx(6e6), 1)
@@ -109,7 +131,9 @@ def max_min(caps_bps: list[float], capacity_bps: float) -> list[float]:
 
 
 def play(ways, sizes, caps_bps, capacity_bps, handover_s):
-    """Finish times of one transfer a mover, all from time 0, with every rate recomputed at every event."""
+    """Finish times of one transfer a mover, all from time 0, with every rate recomputed at every
+    event.
+    """
     left, finish = [8.0 * nbytes for nbytes in sizes], [None] * len(sizes)
     dead_until, now = [0.0] * len(sizes), 0.0
     while None in finish:
@@ -119,7 +143,9 @@ def play(ways, sizes, caps_bps, capacity_bps, handover_s):
             here = [i for i in moving if ways[i].at(now) == cell and now >= dead_until[i]]
             for i, rate in zip(here, max_min([caps_bps[i] for i in here], bps), strict=True):
                 rates[i] = rate
-        changes = [ways[i].next_change(now) if now >= dead_until[i] else dead_until[i] for i in moving]
+        changes = [
+            ways[i].next_change(now) if now >= dead_until[i] else dead_until[i] for i in moving
+        ]
         ends = [now + left[i] / rates[i] if rates[i] else np.inf for i in moving]
         step_to = min(changes + ends)
         for i, change_s, end_s in zip(moving, changes, ends, strict=True):
@@ -135,7 +161,9 @@ def play(ways, sizes, caps_bps, capacity_bps, handover_s):
 @settings(max_examples=40, deadline=None)
 @given(
     movers=st.lists(
-        st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.floats(1e5, 9e6)), min_size=2, max_size=8
+        st.tuples(st.integers(0, 10**6), st.integers(1, 10**6), st.floats(1e5, 9e6)),
+        min_size=2,
+        max_size=8,
     ),
     handover_s=st.sampled_from([0.0, 0.3]),
 )
@@ -145,7 +173,9 @@ def test_many_movers_against_the_slow_truth(movers, handover_s):
     network = Network(env, cells={name: Cell(bps, 1e9) for name, bps in capacity_bps.items()})
     ways, sent = [journey(seed, 0.5) for seed, *_ in movers], []
     for i, (way, (_, nbytes, cap_bps)) in enumerate(zip(ways, movers, strict=True)):
-        network.attach(str(i), LinkProfile("l", cap_bps, 1e6, 0.0), journey=way, handover_s=handover_s)
+        network.attach(
+            str(i), LinkProfile("l", cap_bps, 1e6, 0.0), journey=way, handover_s=handover_s
+        )
         sent.append(network.upload(str(i), nbytes))
     env.run()
     truth = play(ways, [m[1] for m in movers], [m[2] for m in movers], capacity_bps, handover_s)
@@ -215,7 +245,9 @@ def test_given_up_between_two_cells():
         lambda net: journey().at(-1.0),
         lambda net: net.attach("d", LinkProfile("l", 1, 1, 0.0), journey=journey(cells=["a", "z"])),
         lambda net: net.attach("d", LinkProfile("l", 1, 1, 0.0), cell="a", journey=journey()),
-        lambda net: net.attach("d", LinkProfile("l", 1, 1, 0.0), journey=journey(), handover_s=-1.0),
+        lambda net: net.attach(
+            "d", LinkProfile("l", 1, 1, 0.0), journey=journey(), handover_s=-1.0
+        ),
     ],
 )
 def test_mistakes_are_named(mistake):

@@ -48,17 +48,28 @@ def measure(port: int, seconds: float, **rest) -> probe.Probe:
 def test_a_shaped_path_is_found_as_it_was_shaped():
     """8 Mbit/s up, 16 down, 10 ms each way."""
     stages = []
-    with serving() as (port, wishes), ShapedRelay(("127.0.0.1", port), 8e6, 16e6, [Access(latency_s=0.01)]) as relay:
+    with (
+        serving() as (port, wishes),
+        ShapedRelay(("127.0.0.1", port), 8e6, 16e6, [Access(latency_s=0.01)]) as relay,
+    ):
         found = measure(
-            relay.port, 1.0, on_progress=lambda stage, done_s, all_s: stages.append((stage, done_s <= all_s))
+            relay.port,
+            1.0,
+            on_progress=lambda stage, done_s, all_s: stages.append((stage, done_s <= all_s)),
         )
     assert wishes == ["take", "up", "down"]
-    assert {stage for stage, _ in stages} == {"round trips and small transfers", "uplink", "downlink"}
+    assert {stage for stage, _ in stages} == {
+        "round trips and small transfers",
+        "uplink",
+        "downlink",
+    }
     assert all(in_time for _, in_time in stages)
     assert len(found.up_bps) == len(found.down_bps) == 10
     assert np.mean(found.up_bps) == pytest.approx(8e6, rel=0.1)
     assert np.mean(found.down_bps) == pytest.approx(16e6, rel=0.1)
-    assert moments(found.up_bps).cv < 0.15  # well below radio links (0.2 and up): the probe adds little of its own
+    assert (
+        moments(found.up_bps).cv < 0.15
+    )  # well below radio links (0.2 and up): the probe adds little of its own
     assert len(per_second(found.up_bps, found.step_s)) == 1
     assert np.min(found.round_trips_s) >= 0.02 and np.median(found.round_trips_s) < 0.03
     fixed_s, rate_bps = fit_transfers(*zip(*found.transfers, strict=True))
@@ -121,7 +132,10 @@ def test_a_path_that_is_cut_says_when_and_where(stage):
 def said_to(port: int, message: bytes, shut: bool = True) -> bytes:
     """What the serving end sends to a client that says this, until it hangs up."""
     heard = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client, suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=20) as client,
+        suppress(ConnectionError),
+    ):
         client.sendall(message)
         if shut:
             client.shutdown(socket.SHUT_WR)
@@ -133,8 +147,19 @@ def said_to(port: int, message: bytes, shut: bool = True) -> bytes:
 
 
 STRANGE = [
-    *(b"", b"GET / HTTP/1.1\r\n\r\n", b'{"do": "format"}\n', b"[1]\n", b"null\n", b"\n", b"\0" * 100 + b"\n"),
-    *(b'{"do": "take"}\n' + size for size in (b"\xff" * 8, b"\x80" + b"\0" * 7, b"\0" * 7, (10**7).to_bytes(8, "big"))),
+    *(
+        b"",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"do": "format"}\n',
+        b"[1]\n",
+        b"null\n",
+        b"\n",
+        b"\0" * 100 + b"\n",
+    ),
+    *(
+        b'{"do": "take"}\n' + size
+        for size in (b"\xff" * 8, b"\x80" + b"\0" * 7, b"\0" * 7, (10**7).to_bytes(8, "big"))
+    ),
     *(
         b"[" * 60_000 + b"\n",
         b'{"do":' * 200 + b"\n",
@@ -144,9 +169,27 @@ STRANGE = [
     *(
         b'{"do": "%b", "seconds": %b}\n' % (do, seconds)
         for do in (b"up", b"down", b"take", b"__class__")
-        for seconds in (b"1e999", b"-1", b"NaN", b"-Infinity", b'"5"', b"null", b"[]", b"true", b"601", b"0")
+        for seconds in (
+            b"1e999",
+            b"-1",
+            b"NaN",
+            b"-Infinity",
+            b'"5"',
+            b"null",
+            b"[]",
+            b"true",
+            b"601",
+            b"0",
+        )
     ),
-    *(b'{"do": ["up"]}\n', b'{"do": {}}\n', b'{"do": null}\n', b'{"seconds": 1}\n', b"\xff\xfe\n", b"\xed\xa0\x80\n"),
+    *(
+        b'{"do": ["up"]}\n',
+        b'{"do": {}}\n',
+        b'{"do": null}\n',
+        b'{"seconds": 1}\n',
+        b"\xff\xfe\n",
+        b"\xed\xa0\x80\n",
+    ),
     *(
         b"x" * 70_000,
         b"x" * 70_000 + b"\n",
@@ -175,8 +218,13 @@ def test_the_serving_end_outlives_whatever_bytes_come():
         b"\xff",
         b"9" * 50,
     ]
-    mixed = [b"".join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 12))) for _ in range(100)]
-    noise = [rng.bytes(int(n)) + b"\n" for n in rng.integers(1, 400, 200 - len(mixed) - len(STRANGE))]
+    mixed = [
+        b"".join(parts[i] for i in rng.integers(0, len(parts), rng.integers(1, 12)))
+        for _ in range(100)
+    ]
+    noise = [
+        rng.bytes(int(n)) + b"\n" for n in rng.integers(1, 400, 200 - len(mixed) - len(STRANGE))
+    ]
     messages = [*STRANGE, *mixed, *noise]
     assert len(messages) == 200
     with serving() as (port, told):
@@ -184,7 +232,10 @@ def test_the_serving_end_outlives_whatever_bytes_come():
             assert said_to(port, message).startswith(b'{"mobifleet-link": 2}\n')
         wishes = sum(what in ("up", "down", "take") for what in told)
         assert len(told) == 200 and 0 < wishes < 100
-        assert set(told) - {"up", "down", "take"} == {"speaks another language", "asked for something else"}
+        assert set(told) - {"up", "down", "take"} == {
+            "speaks another language",
+            "asked for something else",
+        }
         del told[:]
         assert np.mean(measure(port, 0.2).up_bps) > 0
         assert told == ["take", "up", "down"]
@@ -203,7 +254,10 @@ def test_silent_slow_and_many_clients_hold_nobody_off(monkeypatch):
                 while client.recv(1000):
                     pass  # until it is hung up on
             client.close()
-        assert told.count("asked for nothing in time") >= 6 and "sent away: 8 others are connected" in told
+        assert (
+            told.count("asked for nothing in time") >= 6
+            and "sent away: 8 others are connected" in told
+        )
         assert np.mean(measure(port, 0.2).up_bps) > 0
 
 
@@ -226,7 +280,9 @@ def test_one_client_gets_so_many_bytes_and_transfers_at_most(monkeypatch):
         assert len(said_to(port, b'{"do": "down", "seconds": 600}\n')) <= 11 * len(probe.BLOCK)
         taken = said_to(port, b'{"do": "take"}\n' + (b"\0" * 7 + b"\1x") * 10)
         assert taken.endswith(b'{"go": true}\n...')
-        flood = said_to(port, b'{"do": "up", "seconds": 600}\n' + bytes(2 * 10 * len(probe.BLOCK)), shut=False)
+        flood = said_to(
+            port, b'{"do": "up", "seconds": 600}\n' + bytes(2 * 10 * len(probe.BLOCK)), shut=False
+        )
         assert b"[" not in flood  # cut, not counted
 
 
@@ -238,7 +294,10 @@ def test_one_client_gets_so_many_bytes_and_transfers_at_most(monkeypatch):
         ([b'{"mobifleet-link": 2}', b"9" * 10_000], "is not `mobifleet calibrate link --serve`"),
         ([b'{"mobifleet-link": 2}', b'{"busy": true}'], "somebody else"),
         ([b'{"mobifleet-link": 2}', b'{"go": true}', b'["many"]'], "does not answer what arrived"),
-        ([b'{"mobifleet-link": 2}', b'{"go": true}', b"[1e999, -1]"], "does not answer what arrived"),
+        (
+            [b'{"mobifleet-link": 2}', b'{"go": true}', b"[1e999, -1]"],
+            "does not answer what arrived",
+        ),
         ([b'{"mobifleet-link": 2}', b'{"go": true}', b"{" * 5000], "was cut"),
     ],
     ids=range(7),
@@ -263,5 +322,8 @@ def test_a_serving_end_that_is_none_is_told_in_one_message(lines, message):
 
 
 def test_a_port_that_is_taken_is_told():
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken, pytest.raises(NetworkError, match="another --port"):
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as taken,
+        pytest.raises(NetworkError, match="another --port"),
+    ):
         asyncio.run(probe.listen("127.0.0.1", taken.getsockname()[1]))

@@ -42,11 +42,17 @@ def test_every_number_has_its_source(name):
 
 def test_numbers_taken_over_from_their_sources():
     wifi = profile.load("wifi-home")
-    assert (wifi.up_bps, wifi.down_bps, wifi.latency_s) == (26.9e6, 35.4e6, pytest.approx((3e-3 + 10e-3) / 2))
+    assert (wifi.up_bps, wifi.down_bps, wifi.latency_s) == (
+        26.9e6,
+        35.4e6,
+        pytest.approx((3e-3 + 10e-3) / 2),
+    )
     assert profile.load("lte").latency_s == pytest.approx(89e-3 / 2)
     assert profile.load("fedadapter-1mbyte").up_bps == 8 * 1_000_000
     assert profile.load("ethernet-1g").up_bps == pytest.approx(1e9 * 1448 / 1538, rel=1e-6)
-    assert profile.load("lte-field-average").up_bps == pytest.approx((10.5e6 + 8.2e6 + 6.7e6) / 3, rel=1e-3)
+    assert profile.load("lte-field-average").up_bps == pytest.approx(
+        (10.5e6 + 8.2e6 + 6.7e6) / 3, rel=1e-3
+    )
 
 
 def test_a_wrong_name_is_answered_with_the_nearest():
@@ -68,7 +74,11 @@ def test_your_own_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("up_bps: {value: 1e6, basis: measured, source: my own}", "up_bps: 1e6", "up_bps must be given as"),
+        (
+            "up_bps: {value: 1e6, basis: measured, source: my own}",
+            "up_bps: 1e6",
+            "up_bps must be given as",
+        ),
         ("source: my own}", "source: }", "source"),
         ("basis: measured", "basis: rumour", "basis must be one of"),
         ("value: 1e6", "value: fast", "value must be a number"),

@@ -19,7 +19,9 @@ def test_a_shaped_relay_carries_no_more_than_its_rate(n, busy_s):
     flows = real_tcp.mixed_flows(n, 16e6, busy_s, np.random.default_rng(n))
     starts_s = np.array([flow.start_s for flow in flows])
     ends_s = starts_s + real_tcp.through_relay(flows, 16e6)
-    assert ends_s.max() - starts_s.min() > 0.95 * 8 * sum(flow.nbytes for flow in flows) / 16e6 - 0.02
+    assert (
+        ends_s.max() - starts_s.min() > 0.95 * 8 * sum(flow.nbytes for flow in flows) / 16e6 - 0.02
+    )
 
 
 @pytest.mark.timed
@@ -30,13 +32,17 @@ def test_completion_times_through_a_shaped_relay_are_a_fair_links(n, busy_s):
     assert sum(flow.nbytes for flow in flows) < 4e6
     took_s = real_tcp.through_relay(flows, 16e6)
     expected_s = real_tcp.simulated(flows, 16e6)
-    assert np.all(took_s > 0.95 * expected_s - 0.02)  # nothing overtakes the bottleneck by more than a few chunks
+    assert np.all(
+        took_s > 0.95 * expected_s - 0.02
+    )  # nothing overtakes the bottleneck by more than a few chunks
     assert np.median(np.abs(took_s / expected_s - 1)) < 0.1
 
 
 @pytest.mark.timed
 def test_completion_times_through_a_shaping_kernel_are_a_fair_links():
-    """Linux shapes real TCP, a queue for each of four flows: where namespaces and tc are permitted, again within 10 %."""
+    """Linux shapes real TCP, a queue for each of four flows: where namespaces and tc are permitted,
+    again within 10 %.
+    """
     flows = real_tcp.mixed_flows(4, 16e6, 0.8, np.random.default_rng(4))
     try:
         with real_tcp.namespaces(real_tcp.queues(16e6, 4)):

@@ -1,4 +1,6 @@
-"""The shaped relay: every byte arrives, at the rate of the link, shared fairly, as late as the latency says."""
+"""The shaped relay: every byte arrives, at the rate of the link, shared fairly, as late as the
+latency says.
+"""
 
 import socket
 import threading
@@ -20,7 +22,9 @@ ASKS = st.lists(st.tuples(st.floats(0, 2), st.integers(1, 5000)), min_size=1, ma
 @settings(max_examples=100, deadline=None)
 @given(asks=ASKS, rate_bps=st.floats(1e3, 1e6), burst_bytes=st.sampled_from([0.0, 1500.0, 20000.0]))
 def test_a_bucket_never_lets_more_than_its_burst_above_its_rate(asks, rate_bps, burst_bytes):
-    """In any window that ends with a passage: bytes <= burst + rate x length (+ what passes at its very start)."""
+    """In any window that ends with a passage: bytes <= burst + rate x length (+ what passes at its
+    very start).
+    """
     bucket, now_s, passed = TokenBucket(rate_bps, burst_bytes), 0.0, []
     for gap_s, nbytes in asks:
         now_s += gap_s
@@ -34,7 +38,9 @@ def test_a_bucket_never_lets_more_than_its_burst_above_its_rate(asks, rate_bps, 
 
 
 def test_without_a_burst_a_bucket_is_a_queue_at_a_plain_rate():
-    """8000 bit/s: 1000 bytes take 1 s. Asked at 0, 0.2 and 5: the second waits for the first, the third for nobody."""
+    """8000 bit/s: 1000 bytes take 1 s. Asked at 0, 0.2 and 5: the second waits for the first, the
+    third for nobody.
+    """
     bucket = TokenBucket(8000)
     assert [bucket.passes_s(1000, t) for t in (0, 0.2, 5)] == [1, 2, 6]
     bucket = TokenBucket(8000, burst_bytes=1500)
@@ -75,12 +81,16 @@ def received(connection) -> bytes:
 
 
 def echoed_s() -> float:
-    """Seconds until 400 kB have come back through 40 Mbit/s up and 8 Mbit/s down; every byte is checked and counted."""
+    """Seconds until 400 kB have come back through 40 Mbit/s up and 8 Mbit/s down; every byte is
+    checked and counted.
+    """
     payload = np.random.default_rng(0).bytes(400_000)
     with listener(echo) as target, ShapedRelay(target, 40e6, 8e6) as relay:
         with socket.create_connection(("127.0.0.1", relay.port)) as client:
             began_s = time.perf_counter()
-            sender = threading.Thread(target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR)))
+            sender = threading.Thread(
+                target=lambda: (client.sendall(payload), client.shutdown(socket.SHUT_WR))
+            )
             sender.start()
             assert received(client) == payload  # the end of the stream came through too
             took_s = time.perf_counter() - began_s
@@ -100,7 +110,9 @@ def test_the_way_up_overlaps_the_way_down():
 
 
 def delayed_and_capped_s() -> tuple[float, float]:
-    """The shortest round trip through 30 ms each way, and the seconds of 75 kB through another port's cap of 2 Mbit/s."""
+    """The shortest round trip through 30 ms each way, and the seconds of 75 kB through another
+    port's cap of 2 Mbit/s.
+    """
     access = [Access(latency_s=0.03), Access(up_bps=2e6)]
     with listener(echo) as target, ShapedRelay(target, 20e6, access=access) as relay:
         with socket.create_connection(("127.0.0.1", relay.ports[0])) as client:

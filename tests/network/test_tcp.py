@@ -1,4 +1,6 @@
-"""What TCP makes of a link, against segments sent one by one, a sawtooth walked step by step, and SimGrid's example."""
+"""What TCP makes of a link, against segments sent one by one, a sawtooth walked step by step, and
+SimGrid's example.
+"""
 
 from collections import deque
 from math import inf, sqrt
@@ -18,8 +20,12 @@ from network.varying import VaryingRate
 MEGABYTE = 1_000_000
 
 
-def send_segments(n: int, rate_bps: float, rtt_s: float, window: float, longest: float = inf) -> float:
-    """When the last of n segments is on the wire, of a sender whose window grows by one at each acknowledgement."""
+def send_segments(
+    n: int, rate_bps: float, rtt_s: float, window: float, longest: float = inf
+) -> float:
+    """When the last of n segments is on the wire, of a sender whose window grows by one at each
+    acknowledgement.
+    """
     one_s = 8 * tcp.MSS_BYTES / rate_bps
     free_s, now, acks = 0.0, 0.0, deque()
     sent = under_way = 0
@@ -42,7 +48,9 @@ def send_segments(n: int, rate_bps: float, rtt_s: float, window: float, longest:
     window=st.integers(1, 20),
 )
 def test_slow_start_is_what_segments_and_acknowledgements_do(n, rate_bps, rtt_s, window):
-    """Fluid windows against segments: apart by the time of a segment for each round in which the sender waits."""
+    """Fluid windows against segments: apart by the time of a segment for each round in which the
+    sender waits.
+    """
     nbytes, one_s = n * tcp.MSS_BYTES, 8 * tcp.MSS_BYTES / rate_bps
     extra_s = tcp.slow_start_s(nbytes, rate_bps, rtt_s, window * tcp.MSS_BYTES)
     waited_s = send_segments(n, rate_bps, rtt_s, window) - n * one_s
@@ -51,14 +59,20 @@ def test_slow_start_is_what_segments_and_acknowledgements_do(n, rate_bps, rtt_s,
 
 def test_slow_start_never_ends_later_than_it_must():
     assert tcp.slow_start_s(14480, 1e9, 0.1, 14480) == 0.0  # all in the first window
-    assert tcp.slow_start_s(14481, 1e9, 0.1, 14480) == pytest.approx(0.1 - 8 * 14480 / 1e9)  # one wait
-    assert tcp.slow_start_s(10**12, 1e6, 0.1, 14480) == 0.0  # the first window fills the pipe: 116 ms of sending
+    assert tcp.slow_start_s(14481, 1e9, 0.1, 14480) == pytest.approx(
+        0.1 - 8 * 14480 / 1e9
+    )  # one wait
+    assert (
+        tcp.slow_start_s(10**12, 1e6, 0.1, 14480) == 0.0
+    )  # the first window fills the pipe: 116 ms of sending
     assert tcp.slow_start_s(10**6, 1e6, 0.0, 14480) == tcp.slow_start_s(10**6, inf, 0.1, inf) == 0.0
 
 
 @pytest.mark.parametrize("loss", [1e-4, 1e-3, 1e-2])
 def test_mathis_is_the_mean_of_a_sawtooth(loss):
-    """Every 1/p-th packet is lost and halves the window, which else grows by one each round trip."""
+    """Every 1/p-th packet is lost and halves the window, which else grows by one each round
+    trip.
+    """
     rtt_s, window, sent, packets, rounds = 0.1, 10.0, 0.0, 0.0, 0
     while packets < 2000 / loss:
         packets, sent, rounds = packets + window, sent + window, rounds + 1
@@ -66,12 +80,18 @@ def test_mathis_is_the_mean_of_a_sawtooth(loss):
         if sent >= 1 / loss:
             window, sent = window / 2, sent - 1 / loss
     measured_bps = 8 * tcp.MSS_BYTES * packets / (rounds * rtt_s)
-    assert tcp.mathis_bps(rtt_s, loss) == pytest.approx(measured_bps, rel=0.06 if loss == 1e-2 else 0.02)
-    assert tcp.mathis_bps(rtt_s, loss) == pytest.approx(8 * tcp.MSS_BYTES / rtt_s * sqrt(1.5) / sqrt(loss))
+    assert tcp.mathis_bps(rtt_s, loss) == pytest.approx(
+        measured_bps, rel=0.06 if loss == 1e-2 else 0.02
+    )
+    assert tcp.mathis_bps(rtt_s, loss) == pytest.approx(
+        8 * tcp.MSS_BYTES / rtt_s * sqrt(1.5) / sqrt(loss)
+    )
 
 
 def test_the_worked_numbers_of_the_docs():
-    """docs/network.md: 100 kB over `lte`; what `lte-driving` and a window of 64 KiB at 100 ms allow one transfer."""
+    """docs/network.md: 100 kB over `lte`; what `lte-driving` and a window of 64 KiB at 100 ms allow
+    one transfer.
+    """
     env = simpy.Environment()
     network = Network(env)
     network.attach("plain", profile.load("lte"))
@@ -82,7 +102,11 @@ def test_the_worked_numbers_of_the_docs():
     assert driving_bps == tcp.mathis_bps(0.094, 0.0116)
     window_bps = tcp.window_bps(0.1, 65536)
     text = (Path(__file__).parents[2] / "docs" / "network.md").read_text(encoding="utf-8")
-    for number in (f"{plain.value:.4f} s", f"{with_tcp.value:.4f} s", f"{with_tcp.value - plain.value:.4f} s"):
+    for number in (
+        f"{plain.value:.4f} s",
+        f"{with_tcp.value:.4f} s",
+        f"{with_tcp.value - plain.value:.4f} s",
+    ):
         assert number in text
     for bps in (driving_bps, window_bps):
         assert f"{bps / 1e6:.3f} Mbit/s" in text
@@ -90,17 +114,28 @@ def test_the_worked_numbers_of_the_docs():
 
 
 def test_simgrids_example_with_its_factors():
-    """100 kB over 10 ms and 1 Mbit/s take 0.996079 s in SimGrid's LV08: 13.01 latencies, 0.97 of the rate over 1.05."""
+    """100 kB over 10 ms and 1 Mbit/s take 0.996079 s in SimGrid's LV08: 13.01 latencies, 0.97 of
+    the rate over 1.05.
+    """
     env = simpy.Environment()
     network = Network(env)
-    network.attach("d", LinkProfile("LV08", 1e6 * 0.97 / 1.05, 1e6, latency_s=0.01, overhead_s=12.01 * 0.01))
+    network.attach(
+        "d", LinkProfile("LV08", 1e6 * 0.97 / 1.05, 1e6, latency_s=0.01, overhead_s=12.01 * 0.01)
+    )
     upload = network.upload("d", 100_000)
     env.run()
     assert upload.value == pytest.approx(0.996079, abs=5e-7)
 
 
 LOSSY = LinkProfile(
-    "lossy", 4e6, 8e6, latency_s=0.05, overhead_s=0.1, loss=0.2, window_bytes=1e5, initial_window_bytes=14480
+    "lossy",
+    4e6,
+    8e6,
+    latency_s=0.05,
+    overhead_s=0.1,
+    loss=0.2,
+    window_bytes=1e5,
+    initial_window_bytes=14480,
 )
 
 
@@ -138,7 +173,9 @@ def test_the_bound_leaves_the_rest_to_others():
 @settings(max_examples=60, deadline=None)
 @given(at_s=st.floats(0, 6), nbytes=st.integers(0, 2 * MEGABYTE))
 def test_bytes_of_an_aborted_transfer_are_of_its_payload(at_s, nbytes):
-    """What has passed and what had to be sent again add up to what the link carried, to the byte."""
+    """What has passed and what had to be sent again add up to what the link carried, to the
+    byte.
+    """
     env = simpy.Environment()
     network = Network(env)
     network.attach("d", LOSSY, tcp=True)
@@ -149,7 +186,9 @@ def test_bytes_of_an_aborted_transfer_are_of_its_payload(at_s, nbytes):
     assert (moved == nbytes) or not first.triggered
     env.run()
     assert second.triggered and network.abort(second) == 1000
-    assert network.shared["ingress"].bytes_carried == pytest.approx(moved + 1000 + network.resent_bytes, abs=0.6)
+    assert network.shared["ingress"].bytes_carried == pytest.approx(
+        moved + 1000 + network.resent_bytes, abs=0.6
+    )
     assert network.resent_bytes == pytest.approx((moved + 1000) / 4, abs=1)
 
 

@@ -18,7 +18,9 @@ def profile(up_bps=8e6, down_bps=16e6, latency_s=0.0, overhead_s=0.0):
 
 
 def test_worked_number_of_the_docs():
-    """docs/network.md: 2 MB and 1 MB up through one 12 Mbit/s cell, access 8 and 5 Mbit/s, after 0.1 and 0.6 s."""
+    """docs/network.md: 2 MB and 1 MB up through one 12 Mbit/s cell, access 8 and 5 Mbit/s, after
+    0.1 and 0.6 s.
+    """
     env = simpy.Environment()
     network = Network(env, 1e9, cells={"cell": Cell(12e6, 100e6)})
     network.attach("a", profile(8e6, latency_s=0.1), cell="cell")
@@ -46,7 +48,9 @@ def test_ingress_and_egress_are_shared_apart():
     network = Network(env, ingress_bps=8e6, egress_bps=4e6)
     for name in "abcd":
         network.attach(name, profile())
-    sent = [network.upload(name, MEGABYTE) for name in "ab"] + [network.download(name, MEGABYTE) for name in "cd"]
+    sent = [network.upload(name, MEGABYTE) for name in "ab"] + [
+        network.download(name, MEGABYTE) for name in "cd"
+    ]
     env.run()
     assert [t.value for t in sent] == pytest.approx([2, 2, 4, 4])
     assert network.shared["ingress"].bytes_carried == pytest.approx(2 * MEGABYTE)
@@ -89,7 +93,9 @@ def test_an_abort_at_the_very_end_does_not_start_the_next_twice():
     first, second, third = (network.upload("d", MEGABYTE) for _ in range(3))
     moved = []
     # at 1 s the link has ended the first, but nobody has been told yet
-    env.timeout(1.0).callbacks.append(lambda _: moved.append((first.triggered, first.processed, network.abort(first))))
+    env.timeout(1.0).callbacks.append(
+        lambda _: moved.append((first.triggered, first.processed, network.abort(first)))
+    )
     env.run()
     assert moved == [(True, False, MEGABYTE)]
     assert (second.value, third.value) == pytest.approx((2.0, 3.0))
@@ -132,12 +138,17 @@ def test_cell_and_ingress_traces():
         env,
         1e9,
         cells={"cell": Cell(8e6, 8e6)},
-        traces={"cell/up": CapacityTrace([0, 1], [8e6, 2e6]), "ingress": CapacityTrace([0, 2], [1e9, 1e6])},
+        traces={
+            "cell/up": CapacityTrace([0, 1], [8e6, 2e6]),
+            "ingress": CapacityTrace([0, 2], [1e9, 1e6]),
+        },
     )
     network.attach("d", profile(), cell="cell")
     upload = network.upload("d", 1_500_000)
     env.run()
-    assert upload.value == pytest.approx(4.0)  # 8 + 2 Mbit, then 2 Mbit through an ingress of 1 Mbit/s
+    assert upload.value == pytest.approx(
+        4.0
+    )  # 8 + 2 Mbit, then 2 Mbit through an ingress of 1 Mbit/s
 
 
 def test_cells_meet_in_the_ingress():
@@ -164,7 +175,12 @@ def test_wrong_names_are_answered_with_the_nearest():
     with pytest.raises(NetworkError, match="attached already"):
         network.attach("device-1", profile())
     with pytest.raises(NetworkError, match="did you mean 'kitchen/up'"):
-        Network(env, 1e9, cells={"kitchen": Cell(1e6, 1e6)}, traces={"kitchen-up": CapacityTrace([0], [1])})
+        Network(
+            env,
+            1e9,
+            cells={"kitchen": Cell(1e6, 1e6)},
+            traces={"kitchen-up": CapacityTrace([0], [1])},
+        )
     with pytest.raises(NetworkError, match="abort"):
         network.abort(env.event())
 

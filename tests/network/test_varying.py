@@ -1,4 +1,6 @@
-"""Rates of a device's own: their moments, that they are functions of time alone, and what a transfer makes of them."""
+"""Rates of a device's own: their moments, that they are functions of time alone, and what a
+transfer makes of them.
+"""
 
 from itertools import pairwise
 from math import inf
@@ -42,7 +44,10 @@ def test_worked_number_of_the_docs():
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked_s=st.lists(st.floats(0, 10_000), max_size=20), step_s=st.sampled_from([1.0, 0.1, 0.3, 7.0]))
+@given(
+    asked_s=st.lists(st.floats(0, 10_000), max_size=20),
+    step_s=st.sampled_from([1.0, 0.1, 0.3, 7.0]),
+)
 def test_a_function_of_time_however_it_is_asked(asked_s, step_s):
     here, there = (VaryingRate(1e6, 0.7, 0.9, rng(), step_s) for _ in range(2))
     answers = {t: (here.at(t), here.next_change(t)) for t in asked_s}
@@ -91,7 +96,9 @@ def test_who_looks_and_who_else_sends_changes_nothing():
         return sent[0].value
 
     assert finish(0, 0) == finish(70, 0)
-    assert finish(0, 5) == pytest.approx(finish(0, 0), rel=1e-12)  # a free ingress: the sums of others round
+    assert finish(0, 5) == pytest.approx(
+        finish(0, 0), rel=1e-12
+    )  # a free ingress: the sums of others round
 
 
 def test_idle_devices_draw_nothing_and_wake_nobody():
@@ -116,7 +123,9 @@ def test_idle_devices_draw_nothing_and_wake_nobody():
 def test_a_shifted_trace_is_the_trace_from_there_on(gaps, offset_s, start_s, periodic):
     times = [0.0, *np.cumsum(gaps)[:-1].tolist()]
     trace = CapacityTrace(
-        times, [float(i + 1) for i in range(len(times))], float(sum(gaps)) * 1.001 if periodic else None
+        times,
+        [float(i + 1) for i in range(len(times))],
+        float(sum(gaps)) * 1.001 if periodic else None,
     )
     shifted = ShiftedTrace(trace, offset_s)
     t, changes = start_s, []
@@ -159,7 +168,9 @@ def test_every_optional_number_has_its_source(name):
     for key in profile.OPTIONAL:
         if getattr(link, key) != LinkProfile.__dataclass_fields__[key].default:
             entry = link.provenance[key]
-            assert entry["basis"] in profile.BASES and all(entry[f] for f in ("source", "date", "conditions"))
+            assert entry["basis"] in profile.BASES and all(
+                entry[f] for f in ("source", "date", "conditions")
+            )
     assert link.window_bytes > 1e4 and link.initial_window_bytes > 1e3  # bytes, not segments
 
 
@@ -174,9 +185,15 @@ def test_every_optional_number_has_its_source(name):
     ],
 )
 def test_variation_is_that_of_the_measured_traces(name, runs, n):
-    """The profile has the medians over the measured uplinks of its kind, to the digits that it gives."""
+    """The profile has the medians over the measured uplinks of its kind, to the digits that it
+    gives.
+    """
     measured = yaml.safe_load((Path(__file__).parent / "uplinks.yaml").read_text(encoding="utf-8"))
-    found = [run for title, run in measured.items() if title == runs or (n > 1 and title.startswith(runs))]
+    found = [
+        run
+        for title, run in measured.items()
+        if title == runs or (n > 1 and title.startswith(runs))
+    ]
     assert len(found) == n
     link = profile.load(name)
     assert link.cv == pytest.approx(median(run["cv"] for run in found), abs=0.006)

@@ -1,4 +1,6 @@
-"""A way that never opens: known without waiting, and no schedule keeps a run alive in which nothing can move."""
+"""A way that never opens: known without waiting, and no schedule keeps a run alive in which nothing
+can move.
+"""
 
 from math import inf
 
@@ -39,9 +41,13 @@ def network(traces=None, cells=None, **how) -> Network:
     repeats=st.booleans(),
     data=st.data(),
 )
-def test_a_trace_opens_where_walking_from_change_to_change_finds_it_open(gaps, start, offset, repeats, data):
+def test_a_trace_opens_where_walking_from_change_to_change_finds_it_open(
+    gaps, start, offset, repeats, data
+):
     times = [0.0, *np.cumsum(gaps)[:-1].tolist()]
-    rates = data.draw(st.lists(st.sampled_from([0.0, 0.0, 5.0, 7.0]), min_size=len(times), max_size=len(times)))
+    rates = data.draw(
+        st.lists(st.sampled_from([0.0, 0.0, 5.0, 7.0]), min_size=len(times), max_size=len(times))
+    )
     trace = CapacityTrace(times, rates, float(sum(gaps)) * (1 + 1e-9) if repeats else None)
     for rate in (trace, ShiftedTrace(trace, offset)):
         t, opens = start, rate.opens(start)
@@ -66,7 +72,9 @@ def test_all_that_lies_on_a_way_must_be_open_at_once():
     assert opens_s(0, TURNS, CapacityTrace([0, 5.5], [0, 1e6])) == 5.5
     assert opens_s(0, TURNS, OTHER_TURNS) == inf  # each is open half of the time, and never both
     assert opens_s(0, TURNS, CapacityTrace([0, 1], [0, 1e6], 3)) == 1
-    assert opens_s(0, 5e6, CapacityTrace([0, 2 * LONGEST_S], [0, 1e6])) == inf  # nobody waits for that
+    assert (
+        opens_s(0, 5e6, CapacityTrace([0, 2 * LONGEST_S], [0, 1e6])) == inf
+    )  # nobody waits for that
     cells = {"a": FairLink(simpy.Environment(), 0), "b": FairLink(simpy.Environment(), 1e6)}
     journey = Journey(["a", "b"], 10, rng())
     found_s = Way(5e6, cells, journey).opens(0)
@@ -84,19 +92,25 @@ def test_a_rate_at_which_it_would_take_years_is_none():
 STUCK = {
     "a trace of zeros": lambda: network(trace=ZERO),
     "a shifted one": lambda: network(trace=ShiftedTrace(ZERO, 0.3)),
-    "zeros, and a shared link that changes": lambda: network({"egress": TURNS, "ingress": OTHER_TURNS}, trace=ZERO),
+    "zeros, and a shared link that changes": lambda: network(
+        {"egress": TURNS, "ingress": OTHER_TURNS}, trace=ZERO
+    ),
     "a shared link of zeros": lambda: network({"ingress": ZERO}),
     "one that ends in zero, and a rate that varies": lambda: network(
         {"ingress": CapacityTrace([0, 0.02], [8e6, 0])}, trace=VaryingRate(8e6, 0.5, 0.5, rng())
     ),
     "a rate and a link by turns": lambda: network({"ingress": OTHER_TURNS}, trace=TURNS),
     "cells of zero, and a journey": lambda: network(
-        cells={name: Cell(0, 1e6) for name in "xy"}, journey=Journey(["x", "y"], 1, rng()), handover_s=0.1
+        cells={name: Cell(0, 1e6) for name in "xy"},
+        journey=Journey(["x", "y"], 1, rng()),
+        handover_s=0.1,
     ),
     "a cell of zeros under a link that changes": lambda: network(
         {"x/up": ZERO, "ingress": TURNS}, {"x": Cell(8e6, 8e6)}, cell="x"
     ),
-    "air of zeros": lambda: network({"x/up": ZERO}, {"x": Cell(kind="wifi")}, cell="x", trace=TURNS),
+    "air of zeros": lambda: network(
+        {"x/up": ZERO}, {"x": Cell(kind="wifi")}, cell="x", trace=TURNS
+    ),
     "a millionth of a bit a second": lambda: network(trace=CapacityTrace([0, 1], [1e-6, 2e-6], 2)),
     "zeros with TCP": lambda: network(trace=ZERO, tcp=True),
 }
@@ -118,7 +132,9 @@ def test_others_go_on_beside_what_is_stuck():
     net.attach("b", PHONE, trace=CapacityTrace([0, 1], [2e6, 4e6], 2))
     stuck, moving = net.upload("a", 1000), net.upload("b", 1_000_000)
     net.env.run()
-    assert moving.value == pytest.approx(4.0) and not stuck.triggered  # 4 Mbit in each second that is open
+    assert (
+        moving.value == pytest.approx(4.0) and not stuck.triggered
+    )  # 4 Mbit in each second that is open
     later = net.upload("b", 250_000)
     net.env.run()
     assert later.triggered
@@ -136,8 +152,12 @@ def test_an_outage_of_any_length_is_waited_for():
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_links_that_sleep_give_the_times_of_links_that_never_do(data):
-    """Uploads at random times through a shared link that changes: as integrated over the trace by hand."""
-    rates = data.draw(st.lists(st.sampled_from([0.0, 1e6, 3e6]), min_size=2, max_size=5).filter(any))
+    """Uploads at random times through a shared link that changes: as integrated over the trace by
+    hand.
+    """
+    rates = data.draw(
+        st.lists(st.sampled_from([0.0, 1e6, 3e6]), min_size=2, max_size=5).filter(any)
+    )
     trace = CapacityTrace(range(len(rates)), rates, len(rates))
     net = network({"ingress": trace})
     for _ in range(3):

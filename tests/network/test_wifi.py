@@ -1,4 +1,6 @@
-"""Shared air against its formulas, and against water-filling recomputed from nothing at every event."""
+"""Shared air against its formulas, and against water-filling recomputed from nothing at every
+event.
+"""
 
 from math import inf
 from pathlib import Path
@@ -31,14 +33,17 @@ def finish_times(kind: str, up_bps=(40e6, 20e6, 5e6), **cell) -> list[float]:
 
 
 def test_worked_number_of_the_docs():
-    """docs/wifi.md: 40, 20 and 5 Mbit/s, 1 MB each. In turn all move at 1/(1/40 + 1/20 + 1/5) = 3.636 Mbit/s."""
+    """docs/wifi.md: 40, 20 and 5 Mbit/s, 1 MB each. In turn all move at 1/(1/40 + 1/20 + 1/5) =
+    3.636 Mbit/s.
+    """
     in_turn, fair, gain = (
         finish_times("wifi"),
         finish_times("wifi", fair_uplink=True),
         finish_times("cellular", gain=1.2),
     )
     assert in_turn == pytest.approx([2.2, 2.2, 2.2])
-    # A third of the time each: the first has its 8 Mbit after 0.6 s; then halves; then the last alone.
+    # A third of the time each: the first has its 8 Mbit after 0.6 s; then halves; then the last
+    # alone.
     assert fair == pytest.approx([0.6, 0.6 + (8 - 4) / 10, 1.0 + (8 - 1 - 1) / 5])
     # 0.4 of the time each, then 0.6, then alone: no more than all of it.
     assert gain == pytest.approx([0.5, 0.5 + 4 / 12, 0.5 + 4 / 12 + (8 - 1 - 1) / 5])
@@ -68,14 +73,18 @@ def test_everyone_at_once_is_the_formula(rates_bps, gain):
     n = len(rates_bps)
     assert in_turn.rate_bps == pytest.approx(n / sum(1 / r for r in rates_bps))
     assert fair.rate_bps == pytest.approx(sum(rates_bps) * min(1, gain / n))
-    assert in_turn.airtime_used == pytest.approx(1) and fair.airtime_used == pytest.approx(min(n, gain))
+    assert in_turn.airtime_used == pytest.approx(1) and fair.airtime_used == pytest.approx(
+        min(n, gain)
+    )
 
 
 # ---- the slow truth
 
 
 def water_level(flows, limit, cost, weight, cap):
-    """The highest level with sum of cost * min(cap, weight * level) <= limit; inf if all fit at their caps."""
+    """The highest level with sum of cost * min(cap, weight * level) <= limit; inf if all fit at
+    their caps.
+    """
     spent, order = 0.0, sorted(flows, key=lambda f: cap(f) / weight(f))
     for i, f in enumerate(order):
         open_ = sum(cost(g) * weight(g) for g in order[i:])
@@ -86,7 +95,9 @@ def water_level(flows, limit, cost, weight, cap):
 
 
 def cell_rates(flows, wire_bps, fair, airtime, trunk_bps):
-    """Rates of flows (rate, cap) of one channel, each held to `trunk_bps` or, if it is fair, all to so many of that."""
+    """Rates of flows (rate, cap) of one channel, each held to `trunk_bps` or, if it is fair, all to
+    so many of that.
+    """
     if not flows:
         return []
     if fair:
@@ -110,7 +121,9 @@ def cell_rates(flows, wire_bps, fair, airtime, trunk_bps):
 
 
 def all_rates(cells, flows, ingress_bps):
-    """Rates by flow, the trunk's level by bisection; cells {name: (wire, fair, airtime)}, flows [(cell, rate, cap)]."""
+    """Rates by flow, the trunk's level by bisection; cells {name: (wire, fair, airtime)}, flows
+    [(cell, rate, cap)].
+    """
 
     def at(level):
         rates = [0.0] * len(flows)
@@ -135,7 +148,9 @@ def play(cells, arrivals, actions, ingress_bps):
     left = [8.0 * nbytes for _, nbytes, *_ in arrivals]
     finish = [None] * len(arrivals)
     agenda = sorted(
-        [(a[0], 1, i) for i, a in enumerate(arrivals)] + [(a[0], 2, i) for i, a in enumerate(actions)], reverse=True
+        [(a[0], 1, i) for i, a in enumerate(arrivals)]
+        + [(a[0], 2, i) for i, a in enumerate(actions)],
+        reverse=True,
     )
     now = 0.0
     while agenda or flows:
@@ -169,10 +184,14 @@ def play(cells, arrivals, actions, ingress_bps):
 
 
 def play_air(cells, arrivals, actions, ingress_bps):
-    """The same story on the real thing, looked at between events: never more than the air, the wire and the ingress."""
+    """The same story on the real thing, looked at between events: never more than the air, the wire
+    and the ingress.
+    """
     env = simpy.Environment()
     trunk = FairTrunk(env, ingress_bps)
-    links = {n: AirLink(env, wire, fair, airtime, trunk) for n, (wire, fair, airtime) in cells.items()}
+    links = {
+        n: AirLink(env, wire, fair, airtime, trunk) for n, (wire, fair, airtime) in cells.items()
+    }
     trunk.links += links.values()
     sent = [None] * len(arrivals)
 
@@ -227,7 +246,12 @@ def stories(draw):
         st.tuples(times, st.just("abort"), index, st.none()),
         st.tuples(times, st.just("rate"), index, rates),
     )
-    return cells, arrivals, draw(st.lists(action, max_size=6)), draw(st.one_of(st.just(1e12), st.floats(1e4, 2e6)))
+    return (
+        cells,
+        arrivals,
+        draw(st.lists(action, max_size=6)),
+        draw(st.one_of(st.just(1e12), st.floats(1e4, 2e6))),
+    )
 
 
 @settings(max_examples=120, deadline=None)
@@ -246,7 +270,9 @@ def test_any_story_of_three_channels_under_an_ingress(story):
 
 
 def test_a_long_busy_period_does_not_drift():
-    """One station stays while 5,000 transfers of others come and go: what the air carried is what they sent."""
+    """One station stays while 5,000 transfers of others come and go: what the air carried is what
+    they sent.
+    """
     env = simpy.Environment()
     link = AirLink(env)
     long = link.transfer(10**8, 1e6)
@@ -280,9 +306,15 @@ def test_looking_changes_nothing():
 
 
 def test_cells_of_every_kind_meet_in_the_ingress():
-    """9 Mbit/s: 2 for the wire of the first; in turn all alike; the fair channel's two are due 2 x 7/4 together."""
+    """9 Mbit/s: 2 for the wire of the first; in turn all alike; the fair channel's two are due 2 x
+    7/4 together.
+    """
     env = simpy.Environment()
-    cells = {"pipe": Cell(2e6, 1e9), "wifi": Cell(kind="wifi"), "macro": Cell(kind="cellular", gain=1.2)}
+    cells = {
+        "pipe": Cell(2e6, 1e9),
+        "wifi": Cell(kind="wifi"),
+        "macro": Cell(kind="cellular", gain=1.2),
+    }
     network = Network(env, ingress_bps=9e6, cells=cells)
     for name, cell, bps in [
         ("p", "pipe", 9e6),
@@ -294,7 +326,10 @@ def test_cells_of_every_kind_meet_in_the_ingress():
         network.attach(name, LinkProfile("test", bps, bps, 0.0), cell=cell)
         network.upload(name, 100 * MEGABYTE)
     env.run(until=1)
-    carried = [network.shared[name].bytes_carried * 8 for name in ("pipe/up", "wifi/up", "macro/up", "ingress")]
+    carried = [
+        network.shared[name].bytes_carried * 8
+        for name in ("pipe/up", "wifi/up", "macro/up", "ingress")
+    ]
     assert carried == pytest.approx([9e6 / 5, 18e6 / 5, 18e6 / 5, 9e6])
 
 

@@ -1,4 +1,6 @@
-"""Small worlds for the tests of sim/: untrained backbones, three devices, texts that their words give away."""
+"""Small worlds for the tests of sim/: untrained backbones, three devices, texts that their words
+give away.
+"""
 
 import csv
 import functools
@@ -13,10 +15,10 @@ import pytest
 import typer.main
 import yaml
 
-from sim import cli
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from sim.cli import main as cli
+from sim.scenario.checks import problems
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario
 from sim.simulation import Simulation
 
 REPOSITORY = Path(__file__).parents[2]
@@ -29,7 +31,13 @@ TINY = {
     ],
     "server": {"ingress": "1 Gbit/s"},
     "arrivals": {"kind": "list", "times": ["0 s", "1 s", "500 ms"]},
-    "method": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8, "device_batch": 4},
+    "method": {
+        "kind": "fed-mobillm",
+        "replay": 5,
+        "eager": 1,
+        "server_batch": 8,
+        "device_batch": 4,
+    },
     "evaluate_every": 5,
 }
 
@@ -41,14 +49,18 @@ def session_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _own_cache(request, monkeypatch, session_cache):
-    """Counted costs and activations go to a cache of the tests' own; only `fetched` tests use the user's."""
+    """Counted costs and activations go to a cache of the tests' own; only `fetched` tests use the
+    user's.
+    """
     if "fetched" not in request.keywords:
         monkeypatch.setenv("MOBIFLEET_CACHE", str(session_cache))
 
 
 @pytest.fixture(scope="session")
 def texts_csv(tmp_path_factory) -> Path:
-    """120 texts of three classes; each class has words of its own, so that even an untrained encoder tells them apart."""
+    """120 texts of three classes; each class has words of its own, so that even an untrained
+    encoder tells them apart.
+    """
     path = tmp_path_factory.mktemp("data") / "texts.csv"
     rng = np.random.default_rng(0)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -62,7 +74,9 @@ def texts_csv(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def scenario_file(tmp_path, texts_csv):
-    """Writes `TINY` with some top-level keys replaced to tmp_path/tiny.yaml and returns its path."""
+    """Writes `TINY` with some top-level keys replaced to tmp_path/tiny.yaml and returns its
+    path.
+    """
 
     def write(**changes) -> Path:
         (tmp_path / "texts.csv").write_bytes(texts_csv.read_bytes())
@@ -75,18 +89,23 @@ def scenario_file(tmp_path, texts_csv):
 
 @pytest.fixture
 def simulate(scenario_file):
-    """Runs `TINY` with changes, given as `--set` would give them, to its end; returns the finished Simulation.
+    """Runs `TINY` with changes, given as `--set` would give them, to its end; returns the finished
+    Simulation.
 
     `dropped` is the number of a device that drops out, and when.
     """
 
-    def run(*overrides: str, dry=False, workers=1, journal=None, watch=None, dropped=None, **changes) -> Simulation:
+    def run(
+        *overrides: str, dry=False, workers=1, journal=None, watch=None, dropped=None, **changes
+    ) -> Simulation:
         path = scenario_file(**changes)
         scenario = load(str(path), Scenario, overrides, [], problems)
         sim = Simulation(scenario, path.parent, dry, workers, journal, watch)
         if dropped is not None:
             number, at_s = dropped
-            sim.env.timeout(at_s).callbacks.append(lambda _: sim.interrupt([sim.devices[number]], "dropped"))
+            sim.env.timeout(at_s).callbacks.append(
+                lambda _: sim.interrupt([sim.devices[number]], "dropped")
+            )
         sim.run()
         return sim
 
@@ -95,7 +114,9 @@ def simulate(scenario_file):
 
 @pytest.fixture
 def spans():
-    """The spans of a finished Simulation, of these kinds (or any), whose actor's name begins so, with these values."""
+    """The spans of a finished Simulation, of these kinds (or any), whose actor's name begins so,
+    with these values.
+    """
 
     def of(sim: Simulation, *kinds: str, actor: str = "", **wanted) -> list[dict]:
         rows = [s for s in sim.recorder.spans().to_pylist() if s["actor"].startswith(actor)]
@@ -107,7 +128,9 @@ def spans():
 
 @pytest.fixture
 def curve():
-    """The accuracies that a finished Simulation noted, in order: the fleet's, or those of a backbone."""
+    """The accuracies that a finished Simulation noted, in order: the fleet's, or those of a
+    backbone.
+    """
 
     def of(sim: Simulation, group: str = "") -> list[float]:
         rows = sim.recorder.metrics().to_pylist()
@@ -119,9 +142,11 @@ def curve():
 @pytest.fixture
 def mark():
     """The digest of a finished Simulation, as the runner takes it."""
-    from sim.scenario_file import digest, resolved
+    from sim.scenario.file import digest, resolved
 
-    return lambda sim: sim.recorder.digest(digest(resolved(sim.scenario)), sim.method.learner.digest())
+    return lambda sim: sim.recorder.digest(
+        digest(resolved(sim.scenario)), sim.method.learner.digest()
+    )
 
 
 typer.main.get_command = functools.cache(

@@ -44,12 +44,30 @@ def write_run(
     edges = joined_s[:, None] + np.concatenate(
         [np.zeros((n_devices, 1)), took.reshape(n_devices, -1).cumsum(1)], axis=1
     )
-    start, end = edges[:, :-1].reshape(n_devices, batches, 3), edges[:, 1:].reshape(n_devices, batches, 3)
-    alive = np.broadcast_to((~oom[:, None, None]) | (np.arange(batches)[None, :, None] < 1), start.shape)
+    start, end = (
+        edges[:, :-1].reshape(n_devices, batches, 3),
+        edges[:, 1:].reshape(n_devices, batches, 3),
+    )
+    alive = np.broadcast_to(
+        (~oom[:, None, None]) | (np.arange(batches)[None, :, None] < 1), start.shape
+    )
     lost = rng.random((n_devices, batches)) < loss_share
     payload = np.arange(n_devices * batches).reshape(n_devices, batches)
 
-    spans = {key: [] for key in ("actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome", "flows")}
+    spans = {
+        key: []
+        for key in (
+            "actor",
+            "kind",
+            "start_s",
+            "end_s",
+            "nbytes",
+            "flop",
+            "joules",
+            "outcome",
+            "flows",
+        )
+    }
 
     def add(actor, kind, start_s, end_s, size=0, flop=0.0, joules=0.0, outcome="ok", flows=None):
         count = len(start_s)
@@ -59,19 +77,37 @@ def write_run(
         spans["flows"].extend([[int(k)] for k in flows] if flows is not None else [[]] * count)
 
     device, batch = np.nonzero(alive[:, :, 0])
-    for step, (kind, watts) in enumerate((("compute", rates[:, 2]), ("wait", 1.5), ("upload", 2.5))):
+    for step, (kind, watts) in enumerate(
+        (("compute", rates[:, 2]), ("wait", 1.5), ("upload", 2.5))
+    ):
         s, e = start[device, batch, step], end[device, batch, step]
         joules = (e - s) * (watts[device] if isinstance(watts, np.ndarray) else watts)
         size = nbytes if kind == "upload" else 0
-        outcome = np.where(oom[device] & (step == 2), "oom", np.where(lost[device, batch] & (step == 2), "lost", "ok"))
+        outcome = np.where(
+            oom[device] & (step == 2),
+            "oom",
+            np.where(lost[device, batch] & (step == 2), "lost", "ok"),
+        )
         flows = payload[device, batch] if kind == "upload" else None
-        add(names[device], kind, s, e, size, 2e9 if kind == "compute" else 0.0, joules, outcome, flows)
+        add(
+            names[device],
+            kind,
+            s,
+            e,
+            size,
+            2e9 if kind == "compute" else 0.0,
+            joules,
+            outcome,
+            flows,
+        )
     arrived = ~lost[device, batch] & ~oom[device]
     arrival = end[device, batch, 2][arrived]
     order = np.argsort(arrival, kind="stable")
     arrival, used = arrival[order], payload[device, batch][arrived][order]
     ticks = np.arange(len(arrival))
-    done = server_s * (ticks + 1) + np.maximum.accumulate(arrival - server_s * ticks)  # first come, first served
+    done = server_s * (ticks + 1) + np.maximum.accumulate(
+        arrival - server_s * ticks
+    )  # first come, first served
     add("server", "train", done - server_s, done, 0, 5e9, 0.0, "ok", used)
     for cell in ("cell-a", "cell-b"):
         hours = np.arange(0.0, end[alive].max(), 10.0)
@@ -124,15 +160,28 @@ def write_run(
         reached = int(hit[0]) if len(hit) else None
     columns = list(zip(*rows, strict=True))
     metrics = dict(zip(("time_s", "name", "value", "group"), columns, strict=True))
-    pq.write_table(pa.table({key: list(value) for key, value in metrics.items()}), path / "metrics.parquet")
+    pq.write_table(
+        pa.table({key: list(value) for key, value in metrics.items()}), path / "metrics.parquet"
+    )
 
     target = {"value": None if dry else 0.75, "reached_at_s": None, "uplink_bytes": None}
     if reached is not None:
         target |= {"reached_at_s": float(time_s[reached]), "uplink_bytes": float(sent[reached])}
-    summary = {"scenario": "synthetic", "method": method, "seed": seed, "digest": "0123abcd", "costed_as": costed_as}
+    summary = {
+        "scenario": "synthetic",
+        "method": method,
+        "seed": seed,
+        "digest": "0123abcd",
+        "costed_as": costed_as,
+    }
     summary |= {"virtual_time_s": ends_s, "metric": "accuracy", "target": target}
     scenario = {"name": "synthetic", "method": {"kind": method}, "stop": {"target": 0.75}}
-    manifest = {"scenario": scenario, "scenario_digest": "fedcba98", "seed": seed, "digest": "0123abcd"}
+    manifest = {
+        "scenario": scenario,
+        "scenario_digest": "fedcba98",
+        "seed": seed,
+        "digest": "0123abcd",
+    }
     manifest |= {"git_revision": "b81feb6", "status": "finished", "dry": dry}
     (path / "summary.json").write_text(json.dumps(summary))
     (path / "manifest.json").write_text(json.dumps(manifest))

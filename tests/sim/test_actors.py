@@ -1,4 +1,6 @@
-"""The verbs of devices and the server, alone on a clock: what they take, what they record, what being stopped leaves."""
+"""The verbs of devices and the server, alone on a clock: what they take, what they record, what
+being stopped leaves.
+"""
 
 from types import SimpleNamespace
 
@@ -9,13 +11,14 @@ import simpy
 import devices.profile
 from devices.compute import ComputeModel
 from devices.fleet import Member
-from learning.cost import Cost
+from learning.cost.costs import Cost
 from network.profile import LinkProfile
 from network.topology import Network
-from sim.actors import Device, Payload, Work
-from sim.host import Host
-from sim.recorder import Recorder
-from sim.server import Server
+from sim.kernel.device import Device
+from sim.kernel.host import Host
+from sim.kernel.recorder import Recorder
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Work
 
 TX2 = devices.profile.load("jetson-tx2")
 LINK = LinkProfile("line", up_bps=8000.0, down_bps=16000.0, latency_s=0.5, overhead_s=0.25)
@@ -23,7 +26,9 @@ LINK = LinkProfile("line", up_bps=8000.0, down_bps=16000.0, latency_s=0.5, overh
 
 @pytest.fixture
 def world():
-    """One device on a line of 1000 byte/s up and 2000 byte/s down, and a server; nothing else of a simulation."""
+    """One device on a line of 1000 byte/s up and 2000 byte/s down, and a server; nothing else of a
+    simulation.
+    """
     env = simpy.Environment()
     sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1), network=Network(env))
     sim.costing = SimpleNamespace(weight_bytes=lambda member: 1000)
@@ -50,7 +55,13 @@ def test_compute_runs_the_work_and_returns_its_result_after_the_modelled_seconds
     got = []
 
     def day():
-        got.append((yield from world.device.compute(Work(Cost(flop=355e9, peak_bytes=77), lambda: "activations"))))
+        got.append(
+            (
+                yield from world.device.compute(
+                    Work(Cost(flop=355e9, peak_bytes=77), lambda: "activations")
+                )
+            )
+        )
 
     world.env.process(day())
     world.env.run()
@@ -76,7 +87,9 @@ def test_an_error_of_the_work_surfaces_at_the_virtual_end(world):
     assert len(rows(world)) == 1
 
 
-@pytest.mark.parametrize(("verb", "rate", "watts"), [("upload", 1000, 4.0), ("download", 2000, 4.0)])
+@pytest.mark.parametrize(
+    ("verb", "rate", "watts"), [("upload", 1000, 4.0), ("download", 2000, 4.0)]
+)
 def test_transfers_take_overhead_latency_and_bytes_over_rate(verb, rate, watts, world):
     what = payload(world) if verb == "upload" else 500
     world.env.process(getattr(world.device, verb)(what))
@@ -141,7 +154,9 @@ def test_the_server_takes_payloads_in_order_of_landing_and_wakes_for_them(world)
 
     world.env.process(server())
     for at_s, number in ((1.0, 1), (1.0, 2), (4.0, 3)):
-        world.env.timeout(at_s).callbacks.append(lambda _, n=number: world.server.receive(payload(world, n)))
+        world.env.timeout(at_s).callbacks.append(
+            lambda _, n=number: world.server.receive(payload(world, n))
+        )
     world.env.run()
     assert seen == [(1, 1.0), (2, 1.0), (3, 4.0)]
     assert world.server.take() == []

@@ -1,4 +1,6 @@
-"""`mobifleet calibrate link`: from a trace, from iperf3 and from a measured path to a profile that a scenario can name."""
+"""`mobifleet calibrate link`: from a trace, from iperf3 and from a measured path to a profile that
+a scenario can name.
+"""
 
 import json
 import os
@@ -20,13 +22,17 @@ from sim.calibrate import link as calibrate_link
 
 @pytest.fixture
 def walk(tmp_path):
-    """A CSV of ten minutes that wander slowly and fast, with a second missing: its path and its series in bit/s."""
+    """A CSV of ten minutes that wander slowly and fast, with a second missing: its path and its
+    series in bit/s.
+    """
     rng = np.random.default_rng(0)
     slow = np.cumsum(rng.standard_normal(600)) / 12
     series = np.round(20 * np.exp(0.3 * slow + 0.2 * rng.standard_normal(600)), 3)
     path = tmp_path / "walk.csv"
     cells = ["" if i == 7 else f"{value}" for i, value in enumerate(series)]
-    path.write_text("t_s,up,power_mw\n" + "".join(f"{i},{cell},9\n" for i, cell in enumerate(cells)))
+    path.write_text(
+        "t_s,up,power_mw\n" + "".join(f"{i},{cell},9\n" for i, cell in enumerate(cells))
+    )
     series[7] = np.nan
     return path, 1e6 * series
 
@@ -36,12 +42,21 @@ def test_a_trace_becomes_a_profile_with_series_figure_and_generator(walk, mobifl
     found_in = ("--from", path, "--column", "up", "--like", "lte")
     outcome = mobifleet("calibrate", "link", *found_in, "--name", "walk", "--out", tmp_path / "w")
     assert (outcome.code, outcome.err) == (0, "")
-    link, lte, found = profile.load(tmp_path / "w" / "profile.yaml"), profile.load("lte"), moments(series)
+    link, lte, found = (
+        profile.load(tmp_path / "w" / "profile.yaml"),
+        profile.load("lte"),
+        moments(series),
+    )
     assert link.name == "walk"
-    assert (link.up_bps, link.cv, link.lag1) == pytest.approx((found.mean_bps, found.cv, found.lag1), rel=1e-3)
+    assert (link.up_bps, link.cv, link.lag1) == pytest.approx(
+        (found.mean_bps, found.cv, found.lag1), rel=1e-3
+    )
     assert link.down_bps / link.up_bps == pytest.approx(lte.down_bps / lte.up_bps, rel=1e-3)
     assert link.latency_s == lte.latency_s
-    assert link.provenance["down_bps"]["basis"] == "estimated" and link.provenance["cv"]["basis"] == "measured"
+    assert (
+        link.provenance["down_bps"]["basis"] == "estimated"
+        and link.provenance["cv"]["basis"] == "measured"
+    )
     assert read_csv(tmp_path / "w" / "up.csv").at(100) == pytest.approx(series[100])
     drawn = moments(np.array(read_csv(tmp_path / "w" / "synthetic_up.csv").capacity_bps))
     assert (drawn.mean_bps, drawn.cv) == pytest.approx((found.mean_bps, found.cv), rel=0.25)
@@ -49,7 +64,12 @@ def test_a_trace_becomes_a_profile_with_series_figure_and_generator(walk, mobifl
     assert variation.slow_share > 0.5
     assert len(variation.trace(30, np.random.default_rng(0)).capacity_bps) == 30
     assert (tmp_path / "w" / "up.png").stat().st_size > 20_000
-    assert mobifleet("calibrate", "link", *found_in, "--name", "walk", "--out", tmp_path / "again").code == 0
+    assert (
+        mobifleet(
+            "calibrate", "link", *found_in, "--name", "walk", "--out", tmp_path / "again"
+        ).code
+        == 0
+    )
     for file in (tmp_path / "w").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
     assert re.search(r"held out, up\s+every other minute: mean", outcome.out)
@@ -58,14 +78,18 @@ def test_a_trace_becomes_a_profile_with_series_figure_and_generator(walk, mobifl
 def iperf3(reverse: int, rates: list[float]) -> str:
     sums = [{"sum": {"seconds": 1.0, "bits_per_second": bps, "omitted": False}} for bps in rates]
     start = {"test_start": {"reverse": reverse, "num_streams": 1}, "timestamp": {"time": "today"}}
-    return json.dumps({"start": start, "intervals": sums, "end": {"streams": [{"sender": {"min_rtt": 40_000}}]}})
+    return json.dumps(
+        {"start": start, "intervals": sums, "end": {"streams": [{"sender": {"min_rtt": 40_000}}]}}
+    )
 
 
 def test_iperf3_of_both_directions_needs_nothing_lent(mobifleet, tmp_path):
     up, down = tmp_path / "up.json", tmp_path / "down.json"
     up.write_text(iperf3(0, [10e6, 12e6] * 5))
     down.write_text(iperf3(1, [90e6, 110e6] * 5))
-    outcome = mobifleet("calibrate", "link", "--from", up, "--from", down, "--out", tmp_path / "both")
+    outcome = mobifleet(
+        "calibrate", "link", "--from", up, "--from", down, "--out", tmp_path / "both"
+    )
     assert (outcome.code, outcome.err) == (0, "")
     link = profile.load(tmp_path / "both" / "profile.yaml")
     assert (link.up_bps, link.down_bps, link.latency_s) == (11e6, 100e6, 0.02)
@@ -79,7 +103,9 @@ def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     lines = Console(file=open(tmp_path / "serving.txt", "w", encoding="utf-8"), soft_wrap=True)  # noqa: SIM115
-    threading.Thread(target=calibrate_link.serve, args=("127.0.0.1", port, lines), daemon=True).start()
+    threading.Thread(
+        target=calibrate_link.serve, args=("127.0.0.1", port, lines), daemon=True
+    ).start()
     deadline_s = time.perf_counter() + 10
     while time.perf_counter() < deadline_s:
         try:
@@ -136,7 +162,9 @@ def calibrated(mobifleet, tmp_path):
         out = tmp_path / "out"
         lent = () if "--bidir" in more else ("--like", "lte")
         more = tuple(word for word in more if word != "--bidir")
-        return mobifleet("calibrate", "link", "--from", tmp_path / name, *lent, *more, "--out", out), out
+        return mobifleet(
+            "calibrate", "link", "--from", tmp_path / name, *lent, *more, "--out", out
+        ), out
 
     return run
 
@@ -147,26 +175,36 @@ def rates(n: int, mean: float = 16.0) -> list[float]:
 
 def test_steps_of_a_tenth_of_a_second_are_read_from_a_column_in_ms(calibrated):
     values = rates(600)
-    outcome, out = calibrated("timestamp_ms,mbps\n" + "".join(f"{100 * i},{v}\n" for i, v in enumerate(values)))
+    outcome, out = calibrated(
+        "timestamp_ms,mbps\n" + "".join(f"{100 * i},{v}\n" for i, v in enumerate(values))
+    )
     assert (outcome.code, outcome.err) == (0, "")
     seconds = 1e6 * np.array(values).reshape(60, 10).mean(axis=1)
     link = profile.load(out / "profile.yaml")
-    assert (link.up_bps, link.cv) == pytest.approx((seconds.mean(), seconds.std() / seconds.mean()), rel=1e-3)
+    assert (link.up_bps, link.cv) == pytest.approx(
+        (seconds.mean(), seconds.std() / seconds.mean()), rel=1e-3
+    )
     assert len(read_csv(out / "up.csv").times_s) == 60
     said = " ".join(outcome.out.split())
     assert "column 'timestamp_ms' in ms, column 'mbps' in Mbit/s, steps of 0.1 s" in said
 
 
 def test_a_hole_of_an_hour_leaves_a_profile_and_says_what_is_not_held_out(calibrated):
-    rows = [f"{i},{v}\n" for i, v in enumerate(rates(130))] + [f"{4000 + i},{v}\n" for i, v in enumerate(rates(4))]
+    rows = [f"{i},{v}\n" for i, v in enumerate(rates(130))] + [
+        f"{4000 + i},{v}\n" for i, v in enumerate(rates(4))
+    ]
     outcome, out = calibrated("time_s,mbps\n" + "".join(rows))
     assert (outcome.code, outcome.err) == (0, "")
-    assert profile.load(out / "profile.yaml").up_bps == pytest.approx(1e6 * np.mean(rates(130) + rates(4)), rel=1e-3)
+    assert profile.load(out / "profile.yaml").up_bps == pytest.approx(
+        1e6 * np.mean(rates(130) + rates(4)), rel=1e-3
+    )
     assert "second half: not held out: a series of 4 steps" in " ".join(outcome.out.split())
 
 
 def test_seconds_that_never_follow_each_other_have_no_lag(calibrated):
-    text = "time_s,mbps\n" + "".join(f"{i},{v if i % 2 == 0 else ''}\n" for i, v in enumerate(rates(40)))
+    text = "time_s,mbps\n" + "".join(
+        f"{i},{v if i % 2 == 0 else ''}\n" for i, v in enumerate(rates(40))
+    )
     outcome, out = calibrated(text)
     assert (outcome.code, outcome.err) == (0, "")
     link = profile.load(out / "profile.yaml")
@@ -176,10 +214,16 @@ def test_seconds_that_never_follow_each_other_have_no_lag(calibrated):
 
 def test_packets_delivered_become_a_profile(calibrated):
     sent_ms = [*sorted(np.random.default_rng(1).integers(1, 20_000, 4000).tolist()), 20_000]
-    outcome, out = calibrated("".join(f"{ms}\n" for ms in sent_ms), "--direction", "down", name="down.trace")
+    outcome, out = calibrated(
+        "".join(f"{ms}\n" for ms in sent_ms), "--direction", "down", name="down.trace"
+    )
     assert (outcome.code, outcome.err) == (0, "")
-    assert profile.load(out / "profile.yaml").down_bps == pytest.approx(4001 * 12_000 / 20, rel=1e-3)
-    assert "a packet-delivery trace: 4,001 packets of 1,500 bytes in 20 s" in " ".join(outcome.out.split())
+    assert profile.load(out / "profile.yaml").down_bps == pytest.approx(
+        4001 * 12_000 / 20, rel=1e-3
+    )
+    assert "a packet-delivery trace: 4,001 packets of 1,500 bytes in 20 s" in " ".join(
+        outcome.out.split()
+    )
 
 
 def test_both_directions_of_one_file_need_no_other(calibrated):
@@ -221,6 +265,8 @@ def test_what_is_no_file_of_text_is_refused(mobifleet, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         refused += [(tmp_path / "pipe", "not a regular file"), ("/dev/zero", "not a regular file")]
     for path, message in refused:
-        outcome = mobifleet("calibrate", "link", "--from", path, "--like", "lte", "--out", tmp_path / "out")
+        outcome = mobifleet(
+            "calibrate", "link", "--from", path, "--like", "lte", "--out", tmp_path / "out"
+        )
         assert outcome.code == 2 and message in outcome.err, outcome.err
         assert outcome.err.count("\n") == 1

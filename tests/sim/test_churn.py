@@ -1,4 +1,6 @@
-"""Devices that come and go: what that does to a verb, to a task, to every method, and to the bytes."""
+"""Devices that come and go: what that does to a verb, to a task, to every method, and to the
+bytes.
+"""
 
 import runpy
 from pathlib import Path
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 
 from devices.availability import DAY_S, Availability
-from sim.actors import Device, Task
-from sim.report import device_table, summary
+from sim.kernel.device import Device
+from sim.kernel.work import Task
+from sim.results.summary import device_table, summary
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
 KINDS, small = every_method["KINDS"], every_method["small"]
@@ -19,7 +22,9 @@ NO_WORK = {"centralised"}  # its devices do nothing
 
 @pytest.fixture
 def harsh(tmp_path):
-    """Writes a trace in which a device is on for about so many seconds and then off for half of that, without a rhythm."""
+    """Writes a trace in which a device is on for about so many seconds and then off for half of
+    that, without a rhythm.
+    """
 
     def write(on_s: float) -> dict:
         rng, rows = np.random.default_rng(0), ["device,ready_start_s,ready_end_s"]
@@ -65,9 +70,15 @@ def test_every_method_survives_harsh_churn(kind, harsh, simulate, monkeypatch):
 
 def nobody_acts_while_offline(rows: list[dict]) -> bool:
     off = [s for s in rows if s["kind"] == "offline"]
-    acts = [s for s in rows if s["kind"] in ("compute", "upload", "download", "wait") and s["end_s"] > s["start_s"]]
+    acts = [
+        s
+        for s in rows
+        if s["kind"] in ("compute", "upload", "download", "wait") and s["end_s"] > s["start_s"]
+    ]
     return not any(
-        a["actor"] == o["actor"] and a["start_s"] < o["end_s"] and o["start_s"] < a["end_s"] for a in acts for o in off
+        a["actor"] == o["actor"] and a["start_s"] < o["end_s"] and o["start_s"] < a["end_s"]
+        for a in acts
+        for o in off
     )
 
 
@@ -77,9 +88,17 @@ ONE = {
     "task": {"dataset": {"classes": 3, "tokens": 16}, "train": 8, "test": 6, "max_tokens": 16},
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
     "arrivals": {"kind": "at-once"},
-    "method": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 4, "device_batch": 4},
+    "method": {
+        "kind": "fed-mobillm",
+        "replay": 5,
+        "eager": 1,
+        "server_batch": 4,
+        "device_batch": 4,
+    },
     "jitter": False,
-    "traces": {"ingress": {"times": ["0 s"], "capacity": ["80 kbit/s"]}},  # so that a transfer can be cut in its middle
+    "traces": {
+        "ingress": {"times": ["0 s"], "capacity": ["80 kbit/s"]}
+    },  # so that a transfer can be cut in its middle
 }
 
 
@@ -94,7 +113,9 @@ def of_device(sim, *kinds: str) -> list[dict]:
     return [s for s in rows if s["actor"] == "device-0000" and s["kind"] in kinds]
 
 
-def test_an_upload_that_is_cut_short_is_sent_again_and_nothing_is_computed_again(simulate, tmp_path):
+def test_an_upload_that_is_cut_short_is_sent_again_and_nothing_is_computed_again(
+    simulate, tmp_path
+):
     calm = simulate(dry=True, **ONE)
     first, second = of_device(calm, "upload")
     cut_s = first["end_s"] - 0.1  # 100 ms at 10 kB/s are missing
@@ -106,7 +127,9 @@ def test_an_upload_that_is_cut_short_is_sent_again_and_nothing_is_computed_again
     assert again["end_s"] - again["start_s"] == pytest.approx(first["end_s"] - first["start_s"])
     assert last["end_s"] == pytest.approx(second["end_s"] + 50 - first["start_s"])
     assert [s["outcome"] for s in of_device(sim, "compute")] == ["ok", "ok"]
-    assert [(s["start_s"], s["end_s"], s["joules"]) for s in of_device(sim, "offline")] == [(cut_s, 50.0, 0.0)]
+    assert [(s["start_s"], s["end_s"], s["joules"]) for s in of_device(sim, "offline")] == [
+        (cut_s, 50.0, 0.0)
+    ]
     assert sim.recorder.uplink_bytes == calm.recorder.uplink_bytes + lost["nbytes"]
     assert wasted(sim) == lost["nbytes"]
     assert sim.updates == calm.updates
@@ -118,7 +141,13 @@ def wasted(sim) -> int:
 
 def test_the_share_of_time_on_and_absences_up_to_the_end_are_reported(simulate, tmp_path):
     fresh = {"kind": "poisson", "rate": "1 /h"}
-    sim = simulate("stop.horizon=100 s", dry=True, fresh_data=fresh, availability=trace(tmp_path, (20, 60)), **ONE)
+    sim = simulate(
+        "stop.horizon=100 s",
+        dry=True,
+        fresh_data=fresh,
+        availability=trace(tmp_path, (20, 60)),
+        **ONE,
+    )
     assert device_table(sim)["on_share"].to_pylist() == [pytest.approx(0.4)]
     assert [(s["start_s"], s["end_s"]) for s in of_device(sim, "offline")] == [(60, 100)]
     assert [(s["start_s"], s["end_s"]) for s in of_device(sim, "wait")] == [(20, 60)]
@@ -126,7 +155,9 @@ def test_the_share_of_time_on_and_absences_up_to_the_end_are_reported(simulate, 
 
 def test_a_compute_that_is_cut_short_is_charged_and_done_again(simulate, tmp_path):
     (whole, _) = of_device(simulate(dry=True, **ONE), "compute")
-    sim = simulate(dry=True, availability=trace(tmp_path, (0, whole["end_s"] / 4), (50, 1000)), **ONE)
+    sim = simulate(
+        dry=True, availability=trace(tmp_path, (0, whole["end_s"] / 4), (50, 1000)), **ONE
+    )
     part, again, _ = of_device(sim, "compute")
     assert (part["outcome"], part["flop"]) == ("offline", pytest.approx(whole["flop"] / 4))
     assert part["joules"] == pytest.approx(whole["joules"] / 4)
@@ -139,7 +170,12 @@ def test_a_device_that_waits_for_data_is_idle_only_while_it_is_on(simulate, tmp_
     calm = simulate(dry=True, fresh_data=fresh, **ONE)
     ready_s = of_device(calm, "wait")[0]["end_s"]
     assert ready_s > 30
-    sim = simulate(dry=True, fresh_data=fresh, availability=trace(tmp_path, (0, 10), (20, 30), (2000, 9000)), **ONE)
+    sim = simulate(
+        dry=True,
+        fresh_data=fresh,
+        availability=trace(tmp_path, (0, 10), (20, 30), (2000, 9000)),
+        **ONE,
+    )
     assert [(s["start_s"], s["end_s"], s["outcome"]) for s in of_device(sim, "wait")] == [
         (0, 10, "ok"),
         (20, 30, "ok"),
@@ -162,12 +198,18 @@ def test_a_device_joins_when_it_is_first_on(simulate, tmp_path):
     assert min(s["start_s"] for s in of_device(sim, "compute", "offline")) == 30.0
 
 
-@pytest.mark.parametrize("kind", ["fed-mobillm", "fedavg-lora", "fedasync", "splitfed-v1", "mobillm"])
+@pytest.mark.parametrize(
+    "kind", ["fed-mobillm", "fedavg-lora", "fedasync", "splitfed-v1", "mobillm"]
+)
 def test_nobody_waits_for_devices_that_are_never_ready(kind, simulate, tmp_path):
     (tmp_path / "some.csv").write_text("device,ready_start_s,ready_end_s\na,0,86400\nb,0,0\n")
     for seed in range(3):
         sim = simulate(
-            f"seed={seed}", dry=True, method=small(kind), availability={"kind": "trace", "path": "some.csv"}, task=TASK
+            f"seed={seed}",
+            dry=True,
+            method=small(kind),
+            availability={"kind": "trace", "path": "some.csv"},
+            task=TASK,
         )
         outcomes = [d.outcome for d in sim.devices]
         assert sim.ended.reason == "exhausted"
@@ -196,7 +238,9 @@ def test_what_never_fits_between_two_absences_is_given_up(simulate, tmp_path):
 def test_going_offline_drops_the_task_and_the_server_goes_on(kind, simulate, tmp_path):
     calm = simulate(dry=True, method=small(kind), arrivals={"kind": "at-once"}, task=TASK)
     cut_s = 0.5 * of_device(calm, "upload")[0]["end_s"]
-    (tmp_path / "t.csv").write_text(f"device,ready_start_s,ready_end_s\na,0,{cut_s}\na,{cut_s + 5},80000\n")
+    (tmp_path / "t.csv").write_text(
+        f"device,ready_start_s,ready_end_s\na,0,{cut_s}\na,{cut_s + 5},80000\n"
+    )
     sim = simulate(dry=True, method=small(kind), arrivals={"kind": "at-once"}, task=TASK,
                    availability={"kind": "trace", "path": "t.csv"})  # fmt: skip
     rows = sim.recorder.spans().to_pylist()
@@ -204,18 +248,26 @@ def test_going_offline_drops_the_task_and_the_server_goes_on(kind, simulate, tmp
     assert len(cut) >= 2  # these were at it, and dropped it
     assert {s["end_s"] for s in cut} == {cut_s}
     begun = [s["start_s"] for s in rows if s["kind"] == "download"]
-    assert min(at_s for at_s in begun if at_s > cut_s) == pytest.approx(cut_s + 5)  # a new task, from its beginning
+    assert min(at_s for at_s in begun if at_s > cut_s) == pytest.approx(
+        cut_s + 5
+    )  # a new task, from its beginning
     assert sim.updates == calm.updates
     assert sim.ended.reason == "exhausted"
 
 
 def test_a_server_asks_only_devices_that_are_on(simulate, tmp_path):
-    (tmp_path / "two.csv").write_text("device,ready_start_s,ready_end_s\na,0,40000\nb,40000,80000\n")
+    (tmp_path / "two.csv").write_text(
+        "device,ready_start_s,ready_end_s\na,0,40000\nb,40000,80000\n"
+    )
     world = {"method": small("fedavg-lora"), "arrivals": {"kind": "at-once"}, "task": TASK}
     mixed = 0
     for seed in range(6):
-        sim = simulate(f"seed={seed}", dry=True, availability={"kind": "trace", "path": "two.csv"}, **world)
-        on = [d for d in sim.devices if d.availability.is_on(0.0)] or sim.devices  # nobody: wait for the second shift
+        sim = simulate(
+            f"seed={seed}", dry=True, availability={"kind": "trace", "path": "two.csv"}, **world
+        )
+        on = [
+            d for d in sim.devices if d.availability.is_on(0.0)
+        ] or sim.devices  # nobody: wait for the second shift
         mixed += 0 < len(on) < 3
         asked = [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"]
         assert {s["actor"] for s in asked} == {d.id for d in on}
@@ -279,7 +331,7 @@ def test_a_device_that_never_comes_back_is_not_waited_for(kind, simulate, monkey
     def give(sim, how, folder):
         sim.devices[0].availability = once
 
-    monkeypatch.setattr("sim.availability.give", give)
+    monkeypatch.setattr("sim.world.availability.give", give)
     sim = simulate(dry=True, method=small(kind), arrivals={"kind": "at-once"}, task=TASK)
     assert sim.ended.reason == "exhausted"
     assert sim.devices[0].outcome == "never-back"
@@ -291,15 +343,25 @@ def test_a_device_that_never_comes_back_is_not_waited_for(kind, simulate, monkey
 
 def test_two_methods_meet_the_same_absences(simulate):
     """Availability depends on the device and the time alone."""
-    world = {"availability": {"kind": "diurnal", "starts_at": "22 h"}, "task": TASK, "stop": {"horizon": "12 h"}}
-    one, other = (simulate(dry=True, method=small(kind), **world) for kind in ("fed-mobillm", "fedavg-lora"))
+    world = {
+        "availability": {"kind": "diurnal", "starts_at": "22 h"},
+        "task": TASK,
+        "stop": {"horizon": "12 h"},
+    }
+    one, other = (
+        simulate(dry=True, method=small(kind), **world) for kind in ("fed-mobillm", "fedavg-lora")
+    )
     for a, b in zip(one.devices, other.devices, strict=True):
         moments = np.random.default_rng(0).uniform(0, 3 * DAY_S, 100)
-        assert [a.availability.is_on(t) for t in moments] == [b.availability.is_on(t) for t in moments]
+        assert [a.availability.is_on(t) for t in moments] == [
+            b.availability.is_on(t) for t in moments
+        ]
 
 
 def test_a_run_without_a_horizon_ends_after_a_hundred_days(simulate, tmp_path):
-    sim = simulate("server.ingress=0", "traces={}", dry=True, availability=trace(tmp_path, (0, 40000)), **ONE)
+    sim = simulate(
+        "server.ingress=0", "traces={}", dry=True, availability=trace(tmp_path, (0, 40000)), **ONE
+    )
     assert sim.ended.reason in ("stalled", "exhausted")
     assert sim.ended.at_s <= 100 * DAY_S
 
@@ -307,7 +369,10 @@ def test_a_run_without_a_horizon_ends_after_a_hundred_days(simulate, tmp_path):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("availability={kind: diurnal, rhythm: charging-wifi}", "did you mean 'charging-wifi-locked'"),
+        (
+            "availability={kind: diurnal, rhythm: charging-wifi}",
+            "did you mean 'charging-wifi-locked'",
+        ),
         ("availability={kind: trace, path: nope.csv}", "cannot be opened"),
         ("availability={kind: diurnal, starts_at: 25 h}", "must be less than 86400"),
         ("dropout={times: [1 s]}", "1 drop-out times for 3 devices"),
@@ -323,8 +388,8 @@ def test_what_cannot_be_is_refused_in_one_message(override, says, mobifleet, sce
 
 
 def test_a_scenario_without_churn_keeps_its_digest(scenario_file):
-    from sim.scenario import Scenario
-    from sim.scenario_file import load, resolved
+    from sim.scenario.file import load, resolved
+    from sim.scenario.schema import Scenario
 
     data = resolved(load(str(scenario_file()), Scenario))
     assert not {"availability", "dropout"} & set(data)
@@ -332,10 +397,18 @@ def test_a_scenario_without_churn_keeps_its_digest(scenario_file):
 
 
 def test_labels_of_the_texts_that_come_drift(simulate):
-    task = {"dataset": {"classes": 4, "tokens": 16}, "train": 4_000, "test": 6, "drift": {"kind": "gradual"}}
+    task = {
+        "dataset": {"classes": 4, "tokens": 16},
+        "train": 4_000,
+        "test": 6,
+        "drift": {"kind": "gradual"},
+    }
     sim = simulate(dry=True, task=task, stop={"horizon": "1 us"})
     labels = sim.task.labels[np.stack([d.samples[:1_300] for d in sim.devices])]
-    first, last = (np.bincount(part.ravel(), minlength=4) / part.size for part in (labels[:, :130], labels[:, -130:]))
+    first, last = (
+        np.bincount(part.ravel(), minlength=4) / part.size
+        for part in (labels[:, :130], labels[:, -130:])
+    )
     late = last > 0.25
     assert late.sum() == 2  # two of four labels, the same on every device
     assert first[late].sum() < 0.12
@@ -351,9 +424,18 @@ def test_labels_of_the_texts_that_come_drift(simulate):
 @pytest.mark.parametrize(
     ("arrivals", "fresh"),
     [
-        ({"kind": "diurnal", "mean_gap": "1 h", "starts_at": "20 h"}, {"kind": "diurnal", "rate": "10 /h"}),
-        ({"kind": "burst", "size": 2, "mean_gap": "1 h"}, {"kind": "burst", "size": 5, "mean_gap": "1 min"}),
-        ({"kind": "trace", "path": "join.csv"}, {"kind": "trace", "path": "data.csv", "period": "1 min"}),
+        (
+            {"kind": "diurnal", "mean_gap": "1 h", "starts_at": "20 h"},
+            {"kind": "diurnal", "rate": "10 /h"},
+        ),
+        (
+            {"kind": "burst", "size": 2, "mean_gap": "1 h"},
+            {"kind": "burst", "size": 5, "mean_gap": "1 min"},
+        ),
+        (
+            {"kind": "trace", "path": "join.csv"},
+            {"kind": "trace", "path": "data.csv", "period": "1 min"},
+        ),
     ],
 )
 def test_devices_and_data_come_as_the_scenario_says(arrivals, fresh, simulate, tmp_path):
@@ -387,7 +469,9 @@ def test_devices_and_data_come_as_the_scenario_says(arrivals, fresh, simulate, t
         ("task.drift={kind: sudden, by: domain}", "client column"),
     ],
 )
-def test_arrivals_that_cannot_be_are_refused_in_one_message(override, says, mobifleet, scenario_file):
+def test_arrivals_that_cannot_be_are_refused_in_one_message(
+    override, says, mobifleet, scenario_file
+):
     outcome = mobifleet("run", scenario_file(), "--dry", "-q", "--no-figures", "--set", override)
     assert outcome.code == 2
     assert says in outcome.err

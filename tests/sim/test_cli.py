@@ -1,4 +1,6 @@
-"""The command line: it answers at once, says what is wrong in one message, and shows progress to people and to logs."""
+"""The command line: it answers at once, says what is wrong in one message, and shows progress to
+people and to logs.
+"""
 
 import json
 import re
@@ -7,13 +9,13 @@ import sys
 
 import pytest
 
-from sim.listing import LISTINGS
+from sim.cli.listing import LISTINGS
 
 VERBS = ("run", "plot", "check", "list", "fetch")
 PROBE = """
 import sys, time
 sys.argv = ["mobifleet", *sys.argv[1:]]
-from sim import cli
+from sim.cli import main as cli
 try:
     cli.main()
 finally:
@@ -24,7 +26,9 @@ finally:
 
 @pytest.fixture
 def probe(shell):
-    """Runs the command line in a fresh Python; returns (exit code, output, CPU seconds, heavy modules imported)."""
+    """Runs the command line in a fresh Python; returns (exit code, output, CPU seconds, heavy
+    modules imported).
+    """
 
     def run(*argv: object) -> tuple[int, str, float, str]:
         process = shell("-c", PROBE, *argv)
@@ -54,7 +58,8 @@ def test_help_answers_at_once(argv, probe):
 @pytest.mark.timed
 @pytest.mark.fetched
 @pytest.mark.parametrize(
-    ("argv", "most_s"), [(("--help",), 0.5), (("run", "--help"), 0.5), (("check", "quickstart"), 0.7)]
+    ("argv", "most_s"),
+    [(("--help",), 0.5), (("run", "--help"), 0.5), (("check", "quickstart"), 0.7)],
 )
 def test_answers_take_less_than_a_second(argv, most_s, probe):
     assert min(probe(*argv)[2] for _ in range(3)) < most_s
@@ -68,7 +73,9 @@ def test_lists_answer_without_the_heavy_modules(what, mobifleet):
 
 
 def test_check_list_and_a_dry_run_import_nothing_heavy(probe, scenario_file, tmp_path):
-    path = scenario_file(fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}])
+    path = scenario_file(
+        fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    )
     assert probe("list", "backbones")[::3] == (0, "")
     code, out, _, heavy = probe("check", path)
     assert (code, heavy) == (0, "")
@@ -139,7 +146,17 @@ def test_quiet_prints_the_summary_alone(mobifleet, scenario_file):
 
 
 def test_seed_and_set_reach_the_run(mobifleet, scenario_file, tmp_path):
-    argv = ("--dry", "-q", "--no-figures", "--out", "out", "--seed", "7", "--set", "method.replay=2")
+    argv = (
+        "--dry",
+        "-q",
+        "--no-figures",
+        "--out",
+        "out",
+        "--seed",
+        "7",
+        "--set",
+        "method.replay=2",
+    )
     assert mobifleet("run", scenario_file(), *argv).code == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["seed"] == manifest["scenario"]["seed"] == 7
@@ -149,7 +166,7 @@ def test_seed_and_set_reach_the_run(mobifleet, scenario_file, tmp_path):
 
 
 def test_a_reader_who_leaves_early_is_no_error(shell):
-    process = shell("-c", "from sim import cli; cli.main()", "list", "devices")
+    process = shell("-c", "from sim.cli import main as cli; cli.main()", "list", "devices")
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     process.wait(30)
@@ -172,7 +189,11 @@ def test_a_fault_of_ours_is_called_one_and_says_how_to_report_it(mobifleet, monk
     outcome = mobifleet("list", "devices")
     assert outcome.code == 70
     assert "this is a fault of mobifleet's, not yours: KeyError: 'a key that" in outcome.err
-    assert "test_cli.py:" in outcome.err and "please report" in outcome.err and "Traceback" not in outcome.err
+    assert (
+        "test_cli.py:" in outcome.err
+        and "please report" in outcome.err
+        and "Traceback" not in outcome.err
+    )
     monkeypatch.setenv("MOBIFLEET_TRACEBACK", "1")
     with pytest.raises(KeyError):
         mobifleet("list", "devices")

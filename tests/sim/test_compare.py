@@ -10,15 +10,28 @@ import pytest
 
 from sim.compare.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
 from sim.compare.runs import Entry, candidates, is_done, plan, run_all
-from sim.results import open_run
-from sim.scenario import Scenario
-from sim.scenario_file import load
-from sim.streams import Streams
-from sim.task import load_task
+from sim.kernel.streams import Streams
+from sim.results.run import open_run
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario
+from sim.world.task import load_task
 
 METHODS = {
-    "ours": {"kind": "fed-mobillm", "replay": 20, "eager": 1, "server_batch": 8, "device_batch": 4, "deliver": False},
-    "lora": {"kind": "fedavg-lora", "rounds": 4, "participation": 1.0, "device_batch": 8, "evaluate_every": 1},
+    "ours": {
+        "kind": "fed-mobillm",
+        "replay": 20,
+        "eager": 1,
+        "server_batch": 8,
+        "device_batch": 4,
+        "deliver": False,
+    },
+    "lora": {
+        "kind": "fedavg-lora",
+        "rounds": 4,
+        "participation": 1.0,
+        "device_batch": 8,
+        "evaluate_every": 1,
+    },
 }
 OTHERS = ("time_s", "communication_bytes", "peak_memory_bytes", "energy_j")
 COMPARE = {"methods": METHODS, "target": 0.5}
@@ -30,7 +43,9 @@ def compared(mobifleet, scenario_file, tmp_path):
 
     def run(*argv, **changes):
         path = scenario_file(compare={**COMPARE, **changes.pop("compare", {})}, **changes)
-        return mobifleet("compare", path, "--out", tmp_path / "out", "--processes", "1", *argv), tmp_path / "out"
+        return mobifleet(
+            "compare", path, "--out", tmp_path / "out", "--processes", "1", *argv
+        ), tmp_path / "out"
 
     return run
 
@@ -63,8 +78,14 @@ def test_costs_are_sums_of_the_spans_until_that_moment(compared):
     run = open_run(out / "ours-seed0")
     time_s, accuracy = run.curve("accuracy")
     until_s = converged_at_s(run)
-    assert until_s == next(t for t, a in zip(time_s, accuracy, strict=True) if a >= max(accuracy) - 0.005)
-    spans = [s for s in run.spans().to_pylist() if s["end_s"] <= until_s and s["actor"].startswith("device-")]
+    assert until_s == next(
+        t for t, a in zip(time_s, accuracy, strict=True) if a >= max(accuracy) - 0.005
+    )
+    spans = [
+        s
+        for s in run.spans().to_pylist()
+        if s["end_s"] <= until_s and s["actor"].startswith("device-")
+    ]
     found = costs_until(run, until_s)
     assert found["flop"] == pytest.approx(sum(s["flop"] for s in spans) / 3)
     assert found["uplink_bytes"] == sum(s["nbytes"] for s in spans if s["kind"] == "upload") / 3
@@ -87,7 +108,10 @@ def test_the_time_to_a_target_is_that_of_the_first_value_at_or_above_it(compared
 @pytest.mark.thorough
 def test_a_method_that_never_reaches_the_target_says_so_and_stays(compared):
     done, out = compared(
-        compare={"target": 1.0, "methods": {**METHODS, "lora": {**METHODS["lora"], "learning_rate": 1e-9}}}
+        compare={
+            "target": 1.0,
+            "methods": {**METHODS, "lora": {**METHODS["lora"], "learning_rate": 1e-9}},
+        }
     )
     assert done.code == 0, done.err
     second = (out / "table.md").read_text().split("## cost to accuracy 1.0")[1]
@@ -116,21 +140,40 @@ def test_methods_meet_the_same_world(compared):
 
 def test_reductions_are_against_the_best_of_each_column():
     keys = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
-    table = [{"method": m, "best": 0.8 if m == "a" else 0.9, **dict(zip(keys, v, strict=True))} for m, v in
-             (("ours", (1, 2, 3, 4, 5)), ("a", (10, 4, 30, 2, 50)), ("b", (5, 40, 12, 8, None)))]  # fmt: skip
+    table = [
+        {"method": m, "best": 0.8 if m == "a" else 0.9, **dict(zip(keys, v, strict=True))}
+        for m, v in (
+            ("ours", (1, 2, 3, 4, 5)),
+            ("a", (10, 4, 30, 2, 50)),
+            ("b", (5, 40, 12, 8, None)),
+        )
+    ]
     found = reductions(table, "ours")
-    assert (found["time_s"]["of"], found["time_s"]["factor"], found["time_s"]["reduction"]) == ("b", 5, 0.8)
+    assert (found["time_s"]["of"], found["time_s"]["factor"], found["time_s"]["reduction"]) == (
+        "b",
+        5,
+        0.8,
+    )
     assert (found["flop"]["of"], found["flop"]["reduction"]) == ("a", 0.5)
     assert found["peak_memory_bytes"]["reduction"] == -1  # ours needs more, and the table says so
     assert found["energy_j"]["of"] == "a"
     assert reductions(table, "ours", ["a"])["time_s"]["of"] == "a"
-    assert reductions(table, "ours", learned=0.85)["flop"]["of"] == "b"  # a has not learned enough to count
+    assert (
+        reductions(table, "ours", learned=0.85)["flop"]["of"] == "b"
+    )  # a has not learned enough to count
 
 
-def test_a_typing_error_inside_a_method_has_its_place_and_the_nearest_name(mobifleet, scenario_file):
+def test_a_typing_error_inside_a_method_has_its_place_and_the_nearest_name(
+    mobifleet, scenario_file
+):
     typo = {"kind": "fedavg-lora", "particpation": 0.5}
-    said = mobifleet("check", scenario_file(compare={"methods": {"a": typo, "b": {"kind": "fed-mobillm"}}})).err
-    assert "compare.methods.a.particpation: unknown key" in said and "did you mean 'participation'?" in said
+    said = mobifleet(
+        "check", scenario_file(compare={"methods": {"a": typo, "b": {"kind": "fed-mobillm"}}})
+    ).err
+    assert (
+        "compare.methods.a.particpation: unknown key" in said
+        and "did you mean 'participation'?" in said
+    )
 
 
 def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
@@ -148,7 +191,9 @@ def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
     entry = Entry("ours", scenario, tmp_path / "somewhere")
     assert not is_done(entry, False, tmp_path)
     entry.folder.mkdir()
-    (entry.folder / "manifest.json").write_text(json.dumps({"status": "finished", "scenario_digest": "another"}))
+    (entry.folder / "manifest.json").write_text(
+        json.dumps({"status": "finished", "scenario_digest": "another"})
+    )
     assert not is_done(entry, False, tmp_path)
 
 
@@ -157,7 +202,9 @@ TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9
 
 @pytest.mark.thorough
 def test_dials_are_chosen_on_texts_that_no_device_and_no_test_sees(compared, scenario_file):
-    done, out = compared("--methods", "lora", compare={"target": 0.5, "tune": {**TUNE, "budget": 3}})
+    done, out = compared(
+        "--methods", "lora", compare={"target": 0.5, "tune": {**TUNE, "budget": 3}}
+    )
     assert done.code == 0, done.err
     choice = json.loads((out / "tuned.json").read_text())["lora"]
     assert choice["chosen"] == {"learning_rate": 1e-2} and len(choice["candidates"]) == 3
@@ -165,9 +212,13 @@ def test_dials_are_chosen_on_texts_that_no_device_and_no_test_sees(compared, sce
     assert (out / "tuned" / "lora-seed0" / "summary.json").is_file() and "± " not in done.out
     scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
     judged = scenario.model_copy(
-        update={"task": scenario.task.model_copy(update={"validation": 12, "judge_on": "validation"})}
+        update={
+            "task": scenario.task.model_copy(update={"validation": 12, "judge_on": "validation"})
+        }
     )
-    task, plain = (load_task(one, Streams(0), scenario_file().parent, True) for one in (judged, scenario))
+    task, plain = (
+        load_task(one, Streams(0), scenario_file().parent, True) for one in (judged, scenario)
+    )
     assert len(task.test) == 12
     held, on_devices = set(task.test.tolist()), set(np.concatenate(task.parts).tolist())
     assert not held & on_devices and not held & set(plain.test.tolist())
@@ -177,24 +228,43 @@ def test_every_method_gets_the_same_budget():
     dials = {"learning_rate": [1, 2, 3], "rank": [4, 8]}
     chosen = candidates(dials, 4, Streams(0), "lora")
     assert len(chosen) == 4 == len({tuple(one.items()) for one in chosen})
-    assert chosen == candidates(dials, 4, Streams(0), "lora") and len(candidates(dials, 9, Streams(0), "a")) == 6
+    assert (
+        chosen == candidates(dials, 4, Streams(0), "lora")
+        and len(candidates(dials, 9, Streams(0), "a")) == 6
+    )
 
 
 @pytest.mark.thorough
 def test_the_whole_comparison_at_each_value_of_a_setting(compared, mobifleet, scenario_file):
-    done, out = compared("--methods", "ours", compare={"over": {"key": "evaluate_every", "values": [1, 5]}})
+    done, out = compared(
+        "--methods", "ours", compare={"over": {"key": "evaluate_every", "values": [1, 5]}}
+    )
     assert done.code == 0, done.err
     assert (out / "figures" / "over.png").stat().st_size > 1000
     one, five = (open_run(out / f"evaluate_every={n}" / "ours-seed0") for n in (1, 5))
     assert len(one.curve("accuracy")[0]) > len(five.curve("accuracy")[0])
-    wrong = mobifleet("compare", scenario_file(compare={**COMPARE, "over": {"key": "task.alpa", "values": [1]}}))
+    wrong = mobifleet(
+        "compare", scenario_file(compare={**COMPARE, "over": {"key": "task.alpa", "values": [1]}})
+    )
     assert wrong.code == 2 and "task.alpa" in wrong.err and "Traceback" not in wrong.err
 
 
 def test_reductions_over_seeds_are_paired():
     table = [
-        {"method": "ours", "best": 0.9, "flop": 2.0, "flop_each": [1.0, 3.0], **dict.fromkeys(OTHERS)},
-        {"method": "a", "best": 0.9, "flop": 8.0, "flop_each": [10.0, 6.0], **dict.fromkeys(OTHERS)},
+        {
+            "method": "ours",
+            "best": 0.9,
+            "flop": 2.0,
+            "flop_each": [1.0, 3.0],
+            **dict.fromkeys(OTHERS),
+        },
+        {
+            "method": "a",
+            "best": 0.9,
+            "flop": 8.0,
+            "flop_each": [10.0, 6.0],
+            **dict.fromkeys(OTHERS),
+        },
     ]
     found = reductions(table, "ours")["flop"]
     assert found["reduction"] == 0.75
@@ -212,25 +282,40 @@ def test_every_backbone_has_its_accuracy_in_the_table(compared):
     assert {name: float(row[f"accuracy, final, {name}"]) for name in by_backbone} == by_backbone
 
 
-def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(scenario_file, tmp_path, monkeypatch):
+def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(
+    scenario_file, tmp_path, monkeypatch
+):
     scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
     entries = plan(scenario, tmp_path)
-    monkeypatch.setattr("sim.simulation.Simulation.run", lambda sim: os.kill(os.getpid(), signal.SIGINT) or stop(sim))
+    monkeypatch.setattr(
+        "sim.simulation.Simulation.run",
+        lambda sim: os.kill(os.getpid(), signal.SIGINT) or stop(sim),
+    )
 
     def stop(sim):
         assert sim.watch.should_stop()
         sim.ended.reason = "interrupted"
 
     with pytest.raises(KeyboardInterrupt):
-        run_all(entries, scenario_file().parent, True, 1, lambda *_: pytest.fail("it counted as done"))
+        run_all(
+            entries, scenario_file().parent, True, 1, lambda *_: pytest.fail("it counted as done")
+        )
     assert [is_done(entry, True, tmp_path) for entry in entries] == [False, False]
     assert entries[0].folder.exists() and not entries[1].folder.exists()
 
 
 def test_a_comparison_stays_in_its_folder(mobifleet, scenario_file, tmp_path):
-    climbing = mobifleet("compare", scenario_file(compare={"methods": {"../../up": METHODS["ours"]}}), "--dry")
+    climbing = mobifleet(
+        "compare", scenario_file(compare={"methods": {"../../up": METHODS["ours"]}}), "--dry"
+    )
     assert climbing.code == 2 and "../../up" in climbing.err and "Traceback" not in climbing.err
     values = ["../../../up", "a/b"]
-    scenario = load(str(scenario_file(compare={**COMPARE, "over": {"key": "description", "values": values}})), Scenario)
+    scenario = load(
+        str(scenario_file(compare={**COMPARE, "over": {"key": "description", "values": values}})),
+        Scenario,
+    )
     for entry in plan(scenario, tmp_path):
-        assert entry.folder.resolve().is_relative_to(tmp_path.resolve()) and entry.folder.parent.parent == tmp_path
+        assert (
+            entry.folder.resolve().is_relative_to(tmp_path.resolve())
+            and entry.folder.parent.parent == tmp_path
+        )

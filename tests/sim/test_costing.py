@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from learning.catalogue import BackboneError, config_of, find
-from sim.costing import costing_for
-from sim.scenario import Scenario
-from sim.scenario_file import load
+from learning.backbones.catalogue import BackboneError, config_of, find
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario
+from sim.world.costing import costing_for
 
 
 def test_an_own_backbones_directory_is_relative_to_the_scenarios_folder(scenario_file, tmp_path):

@@ -1,4 +1,6 @@
-"""The same seed gives the same bits: however often, on however many workers, from whatever store, in whatever process."""
+"""The same seed gives the same bits: however often, on however many workers, from whatever store,
+in whatever process.
+"""
 
 import importlib.util
 import json
@@ -8,10 +10,10 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from learning import assets
 from learning.arithmetic import arithmetic
-from sim.recorder import Recorder
-from sim.results import open_run
+from learning.backbones import assets
+from sim.kernel.recorder import Recorder
+from sim.results.run import open_run
 
 DATA = {"partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 4}}
 
@@ -35,7 +37,9 @@ def test_the_same_seed_gives_the_same_digest_and_another_another(simulate, mark)
 def test_the_number_of_workers_changes_nothing(workers, simulate, mark, tmp_path, monkeypatch):
     marks = set()
     for count in (1, workers):
-        monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / f"cache-{count}"))  # so that each computes for itself
+        monkeypatch.setenv(
+            "MOBIFLEET_CACHE", str(tmp_path / f"cache-{count}")
+        )  # so that each computes for itself
         marks.add(mark(simulate(workers=count)))
     assert len(marks) == 1
 
@@ -52,12 +56,15 @@ def test_python_hash_seeds_change_nothing(shell, scenario_file, tmp_path):
     path, processes = scenario_file(), []
     for seed in ("0", "12345"):
         argv = ("run", path, "-q", "--no-figures", "--workers", "1", "--out", f"run-{seed}")
-        start = "from sim import cli; cli.main()"
+        start = "from sim.cli import main as cli; cli.main()"
         processes.append(shell("-c", start, *argv, PYTHONHASHSEED=seed))
     for process in processes:
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
-    summaries = [json.loads((tmp_path / f"run-{seed}" / "summary.json").read_text()) for seed in ("0", "12345")]
+    summaries = [
+        json.loads((tmp_path / f"run-{seed}" / "summary.json").read_text())
+        for seed in ("0", "12345")
+    ]
     assert summaries[0]["digest"] == summaries[1]["digest"]
     assert summaries[0]["final"] is not None
 
@@ -68,7 +75,9 @@ def test_a_cold_a_warm_and_a_partly_warm_store_give_the_same(simulate, mark, tmp
     shards = sorted((assets.cache_dir() / "activations").rglob("*.safetensors"))
     assert shards
     assert mark(simulate()) == cold
-    assert sorted((assets.cache_dir() / "activations").rglob("*.safetensors")) == shards  # nothing was computed again
+    assert (
+        sorted((assets.cache_dir() / "activations").rglob("*.safetensors")) == shards
+    )  # nothing was computed again
     monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "partly"))
     simulate("task.train=17", "seed=3")
     assert mark(simulate()) == cold
@@ -82,13 +91,23 @@ def test_a_cold_a_warm_and_a_partly_warm_store_give_the_same(simulate, mark, tmp
 
 @pytest.fixture
 def on_a_lesser_machine(shell):
-    """Runs a command line where torch may not use what this processor has beyond the oldest of its kind."""
+    """Runs a command line where torch may not use what this processor has beyond the oldest of its
+    kind.
+    """
     if arithmetic().split(",")[0].endswith("DEFAULT"):
         pytest.skip("this machine has no lesser kind to be")
 
     def run(*argv: object) -> str:
-        more = ("-q", "--no-figures", "--workers", "1") if argv[0] == "run" else ("--processes", "1")
-        process = shell("-c", "from sim import cli; cli.main()", *argv, *more, ATEN_CPU_CAPABILITY="default")
+        more = (
+            ("-q", "--no-figures", "--workers", "1") if argv[0] == "run" else ("--processes", "1")
+        )
+        process = shell(
+            "-c",
+            "from sim.cli import main as cli; cli.main()",
+            *argv,
+            *more,
+            ATEN_CPU_CAPABILITY="default",
+        )
         out, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         return " ".join((out + errors).split())
@@ -102,11 +121,15 @@ def test_what_another_kind_of_machine_stored_is_not_taken(
 ):
     path, digests = scenario_file(), {}
     for cache in ("own", "shared"):
-        shutil.copytree(session_cache, tmp_path / f"cache-{cache}", ignore=shutil.ignore_patterns("activations"))
+        shutil.copytree(
+            session_cache, tmp_path / f"cache-{cache}", ignore=shutil.ignore_patterns("activations")
+        )
         monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / f"cache-{cache}"))
         if cache == "shared":
             on_a_lesser_machine("run", path, "--out", "lesser")
-        assert mobifleet("run", path, "--out", cache, "-q", "--no-figures", "--workers", "1").code == 0
+        assert (
+            mobifleet("run", path, "--out", cache, "-q", "--no-figures", "--workers", "1").code == 0
+        )
         digests[cache] = open_run(tmp_path / cache).summary["digest"]
     assert digests["own"] == digests["shared"]
     assert open_run(tmp_path / "own").manifest["arithmetic"] == [arithmetic()]
@@ -116,7 +139,9 @@ def test_what_another_kind_of_machine_stored_is_not_taken(
 
 
 @pytest.mark.thorough
-def test_a_run_that_goes_on_elsewhere_says_so(on_a_lesser_machine, mobifleet, scenario_file, tmp_path):
+def test_a_run_that_goes_on_elsewhere_says_so(
+    on_a_lesser_machine, mobifleet, scenario_file, tmp_path
+):
     path, plain = scenario_file(), ("-q", "--no-figures", "--workers", "1")
     assert mobifleet("run", path, "--out", "run", *plain).code == 0
     manifest = tmp_path / "run" / "manifest.json"
@@ -131,16 +156,24 @@ def test_a_run_that_goes_on_elsewhere_says_so(on_a_lesser_machine, mobifleet, sc
 
 
 @pytest.mark.thorough
-def test_a_comparison_of_runs_from_several_machines_says_so(on_a_lesser_machine, mobifleet, scenario_file):
+def test_a_comparison_of_runs_from_several_machines_says_so(
+    on_a_lesser_machine, mobifleet, scenario_file
+):
     method = {"kind": "fed-mobillm", "server_batch": 8, "device_batch": 4}
-    path = scenario_file(compare={"methods": {"a": {**method, "replay": 5}, "b": {**method, "replay": 4}}})
-    assert "several kinds of machine" not in on_a_lesser_machine("compare", path, "--out", "out", "--methods", "a")
+    path = scenario_file(
+        compare={"methods": {"a": {**method, "replay": 5}, "b": {**method, "replay": 4}}}
+    )
+    assert "several kinds of machine" not in on_a_lesser_machine(
+        "compare", path, "--out", "out", "--methods", "a"
+    )
     said = " ".join(mobifleet("compare", path, "--out", "out", "--processes", "1").out.split())
     assert "these runs come from several kinds of machine or library" in said
     assert f"1 by {arithmetic()}" in said
 
 
-@pytest.mark.parametrize("change", [{}, {"stop": {"horizon": "1100 ms"}}, {"cost_as": {"backbone": "bert-base"}}])
+@pytest.mark.parametrize(
+    "change", [{}, {"stop": {"horizon": "1100 ms"}}, {"cost_as": {"backbone": "bert-base"}}]
+)
 def test_a_dry_run_has_the_very_spans_of_the_real_one(change, simulate):
     assert without_learning(simulate(dry=True, **change)) == without_learning(simulate(**change))
 
@@ -151,30 +184,46 @@ def test_a_dry_run_is_the_real_one_for_every_loss_wire_and_tap(simulate):
         ("method.loss=cross-entropy", "method.wire=float32"),
         ("method.side_network.start=zero", "method.eager=0.3"),
     ):
-        assert without_learning(simulate(*overrides, dry=True)) == without_learning(simulate(*overrides))
+        assert without_learning(simulate(*overrides, dry=True)) == without_learning(
+            simulate(*overrides)
+        )
 
 
 SIZED = {"dataset": {"classes": 3, "tokens": 16}, "train": 400, "test": 10, "max_tokens": 16}
-MIXED = {"device": {"jetson-tx2": 1, "raspberry-pi-5": 1, "jetson-nano": 2}, "backbone": "random-bert"}
+MIXED = {
+    "device": {"jetson-tx2": 1, "raspberry-pi-5": 1, "jetson-nano": 2},
+    "backbone": "random-bert",
+}
 LINKS = {"lte": 1, "wifi-home": 2}
 
 
 def test_a_device_added_at_the_end_leaves_the_others_draws_alone(simulate):
     def fleet(count: int):
         return simulate(
-            dry=True, task=SIZED, fleet=[{**MIXED, "link": LINKS, "count": count}], arrivals={"kind": "at-once"}
+            dry=True,
+            task=SIZED,
+            fleet=[{**MIXED, "link": LINKS, "count": count}],
+            arrivals={"kind": "at-once"},
         )
 
     few, more = fleet(8), fleet(9)
     assert [d.member for d in more.devices][:8] == [d.member for d in few.devices]
     # jitter: the factor of each device's n-th piece of equal work
     for before, after in zip(few.devices, more.devices, strict=False):
-        assert [before._model.seconds(1e9) for _ in range(3)] != [before._model.seconds(1e9) for _ in range(3)]
+        assert [before._model.seconds(1e9) for _ in range(3)] != [
+            before._model.seconds(1e9) for _ in range(3)
+        ]
         first, second = (
-            [s["end_s"] - s["start_s"] for s in spans_of(sim) if (s["actor"], s["kind"]) == (before.id, "compute")]
+            [
+                s["end_s"] - s["start_s"]
+                for s in spans_of(sim)
+                if (s["actor"], s["kind"]) == (before.id, "compute")
+            ]
             for sim in (few, more)
         )
-        assert first[:4] == pytest.approx(second[:4], rel=1e-9)  # the same draws, at other moments of the clock
+        assert first[:4] == pytest.approx(
+            second[:4], rel=1e-9
+        )  # the same draws, at other moments of the clock
         assert after.id == before.id
 
 
@@ -183,7 +232,9 @@ def test_a_poisson_arrival_added_at_the_end_keeps_the_others_in_their_order(simu
         sim = simulate(
             dry=True,
             task=SIZED,
-            fleet=[{"count": count, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
+            fleet=[
+                {"count": count, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}
+            ],
             arrivals={"kind": "poisson", "mean_gap": "2 s"},
         )
         return np.array([device.joined_at_s for device in sim.devices])
@@ -203,7 +254,11 @@ def test_two_settings_of_the_method_meet_the_same_world(simulate):
         assert np.array_equal(a.samples, b.samples)
         assert np.array_equal(a._ready_s, b._ready_s)
         first, second = (
-            [s["end_s"] - s["start_s"] for s in spans_of(sim) if (s["actor"], s["kind"]) == (a.id, "compute")]
+            [
+                s["end_s"] - s["start_s"]
+                for s in spans_of(sim)
+                if (s["actor"], s["kind"]) == (a.id, "compute")
+            ]
             for sim in (one, other)
         )
         assert first == pytest.approx(second, rel=1e-9)
@@ -237,9 +292,16 @@ def test_the_digest_sees_flows_metrics_order_and_what_else_is_named():
         return recorder.digest(*also)
 
     marks = [
-        digest(), digest("x"), digest("x", "y"), digest(flows=((1, 2), ())), digest(flows=((), (1, 2))),
-        digest(metrics=()), digest(metrics=(0.5, 0.5)), digest(metrics=(0.25,)), digest(order=(1, 0)),
-    ]  # fmt: skip
+        digest(),
+        digest("x"),
+        digest("x", "y"),
+        digest(flows=((1, 2), ())),
+        digest(flows=((), (1, 2))),
+        digest(metrics=()),
+        digest(metrics=(0.5, 0.5)),
+        digest(metrics=(0.25,)),
+        digest(order=(1, 0)),
+    ]
     assert len(set(marks)) == len(marks)
 
 

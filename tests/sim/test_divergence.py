@@ -1,4 +1,6 @@
-"""Numbers that are not finite: said with device and update, in no average, and never an accuracy."""
+"""Numbers that are not finite: said with device and update, in no average, and never an
+accuracy.
+"""
 
 import dataclasses
 import json
@@ -9,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from learning.aggregation import is_finite
-from learning.local_training import evaluate
+from learning.federated.aggregation import is_finite
+from learning.federated.local_training import evaluate
 from sim.compare.cost_table import markdown, rows
 from sim.compare.runs import Entry
-from sim.learned import Learned, resolved
-from sim.learners.local import LadderLearner, LocalPeftLearner
-from sim.learners.matrix import MatrixLearner
-from sim.learners.side_tuning import SideTuningLearner
-from sim.report import device_table, summary
-from sim.results import open_run
-from sim.server import Server
+from sim.kernel.learned import Learned, resolved
+from sim.kernel.server import Server
+from sim.methods.on_device.learner import LadderLearner, LocalPeftLearner
+from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.matrix_learner import MatrixLearner
+from sim.results.run import open_run
+from sim.results.summary import device_table, summary
 
 FLEET = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 WORLD = {"fleet": FLEET, "arrivals": {"kind": "at-once"}, "evaluate_every": 1}
@@ -27,20 +29,33 @@ ROUNDS = {"rounds": 2, "participation": 1.0, "device_batch": 8}
 FEW = {"answers": 6, "concurrency": 1.0, "device_batch": 8}
 FEDERATED = {
     **{
-        kind: {"kind": kind, **ROUNDS} for kind in ("fedavg-lora", "fedavg-full", "fedavg-bitfit", "flexlora", "fwdllm")
+        kind: {"kind": kind, **ROUNDS}
+        for kind in ("fedavg-lora", "fedavg-full", "fedavg-bitfit", "flexlora", "fwdllm")
     },
-    **{kind: {"kind": kind, **ROUNDS} for kind in ("fedmezo", "spry", "splitfed-v1", "splitfed-v2", "fedbert")},
+    **{
+        kind: {"kind": kind, **ROUNDS}
+        for kind in ("fedmezo", "spry", "splitfed-v1", "splitfed-v2", "fedbert")
+    },
     "fedasync": {"kind": "fedasync", **FEW},
     "fedbuff": {"kind": "fedbuff", **FEW, "buffer": 3},
 }
 HUGE = {  # learning rates at which each method's model is soon not finite
-    **{kind: {**FEDERATED[kind], "learning_rate": 1e37} for kind in FEDERATED if kind not in ("fwdllm", "fedmezo")},
+    **{
+        kind: {**FEDERATED[kind], "learning_rate": 1e37}
+        for kind in FEDERATED
+        if kind not in ("fwdllm", "fedmezo")
+    },
     "fwdllm": {**FEDERATED["fwdllm"], "learning_rate": 1e38, "warm_up": 0, "rounds": 4},
     "fedmezo": {**FEDERATED["fedmezo"], "learning_rate": 1e30},
 }
 SIDE = {
     "fed-mobillm": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8},
-    "single-side-network": {"kind": "single-side-network", "replay": 5, "eager": 1, "server_batch": 8},
+    "single-side-network": {
+        "kind": "single-side-network",
+        "replay": 5,
+        "eager": 1,
+        "server_batch": 8,
+    },
     "pae-mobillm": {"kind": "pae-mobillm", "epochs": 3, "server_batch": 8},
     "pae-without-cache": {"kind": "pae-mobillm", "epochs": 2, "cache": False},
     "mobillm": {"kind": "mobillm", "epochs": 2},
@@ -97,13 +112,21 @@ def test_one_devices_nan_enters_no_average_and_is_told(kind, one_sends_nan, simu
 def test_what_is_left_is_the_mean_of_the_others(one_sends_nan, simulate, monkeypatch):
     sent = []
     receive = Server.receive
-    monkeypatch.setattr(Server, "receive", lambda self, payload: (sent.append(payload), receive(self, payload))[1])
+    monkeypatch.setattr(
+        Server, "receive", lambda self, payload: (sent.append(payload), receive(self, payload))[1]
+    )
     sim = simulate(method={**FEDERATED["fedavg-full"], "rounds": 1}, **WORLD)
     learner = sim.method.learner
-    states = [learner.unpacked("random-bert", resolved(p.data)) for p in sent if p.sender.id != "device-0001"]
+    states = [
+        learner.unpacked("random-bert", resolved(p.data))
+        for p in sent
+        if p.sender.id != "device-0001"
+    ]
     assert len(states) == 2
     for name, tensor in learner.state.value.items():
-        torch.testing.assert_close(tensor, (states[0][name] + states[1][name]) / 2, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            tensor, (states[0][name] + states[1][name]) / 2, rtol=1e-5, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("kind", HUGE)
@@ -134,13 +157,20 @@ def test_a_side_network_that_diverges_ends_the_run(kind, simulate, curve):
     sim = simulate(method={**SIDE[kind], "learning_rate": 1e30}, **WORLD)
     found = told(sim)
     assert sim.ended.reason == "diverged" and found["final"] is None
-    assert found["diverged"]["device"] == "server" and found["diverged"]["what"] in ("loss", "predictions")
+    assert found["diverged"]["device"] == "server" and found["diverged"]["what"] in (
+        "loss",
+        "predictions",
+    )
     assert found["diverged"]["update"] == found["totals"]["updates"] < healthy.updates
     assert f"server diverged at update {sim.updates}: " in found["remarks"][0]
     assert "; the run ended after " in found["remarks"][0]
-    times_s = [row["time_s"] for row in sim.recorder.metrics().to_pylist() if row["name"] == "accuracy"]
+    times_s = [
+        row["time_s"] for row in sim.recorder.metrics().to_pylist() if row["name"] == "accuracy"
+    ]
     assert all(time_s < sim.env.now for time_s in times_s)  # the curve stops before
-    assert not [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"]  # nobody is sent such a model
+    assert not [
+        s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"
+    ]  # nobody is sent such a model
 
 
 @pytest.mark.parametrize("kind", ALONE)
@@ -152,10 +182,16 @@ def test_devices_that_diverge_alone_have_no_accuracy(kind, simulate, curve):
     assert sim.updates == 9  # nobody tells them to stop: they go on, and are charged for it
 
 
-@pytest.mark.parametrize(("kind", "learner", "name"), [
-    ("local-lora", LocalPeftLearner, "train_alone"), ("local-lst", LadderLearner, "epoch"),
-])  # fmt: skip
-def test_one_device_that_diverges_alone_is_left_out_of_the_mean(kind, learner, name, simulate, curve, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "learner", "name"),
+    [
+        ("local-lora", LocalPeftLearner, "train_alone"),
+        ("local-lst", LadderLearner, "epoch"),
+    ],
+)
+def test_one_device_that_diverges_alone_is_left_out_of_the_mean(
+    kind, learner, name, simulate, curve, monkeypatch
+):
     healthy = getattr(learner, name)
 
     def spoilt(self, *args):
@@ -175,17 +211,25 @@ def test_one_device_that_diverges_alone_is_left_out_of_the_mean(kind, learner, n
     assert found["final"] == pytest.approx(np.mean(mine))
 
 
-@pytest.mark.parametrize(("kind", "learner"), [
-    ("fed-mobillm", SideTuningLearner), ("single-side-network", SideTuningLearner), ("pae-without-cache", SideTuningLearner),
-    ("mobillm", MatrixLearner),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "learner"),
+    [
+        ("fed-mobillm", SideTuningLearner),
+        ("single-side-network", SideTuningLearner),
+        ("pae-without-cache", SideTuningLearner),
+        ("mobillm", MatrixLearner),
+    ],
+)
 def test_activations_that_are_not_finite_are_no_records(kind, learner, simulate, monkeypatch):
     name = "states" if learner is MatrixLearner else "forward"
     healthy = getattr(learner, name)
 
     def spoilt(self, backbone, samples):
         found = healthy(self, backbone, samples)
-        ours = {int(sample) for sample in (self.sim.devices[1].samples if hasattr(self.sim, "devices") else ())}
+        ours = {
+            int(sample)
+            for sample in (self.sim.devices[1].samples if hasattr(self.sim, "devices") else ())
+        }
         if not ours & {int(sample) for sample in samples}:
             return found
         return (found[0] * np.inf, found[1]) if isinstance(found, tuple) else found * np.inf
@@ -193,7 +237,9 @@ def test_activations_that_are_not_finite_are_no_records(kind, learner, simulate,
     monkeypatch.setattr(learner, name, spoilt)
     sim = simulate(method=SIDE[kind], **WORLD)
     found = told(sim)
-    assert found["diverged"]["device"] == "device-0001" and found["diverged"]["what"] == "activations"
+    assert (
+        found["diverged"]["device"] == "device-0001" and found["diverged"]["what"] == "activations"
+    )
     assert found["final"] is not None and sim.ended.reason == "exhausted"
     assert sim.devices[1].outcome == "diverged"
     dry = simulate(method=SIDE[kind], dry=True, **WORLD)
@@ -211,7 +257,7 @@ def test_logits_that_are_not_finite_are_no_prediction():
         def forward(self, ids_BT, mask_BT, segments_BT=None):
             return torch.full((len(ids_BT), 2), self.state["w"])
 
-    from learning.tokens import Tokens
+    from learning.backbones.tokens import Tokens
 
     tokens, labels = Tokens([np.array([1, 2])] * 3, None), np.array([0, 0, 1])
     assert evaluate(Broken(), {"w": 1.0}, tokens, labels) == pytest.approx(2 / 3)
@@ -221,9 +267,15 @@ def test_logits_that_are_not_finite_are_no_prediction():
 
 def test_tables_figures_and_the_command_line_say_diverged(mobifleet, scenario_file, tmp_path):
     methods = {"good": SIDE["fed-mobillm"], "bad": {**SIDE["fed-mobillm"], "learning_rate": 1e30}}
-    path = scenario_file(method=methods["bad"], **WORLD, compare={"methods": methods, "target": 0.99})
+    path = scenario_file(
+        method=methods["bad"], **WORLD, compare={"methods": methods, "target": 0.99}
+    )
     outcome = mobifleet("run", path, "--out", "run", "--workers", "1")
-    assert outcome.code == 0 and "diverged" in outcome.out and "server diverged at update" in outcome.err
+    assert (
+        outcome.code == 0
+        and "diverged" in outcome.out
+        and "server diverged at update" in outcome.err
+    )
     run = open_run(tmp_path / "run")
     assert run.summary["final"] is None and "diverged" in run.title
     outcome = mobifleet("compare", path, "--out", "table", "--processes", "1")

@@ -1,4 +1,6 @@
-"""Joules: what spans bear adds up to the integral of the device's power over time, and the battery gives the same joules."""
+"""Joules: what spans bear adds up to the integral of the device's power over time, and the battery
+gives the same joules.
+"""
 
 import math
 import runpy
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 import devices.profile
 from devices.power import energy_j
 from devices.profile import Power
-from sim.report import device_table, summary
-from sim.scenario_file import ScenarioError
-from sim.spans import Meter
+from sim.kernel.spans import Meter
+from sim.results.summary import device_table, summary
+from sim.scenario.file import ScenarioError
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
 KINDS, small, CALM, hard = (every_method[name] for name in ("KINDS", "small", "CALM", "hard"))
@@ -24,8 +26,17 @@ STATES = {"compute": "compute_w", "upload": "uplink_w", "download": "downlink_w"
 WAYS = {"upload": "uplink", "download": "downlink"}
 
 
-NO_WAIT = ("fed-mobillm", "pae-mobillm", "mobillm", "single-side-network", "fedasync", "fedbuff", "spry")
-WHAT_DEVICES_DO = {  # where that is not all of downloading, computing, uploading, and waiting for a round to close
+NO_WAIT = (
+    "fed-mobillm",
+    "pae-mobillm",
+    "mobillm",
+    "single-side-network",
+    "fedasync",
+    "fedbuff",
+    "spry",
+)
+# where that is not all of downloading, computing, uploading, and waiting for a round to close
+WHAT_DEVICES_DO = {
     **{kind: {"download", "compute", "upload"} for kind in NO_WAIT},
     **{kind: {"compute"} for kind in ("local-lora", "local-lst")},
     "upload-raw-text": {"upload"},
@@ -33,7 +44,14 @@ WHAT_DEVICES_DO = {  # where that is not all of downloading, computing, uploadin
 }
 
 
-SENDS_MORE_THAN_COMPUTES = ("fedavg-full", "splitfed-v1", "splitfed-v2", "fedbert", "upload-raw-text", "centralised")
+SENDS_MORE_THAN_COMPUTES = (
+    "fedavg-full",
+    "splitfed-v1",
+    "splitfed-v2",
+    "fedbert",
+    "upload-raw-text",
+    "centralised",
+)
 
 
 def power_of(device) -> Power:
@@ -53,25 +71,34 @@ def line(power: Power, kind: str, by_rate: bool) -> tuple[float, float]:
 
 
 def pieces(spans: list[dict], power: Power, by_rate: bool, until_s: float):
-    """(from, until, watts above idle, whether any span that is on is open): constant between all edges, from 0 to `until_s`."""
+    """(from, until, watts above idle, whether any span that is on is open): constant between all
+    edges, from 0 to `until_s`.
+    """
     edges = sorted({0.0, until_s, *(s["start_s"] for s in spans), *(s["end_s"] for s in spans)})
     for a, b in pairwise(edges):
         now = [s for s in spans if s["start_s"] <= a and b <= s["end_s"] and s["kind"] not in OFF]
         above_w = sum(line(power, s["kind"], by_rate)[0] - power.idle_w for s in now)
         above_w += sum(
-            line(power, s["kind"], by_rate)[1] * s["nbytes"] / (s["end_s"] - s["start_s"]) for s in now
+            line(power, s["kind"], by_rate)[1] * s["nbytes"] / (s["end_s"] - s["start_s"])
+            for s in now
         )  # its bytes, spread over the span: the integral is the same
         yield a, b, above_w, bool(now)
 
 
 def integral_j(sim, device) -> float:
-    """The integral of P(t) = idle + what is drawn above it, over all times at which a span of the device is open."""
+    """The integral of P(t) = idle + what is drawn above it, over all times at which a span of the
+    device is open.
+    """
     power, by_rate = power_of(device), bool(device.conditions) and device.conditions.radio_by_rate
     parts = pieces(mine(sim, device), power, by_rate, sim.ended.at_s)
     lumps = [  # what had no length has its bytes' joules nevertheless
-        line(power, s["kind"], by_rate)[1] * s["nbytes"] for s in mine(sim, device) if s["end_s"] == s["start_s"]
+        line(power, s["kind"], by_rate)[1] * s["nbytes"]
+        for s in mine(sim, device)
+        if s["end_s"] == s["start_s"]
     ]
-    return math.fsum([(b - a) * (power.idle_w + above_w) for a, b, above_w, is_on in parts if is_on] + lumps)
+    return math.fsum(
+        [(b - a) * (power.idle_w + above_w) for a, b, above_w, is_on in parts if is_on] + lumps
+    )
 
 
 def overlaps(sim) -> float:
@@ -79,7 +106,9 @@ def overlaps(sim) -> float:
     found = 0.0
     for device in sim.devices:
         ends_s = -1.0
-        for s in sorted((s for s in mine(sim, device) if s["kind"] not in OFF), key=lambda s: s["start_s"]):
+        for s in sorted(
+            (s for s in mine(sim, device) if s["kind"] not in OFF), key=lambda s: s["start_s"]
+        ):
             found += max(0.0, min(ends_s, s["end_s"]) - s["start_s"])
             ends_s = max(ends_s, s["end_s"])
     return found
@@ -87,10 +116,14 @@ def overlaps(sim) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_over_spans_is_the_integral_of_the_power(kind, simulate, tmp_path):
-    """In every method, on a calm day and on one of churn, drop-outs, heat, load, low batteries and memory that runs short."""
+    """In every method, on a calm day and on one of churn, drop-outs, heat, load, low batteries and
+    memory that runs short.
+    """
     calm = simulate(dry=True, method=small(kind), **CALM)
     rough = simulate(dry=True, method=small(kind), **hard(tmp_path, calm))
-    does = {s["kind"] for s in calm.recorder.spans().to_pylist() if s["actor"].startswith("device-")}
+    does = {
+        s["kind"] for s in calm.recorder.spans().to_pylist() if s["actor"].startswith("device-")
+    }
     assert does >= WHAT_DEVICES_DO.get(kind, {"download", "compute", "upload", "wait"})
     outcomes = {s["outcome"] for s in rough.recorder.spans().to_pylist()}
     assert "low-battery" in outcomes or kind in SENDS_MORE_THAN_COMPUTES
@@ -105,7 +138,11 @@ def test_the_sum_over_spans_is_the_integral_of_the_power(kind, simulate, tmp_pat
             if kind != "mobillm":  # each span alone bears all of what its state draws
                 by_rate = bool(device.conditions) and device.conditions.radio_by_rate
                 for s in spans:
-                    watts, j_per_byte = (0.0, 0.0) if s["kind"] in OFF else line(power_of(device), s["kind"], by_rate)
+                    watts, j_per_byte = (
+                        (0.0, 0.0)
+                        if s["kind"] in OFF
+                        else line(power_of(device), s["kind"], by_rate)
+                    )
                     alone_j = watts * (s["end_s"] - s["start_s"]) + j_per_byte * s["nbytes"]
                     assert s["joules"] == pytest.approx(alone_j, rel=1e-12)
         told = summary(sim, "", table, 0.0)
@@ -116,7 +153,9 @@ def test_the_sum_over_spans_is_the_integral_of_the_power(kind, simulate, tmp_pat
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_devices_that_compute_and_send_at_once_idle_once(bits, simulate):
-    """Closed form of `devices.power` over each device's day: MobiLLM, whose uploads overlap the next forward pass."""
+    """Closed form of `devices.power` over each device's day: MobiLLM, whose uploads overlap the
+    next forward pass.
+    """
     sim = simulate(dry=True, method={**small("mobillm"), "bits": bits}, **CALM)
     for device in sim.devices:
         spans, power = mine(sim, device), power_of(device)
@@ -129,19 +168,25 @@ def test_devices_that_compute_and_send_at_once_idle_once(bits, simulate):
             else:
                 windows.append([start_s, end_s])
         expected_j = sum(energy_j(power, told, *window) for window in windows)
-        twice_j = sum(getattr(power, f"{state}_w") * (end_s - start_s) for state, start_s, end_s in told)
+        twice_j = sum(
+            getattr(power, f"{state}_w") * (end_s - start_s) for state, start_s, end_s in told
+        )
         assert sum(s["joules"] for s in spans) == pytest.approx(expected_j, rel=1e-9)
         assert twice_j > 1.001 * expected_j
 
 
 POWER = Power(idle_w=2.0, compute_w=12.0, uplink_w=4.0, downlink_w=3.0)
 TIMES = st.integers(0, 40)
-SPANS = st.lists(st.tuples(st.sampled_from(["compute", "uplink", "downlink", "idle"]), TIMES, TIMES), max_size=8)
+SPANS = st.lists(
+    st.tuples(st.sampled_from(["compute", "uplink", "downlink", "idle"]), TIMES, TIMES), max_size=8
+)
 
 
 @given(SPANS)
 def test_however_spans_overlap_the_idle_power_is_borne_once(spans):
-    """Random spans of one device: each bears between what it adds and all, together they bear the integral."""
+    """Random spans of one device: each bears between what it adds and all, together they bear the
+    integral.
+    """
     env, borne = simpy.Environment(), []
     spans = [(state, min(a, b), max(a, b)) for state, a, b in spans]
     meter = Meter(env, POWER.idle_w)
@@ -152,7 +197,9 @@ def test_however_spans_overlap_the_idle_power_is_borne_once(spans):
         draw = meter.begin(watts)
         yield env.timeout(end_s - start_s)
         joules = meter.end(draw)
-        assert (watts - 2.0) * (end_s - start_s) - 1e-9 <= joules <= watts * (end_s - start_s) + 1e-9
+        assert (
+            (watts - 2.0) * (end_s - start_s) - 1e-9 <= joules <= watts * (end_s - start_s) + 1e-9
+        )
         borne.append(joules)
 
     for span in spans:
@@ -165,7 +212,9 @@ def test_however_spans_overlap_the_idle_power_is_borne_once(spans):
 
 
 def test_worked_number_of_the_docs():
-    """Ten seconds of computing, of which the last five while sending, then five of waiting: 120 + 10 + 10 J."""
+    """Ten seconds of computing, of which the last five while sending, then five of waiting: 120 +
+    10 + 10 J.
+    """
     env, borne = simpy.Environment(), {}
     meter = Meter(env, POWER.idle_w)
 
@@ -193,7 +242,9 @@ LONG = {  # a phone that has work for hours: a text every few minutes, minutes o
 
 
 def held_at_the_end_j(sim, device, battery: dict, share: float) -> tuple[float, float, float]:
-    """Charge at the end, least charge of all times, and joules that came in, by sweeping over spans and charging hours."""
+    """Charge at the end, least charge of all times, and joules that came in, by sweeping over spans
+    and charging hours.
+    """
     power, capacity_j = power_of(device), device.profile.battery_wh * 3600
     day_s, starts_s = 86_400.0, battery.get("starts_s", 0.0)
     first_s, last_s = battery["hours_s"]
@@ -223,7 +274,9 @@ def held_at_the_end_j(sim, device, battery: dict, share: float) -> tuple[float, 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["fed-mobillm", "mobillm", "fedavg-lora", "splitfed-v1"])
 def test_an_empty_battery_switches_a_device_off_until_it_is_charged(kind, simulate):
-    """From eight in the morning on three in a thousand, nothing stops the computing; plugged in at ten in the evening."""
+    """From eight in the morning on three in a thousand, nothing stops the computing; plugged in at
+    ten in the evening.
+    """
     battery = {
         "initial": [0.003, 0.003],
         "stop_below": 0.0,
@@ -233,20 +286,35 @@ def test_an_empty_battery_switches_a_device_off_until_it_is_charged(kind, simula
     }
     method = {**small(kind), "device_batch": 4} | ({"epochs": 4} if kind == "mobillm" else {})
     world = {**LONG, "method": method, "cost_as": {"backbone": "roberta-base", "tokens": 512}}
-    sim = simulate("stop.horizon=20 h", dry=True, devices={"battery": battery, "radio_power_by_rate": True}, **world)
+    sim = simulate(
+        "stop.horizon=20 h",
+        dry=True,
+        devices={"battery": battery, "radio_power_by_rate": True},
+        **world,
+    )
     (device,) = sim.devices
     spans, capacity_j = mine(sim, device), device.profile.battery_wh * 3600
     cut = [s for s in spans if s["outcome"] == "battery"]
     empty = [s for s in spans if s["kind"] == "empty"]
     assert cut and empty
     assert {s["kind"] for s in cut} <= {"compute", "upload", "download"}
-    # off from the end of what it was doing until it holds half of its capacity: 10 W from 22 h on, and it draws nothing
+    # off from the end of what it was doing until it holds half of its capacity: 10 W from 22 h on,
+    # and it draws nothing
     (first, *_) = empty
-    assert first["start_s"] == pytest.approx(max(s["end_s"] for s in cut if s["end_s"] <= first["start_s"] + 1))
+    assert first["start_s"] == pytest.approx(
+        max(s["end_s"] for s in cut if s["end_s"] <= first["start_s"] + 1)
+    )
     assert first["end_s"] == pytest.approx(14 * 3600 + 0.5 * capacity_j / 10, abs=1.0)
-    assert not [s for s in spans if s not in empty and s["start_s"] < first["end_s"] and first["start_s"] < s["end_s"]]
-    assert [s for s in spans if s["kind"] == "compute" and s["start_s"] >= first["end_s"]]  # and goes on
-    # nothing is given that was not there: the sum of what it drew is what it held and what came in, less what is left
+    assert not [
+        s
+        for s in spans
+        if s not in empty and s["start_s"] < first["end_s"] and first["start_s"] < s["end_s"]
+    ]
+    assert [
+        s for s in spans if s["kind"] == "compute" and s["start_s"] >= first["end_s"]
+    ]  # and goes on
+    # nothing is given that was not there: the sum of what it drew is what it held and what came in,
+    # less what is left
     plan = {"hours_s": (22 * 3600, 6 * 3600), "starts_s": 8 * 3600}
     held_j, least_j, came_j = held_at_the_end_j(sim, device, plan, 0.003)
     assert least_j > -1e-6 * capacity_j
@@ -256,8 +324,17 @@ def test_an_empty_battery_switches_a_device_off_until_it_is_charged(kind, simula
     assert wasted["wasted_energy_j"] == pytest.approx(sum(s["joules"] for s in cut))
 
 
-def levels(steps, off: list[tuple[float, float]], idle_w: float, held_j: float, goal_j: float, hair_j: float):
-    """(time, joules held) by hand: plugged in at 1 W from when it is down to a hair until the goal; off, it draws nothing."""
+def levels(
+    steps,
+    off: list[tuple[float, float]],
+    idle_w: float,
+    held_j: float,
+    goal_j: float,
+    hair_j: float,
+):
+    """(time, joules held) by hand: plugged in at 1 W from when it is down to a hair until the goal;
+    off, it draws nothing.
+    """
     is_plugged = False
     for a, b, above_w, _ in steps:
         drain_w, now_s = (0.0 if any(x <= a and b <= y for x, y in off) else idle_w + above_w), a
@@ -266,18 +343,30 @@ def levels(steps, off: list[tuple[float, float]], idle_w: float, held_j: float, 
             net_w = is_plugged - drain_w
             to_j = goal_j if net_w > 0 else (hair_j if held_j > hair_j else -math.inf)
             step_s = min(b - now_s, (to_j - held_j) / net_w if net_w else math.inf)
-            held_j, now_s = (to_j if step_s < b - now_s else held_j + net_w * step_s), now_s + step_s
+            held_j, now_s = (
+                (to_j if step_s < b - now_s else held_j + net_w * step_s),
+                now_s + step_s,
+            )
         yield b, held_j
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_battery_gives_more_than_it_holds(kind, simulate, tmp_path):
-    """A charger too weak for work: phones run empty and charge again and again, also where computing and sending overlap."""
+    """A charger too weak for work: phones run empty and charge again and again, also where
+    computing and sending overlap.
+    """
     calm = simulate(dry=True, method=small(kind), **CALM)
     most_j = max(device_table(calm)["energy_j"].to_pylist())
     share = 0.15 * most_j / 70_000 or 1e-6
-    world, battery = hard(tmp_path, calm), {"initial": [share, share], "stop_below": 0.0, "resume_at": share}
-    conditions = {**world["devices"], "battery": {**battery, "charger": "1 W"}, "radio_power_by_rate": False}
+    world, battery = (
+        hard(tmp_path, calm),
+        {"initial": [share, share], "stop_below": 0.0, "resume_at": share},
+    )
+    conditions = {
+        **world["devices"],
+        "battery": {**battery, "charger": "1 W"},
+        "radio_power_by_rate": False,
+    }
     sim = simulate(
         dry=True,
         method=small(kind),
@@ -311,7 +400,9 @@ def stretches(spans: list[dict]) -> list[tuple[float, float]]:
 
 
 def test_what_bytes_will_take_is_there_before_they_are_sent(simulate):
-    """A radio whose joules come mostly by the byte: a phone that runs empty in the middle of an upload never overdraws."""
+    """A radio whose joules come mostly by the byte: a phone that runs empty in the middle of an
+    upload never overdraws.
+    """
     sim = simulate(
         dry=True,
         **LONG,
@@ -322,13 +413,18 @@ def test_what_bytes_will_take_is_there_before_they_are_sent(simulate):
         },
     )
     (phone,) = sim.devices
-    drawn_j, held_j = sum(s["joules"] for s in mine(sim, phone)), 0.003 * phone.profile.battery_wh * 3600
+    drawn_j, held_j = (
+        sum(s["joules"] for s in mine(sim, phone)),
+        0.003 * phone.profile.battery_wh * 3600,
+    )
     assert phone.outcome == "never-charged"
     assert 0.2 * held_j < drawn_j <= held_j
 
 
 def test_what_nobody_charges_is_gone_when_it_is_empty(simulate):
-    """On three in a thousand without a charger: it computes until it is empty, and its day ends there."""
+    """On three in a thousand without a charger: it computes until it is empty, and its day ends
+    there.
+    """
     sim = simulate(
         dry=True,
         **{**LONG, "fleet": [PHONE, {**PHONE, "device": "jetson-tx2"}]},
@@ -355,7 +451,9 @@ def test_a_low_phone_that_nobody_charges_waits_until_it_is_empty(simulate):
     (phone,) = sim.devices
     (only,) = mine(sim, phone)
     assert (only["kind"], only["outcome"], phone.outcome) == ("charge", "battery", "never-charged")
-    assert only["end_s"] == pytest.approx(0.2 * phone.profile.battery_wh * 3600 / power_of(phone).idle_w, rel=1e-6)
+    assert only["end_s"] == pytest.approx(
+        0.2 * phone.profile.battery_wh * 3600 / power_of(phone).idle_w, rel=1e-6
+    )
 
 
 def test_hours_without_a_charger_are_refused(simulate):
@@ -364,7 +462,9 @@ def test_hours_without_a_charger_are_refused(simulate):
 
 
 def test_a_device_that_is_off_for_two_reasons_is_back_when_both_are_gone(simulate, tmp_path):
-    """Offline from 20 s to 1,000 s, and empty from when idling has taken the rest until it is charged at night."""
+    """Offline from 20 s to 1,000 s, and empty from when idling has taken the rest until it is
+    charged at night.
+    """
     (tmp_path / "two.csv").write_text("device,ready_start_s,ready_end_s\na,0,20\na,1000,80000\n")
     battery = {
         "initial": [0.003, 0.003],
@@ -389,7 +489,7 @@ def test_a_device_that_is_off_for_two_reasons_is_back_when_both_are_gone(simulat
     assert [edge for _, *edges in off for edge in edges] == pytest.approx(
         [20, empty_s, empty_s, 1000, 1000, back_s], abs=0.01
     )
-    assert min(s["start_s"] for s in spans if s["start_s"] > 20 and s["kind"] not in OFF) == pytest.approx(
-        back_s, abs=0.01
-    )
+    assert min(
+        s["start_s"] for s in spans if s["start_s"] > 20 and s["kind"] not in OFF
+    ) == pytest.approx(back_s, abs=0.01)
     assert phone.outcome == "ok"

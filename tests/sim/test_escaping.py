@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from sim import escaping
+from sim.views import escaping
 
 NAMES = (
     "a_b & 100 %",
@@ -32,14 +32,20 @@ def test_latex_itself_takes_every_name(tmp_path):
     head = r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{textcomp}"
     source = rf"{head}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "a.tex").write_text(source, encoding="utf-8")
-    subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        ["pdflatex", "-halt-on-error", "a.tex"], cwd=tmp_path, check=True, capture_output=True
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_markdown_shows_a_name_as_it_is(name):
     from markdown_it import MarkdownIt
 
-    shown = MarkdownIt("commonmark").enable("table").render(f"| a |\n|---|\n| {escaping.markdown(name)} |")
+    shown = (
+        MarkdownIt("commonmark")
+        .enable("table")
+        .render(f"| a |\n|---|\n| {escaping.markdown(name)} |")
+    )
     cell = re.search(r"<td>(.*?)</td>", shown, re.DOTALL)[1]
     for entity, plain in (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
         cell = cell.replace(entity, plain)
@@ -52,7 +58,7 @@ def test_figures_draw_a_name_with_dollars_as_it_is_written(tmp_path):
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from sim.saving_figures import save
+    from sim.views.saving_figures import save
 
     def drawn(name):
         figure = Figure()

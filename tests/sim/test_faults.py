@@ -1,4 +1,6 @@
-"""What a user can do wrong, and what a machine can: one message that says what to do, never a traceback."""
+"""What a user can do wrong, and what a machine can: one message that says what to do, never a
+traceback.
+"""
 
 import errno
 import json
@@ -6,8 +8,8 @@ import os
 
 import pytest
 
-from sim import faults
-from sim.results import open_run
+from sim.cli import faults
+from sim.results.run import open_run
 
 PLAIN = ("-q", "--no-figures", "--workers", "1")
 ONE = "fleet=[{count: 1, device: jetson-tx2, backbone: random-bert, link: lte}]"
@@ -131,8 +133,12 @@ def test_a_mad_scenario_that_means_something_runs(overrides, mobifleet, scenario
     assert all(s["end_s"] >= s["start_s"] >= 0 for s in run.spans().to_pylist())
 
 
-@pytest.mark.parametrize(("overrides", "says"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "")
-def test_what_cannot_be_run_is_refused_in_one_message(overrides, says, mobifleet, scenario_file, tmp_path):
+@pytest.mark.parametrize(
+    ("overrides", "says"), REFUSED, ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
+)
+def test_what_cannot_be_run_is_refused_in_one_message(
+    overrides, says, mobifleet, scenario_file, tmp_path
+):
     outcome = mobifleet("run", scenario_file(), "--out", "run", *PLAIN, *sets(overrides))
     assert outcome.code == 2
     assert says in outcome.err
@@ -146,7 +152,15 @@ def test_what_cannot_be_run_is_refused_in_one_message(overrides, says, mobifleet
 def test_the_same_holds_in_a_process_of_its_own(shell, scenario_file):
     path = scenario_file()
     for overrides, says in (REFUSED[0], REFUSED[8], REFUSED[-4]):
-        process = shell("-c", "from sim import cli; cli.main()", "run", path, "--dry", *PLAIN, *sets(overrides))
+        process = shell(
+            "-c",
+            "from sim.cli import main as cli; cli.main()",
+            "run",
+            path,
+            "--dry",
+            *PLAIN,
+            *sets(overrides),
+        )
         _, errors = process.communicate(timeout=600)
         assert process.returncode == 2
         assert says in errors
@@ -154,7 +168,10 @@ def test_the_same_holds_in_a_process_of_its_own(shell, scenario_file):
 
 
 def test_a_link_that_never_opens_ends_the_run_as_stalled(mobifleet, scenario_file, tmp_path):
-    assert mobifleet("run", scenario_file(), "--out", "run", *PLAIN, "--set", "server.ingress=0").code == 0
+    assert (
+        mobifleet("run", scenario_file(), "--out", "run", *PLAIN, "--set", "server.ingress=0").code
+        == 0
+    )
     run = open_run(tmp_path / "run")
     assert run.summary["ended"] == "stalled"
     assert run.summary["outcomes"] == {"stalled": 3}
@@ -164,9 +181,17 @@ def test_a_link_that_never_opens_ends_the_run_as_stalled(mobifleet, scenario_fil
 # --- memory
 
 
-def test_too_little_memory_is_an_error_that_says_by_how_much_and_what_would_fit(mobifleet, scenario_file):
+def test_too_little_memory_is_an_error_that_says_by_how_much_and_what_would_fit(
+    mobifleet, scenario_file
+):
     fleet = [
-        {"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte", "memory": "950 KiB"},
+        {
+            "count": 1,
+            "device": "jetson-tx2",
+            "backbone": "random-bert",
+            "link": "lte",
+            "memory": "950 KiB",
+        },
         {"count": 2, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "lte"},
     ]
     outcome = mobifleet("check", scenario_file(fleet=fleet))
@@ -177,13 +202,21 @@ def test_too_little_memory_is_an_error_that_says_by_how_much_and_what_would_fit(
 
 def test_recorded_out_of_memory_takes_that_device_alone_out(simulate):
     fleet = [
-        {"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte", "memory": "800 KiB"},
+        {
+            "count": 1,
+            "device": "jetson-tx2",
+            "backbone": "random-bert",
+            "link": "lte",
+            "memory": "800 KiB",
+        },
         {"count": 2, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "lte"},
     ]
     sim = simulate(fleet=fleet, out_of_memory="record")
     assert [device.outcome for device in sim.devices] == ["oom", "ok", "ok"]
     spans = sim.recorder.spans().to_pylist()
-    assert [(s["kind"], s["outcome"]) for s in spans if s["actor"] == "device-0000"] == [("load", "oom")]
+    assert [(s["kind"], s["outcome"]) for s in spans if s["actor"] == "device-0000"] == [
+        ("load", "oom")
+    ]
     assert sim.devices[0].finished_at_s is None
     assert sim.devices[1].finished_at_s > 0
     assert sim.updates == 40 * 5 // 8  # the records of the other two
@@ -197,7 +230,9 @@ def test_the_peak_that_is_recorded_never_exceeds_what_was_checked(simulate):
         batch = sim.costing.forward(device.member, lengths[:4])
         assert device.peak_memory_bytes > sim.costing.weight_bytes(device.member)
         assert device.peak_memory_bytes < device.profile.memory_bytes
-        assert device.peak_memory_bytes >= sim.costing.weight_bytes(device.member) + batch.peak_bytes
+        assert (
+            device.peak_memory_bytes >= sim.costing.weight_bytes(device.member) + batch.peak_bytes
+        )
 
 
 # --- the run directory
@@ -211,13 +246,19 @@ def test_an_existing_directory_is_never_written_over(mobifleet, scenario_file, t
     assert outcome.code == 2
     assert "--out" in outcome.err
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
-    assert "mine" in mobifleet("run", scenario_file(), "--dry", "--out", "mine/thesis.txt", *PLAIN).err
+    assert (
+        "mine" in mobifleet("run", scenario_file(), "--dry", "--out", "mine/thesis.txt", *PLAIN).err
+    )
 
 
 def test_by_default_runs_are_numbered(mobifleet, scenario_file, tmp_path):
     for _ in range(3):
         assert mobifleet("run", scenario_file(), "--dry", *PLAIN).code == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-2", "tiny-3"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "tiny",
+        "tiny-2",
+        "tiny-3",
+    ]
     digests = {open_run(path).summary["digest"] for path in (tmp_path / "runs").iterdir()}
     assert len(digests) == 1
 
@@ -234,7 +275,14 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("writer", ["sim.recorder.pq.write_table", "sim.writing.json.dump", "sim.runner.device_table"])
+@pytest.mark.parametrize(
+    "writer",
+    [
+        "sim.kernel.recorder.pq.write_table",
+        "sim.kernel.writing.json.dump",
+        "sim.runner.device_table",
+    ],
+)
 def test_a_full_disk_is_one_message(writer, mobifleet, scenario_file, monkeypatch):
     path = scenario_file()
     monkeypatch.setattr(writer, full_disk)
@@ -244,7 +292,9 @@ def test_a_full_disk_is_one_message(writer, mobifleet, scenario_file, monkeypatc
     assert "Traceback" not in outcome.err
 
 
-@pytest.mark.parametrize("name", ["spans.parquet", "devices.parquet", "summary.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["spans.parquet", "devices.parquet", "summary.json", "manifest.json"]
+)
 def test_a_truncated_file_is_named_by_plot(name, mobifleet, scenario_file, tmp_path):
     assert mobifleet("run", scenario_file(), "--dry", "--out", "run", *PLAIN).code == 0
     file = tmp_path / "run" / name
@@ -255,7 +305,9 @@ def test_a_truncated_file_is_named_by_plot(name, mobifleet, scenario_file, tmp_p
     assert "Traceback" not in outcome.err
 
 
-def test_a_run_that_breaks_is_marked_as_failed_and_keeps_its_traceback(mobifleet, scenario_file, tmp_path, monkeypatch):
+def test_a_run_that_breaks_is_marked_as_failed_and_keeps_its_traceback(
+    mobifleet, scenario_file, tmp_path, monkeypatch
+):
     def broken(self):
         raise ZeroDivisionError("a defect of ours")
 
@@ -271,6 +323,13 @@ def test_a_run_that_breaks_is_marked_as_failed_and_keeps_its_traceback(mobifleet
 def test_a_finished_run_leaves_no_temporary_files(mobifleet, scenario_file, tmp_path):
     assert mobifleet("run", scenario_file(), "--out", "run", *PLAIN).code == 0
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        *("devices.parquet", "manifest.json", "metrics.parquet", "model", "spans.parquet", "summary.json"),
+        *(
+            "devices.parquet",
+            "manifest.json",
+            "metrics.parquet",
+            "model",
+            "spans.parquet",
+            "summary.json",
+        ),
         "timeline.pftrace",
     ]

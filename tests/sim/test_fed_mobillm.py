@@ -1,4 +1,6 @@
-"""Fed MobiLLM against its own definition: what is uploaded, how often, what the server may spend, and what it learns."""
+"""Fed MobiLLM against its own definition: what is uploaded, how often, what the server may spend,
+and what it learns.
+"""
 
 import json
 from collections import Counter
@@ -6,13 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from learning import taps
-from learning.activations import Activations, decode, encode
-from learning.prediction_difference import backbone_prediction, difference
-from learning.side_tuning import HeldOut, SideTuning, Training
-from sim.learned import resolved
-from sim.methods.fed_mobillm import FedMobiLLM
-from sim.methods.shared.replay_cache import ReplayCache
+from learning.side import taps
+from learning.side.activations import Activations, decode, encode
+from learning.side.prediction_difference import backbone_prediction, difference
+from learning.side.tuning import HeldOut, SideTuning, Training
+from sim.kernel.learned import resolved
+from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+from sim.methods.side_tuning.replay_cache import ReplayCache
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -59,13 +61,17 @@ def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):
             batch = samples[taken : taken + next(sizes)]
             taken += len(batch)
             targets = difference(labels[batch], y_b[batch])
-            central.ingest("random-bert", encode(Activations(vectors(batch), targets, batch), config.wire))
+            central.ingest(
+                "random-bert", encode(Activations(vectors(batch), targets, batch), config.wire)
+            )
             cache.insert("random-bert", len(batch))
         losses.append(central.step(cache.draw(config.server_batch)))
     assert taken == len(samples) == 60
     assert len(losses) == sim.updates
     for name, tensor in central.averaged.state_dict().items():
-        assert np.array_equal(tensor.numpy(), learner.tuning.value.averaged.state_dict()[name].numpy()), name
+        assert np.array_equal(
+            tensor.numpy(), learner.tuning.value.averaged.state_dict()[name].numpy()
+        ), name
     assert curve(sim)[-1] == central.evaluate()["random-bert"]
     recorded = [m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "loss"]
     assert recorded == losses[4::5]
@@ -76,7 +82,9 @@ def test_it_learns_what_can_be_learned(simulate, curve):
     assert curve(sim)[-1] >= 0.8
     shares = {"random-bert": 2 / 3, "random-bert-l1": 1 / 3}  # the fleet's own mix
     for whole, *parts in zip(curve(sim), *(curve(sim, name) for name in shares), strict=True):
-        assert whole == pytest.approx(sum(share * part for share, part in zip(shares.values(), parts, strict=True)))
+        assert whole == pytest.approx(
+            sum(share * part for share, part in zip(shares.values(), parts, strict=True))
+        )
 
 
 @pytest.mark.parametrize("replay", [0.01, 0.1, 1, 2.5, 7, 20])
@@ -88,7 +96,9 @@ def test_the_server_spends_its_budget_and_no_more(replay, eager, batch, simulate
         with pytest.raises(ValueError, match="no update is ever granted"):
             simulate(dry=True, method=method)
         return
-    assert simulate(dry=True, method=method, jitter=False).updates == int(replay * 60 / batch + 1e-9)
+    assert simulate(dry=True, method=method, jitter=False).updates == int(
+        replay * 60 / batch + 1e-9
+    )
 
 
 def test_no_update_precedes_the_samples_that_grant_it(simulate):
@@ -126,13 +136,18 @@ def test_every_record_is_uploaded_exactly_once(device_batch, simulate, payloads)
 @pytest.mark.parametrize("start", ["embedding", "zero"])
 def test_the_charged_bytes_are_the_real_bytes(wire, loss, start, simulate, payloads):
     sim = simulate(
-        f"method.wire={wire}", f"method.loss={loss}", f"method.side_network.start={start}", "method.replay=1"
+        f"method.wire={wire}",
+        f"method.loss={loss}",
+        f"method.side_network.start={start}",
+        "method.replay=1",
     )
     assert payloads
     for payload in payloads:
         assert len(resolved(payload.data)) == payload.nbytes
     assert sim.recorder.uplink_bytes == sum(len(resolved(payload.data)) for payload in payloads)
-    if loss == "squared-error":  # the server sees differences to the backbone's prediction, not labels as such
+    if (
+        loss == "squared-error"
+    ):  # the server sees differences to the backbone's prediction, not labels as such
         assert decode(resolved(payloads[0].data)).targets.shape[1] == 3
 
 
@@ -150,7 +165,11 @@ def test_costing_as_another_architecture_changes_charges_and_not_learning(simula
 
 
 def test_costing_leaves_the_accuracy_of_every_update_alone(simulate, curve):
-    one = {**ONE, "jitter": False, "method": {"kind": "fed-mobillm", "replay": 5, "eager": 0, "server_batch": 8}}
+    one = {
+        **ONE,
+        "jitter": False,
+        "method": {"kind": "fed-mobillm", "replay": 5, "eager": 0, "server_batch": 8},
+    }
     plain, costed = simulate(**one), simulate(**one, cost_as={"backbone": "roberta-large"})
     assert curve(plain) == curve(costed)
     assert len(curve(plain)) >= 7
@@ -160,14 +179,21 @@ def test_costing_leaves_the_accuracy_of_every_update_alone(simulate, curve):
 def test_more_devices_send_the_same_bytes_for_the_same_texts(simulate):
     fleet = [{**ONE["fleet"][0], "count": 3}]
     one = simulate("method.device_batch=4", dry=True, **ONE).recorder.uplink_bytes
-    three = simulate("method.device_batch=4", dry=True, fleet=fleet, arrivals={"kind": "at-once"}).recorder.uplink_bytes
+    three = simulate(
+        "method.device_batch=4", dry=True, fleet=fleet, arrivals={"kind": "at-once"}
+    ).recorder.uplink_bytes
     assert one == three
 
 
 def test_the_saved_model_says_what_it_needs(mobifleet, scenario_file, tmp_path):
-    from learning.side_network import load_side_network
+    from learning.side.network import load_side_network
 
-    assert mobifleet("run", scenario_file(), "-q", "--no-figures", "--workers", "1", "--out", "run").code == 0
+    assert (
+        mobifleet(
+            "run", scenario_file(), "-q", "--no-figures", "--workers", "1", "--out", "run"
+        ).code
+        == 0
+    )
     network, notes = load_side_network(tmp_path / "run" / "model" / "side_network.safetensors")
     assert network.shape.classes == 3
     assert not network.training

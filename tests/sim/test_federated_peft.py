@@ -1,4 +1,6 @@
-"""Federated PEFT on the clock, synchronous and asynchronous: against plain loops, formulas and stories told by hand."""
+"""Federated PEFT on the clock, synchronous and asynchronous: against plain loops, formulas and
+stories told by hand.
+"""
 
 import dataclasses
 from collections import Counter
@@ -8,23 +10,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learning.aggregation import Staleness
-from learning.backbone import pad
-from learning.catalogue import find
-from learning.count_training import training_architecture
-from learning.trainable import TrainableClassifier
-from sim.costing import DoesNotFit
-from sim.learned import resolved
-from sim.methods.fed_async import FedAsync
+from learning.backbones.backbone import pad
+from learning.backbones.catalogue import find
+from learning.cost.count_training import training_architecture
+from learning.federated.aggregation import Staleness
+from learning.federated.trainable import TrainableClassifier
+from sim.kernel.learned import resolved
+from sim.methods.federated_peft.fed_async import FedAsync
+from sim.world.costing import DoesNotFit
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "evaluate_every": 1, "jitter": False}
-ROUNDS = {"kind": "fedavg-full", "rounds": 2, "participation": 1.0, "learning_rate": 1e-3, "device_batch": 8}
+ROUNDS = {
+    "kind": "fedavg-full",
+    "rounds": 2,
+    "participation": 1.0,
+    "learning_rate": 1e-3,
+    "device_batch": 8,
+}
 ASYNC = {"kind": "fedasync", "peft": "head", "answers": 12, "concurrency": 1.0}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 
 
 def stepped(kind, x, d, m, v, eta):
-    """Reddi et al. (ICLR 2021), algorithm 2, and Hsu et al. (2019), for one tensor: its new value and moments."""
+    """Reddi et al. (ICLR 2021), algorithm 2, and Hsu et al. (2019), for one tensor: its new value
+    and moments.
+    """
     if kind == "fedavg":
         return x + eta * d, m, v
     if kind == "fedavgm":
@@ -38,25 +48,39 @@ def stepped(kind, x, d, m, v, eta):
 def plain_loop(sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", eta=1.0):
     """The state after so many rounds of whole models in plain PyTorch."""
     seed = sim.streams.seed64("server/model") % 2**31
-    model = TrainableClassifier(find("random-bert"), "full", 3, "mean", 8, 8, 16, seed, head="dense")
+    model = TrainableClassifier(
+        find("random-bert"), "full", 3, "mean", 8, 8, 16, seed, head="dense"
+    )
     state = model.trainable()
-    m, v = {n: torch.zeros_like(t) for n, t in state.items()}, {n: torch.full_like(t, 1e-6) for n, t in state.items()}
+    m, v = (
+        {n: torch.zeros_like(t) for n, t in state.items()},
+        {n: torch.full_like(t, 1e-6) for n, t in state.items()},
+    )
     for number in range(rounds):
         made, weights = [], []
         for device in sim.devices:
             model.load_trainable(state)
             parameters = model.trainable_parameters()
             decayed = [p for p in parameters.values() if p.ndim >= 2]
-            others = [{"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0}]
-            optimiser = torch.optim.AdamW([{"params": decayed}, *others], lr=1e-3, weight_decay=decay)
-            tokens, labels = sim.method.learner.tokens("random-bert", device.samples), sim.task.labels[device.samples]
+            others = [
+                {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0}
+            ]
+            optimiser = torch.optim.AdamW(
+                [{"params": decayed}, *others], lr=1e-3, weight_decay=decay
+            )
+            tokens, labels = (
+                sim.method.learner.tokens("random-bert", device.samples),
+                sim.task.labels[device.samples],
+            )
             local = sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31
             order = np.random.default_rng(local).permutation(len(labels))
             for start in range(0, len(order), 8):
                 chosen = order[start : start + 8]
                 ids, mask = pad([tokens.ids[i] for i in chosen])
                 loss = F.cross_entropy(model(ids, mask), torch.tensor(labels[chosen]))
-                loss = loss + mu / 2 * sum(((p - state[n]) ** 2).sum() for n, p in parameters.items())
+                loss = loss + mu / 2 * sum(
+                    ((p - state[n]) ** 2).sum() for n, p in parameters.items()
+                )
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -72,12 +96,18 @@ UNLIKE = {"task": {"dataset": {"path": "texts.csv"}, "train": 60, "test": 30, "m
                    "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 4}}}  # fmt: skip
 LOOPS = {
     "plain": ({}, {}),
-    "decay": ({"weight_decay": 10.0}, {"decay": 10.0}),  # with a rate of 1e-3 it shrinks a weight by a hundredth a step
+    "decay": (
+        {"weight_decay": 10.0},
+        {"decay": 10.0},
+    ),  # with a rate of 1e-3 it shrinks a weight by a hundredth a step
     "proximal": ({"proximal_mu": 0.5}, {"mu": 0.5}),
     "weighted": ({"weigh_by_samples": True}, {"weighted": True}),
     "fedavgm": ({"server_optimiser": {"kind": "fedavgm"}}, {"server": "fedavgm"}),
     **{
-        kind: ({"server_optimiser": {"kind": kind, "learning_rate": 0.01}}, {"server": kind, "eta": 0.01})
+        kind: (
+            {"server_optimiser": {"kind": kind, "learning_rate": 0.01}},
+            {"server": kind, "eta": 0.01},
+        )
         for kind in ("fedadam", "fedyogi")
     },
 }
@@ -85,14 +115,20 @@ LOOPS = {
 
 @pytest.mark.parametrize("which", LOOPS)
 def test_rounds_equal_a_plain_loop(which, simulate):
-    """FedAvg of K clients, every one a plain AdamW loop on its own copy, by the formulas of the papers: the same model."""
+    """FedAvg of K clients, every one a plain AdamW loop on its own copy, by the formulas of the
+    papers: the same model.
+    """
     (settings, how), rounds = LOOPS[which], 3 if "server" in LOOPS[which][1] else 2
-    sim = simulate(fleet=EQUAL, method={**ROUNDS, "rounds": rounds, **settings}, **AT_ONCE, **UNLIKE)
+    sim = simulate(
+        fleet=EQUAL, method={**ROUNDS, "rounds": rounds, **settings}, **AT_ONCE, **UNLIKE
+    )
     assert len({len(device.samples) for device in sim.devices}) > 1
     expected, without = plain_loop(sim, rounds, **how), plain_loop(sim, rounds) if how else None
     within = 1e-5 if rounds == 2 else 1e-4  # a server's step by a root magnifies rounding
     for name, tensor in sim.method.learner.state.value.items():
-        if not name.endswith("key.bias"):  # its gradient is zero but for rounding, which AdamW blows up to whole steps
+        if not name.endswith(
+            "key.bias"
+        ):  # its gradient is zero but for rounding, which AdamW blows up to whole steps
             torch.testing.assert_close(tensor, expected[name], atol=within, rtol=0, msg=name)
     if how:  # and it would be another without the setting
         found = sim.method.learner.state.value
@@ -100,7 +136,9 @@ def test_rounds_equal_a_plain_loop(which, simulate):
 
 
 def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatch):
-    """(1 - a) x + a x_new with a = 0.6 / sqrt(1 + versions made meanwhile), the paper's polynomial with its 0.5."""
+    """(1 - a) x + a x_new with a = 0.6 / sqrt(1 + versions made meanwhile), the paper's polynomial
+    with its 0.5.
+    """
     applied, aggregation = [], FedAsync.aggregation
 
     def noting(self, buffer):
@@ -116,15 +154,24 @@ def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatc
         return dataclasses.replace(work, run=noted)
 
     monkeypatch.setattr(FedAsync, "aggregation", noting)
-    fleet = [{**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
-             {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"}]  # fmt: skip
-    sim = simulate(fleet=fleet, method={**ASYNC, "peft": "full", "answers": 9, "device_batch": 8}, **AT_ONCE)
+    fleet = [
+        {**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
+        {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"},
+    ]
+    sim = simulate(
+        fleet=fleet, method={**ASYNC, "peft": "full", "answers": 9, "device_batch": 8}, **AT_ONCE
+    )
     stale = []
     for version, (before, payload, after) in enumerate(applied):
         stale.append(version - payload.version)
-        a, sent = 0.6 / (1 + stale[-1]) ** 0.5, sim.method.learner.unpacked("random-bert", resolved(payload.data))
+        a, sent = (
+            0.6 / (1 + stale[-1]) ** 0.5,
+            sim.method.learner.unpacked("random-bert", resolved(payload.data)),
+        )
         for name, x in resolved(before).items():
-            torch.testing.assert_close(resolved(after)[name], (1 - a) * x + a * sent[name], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                resolved(after)[name], (1 - a) * x + a * sent[name], atol=1e-6, rtol=0
+            )
     assert len(applied) == 9 and max(stale) > 1
 
 
@@ -134,7 +181,10 @@ def test_memory_is_needed_for_weights_a_step_and_adamws_two_moments(simulate):
     for device in sim.devices:
         lengths = sim.lengths(device, device.samples)
         batches = [lengths[start : start + 8] for start in range(0, len(lengths), 8)]
-        peak = max(counted.step(len(batch), int(batch.max()), "adamw", False).peak_bytes for batch in batches)
+        peak = max(
+            counted.step(len(batch), int(batch.max()), "adamw", False).peak_bytes
+            for batch in batches
+        )
         weights = sim.costing.architectures["random-bert"].parameters * 4
         needed = weights + peak + 8 * counted.trainable
         assert sim.method.peak_bytes(device) == device.peak_memory_bytes == needed
@@ -153,9 +203,16 @@ def test_every_device_has_its_turns(simulate, spans):
 
 
 def test_each_round_has_its_own_deadline(simulate, spans):
-    """The fast one answers, the slow one is late: a deadline that began with the run would close the later rounds at once."""
-    alone_s = simulate(fleet=[{**EQUAL[0], "count": 1}], method={**ROUNDS, "rounds": 1}, dry=True, **AT_ONCE).ended.at_s
-    fleet = [{**EQUAL[0], "count": 1}, {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "lte-driving"}]
+    """The fast one answers, the slow one is late: a deadline that began with the run would close
+    the later rounds at once.
+    """
+    alone_s = simulate(
+        fleet=[{**EQUAL[0], "count": 1}], method={**ROUNDS, "rounds": 1}, dry=True, **AT_ONCE
+    ).ended.at_s
+    fleet = [
+        {**EQUAL[0], "count": 1},
+        {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "lte-driving"},
+    ]
     method = {**ROUNDS, "rounds": 3, "deadline": 1.2 * alone_s}
     sim = simulate(fleet=fleet, method=method, dry=True, **AT_ONCE)
     waits = [s["end_s"] - s["start_s"] for s in spans(sim, "wait", actor="server")]
@@ -165,25 +222,37 @@ def test_each_round_has_its_own_deadline(simulate, spans):
 @pytest.mark.parametrize("kind", ["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"])
 def test_bytes_both_ways_are_four_a_trained_number(kind, simulate, spans):
     sim = simulate(fleet=EQUAL, method={**ROUNDS, "kind": kind}, **AT_ONCE)
-    nbytes = 4 * training_architecture(find("random-bert"), kind.removeprefix("fedavg-"), 3, head="dense").trainable
+    nbytes = (
+        4
+        * training_architecture(
+            find("random-bert"), kind.removeprefix("fedavg-"), 3, head="dense"
+        ).trainable
+    )
     for way in ("upload", "download"):
         assert [s["nbytes"] for s in spans(sim, kind=way)] == [nbytes] * 6
-    packed = sim.method.learner.packed(sim.method.learner.part_of("random-bert", sim.method.learner.state.value))
+    packed = sim.method.learner.packed(
+        sim.method.learner.part_of("random-bert", sim.method.learner.state.value)
+    )
     assert len(packed) == nbytes
 
 
 @pytest.mark.parametrize(
-    "method", [ROUNDS, {**ASYNC, "peft": "full"}, {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 3}]
+    "method",
+    [ROUNDS, {**ASYNC, "peft": "full"}, {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 3}],
 )
 def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simulate, mark):
-    real, again, dry = (simulate(method=method, dry=d, workers=w) for d, w in ((False, 1), (False, 2), (True, 1)))
+    real, again, dry = (
+        simulate(method=method, dry=d, workers=w) for d, w in ((False, 1), (False, 2), (True, 1))
+    )
     assert real.recorder.spans().equals(dry.recorder.spans())
     assert mark(real) == mark(again)
 
 
 def test_cuts_of_one_backbone_share_what_they_have(simulate, spans):
     sim = simulate(method={**ROUNDS, "rounds": 1})  # two whole ones and one of a single layer
-    whole, cut = (sim.method.learner.models[name].trainable() for name in ("random-bert", "random-bert-l1"))
+    whole, cut = (
+        sim.method.learner.models[name].trainable() for name in ("random-bert", "random-bert-l1")
+    )
     assert set(cut) < set(whole)
     assert {s["nbytes"] for s in spans(sim, kind="upload")} == {
         4 * training_architecture(find(name), "full", 3, head="dense").trainable
@@ -210,10 +279,16 @@ def test_the_server_waits_for_its_slowest_and_the_others_wait_with_it(simulate, 
 
 
 def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate, spans):
-    late = simulate(method={**ROUNDS, "rounds": 3, "participation": 0.34, "over_selection": 3.0}, dry=True, **AT_ONCE)
+    late = simulate(
+        method={**ROUNDS, "rounds": 3, "participation": 0.34, "over_selection": 3.0},
+        dry=True,
+        **AT_ONCE,
+    )
     for waited in spans(late, actor="server", kind="wait"):  # a round is over with its first answer
         inside = [
-            s for s in spans(late, kind="upload", outcome="ok") if waited["start_s"] < s["end_s"] <= waited["end_s"]
+            s
+            for s in spans(late, kind="upload", outcome="ok")
+            if waited["start_s"] < s["end_s"] <= waited["end_s"]
         ]
         assert inside and {s["end_s"] for s in inside} == {waited["end_s"]}
     assert {s["actor"] for s in spans(late, outcome="late")} == {"device-0002"}
@@ -228,7 +303,11 @@ def test_over_selection_and_deadline_tell_the_last_that_they_are_late(simulate, 
 
 @pytest.mark.parametrize(
     "method",
-    [{**ROUNDS, "rounds": 4}, {**ASYNC, "peft": "lora"}, {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 2}],
+    [
+        {**ROUNDS, "rounds": 4},
+        {**ASYNC, "peft": "lora"},
+        {**ASYNC, "kind": "fedbuff", "peft": "lora", "buffer": 2},
+    ],
 )
 def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
     sim = simulate(method=method, dry=True, dropped=(0, 0.05), **AT_ONCE)
@@ -240,26 +319,48 @@ def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", [
-    {**ROUNDS, "rounds": 8, "learning_rate": 3e-3}, {**ROUNDS, "kind": "fedavg-lora", "rounds": 12, "learning_rate": 2e-2},
-    {**ASYNC, "peft": "lora", "answers": 36, "learning_rate": 2e-2, "device_batch": 8},
-    {**ASYNC, "kind": "fedbuff", "buffer": 3, "peft": "lora", "answers": 36, "learning_rate": 2e-2, "device_batch": 8},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        {**ROUNDS, "rounds": 8, "learning_rate": 3e-3},
+        {**ROUNDS, "kind": "fedavg-lora", "rounds": 12, "learning_rate": 2e-2},
+        {**ASYNC, "peft": "lora", "answers": 36, "learning_rate": 2e-2, "device_batch": 8},
+        {
+            **ASYNC,
+            "kind": "fedbuff",
+            "buffer": 3,
+            "peft": "lora",
+            "answers": 36,
+            "learning_rate": 2e-2,
+            "device_batch": 8,
+        },
+    ],
+)
 def test_it_learns(method, simulate):
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
-    best = max(m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", ""))
+    best = max(
+        m["value"]
+        for m in sim.recorder.metrics().to_pylist()
+        if (m["name"], m["group"]) == ("accuracy", "")
+    )
     majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
     assert best >= majority + 0.2
 
 
 def test_staleness_of_three_devices_by_hand(simulate, spans):
-    """A fast device answers twice while a slow one works: the slow answer is as many versions old as were made meanwhile."""
-    fleet = [{**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
-             {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"}]  # fmt: skip
+    """A fast device answers twice while a slow one works: the slow answer is as many versions old
+    as were made meanwhile.
+    """
+    fleet = [
+        {**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
+        {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"},
+    ]
     sim = simulate(fleet=fleet, method={**ASYNC, "peft": "full", "answers": 9}, dry=True, **AT_ONCE)
     applied = spans(sim, actor="server", kind="aggregate")
     noted = [
-        (m["time_s"], m["value"], m["group"]) for m in sim.recorder.metrics().to_pylist() if m["name"] == "staleness"
+        (m["time_s"], m["value"], m["group"])
+        for m in sim.recorder.metrics().to_pylist()
+        if m["name"] == "staleness"
     ]
     downloads = spans(sim, kind="download")
     uploads = {s["flows"][0]: s for s in spans(sim, kind="upload", outcome="ok")}
@@ -268,7 +369,9 @@ def test_staleness_of_three_devices_by_hand(simulate, spans):
         [flow] = work["flows"]
         sender = uploads[flow]["actor"]
         asked_s = max(
-            d["start_s"] for d in downloads if d["actor"] == sender and d["start_s"] < uploads[flow]["start_s"]
+            d["start_s"]
+            for d in downloads
+            if d["actor"] == sender and d["start_s"] < uploads[flow]["start_s"]
         )
         meanwhile = [w for w in applied if asked_s < w["end_s"] <= time_s]
         assert staleness == len(meanwhile), group
@@ -282,7 +385,11 @@ def test_staleness_weights():
 
 
 def test_looking_at_the_model_waits_its_turn(simulate, mark):
-    """Evaluation loads weights into the model that devices train with: with workers it must not come between."""
+    """Evaluation loads weights into the model that devices train with: with workers it must not
+    come between.
+    """
     method = {**ASYNC, "peft": "lora", "answers": 30, "evaluate_every": 1, "learning_rate": 2e-2}
-    one, four = (simulate(fleet=EQUAL, method=method, workers=workers, **AT_ONCE) for workers in (1, 4))
+    one, four = (
+        simulate(fleet=EQUAL, method=method, workers=workers, **AT_ONCE) for workers in (1, 4)
+    )
     assert mark(one) == mark(four)

@@ -9,29 +9,51 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning import forward_gradient as fg
-from learning.backbone import pad
-from learning.catalogue import find
-from learning.count_forward_only import forward_architecture, jvp_pass
-from learning.trainable import TrainableClassifier
-from sim.learned import resolved
+from learning.backbones.backbone import pad
+from learning.backbones.catalogue import find
+from learning.cost.count_forward_only import forward_architecture, jvp_pass
+from learning.federated import forward_gradient as fg
+from learning.federated.trainable import TrainableClassifier
+from sim.kernel.learned import resolved
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "jitter": False}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 SMALL = {"rank": 4, "alpha": 8, "evaluate_every": 2}
-FWDLLM = {"kind": "fwdllm", "peft": "lora", "rounds": 3, "participation": 1.0, "learning_rate": 0.1, "perturbations": 2,
-          "candidates": 3, "variance_threshold": None, "warm_up": 0.5, **SMALL}  # fmt: skip
-MEZO = {"kind": "fedmezo", "rounds": 3, "local_steps": 5, "device_batch": 8, "learning_rate": 0.02, **SMALL}
+FWDLLM = {
+    "kind": "fwdllm",
+    "peft": "lora",
+    "rounds": 3,
+    "participation": 1.0,
+    "learning_rate": 0.1,
+    "perturbations": 2,
+    "candidates": 3,
+    "variance_threshold": None,
+    "warm_up": 0.5,
+    **SMALL,
+}
+MEZO = {
+    "kind": "fedmezo",
+    "rounds": 3,
+    "local_steps": 5,
+    "device_batch": 8,
+    "learning_rate": 0.02,
+    **SMALL,
+}
 SPRY = {"kind": "spry", "rounds": 2, "participation": 1.0, "learning_rate": 0.01, **SMALL}
 METHODS = pytest.mark.parametrize("method", [FWDLLM, MEZO, SPRY], ids=["fwdllm", "fedmezo", "spry"])
 
 
 class Plain:
-    """The same fleet without a clock: one model object, batches in the documented order, losses by plain PyTorch."""
+    """The same fleet without a clock: one model object, batches in the documented order, losses by
+    plain PyTorch.
+    """
 
     def __init__(self, sim, alpha=8, rank=4):
         seed = sim.streams.seed64("server/model") % 2**31
-        self.sim, self.model = sim, TrainableClassifier(find("random-bert"), "lora", 3, "mean", rank, alpha, 48, seed)
+        self.sim, self.model = (
+            sim,
+            TrainableClassifier(find("random-bert"), "lora", 3, "mean", rank, alpha, 48, seed),
+        )
         self.state = self.model.trainable()
 
     def batches(self, device, version, count):
@@ -49,14 +71,18 @@ class Plain:
     def slope(self, state, v, samples, h):
         with torch.no_grad():
             ahead, behind = (
-                float(self.loss({n: t + sign * h * v[n] for n, t in state.items()}, samples)) for sign in (1, -1)
+                float(self.loss({n: t + sign * h * v[n] for n, t in state.items()}, samples))
+                for sign in (1, -1)
             )
         return (ahead - behind) / (2 * h)
 
     def drawn(self, seed, step, names=None):
         """The direction of a step, over some of the tensors."""
         generator = torch.Generator().manual_seed(fg.direction_seed(seed, step))
-        return {n: torch.randn(self.state[n].shape, generator=generator) for n in sorted(names or self.state)}
+        return {
+            n: torch.randn(self.state[n].shape, generator=generator)
+            for n in sorted(names or self.state)
+        }
 
     def seed(self, device, version):
         return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
@@ -71,14 +97,17 @@ def steps_of_an_epoch(device):
     return -(-len(device.samples) // 8)
 
 
-# --- the same model as a plain loop ----------------------------------------------------------------------------------
+# --- the same model as a plain loop
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_fwdllm_is_a_plain_loop(shared, simulate):
     sim = simulate(fleet=EQUAL, method={**FWDLLM, "shared_seeds": shared}, **AT_ONCE)
     plain, last = Plain(sim), None
-    for number, rate in enumerate((0.05, 0.1, 0.1)):  # two rounds (1.5, rounded) up to 0.1, from which it would fall
+    for number, rate in enumerate(
+        (0.05, 0.1, 0.1)
+    ):  # two rounds (1.5, rounded) up to 0.1, from which it would fall
         gradients = []
         for device in sim.devices:
             seed = plain.seed(device, number)
@@ -86,12 +115,19 @@ def test_fwdllm_is_a_plain_loop(shared, simulate):
             if last is not None:
                 flat = [torch.cat([v[n].flatten() for n in sorted(v)]) for v in candidates]
                 goal = torch.cat([last[n].flatten() for n in sorted(last)])
-                nearest = np.argsort([-float(F.cosine_similarity(v, goal, dim=0)) for v in flat])[:2]
+                nearest = np.argsort([-float(F.cosine_similarity(v, goal, dim=0)) for v in flat])[
+                    :2
+                ]
                 candidates = [candidates[i] for i in nearest]
             batches = plain.batches(device, number, steps_of_an_epoch(device))
-            slopes = [np.mean([plain.slope(plain.state, v, b, 0.01) for b in batches]) for v in candidates]
+            slopes = [
+                np.mean([plain.slope(plain.state, v, b, 0.01) for b in batches]) for v in candidates
+            ]
             gradients.append(
-                {n: sum(s * v[n] for s, v in zip(slopes, candidates, strict=True)) / 2 for n in plain.state}
+                {
+                    n: sum(s * v[n] for s, v in zip(slopes, candidates, strict=True)) / 2
+                    for n in plain.state
+                }
             )
         last = {n: sum(g[n] for g in gradients) / len(gradients) for n in plain.state}
         plain.state = {n: t - rate * last[n] for n, t in plain.state.items()}
@@ -119,20 +155,34 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
     sim = simulate(fleet=EQUAL, method=SPRY, **AT_ONCE)
     plain = Plain(sim)
     dealt = [n for n in plain.state if not n.startswith("head.")]
-    head, pairs = [n for n in plain.state if n.startswith("head.")], list(zip(dealt[::2], dealt[1::2], strict=True))
-    m, v2 = ({n: torch.full_like(t, start) for n, t in plain.state.items()} for start in (0.0, 1e-6))
+    head, pairs = (
+        [n for n in plain.state if n.startswith("head.")],
+        list(zip(dealt[::2], dealt[1::2], strict=True)),
+    )
+    m, v2 = (
+        {n: torch.full_like(t, start) for n, t in plain.state.items()} for start in (0.0, 1e-6)
+    )
     for number in range(2):
         made = []
-        for device, place in zip(sim.devices, sim.streams.rng("server/deal", number).permutation(3), strict=True):
+        for device, place in zip(
+            sim.devices, sim.streams.rng("server/deal", number).permutation(3), strict=True
+        ):
             own = [*head, *(n for pair in pairs[place::3] for n in pair)]
             plain.model.load_trainable(plain.state)
             parameters = {n: plain.model.trainable_parameters()[n] for n in own}
             optimiser = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
             trained = plain.state
-            for step, samples in enumerate(plain.batches(device, number, steps_of_an_epoch(device))):
+            for step, samples in enumerate(
+                plain.batches(device, number, steps_of_an_epoch(device))
+            ):
                 direction = plain.drawn(plain.seed(device, number), step, own)
-                gradients = torch.autograd.grad(plain.loss(trained, samples), list(parameters.values()))
-                s = sum(float((g * direction[n]).sum()) for n, g in zip(parameters, gradients, strict=True))
+                gradients = torch.autograd.grad(
+                    plain.loss(trained, samples), list(parameters.values())
+                )
+                s = sum(
+                    float((g * direction[n]).sum())
+                    for n, g in zip(parameters, gradients, strict=True)
+                )
                 for n, parameter in parameters.items():
                     parameter.grad = s * direction[n]
                 optimiser.step()
@@ -148,7 +198,8 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
     plain.is_near(sim.method.learner.state.value)
 
 
-# --- bytes, FLOP, memory ---------------------------------------------------------------------------------------------
+# --- bytes, FLOP, memory
+# ------------------------------------------------------------------------------------------
 
 
 @METHODS
@@ -162,8 +213,8 @@ def test_every_byte_charged_is_a_byte_sent(method, scenario_file, spans):
 
 
 def built(scenario_file, method, dry=False, **changes):
-    from sim.scenario import Scenario
-    from sim.scenario_file import load
+    from sim.scenario.file import load
+    from sim.scenario.schema import Scenario
     from sim.simulation import Simulation
 
     path = scenario_file(method=method, **{"fleet": EQUAL, **changes})
@@ -178,7 +229,11 @@ def trained_bytes(name="random-bert", rank=4, kind="lora"):
 @pytest.mark.parametrize("kind", ["lora", "adapter", "bitfit"])
 def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate, spans):
     unread = () if kind == "lora" else ("rank", "alpha")
-    method = {key: value for key, value in {**FWDLLM, "peft": kind, "asks": 2}.items() if key not in unread}
+    method = {
+        key: value
+        for key, value in {**FWDLLM, "peft": kind, "asks": 2}.items()
+        if key not in unread
+    }
     sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
     nbytes, _ = trained_bytes(kind=kind)
     assert [s["nbytes"] for s in spans(sim, kind="upload")] == [nbytes] * 18
@@ -189,7 +244,9 @@ def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate, 
 
 
 def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate, spans):
-    """12 bytes a step and client of every round since its last one; the model where that is less, or at first."""
+    """12 bytes a step and client of every round since its last one; the model where that is less,
+    or at first.
+    """
     method = {**MEZO, "rounds": 30, "participation": 0.34, "local_steps": 8}
     sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
     nbytes, _ = trained_bytes()
@@ -209,9 +266,15 @@ def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
     sim.run()
     for number in range(3):
-        made = [fg.replay(state, fg.decode_probes(resolved(p.data)), 0.02) for p in sent if p.version == number]
+        made = [
+            fg.replay(state, fg.decode_probes(resolved(p.data)), 0.02)
+            for p in sent
+            if p.version == number
+        ]
         state = {n: (sum(one[n].double() * (1 / 3) for one in made)).float() for n in state}
-    assert all(torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.value.items())
+    assert all(
+        torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.value.items()
+    )
 
 
 def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate, spans):
@@ -221,7 +284,10 @@ def test_spry_sends_all_down_and_the_dealt_tensors_up(simulate, spans):
     head = size["head.weight"] + size["head.bias"]
     assert {s["nbytes"] for s in spans(sim, kind="download")} == {nbytes}
     for number in range(2):  # a round deals every tensor once, and the head to each
-        assert sum(s["nbytes"] for s in spans(sim, kind="upload")[3 * number : 3 * number + 3]) == nbytes + 2 * head
+        assert (
+            sum(s["nbytes"] for s in spans(sim, kind="upload")[3 * number : 3 * number + 3])
+            == nbytes + 2 * head
+        )
 
 
 def test_what_is_charged_is_the_architecture_that_the_scenario_names(simulate, spans):
@@ -231,7 +297,9 @@ def test_what_is_charged_is_the_architecture_that_the_scenario_names(simulate, s
         own = simulate(fleet=EQUAL, method=one, dry=True, **AT_ONCE)
         other = simulate(fleet=fleet, method=one, cost_as={"backbone": "random-bert"}, **AT_ONCE)
         for kind in ("upload", "download", "compute"):
-            columns = [[(s["nbytes"], s["flop"]) for s in spans(sim, kind=kind)] for sim in (own, other)]
+            columns = [
+                [(s["nbytes"], s["flop"]) for s in spans(sim, kind=kind)] for sim in (own, other)
+            ]
             assert columns[0] == columns[1], (method["kind"], kind)
 
 
@@ -250,19 +318,28 @@ def test_flop_are_those_of_real_passes(name):
     for names in pairs[:2] if name == "random-bert" else pairs[-1:]:
         own = {n: state[n] for n in (*names, "head.weight", "head.bias")}
         with FlopCounterMode(display=False) as carried:
-            fg.directional_derivative(lambda part: loss({**state, **part}), own, fg.direction(own, 1))
-        assert jvp_pass(find(name), "lora", list(own), 3, 4).cost(2, 9).flop == carried.get_total_flops()
+            fg.directional_derivative(
+                lambda part: loss({**state, **part}), own, fg.direction(own, 1)
+            )
+        assert (
+            jvp_pass(find(name), "lora", list(own), 3, 4).cost(2, 9).flop
+            == carried.get_total_flops()
+        )
 
 
 def test_deep_models_follow_from_shallow_ones():
     """Derivatives from layer 2 of 5 on: the same FLOP as counted on all five layers at once."""
-    from learning.catalogue import BackboneSpec, config_of
-    from learning.count_forward_only import _run_on
-    from learning.weightless import weightless_classifier
+    from learning.backbones.catalogue import BackboneSpec, config_of
+    from learning.cost.count_forward_only import _run_on
+    from learning.cost.weightless import weightless_classifier
 
     config = {**config_of(find("random-bert")), "num_hidden_layers": 5}
     spec = BackboneSpec("five", "shape", "five", config=config)
-    names = [n for n in forward_architecture(spec, "lora", 3, 4).tensors if ".2." in n or n.startswith("head.")]
+    names = [
+        n
+        for n in forward_architecture(spec, "lora", 3, 4).tensors
+        if ".2." in n or n.startswith("head.")
+    ]
     [read] = _run_on(weightless_classifier(config, "lora", 3, rank=4), names)(1000, 8)
     counted = jvp_pass(spec, "lora", names, 3, 4).cost(1000, 8)
     assert counted.flop == pytest.approx(read.flop, rel=1e-4)
@@ -270,8 +347,12 @@ def test_deep_models_follow_from_shallow_ones():
 
 
 def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate, spans):
-    one, two = (simulate(fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE)
-                for n in (1, 2))  # fmt: skip
+    one, two = (
+        simulate(
+            fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE
+        )
+        for n in (1, 2)
+    )
     counted, nbytes = forward_architecture(find("random-bert"), "lora", 3, 4), trained_bytes()[0]
     for device in one.devices:
         [first], [second] = (spans(sim, kind="compute", actor=device.id) for sim in (one, two))
@@ -287,7 +368,9 @@ def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate
 
 
 def test_spry_computes_a_pass_with_derivatives_a_batch(simulate, spans):
-    sim = simulate(fleet=EQUAL, method={**SPRY, "rounds": 1, "local_epochs": 2}, dry=True, **AT_ONCE)
+    sim = simulate(
+        fleet=EQUAL, method={**SPRY, "rounds": 1, "local_epochs": 2}, dry=True, **AT_ONCE
+    )
     tensors = forward_architecture(find("random-bert"), "lora", 3, 4).tensors
     places = sim.streams.rng("server/deal", 0).permutation(3)
     for device, place in zip(sim.devices, places, strict=True):
@@ -304,7 +387,8 @@ def test_spry_computes_a_pass_with_derivatives_a_batch(simulate, spans):
         assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + kept
 
 
-# --- stories ---------------------------------------------------------------------------------------------------------
+# --- stories
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_gate_asks_until_gradients_agree(simulate, spans):
@@ -313,9 +397,14 @@ def test_the_gate_asks_until_gradients_agree(simulate, spans):
     for threshold, asks in ((1e9, 1), (1e-12, 4)):
         method = {**base, "variance_threshold": threshold, "most_asks": 4}
         sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
-        assert len(spans(sim, kind="gather")) == 2 * asks and len(spans(sim, kind="upload")) == 2 * 3 * asks
+        assert (
+            len(spans(sim, kind="gather")) == 2 * asks
+            and len(spans(sim, kind="upload")) == 2 * 3 * asks
+        )
         assert len(spans(sim, kind="aggregate")) == 2
-    dry = simulate(fleet=EQUAL, method={**base, "variance_threshold": 1e-12, "asks": 2}, dry=True, **AT_ONCE)
+    dry = simulate(
+        fleet=EQUAL, method={**base, "variance_threshold": 1e-12, "asks": 2}, dry=True, **AT_ONCE
+    )
     assert len(spans(dry, kind="gather")) == 4
 
 
@@ -324,7 +413,8 @@ def test_the_gate_asks_until_gradients_agree(simulate, spans):
 def test_a_dry_runs_spans_are_the_real_runs_and_the_digest_repeats(method, simulate, mark):
     """On a fleet of two depths, with jitter and late arrivals."""
     real, again, dry = (
-        simulate(method={**method, "rounds": 2}, dry=d, workers=w) for d, w in ((False, 1), (False, 2), (True, 1))
+        simulate(method={**method, "rounds": 2}, dry=d, workers=w)
+        for d, w in ((False, 1), (False, 2), (True, 1))
     )
     assert real.recorder.spans().equals(dry.recorder.spans())
     assert mark(real) == mark(again)
@@ -348,30 +438,58 @@ def test_the_server_waits_for_its_slowest(method, simulate, spans):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("method", [
-    {**FWDLLM, "rounds": 4, "perturbations": 4, "learning_rate": 0.2, "variance_threshold": 0.02, "most_asks": 3},
-    {**MEZO, "rounds": 6, "local_steps": 10},
-    {**SPRY, "rounds": 8, "learning_rate": 0.03, "server_optimiser": {"kind": "fedavg", "learning_rate": 1.0}},
-], ids=["fwdllm", "fedmezo", "spry"])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        {
+            **FWDLLM,
+            "rounds": 4,
+            "perturbations": 4,
+            "learning_rate": 0.2,
+            "variance_threshold": 0.02,
+            "most_asks": 3,
+        },
+        {**MEZO, "rounds": 6, "local_steps": 10},
+        {
+            **SPRY,
+            "rounds": 8,
+            "learning_rate": 0.03,
+            "server_optimiser": {"kind": "fedavg", "learning_rate": 1.0},
+        },
+    ],
+    ids=["fwdllm", "fedmezo", "spry"],
+)
 def test_it_learns(method, simulate):
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
-    best = max(m["value"] for m in sim.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", ""))
+    best = max(
+        m["value"]
+        for m in sim.recorder.metrics().to_pylist()
+        if (m["name"], m["group"]) == ("accuracy", "")
+    )
     majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
     assert best >= majority + 0.2
 
 
 def test_the_methods_can_be_named_without_torch():
-    code = "import sys, sim.methods.fwdllm, sim.methods.fed_mezo, sim.methods.spry; print('torch' in sys.modules)"
+    code = (
+        "import sys, sim.methods.forward_only.fwdllm, sim.methods.forward_only.fed_mezo, "
+        "sim.methods.forward_only.spry; print('torch' in sys.modules)"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 
 
 def test_who_sets_one_field_of_sprys_server_keeps_its_yogi(scenario_file):
-    from sim.scenario import Scenario
-    from sim.scenario_file import load
+    from sim.scenario.file import load
+    from sim.scenario.schema import Scenario
 
     plain, given = (
         load(scenario_file(method={"kind": "spry", **more}), Scenario).method.server_optimiser
         for more in ({}, {"server_optimiser": {"learning_rate": 0.1}})
     )
-    assert (plain.kind, plain.learning_rate, given.kind, given.learning_rate) == ("fedyogi", 0.01, "fedyogi", 0.1)
+    assert (plain.kind, plain.learning_rate, given.kind, given.learning_rate) == (
+        "fedyogi",
+        0.01,
+        "fedyogi",
+        0.1,
+    )

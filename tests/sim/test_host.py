@@ -1,4 +1,6 @@
-"""Where the learning runs: inline and on threads alike, in order, with errors raised where the work is joined."""
+"""Where the learning runs: inline and on threads alike, in order, with errors raised where the work
+is joined.
+"""
 
 import importlib.util
 import threading
@@ -6,7 +8,7 @@ import time
 
 import pytest
 
-from sim.host import Host, HostError
+from sim.kernel.host import Host, HostError
 
 
 def square(x: int) -> int:

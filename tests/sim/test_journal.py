@@ -1,16 +1,21 @@
-"""The parts of a resumed run: names of what was learned, pieces that give it, notes and checkpoints that keep it."""
+"""The parts of a resumed run: names of what was learned, pieces that give it, notes and checkpoints
+that keep it.
+"""
 
 import numpy as np
 import pytest
 
-from sim.checkpoint import Checkpoint, Packed
-from sim.host import Host
-from sim.journal import UNKNOWN, Journal
-from sim.learned import Learned, Taken, key_of
+from sim.kernel.checkpoint import Checkpoint, Packed
+from sim.kernel.host import Host
+from sim.kernel.journal import UNKNOWN, Journal
+from sim.kernel.learned import Learned, Taken, key_of
 
 
 def test_notes_come_back_as_they_were_and_a_fresh_journal_forgets_them(tmp_path):
-    journal, values = Journal(tmp_path), {"a": {"x": 1 / 3}, "b": 0.1 + 0.2, "c": [True, 7], "d": float("inf")}
+    journal, values = (
+        Journal(tmp_path),
+        {"a": {"x": 1 / 3}, "b": 0.1 + 0.2, "c": [True, 7], "d": float("inf")},
+    )
     for key, value in values.items():
         journal.note(key, value)
     again = Journal(tmp_path, resume=True)
@@ -23,11 +28,16 @@ def test_notes_come_back_as_they_were_and_a_fresh_journal_forgets_them(tmp_path)
 def test_values_come_back_to_the_bit_and_share_what_they_shared(tmp_path):
     import torch
 
-    from learning.aggregation import ServerMoments
+    from learning.federated.aggregation import ServerMoments
 
     shared = torch.randn(3, 4)
     values = {
-        "state": {"w": shared, "odd": torch.randn(6, 4).T, "one": torch.tensor(2.5), "none": torch.zeros(0, 3)},
+        "state": {
+            "w": shared,
+            "odd": torch.randn(6, 4).T,
+            "one": torch.tensor(2.5),
+            "none": torch.zeros(0, 3),
+        },
         "other": [{"w": shared, "column": shared[:, 1]}],
         "bytes": b"\x00\x01\x02",
         "array": np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::-1],
@@ -56,10 +66,28 @@ def test_values_come_back_to_the_bit_and_share_what_they_shared(tmp_path):
 def test_a_key_names_function_and_arguments_by_content():
     one, other = Learned("1"), Learned("2")
     arguments = [
-        (), (1,), (1.0,), ("1",), (b"1",), ([1],), ((1,), 2), ((1, 2),), (None,), ({"a": 1},), ({"a": 2},),
-        (one,), (other,), ([one],), ((one, other),), ((other, one),), (Taken(one), 1),
-        (np.arange(4),), (np.arange(4).reshape(2, 2),), (np.arange(4.0),), (np.arange(3),),
-    ]  # fmt: skip
+        (),
+        (1,),
+        (1.0,),
+        ("1",),
+        (b"1",),
+        ([1],),
+        ((1,), 2),
+        ((1, 2),),
+        (None,),
+        ({"a": 1},),
+        ({"a": 2},),
+        (one,),
+        (other,),
+        ([one],),
+        ((one, other),),
+        ((other, one),),
+        (Taken(one), 1),
+        (np.arange(4),),
+        (np.arange(4).reshape(2, 2),),
+        (np.arange(4.0),),
+        (np.arange(3),),
+    ]
     keys = [key_of(sorted, one) for one in arguments]
     assert len(set(keys)) == len(keys)
     assert keys == [key_of(sorted, one) for one in arguments]

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sim.live import LiveView
+from sim.cli.live import LiveView
 from sim.simulation import Watch
 
 
@@ -32,12 +32,23 @@ def watched(simulate):
 def test_a_terminal_shows_a_panel_with_the_facts(watched):
     shown = watched(LiveView(console(terminal=True)))
     assert "\x1b[" in shown
-    for fact in ("virtual clock", "devices done", "3/3", "server updates", "37", "uplinked", "accuracy", "host rate"):
+    for fact in (
+        "virtual clock",
+        "devices done",
+        "3/3",
+        "server updates",
+        "37",
+        "uplinked",
+        "accuracy",
+        "host rate",
+    ):
         assert fact in shown
 
 
 def test_elsewhere_a_line_now_and_then(watched):
-    shown = watched(LiveView(console(terminal=False), seconds_between_lines=0.0), stop={"target": 1.0})
+    shown = watched(
+        LiveView(console(terminal=False), seconds_between_lines=0.0), stop={"target": 1.0}
+    )
     assert "\x1b" not in shown
     lines = shown.splitlines()
     assert len(lines) > 3
@@ -63,7 +74,10 @@ def test_preparing_shows_how_far_it_is():
         view.watch.on_prepare("minilm", 200, 200)
         view.watch.on_prepare("stored", 0, 0)
     lines = view.console.file.getvalue().splitlines()
-    assert lines == ["forward passes of minilm: 0/200 texts", "forward passes of minilm: 200/200 texts"]
+    assert lines == [
+        "forward passes of minilm: 0/200 texts",
+        "forward passes of minilm: 200/200 texts",
+    ]
     fancy = LiveView(console(terminal=True))
     with fancy:
         fancy.watch.on_prepare("minilm", 0, 200)

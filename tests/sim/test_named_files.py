@@ -1,4 +1,6 @@
-"""What a scenario's files hold is part of which run it is: for --resume, for compare, in the manifest."""
+"""What a scenario's files hold is part of which run it is: for --resume, for compare, in the
+manifest.
+"""
 
 import hashlib
 import json
@@ -10,20 +12,45 @@ import yaml
 
 import devices.profile
 import network.profile
-from sim.named_files import changed_files, digests, named_files
-from sim.results import open_run
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load, resolved
+from sim.results.run import open_run
+from sim.scenario.checks import problems
+from sim.scenario.file import load, resolved
+from sim.scenario.named_files import changed_files, digests, named_files
+from sim.scenario.schema import Scenario
 
 PLAIN = ("-q", "--no-figures", "--workers", "1")
-METHODS = {"ours": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8}, "raw": {"kind": "upload-raw-text"}}
+METHODS = {
+    "ours": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8},
+    "raw": {"kind": "upload-raw-text"},
+}
 
-# Settings that are text and name no file. Who adds one to a scenario says here, or by its type, what it is.
+# Settings that are text and name no file. Who adds one to a scenario says here, or by its type,
+# what it is.
 NO_FILES = {
-    *("Scenario.name", "Scenario.description", "Group.name", "Group.engine", "Group.cell", "Group.backbone"),
-    *("Mobility.cells", "Server.engine", "CostAs.backbone", "Config.backbone", "Over.key", "Compare.ours"),
-    *("Compare.reference", "Compare.baselines", "OwnData.text", "OwnData.text_b", "OwnData.label", "OwnData.client"),
+    *(
+        "Scenario.name",
+        "Scenario.description",
+        "Group.name",
+        "Group.engine",
+        "Group.cell",
+        "Group.backbone",
+    ),
+    *(
+        "Mobility.cells",
+        "Server.engine",
+        "CostAs.backbone",
+        "Config.backbone",
+        "Over.key",
+        "Compare.ours",
+    ),
+    *(
+        "Compare.reference",
+        "Compare.baselines",
+        "OwnData.text",
+        "OwnData.text_b",
+        "OwnData.label",
+        "OwnData.client",
+    ),
     *(
         "OwnData.delimiter",
         "OwnData.encoding",
@@ -31,7 +58,13 @@ NO_FILES = {
         "Scenario.cells",
         "Scenario.backbones",
     ),
-    *("Compare.methods", "Tune.dials", "OwnBackbone.random", "Config.ranks", "Config.target_modules"),
+    *(
+        "Compare.methods",
+        "Tune.dials",
+        "OwnBackbone.random",
+        "Config.ranks",
+        "Config.target_modules",
+    ),
 }
 
 
@@ -41,7 +74,9 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture
 def world(scenario_file, tmp_path):
-    """A scenario that names a file of every kind; returns its path and, by the names that people see, the files."""
+    """A scenario that names a file of every kind; returns its path and, by the names that people
+    see, the files.
+    """
     profile = yaml.safe_load((devices.profile.PROFILES / "jetson-tx2.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
     link = yaml.safe_load((network.profile.PROFILES / "lte.yaml").read_text())
@@ -56,8 +91,19 @@ def world(scenario_file, tmp_path):
     path = scenario_file(
         backbones={"mine": {"path": "enc"}},
         fleet=[
-            {"count": 1, "device": {mine: 1, "raspberry-pi-4": 1}, "backbone": "mine", "link": {own_link: 1, "lte": 1}},
-            {"count": 1, "device": "jetson-tx2", "backbone": "mine", "link": "lte", "trace": "up.csv"},
+            {
+                "count": 1,
+                "device": {mine: 1, "raspberry-pi-4": 1},
+                "backbone": "mine",
+                "link": {own_link: 1, "lte": 1},
+            },
+            {
+                "count": 1,
+                "device": "jetson-tx2",
+                "backbone": "mine",
+                "link": "lte",
+                "trace": "up.csv",
+            },
         ],
         traces={"ingress": "ingress.csv"},
         arrivals={"kind": "trace", "path": "joins.csv"},
@@ -65,13 +111,21 @@ def world(scenario_file, tmp_path):
         availability={"kind": "trace", "path": "on.csv"},
     )
     files = {
-        name: tmp_path / name for name in ("texts.csv", "up.csv", "ingress.csv", "joins.csv", "data.csv", "on.csv")
+        name: tmp_path / name
+        for name in ("texts.csv", "up.csv", "ingress.csv", "joins.csv", "data.csv", "on.csv")
     }
     files |= {mine: Path(mine), own_link: Path(own_link)}
-    files |= {f"enc/{name}": tmp_path / "enc" / name for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    files |= {
+        f"enc/{name}": tmp_path / "enc" / name
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    }
     shipped = {"devices": ("raspberry-pi-4", "jetson-tx2", "a100"), "network": ("lte",)}
     places = {"devices": devices.profile.PROFILES, "network": network.profile.PROFILES}
-    files |= {f"{k}/profiles/{name}.yaml": places[k] / f"{name}.yaml" for k, names in shipped.items() for name in names}
+    files |= {
+        f"{k}/profiles/{name}.yaml": places[k] / f"{name}.yaml"
+        for k, names in shipped.items()
+        for name in names
+    }
     return path, files
 
 
@@ -89,7 +143,9 @@ def test_every_file_is_found_and_its_content_told(world, tmp_path):
     path, files = world
     scenario = load(path, Scenario)
     found = named_files(scenario, tmp_path)
-    assert {name: p.resolve() for name, p in found.items()} == {name: p.resolve() for name, p in files.items()}
+    assert {name: p.resolve() for name, p in found.items()} == {
+        name: p.resolve() for name, p in files.items()
+    }
     before = digests(scenario, tmp_path)
     assert before == {name: sha256(p) for name, p in files.items()}
     for name, file in files.items():
@@ -106,7 +162,9 @@ def test_every_file_is_found_and_its_content_told(world, tmp_path):
 
 
 def test_no_setting_that_is_text_is_forgotten():
-    """Walks the classes of the whole scenario: a field that can be text is typed as a file's name, or listed as none."""
+    """Walks the classes of the whole scenario: a field that can be text is typed as a file's name,
+    or listed as none.
+    """
     text = set()
 
     def walk(kind: type, seen: set) -> None:
@@ -115,7 +173,9 @@ def test_no_setting_that_is_text_is_forgotten():
         seen.add(kind)
         for name, field in kind.model_fields.items():
             told = repr(field)
-            is_named = "Annotated[str, AfterValidator]" in told or "sim.named_files" in told
+            is_named = (
+                "Annotated[str, AfterValidator]" in told or "sim.scenario.named_files" in told
+            )
             if "str" in told and not is_named:
                 text.add(f"{kind.__name__}.{name}")
             for inner in classes(field.annotation):
@@ -135,7 +195,9 @@ def test_the_manifest_says_what_files_held(mobifleet, scenario_file, tmp_path):
     assert mobifleet("run", scenario_file(), "--out", "run", "--dry", *PLAIN).code == 0
     inputs = open_run(tmp_path / "run").manifest["inputs"]
     assert inputs["texts.csv"] == sha256(tmp_path / "texts.csv")
-    assert inputs["devices/profiles/jetson-tx2.yaml"] == sha256(devices.profile.PROFILES / "jetson-tx2.yaml")
+    assert inputs["devices/profiles/jetson-tx2.yaml"] == sha256(
+        devices.profile.PROFILES / "jetson-tx2.yaml"
+    )
 
 
 def test_what_files_hold_leaves_the_scenario_and_its_digest_alone(world):
@@ -157,17 +219,25 @@ def test_a_comparison_runs_again_what_read_other_files(mobifleet, scenario_file,
     path = scenario_file(compare={"methods": METHODS})
     first = mobifleet("compare", path, "--out", "out", "--processes", "1")
     assert first.code == 0 and "run 2/2" in first.out, first.err
-    digests_before = [open_run(tmp_path / "out" / f"{label}-seed0").summary["digest"] for label in METHODS]
+    digests_before = [
+        open_run(tmp_path / "out" / f"{label}-seed0").summary["digest"] for label in METHODS
+    ]
     again = mobifleet("compare", path, "--out", "out", "--processes", "1")
     assert again.code == 0 and "run 2/2" not in again.out and "made again" not in again.out
     relabelled(tmp_path / "texts.csv")
     third = mobifleet("compare", path, "--out", "out", "--processes", "1")
     assert third.code == 0, third.err
-    assert "texts.csv held something else before: 2 runs are made again" in third.out and "run 2/2" in third.out
+    assert (
+        "texts.csv held something else before: 2 runs are made again" in third.out
+        and "run 2/2" in third.out
+    )
     fresh = mobifleet("compare", path, "--out", "fresh", "--processes", "1")
     assert fresh.code == 0
     for label, before in zip(METHODS, digests_before, strict=True):
-        now, new = (open_run(tmp_path / place / f"{label}-seed0").summary["digest"] for place in ("out", "fresh"))
+        now, new = (
+            open_run(tmp_path / place / f"{label}-seed0").summary["digest"]
+            for place in ("out", "fresh")
+        )
         assert now == new != before
 
 
@@ -188,16 +258,30 @@ def test_resume_refuses_other_files_by_name(mobifleet, scenario_file, tmp_path):
 def test_texts_of_a_program_are_told_apart(scenario_file, tmp_path):
     from dataclasses import replace
 
-    from learning import data
+    from learning.data import texts as data
 
     scenario = load(scenario_file(), Scenario, (), [], problems)
     texts = data.load({"path": str(tmp_path / "texts.csv")})
     other = replace(texts, labels=(texts.labels + 1) % 3)
-    one, same, two = (digests(scenario, tmp_path, given)["the texts"] for given in (texts, replace(texts), other))
+    one, same, two = (
+        digests(scenario, tmp_path, given)["the texts"] for given in (texts, replace(texts), other)
+    )
     assert one == same != two
 
 
 def test_what_never_ends_is_not_read(scenario_file, tmp_path):
-    scenario = load(scenario_file(fleet=[{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte",
-                                          "trace": "/dev/zero"}]), Scenario)  # fmt: skip
+    scenario = load(
+        scenario_file(
+            fleet=[
+                {
+                    "count": 1,
+                    "device": "jetson-tx2",
+                    "backbone": "random-bert",
+                    "link": "lte",
+                    "trace": "/dev/zero",
+                }
+            ]
+        ),
+        Scenario,
+    )
     assert digests(scenario, tmp_path)["/dev/zero"] == "missing"

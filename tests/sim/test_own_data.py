@@ -1,4 +1,6 @@
-"""Data of one's own in a scenario: what `check` says of it, leaks from training to test, and bounds before memory is taken."""
+"""Data of one's own in a scenario: what `check` says of it, leaks from training to test, and bounds
+before memory is taken.
+"""
 
 import json
 import resource
@@ -8,15 +10,15 @@ import pytest
 import yaml
 
 from inputs.files import FileProblem
-from learning import data
-from learning.catalogue import find
-from learning.partition import PartitionError
-from sim.scenario import OwnData, Scenario, Task
-from sim.scenario_checks import problems
-from sim.scenario_file import ScenarioError, load
-from sim.streams import Streams
-from sim.task import load_task
-from sim.units import format_bytes, format_seconds
+from inputs.units import format_bytes, format_seconds
+from learning.backbones.catalogue import find
+from learning.data import texts as data
+from learning.data.partition import PartitionError
+from sim.kernel.streams import Streams
+from sim.scenario.checks import problems
+from sim.scenario.file import ScenarioError, load
+from sim.scenario.schema import OwnData, Scenario, Task
+from sim.world.task import load_task
 
 
 def rows(count: int, distinct: int | None = None, start: int = 0) -> list[tuple[str, str]]:
@@ -36,7 +38,14 @@ def world(tmp_path):
         scenario = {
             "name": "own",
             "task": {"dataset": dataset, "max_tokens": 16, **task},
-            "fleet": [{"count": 4, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "wifi-home"}],
+            "fleet": [
+                {
+                    "count": 4,
+                    "device": "jetson-tx2",
+                    "backbone": "random-bert-l1",
+                    "link": "wifi-home",
+                }
+            ],
             "method": {"kind": "fed-mobillm", "replay": 5, "server_batch": 8},
         }
         (tmp_path / "own.yaml").write_text(yaml.safe_dump(scenario, sort_keys=False))
@@ -60,14 +69,17 @@ def test_no_test_text_is_trained_on_and_the_rest_stays_as_it_was(world):
     assert not texts_of(task, task.test) & texts_of(task, held)
     left_out = 60 - len(task.test)
     assert left_out and task.remarks[0] == (
-        f"{left_out} of 60 test texts stand in the training part, too, and were left out of the test"
+        f"{left_out} of 60 test texts stand in the training part, too, and were left out of the "
+        "test"
     )
     kept = task_of(world({}, {"path": "d.csv", "keep_test_copies": True}, train=100, test=60))
     assert [p.tolist() for p in kept.parts] == [p.tolist() for p in task.parts]
-    assert [i for i in kept.test if kept.texts.texts[i] not in texts_of(task, held)] == task.test.tolist()
+    assert [
+        i for i in kept.test if kept.texts.texts[i] not in texts_of(task, held)
+    ] == task.test.tolist()
     assert (
-        kept.remarks[0]
-        == f"{left_out} of 60 test texts stand in the training part, too, and are judged on all the same"
+        kept.remarks[0] == f"{left_out} of 60 test texts stand in the training part, too, "
+        "and are judged on all the same"
     )
 
 
@@ -84,22 +96,35 @@ def test_texts_that_no_device_holds_leak_nothing(world):
 
 
 def test_validation_texts_are_clear_of_training_texts(world):
-    path = world({"d.csv": rows(200, 60)}, {"path": "d.csv"}, train=60, test=40, validation=50, judge_on="validation")
+    path = world(
+        {"d.csv": rows(200, 60)},
+        {"path": "d.csv"},
+        train=60,
+        test=40,
+        validation=50,
+        judge_on="validation",
+    )
     task = task_of(path)
     assert 0 < len(task.test) < 50
     assert not texts_of(task, task.test) & texts_of(task, np.concatenate(task.parts))
 
 
 def test_capital_letters_alone_are_counted_not_dropped(world):
-    files = {"d.csv": rows(40), "t.csv": [(text.upper(), label) for text, label in rows(40)[:6]] + rows(4, start=90)}
+    files = {
+        "d.csv": rows(40),
+        "t.csv": [(text.upper(), label) for text, label in rows(40)[:6]] + rows(4, start=90),
+    }
     task = task_of(world(files, {"path": "d.csv", "test": "t.csv"}))
     assert len(task.test) == 10
-    assert task.remarks == ("6 of 10 test texts differ from a training text in capital letters alone",)
+    assert task.remarks == (
+        "6 of 10 test texts differ from a training text in capital letters alone",
+    )
 
 
 def test_nothing_left_to_test_on_is_an_error(world):
     with pytest.raises(
-        data.DataError, match="d: no text is left to test on; 60 were set aside, and 60 of these are trained on"
+        data.DataError,
+        match="d: no text is left to test on; 60 were set aside, and 60 of these are trained on",
     ):
         task_of(world({"d.csv": rows(400, 2)}, {"path": "d.csv"}, train=100, test=60))
     with pytest.raises(data.DataError, match="d: no text is left to test on; 0 were set aside"):
@@ -117,7 +142,9 @@ def test_a_class_that_only_test_texts_have_is_remarked(world):
         )
     )
     unknown = sum(task.labels[i] == 2 for i in task.test)
-    assert unknown and f"no training text is of 'c', which {unknown} test texts are of" in task.remarks
+    assert (
+        unknown and f"no training text is of 'c', which {unknown} test texts are of" in task.remarks
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +157,9 @@ def test_a_class_that_only_test_texts_have_is_remarked(world):
 def test_fewer_clients_than_devices_is_an_error(world, change, said):
     cells = [(text, label, f"c{i % 3}") for i, (text, label) in enumerate(rows(60))]
     dataset = {"path": "d.csv", "client": "who"}
-    path = world({"d.csv": cells}, dataset, "text,label,who", partition={"kind": "natural", **change})
+    path = world(
+        {"d.csv": cells}, dataset, "text,label,who", partition={"kind": "natural", **change}
+    )
     with pytest.raises(PartitionError, match=said):
         task_of(path)
 
@@ -142,7 +171,7 @@ def test_tokens_are_the_same_piece_by_piece(world, monkeypatch, pairs):
     task, spec = task_of(world({"d.csv": cells}, dataset, "text,other,label")), find("random-bert")
     samples = np.concatenate(task.parts)
     whole = task.tokens(spec, samples)
-    monkeypatch.setattr("sim.task.CHARACTERS_AT_ONCE", 50)
+    monkeypatch.setattr("sim.world.task.CHARACTERS_AT_ONCE", 50)
     pieces = task.tokens(spec, samples)
     for name in ("ids", "segments") if pairs else ("ids",):
         one, other = getattr(whole, name), getattr(pieces, name)
@@ -174,16 +203,29 @@ def test_every_setting_of_a_scenario_reaches_the_reader(world, tmp_path):
         "encoding": "cp1252",
         "header": False,
     }
-    task = task_of(world({}, dataset | {"skip_blank": True}, partition={"kind": "natural"}, train=30))
-    assert task.texts.texts[3] == "größe 3~x" and task.texts.sources[0].endswith("40 rows, split at semicolons, cp1252")
+    task = task_of(
+        world({}, dataset | {"skip_blank": True}, partition={"kind": "natural"}, train=30)
+    )
+    assert task.texts.texts[3] == "größe 3~x" and task.texts.sources[0].endswith(
+        "40 rows, split at semicolons, cp1252"
+    )
     assert sorted(task.clients) == ["w0", "w1", "w2", "w3"]
-    assert task.remarks == (f"{tmp_path / 'd.txt'}: left out for want of a text, a label or a client: 1 row",)
+    assert task.remarks == (
+        f"{tmp_path / 'd.txt'}: left out for want of a text, a label or a client: 1 row",
+    )
     with pytest.raises(data.DataError, match=r"row 41 .line 41., column '1': no label \(''\)"):
         task_of(world({}, dataset))
 
 
 def test_later_settings_leave_the_digest_of_a_scenario_alone():
-    before = {"path": "d.csv", "text": "text", "text_b": None, "label": "label", "client": None, "test": None}
+    before = {
+        "path": "d.csv",
+        "text": "text",
+        "text_b": None,
+        "label": "label",
+        "client": None,
+        "test": None,
+    }
     assert OwnData(path="d.csv").model_dump() == before
     changed = OwnData(path="d.csv", delimiter=";", header=False, text=1, label=2, skip_blank=True)
     assert changed.model_dump() == before | {
@@ -199,7 +241,10 @@ def test_later_settings_leave_the_digest_of_a_scenario_alone():
 @pytest.mark.parametrize(
     ("dataset", "said"),
     [
-        ({"path": "d.csv", "lable": "x"}, "task.dataset.lable: unknown key .*; did you mean 'label'"),
+        (
+            {"path": "d.csv", "lable": "x"},
+            "task.dataset.lable: unknown key .*; did you mean 'label'",
+        ),
         ({"path": "d.csv", "text": [1]}, "task.dataset.text: expected text or a whole number"),
         ({"classes": 10**9, "tokens": 3}, "task.dataset.classes: must be at most 100000 "),
         ({"classes": 3, "tokens": 10**30}, "task.dataset.tokens: must be at most 1000000 "),
@@ -237,7 +282,9 @@ def test_all_groups_together_are_bounded(world, mobifleet):
     scenario["fleet"] = [scenario["fleet"][0] | {"count": 1_200_000}] * 2
     path.write_text(yaml.safe_dump(scenario))
     outcome = mobifleet("check", path)
-    assert outcome.code == 2 and "fleet: 2,400,000 devices, and 2,000,000 is the most" in outcome.err
+    assert (
+        outcome.code == 2 and "fleet: 2,400,000 devices, and 2,000,000 is the most" in outcome.err
+    )
 
 
 def said_by(out: str) -> dict[str, str]:
@@ -246,7 +293,10 @@ def said_by(out: str) -> dict[str, str]:
     for line in out.splitlines()[1:]:
         name = line[2:22].strip() or name if line[2:3].strip() else name
         found[name] = " ".join(
-            [*found.get(name, "").split(), *line[2 + len(name) if line[2:3].strip() else 0 :].split()]
+            [
+                *found.get(name, "").split(),
+                *line[2 + len(name) if line[2:3].strip() else 0 :].split(),
+            ]
         )
     return found
 
@@ -254,7 +304,7 @@ def said_by(out: str) -> dict[str, str]:
 @pytest.fixture
 def check(mobifleet, monkeypatch):
     """What `check` says of a scenario, by row, and its notes."""
-    monkeypatch.setattr("sim.cli.console.width", 200, raising=False)
+    monkeypatch.setattr("sim.cli.main.console.width", 200, raising=False)
 
     def run(path, *argv) -> tuple[dict[str, str], str]:
         outcome = mobifleet("check", path, *argv)
@@ -264,8 +314,15 @@ def check(mobifleet, monkeypatch):
     return run
 
 
-def test_check_says_what_it_read_who_holds_what_and_what_it_takes(world, check, tmp_path, mobifleet):
-    path = world({"d.csv": [("b; and [red]more", "b"), *rows(160, 150)]}, {"path": "d.csv"}, train=90, test=40)
+def test_check_says_what_it_read_who_holds_what_and_what_it_takes(
+    world, check, tmp_path, mobifleet
+):
+    path = world(
+        {"d.csv": [("b; and [red]more", "b"), *rows(160, 150)]},
+        {"path": "d.csv"},
+        train=90,
+        test=40,
+    )
     said, notes = check(path)
     assert said["data"].endswith("d.csv: 161 rows, split at commas (guessed), utf-8")
     assert said["texts"].startswith("90 to train on, ") and said["texts"].endswith(" to test on")
@@ -276,16 +333,24 @@ def test_check_says_what_it_read_who_holds_what_and_what_it_takes(world, check, 
     assert mobifleet("run", path, "--dry", "-q", "--no-figures", "--out", "out").code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     totals, each = summary["totals"], summary["per_device"]
-    assert said["it takes"].startswith(f"{format_seconds(summary['virtual_time_s'])} of virtual time (exhausted), ")
+    assert said["it takes"].startswith(
+        f"{format_seconds(summary['virtual_time_s'])} of virtual time (exhausted), "
+    )
     for way in ("uplink", "downlink"):
         key = f"{way}_bytes"
         largest = f"(largest {format_bytes(each[key]['max'])})"
-        assert said[way] == f"{format_bytes(totals[key])}, {format_bytes(each[key]['mean'])} a device {largest}"
+        assert (
+            said[way]
+            == f"{format_bytes(totals[key])}, {format_bytes(each[key]['mean'])} a device {largest}"
+        )
 
 
 def test_check_shows_texts_and_names_as_they_are(world, check):
     path = world(
-        {"d.csv": [("[red]a\x1b[31m", "[b]")] * 30 + [("c", "\x1b[1m")] * 30}, {"path": "d.csv"}, train=20, test=20
+        {"d.csv": [("[red]a\x1b[31m", "[b]")] * 30 + [("c", "\x1b[1m")] * 30},
+        {"path": "d.csv"},
+        train=20,
+        test=20,
     )
     with pytest.raises(AssertionError, match="no text is left"):
         check(path)
@@ -296,7 +361,9 @@ def test_check_shows_texts_and_names_as_they_are(world, check):
 
 def test_words_that_a_terminal_cannot_show_are_spelled(world, shell):
     path = world({"d.csv": [(f"größe {i}", "äöü"[i % 3]) for i in range(60)]}, {"path": "d.csv"})
-    process = shell("-c", "from sim import cli; cli.main()", "check", path, PYTHONIOENCODING="ascii")
+    process = shell(
+        "-c", "from sim.cli import main as cli; cli.main()", "check", path, PYTHONIOENCODING="ascii"
+    )
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert r"\xe4 " in out
@@ -304,7 +371,7 @@ def test_words_that_a_terminal_cannot_show_are_spelled(world, shell):
 
 def test_check_leaves_a_long_dry_run_to_run(world, check, monkeypatch):
     path = world({}, {"classes": 3, "tokens": 8}, train=4000, test=10)
-    monkeypatch.setattr("sim.check.MOST_EVENTS", 200)
+    monkeypatch.setattr("sim.cli.check.MOST_EVENTS", 200)
     said, _ = check(path)
     assert said["data"] == "by size alone: 3 classes, 8 tokens a text"
     assert said["it takes"] == "more than 200 events: `mobifleet run --dry` says how long"
@@ -314,12 +381,15 @@ def test_check_leaves_a_long_dry_run_to_run(world, check, monkeypatch):
 def test_check_and_summary_say_the_same_remarks(world, check, mobifleet, tmp_path):
     path = world({"d.csv": rows(200, 80)}, {"path": "d.csv"}, train=100, test=60)
     _, notes = check(path)
-    assert "note: " in notes and "test texts stand in the training part, too, and were left out" in notes
+    assert (
+        "note: " in notes
+        and "test texts stand in the training part, too, and were left out" in notes
+    )
     assert mobifleet("run", path, "--dry", "-q", "--no-figures", "--out", "out").code == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [line.removeprefix("note: ") for line in notes.splitlines() if "training part" in line] == [
-        remark for remark in summary["remarks"] if "training part" in remark
-    ]
+    assert [
+        line.removeprefix("note: ") for line in notes.splitlines() if "training part" in line
+    ] == [remark for remark in summary["remarks"] if "training part" in remark]
 
 
 def test_the_home_of_nobody_is_no_fault_of_ours(world):

@@ -1,4 +1,6 @@
-"""PAE MobiLLM and MobiLLM against their definition: what is computed, sent and learned, with each saving on and off."""
+"""PAE MobiLLM and MobiLLM against their definition: what is computed, sent and learned, with each
+saving on and off.
+"""
 
 import subprocess
 import sys
@@ -6,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
-from learning import activations, full_activations, taps
-from learning.prediction_difference import difference
-from learning.side_network import SideNetwork
-from sim.learned import resolved
-from sim.methods.pae_mobillm import PaeMobiLLM
+from learning.side import activations, full_activations, taps
+from learning.side.network import SideNetwork
+from learning.side.prediction_difference import difference
+from sim.kernel.learned import resolved
+from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -58,16 +60,28 @@ def test_the_charged_bytes_are_the_real_bytes(method, simulate, payloads):
 
 
 def test_the_published_formula_gives_all_but_the_frame(simulate, payloads):
-    """Activations: b n L d numbers once (cache and pivot), times tokens without the pivot, times epochs without the cache."""
+    """Activations: b n L d numbers once (cache and pivot), times tokens without the pivot, times
+    epochs without the cache.
+    """
     frame = 4 + 4 * 3  # sample number and targets of a record, in float32
     sizes = {}
-    for name, method in {"both": PAE, "no-cache": ANEW, "matrix": {**PAE, "shortcut": "matrix"}}.items():
+    for name, method in {
+        "both": PAE,
+        "no-cache": ANEW,
+        "matrix": {**PAE, "shortcut": "matrix"},
+    }.items():
         payloads.clear()
         sim = simulate(method={**method, "device_batch": 60}, **ONE)
         d, vectors = sim.method.shape.backbone_widths["random-bert"], sim.method.shape.vectors
-        tokens = int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum()) if name == "matrix" else 60
+        tokens = (
+            int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum())
+            if name == "matrix"
+            else 60
+        )
         sizes[name] = len(payloads), payloads[0].nbytes - 4 * vectors * d * tokens
-        assert frame * 60 <= sizes[name][1] <= (frame + 4) * 60 + 500  # matrices carry lengths; a header of 500 bytes
+        assert (
+            frame * 60 <= sizes[name][1] <= (frame + 4) * 60 + 500
+        )  # matrices carry lengths; a header of 500 bytes
     assert [n for n, _ in sizes.values()] == [1, 5, 1]
 
 
@@ -93,14 +107,18 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
     sim = simulate(method=method, **ONE)
     device, learner = sim.devices[0], sim.method.learner
     tokens = sim.task.tokens(sim.costing.learned["random-bert"], device.samples)
-    from learning.backbone import Backbone
+    from learning.backbones.backbone import Backbone
 
     backbone = Backbone(sim.costing.learned["random-bert"])
     layers = [0, *taps.sample({"random-bert": 2})["random-bert"]]
     vectors = torch.from_numpy(backbone.readouts(tokens, "mean")[:, layers])
     y_b = np.full((60, 3), 1 / 3, np.float32)
     targets = torch.from_numpy(difference(sim.task.labels[device.samples], y_b))
-    network = SideNetwork(learner.shape, learner.config.side_network, sim.streams.seed64("server/side-network") % 2**31)
+    network = SideNetwork(
+        learner.shape,
+        learner.config.side_network,
+        sim.streams.seed64("server/side-network") % 2**31,
+    )
     matrices = [p for p in network.parameters() if p.ndim >= 2]
     others = [p for p in network.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 1.0}, {"params": others, "weight_decay": 0.0}]
@@ -114,7 +132,9 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
             loss.backward()
             optimiser.step()
     for name, tensor in learner.tuning.value.network.state_dict().items():
-        torch.testing.assert_close(tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            tensor, network.state_dict()[name], atol=1e-5, rtol=1e-4, msg=name
+        )
 
 
 @pytest.mark.thorough
@@ -148,7 +168,9 @@ def test_the_server_sees_no_labels(simulate, payloads):
     sim = simulate(method=VARIANTS["matrix"])
     received = full_activations.decode(resolved(payloads[0].data), 64)
     labels = sim.task.labels[received.samples]
-    np.testing.assert_allclose(received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3)
+    np.testing.assert_allclose(
+        received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3
+    )
     payloads.clear()
     simulate(method=PAE)
     assert activations.decode(resolved(payloads[0].data)).targets.shape == (4, 3)
@@ -163,7 +185,9 @@ def test_fresh_samples_are_sent_as_they_come(simulate, spans):
     starts = [s["start_s"] for s in spans(sim, "compute", actor=device.id)]
     ready = [batch.ready_s for batch in device.batches(4)]
     assert all(start >= at for start, at in zip(starts, ready, strict=True))
-    assert min(s["start_s"] for s in spans(sim, "train")) < max(ready)  # the server does not wait for all
+    assert min(s["start_s"] for s in spans(sim, "train")) < max(
+        ready
+    )  # the server does not wait for all
 
 
 def test_four_bits_need_matrices(mobifleet, scenario_file):
@@ -173,7 +197,9 @@ def test_four_bits_need_matrices(mobifleet, scenario_file):
 
 
 def test_the_methods_import_no_torch():
-    code = "import sim.methods, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sim.methods, sys; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -200,11 +226,14 @@ def test_mobillm_sends_labels(simulate, payloads):
 
 def test_the_next_forward_pass_overlaps_the_upload(simulate, spans):
     overlapped, serial = (
-        simulate(method={**MOBILLM, "overlap": on}, dry=True, jitter=False, **ONE) for on in (True, False)
+        simulate(method={**MOBILLM, "overlap": on}, dry=True, jitter=False, **ONE)
+        for on in (True, False)
     )
     for sim, overlaps in ((overlapped, True), (serial, False)):
         computed, sent = spans(sim, "compute"), spans(sim, "upload")
-        meets = [c["start_s"] < u["end_s"] and u["start_s"] < c["end_s"] for c in computed for u in sent]
+        meets = [
+            c["start_s"] < u["end_s"] and u["start_s"] < c["end_s"] for c in computed for u in sent
+        ]
         assert any(meets) == overlaps
         assert len(computed) == len(sent) == sim.updates == 30
     assert overlapped.recorder.uplink_bytes == serial.recorder.uplink_bytes
@@ -212,20 +241,28 @@ def test_the_next_forward_pass_overlaps_the_upload(simulate, spans):
 
 
 def test_in_steady_state_a_batch_takes_as_long_as_the_slowest_stage(simulate, spans):
-    """With constant stages (equal lengths, one private link) the device's day is first batch + (n - 1) slowest stages."""
+    """With constant stages (equal lengths, one private link) the device's day is first batch + (n -
+    1) slowest stages.
+    """
     equal = {"cost_as": {"backbone": {"random-bert": "random-bert"}, "tokens": 16}}
     method = {**MOBILLM, "epochs": 1}
     for link in ("lte", "ethernet-1g"):
         fleet = [{**ONE["fleet"][0], "link": link}]
-        sim = simulate(method=method, dry=True, jitter=False, fleet=fleet, arrivals=ONE["arrivals"], **equal)
-        times = [{s["end_s"] - s["start_s"] for s in spans(sim, kind)} for kind in ("compute", "upload")]
+        sim = simulate(
+            method=method, dry=True, jitter=False, fleet=fleet, arrivals=ONE["arrivals"], **equal
+        )
+        times = [
+            {s["end_s"] - s["start_s"] for s in spans(sim, kind)} for kind in ("compute", "upload")
+        ]
         forward_s, upload_s = (max(stage) for stage in times)
         expected = forward_s + upload_s + 14 * max(forward_s, upload_s)
         assert spans(sim, "upload")[-1]["end_s"] == pytest.approx(expected, rel=0.05)
 
 
 def test_mobillm_is_pae_mobillm_on_labels(simulate):
-    """With the same order of records only the loss differs: every batch is one update, in either method."""
+    """With the same order of records only the loss differs: every batch is one update, in either
+    method.
+    """
     one = {**VARIANTS["matrix-no-cache"], "bits": 8}
     pae, mobillm = simulate(method=one, dry=True, **ONE), simulate(method=MOBILLM, dry=True, **ONE)
     assert pae.recorder.uplink_bytes == mobillm.recorder.uplink_bytes

@@ -15,7 +15,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from sim.plots import (
+from sim.results.run import RunError, open_run
+from sim.views.plots import (
     BINS,
     MAX_ROWS,
     STYLE,
@@ -26,7 +27,6 @@ from sim.plots import (
     finish_times_figure,
     timeline_figure,
 )
-from sim.results import RunError, open_run
 
 write_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["write_run"]
 
@@ -61,7 +61,12 @@ def line(ax, label):
 
 def test_one_run_gives_four_figures_that_are_pictures(run, tmp_path):
     files = draw(run, tmp_path / "new" / "figures")
-    assert sorted(file.name for file in files) == ["accuracy.png", "devices.png", "finish_times.png", "timeline.png"]
+    assert sorted(file.name for file in files) == [
+        "accuracy.png",
+        "devices.png",
+        "finish_times.png",
+        "timeline.png",
+    ]
     for file in files:
         pixels = imread(file)
         assert pixels.shape[1] == 1400 and pixels[..., :3].std() > 0.05
@@ -76,7 +81,9 @@ def test_the_same_run_gives_the_same_bytes_without_a_date(tmp_path):
     assert all(b"CreationDate" not in file.read_bytes() for file in first)
 
 
-@pytest.mark.parametrize("make", [timeline_figure, devices_figure, lambda run: accuracy_figure([run])])
+@pytest.mark.parametrize(
+    "make", [timeline_figure, devices_figure, lambda run: accuracy_figure([run])]
+)
 def test_costs_of_another_model_are_said_and_print_is_legible(run, make):
     said = texts(make(run))
     assert "costed as roberta-large" in [text.get_text() for text in said]
@@ -85,7 +92,12 @@ def test_costs_of_another_model_are_said_and_print_is_legible(run, make):
 
 @pytest.mark.parametrize(
     "make",
-    [timeline_figure, devices_figure, lambda run: accuracy_figure([run]), lambda run: finish_times_figure([run])],
+    [
+        timeline_figure,
+        devices_figure,
+        lambda run: accuracy_figure([run]),
+        lambda run: finish_times_figure([run]),
+    ],
 )
 def test_nothing_written_overlaps_or_leaves_the_page(run, make):
     figure = make(run)
@@ -93,10 +105,20 @@ def test_nothing_written_overlaps_or_leaves_the_page(run, make):
     boxes = [text.get_window_extent() for text in said]
     page = figure.bbox
     for text, box in zip(said, boxes, strict=True):
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 <= box.y0 and box.y1 <= page.y1 + 1, text
+        assert (
+            page.x0 <= box.x0
+            and box.x1 <= page.x1 + 1
+            and page.y0 <= box.y0
+            and box.y1 <= page.y1 + 1
+        ), text
     for i, (text, box) in enumerate(zip(said, boxes, strict=True)):
         for other, its in zip(said[:i], boxes[:i], strict=True):
-            apart = box.x0 >= its.x1 - 1 or its.x0 >= box.x1 - 1 or box.y0 >= its.y1 - 1 or its.y0 >= box.y1 - 1
+            apart = (
+                box.x0 >= its.x1 - 1
+                or its.x0 >= box.x1 - 1
+                or box.y0 >= its.y1 - 1
+                or its.y0 >= box.y1 - 1
+            )
             assert apart, (text, other)
 
 
@@ -107,7 +129,9 @@ spans = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 7), st.floats(0, 7)),
 @given(spans)
 def test_coverage_is_the_overlap_of_every_span_with_every_bin(spans):
     row, one, two = (
-        (np.array(column) for column in zip(*spans, strict=True)) if spans else (np.zeros(0, dtype=int),) * 3
+        (np.array(column) for column in zip(*spans, strict=True))
+        if spans
+        else (np.zeros(0, dtype=int),) * 3
     )
     start, end = np.minimum(one, two), np.maximum(one, two)
     expected = np.zeros((3, 7))
@@ -120,7 +144,9 @@ def test_coverage_is_the_overlap_of_every_span_with_every_bin(spans):
 def test_the_timeline_shows_who_was_busy_when_and_marks_what_failed(run):
     (ax,) = timeline_figure(run).axes
     spans = [span for span in run.spans().to_pylist() if not span["actor"].startswith("link:")]
-    rows = dict(zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks(), strict=True))
+    rows = dict(
+        zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks(), strict=True)
+    )
     strips = {round(np.mean(image.get_extent()[2:]), 6): image for image in ax.images}
     assert len(strips) == len(rows)
     last_s = max(span["end_s"] for span in spans)
@@ -128,15 +154,22 @@ def test_the_timeline_shows_who_was_busy_when_and_marks_what_failed(run):
         alpha = strips[round(y, 6)].get_array()[0, :, 3]
         middles_s = (np.arange(BINS) + 0.5) * last_s / BINS
         mine = [span for span in spans if span["actor"] == name]
-        busy = np.array([any(span["start_s"] <= at_s < span["end_s"] for span in mine) for at_s in middles_s])
+        busy = np.array(
+            [any(span["start_s"] <= at_s < span["end_s"] for span in mine) for at_s in middles_s]
+        )
         assert np.all(alpha[busy] > 0)
         width_s = last_s / BINS
-        idle = [all(s["end_s"] < at - width_s or s["start_s"] > at + width_s for s in mine) for at in middles_s]
+        idle = [
+            all(s["end_s"] < at - width_s or s["start_s"] > at + width_s for s in mine)
+            for at in middles_s
+        ]
         assert np.all(alpha[np.array(idle)] == 0) and (np.any(idle) or name == "server")
     device = next(name for name in rows if name != "server")
     compute = next(span for span in spans if span["actor"] == device and span["kind"] == "compute")
     middle = int((compute["start_s"] + compute["end_s"]) / 2 / last_s * BINS)
-    np.testing.assert_allclose(strips[round(rows[device], 6)].get_array()[0, middle, :3], to_rgb("#0072B2"))
+    np.testing.assert_allclose(
+        strips[round(rows[device], 6)].get_array()[0, middle, :3], to_rgb("#0072B2")
+    )
     (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
     assert len(crosses.get_xdata()) == sum(span["outcome"] != "ok" for span in spans) > 0
 
@@ -145,7 +178,12 @@ def test_a_half_busy_server_looks_half_busy(tmp_path):
     path = write_run(tmp_path / "run", n_devices=2, batches=2)
     spans = pq.read_table(path / "spans.parquet")
     n = 5000  # far more steps than bins
-    busy = {"actor": ["server"] * n, "kind": ["train"] * n, "outcome": ["ok"] * n, "flows": [[]] * n}
+    busy = {
+        "actor": ["server"] * n,
+        "kind": ["train"] * n,
+        "outcome": ["ok"] * n,
+        "flows": [[]] * n,
+    }
     busy |= {"start_s": np.arange(n) * 1.0, "end_s": np.arange(n) + 0.5}
     busy |= {"nbytes": np.zeros(n, dtype=int), "flop": np.zeros(n), "joules": np.zeros(n)}
     table = pa.table({key: busy[key] for key in spans.column_names})
@@ -159,7 +197,10 @@ def test_rows_go_by_class_and_then_by_finish(run):
     rows = [label.get_text() for label in ax.get_yticklabels()]
     devices = {row["device"]: row for row in run.devices().to_pylist()}
     assert rows[0] == "server" and ax.get_yticks()[0] == max(ax.get_yticks()) and len(rows) == 31
-    keys = [(devices[name]["device_class"], devices[name]["finished_at_s"] or np.inf) for name in rows[1:]]
+    keys = [
+        (devices[name]["device_class"], devices[name]["finished_at_s"] or np.inf)
+        for name in rows[1:]
+    ]
     assert keys == sorted(keys)
 
 
@@ -179,7 +220,9 @@ def test_accuracy_is_paired_with_the_bytes_of_the_same_instant(run):
     np.testing.assert_allclose(line(by_bytes, "fleet").get_xdata(), sent / 1e6)
     assert line(by_time, "fleet").get_linewidth() > line(by_time, "minilm-l2").get_linewidth()
     (reached,) = (line for line in by_bytes.lines if line.get_marker() == "D")
-    assert reached.get_xdata() == [run.target["uplink_bytes"] / 1e6] and reached.get_ydata() == [0.75]
+    assert reached.get_xdata() == [run.target["uplink_bytes"] / 1e6] and reached.get_ydata() == [
+        0.75
+    ]
 
 
 def test_a_missed_target_is_called_missed(tmp_path):
@@ -187,7 +230,9 @@ def test_a_missed_target_is_called_missed(tmp_path):
     summary = json.loads((path / "summary.json").read_text())
     summary["target"] = {"value": 0.99, "reached_at_s": None}
     (path / "summary.json").write_text(json.dumps(summary))
-    assert "target 0.99, not reached" in [text.get_text() for text in texts(accuracy_figure([open_run(path)]))]
+    assert "target 0.99, not reached" in [
+        text.get_text() for text in texts(accuracy_figure([open_run(path)]))
+    ]
 
 
 def test_bars_add_up_to_what_the_devices_sent_and_spent(run):
@@ -201,13 +246,19 @@ def test_bars_add_up_to_what_the_devices_sent_and_spent(run):
         for place, name in enumerate(classes):
             mean = np.mean([total(row) for row in devices if row["device_class"] == name])
             widths = [
-                bar.get_width() for stack in ax.containers for bar in stack if round(bar.get_center()[1]) == place
+                bar.get_width()
+                for stack in ax.containers
+                for bar in stack
+                if round(bar.get_center()[1]) == place
             ]
             assert sum(widths) == pytest.approx(mean / scale, rel=1e-6)
     spans = [span for span in run.spans().to_pylist() if span["actor"].startswith("device-")]
     radio = sum(span["joules"] for span in spans if span["kind"] == "upload")
     of_class = [sum(row["device_class"] == name for row in devices) for name in classes]
-    drawn = sum(bar.get_width() * count for bar, count in zip(by_energy.containers[1], of_class, strict=True))
+    drawn = sum(
+        bar.get_width() * count
+        for bar, count in zip(by_energy.containers[1], of_class, strict=True)
+    )
     assert drawn == pytest.approx(radio)
 
 
@@ -220,7 +271,9 @@ def test_finish_times_stop_at_the_share_that_finished_and_name_the_slowest(run):
         step = line(figure.axes[0], f"{name} ({len(done)} of {len(mine)})")
         assert step.get_ydata()[-1] == pytest.approx(len(done) / len(mine))
         np.testing.assert_allclose(step.get_ydata()[1:-1], np.arange(1, len(done) + 1) / len(mine))
-    slowest = max((row for row in devices if row["finished_at_s"]), key=lambda row: row["finished_at_s"])
+    slowest = max(
+        (row for row in devices if row["finished_at_s"]), key=lambda row: row["finished_at_s"]
+    )
     said = [text.get_text() for text in texts(figure)]
     assert any(slowest["device"] in text and slowest["link"] in text for text in said)
 
@@ -230,7 +283,10 @@ def test_several_runs_share_axes_and_are_told_apart(tmp_path):
     files = draw(runs, tmp_path)
     assert [file.name for file in files] == ["accuracy.png", "finish_times.png"]
     labels = [line.get_label() for line in accuracy_figure(runs).axes[0].lines]
-    assert "synthetic · fed-mobillm · seed 1" in labels and "synthetic · fed-mobillm · seed 2" in labels
+    assert (
+        "synthetic · fed-mobillm · seed 1" in labels
+        and "synthetic · fed-mobillm · seed 2" in labels
+    )
 
 
 def test_small_and_empty_runs_draw_what_there_is(tmp_path):
@@ -252,5 +308,10 @@ def test_small_and_empty_runs_draw_what_there_is(tmp_path):
 
 
 def test_drawing_needs_neither_pyplot_nor_torch():
-    code = "import sim.plots, sys; sys.exit(bool({'matplotlib.pyplot', 'torch', 'pandas'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    code = (
+        "import sim.views.plots, sys; sys.exit(bool({'matplotlib.pyplot', 'torch', 'pandas'} & "
+        "set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    )

@@ -1,16 +1,18 @@
-"""The references: what each sends and computes, what it learns, and that they meet Fed MobiLLM where they must."""
+"""The references: what each sends and computes, what it learns, and that they meet Fed MobiLLM
+where they must.
+"""
 
 import numpy as np
 import pytest
 
-from learning.activations import Activations, encode
-from learning.prediction_difference import difference
-from learning.side_config import SideNetworkConfig
-from learning.side_tuning import SideTuning, Training
-from sim.journal import Journal
-from sim.learned import resolved
-from sim.methods.shared.replay_cache import ReplayCache
-from sim.methods.shared.text_wire import decode_texts
+from learning.side.activations import Activations, encode
+from learning.side.config import SideNetworkConfig
+from learning.side.prediction_difference import difference
+from learning.side.tuning import SideTuning, Training
+from sim.kernel.journal import Journal
+from sim.kernel.learned import resolved
+from sim.methods.side_tuning.replay_cache import ReplayCache
+from sim.methods.side_tuning.text_wire import decode_texts
 from sim.simulation import Watch
 
 ONE = {
@@ -70,8 +72,12 @@ def test_what_was_learned_is_saved(method, simulate, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["centralised", "upload-raw-text"])
-def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(kind, simulate, curve):
-    """Without rounding on the wire and with updates after all samples, who runs the backbone makes no difference."""
+def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
+    kind, simulate, curve
+):
+    """Without rounding on the wire and with updates after all samples, who runs the backbone makes
+    no difference.
+    """
     fed = simulate(method={"kind": "fed-mobillm", "wire": "float32", "eager": 0, **SMALL}, **ONE)
     late = {"eager": 0} if kind == "upload-raw-text" else {}
     central = simulate(method={**METHODS[kind], **late}, **ONE)
@@ -83,7 +89,7 @@ def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
 
 
 def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
-    from sim.methods.centralised import Centralised
+    from sim.methods.side_tuning.centralised import Centralised
 
     made, make = [], Centralised.payload
 
@@ -94,17 +100,27 @@ def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
     monkeypatch.setattr(Centralised, "payload", spy)
     sim = simulate(method=METHODS["upload-raw-text"])
     texts = sim.task.texts
-    assert sorted(int(s) for p in made for s in p.samples) == sorted(int(s) for d in sim.devices for s in d.samples)
+    assert sorted(int(s) for p in made for s in p.samples) == sorted(
+        int(s) for d in sim.devices for s in d.samples
+    )
     for payload in made:
         expected = [(texts.texts[s], "", int(texts.labels[s])) for s in payload.samples]
         assert decode_texts(resolved(payload.data)) == expected
-        assert payload.nbytes == len(resolved(payload.data)) == sum(10 + len(text.encode()) for text, *_ in expected)
+        assert (
+            payload.nbytes
+            == len(resolved(payload.data))
+            == sum(10 + len(text.encode()) for text, *_ in expected)
+        )
     assert sim.recorder.uplink_bytes == sum(payload.nbytes for payload in made)
     assert not spans(sim, "compute", actor="device")
 
 
 def test_texts_charged_by_tokens_take_the_bytes_of_tokens(simulate):
-    sim = simulate(method=METHODS["upload-raw-text"], dry=True, cost_as={"backbone": "bert-base", "tokens": 100})
+    sim = simulate(
+        method=METHODS["upload-raw-text"],
+        dry=True,
+        cost_as={"backbone": "bert-base", "tokens": 100},
+    )
     assert sim.recorder.uplink_bytes == 60 * (370 + 10)
 
 
@@ -114,7 +130,9 @@ def test_centralised_costs_devices_nothing(simulate, curve, spans):
     assert spans(sim, "forward", actor="server")[0]["start_s"] == 0
     assert curve(sim, "random-bert") == curve(sim, "random-bert-l1")
     assert sim.method.backbone == "random-bert"  # the one with more parameters
-    assert simulate("method.backbone=random-bert-l1", method=METHODS["centralised"]).method.backbone.endswith("l1")
+    assert simulate(
+        "method.backbone=random-bert-l1", method=METHODS["centralised"]
+    ).method.backbone.endswith("l1")
 
 
 def test_a_backbone_that_nobody_runs_is_refused(mobifleet, scenario_file):
@@ -135,10 +153,18 @@ def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate, spans)
 def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simulate, curve):
     method = {**METHODS["single-side-network"], "eager": 0, "wire": "float32"}
     sim = simulate(method=method)
-    learner, device, name = sim.method.learner._of["random-bert-l1"], sim.devices[2], "random-bert-l1"
+    learner, device, name = (
+        sim.method.learner._of["random-bert-l1"],
+        sim.devices[2],
+        "random-bert-l1",
+    )
     seed = sim.streams.seed64("server/side-network") % 2**31
     alone = SideTuning(
-        learner.shape, SideNetworkConfig(), Training(1e-3, 1.0, "squared-error"), learner.tuning.value.held_out, seed
+        learner.shape,
+        SideNetworkConfig(),
+        Training(1e-3, 1.0, "squared-error"),
+        learner.tuning.value.held_out,
+        seed,
     )
     cache = ReplayCache(sim.streams.rng("server/replay", name))
     y_b = np.full((len(sim.task.labels), 3), 1 / 3, np.float32)
@@ -151,7 +177,9 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
     for _ in range(5 * 20 // 8):
         alone.step(cache.draw(8))
     for key, tensor in alone.averaged.state_dict().items():
-        assert np.array_equal(tensor.numpy(), learner.tuning.value.averaged.state_dict()[key].numpy()), key
+        assert np.array_equal(
+            tensor.numpy(), learner.tuning.value.averaged.state_dict()[key].numpy()
+        ), key
     assert curve(sim, name)[-1] == alone.evaluate()[name]
 
 
@@ -167,7 +195,7 @@ def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate, spans):
 def test_local_lora_is_local_training_device_by_device(simulate, curve):
     import torch
 
-    from learning.trainable import TrainableClassifier
+    from learning.federated.trainable import TrainableClassifier
 
     sim = simulate(method={**METHODS["local-lora"], "rounds": 2})
     learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
@@ -179,7 +207,9 @@ def test_local_lora_is_local_training_device_by_device(simulate, curve):
     labels, own = torch.from_numpy(sim.task.labels), sim.task.tokens(spec, device.samples)
     for number in range(2):
         optimiser = torch.optim.AdamW(trained, lr=5e-3, weight_decay=0.0)
-        rng = np.random.default_rng(sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31)
+        rng = np.random.default_rng(
+            sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31
+        )
         order = rng.permutation(20)
         for chosen in (order[:10], order[10:]):
             loss = torch.nn.functional.cross_entropy(
@@ -189,7 +219,9 @@ def test_local_lora_is_local_training_device_by_device(simulate, curve):
             loss.backward()
             optimiser.step()
     for key, tensor in model.trainable().items():
-        torch.testing.assert_close(learner.states[device.id].value[key], tensor, atol=1e-5, rtol=1e-4, msg=key)
+        torch.testing.assert_close(
+            learner.states[device.id].value[key], tensor, atol=1e-5, rtol=1e-4, msg=key
+        )
     with torch.inference_mode():
         predicted = model(*padded(sim.task.tokens(spec, test).ids)).argmax(dim=1).numpy()
     assert curve(sim, name)[-1] == pytest.approx((predicted == sim.task.labels[test]).mean())
@@ -212,7 +244,9 @@ def test_the_evaluated_devices_are_a_seeded_sample_with_every_backbone(simulate)
     chosen = few.method.learner.evaluated
     assert sorted(chosen.values()) == ["random-bert", "random-bert-l1"]  # one of each is the least
     assert set(few.method.learner.states) == set(chosen)
-    assert few.recorder.spans().equals(everyone.recorder.spans())  # the others are charged all the same
+    assert few.recorder.spans().equals(
+        everyone.recorder.spans()
+    )  # the others are charged all the same
     for device in chosen:
         for name, tensor in few.method.learner.states[device].value.items():
             assert tensor.equal(everyone.method.learner.states[device].value[name])
@@ -224,7 +258,11 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
     shared = learner._of[name]
     seed = sim.streams.seed64("local/side-network", device.id) % 2**31
     alone = SideTuning(
-        shared.shape, SideNetworkConfig(), Training(3e-3, 0.0, "cross-entropy"), shared.tuning.value.held_out, seed
+        shared.shape,
+        SideNetworkConfig(),
+        Training(3e-3, 0.0, "cross-entropy"),
+        shared.tuning.value.held_out,
+        seed,
     )
     vectors = shared._readouts[name][[shared._row[name][int(i)] for i in device.samples]]
     y_b = np.full((20, 3), 1 / 3, np.float32)
@@ -240,18 +278,27 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
 
 
 def test_a_ladder_with_a_cache_runs_the_backbone_once(simulate, spans):
-    again, once = (simulate(method={**METHODS["local-lst"], "cache": c}, dry=True) for c in (False, True))
-    flop = [[s["flop"] for s in spans(sim, "compute", actor="device-0000")] for sim in (again, once)]
+    again, once = (
+        simulate(method={**METHODS["local-lst"], "cache": c}, dry=True) for c in (False, True)
+    )
+    flop = [
+        [s["flop"] for s in spans(sim, "compute", actor="device-0000")] for sim in (again, once)
+    ]
     assert flop[0] == [flop[0][0]] * 3
     assert flop[1][0] == flop[0][0]
     device = again.devices[0]
-    side = sum(again.method.shapes[device.backbone].training_step({device.backbone: 5}).flop for _ in range(4))
+    side = sum(
+        again.method.shapes[device.backbone].training_step({device.backbone: 5}).flop
+        for _ in range(4)
+    )
     assert flop[1][1:] == pytest.approx([side] * 2)
     assert once.devices[0].peak_memory_bytes > again.devices[0].peak_memory_bytes
 
 
 def test_a_reached_target_ends_every_device(simulate):
-    sim = simulate(method={**METHODS["local-lst"], "epochs": 500}, stop={"target": 0.5}, evaluate_every=1)
+    sim = simulate(
+        method={**METHODS["local-lst"], "epochs": 500}, stop={"target": 0.5}, evaluate_every=1
+    )
     assert sim.ended.reason == "target"
     assert sim.updates < 1500
 
@@ -266,7 +313,10 @@ RESUMED = {
 @pytest.mark.parametrize("method", RESUMED.values(), ids=RESUMED)
 def test_an_interrupted_run_goes_on_to_the_same_digest(method, simulate, mark, tmp_path):
     straight = simulate(method=method)
-    looks, enough = [], 1 if method["kind"].startswith("local") else 5  # at each, twenty events have passed
+    looks, enough = (
+        [],
+        1 if method["kind"].startswith("local") else 5,
+    )  # at each, twenty events have passed
     watch = Watch(on_look=looks.append, should_stop=lambda: len(looks) >= enough)
     stopped = simulate(method=method, journal=Journal(tmp_path, False, 0.0), watch=watch)
     assert stopped.ended.reason == "interrupted"

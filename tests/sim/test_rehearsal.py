@@ -1,4 +1,6 @@
-"""Backbones of one's own in a scenario: what `check` calls fine runs, what it refuses `run` refuses in the same words."""
+"""Backbones of one's own in a scenario: what `check` calls fine runs, what it refuses `run` refuses
+in the same words.
+"""
 
 import json
 import re
@@ -9,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inputs.files import FileProblem
-from learning import kept, trial
-from learning.catalogue import BackboneError, find
-from sim.rehearsal import rehearse
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from learning import kept
+from learning.backbones import trial
+from learning.backbones.catalogue import BackboneError, find
+from sim.scenario.checks import problems
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario
+from sim.world.rehearsal import rehearse
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
@@ -64,11 +67,19 @@ def edit(folder, name, change):
 @pytest.mark.parametrize(
     ("kind", "how", "said"),
     [
-        ("bert", {"tensors": prefix}, r"39 of 39 tensors \(the first embeddings.LayerNorm.bias\) missing"),
+        (
+            "bert",
+            {"tensors": prefix},
+            r"39 of 39 tensors \(the first embeddings.LayerNorm.bias\) missing",
+        ),
         ("roberta", {"after": {"vocab_size": 20}}, "16 x 32 in the weights, 20 x 32 in the model"),
         ("llama", {"after": {"num_hidden_layers": 3}}, "9 of 29 tensors .* missing"),
         ("opt", {"words": None}, "no tokenizer in .*save the model's own there"),
-        ("distilbert", {"words": [*WORDS, *map(str, range(30))]}, "gives ids up to 33, but its embedding has 16 rows"),
+        (
+            "distilbert",
+            {"words": [*WORDS, *map(str, range(30))]},
+            "gives ids up to 33, but its embedding has 16 rows",
+        ),
         (
             "bert",
             {"max_position_embeddings": 12},
@@ -99,15 +110,25 @@ def test_check_and_run_refuse_in_the_same_words(own_model, both, kind, how, said
     ],
 )
 def test_a_configuration_to_initialise_is_tried_too(both, config, said):
-    fine = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fine = {
+        "model_type": "bert",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     assert re.search(said, both({"random": {**fine, "intermediate_size": 48, **config}}))
 
 
-def test_positions_count_for_every_method_and_for_packaged_backbones(own_model, both, mobifleet, scenario_file):
+def test_positions_count_for_every_method_and_for_packaged_backbones(
+    own_model, both, mobifleet, scenario_file
+):
     short = {"path": str(own_model(max_position_embeddings=12))}
     for kind in ("fedavg-lora", "splitfed-v1"):
         assert "16 tokens, but mine has 12 positions" in both(short, method={"kind": kind})
-    cut = both(short, fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "mine-l1", "link": "lte"}])
+    cut = both(
+        short, fleet=[{"count": 3, "device": "jetson-tx2", "backbone": "mine-l1", "link": "lte"}]
+    )
     assert "16 tokens, but mine-l1 has 12 positions" in cut
     for dry in ((), ("--dry",)):
         outcome = mobifleet("run", scenario_file(), "--set", "task.max_tokens=600", *dry)
@@ -117,14 +138,21 @@ def test_positions_count_for_every_method_and_for_packaged_backbones(own_model, 
         )
 
 
-def test_what_is_charged_for_more_positions_than_it_has_is_remarked(own_model, mobifleet, scenario_file, fleet):
-    rotary = {"path": str(own_model("llama", max_position_embeddings=12))}  # nothing stops such a model after 12
+def test_what_is_charged_for_more_positions_than_it_has_is_remarked(
+    own_model, mobifleet, scenario_file, fleet
+):
+    rotary = {
+        "path": str(own_model("llama", max_position_embeddings=12))
+    }  # nothing stops such a model after 12
     path = scenario_file(**fleet(rotary, cost_as={"backbone": "roberta-base", "tokens": 600}))
     outcome = mobifleet("check", path)
     said = " ".join(outcome.err.split())
     assert outcome.code == 0
     assert "roberta-base has 512 positions: at 600 tokens it is charged as if it had more" in said
-    assert "mine was made for 12 positions: texts of up to 16 tokens go beyond what it has learned" in said
+    assert (
+        "mine was made for 12 positions: texts of up to 16 tokens go beyond what it has learned"
+        in said
+    )
 
 
 def test_an_adapter_truncated_weights_and_no_folder_at_all(own_model, both, tmp_path):
@@ -144,14 +172,20 @@ def test_a_tokenizer_that_knows_no_words_or_is_damaged(own_model, both, tmp_path
     assert "tokenizer.json: cannot be read as a tokenizer" in both({"path": str(folder)})
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    assert "no tokenizer.json, nor vocab.txt" in both({"path": str(folder)})  # transformers would make one up
+    assert "no tokenizer.json, nor vocab.txt" in both(
+        {"path": str(folder)}
+    )  # transformers would make one up
     (folder / "vocab.txt").write_text("")
     assert "a tokenizer without words" in both({"path": str(folder)})
 
 
 def test_a_template_that_puts_an_id_beyond_the_embedding_around_a_text(own_model, both):
     folder = own_model()
-    edit(folder, "tokenizer.json", lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[99]))
+    edit(
+        folder,
+        "tokenizer.json",
+        lambda t: t["post_processor"]["special_tokens"]["[CLS]"].update(ids=[99]),
+    )
     assert "gives ids up to 99, but its embedding has 16 rows" in both({"path": str(folder)})
 
 
@@ -179,14 +213,16 @@ def test_what_check_calls_fine_runs_to_one_digest(
     for number in (1, 2):  # each with a store of its own
         monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / f"cache{number}"))
         torch.manual_seed(number)  # whatever drew from the global generator would differ
-        outcome = mobifleet("run", path, "--no-figures", "--workers", "1", "-q", "--out", f"out{number}")
+        outcome = mobifleet(
+            "run", path, "--no-figures", "--workers", "1", "-q", "--out", f"out{number}"
+        )
         assert outcome.code == 0, outcome.err
         digests.add(json.loads((tmp_path / f"out{number}" / "summary.json").read_text())["digest"])
     assert len(digests) == 1
 
 
 def test_a_tokenizer_that_leaves_merges_out_at_random_does_not(own_model):
-    from learning.tokens import tokenise
+    from learning.backbones.tokens import tokenise
 
     folder = own_model()
     vocabulary = {word: i for i, word in enumerate([*WORDS, "a", "b", "ab"])}
@@ -194,35 +230,55 @@ def test_a_tokenizer_that_leaves_merges_out_at_random_does_not(own_model):
         folder,
         "tokenizer.json",
         lambda t: t.update(
-            model={"type": "BPE", "vocab": vocabulary, "merges": ["a b"], "dropout": 0.9, "unk_token": "[UNK]"}
+            model={
+                "type": "BPE",
+                "vocab": vocabulary,
+                "merges": ["a b"],
+                "dropout": 0.9,
+                "unk_token": "[UNK]",
+            }
         ),
     )
     spec = find("mine", {"mine": {"path": str(folder)}})
     assert {tuple(tokenise(spec, ["abab ab"]).ids[0]) for _ in range(20)} == {(2, 6, 6, 6, 3)}
 
 
-def test_texts_of_words_that_the_tokenizer_lacks_are_remarked(own_model, mobifleet, scenario_file, fleet):
+def test_texts_of_words_that_the_tokenizer_lacks_are_remarked(
+    own_model, mobifleet, scenario_file, fleet
+):
     words = [*WORDS, *(f"other{number}" for number in range(12))]
     outcome = mobifleet("check", scenario_file(**fleet({"path": str(own_model(words=words))})))
     assert outcome.code == 0
-    assert "most words of the texts are unknown to the tokenizer of mine" in " ".join(outcome.err.split())
-    assert "unknown" not in mobifleet("check", scenario_file(**fleet({"path": str(own_model())}))).err
+    assert "most words of the texts are unknown to the tokenizer of mine" in " ".join(
+        outcome.err.split()
+    )
+    assert (
+        "unknown" not in mobifleet("check", scenario_file(**fleet({"path": str(own_model())}))).err
+    )
 
 
 def test_more_kinds_of_segments_than_the_model_has_are_refused(own_model):
-    from learning.tokens import tokenise
+    from learning.backbones.tokens import tokenise
 
     folder = own_model()
-    edit(folder, "tokenizer.json", lambda t: t["post_processor"]["pair"][3]["Sequence"].update(type_id=2))
+    edit(
+        folder,
+        "tokenizer.json",
+        lambda t: t["post_processor"]["pair"][3]["Sequence"].update(type_id=2),
+    )
     spec = find("mine", {"mine": {"path": str(folder)}})
     tokenise(spec, ["a1"])
-    with pytest.raises(BackboneError, match="its tokenizer marks 3 kinds of segments, its model has 2"):
+    with pytest.raises(
+        BackboneError, match="its tokenizer marks 3 kinds of segments, its model has 2"
+    ):
         tokenise(spec, ["a1"], ["b1"])
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """Puts a model's folder into a local hub cache, without network, as huggingface_hub lays it out."""
+    """Puts a model's folder into a local hub cache, without network, as huggingface_hub lays it
+    out.
+    """
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -238,14 +294,18 @@ def hub(tmp_path, monkeypatch):
     return put
 
 
-def test_a_model_of_the_hubs_cache_runs_without_network(own_model, hub, mobifleet, scenario_file, fleet):
+def test_a_model_of_the_hubs_cache_runs_without_network(
+    own_model, hub, mobifleet, scenario_file, fleet
+):
     path = scenario_file(**fleet({"hub": hub(own_model())}))
     assert mobifleet("check", path).code == 0
     assert mobifleet("run", path, "--no-figures", "--workers", "1", "--out", "out").code == 0
 
 
 def test_a_model_of_which_the_hubs_cache_has_a_part_says_what_is_missing(own_model, hub, both):
-    assert "no model.safetensors in" in both({"hub": hub(own_model(), without=["model.safetensors"])})
+    assert "no model.safetensors in" in both(
+        {"hub": hub(own_model(), without=["model.safetensors"])}
+    )
 
 
 def test_a_model_that_the_hubs_cache_does_not_have(hub, both):
@@ -287,15 +347,21 @@ def test_an_odd_value_that_its_architecture_has_no_use_for_does_no_harm(own_mode
     trial.take(spec, 16)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "model.safetensors", "added_tokens.json"]
+)
 def test_another_file_is_another_model(mine, name):
     trial.take(spec_of(mine), 16)
     if name == "model.safetensors":
-        save_file({n: t + 1 for n, t in load_file(mine / name).items()}, mine / name, {"format": "pt"})
+        save_file(
+            {n: t + 1 for n, t in load_file(mine / name).items()}, mine / name, {"format": "pt"}
+        )
     elif name == "config.json":
         edit(mine, name, lambda fields: fields.update(layer_norm_eps=1e-6))
     else:
-        (mine / name).write_text((mine / name).read_text() + " " if (mine / name).exists() else "{}")
+        (mine / name).write_text(
+            (mine / name).read_text() + " " if (mine / name).exists() else "{}"
+        )
     assert not trial.has_passed(spec_of(mine), 16)
 
 
@@ -308,7 +374,7 @@ def test_a_damaged_note_is_no_note(mine, damage):
 
 
 def note_files():
-    from learning import assets
+    from learning.backbones import assets
 
     return list((assets.cache_dir() / "trials").iterdir())
 
@@ -326,7 +392,7 @@ def test_the_second_check_needs_no_torch(mine, shell, scenario_file, fleet):
     path = scenario_file(**fleet({"path": str(mine)}))
     probe = (
         "import sys; sys.argv = ['mobifleet', 'check', sys.argv[1]]\n"
-        "from sim import cli\n"
+        "from sim.cli import main as cli\n"
         "try:\n    cli.main()\nexcept SystemExit as ended:\n    code = ended.code\n"
         "print(code, 'torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)"
     )
@@ -334,9 +400,14 @@ def test_the_second_check_needs_no_torch(mine, shell, scenario_file, fleet):
     assert said == [["None", "True", "True"], ["None", "False", "False"]]
 
 
-def test_compare_and_validate_are_refused_before_they_begin(own_model, mobifleet, scenario_file, fleet):
+def test_compare_and_validate_are_refused_before_they_begin(
+    own_model, mobifleet, scenario_file, fleet
+):
     path = scenario_file(
-        **fleet({"path": str(own_model(tensors=prefix))}, compare={"methods": {"a": {"kind": "fed-mobillm"}}})
+        **fleet(
+            {"path": str(own_model(tensors=prefix))},
+            compare={"methods": {"a": {"kind": "fed-mobillm"}}},
+        )
     )
     words = mobifleet("check", path).err
     for verb in ("compare", "validate"):
@@ -354,9 +425,18 @@ def test_a_dry_run_needs_no_weights(own_model, mobifleet, scenario_file, fleet):
 
 
 def test_rehearsing_looks_at_every_backbone_that_a_mix_may_draw(own_model, scenario_file):
-    fleet = [{"count": 1, "device": "jetson-tx2", "backbone": {"random-bert": 1.0, "mine": 0.0001}, "link": "lte"}]
+    fleet = [
+        {
+            "count": 1,
+            "device": "jetson-tx2",
+            "backbone": {"random-bert": 1.0, "mine": 0.0001},
+            "link": "lte",
+        }
+    ]
     path = scenario_file(
-        fleet=fleet, backbones={"mine": {"path": str(own_model(words=None))}}, arrivals={"kind": "at-once"}
+        fleet=fleet,
+        backbones={"mine": {"path": str(own_model(words=None))}},
+        arrivals={"kind": "at-once"},
     )
     with pytest.raises((BackboneError, FileProblem), match="no tokenizer"):
         rehearse(load(str(path), Scenario, [], [], problems), path.parent)

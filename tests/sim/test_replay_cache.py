@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from sim.methods.shared.replay_cache import ReplayCache
+from sim.methods.side_tuning.replay_cache import ReplayCache
 
 STEPS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=30)
 
@@ -35,7 +35,9 @@ def test_each_record_comes_once_an_epoch(records, batch, epochs, seed):
 
 
 @given(st.integers(2, 50), st.integers(1, 50), st.integers(0, 2**32))
-def test_no_record_is_ever_more_than_one_draw_ahead_though_batches_cross_epochs(records, batch, seed):
+def test_no_record_is_ever_more_than_one_draw_ahead_though_batches_cross_epochs(
+    records, batch, seed
+):
     batch = min(batch, records)
     cache, seen = ReplayCache(np.random.default_rng(seed)), Counter()
     cache.insert("m", records)

@@ -1,23 +1,51 @@
-"""summary.json and devices.parquet: the fields that tools read, their types, and what is null when."""
+"""summary.json and devices.parquet: the fields that tools read, their types, and what is null
+when.
+"""
 
 import json
 
 import numpy as np
 import pytest
 
-from sim.report import device_table, summary
-from sim.results import COLUMNS
+from sim.results.run import COLUMNS
+from sim.results.summary import device_table, summary
 
 TOP = {
-    *("scenario", "method", "seed", "digest", "costed_as", "virtual_time_s", "metric", "final", "best", "by_backbone"),
+    *(
+        "scenario",
+        "method",
+        "seed",
+        "digest",
+        "costed_as",
+        "virtual_time_s",
+        "metric",
+        "final",
+        "best",
+        "by_backbone",
+    ),
     *("target", "totals", "per_device", "host"),
 }
 TOTALS = {
-    *("uplink_bytes", "downlink_bytes", "device_flop", "device_energy_j", "server_flop", "server_busy_s"),
+    *(
+        "uplink_bytes",
+        "downlink_bytes",
+        "device_flop",
+        "device_energy_j",
+        "server_flop",
+        "server_busy_s",
+    ),
     *("wasted_bytes", "updates"),
 }
 PER_DEVICE = {
-    *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes", "busy_s", "waiting_s"),
+    *(
+        "uplink_bytes",
+        "downlink_bytes",
+        "flop",
+        "energy_j",
+        "peak_memory_bytes",
+        "busy_s",
+        "waiting_s",
+    ),
     "finished_at_s",
     "on_share",
 }
@@ -36,10 +64,22 @@ def test_a_summary_has_every_promised_field(simulate, report):
     assert set(found) >= TOP
     assert set(found["totals"]) >= TOTALS
     assert set(found["per_device"]) == PER_DEVICE
-    assert all(set(spread) == {"mean", "p50", "p95", "max"} for spread in found["per_device"].values())
-    assert set(found["target"]) >= {"value", "reached_at_s", *("uplink_bytes", "downlink_bytes"), "device_energy_j"}
+    assert all(
+        set(spread) == {"mean", "p50", "p95", "max"} for spread in found["per_device"].values()
+    )
+    assert set(found["target"]) >= {
+        "value",
+        "reached_at_s",
+        *("uplink_bytes", "downlink_bytes"),
+        "device_energy_j",
+    }
     assert set(found["host"]) >= {"wall_s", "torch_s", "events", "peak_rss_bytes"}
-    assert (found["scenario"], found["method"], found["seed"], found["digest"]) == ("tiny", "fed-mobillm", 0, "d1")
+    assert (found["scenario"], found["method"], found["seed"], found["digest"]) == (
+        "tiny",
+        "fed-mobillm",
+        0,
+        "d1",
+    )
     assert found["host"]["wall_s"] == 2.5
     assert found["host"]["events"] > 100
     assert found["final"] <= found["best"] <= 1
@@ -66,7 +106,12 @@ def test_an_end_before_anything_is_a_report_too(simulate, report):
     found = report(simulate("stop.horizon=1 ns", dry=True))
     assert found["ended"] == "horizon"
     assert found["totals"]["uplink_bytes"] == found["totals"]["updates"] == 0
-    assert found["per_device"]["finished_at_s"] == {"mean": None, "p50": None, "p95": None, "max": None}
+    assert found["per_device"]["finished_at_s"] == {
+        "mean": None,
+        "p50": None,
+        "p95": None,
+        "max": None,
+    }
     assert found["outcomes"] == {"horizon": 3}
 
 
@@ -87,7 +132,8 @@ def test_the_device_table_is_one_row_a_device_in_the_promised_columns(simulate):
     assert tuple(sim.recorder.metrics().column_names) == COLUMNS["metrics"]
 
 
-# --- each figure by its own definition, in runs in which a neighbouring definition gives another number
+# --- each figure by its own definition, in runs in which a neighbouring definition gives another
+# number
 
 ROUNDS = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0, "device_batch": 4}
 
@@ -115,7 +161,9 @@ def test_a_server_that_waits_for_its_devices_is_not_busy(simulate, report, spans
 
 
 def test_what_is_cut_on_its_way_down_is_wasted_too(simulate, report, spans):
-    """A model download that the horizon cuts in its middle: some of its bytes have passed, for nothing."""
+    """A model download that the horizon cuts in its middle: some of its bytes have passed, for
+    nothing.
+    """
     slow = {"method": ROUNDS, "server": {"ingress": "1 Gbit/s", "egress": "1 Mbit/s"}}
     (whole, *_) = spans(simulate(dry=True, **slow), "download", actor="device-0000")
     cut_s = 0.3 * whole["start_s"] + 0.7 * whole["end_s"]
@@ -131,13 +179,22 @@ def test_what_is_cut_on_its_way_down_is_wasted_too(simulate, report, spans):
 
 
 def test_the_running_uplink_counts_what_was_sent_in_vain(simulate, report, spans, tmp_path):
-    """A device goes offline in an upload's middle and sends it again: the last note is the total, the wasted part included."""
-    one = {"fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]}
-    one |= {"arrivals": {"kind": "at-once"}, "traces": {"ingress": {"times": ["0 s"], "capacity": ["80 kbit/s"]}}}
+    """A device goes offline in an upload's middle and sends it again: the last note is the total,
+    the wasted part included.
+    """
+    one = {
+        "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    }
+    one |= {
+        "arrivals": {"kind": "at-once"},
+        "traces": {"ingress": {"times": ["0 s"], "capacity": ["80 kbit/s"]}},
+    }
     (first, *_) = spans(simulate(dry=True, **one), "upload")
     cut_s = (first["start_s"] + first["end_s"]) / 2
     (tmp_path / "one.csv").write_text(f"device,ready_start_s,ready_end_s\na,0,{cut_s}\na,10,1000\n")
-    sim = simulate(dry=True, availability={"kind": "trace", "path": "one.csv", "period": "1 d"}, **one)
+    sim = simulate(
+        dry=True, availability={"kind": "trace", "path": "one.csv", "period": "1 d"}, **one
+    )
     (lost,) = spans(sim, "upload", outcome="offline")
     notes = [m["value"] for m in sim.recorder.metrics().to_pylist() if m["name"] == "uplink_bytes"]
     total = sum(s["nbytes"] for s in spans(sim, "upload"))

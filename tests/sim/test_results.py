@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.results import COLUMNS, FINE, RunError, encode, finish_times, open_run, sampling_order
+from sim.results.run import COLUMNS, FINE, RunError, encode, finish_times, open_run, sampling_order
 
 write_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["write_run"]
 
@@ -23,7 +23,12 @@ def path(tmp_path):
 
 def test_a_run_opens_with_its_parts(path):
     run = open_run(str(path))
-    assert (run.name, run.method, run.seed, run.metric) == ("synthetic", "fed-mobillm", 0, "accuracy")
+    assert (run.name, run.method, run.seed, run.metric) == (
+        "synthetic",
+        "fed-mobillm",
+        0,
+        "accuracy",
+    )
     assert run.devices().num_rows == 12
     assert set(run.spans(["kind"]).column_names) == {"kind"}
     assert run.title == "synthetic · fed-mobillm · seed 0"
@@ -41,7 +46,12 @@ def test_tables_are_read_when_asked_for_not_when_opened(path):
 
 def test_a_curve_is_one_metric_of_one_group_in_time_order(path):
     table = pa.table(
-        {"time_s": [3.0, 1.0, 2.0, 1.0], "name": ["a", "a", "a", "b"], "value": [9.0, 7.0, 8.0, 0.0], "group": [""] * 4}
+        {
+            "time_s": [3.0, 1.0, 2.0, 1.0],
+            "name": ["a", "a", "a", "b"],
+            "value": [9.0, 7.0, 8.0, 0.0],
+            "group": [""] * 4,
+        }
     )
     pq.write_table(table, path / "metrics.parquet")
     time_s, value = open_run(path).curve("a")
@@ -63,7 +73,9 @@ def test_a_part_that_is_nested_too_deep_is_named(path, part):
         open_run(path)
 
 
-@pytest.mark.parametrize("part", ["manifest.json", "summary.json", *(f"{name}.parquet" for name in COLUMNS)])
+@pytest.mark.parametrize(
+    "part", ["manifest.json", "summary.json", *(f"{name}.parquet" for name in COLUMNS)]
+)
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.99])
 def test_a_truncated_part_is_named(path, part, keep):
     whole = (path / part).read_bytes()
@@ -72,14 +84,18 @@ def test_a_truncated_part_is_named(path, part, keep):
         open_run(path)
 
 
-@pytest.mark.parametrize(("status", "todo"), [("interrupted", "--resume"), ("failed", "--resume"), ("running", "wait")])
+@pytest.mark.parametrize(
+    ("status", "todo"), [("interrupted", "--resume"), ("failed", "--resume"), ("running", "wait")]
+)
 def test_an_unfinished_run_says_what_is_missing_and_what_to_do(path, status, todo):
     manifest = json.loads((path / "manifest.json").read_text()) | {"status": status}
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert status in open_run(path).title  # all parts are there: it opens, and says so
     (path / "summary.json").unlink()
     (path / "metrics.parquet").unlink()
-    with pytest.raises(RunError, match=rf"{status}; no summary\.json, metrics\.parquet\): .*{todo}"):
+    with pytest.raises(
+        RunError, match=rf"{status}; no summary\.json, metrics\.parquet\): .*{todo}"
+    ):
         open_run(path)
 
 
@@ -98,7 +114,9 @@ def test_no_target_reads_as_empty(tmp_path):
 def fleet(rows):
     classes, finish_s, outcomes = zip(*rows, strict=True)
     finished = pa.array(finish_s, pa.float64())
-    return pa.table({"device_class": list(classes), "finished_at_s": finished, "outcome": list(outcomes)})
+    return pa.table(
+        {"device_class": list(classes), "finished_at_s": finished, "outcome": list(outcomes)}
+    )
 
 
 rows = st.lists(
@@ -124,7 +142,9 @@ def test_the_sampling_order_takes_every_device_once_and_the_extremes_first(rows)
         fine = [row for row, _ in mine if rows[row][2] in FINE]
         if fine:
             assert mine[0][1] == "slowest" and finish_s[mine[0][0]] == max(finish_s[fine])
-        assert all(reason in ("failed", "random") for row, reason in mine if rows[row][2] not in FINE)
+        assert all(
+            reason in ("failed", "random") for row, reason in mine if rows[row][2] not in FINE
+        )
         if len(fine) < len(mine):
             assert "failed" in {reason for _, reason in mine[:2]}
     turns = [rows[row][0] for row, _ in order]
@@ -137,9 +157,11 @@ def test_the_random_part_of_a_sample_follows_the_seed_and_the_class_name_alone()
     robots = [("robot", 1.0, "ok")] * 7
 
     def randoms(rows, seed):
-        return [rows[row][1] for row, reason in sampling_order(fleet(rows), seed) if reason == "random" and row < 200][
-            :9
-        ]
+        return [
+            rows[row][1]
+            for row, reason in sampling_order(fleet(rows), seed)
+            if reason == "random" and row < 200
+        ][:9]
 
     assert randoms(phones, 0) == randoms(phones + robots, 0)
     assert randoms(phones, 0) != randoms(phones, 1)

@@ -1,4 +1,6 @@
-"""A run that was killed, stopped or torn goes on to the result of one that ran straight through; little is learned twice."""
+"""A run that was killed, stopped or torn goes on to the result of one that ran straight through;
+little is learned twice.
+"""
 
 import json
 import signal
@@ -9,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sim import faults
-from sim.checkpoint import Checkpoint
-from sim.host import Host
-from sim.journal import CannotResume, Journal
-from sim.learned import Piece
-from sim.results import open_run
+from sim.cli import faults
+from sim.kernel.checkpoint import Checkpoint
+from sim.kernel.host import Host
+from sim.kernel.journal import CannotResume, Journal
+from sim.kernel.learned import Piece
+from sim.results.run import open_run
 from sim.simulation import Watch
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
@@ -22,23 +24,73 @@ SIDE = {"device_batch": 4, "deliver": False}
 ROUNDS = {"rounds": 3, "participation": 1.0, "device_batch": 8, "evaluate_every": 1}
 METHODS = {
     "fed-mobillm": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8, **SIDE},
-    "single-side-network": {"kind": "single-side-network", "replay": 5, "eager": 1, "server_batch": 8, **SIDE},
-    "centralised": {"kind": "centralised", "backbone": "random-bert", "replay": 5, "server_batch": 8},
-    "upload-raw-text": {"kind": "upload-raw-text", "replay": 5, "server_batch": 8, "device_batch": 4},
+    "single-side-network": {
+        "kind": "single-side-network",
+        "replay": 5,
+        "eager": 1,
+        "server_batch": 8,
+        **SIDE,
+    },
+    "centralised": {
+        "kind": "centralised",
+        "backbone": "random-bert",
+        "replay": 5,
+        "server_batch": 8,
+    },
+    "upload-raw-text": {
+        "kind": "upload-raw-text",
+        "replay": 5,
+        "server_batch": 8,
+        "device_batch": 4,
+    },
     "pae-mobillm": {"kind": "pae-mobillm", "epochs": 3, "server_batch": 8, **SIDE},
-    "pae-mobillm, matrices": {"kind": "pae-mobillm", "epochs": 2, "server_batch": 8, "shortcut": "matrix", **SIDE},
+    "pae-mobillm, matrices": {
+        "kind": "pae-mobillm",
+        "epochs": 2,
+        "server_batch": 8,
+        "shortcut": "matrix",
+        **SIDE,
+    },
     "pae-mobillm, no cache": {"kind": "pae-mobillm", "epochs": 2, "cache": False, **SIDE},
     "mobillm": {"kind": "mobillm", "epochs": 2, "deliver": False},
     "local-lst": {"kind": "local-lst", "epochs": 3, "device_batch": 8},
     "local-lora": {"kind": "local-lora", "rounds": 3, "device_batch": 8},
     "fedavg-lora": {"kind": "fedavg-lora", **ROUNDS},
-    "fedavg-full": {"kind": "fedavg-full", "server_optimiser": {"kind": "fedadam", "learning_rate": 0.01}, **ROUNDS},
-    "fedavg-adapter, late": {"kind": "fedavg-adapter", **ROUNDS, "participation": 0.3, "over_selection": 2},
+    "fedavg-full": {
+        "kind": "fedavg-full",
+        "server_optimiser": {"kind": "fedadam", "learning_rate": 0.01},
+        **ROUNDS,
+    },
+    "fedavg-adapter, late": {
+        "kind": "fedavg-adapter",
+        **ROUNDS,
+        "participation": 0.3,
+        "over_selection": 2,
+    },
     "flexlora": {"kind": "flexlora", "ranks": {"jetson-tx2": 2}, "rank": 4, **ROUNDS},
-    "fedasync": {"kind": "fedasync", "answers": 12, "concurrency": 1.0, "device_batch": 8, "evaluate_every": 2},
-    "fedbuff": {"kind": "fedbuff", "answers": 12, "buffer": 2, "concurrency": 1.0, "device_batch": 8, "rank": 4},
+    "fedasync": {
+        "kind": "fedasync",
+        "answers": 12,
+        "concurrency": 1.0,
+        "device_batch": 8,
+        "evaluate_every": 2,
+    },
+    "fedbuff": {
+        "kind": "fedbuff",
+        "answers": 12,
+        "buffer": 2,
+        "concurrency": 1.0,
+        "device_batch": 8,
+        "rank": 4,
+    },
     "fwdllm": {"kind": "fwdllm", **ROUNDS, "variance_threshold": 1e-9, "most_asks": 3},
-    "fwdllm, shared seeds": {"kind": "fwdllm", "peft": "lora", **ROUNDS, "shared_seeds": True, "most_asks": 2},
+    "fwdllm, shared seeds": {
+        "kind": "fwdllm",
+        "peft": "lora",
+        **ROUNDS,
+        "shared_seeds": True,
+        "most_asks": 2,
+    },
     "fedmezo": {"kind": "fedmezo", **ROUNDS, "local_steps": 4, "rank": 4, "alpha": 8},
     "spry": {"kind": "spry", **ROUNDS},
     "splitfed-v1": {"kind": "splitfed-v1", **ROUNDS},
@@ -61,7 +113,9 @@ class TheHostDied(Exception):
 
 @pytest.fixture
 def dying_after(monkeypatch):
-    """Lets the host die before it begins a piece of learning beyond so many (None: it lives); counts what it computes."""
+    """Lets the host die before it begins a piece of learning beyond so many (None: it lives);
+    counts what it computes.
+    """
     limit, computed, learn, run = [None], Counter(), Host.learn, Piece.run
 
     def dying(host, *what, **how):
@@ -97,13 +151,20 @@ def test_a_run_that_died_goes_on_to_the_same_digest_and_computes_only_what_is_le
         folder.mkdir()
         dying_after(after)
         with pytest.raises(TheHostDied):
-            simulate(method=method, workers=workers, journal=Journal(folder, seconds_between_checkpoints=0))
+            simulate(
+                method=method,
+                workers=workers,
+                journal=Journal(folder, seconds_between_checkpoints=0),
+            )
         computed = dying_after(None)
         resumed = simulate(method=method, workers=workers, journal=Journal(folder, True))
         assert mark(resumed) == expected
         assert resumed.host.pieces == total
-        assert resumed.host.recalled == after - 1  # the last checkpoint is that before the last piece
-    # what cannot be written, a pass that waits for its gradient, is computed once more for each of three devices
+        assert (
+            resumed.host.recalled == after - 1
+        )  # the last checkpoint is that before the last piece
+    # what cannot be written, a pass that waits for its gradient, is computed once more for each of
+    # three devices
     again = computed.total() - (total - (after - 1))
     assert 0 <= again <= 3
     assert again == 0 or method["kind"].startswith(("splitfed", "fedbert"))
@@ -112,7 +173,10 @@ def test_a_run_that_died_goes_on_to_the_same_digest_and_computes_only_what_is_le
 @pytest.mark.parametrize("method", EVERY_METHOD)
 def test_a_run_that_was_interrupted_goes_on_to_the_same_digest(method, simulate, mark, tmp_path):
     straight = simulate(method=method)
-    looks, enough = [], 1 if method["kind"].startswith("local") else 3  # at each, twenty events have passed
+    looks, enough = (
+        [],
+        1 if method["kind"].startswith("local") else 3,
+    )  # at each, twenty events have passed
     watch = Watch(on_look=looks.append, should_stop=lambda: len(looks) >= enough)
     stopped = simulate(method=method, journal=Journal(tmp_path, False), watch=watch)
     assert stopped.ended.reason == "interrupted"
@@ -153,20 +217,25 @@ def test_dying_again_and_again_comes_to_the_same_end(simulate, mark, dying_after
 
 
 def test_only_what_somebody_may_still_ask_for_is_written(simulate, dying_after, tmp_path):
-    state = 4 * sum(t.numel() for t in simulate(method=METHODS["fedavg-lora"]).method.learner.initial.values())
+    state = 4 * sum(
+        t.numel() for t in simulate(method=METHODS["fedavg-lora"]).method.learner.initial.values()
+    )
     dying_after(10)  # of twelve: three rounds of three answers and their mean
     with pytest.raises(TheHostDied):
         simulate(method=METHODS["fedavg-lora"], journal=Journal(tmp_path, False, 0))
     written = sum(array.nbytes for array in load_file(tmp_path / "checkpoint.safetensors").values())
-    assert state < written < 2.1 * state  # the server's state and an answer that is on its way; no older ones
+    assert (
+        state < written < 2.1 * state
+    )  # the server's state and an answer that is on its way; no older ones
 
 
 # --- real kills
 
 SLOWLY = """
 import functools, sys, time
-from sim import cli, runner
-from sim.learned import Piece
+from sim.cli import main as cli
+from sim import runner
+from sim.kernel.learned import Piece
 runner.Journal = functools.partial(runner.Journal, seconds_between_checkpoints=0)
 run = Piece.run
 Piece.run = lambda piece: (time.sleep(0.05), run(piece))[1]
@@ -189,7 +258,9 @@ def straight(mobifleet, scenario_file, tmp_path):
 
 @pytest.fixture
 def stopped(shell, scenario_file, tmp_path):
-    """Starts a slow run into tmp_path/run, sends it a signal after a few evaluations; returns (exit code, stderr)."""
+    """Starts a slow run into tmp_path/run, sends it a signal after a few evaluations; returns (exit
+    code, stderr).
+    """
 
     def stop(number: signal.Signals) -> tuple[int, str]:
         process = shell("-c", SLOWLY, "run", scenario_file(), "--out", "run", *PLAIN)
@@ -211,27 +282,34 @@ def resume(mobifleet, scenario_file, tmp_path) -> str:
     return open_run(tmp_path / "run").summary["digest"]
 
 
-def test_a_killed_run_resumes_to_the_same_digest(straight, stopped, mobifleet, scenario_file, tmp_path):
+def test_a_killed_run_resumes_to_the_same_digest(
+    straight, stopped, mobifleet, scenario_file, tmp_path
+):
     code, _ = stopped(signal.SIGKILL)
     assert code == -signal.SIGKILL
     folder = tmp_path / "run"
     assert json.loads((folder / "manifest.json").read_text())["status"] == "running"
     position = Checkpoint(folder / "checkpoint.safetensors").position
     assert position > 10
-    outcome = mobifleet("run", scenario_file(), "--out", "run", "--resume", "--no-figures", "--workers", "1")
+    outcome = mobifleet(
+        "run", scenario_file(), "--out", "run", "--resume", "--no-figures", "--workers", "1"
+    )
     assert outcome.code == 0, outcome.err
     assert open_run(folder).summary["digest"] == straight
     host = open_run(folder).summary["host"]
     assert position == host["pieces_recalled"] < host["pieces_of_learning"]
-    assert f"{position} of {host['pieces_of_learning']} pieces of learning from the interrupted" in " ".join(
-        outcome.out.split()
+    assert (
+        f"{position} of {host['pieces_of_learning']} pieces of learning from the interrupted"
+        in " ".join(outcome.out.split())
     )
     assert not (folder / "journal.jsonl").exists()
     assert not (folder / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.thorough
-def test_ctrl_c_leaves_a_readable_run_that_resumes(straight, stopped, mobifleet, scenario_file, tmp_path):
+def test_ctrl_c_leaves_a_readable_run_that_resumes(
+    straight, stopped, mobifleet, scenario_file, tmp_path
+):
     code, errors = stopped(signal.SIGINT)
     assert code == 130
     assert "--resume" in errors
@@ -251,7 +329,9 @@ def test_ctrl_c_leaves_a_readable_run_that_resumes(straight, stopped, mobifleet,
 
 @pytest.fixture
 def half_done(simulate, dying_after, tmp_path):
-    """Leaves tmp_path with the journal of a run that died late; returns a function that resumes it."""
+    """Leaves tmp_path with the journal of a run that died late; returns a function that resumes
+    it.
+    """
     dying_after(30)
     with pytest.raises(TheHostDied):
         simulate(journal=Journal(tmp_path, False, 0))
@@ -262,11 +342,17 @@ def half_done(simulate, dying_after, tmp_path):
 DAMAGES = {
     "no checkpoint": lambda folder: (folder / "checkpoint.safetensors").unlink(),
     "checkpoint cut": lambda folder: cut(folder / "checkpoint.safetensors"),
-    "checkpoint of zeros": lambda folder: (folder / "checkpoint.safetensors").write_bytes(bytes(100)),
+    "checkpoint of zeros": lambda folder: (folder / "checkpoint.safetensors").write_bytes(
+        bytes(100)
+    ),
     "a bit of the checkpoint": lambda folder: flip(folder / "checkpoint.safetensors", -100),
-    "another's checkpoint": lambda folder: save_file({"x": np.zeros(1)}, folder / "checkpoint.safetensors"),
+    "another's checkpoint": lambda folder: save_file(
+        {"x": np.zeros(1)}, folder / "checkpoint.safetensors"
+    ),
     "no journal": lambda folder: (folder / "journal.jsonl").unlink(),
-    "a line of another type": lambda folder: insert(folder / "journal.jsonl", '{"key": 3, "value": []}'),
+    "a line of another type": lambda folder: insert(
+        folder / "journal.jsonl", '{"key": 3, "value": []}'
+    ),
     "a list for a line": lambda folder: insert(folder / "journal.jsonl", "[1, 2]"),
     "a bottomless line": lambda folder: insert(folder / "journal.jsonl", "[" * 100_000),
     "a number changed": lambda folder: change(folder / "journal.jsonl", '"value": ', '"value": 1'),
@@ -301,7 +387,8 @@ def test_what_is_damaged_is_computed_again_and_said(damage, half_done, simulate,
     assert journal.position == 0
     assert len(journal.remarks) == (damage != "no checkpoint")
     assert all(
-        "is computed again" in remark and str(tmp_path) in remark and "\n" not in remark for remark in journal.remarks
+        "is computed again" in remark and str(tmp_path) in remark and "\n" not in remark
+        for remark in journal.remarks
     )
     assert mark(half_done()) == expected
 
@@ -327,10 +414,12 @@ def test_a_remark_reaches_the_summary(value, half_done, tmp_path, mobifleet, sce
 
 
 def test_a_replay_on_another_course_is_refused(half_done, simulate, monkeypatch, tmp_path):
-    from sim.learners.side_tuning import SideTuningLearner
+    from sim.methods.side_tuning.learner import SideTuningLearner
 
     step = SideTuningLearner.step
-    monkeypatch.setattr(SideTuningLearner, "step", lambda self, records: step(self, records[:-1]))  # other code
+    monkeypatch.setattr(
+        SideTuningLearner, "step", lambda self, records: step(self, records[:-1])
+    )  # other code
     with pytest.raises(CannotResume, match="run the scenario anew, without --resume"):
         half_done()
 
@@ -351,11 +440,15 @@ def test_there_must_be_something_to_resume(mobifleet, scenario_file):
     assert mobifleet("run", path, "--dry", *PLAIN).code == 0
     assert "is finished" in mobifleet("run", path, "--resume", "--out", "runs/tiny", *PLAIN).err
     assert "no unfinished run" in mobifleet("run", path, "--resume", *PLAIN).err
-    assert "not a run directory" in mobifleet("run", path, "--resume", "--out", "nowhere", *PLAIN).err
+    assert (
+        "not a run directory" in mobifleet("run", path, "--resume", "--out", "nowhere", *PLAIN).err
+    )
 
 
 @pytest.mark.thorough
-def test_the_newest_unfinished_run_is_found_without_out(stopped, mobifleet, scenario_file, tmp_path):
+def test_the_newest_unfinished_run_is_found_without_out(
+    stopped, mobifleet, scenario_file, tmp_path
+):
     stopped(signal.SIGKILL)
     (tmp_path / "runs").mkdir()
     (tmp_path / "run").rename(tmp_path / "runs" / "tiny-2")

@@ -1,4 +1,6 @@
-"""No number of a run depends on how a version of Python adds up: `sum` of floats compensates for rounding from 3.12 on."""
+"""No number of a run depends on how a version of Python adds up: `sum` of floats compensates for
+rounding from 3.12 on.
+"""
 
 import importlib
 import json
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sim import simulation
-from sim.report import device_table, summary
+from sim.results.summary import device_table, summary
 
 REPOSITORY = Path(__file__).parents[2]
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
@@ -24,21 +26,29 @@ LINKS = {"links": {"tcp": True}, "server": {"ingress": "20 Mbit/s", "egress": "2
 def checked(values, /, start=0):
     """`sum` for our code, which gives it no float: `math.fsum` has the same bits everywhere."""
     values = list(values)
-    assert not any(isinstance(value, float) and value % 1 for value in values), "sums floats without math.fsum"
+    assert not any(isinstance(value, float) and value % 1 for value in values), (
+        "sums floats without math.fsum"
+    )
     return sum(values, start)
 
 
 @pytest.fixture
 def no_sum_of_floats(monkeypatch):
-    for package in map(importlib.import_module, ("inputs", "learning", "devices", "network", "sim")):
+    for package in map(
+        importlib.import_module, ("inputs", "learning", "devices", "network", "sim")
+    ):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
-                monkeypatch.setattr(importlib.import_module(found.name), "sum", checked, raising=False)
+                monkeypatch.setattr(
+                    importlib.import_module(found.name), "sum", checked, raising=False
+                )
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_method_sums_floats_by_a_way_that_versions_change(kind, simulate, tmp_path, no_sum_of_floats):
+def test_no_method_sums_floats_by_a_way_that_versions_change(
+    kind, simulate, tmp_path, no_sum_of_floats
+):
     calm = simulate(method=small(kind), dry=True, **CALM)
     world = {**hard(tmp_path, calm), "method": small(kind), **LINKS}
     for sim in (calm, simulate(dry=True, **world), simulate(method=small(kind), fleet=mixed())):
@@ -47,7 +57,14 @@ def test_no_method_sums_floats_by_a_way_that_versions_change(kind, simulate, tmp
 
 def mixed() -> list[dict]:
     mix = {"jetson-tx2": 0.3, "raspberry-pi-5": 0.7}
-    return [{"count": 3, "device": mix, "backbone": {"random-bert": 0.1, "random-bert-l1": 0.2}, "link": "lte"}]
+    return [
+        {
+            "count": 3,
+            "device": mix,
+            "backbone": {"random-bert": 0.1, "random-bert-l1": 0.2},
+            "link": "lte",
+        }
+    ]
 
 
 def test_the_check_finds_a_sum_of_floats(no_sum_of_floats):
@@ -57,14 +74,17 @@ def test_the_check_finds_a_sum_of_floats(no_sum_of_floats):
 
 # --- the same on every Python at hand
 
-VERSIONS = "import sim.simulation; from importlib.metadata import version; print(version('torch').partition('+')[0])"
+VERSIONS = (
+    "import sim.simulation; from importlib.metadata import version; "
+    "print(version('torch').partition('+')[0])"
+)
 RUN = """
 import json, sys
 from pathlib import Path
-from sim.report import device_table, summary
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import digest, load, resolved
+from sim.results.summary import device_table, summary
+from sim.scenario.schema import Scenario
+from sim.scenario.checks import problems
+from sim.scenario.file import digest, load, resolved
 from sim.simulation import Simulation
 
 dry, *paths = sys.argv[1:]
@@ -75,7 +95,16 @@ for path in paths:
     mark = sim.recorder.digest(digest(resolved(scenario)), sim.method.learner.digest())
     print(json.dumps({**summary(sim, mark, device_table(sim), 0.0), "host": None}))
 """
-LEARNED = ("fed-mobillm", "pae-mobillm", "fedavg-lora", "fedbuff", "flexlora", "fwdllm", "splitfed-v1", "local-lst")
+LEARNED = (
+    "fed-mobillm",
+    "pae-mobillm",
+    "fedavg-lora",
+    "fedbuff",
+    "flexlora",
+    "fwdllm",
+    "splitfed-v1",
+    "local-lst",
+)
 
 
 def other_pythons() -> list[str]:
@@ -83,12 +112,16 @@ def other_pythons() -> list[str]:
     named = os.environ.get("MOBIFLEET_PYTHONS", "").split(os.pathsep)
     found = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
     found += map(str, sorted(Path.home().glob(".pyenv/versions/3.1[1-9]*/bin/python3")))
-    return [path for path in dict.fromkeys(filter(None, [*named, *found])) if path != sys.executable]
+    return [
+        path for path in dict.fromkeys(filter(None, [*named, *found])) if path != sys.executable
+    ]
 
 
 def asked(python: str, *argv: object, **environment: str) -> subprocess.CompletedProcess:
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **environment}
-    return subprocess.run([python, "-c", *map(str, argv)], env=own, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [python, "-c", *map(str, argv)], env=own, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.fixture(params=other_pythons())
@@ -111,7 +144,9 @@ def worlds(scenario_file, simulate, tmp_path):
         dry.append(scenario_file(**hard_day).rename(folder / "hard.yaml"))
         (folder / "texts.csv").write_bytes((tmp_path / "texts.csv").read_bytes())
         if kind in LEARNED:
-            real.append(scenario_file(method=small(kind), fleet=mixed()).rename(folder / "small.yaml"))
+            real.append(
+                scenario_file(method=small(kind), fleet=mixed()).rename(folder / "small.yaml")
+            )
     return dry, real
 
 

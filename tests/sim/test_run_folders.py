@@ -1,4 +1,6 @@
-"""A run's folder has one writer at a time, and what stands in the way of a run leaves a folder that can be used again."""
+"""A run's folder has one writer at a time, and what stands in the way of a run leaves a folder that
+can be used again.
+"""
 
 import functools
 import json
@@ -12,23 +14,30 @@ from pathlib import Path
 
 import pytest
 
-from learning import assets
+from learning.backbones import assets
 from sim.compare.runs import Entry, run_all
-from sim.journal import Journal
-from sim.named_files import digests
-from sim.results import RunError, open_run
-from sim.run_directory import LOCK, RunDirectoryError, folder_to_resume, held, is_held, new_folder
+from sim.kernel.journal import Journal
+from sim.results.run import RunError, open_run
+from sim.results.run_directory import (
+    LOCK,
+    RunDirectoryError,
+    folder_to_resume,
+    held,
+    is_held,
+    new_folder,
+)
 from sim.runner import run_scenario
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from sim.scenario.checks import problems
+from sim.scenario.file import load
+from sim.scenario.named_files import digests
+from sim.scenario.schema import Scenario
 from sim.simulation import Interrupted, Simulation, Watch
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 HOLD = """
 import sys, time
 from pathlib import Path
-from sim.run_directory import held
+from sim.results.run_directory import held
 folder = Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 with held(folder):
@@ -53,7 +62,9 @@ def holder(shell, tmp_path):
 
 
 @pytest.mark.parametrize("argv", [("run",), ("run", "--resume"), ("run", "--dry")])
-def test_a_folder_that_another_process_writes_is_refused_by_its_name(argv, holder, mobifleet, scenario_file, tmp_path):
+def test_a_folder_that_another_process_writes_is_refused_by_its_name(
+    argv, holder, mobifleet, scenario_file, tmp_path
+):
     verb, *more = argv
     outcome = mobifleet(verb, scenario_file(), "--out", "run", *more, *PLAIN)
     assert outcome.code == 2
@@ -83,13 +94,17 @@ def test_a_lock_dies_with_its_process(holder, mobifleet, scenario_file, tmp_path
 @pytest.mark.thorough
 def test_two_processes_that_begin_at_once_never_share_a_folder(tmp_path, scenario_file, shell):
     scenario_file()
-    start = "from sim import cli; cli.main()"
-    runs = [shell("-c", start, "run", "tiny.yaml", "--dry", "--out", "run", *PLAIN) for _ in range(4)]
+    start = "from sim.cli import main as cli; cli.main()"
+    runs = [
+        shell("-c", start, "run", "tiny.yaml", "--dry", "--out", "run", *PLAIN) for _ in range(4)
+    ]
     codes = []
     for process in runs:
         _, errors = process.communicate(timeout=120)
         codes.append(process.returncode)
-        assert process.returncode == 0 or "is being written by" in errors or "is not empty" in errors
+        assert (
+            process.returncode == 0 or "is being written by" in errors or "is not empty" in errors
+        )
         assert "Traceback" not in errors
     assert codes.count(0) == 1
     assert open_run(tmp_path / "run").manifest["status"] == "finished"
@@ -119,7 +134,9 @@ def test_a_folder_in_which_nothing_happened_goes_again_unless_it_was_there(tmp_p
 
 @pytest.mark.parametrize("left", [(LOCK,), (LOCK, "manifest.json.tmp")])
 @pytest.mark.parametrize("more", [(), ("--resume",)])
-def test_a_kill_before_the_first_manifest_blocks_nothing(left, more, mobifleet, scenario_file, tmp_path):
+def test_a_kill_before_the_first_manifest_blocks_nothing(
+    left, more, mobifleet, scenario_file, tmp_path
+):
     (tmp_path / "run").mkdir()
     for name in left:
         (tmp_path / "run" / name).write_text('{"scen')
@@ -129,7 +146,8 @@ def test_a_kill_before_the_first_manifest_blocks_nothing(left, more, mobifleet, 
 
 KILLED_AT_THE_MANIFEST = """
 import os, signal, sys
-from sim import cli, writing
+from sim.cli import main as cli
+from sim.kernel import writing
 def dump(data, file, **how):
     file.write("{")
     file.flush()
@@ -139,7 +157,9 @@ cli.main()
 """
 
 
-def test_a_real_kill_in_the_first_manifest_blocks_nothing(shell, mobifleet, scenario_file, tmp_path):
+def test_a_real_kill_in_the_first_manifest_blocks_nothing(
+    shell, mobifleet, scenario_file, tmp_path
+):
     path = scenario_file()
     process = shell("-c", KILLED_AT_THE_MANIFEST, "run", path, "--dry", "--out", "run", *PLAIN)
     process.communicate(timeout=60)
@@ -160,11 +180,15 @@ def test_a_comparison_leaves_a_strangers_folder_alone(scenario, tmp_path):
     (tmp_path / "ours-seed0").mkdir()
     (tmp_path / "ours-seed0" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunDirectoryError, match="not empty"):
-        run_all([Entry("ours", scenario, tmp_path / "ours-seed0")], tmp_path, True, 1, lambda *_: None)
+        run_all(
+            [Entry("ours", scenario, tmp_path / "ours-seed0")], tmp_path, True, 1, lambda *_: None
+        )
     assert [path.name for path in (tmp_path / "ours-seed0").iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", '{"scenario": 1}', '{"status": []}', "{" * 50_000, "\x00\xff"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", '{"scenario": 1}', '{"status": []}', "{" * 50_000, "\x00\xff"]
+)
 def test_a_damaged_or_foreign_manifest_is_one_line(content, mobifleet, scenario_file, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(content)
@@ -177,12 +201,19 @@ def test_a_damaged_or_foreign_manifest_is_one_line(content, mobifleet, scenario_
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]
 
 
-def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(scenario, tmp_path, monkeypatch):
+def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(
+    scenario, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name in ("tiny", "tiny-2"):
         with pytest.raises(Interrupted):
-            run_scenario(scenario, tmp_path / "runs" / name, tmp_path, dry=True, watch=stopping_at_once())
-    with held(tmp_path / "runs" / "tiny-2"), folder_to_resume(scenario, None, digests(scenario, tmp_path)) as folder:
+            run_scenario(
+                scenario, tmp_path / "runs" / name, tmp_path, dry=True, watch=stopping_at_once()
+            )
+    with (
+        held(tmp_path / "runs" / "tiny-2"),
+        folder_to_resume(scenario, None, digests(scenario, tmp_path)) as folder,
+    ):
         assert folder.name == "tiny"
 
 
@@ -204,9 +235,9 @@ SWEEP = """
 import sys
 from pathlib import Path
 from sim.runner import run_scenario
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from sim.scenario.schema import Scenario
+from sim.scenario.checks import problems
+from sim.scenario.file import load
 from sim.simulation import Simulation
 run = Simulation.run
 def told(self):
@@ -222,7 +253,9 @@ for seed in range(200):
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(number, shell, scenario_file, tmp_path):
+def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(
+    number, shell, scenario_file, tmp_path
+):
     scenario_file()
     process = shell("-c", SWEEP)
     assert process.stdout.readline() == "running\n", process.communicate()
@@ -252,18 +285,21 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
         run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, watch=Watch(on_look=look))
     assert not isinstance(stopped.value, Interrupted)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
-    assert run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True).manifest["status"] == "finished"
+    assert (
+        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True).manifest["status"]
+        == "finished"
+    )
 
 
 # --- a full disk, at every stage
 
 STAGES = {
-    "manifest": ("sim.writing.json.dump", "nothing"),
-    "checkpoint": ("sim.checkpoint.save_file", "failed"),
-    "tables": ("sim.recorder.pq.write_table", "failed"),
-    "model": ("sim.learners.side_tuning.SideTuningLearner.save", "failed"),
-    "summary": ("sim.writing.json.dump", "failed"),
-    "timeline": ("sim.timeline.TraceWriter.track", "finished"),
+    "manifest": ("sim.kernel.writing.json.dump", "nothing"),
+    "checkpoint": ("sim.kernel.checkpoint.save_file", "failed"),
+    "tables": ("sim.kernel.recorder.pq.write_table", "failed"),
+    "model": ("sim.methods.side_tuning.learner.SideTuningLearner.save", "failed"),
+    "summary": ("sim.kernel.writing.json.dump", "failed"),
+    "timeline": ("sim.views.timeline.TraceWriter.track", "finished"),
     "figures": ("matplotlib.figure.Figure.savefig", "finished"),
 }
 dump = json.dump
@@ -284,7 +320,9 @@ def test_a_full_disk_is_one_line_with_the_path_and_the_run_is_marked_as_it_stand
     path, (writer, status) = scenario_file(), STAGES[stage]
     with monkeypatch.context() as patch:
         patch.setattr(writer, full_at_the_summary if stage == "summary" else a_full_disk)
-        patch.setattr("sim.runner.Journal", functools.partial(Journal, seconds_between_checkpoints=0))
+        patch.setattr(
+            "sim.runner.Journal", functools.partial(Journal, seconds_between_checkpoints=0)
+        )
         outcome = mobifleet("run", path, "--out", "run", "--quiet", "--workers", "1")
     assert outcome.code == 2
     assert "No space left on device" in outcome.err
@@ -305,7 +343,7 @@ def test_a_full_disk_is_one_line_with_the_path_and_the_run_is_marked_as_it_stand
 
 LIMITED = """
 import resource, sys
-from sim import cli
+from sim.cli import main as cli
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 cli.main()
@@ -314,7 +352,9 @@ cli.main()
 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize("limit", [1_000, 5_000, 12_900])  # the manifest, a table, the model (or a checkpoint)
+@pytest.mark.parametrize(
+    "limit", [1_000, 5_000, 12_900]
+)  # the manifest, a table, the model (or a checkpoint)
 def test_files_that_may_not_grow_are_named(limit, mobifleet, shell, scenario_file, tmp_path):
     path = scenario_file()
     assert mobifleet("run", path, "--out", "before", *PLAIN).code == 0  # fills the cache
@@ -333,12 +373,16 @@ def test_files_that_may_not_grow_are_named(limit, mobifleet, shell, scenario_fil
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a disk of so many bytes, e.g. "36k", at tmp_path/small; skips where that is not allowed."""
+    """Mounts a disk of so many bytes, e.g. "36k", at tmp_path/small; skips where that is not
+    allowed.
+    """
     small = tmp_path / "small"
     small.mkdir()
 
     def mount(size: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], capture_output=True
+        )
         if done.returncode:
             pytest.skip("cannot mount a small disk here")
         return small
@@ -347,10 +391,16 @@ def small_disk(tmp_path):
     subprocess.run(["umount", small], capture_output=True)
 
 
-@pytest.mark.parametrize(("stage", "size"), [("tables of a dry run", "24k"), ("tables", "24k"), ("model", "36k")])
-def test_a_really_full_disk_marks_the_run_as_failed(stage, size, small_disk, mobifleet, scenario_file):
+@pytest.mark.parametrize(
+    ("stage", "size"), [("tables of a dry run", "24k"), ("tables", "24k"), ("model", "36k")]
+)
+def test_a_really_full_disk_marks_the_run_as_failed(
+    stage, size, small_disk, mobifleet, scenario_file
+):
     out = small_disk(size) / "run"
-    outcome = mobifleet("run", scenario_file(), *(["--dry"] if "dry" in stage else []), "--out", out, *PLAIN)
+    outcome = mobifleet(
+        "run", scenario_file(), *(["--dry"] if "dry" in stage else []), "--out", out, *PLAIN
+    )
     assert outcome.code == 2
     assert f"{out}/" in outcome.err
     assert "No space left on device" in outcome.err
@@ -368,7 +418,10 @@ def test_a_cache_that_keeps_nothing_is_told_of_once_and_the_run_goes_on(
     path = scenario_file()
     assert mobifleet("run", path, "--out", "usual", *PLAIN).code == 0
     (tmp_path / "file").write_text("")
-    places = {"a file": lambda: tmp_path / "file" / "cache", "no home": lambda: "~nobody-of-this-name/cache"}
+    places = {
+        "a file": lambda: tmp_path / "file" / "cache",
+        "no home": lambda: "~nobody-of-this-name/cache",
+    }
     monkeypatch.setenv("MOBIFLEET_CACHE", str(places.get(cache, lambda: small_disk("8k"))()))
     assets._homeless_cache.cache_clear()
     outcome = mobifleet("run", path, "--out", "run", *PLAIN)
@@ -376,4 +429,7 @@ def test_a_cache_that_keeps_nothing_is_told_of_once_and_the_run_goes_on(
     (remark,) = open_run(tmp_path / "run").summary["remarks"]
     assert "set MOBIFLEET_CACHE" in remark
     assert outcome.err.replace("\n", " ").count("note: ") == 1
-    assert open_run(tmp_path / "run").summary["digest"] == open_run(tmp_path / "usual").summary["digest"]
+    assert (
+        open_run(tmp_path / "run").summary["digest"]
+        == open_run(tmp_path / "usual").summary["digest"]
+    )

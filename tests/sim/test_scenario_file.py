@@ -1,4 +1,6 @@
-"""Scenario files: every mistake is found, at its place, in one line that says what to write instead."""
+"""Scenario files: every mistake is found, at its place, in one line that says what to write
+instead.
+"""
 
 import json
 import math
@@ -16,10 +18,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sim.complaints import MAX_SHOWN, nearest
-from sim.scenario_file import MAX_FILE_BYTES, ScenarioError, digest, load, resolved
-from sim.units import BitsPerSecond, Bytes, Seconds
-from sim.yaml_tree import MAX_DEPTH, read
+from inputs.units import BitsPerSecond, Bytes, Seconds
+from sim.scenario.complaints import MAX_SHOWN, nearest
+from sim.scenario.file import MAX_FILE_BYTES, ScenarioError, digest, load, resolved
+from sim.scenario.yaml_tree import MAX_DEPTH, read
 
 
 class Strict(BaseModel):
@@ -58,7 +60,9 @@ class Colour(Enum):
 class World(Strict):
     name: str = "unnamed"
     fleet: list[Group] = []
-    method: Annotated[Federated | Central, Field(discriminator="kind")] = Federated(kind="federated")
+    method: Annotated[Federated | Central, Field(discriminator="kind")] = Federated(
+        kind="federated"
+    )
     steps: list[Annotated[Federated | Central, Field(discriminator="kind")]] = []
     start: Group | str | int = 0
     shares: dict[str, int] = {}
@@ -124,24 +128,31 @@ nam: y
     assert problems(path) == [
         "world.yaml:1:7: name: expected text (got a list of 1)",
         "world.yaml:3:13: fleet.0.count: must be at least 1 (got 0)",
-        "world.yaml:3:24: fleet.0.memory: unknown unit 'Gib' (upper and lower case count); did you mean 'GiB'? "
+        "world.yaml:3:24: fleet.0.memory: unknown unit 'Gib' (upper and lower case count); did you "
+        "mean 'GiB'? "
         "(got '4 Gib')",
         "world.yaml:4:13: fleet.1.count: expected a whole number (got 0.001)",
-        "world.yaml:4:19: fleet.1.uplnk: unknown key (allowed 'count', 'memory', 'uplink', 'deadline'); "
+        "world.yaml:4:19: fleet.1.uplnk: unknown key (allowed 'count', 'memory', 'uplink', "
+        "'deadline'); "
         "did you mean 'uplink'?",
-        "world.yaml:4:41: fleet.1.deadline: 'm' could mean minutes or milliseconds: write 'min' or 'ms' (got '3 m')",
+        "world.yaml:4:41: fleet.1.deadline: 'm' could mean minutes or milliseconds: write 'min' or "
+        "'ms' (got '3 m')",
         "world.yaml:5:5: fleet.2: expected a mapping (got 5)",
-        "world.yaml:6:16: method.kind: not an allowed value (got 'federatd', allowed 'central', 'federated'); "
+        "world.yaml:6:16: method.kind: not an allowed value (got 'federatd', allowed 'central', "
+        "'federated'); "
         "did you mean 'federated'?",
         "world.yaml:7:33: steps.0.rounds: expected a whole number (got 'many')",
         "world.yaml:7:40: steps.1.kind: required key is missing (allowed 'central', 'federated')",
-        "world.yaml:7:77: steps.2.wire: not an allowed value (got 'int9', allowed 'float16', 'int8'); "
+        "world.yaml:7:77: steps.2.wire: not an allowed value (got 'int9', allowed 'float16', "
+        "'int8'); "
         "did you mean 'int8'?",
         "world.yaml:7:97: steps.2.codec.bits: not an allowed value (got 9, allowed 8, 16, 32)",
         "world.yaml:8:13: shares.a: expected a whole number (got 'x')",
         "world.yaml:9:7: pair.1: required key is missing",
-        "world.yaml:10:9: colour: not an allowed value (got 'bleu', allowed 'red', 'blue'); did you mean 'blue'?",
-        "world.yaml:11:1: nam: unknown key (allowed 'name', 'fleet', 'method', 'steps', 'start', 'shares', 'pair', "
+        "world.yaml:10:9: colour: not an allowed value (got 'bleu', allowed 'red', 'blue'); did "
+        "you mean 'blue'?",
+        "world.yaml:11:1: nam: unknown key (allowed 'name', 'fleet', 'method', 'steps', 'start', "
+        "'shares', 'pair', "
         "'colour', 'anything'); did you mean 'name'?",
     ]
 
@@ -150,7 +161,8 @@ def test_union_tags_are_no_part_of_the_path(write):
     path = write("method: {kind: federated, federated: many, wre: int8}")
     assert problems(path) == [
         "world.yaml:1:38: method.federated: expected a whole number (got 'many')",
-        "world.yaml:1:44: method.wre: unknown key (allowed 'kind', 'wire', 'federated', 'codec'); did you mean 'wire'?",
+        "world.yaml:1:44: method.wre: unknown key (allowed 'kind', 'wire', 'federated', 'codec'); "
+        "did you mean 'wire'?",
     ]
 
 
@@ -159,7 +171,8 @@ def test_a_union_without_a_tag_is_one_problem_and_the_nearest_branch_speaks(writ
         "world.yaml:1:8: start: expected a mapping or text or a whole number (got a list of 1)"
     ]
     assert problems(write("start: {cuont: 1}")) == [
-        "world.yaml:1:9: start.cuont: unknown key (allowed 'count', 'memory', 'uplink', 'deadline'); "
+        "world.yaml:1:9: start.cuont: unknown key (allowed 'count', 'memory', 'uplink', "
+        "'deadline'); "
         "did you mean 'count'?"
     ]
 
@@ -184,9 +197,42 @@ def test_a_long_list_of_problems_is_cut(write):
 
 
 CORE_SCHEMA = [
-    *[("1e-3", 1e-3), ("1e9", 1e9), ("1E+2", 100.0), (".5", 0.5), ("5.", 5.0), ("-.5", -0.5), ("+3", 3), ("010", 10)],
-    *[("0x1F", 31), ("0o17", 15), ("-.inf", -math.inf), ("true", True), ("False", False), ("null", None), ("~", None)],
-    *[(text, text) for text in ("no", "yes", "on", "off", "Y", "1:30", "2026-01-02", "1_000", "0b1", "=", "1e", ".")],
+    *[
+        ("1e-3", 1e-3),
+        ("1e9", 1e9),
+        ("1E+2", 100.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.5", -0.5),
+        ("+3", 3),
+        ("010", 10),
+    ],
+    *[
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("-.inf", -math.inf),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+    ],
+    *[
+        (text, text)
+        for text in (
+            "no",
+            "yes",
+            "on",
+            "off",
+            "Y",
+            "1:30",
+            "2026-01-02",
+            "1_000",
+            "0b1",
+            "=",
+            "1e",
+            ".",
+        )
+    ],
     *[("'1'", "1"), ('"true"', "true"), ("''", ""), ("", None), ("8 GiB", "8 GiB")],
 ]
 
@@ -197,7 +243,9 @@ def test_scalars_follow_yaml_1_2(text, value):
     assert got == value and type(got) is type(value)
 
 
-words = st.text(st.characters(exclude_categories=("C", "Z")) | st.just(" "))  # what YAML lets stand unescaped
+words = st.text(
+    st.characters(exclude_categories=("C", "Z")) | st.just(" ")
+)  # what YAML lets stand unescaped
 json_values = st.recursive(
     st.none()
     | st.booleans()
@@ -205,7 +253,8 @@ json_values = st.recursive(
     | st.floats(allow_nan=False, allow_infinity=False)
     | words,
     lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(words.filter(lambda key: key != "<<"), inner, max_size=4)
+        st.lists(inner, max_size=4)
+        | st.dictionaries(words.filter(lambda key: key != "<<"), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -218,7 +267,13 @@ def test_json_is_yaml_and_reads_back_unchanged(value):
     assert tree.plain() == [value] and found == []
 
 
-@given(st.dictionaries(st.text("abcxyz", min_size=1), st.integers() | st.text("abc xyz") | st.booleans(), min_size=1))
+@given(
+    st.dictionaries(
+        st.text("abcxyz", min_size=1),
+        st.integers() | st.text("abc xyz") | st.booleans(),
+        min_size=1,
+    )
+)
 def test_plain_data_reads_as_pyyaml_reads_it(data):
     text = yaml.safe_dump(data)
     assert read(text, "test", []).plain() == yaml.safe_load(text) == data
@@ -238,11 +293,20 @@ def test_positions_are_those_of_the_text():
         ("", "world.yaml: the file is empty"),
         ("# only a comment\n", "world.yaml: the file is empty"),
         ("---\n...\n", "world.yaml: the file is empty"),
-        ("- a\n", "world.yaml:1:1: expected a mapping such as `name: quickstart` (got a list of 1)"),
-        ("just words", "world.yaml:1:1: expected a mapping such as `name: quickstart` (got 'just words')"),
+        (
+            "- a\n",
+            "world.yaml:1:1: expected a mapping such as `name: quickstart` (got a list of 1)",
+        ),
+        (
+            "just words",
+            "world.yaml:1:1: expected a mapping such as `name: quickstart` (got 'just words')",
+        ),
         ("name: a: b", "world.yaml:1:8: not valid YAML: mapping values are not allowed"),
         ("name: [a", "world.yaml:2:1: not valid YAML: while parsing a flow sequence"),
-        ("a: 1\n\tb: 2", "world.yaml:2:1: not valid YAML: while scanning a plain scalar, found a tab"),
+        (
+            "a: 1\n\tb: 2",
+            "world.yaml:2:1: not valid YAML: while scanning a plain scalar, found a tab",
+        ),
         ("name: x\na: \x00", "world.yaml:2:1: not valid YAML: control characters are not allowed"),
         (b"name: caf\xe9", "world.yaml:1:1: not UTF-8 text"),
         (b"a: 1\nb: \xff", "world.yaml:2:1: not UTF-8 text"),
@@ -250,12 +314,27 @@ def test_positions_are_those_of_the_text():
         ("a: *b", "world.yaml:1:4: alias *b has no anchor &b before it"),
         ("a: &a [*a]", "world.yaml:1:8: alias *a has no anchor &a before it"),
         ("name: x\nname: y", "world.yaml:2:1: name: key given twice (first in line 1)"),
-        ("shares: {a: 1, b: 2, a: 3}", "world.yaml:1:22: shares.a: key given twice (first in line 1)"),
+        (
+            "shares: {a: 1, b: 2, a: 3}",
+            "world.yaml:1:22: shares.a: key given twice (first in line 1)",
+        ),
         ("? [a, b]\n: 1", "world.yaml:1:3: a key must be text (got a list of 2)"),
-        ("shares: &s {a: 1}\nanything: {<<: *s}", "world.yaml:2:12: anything: merge keys (<<) are not part of YAML"),
-        ("name: !!python/object/apply:os.system [ls]", "world.yaml:1:7: name: YAML tags are not allowed"),
-        ("anything: " + "1" * 5000, "world.yaml:1:11: anything: a number of 5000 digits is too long"),
-        ("anything: 0x" + "f" * 5000, "world.yaml:1:11: anything: a number of 5002 digits is too long"),
+        (
+            "shares: &s {a: 1}\nanything: {<<: *s}",
+            "world.yaml:2:12: anything: merge keys (<<) are not part of YAML",
+        ),
+        (
+            "name: !!python/object/apply:os.system [ls]",
+            "world.yaml:1:7: name: YAML tags are not allowed",
+        ),
+        (
+            "anything: " + "1" * 5000,
+            "world.yaml:1:11: anything: a number of 5000 digits is too long",
+        ),
+        (
+            "anything: 0x" + "f" * 5000,
+            "world.yaml:1:11: anything: a number of 5002 digits is too long",
+        ),
         ("a: " + "[" * 500_000, "world.yaml:1:53: nested more than 50 levels deep"),
         ("x" * (MAX_FILE_BYTES + 1), "world.yaml: larger than 1000000 bytes"),
     ],
@@ -280,7 +359,8 @@ def test_duplicate_keys_and_model_mistakes_come_together(write):
         + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)),
         f"a: &a {'x' * 100_000}\nb: [{'*a,' * 1000}]",
         "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 20_000)),
-        "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}}}\n" for i in range(1, 45)),
+        "a0: &a0 {k: 1}\n"
+        + "".join(f"a{i}: &a{i} {{k: *a{i - 1}, l: *a{i - 1}}}\n" for i in range(1, 45)),
     ],
     ids=["billion-laughs", "long-text", "deep-chain", "doubling"],
 )
@@ -288,7 +368,9 @@ def test_aliases_cannot_blow_a_small_file_up(write, text):
     begin = time.process_time()
     (line,) = problems(write(text))
     assert "aliases of this file add up" in line or f"more than {MAX_DEPTH} levels" in line
-    assert time.process_time() - begin < 20  # it takes a tenth of a second; blown up, it would not end
+    assert (
+        time.process_time() - begin < 20
+    )  # it takes a tenth of a second; blown up, it would not end
 
 
 # ---- extends
@@ -296,10 +378,13 @@ def test_aliases_cannot_blow_a_small_file_up(write, text):
 
 def test_extends_lays_the_child_over_the_parent(write):
     write(
-        "name: parent\nshares: {a: 1, b: 2}\nfleet: [{count: 3}, {count: 4}]\nmethod: {kind: federated, wire: int8}",
+        "name: parent\nshares: {a: 1, b: 2}\nfleet: [{count: 3}, {count: 4}]\nmethod: {kind: "
+        "federated, wire: int8}",
         "p.yaml",
     )
-    child = write("extends: p.yaml\nshares: {b: 3, c: 4}\nfleet: [{count: 9}]\nmethod: {federated: 5}")
+    child = write(
+        "extends: p.yaml\nshares: {b: 3, c: 4}\nfleet: [{count: 9}]\nmethod: {federated: 5}"
+    )
     world = load(child, World)
     assert world.name == "parent"
     assert world.shares == {"a": 1, "b": 3, "c": 4}
@@ -317,7 +402,8 @@ def test_mistakes_name_the_file_they_stand_in(write):
     write("fleet:\n  - {count: z}\nnmae: x\ncolour: green", "base/grand.yaml")
     write("extends: grand.yaml\npair: 1", "base/p.yaml")
     assert [
-        line.split(": ")[:2] for line in problems(write("extends: base/p.yaml\ncolour: blue\nstart: {}\nshares: 3"))
+        line.split(": ")[:2]
+        for line in problems(write("extends: base/p.yaml\ncolour: blue\nstart: {}\nshares: 3"))
     ] == [
         ["base/grand.yaml:2:13", "fleet.0.count"],
         ["base/grand.yaml:3:1", "nmae"],
@@ -336,7 +422,10 @@ def test_mistakes_name_the_file_they_stand_in(write):
         ("loop.yaml", "extends: "),
         ("world.yaml", "leads back to this file"),
         ("round.yaml", "leads back to this file"),
-        ("prent.yaml", "no file 'prent.yaml' in the scenario's folder; did you mean 'parent.yaml'?"),
+        (
+            "prent.yaml",
+            "no file 'prent.yaml' in the scenario's folder; did you mean 'parent.yaml'?",
+        ),
         (".", "no file"),
         ('"a\\0b"', "cannot open"),
         ("[parent.yaml]", "expected the name of a file (got a list of 1)"),
@@ -351,7 +440,9 @@ def test_extends_stays_inside_the_folder(write, tmp_path, name, what):
     os.symlink(secret, "in/link.yaml")
     os.symlink("loop.yaml", "in/loop.yaml")
     (line,) = problems(write(f"name: x\nextends: {name}", "in/world.yaml"))
-    assert what in line and line.startswith(("in/world.yaml:2:10: extends: ", "in/round.yaml:1:10: extends: "))
+    assert what in line and line.startswith(
+        ("in/world.yaml:2:10: extends: ", "in/round.yaml:1:10: extends: ")
+    )
 
 
 def test_a_long_line_of_parents_ends(write):
@@ -366,7 +457,8 @@ def test_a_long_line_of_parents_ends(write):
 
 def test_overrides_set_single_values(write):
     path = write(
-        "fleet: [{count: 1, memory: 8 GiB}, {count: 2}]\nshares: &s {a: 1}\nanything: *s\npair: [1, 2]\n"
+        "fleet: [{count: 1, memory: 8 GiB}, {count: 2}]\nshares: &s {a: 1}\nanything: *s\npair: "
+        "[1, 2]\n"
         "method: {kind: federated}"
     )
     overrides = [
@@ -384,7 +476,12 @@ def test_overrides_set_single_values(write):
 
 
 def test_overrides_apply_in_order(write):
-    assert load(write("name: x"), World, ["fleet=[{}, {}]", "fleet.1.count=4", "fleet.1.count=6"]).fleet[1].count == 6
+    assert (
+        load(write("name: x"), World, ["fleet=[{}, {}]", "fleet.1.count=4", "fleet.1.count=6"])
+        .fleet[1]
+        .count
+        == 6
+    )
 
 
 @pytest.mark.parametrize(
@@ -416,7 +513,11 @@ def test_mistakes_in_overrides_name_the_override(write, override, text):
 
 def test_mistakes_of_file_and_overrides_come_together(write):
     lines = problems(write("pair: 3"), "name", "fleet=3")
-    assert [line.partition(": ")[0] for line in lines] == ["override 'fleet=3'", "override 'name'", "world.yaml:1:7"]
+    assert [line.partition(": ")[0] for line in lines] == [
+        "override 'fleet=3'",
+        "override 'name'",
+        "world.yaml:1:7",
+    ]
 
 
 # ---- finding files
@@ -432,7 +533,9 @@ def test_names_are_found_in_the_search_folders(write, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("path", [".", "", "missing.yaml", "a\0b", "x" * 5000, "/dev/null", "file/inside"])
+@pytest.mark.parametrize(
+    "path", [".", "", "missing.yaml", "a\0b", "x" * 5000, "/dev/null", "file/inside"]
+)
 def test_paths_that_are_no_file_are_one_clear_problem(write, path):
     write("name: x", "file")
     (line,) = problems(path)
@@ -450,7 +553,10 @@ def test_an_unreadable_file_says_so(write):
 
 
 def test_the_resolved_scenario_is_json_and_reads_back_equal(write):
-    world = load(write("fleet: [{memory: 8 GiB}]\nmethod: {kind: central}\ncolour: blue\npair: [3, 1e-3]"), World)
+    world = load(
+        write("fleet: [{memory: 8 GiB}]\nmethod: {kind: central}\ncolour: blue\npair: [3, 1e-3]"),
+        World,
+    )
     data = json.loads(json.dumps(resolved(world), allow_nan=False))
     assert World.model_validate(data) == world
     assert data["fleet"] == [{"count": 1, "memory": 8.0 * 1024**3, "uplink": 0.0, "deadline": None}]
@@ -464,7 +570,10 @@ def test_the_digest_is_of_the_content_not_of_its_order_or_spelling(write):
     assert digest(resolved(one)) == digest(resolved(two))
     assert digest(resolved(one)) != digest(resolved(load(write("shares: {a: 1, b: 3}"), World)))
     # printf '{"a":[1,2.5,null],"b":"x"}' | sha256sum
-    assert digest({"b": "x", "a": [1, 2.5, None]}) == "6739d783db2ab3fd0e308ed566ca042752f3cab5f9516e0e6d9e411041c24c13"
+    assert (
+        digest({"b": "x", "a": [1, 2.5, None]})
+        == "6739d783db2ab3fd0e308ed566ca042752f3cab5f9516e0e6d9e411041c24c13"
+    )
     with pytest.raises(ValueError):
         digest({"a": math.nan})
 
@@ -487,7 +596,9 @@ def either(path, overrides=()):
         return str(error)
 
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 pieces = [
     "name",
     "fleet",
@@ -527,7 +638,10 @@ pieces += [
 
 
 @fuzz
-@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
+)
 @example(b"\xef\xbb\xbf")
 @example(b"\xff\xfea\x00")
 def test_any_bytes_are_a_model_or_a_scenario_error(write, raw):
@@ -545,13 +659,16 @@ def test_anything_like_yaml_is_a_model_or_a_scenario_error(write, text):
 def test_any_data_under_the_right_keys_is_a_model_or_a_scenario_error_with_places(write, data):
     outcome = either(write(json.dumps(data)))
     if isinstance(outcome, str):
-        assert all(line.startswith(("world.yaml:1:", "... and more")) for line in outcome.split("\n"))
+        assert all(
+            line.startswith(("world.yaml:1:", "... and more")) for line in outcome.split("\n")
+        )
 
 
 @fuzz
 @given(
     st.lists(
-        st.text(max_size=12) | st.from_regex(r"(name|fleet|method|0|kind)(\.[a-z0]{1,6}){0,3}=.{0,8}", fullmatch=True)
+        st.text(max_size=12)
+        | st.from_regex(r"(name|fleet|method|0|kind)(\.[a-z0]{1,6}){0,3}=.{0,8}", fullmatch=True)
     )
 )
 def test_any_overrides_give_a_model_or_a_scenario_error(write, overrides):
@@ -560,16 +677,21 @@ def test_any_overrides_give_a_model_or_a_scenario_error(write, overrides):
 
 def test_importing_the_loader_is_light():
     code = (
-        "import sys, sim.scenario_file, sim.units, sim.streams; print(*{'torch', 'scipy', 'simpy'} & set(sys.modules))"
+        "import sys, sim.scenario.file, inputs.units, sim.kernel.streams; print(*{'torch', "
+        "'scipy', 'simpy'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.strip() == ""
 
 
 def test_hundreds_of_mistakes_are_explained_at_the_price_of_one(write):
-    """Building the JSON schema takes a tenth of a second; it is built once at most, not for each problem."""
-    from sim.scenario import Scenario
-    from sim.scenario_checks import problems as found_by_checks
+    """Building the JSON schema takes a tenth of a second; it is built once at most, not for each
+    problem.
+    """
+    from sim.scenario.checks import problems as found_by_checks
+    from sim.scenario.schema import Scenario
 
     group = "  - {{count: 1, device: nonesuch{}, backbone: minilm-l2, link: lte}}\n"
     head = "name: many\ntask: {dataset: trec-questions}\nmethod: {kind: fed-mobillm}\nfleet:\n"

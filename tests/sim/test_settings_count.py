@@ -1,4 +1,6 @@
-"""Every setting of every method reaches what it is for: with another value what is learned, or the day alone, is another."""
+"""Every setting of every method reaches what it is for: with another value what is learned, or the
+day alone, is another.
+"""
 
 import dataclasses
 import runpy
@@ -9,33 +11,69 @@ from pathlib import Path
 
 import pytest
 
-from sim.settings import why_unread
+from sim.scenario.settings import why_unread
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
 KINDS, METHODS = every_method["KINDS"], every_method["METHODS"]
 WORLD = {
-    "task": {"dataset": {"path": "texts.csv"}, "max_tokens": 16, "train": 22, "test": 12,
-             "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 6}},
-    "fleet": [{"count": 2, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "lte"},
-              {"count": 1, "device": "raspberry-pi-4", "backbone": "random-bert", "link": "lte-driving"}],
-    "arrivals": {"kind": "at-once"}, "evaluate_every": 1,
-}  # fmt: skip
+    "task": {
+        "dataset": {"path": "texts.csv"},
+        "max_tokens": 16,
+        "train": 22,
+        "test": 12,
+        "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 6},
+    },
+    "fleet": [
+        {"count": 2, "device": "jetson-tx2", "backbone": "random-bert-l1", "link": "lte"},
+        {"count": 1, "device": "raspberry-pi-4", "backbone": "random-bert", "link": "lte-driving"},
+    ],
+    "arrivals": {"kind": "at-once"},
+    "evaluate_every": 1,
+}
 SMALL = {
-    "rounds": 2, "participation": 0.7, "epochs": 2, "local_epochs": 1, "device_batch": 4, "server_batch": 6, "replay": 4,
-    "answers": 8, "buffer": 2, "concurrency": 1.0, "local_steps": 2, "evaluated_devices": 2,
-}  # fmt: skip
+    "rounds": 2,
+    "participation": 0.7,
+    "epochs": 2,
+    "local_epochs": 1,
+    "device_batch": 4,
+    "server_batch": 6,
+    "replay": 4,
+    "answers": 8,
+    "buffer": 2,
+    "concurrency": 1.0,
+    "local_steps": 2,
+    "evaluated_devices": 2,
+}
 # of several kinds of a method those that are looked at, and the settings that are a kind's alone
-BESIDES = {"fedavg-adapter": {"bottleneck"}, "fedbuff": {"buffer", "server_optimiser"}, "upload-raw-text": {"eager"}}
+BESIDES = {
+    "fedavg-adapter": {"bottleneck"},
+    "fedbuff": {"buffer", "server_optimiser"},
+    "upload-raw-text": {"eager"},
+}
 LIKE_OTHERS = {"fedavg-bitfit", "fedavg-full", "splitfed-v2"}
-# what a value is changed to where half of it, one more, or another of few words would be nothing to see
+# what a value is changed to where half of it, one more, or another of few words would be nothing to
+# see
 CHANGED = {
-    "learning_rate": 2e-3, "weight_decay": 0.5, "proximal_mu": 0.5, "over_selection": 1.5, "deadline": 0.05, "taps": 1,
-    "backbone": "random-bert-l1", "ranks": {"jetson-tx2": 2}, "alpha": 3.0, "width": 24, "averaging": 0.0, "warm_up": 1.0,
-    "variance_threshold": 1e9, "bottleneck": 5,
-}  # fmt: skip
+    "learning_rate": 2e-3,
+    "weight_decay": 0.5,
+    "proximal_mu": 0.5,
+    "over_selection": 1.5,
+    "deadline": 0.05,
+    "taps": 1,
+    "backbone": "random-bert-l1",
+    "ranks": {"jetson-tx2": 2},
+    "alpha": 3.0,
+    "width": 24,
+    "averaging": 0.0,
+    "warm_up": 1.0,
+    "variance_threshold": 1e9,
+    "bottleneck": 5,
+}
 BASES = {  # settings that must hold for another to be seen
-    ("fwdllm", "asks"): {"variance_threshold": 1e9}, ("fwdllm", "variance_threshold"): {"variance_threshold": 1e-12},
-    ("fwdllm", "most_asks"): {"variance_threshold": 1e-12, "most_asks": 2}, ("pae-mobillm", "bits"): {"shortcut": "matrix"},
+    ("fwdllm", "asks"): {"variance_threshold": 1e9},
+    ("fwdllm", "variance_threshold"): {"variance_threshold": 1e-12},
+    ("fwdllm", "most_asks"): {"variance_threshold": 1e-12, "most_asks": 2},
+    ("pae-mobillm", "bits"): {"shortcut": "matrix"},
     ("fwdllm", "warm_up"): {"warm_up": 0.0, "rounds": 4},
     **{
         (kind, f"server_optimiser.{name}"): {"server_optimiser": {"kind": "fedadam"}}
@@ -43,7 +81,7 @@ BASES = {  # settings that must hold for another to be seen
         for name in ("beta1", "beta2", "tau")
     },
     ("fedasync", "staleness.b"): {"staleness": {"kind": "hinge", "b": 0}},
-}  # fmt: skip
+}
 CLOCK = {
     "cache",
     "deliver",
@@ -55,7 +93,16 @@ CLOCK = {
 UNSEEN = {  # for what is not in this small world
     ("splitfed-v1", "layers"): "its shallowest backbone has one layer",
     **dict.fromkeys(
-        ((kind, "taps") for kind in ("fed-mobillm", "pae-mobillm", "mobillm", "single-side-network", "local-lst")),
+        (
+            (kind, "taps")
+            for kind in (
+                "fed-mobillm",
+                "pae-mobillm",
+                "mobillm",
+                "single-side-network",
+                "local-lst",
+            )
+        ),
         "its shallowest backbone has one layer",
     ),
     ("pae-mobillm", "cache"): "test_pae_mobillm.py holds both ways",
@@ -64,7 +111,11 @@ UNSEEN = {  # for what is not in this small world
 
 
 def config_of(kind: str) -> type:
-    return next(m.Config for m in METHODS if kind in typing.get_args(m.Config.model_fields["kind"].annotation))
+    return next(
+        m.Config
+        for m in METHODS
+        if kind in typing.get_args(m.Config.model_fields["kind"].annotation)
+    )
 
 
 def small(kind: str) -> dict:
@@ -87,7 +138,9 @@ def another(name: str, annotation: object, value: object) -> object:
 
 
 def settings_of(method: object) -> Iterator[tuple[str, object, object, object]]:
-    """(dotted name, annotation, value, the settings that hold it) of all that can be set, one group deep."""
+    """(dotted name, annotation, value, the settings that hold it) of all that can be set, one group
+    deep.
+    """
     for name, field in type(method).model_fields.items():
         value = getattr(method, name)
         if not dataclasses.is_dataclass(value):
@@ -95,13 +148,18 @@ def settings_of(method: object) -> Iterator[tuple[str, object, object, object]]:
         elif not why_unread(method, name):
             hints = typing.get_type_hints(type(value))
             yield from (
-                (f"{name}.{f.name}", hints[f.name], getattr(value, f.name), value) for f in dataclasses.fields(value)
+                (f"{name}.{f.name}", hints[f.name], getattr(value, f.name), value)
+                for f in dataclasses.fields(value)
             )
 
 
 def with_setting(method: dict, name: str, value: object) -> dict:
     group, _, inner = name.rpartition(".")
-    return {**method, group: {**method.get(group, {}), inner: value}} if group else {**method, inner: value}
+    return (
+        {**method, group: {**method.get(group, {}), inner: value}}
+        if group
+        else {**method, inner: value}
+    )
 
 
 @pytest.mark.thorough
@@ -119,7 +177,10 @@ def test_every_setting_changes_something(kind, simulate):
         base, group = BASES.get((kind, name)), name.rpartition(".")
         if base is None and why_unread(holder, group[2]):
             continue
-        before, method = (seen({**small(kind), **base}) if base else plain), {**small(kind), **(base or {})}
+        before, method = (
+            (seen({**small(kind), **base}) if base else plain),
+            {**small(kind), **(base or {})},
+        )
         other = another(group[2], annotation, value)
         if other is not None:
             after = seen(with_setting(method, name, other))

@@ -1,6 +1,8 @@
-"""Golden stories: every span of a tiny day with its virtual timestamps, as text, and the formulas behind them by hand.
+"""Golden stories: every span of a tiny day with its virtual timestamps, as text, and the formulas
+behind them by hand.
 
-A change of the story shows as a difference of tests/golden/*.txt. Where it is meant, write the files anew with
+A change of the story shows as a difference of tests/golden/*.txt. Where it is meant, write the
+files anew with
 
     UPDATE_GOLDEN=1 pytest tests/sim/test_simulation.py
 
@@ -15,8 +17,8 @@ import pytest
 
 import devices.profile
 import network.profile
-from learning import catalogue
-from learning.activations import encoded_nbytes
+from learning.backbones import catalogue
+from learning.side.activations import encoded_nbytes
 from sim.simulation import Simulation
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -34,21 +36,38 @@ STORIES = {
         "fleet": [{**THREE[0], "cell": "home", "link": "wifi-home"}, {**THREE[1], "cell": "home"}],
         "arrivals": {"kind": "at-once"},
     },
-    "stalled": {"traces": {"ingress": {"times": ["0 s", "300 ms"], "capacity": ["1 Mbit/s", "0 bit/s"]}}},
-    "no-memory": {"fleet": [{**THREE[0], "memory": "512 KiB"}, THREE[1]], "out_of_memory": "record"},
-    "eager-half": {"method": {"kind": "fed-mobillm", "replay": 3, "eager": 0.5, "server_batch": 8, "device_batch": 4}},
+    "stalled": {
+        "traces": {"ingress": {"times": ["0 s", "300 ms"], "capacity": ["1 Mbit/s", "0 bit/s"]}}
+    },
+    "no-memory": {
+        "fleet": [{**THREE[0], "memory": "512 KiB"}, THREE[1]],
+        "out_of_memory": "record",
+    },
+    "eager-half": {
+        "method": {
+            "kind": "fed-mobillm",
+            "replay": 3,
+            "eager": 0.5,
+            "server_batch": 8,
+            "device_batch": 4,
+        }
+    },
 }
 
 
 def story(sim: Simulation) -> str:
     """All spans as aligned text, in the order in which they ended."""
     lines = [
-        f"{s['start_s']:12.6f} {s['end_s']:12.6f}  {s['actor']:<12} {s['kind']:<9} {s['nbytes']:>7} B "
+        f"{s['start_s']:12.6f} {s['end_s']:12.6f}  {s['actor']:<12} {s['kind']:<9} "
+        f"{s['nbytes']:>7} B "
         f"{s['flop']:12.6g} FLOP {s['joules']:10.6g} J  {s['outcome']}"
         + (f"  payload {','.join(map(str, s['flows']))}" if s["flows"] else "")
         for s in sim.recorder.spans().to_pylist()
     ]
-    lines += [f"{d.id}: {d.outcome}, {len(d.samples)} samples, finished at {d.finished_at_s}" for d in sim.devices]
+    lines += [
+        f"{d.id}: {d.outcome}, {len(d.samples)} samples, finished at {d.finished_at_s}"
+        for d in sim.devices
+    ]
     return "\n".join([*lines, f"ended: {sim.ended.reason} at {sim.ended.at_s:.6f} s", ""])
 
 
@@ -71,12 +90,16 @@ def test_a_device_computes_and_uploads_by_the_formulas(simulate):
     engine = profile.engine("simple")
     cost = catalogue.architecture(catalogue.find("random-bert")).forward(4, 16)
     compute_s = (
-        engine.overhead_s + cost.flop / engine.flop_per_s + cost.bytes_moved / profile.memory_bandwidth_bytes_per_s
+        engine.overhead_s
+        + cost.flop / engine.flop_per_s
+        + cost.bytes_moved / profile.memory_bandwidth_bytes_per_s
     )
     nbytes = encoded_nbytes("float16", 4, 3, 64, 3)  # embedding and two layers, 64 wide, 3 classes
     upload_s = link.overhead_s + link.latency_s + 8 * nbytes / link.up_bps
     now_s = 1.0  # device-0001 joins one second into the day
-    pairs = zip(spans(sim, "device-0001", "compute"), spans(sim, "device-0001", "upload"), strict=True)
+    pairs = zip(
+        spans(sim, "device-0001", "compute"), spans(sim, "device-0001", "upload"), strict=True
+    )
     for compute, upload in pairs:
         assert compute["start_s"] == pytest.approx(now_s, rel=1e-12)
         assert compute["end_s"] == pytest.approx(now_s + compute_s, rel=1e-12)
@@ -92,9 +115,19 @@ def test_a_device_computes_and_uploads_by_the_formulas(simulate):
     assert len(spans(sim, "device-0001", "upload")) == 2  # 8 samples in batches of 4
 
 
-@pytest.mark.parametrize(("engine", "watts"), [("simple-fp32", 34.7), ("int8-batched-maxq", 54.1), ("int8-maxq", 34.7)])
+@pytest.mark.parametrize(
+    ("engine", "watts"), [("simple-fp32", 34.7), ("int8-batched-maxq", 54.1), ("int8-maxq", 34.7)]
+)
 def test_a_device_draws_the_power_of_the_engine_that_it_computes_on(simulate, engine, watts):
-    fleet = [{"count": 3, "device": "jetson-agx-orin", "engine": engine, "backbone": "random-bert", "link": "lte"}]
+    fleet = [
+        {
+            "count": 3,
+            "device": "jetson-agx-orin",
+            "engine": engine,
+            "backbone": "random-bert",
+            "link": "lte",
+        }
+    ]
     sim = simulate(dry=True, **{**CALM, "fleet": fleet})
     computing = spans(sim, "device-0000", "compute")
     assert computing
@@ -107,18 +140,28 @@ def test_the_server_updates_by_the_formula_as_soon_as_a_payload_lands(simulate):
     server = devices.profile.load("a100")
     engine = server.engine("simple")
     shape = sim.method.shape
-    flop = 3 * 2 * (2 * 2 * 64 * 8 + 64 * 3)  # a record: forward and twice that backward, 2 adapters of 64 x 8, a head
+    flop = (
+        3 * 2 * (2 * 2 * 64 * 8 + 64 * 3)
+    )  # a record: forward and twice that backward, 2 adapters of 64 x 8, a head
     moved = 7 * 4 * shape.parameters()
     updates = spans(sim, "server", "train")
     landed_s = min(s["end_s"] for s in sim.recorder.spans().to_pylist() if s["kind"] == "upload")
     assert updates[0]["start_s"] == landed_s
     assert len(updates) == sim.updates == 24 * 5 // 8
-    for update, records in zip(updates, [4, 4] + 13 * [8], strict=True):  # at first there are no 8 records yet
+    for update, records in zip(
+        updates, [4, 4] + 13 * [8], strict=True
+    ):  # at first there are no 8 records yet
         assert update["flop"] == records * flop
-        step_s = engine.overhead_s + records * flop / engine.flop_per_s + moved / server.memory_bandwidth_bytes_per_s
+        step_s = (
+            engine.overhead_s
+            + records * flop / engine.flop_per_s
+            + moved / server.memory_bandwidth_bytes_per_s
+        )
         assert update["end_s"] - update["start_s"] == pytest.approx(step_s, rel=1e-9)
         assert update["joules"] == pytest.approx(engine.power.compute_w * step_s, rel=1e-9)
-    assert updates[1]["start_s"] == updates[0]["end_s"]  # 4 records x 5 grant two updates of 8, one after the other
+    assert (
+        updates[1]["start_s"] == updates[0]["end_s"]
+    )  # 4 records x 5 grant two updates of 8, one after the other
 
 
 def test_a_scenarios_own_step_overhead_replaces_the_profiles(simulate):
@@ -126,7 +169,9 @@ def test_a_scenarios_own_step_overhead_replaces_the_profiles(simulate):
         spans(simulate("server.step_overhead=" + overhead, dry=True, **CALM), "server", "train")[0]
         for overhead in ("3 ms", "1 s")
     )
-    assert (slow["end_s"] - slow["start_s"]) - (plain["end_s"] - plain["start_s"]) == pytest.approx(0.997)
+    assert (slow["end_s"] - slow["start_s"]) - (plain["end_s"] - plain["start_s"]) == pytest.approx(
+        0.997
+    )
 
 
 def test_every_device_gets_the_side_network_and_its_own_projections_at_the_end(simulate):
@@ -136,8 +181,11 @@ def test_every_device_gets_the_side_network_and_its_own_projections_at_the_end(s
     assert {s["nbytes"] for s in downloads} == {sim.method.shape.shipped_bytes("random-bert")}
     assert {s["start_s"] for s in downloads} == {spans(sim, "server", "train")[-1]["end_s"]}
     assert sim.ended.at_s == max(s["end_s"] for s in downloads)
-    assert not [s for s in simulate("method.deliver=false", dry=True, **CALM).recorder.spans().to_pylist()
-                if s["kind"] == "download"]  # fmt: skip
+    assert not [
+        s
+        for s in simulate("method.deliver=false", dry=True, **CALM).recorder.spans().to_pylist()
+        if s["kind"] == "download"
+    ]
 
 
 def test_fresh_data_makes_a_device_wait_idle(simulate):
@@ -162,7 +210,11 @@ def test_a_target_is_reached_by_a_value_that_equals_it(simulate, curve):
     world = {"evaluate_every": 1, "jitter": False}
     plain = simulate(**world)
     values, target = curve(plain), max(curve(plain)[:-1])
-    times_s = [m["time_s"] for m in plain.recorder.metrics().to_pylist() if (m["name"], m["group"]) == ("accuracy", "")]
+    times_s = [
+        m["time_s"]
+        for m in plain.recorder.metrics().to_pylist()
+        if (m["name"], m["group"]) == ("accuracy", "")
+    ]
     assert len(set(values)) > 2
     sim = simulate(**world, stop={"target": target})
     assert (sim.ended.reason, sim.accuracy) == ("target", target)
@@ -171,6 +223,8 @@ def test_a_target_is_reached_by_a_value_that_equals_it(simulate, curve):
 
 def test_the_fleets_accuracy_is_weighted_by_its_mix(simulate, curve):
     sim = simulate(evaluate_every=1)  # two devices of one backbone, one of the other
-    whole, cut, fleet = (np.array(curve(sim, group)) for group in ("random-bert", "random-bert-l1", ""))
+    whole, cut, fleet = (
+        np.array(curve(sim, group)) for group in ("random-bert", "random-bert-l1", "")
+    )
     np.testing.assert_allclose(fleet, (2 * whole + cut) / 3)
     assert (whole != cut).any()

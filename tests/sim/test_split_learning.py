@@ -1,4 +1,6 @@
-"""Split learning on the clock: what crosses, who waits, and that the parts together learn what the whole would."""
+"""Split learning on the clock: what crosses, who waits, and that the parts together learn what the
+whole would.
+"""
 
 import itertools
 import subprocess
@@ -11,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from learning.catalogue import config_of, depth_of, find
-from learning.count_split import _count, count_part, part_architecture
-from learning.count_training import count_step
-from learning.local_training import inputs
-from learning.trainable import TrainableClassifier
-from sim.learned import resolved
-from sim.methods.shared.split_training import SplitTraining
+from learning.backbones.catalogue import config_of, depth_of, find
+from learning.cost.count_split import _count, count_part, part_architecture
+from learning.cost.count_training import count_step
+from learning.federated.local_training import inputs
+from learning.federated.trainable import TrainableClassifier
+from sim.kernel.learned import resolved
+from sim.methods.split.shared import SplitTraining
 
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
 SEQUENTIAL = {"kind": "fedbert", "body": "sequential"}
@@ -74,7 +76,8 @@ def test_a_dry_run_has_the_spans_of_the_real_one(kind, simulate):
     assert real.updates == dry.updates == 2
 
 
-# --- what crosses ----------------------------------------------------------------------------------------------------
+# --- what crosses
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,15 +87,22 @@ def test_every_byte_is_the_papers(kind, simulate, sent, kept):
         assert len(resolved(payload.data)) == payload.nbytes
     assert {s["nbytes"] for s in spans_of(sim, None, "download")} >= {nbytes for _, nbytes in kept}
     for device in sim.devices:
-        lengths, model = sim.lengths(device, device.samples), sim.method.learner.models[device.backbone]
+        lengths, model = (
+            sim.lengths(device, device.samples),
+            sim.method.learner.models[device.backbone],
+        )
         texts, tokens = 2 * len(lengths), 2 * int(lengths.sum())
         batches = 2 * -(-len(lengths) // 8)
         inner = [n for n in model.trainable() if ".layer." in n]
         on_server = inner if kind == "fedbert" else [n for n in inner if ".layer.0." not in n]
         on_server += [] if kind == "fedbert" else ["head.weight", "head.bias"]
         state = 4 * sum(t.numel() for n, t in model.trainable().items() if n not in on_server)
-        times, header = (2, 1) if kind == "fedbert" else (1, 2)  # numbers a text: its length, and its label in SplitFed
-        mine = {k: [s["nbytes"] for s in spans_of(sim, device.id, k)] for k in ("upload", "download")}
+        times, header = (
+            (2, 1) if kind == "fedbert" else (1, 2)
+        )  # numbers a text: its length, and its label in SplitFed
+        mine = {
+            k: [s["nbytes"] for s in spans_of(sim, device.id, k)] for k in ("upload", "download")
+        }
         assert sum(mine["upload"]) == times * 4 * tokens * 64 + header * 4 * texts + state
         assert sum(mine["download"]) == times * 4 * tokens * 64 + state
         assert [len(mine[k]) for k in mine] == [times * batches + 1] * 2
@@ -104,25 +114,33 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
     ups = [p for p in sent if len(p.samples) < len(p.sender.samples)]
     assert len(ups) > 3
     for payload in ups:
-        header = np.frombuffer(resolved(payload.data), "<i4", 2 * len(payload.samples)).reshape(2, -1)
+        header = np.frombuffer(resolved(payload.data), "<i4", 2 * len(payload.samples)).reshape(
+            2, -1
+        )
         assert header[0].tolist() == sim.lengths(payload.sender, payload.samples).tolist()
         assert header[1].tolist() == sim.task.labels[payload.samples].tolist()
     sent.clear()
     sim = simulate(method=method("fedbert", rounds=1))
-    for payload in sent:  # no room for a label: a length a text and vectors, or vectors alone, or the trained parts
+    for payload in (
+        sent
+    ):  # no room for a label: a length a text and vectors, or vectors alone, or the trained parts
         vectors = 4 * 64 * int(sim.lengths(payload.sender, payload.samples).sum())
         own = sim.method.charging.device_bytes(payload.sender)
         assert len(resolved(payload.data)) in {vectors, vectors + 4 * len(payload.samples), own}
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("kind", "other"), [("splitfed-v1", "random-bert-l1"), ("fedbert", "random-llama")])
+@pytest.mark.parametrize(
+    ("kind", "other"), [("splitfed-v1", "random-bert-l1"), ("fedbert", "random-llama")]
+)
 def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulate, sent):
     plain = simulate(method=method(kind), jitter=False)
     own = len(sent)
     costed = simulate(method=method(kind), jitter=False, cost_as={"backbone": other, "tokens": 16})
     parameters = TrainableClassifier(find(other), "full", 3).trainable().items()
-    outer = [t.numel() for n, t in parameters if ".embed" in n or (kind == "fedbert" and "head" in n)]
+    outer = [
+        t.numel() for n, t in parameters if ".embed" in n or (kind == "fedbert" and "head" in n)
+    ]
     first = [t.numel() for n, t in parameters if kind != "fedbert" and ".layer.0." in n]
     width = costed.costing.widths()["random-bert"]
     for device in costed.devices:
@@ -134,10 +152,13 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulat
         assert costed.method.charging.device_bytes(device) == 4 * sum(outer + first)
     assert costed.updates == plain.updates
     # clients in parallel learn the same whatever the clock says
-    assert Counter(resolved(p.data) for p in sent[:own]) == Counter(resolved(p.data) for p in sent[own:])
+    assert Counter(resolved(p.data) for p in sent[:own]) == Counter(
+        resolved(p.data) for p in sent[own:]
+    )
 
 
-# --- what it costs ---------------------------------------------------------------------------------------------------
+# --- what it costs
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,16 +173,27 @@ def test_the_parts_add_up_to_the_counted_whole(backbone, kind, layers):
     back = part_architecture(spec, depth - layers, False, True, kind, 3)
     assert front.parameters + back.parameters == sum(p.numel() for p in whole.parameters())
     assert front.trainable_bytes + back.trainable_bytes == whole.trainable_bytes
-    cost = sum(p.flop for part in (front, back) for p in (part.forward(batch, tokens), part.backward(batch, tokens)))
+    cost = sum(
+        p.flop
+        for part in (front, back)
+        for p in (part.forward(batch, tokens), part.backward(batch, tokens))
+    )
     assert cost == pytest.approx(flop, rel=1e-12)
     assert front.backward(batch, tokens).peak_bytes >= front.forward(batch, tokens).peak_bytes > 0
 
 
 @pytest.mark.thorough
 def test_more_than_three_layers_follow_from_two_and_three():
-    config, how = {**config_of(find("random-bert")), "num_hidden_layers": 4}, (False, True, "full", 3)
+    config, how = (
+        {**config_of(find("random-bert")), "num_hidden_layers": 4},
+        (False, True, "full", 3),
+    )
     deep, direct = count_part(config, 4, *how), _count(config, range(4), *how, {})
-    assert (deep.parameters, deep.trainable, deep.width) == (direct.parameters, direct.trainable, direct.width)
+    assert (deep.parameters, deep.trainable, deep.width) == (
+        direct.parameters,
+        direct.trainable,
+        direct.width,
+    )
     for mine, its in ((deep.ahead, direct.ahead), (deep.back, direct.back)):
         assert mine.cost(4, 32).flop == its.cost(4, 32).flop
         assert mine.bytes_moved == pytest.approx(its.bytes_moved, rel=1e-9)
@@ -175,7 +207,9 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
     for device in sim.devices:
         lengths = sim.lengths(device, device.samples)
         config, longest = config_of(find(device.backbone)), int(lengths.max())
-        whole = count_step(config, "full", len(lengths), longest)[0].flop + THIRD_CLASS * len(lengths)
+        whole = count_step(config, "full", len(lengths), longest)[0].flop + THIRD_CLASS * len(
+            lengths
+        )
         own = [sim.method.charging.parts[device.backbone][i] for i in sim.method.charging.own]
         mine = sum(s["flop"] for s in spans_of(sim, device.id, "compute"))
         passes = [f(len(lengths), longest) for part in own for f in (part.forward, part.backward)]
@@ -187,7 +221,9 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
 
 
 def test_a_step_lets_go_of_all_that_it_replaces(simulate):
-    """Old and new of every device at once would double the host's memory where a fleet works in step."""
+    """Old and new of every device at once would double the host's memory where a fleet works in
+    step.
+    """
     sim = simulate(method=method("splitfed-v1", rounds=1))
     learner, samples = sim.method.learner, sim.devices[0].samples[:4]
     slot = [learner.held]
@@ -208,7 +244,8 @@ def test_a_step_lets_go_of_all_that_it_replaces(simulate):
     assert not sent.ran.is_there and slot[0].moments.value.steps == 2
 
 
-# --- who waits -------------------------------------------------------------------------------------------------------
+# --- who waits
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
@@ -225,9 +262,13 @@ def test_the_server_works_on_one_batch_at_a_time_and_devices_wait_for_it(kind, s
 
 def test_v1_takes_the_slowest_client_and_v2_the_sum(simulate):
     def rounds_of(kind):
-        sim = simulate(method=method(kind, rounds=1), dry=True, jitter=False, arrivals={"kind": "at-once"})
+        sim = simulate(
+            method=method(kind, rounds=1), dry=True, jitter=False, arrivals={"kind": "at-once"}
+        )
         busy = {d.id: spans_of(sim, d.id, "download", "compute", "upload") for d in sim.devices}
-        days = sorted((min(s["start_s"] for s in b), max(s["end_s"] for s in b)) for b in busy.values())
+        days = sorted(
+            (min(s["start_s"] for s in b), max(s["end_s"] for s in b)) for b in busy.values()
+        )
         (wait_s, *more) = sorted(s["end_s"] - s["start_s"] for s in spans_of(sim, "server", "wait"))
         return days, sum(more, wait_s)
 
@@ -247,7 +288,9 @@ def test_a_device_that_drops_out_stalls_nobody(kind, during, simulate):
     span = spans[1] if len(spans) > 1 else spans[0]
     moment_s = (span["start_s"] + span["end_s"]) / 2
 
-    sim = simulate(method=method(kind), dry=True, arrivals={"kind": "at-once"}, dropped=(0, moment_s))
+    sim = simulate(
+        method=method(kind), dry=True, arrivals={"kind": "at-once"}, dropped=(0, moment_s)
+    )
     gone, *others = sim.devices
     assert gone.outcome == "dropped" and [d.outcome for d in others] == ["ok", "ok"]
     assert sim.ended.reason == "exhausted" and sim.updates == 2
@@ -258,7 +301,8 @@ def test_a_device_that_drops_out_stalls_nobody(kind, during, simulate):
         assert ended[device.id] == len(spans_of(undisturbed, device.id, "upload"))
 
 
-# --- what is learned -------------------------------------------------------------------------------------------------
+# --- what is learned
+# ------------------------------------------------------------------------------------------
 
 
 def in_turn(kind):
@@ -266,17 +310,24 @@ def in_turn(kind):
 
 
 def plain_rounds(sim, kind, rounds, weighted=False):
-    """The state that whole models reach in plain PyTorch: every device trains one, and tensors are averaged.
+    """The state that whole models reach in plain PyTorch: every device trains one, and tensors are
+    averaged.
 
-    With clients in turn the tensors of the server (and their optimiser) go from one device's model to the next's.
+    With clients in turn the tensors of the server (and their optimiser) go from one device's model
+    to the next's.
     """
     turns = in_turn(kind)
     seed = sim.streams.seed64("server/model") % 2**31
-    models = {n: TrainableClassifier(find(n), "full", 3, seed=seed) for n in ("random-bert", "random-bert-l1")}
+    models = {
+        n: TrainableClassifier(find(n), "full", 3, seed=seed)
+        for n in ("random-bert", "random-bert-l1")
+    }
     state = models["random-bert"].trainable()
     inner = {n for n in state if ".layer." in n}
     on_server = (
-        inner if "fedbert" in kind else {n for n in inner if ".layer.0." not in n} | {"head.weight", "head.bias"}
+        inner
+        if "fedbert" in kind
+        else {n for n in inner if ".layer.0." not in n} | {"head.weight", "head.bias"}
     )
     shared = {n: torch.nn.Parameter(state[n].clone()) for n in on_server}
     at_server = torch.optim.AdamW(shared.values(), lr=RATE, weight_decay=0)
@@ -293,7 +344,9 @@ def plain_rounds(sim, kind, rounds, weighted=False):
             own = [p for n, p in parameters.items() if not (turns and n in on_server)]
             optimiser = torch.optim.AdamW(own, lr=RATE, weight_decay=0)
             version = number * len(sim.devices) + place + 1 if turns else number + 1
-            texts = sim.streams.rng("local-training", f"{device.id}/{version}").permutation(device.samples)
+            texts = sim.streams.rng("local-training", f"{device.id}/{version}").permutation(
+                device.samples
+            )
             for batch in np.split(texts, range(8, len(texts), 8)):
                 if turns:
                     with torch.no_grad():
@@ -301,8 +354,12 @@ def plain_rounds(sim, kind, rounds, weighted=False):
                             parameters[n].copy_(shared[n])
                 tokens = sim.task.tokens(find(device.backbone), batch)
                 logits = model(*inputs(tokens, range(len(batch))))
-                loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(sim.task.labels[batch]))
-                gradients = dict(zip(names, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+                loss = torch.nn.functional.cross_entropy(
+                    logits, torch.as_tensor(sim.task.labels[batch])
+                )
+                gradients = dict(
+                    zip(names, torch.autograd.grad(loss, list(parameters.values())), strict=True)
+                )
                 for n, parameter in parameters.items():
                     parameter.grad = gradients[n]
                 optimiser.step()
@@ -315,7 +372,11 @@ def plain_rounds(sim, kind, rounds, weighted=False):
             reached = [{n: t for n, t in r.items() if n not in on_server} for r in reached]
             state = {**state, **{n: p.detach().clone() for n, p in shared.items()}}
         weights = [len(sim.devices[i].samples) if weighted else 1 for i in order]
-        mean = {n: [(r[n], w) for r, w in zip(reached, weights, strict=True) if n in r] for r in reached for n in r}
+        mean = {
+            n: [(r[n], w) for r, w in zip(reached, weights, strict=True) if n in r]
+            for r in reached
+            for n in r
+        }
         state |= {n: sum(t * w for t, w in of) / sum(w for _, w in of) for n, of in mean.items()}
     return state
 
@@ -323,7 +384,9 @@ def plain_rounds(sim, kind, rounds, weighted=False):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
 def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, weighted, simulate):
-    changes = {"fleet": ONE_DEPTH} if in_turn(kind) else {}  # AdamW counts steps a server part, torch's a tensor
+    changes = (
+        {"fleet": ONE_DEPTH} if in_turn(kind) else {}
+    )  # AdamW counts steps a server part, torch's a tensor
     partition = "task.partition={kind: dirichlet, alpha: 0.5, min_size: 4}"
     sim = simulate(partition, method=method(kind, weigh_by_samples=weighted), **changes)
     assert len({len(device.samples) for device in sim.devices}) > 1
@@ -331,7 +394,9 @@ def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, weighted,
     start = TrainableClassifier(find("random-bert"), "full", 3).trainable()
     assert sim.method.learner.state.value.keys() == expected.keys()
     for name, tensor in expected.items():
-        if name.endswith("key.bias"):  # its gradient is zero but for rounding, which AdamW blows up to whole steps
+        if name.endswith(
+            "key.bias"
+        ):  # its gradient is zero but for rounding, which AdamW blows up to whole steps
             continue
         assert torch.allclose(sim.method.learner.state.value[name], tensor, atol=1e-5, rtol=0), name
         assert not torch.equal(tensor, start[name]), name
@@ -361,27 +426,40 @@ def test_the_same_seed_gives_the_same_digest_with_any_number_of_workers(kind, si
 
 
 def test_a_dropped_clients_copy_is_not_averaged(simulate, tmp_path):
-    sim = simulate(method=method("splitfed-v1", rounds=1), arrivals={"kind": "at-once"}, dropped=(0, 0.3))
+    sim = simulate(
+        method=method("splitfed-v1", rounds=1), arrivals={"kind": "at-once"}, dropped=(0, 0.3)
+    )
     sim.method.learner.save(tmp_path / "model")
     assert (tmp_path / "model" / "state.safetensors").is_file()
     assert [d.outcome for d in sim.devices] == ["dropped", "ok", "ok"]
     expected = plain_rounds(sim, "splitfed-v1", 1)
-    assert any(not torch.allclose(t, sim.method.learner.state.value[n], atol=1e-5) for n, t in expected.items())
+    assert any(
+        not torch.allclose(t, sim.method.learner.state.value[n], atol=1e-5)
+        for n, t in expected.items()
+    )
     sim.devices = sim.devices[1:]  # the plain loop without the one that dropped out
     expected = plain_rounds(sim, "splitfed-v1", 1)
     for name, tensor in expected.items():
         if not name.endswith("key.bias"):
-            assert torch.allclose(sim.method.learner.state.value[name], tensor, atol=1e-5, rtol=0), name
+            assert torch.allclose(
+                sim.method.learner.state.value[name], tensor, atol=1e-5, rtol=0
+            ), name
 
 
-# --- as a module -----------------------------------------------------------------------------------------------------
+# --- as a module
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_modules_import_without_torch():
-    code = "import sys, sim.methods.split_fed, sim.methods.fedbert; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, sim.methods.split.split_fed, sim.methods.split.fedbert; sys.exit('torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_too_deep_a_cut_is_refused(simulate):
-    with pytest.raises(ValueError, match="layers: 2 is too deep a cut; the shallowest backbone has 1"):
+    with pytest.raises(
+        ValueError, match="layers: 2 is too deep a cut; the shallowest backbone has 1"
+    ):
         simulate(method=method("splitfed-v1", layers=2), dry=True)

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.streams import Streams
+from sim.kernel.streams import Streams
 
 
 def test_golden_draws():
     streams = Streams(7)
-    assert streams.rng("arrivals").integers(0, 2**32, 3).tolist() == [1476410373, 3940824341, 4173780714]
-    assert streams.rng("availability", 17).random(2).tolist() == [0.038444241414417935, 0.3954591383046695]
+    assert streams.rng("arrivals").integers(0, 2**32, 3).tolist() == [
+        1476410373,
+        3940824341,
+        4173780714,
+    ]
+    assert streams.rng("availability", 17).random(2).tolist() == [
+        0.038444241414417935,
+        0.3954591383046695,
+    ]
     assert streams.seed64("side-network", "device-3") == 4131782024567024513
 
 
@@ -35,7 +42,8 @@ names = st.tuples(st.integers(0, 2**70), st.text(max_size=8), st.text(max_size=8
 @given(st.lists(names, min_size=2, max_size=6, unique=True))
 def test_different_names_are_different_streams(distinct):
     draws = {
-        tuple(Streams(seed).rng(purpose, entity).integers(0, 2**63, 2).tolist()) for seed, purpose, entity in distinct
+        tuple(Streams(seed).rng(purpose, entity).integers(0, 2**63, 2).tolist())
+        for seed, purpose, entity in distinct
     }
     seeds = {Streams(seed).seed64(purpose, entity) for seed, purpose, entity in distinct}
     assert len(draws) == len(seeds) == len(distinct)
@@ -52,9 +60,12 @@ def test_numbers_and_their_text_name_the_same_entity():
 
 def test_streams_are_uncorrelated_and_uniform():
     count, length = 60, 4000
-    draws = np.array([Streams(5).rng("availability", device).random(length) for device in range(count)])
+    draws = np.array(
+        [Streams(5).rng("availability", device).random(length) for device in range(count)]
+    )
     correlation = np.corrcoef(draws)[np.triu_indices(count, k=1)]
-    # Of 1770 independent pairs, each with standard deviation 1/sqrt(length), none lies beyond 5 sigma (p = 0.001).
+    # Of 1770 independent pairs, each with standard deviation 1/sqrt(length), none lies beyond 5
+    # sigma (p = 0.001).
     assert np.abs(correlation).max() < 5 / np.sqrt(length)
     assert correlation.std() == pytest.approx(1 / np.sqrt(length), rel=0.1)
     assert np.abs(draws.mean(axis=1) - 0.5).max() < 5 * np.sqrt(1 / 12 / length)
@@ -74,7 +85,8 @@ def test_neighbouring_seeds_are_uncorrelated():
 
 def test_draws_do_not_depend_on_the_hash_seed_of_the_process():
     code = (
-        "from sim.streams import Streams; s = Streams(7); print(s.seed64('a', 'b'), s.rng('a', 'b').random(3).tolist())"
+        "from sim.kernel.streams import Streams; s = Streams(7); print(s.seed64('a', 'b'), "
+        "s.rng('a', 'b').random(3).tolist())"
     )
     root = Path(__file__).parents[2]
     outputs = {

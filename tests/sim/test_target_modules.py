@@ -1,9 +1,11 @@
-"""The linear maps that LoRA is put beside, as a setting of every method that trains LoRA: charged, sent and learned alike."""
+"""The linear maps that LoRA is put beside, as a setting of every method that trains LoRA: charged,
+sent and learned alike.
+"""
 
 import pytest
 
-from learning.catalogue import find
-from learning.trainable import TrainableClassifier
+from learning.backbones.catalogue import find
+from learning.federated.trainable import TrainableClassifier
 
 METHODS = {
     "fedavg-lora": {"rounds": 1},
@@ -18,13 +20,28 @@ METHODS = {
 }
 FLEET = [{"count": 2, "device": "jetson-tx2", "backbone": "tiny", "link": "lte"}]
 MAPS = ["o_proj", "down_proj"]
-LLAMA = {"model_type": "llama", "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-OWN = {"random": {**LLAMA, "num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": 64}}
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+OWN = {
+    "random": {
+        **LLAMA,
+        "num_key_value_heads": 1,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
+}
 
 
 def run(simulate, kind, dry, **settings):
     method = {"kind": kind, **METHODS[kind], **settings}
-    return simulate(fleet=FLEET, backbones={"tiny": OWN}, arrivals={"kind": "at-once"}, method=method, dry=dry)
+    return simulate(
+        fleet=FLEET, backbones={"tiny": OWN}, arrivals={"kind": "at-once"}, method=method, dry=dry
+    )
 
 
 def trained(rank, target_modules):
@@ -43,11 +60,16 @@ def test_what_is_charged_and_sent_is_what_is_trained(simulate, spans, kind):
     names = {name for name in learner.state.value if ".lora_" in name}
     assert names == {name for name in state if ".lora_" in name}
     assert names and all(any(f".{m}." in name for m in MAPS) for name in names)
-    sums = [[(s["kind"], s["nbytes"], s["flop"]) for s in sim.recorder.spans().to_pylist()] for sim in (real, dry)]
+    sums = [
+        [(s["kind"], s["nbytes"], s["flop"]) for s in sim.recorder.spans().to_pylist()]
+        for sim in (real, dry)
+    ]
     if kind != "fwdllm":  # which in a dry run cannot know whether gradients agree
         assert sums[0] == sums[1]
     default = run(simulate, kind, True)
-    assert [s[1:] for s in sums[1]] != [(s["nbytes"], s["flop"]) for s in default.recorder.spans().to_pylist()]
+    assert [s[1:] for s in sums[1]] != [
+        (s["nbytes"], s["flop"]) for s in default.recorder.spans().to_pylist()
+    ]
 
 
 @pytest.mark.thorough
@@ -63,7 +85,12 @@ def test_uploads_are_the_bytes_of_these_maps(simulate, spans):
 def test_flexlora_charges_the_maps_that_it_decomposes(simulate):
     sim = run(simulate, "flexlora", True, target_modules=MAPS)
     assert sorted(sim.method.maps("tiny")) == [(16, 16), (16, 16), (32, 16), (32, 16)]
-    assert sorted(run(simulate, "flexlora", True).method.maps("tiny")) == [(16, 8), (16, 8), (16, 16), (16, 16)]
+    assert sorted(run(simulate, "flexlora", True).method.maps("tiny")) == [
+        (16, 8),
+        (16, 8),
+        (16, 16),
+        (16, 16),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -84,18 +111,30 @@ def test_flexlora_charges_the_maps_that_it_decomposes(simulate):
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])
-def test_maps_that_are_not_there_and_methods_without_lora_are_refused(simulate, kind, settings, words, dry):
+def test_maps_that_are_not_there_and_methods_without_lora_are_refused(
+    simulate, kind, settings, words, dry
+):
     with pytest.raises(ValueError, match=words):
         run(simulate, kind, dry, **settings)
 
 
 def test_an_architecture_without_targets_of_its_own_says_what_to_set(simulate):
-    mamba = {"model_type": "mamba", "vocab_size": 256, "hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    mamba = {
+        "model_type": "mamba",
+        "vocab_size": 256,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "state_size": 4,
+    }
     method = {"kind": "fedavg-lora", "rounds": 1}
     with pytest.raises(
-        ValueError, match=r"'m' \(mamba\): peft has no target modules .* set target_modules to some of in_proj"
+        ValueError,
+        match=r"'m' \(mamba\): peft has no target modules .* set target_modules to some of in_proj",
     ):
         simulate(
-            fleet=[{**FLEET[0], "backbone": "m"}], backbones={"m": {"random": mamba}}, method=method, dry=True,
+            fleet=[{**FLEET[0], "backbone": "m"}],
+            backbones={"m": {"random": mamba}},
+            method=method,
+            dry=True,
             arrivals={"kind": "at-once"},
-        )  # fmt: skip
+        )

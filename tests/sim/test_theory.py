@@ -1,4 +1,6 @@
-"""Against theory and conservation: the server's queue is M/M/1, and every total is the sum of its parts."""
+"""Against theory and conservation: the server's queue is M/M/1, and every total is the sum of its
+parts.
+"""
 
 import itertools
 import json
@@ -13,20 +15,22 @@ import simpy
 import devices.profile
 import network.profile
 from devices.compute import ComputeModel
-from learning.cost import Cost
-from sim.actors import Work
-from sim.host import Host
-from sim.recorder import Recorder
-from sim.report import device_table, summary
-from sim.results import open_run
-from sim.server import Server
+from learning.cost.costs import Cost
+from sim.kernel.host import Host
+from sim.kernel.recorder import Recorder
+from sim.kernel.server import Server
+from sim.kernel.work import Work
+from sim.results.run import open_run
+from sim.results.summary import device_table, summary
 
 STREAM = {"fresh_data": {"kind": "poisson", "rate": "20 Hz"}}
 
 
 @pytest.mark.parametrize("load", [0.3, 0.7])
 def test_the_servers_queue_is_m_m_1(load):
-    """Poisson arrivals of exponential work: the mean wait is rho / (mu - lambda) (Pollaczek-Khinchine for M/M/1)."""
+    """Poisson arrivals of exponential work: the mean wait is rho / (mu - lambda)
+    (Pollaczek-Khinchine for M/M/1).
+    """
     a100 = devices.profile.load("a100").with_overhead("simple", 0.0)
     profile, rng, mu, batches, per_batch = a100, np.random.default_rng(7), 10.0, 40, 500
     flop_per_s = profile.engine("simple").flop_per_s
@@ -64,7 +68,10 @@ def test_a_links_spans_hold_every_byte_of_its_transfers_without_overlap(simulate
     """A transfer is on the link from the end of its overhead and latency on."""
     sim = simulate(dry=True)
     every = sim.recorder.spans().to_pylist()
-    delay_s = {d.id: (lte := network.profile.load(d.member.link)).overhead_s + lte.latency_s for d in sim.devices}
+    delay_s = {
+        d.id: (lte := network.profile.load(d.member.link)).overhead_s + lte.latency_s
+        for d in sim.devices
+    }
     for link, kind in (("link:ingress", "upload"), ("link:egress", "download")):
         carried = [s for s in every if s["actor"] == link]
         moved = [s for s in every if s["kind"] == kind]
@@ -72,10 +79,17 @@ def test_a_links_spans_hold_every_byte_of_its_transfers_without_overlap(simulate
         assert all(a["end_s"] < b["start_s"] for a, b in itertools.pairwise(carried))
         for s in moved:
             on_s = s["start_s"] + delay_s[s["actor"]]
-            assert sum(c["start_s"] <= on_s + 1e-9 and s["end_s"] <= c["end_s"] + 1e-9 for c in carried) == 1
+            assert (
+                sum(
+                    c["start_s"] <= on_s + 1e-9 and s["end_s"] <= c["end_s"] + 1e-9 for c in carried
+                )
+                == 1
+            )
         busy_s = sum(c["end_s"] - c["start_s"] for c in carried)
         assert busy_s <= sum(s["end_s"] - s["start_s"] - delay_s[s["actor"]] for s in moved) + 1e-9
-        assert busy_s == pytest.approx(sim.network.shared[link.removeprefix("link:")].busy_s, rel=1e-12)
+        assert busy_s == pytest.approx(
+            sim.network.shared[link.removeprefix("link:")].busy_s, rel=1e-12
+        )
 
 
 ENDINGS = {
@@ -110,10 +124,15 @@ def test_joules_are_the_integral_of_power_over_the_spans(ended):
     for device in ended.devices:
         power = device.power
         watts = {
-            "compute": power.compute_w, "upload": power.uplink_w, "download": power.downlink_w, "wait": power.idle_w,
-        }  # fmt: skip
+            "compute": power.compute_w,
+            "upload": power.uplink_w,
+            "download": power.downlink_w,
+            "wait": power.idle_w,
+        }
         for span in rows(ended, actor=device.id):
-            assert span["joules"] == pytest.approx(watts[span["kind"]] * (span["end_s"] - span["start_s"]), abs=1e-12)
+            assert span["joules"] == pytest.approx(
+                watts[span["kind"]] * (span["end_s"] - span["start_s"]), abs=1e-12
+            )
         mine = sorted((s["start_s"], s["end_s"]) for s in rows(ended, actor=device.id))
         assert all(a[1] <= b[0] + 1e-12 for a, b in pairwise(mine))  # no moment is charged twice
 
@@ -124,10 +143,16 @@ def test_totals_are_sums_of_spans_and_of_the_device_table(ended):
     totals, spans = found["totals"], rows(ended)
     of_devices = [s for s in spans if s["actor"] != "server"]
     assert totals["uplink_bytes"] == sum(s["nbytes"] for s in of_devices if s["kind"] == "upload")
-    assert totals["downlink_bytes"] == sum(s["nbytes"] for s in of_devices if s["kind"] == "download")
+    assert totals["downlink_bytes"] == sum(
+        s["nbytes"] for s in of_devices if s["kind"] == "download"
+    )
     assert totals["device_flop"] == pytest.approx(sum(s["flop"] for s in of_devices), rel=1e-12)
-    assert totals["device_energy_j"] == pytest.approx(sum(s["joules"] for s in of_devices), rel=1e-12)
-    assert totals["server_flop"] == pytest.approx(sum(s["flop"] for s in spans if s["actor"] == "server"), rel=1e-12)
+    assert totals["device_energy_j"] == pytest.approx(
+        sum(s["joules"] for s in of_devices), rel=1e-12
+    )
+    assert totals["server_flop"] == pytest.approx(
+        sum(s["flop"] for s in spans if s["actor"] == "server"), rel=1e-12
+    )
     assert totals["server_busy_s"] == pytest.approx(
         sum(s["end_s"] - s["start_s"] for s in spans if s["actor"] == "server")
     )
@@ -148,12 +173,17 @@ def test_totals_are_sums_of_spans_and_of_the_device_table(ended):
     assert sum(found["outcomes"].values()) == len(ended.devices)
     for device in table.to_pylist():
         for column, kind in (("busy_s", "compute"), ("waiting_s", "wait")):
-            mine = [s["end_s"] - s["start_s"] for s in rows(ended, actor=device["device"], kind=kind)]
+            mine = [
+                s["end_s"] - s["start_s"] for s in rows(ended, actor=device["device"], kind=kind)
+            ]
             assert device[column] == pytest.approx(sum(mine), abs=1e-12)
 
 
 def test_the_work_of_a_cut_span_is_charged_in_proportion(simulate):
-    whole, cut = simulate("jitter=false", dry=True), simulate("jitter=false", "stop.horizon=1.0025 s", dry=True)
+    whole, cut = (
+        simulate("jitter=false", dry=True),
+        simulate("jitter=false", "stop.horizon=1.0025 s", dry=True),
+    )
     full = rows(whole, actor="device-0001", kind="compute")[0]
     part = rows(cut, actor="device-0001", kind="compute")[0]
     share = (1.0025 - full["start_s"]) / (full["end_s"] - full["start_s"])
@@ -208,11 +238,20 @@ def test_a_target_ends_the_training_with_the_update_that_reached_it(simulate):
 
 
 def test_the_files_say_what_the_simulation_says(mobifleet, scenario_file, tmp_path):
-    assert mobifleet("run", scenario_file(), "-q", "--no-figures", "--workers", "1", "--out", "run").code == 0
+    assert (
+        mobifleet(
+            "run", scenario_file(), "-q", "--no-figures", "--workers", "1", "--out", "run"
+        ).code
+        == 0
+    )
     run = open_run(tmp_path / "run")
     spans, table, totals = run.spans(), run.devices(), run.summary["totals"]
     uploads = spans.filter(pc.equal(spans["kind"], "upload"))
-    assert totals["uplink_bytes"] == pc.sum(uploads["nbytes"]).as_py() == pc.sum(table["uplink_bytes"]).as_py()
+    assert (
+        totals["uplink_bytes"]
+        == pc.sum(uploads["nbytes"]).as_py()
+        == pc.sum(table["uplink_bytes"]).as_py()
+    )
     assert run.summary["virtual_time_s"] == pc.max(spans["end_s"]).as_py()
     assert run.summary["final"] == run.curve("accuracy")[1][-1]
     assert run.summary["best"] == max(run.curve("accuracy")[1])

@@ -13,20 +13,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
-from sim.results import RunError, open_run
-from sim.timeline import MAX_COUNTER_POINTS, _lanes, write_perfetto
+from sim.results.run import RunError, open_run
+from sim.views.timeline import MAX_COUNTER_POINTS, _lanes, write_perfetto
 
 write_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["write_run"]
 
 
 def parse(path):
-    """A trace as tracks by uuid and slices and points by track, read with the official schema, names looked up."""
+    """A trace as tracks by uuid and slices and points by track, read with the official schema,
+    names looked up.
+    """
     packets = Trace.FromString(path.read_bytes()).packet
     interned = packets[0].interned_data
     labels = {entry.iid: entry.name for entry in interned.event_names}
     args = {entry.iid: entry.name for entry in interned.debug_annotation_names}
     texts = {entry.iid: entry.str.decode() for entry in interned.debug_annotation_string_values}
-    tracks, slices, points, open_slices = {}, defaultdict(list), defaultdict(list), defaultdict(list)
+    tracks, slices, points, open_slices = (
+        {},
+        defaultdict(list),
+        defaultdict(list),
+        defaultdict(list),
+    )
     for packet in packets:
         if packet.HasField("track_descriptor"):
             assert packet.track_descriptor.uuid not in tracks
@@ -67,10 +74,14 @@ def assert_sound(trace, written):
     assert written.tracks == len(trace.tracks)
     assert written.slices == sum(map(len, trace.slices.values()))
     assert sum(not track.parent_uuid for track in trace.tracks.values()) == 1
-    assert all(track.parent_uuid in trace.tracks for track in trace.tracks.values() if track.parent_uuid)
+    assert all(
+        track.parent_uuid in trace.tracks for track in trace.tracks.values() if track.parent_uuid
+    )
     for many in trace.slices.values():
         for before, after in itertools.pairwise(many):
-            assert before.start_ns <= before.end_ns <= after.start_ns  # nothing overlaps or is hidden
+            assert (
+                before.start_ns <= before.end_ns <= after.start_ns
+            )  # nothing overlaps or is hidden
     left, arrived = {}, {}
     for track, one in all_slices(trace):
         for flow in one.leaving:
@@ -80,7 +91,9 @@ def assert_sound(trace, written):
             assert flow not in arrived and one.name == "train" and track.startswith("server")
             arrived[flow] = one
     assert left.keys() == arrived.keys() and 0 not in left
-    assert all(left[flow].end_ns <= arrived[flow].start_ns + 1 for flow in left)  # to the rounding of a nanosecond
+    assert all(
+        left[flow].end_ns <= arrived[flow].start_ns + 1 for flow in left
+    )  # to the rounding of a nanosecond
     for many in trace.points.values():
         times = [at for at, _ in many]
         assert len(many) <= MAX_COUNTER_POINTS and times == sorted(set(times))
@@ -106,14 +119,23 @@ def test_every_span_is_a_slice_with_its_numbers(small):
 
     expected = sorted(
         key(
-            *(span["actor"], span["kind"] + ("" if span["outcome"] == "ok" else f" ({span['outcome']})")),
+            *(
+                span["actor"],
+                span["kind"] + ("" if span["outcome"] == "ok" else f" ({span['outcome']})"),
+            ),
             *(round(span["start_s"] * 1e9), round(span["end_s"] * 1e9)),
             *(span["nbytes"], span["flop"], span["joules"], span["outcome"]),
         )
         for span in spans
     )
     found = sorted(
-        key(track, one.name, one.start_ns, one.end_ns, *(one.args[k] for k in ("nbytes", "flop", "joules", "outcome")))
+        key(
+            track,
+            one.name,
+            one.start_ns,
+            one.end_ns,
+            *(one.args[k] for k in ("nbytes", "flop", "joules", "outcome")),
+        )
         for track, one in all_slices(trace)
         if one.name != "run"
     )
@@ -134,7 +156,10 @@ def test_the_first_slice_says_where_the_run_came_from(small):
 def test_tracks_are_grouped_by_class_below_server_and_links(small):
     run, _, trace = small
     root = next(uuid for uuid, track in trace.tracks.items() if not track.parent_uuid)
-    top = sorted((t for t in trace.tracks.values() if t.parent_uuid == root), key=lambda t: t.sibling_order_rank)
+    top = sorted(
+        (t for t in trace.tracks.values() if t.parent_uuid == root),
+        key=lambda t: t.sibling_order_rank,
+    )
     names = [track.name for track in top]
     assert names[:4] == ["server", "link:cell-a", "link:cell-b", "whole fleet"]
     for row in run.devices().to_pylist():
@@ -171,7 +196,9 @@ def test_accuracy_and_cumulative_bytes_are_counters(small):
     for name, metric in (("accuracy", "accuracy"), ("uplink bytes, cumulative", "uplink_bytes")):
         (uuid,) = (uuid for uuid, track in trace.tracks.items() if track.name == name)
         time_s, value = run.curve(metric)
-        assert trace.points[uuid] == [(round(t * 1e9), v) for t, v in zip(time_s, value, strict=True)]
+        assert trace.points[uuid] == [
+            (round(t * 1e9), v) for t, v in zip(time_s, value, strict=True)
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -181,20 +208,30 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("max_slices", "max_tracks"), [(20_000, 120), (1_000_000, 500), (3_000, 30), (900, 500)])
+@pytest.mark.parametrize(
+    ("max_slices", "max_tracks"), [(20_000, 120), (1_000_000, 500), (3_000, 30), (900, 500)]
+)
 def test_a_large_fleet_is_sampled_within_the_budget(large, tmp_path, max_slices, max_tracks):
-    written = write_perfetto(large, tmp_path / "t.pftrace", max_slices=max_slices, max_tracks=max_tracks)
+    written = write_perfetto(
+        large, tmp_path / "t.pftrace", max_slices=max_slices, max_tracks=max_tracks
+    )
     trace = parse(tmp_path / "t.pftrace")
     assert_sound(trace, written)
     assert written.slices <= max_slices and written.tracks <= max_tracks
     assert 0 < written.devices < written.of_devices == 10_000
     rows = {row["device"]: row for row in large.devices().to_pylist()}
-    drawn = {track.name.split(" · ")[0]: track for track in trace.tracks.values() if track.name.startswith("device-")}
+    drawn = {
+        track.name.split(" · ")[0]: track
+        for track in trace.tracks.values()
+        if track.name.startswith("device-")
+    }
     assert len(drawn) == written.devices
     classes = {row["device_class"] for row in rows.values()}
     for name in classes:
         mine = [row for row in rows.values() if row["device_class"] == name]
-        slowest = max((row for row in mine if row["finished_at_s"]), key=lambda row: row["finished_at_s"])
+        slowest = max(
+            (row for row in mine if row["finished_at_s"]), key=lambda row: row["finished_at_s"]
+        )
         assert drawn[slowest["device"]].name.endswith(" · slowest")
         group = trace.tracks[drawn[slowest["device"]].parent_uuid].name
         count = sum(rows[device]["device_class"] == name for device in drawn)
@@ -213,7 +250,9 @@ def test_the_sample_follows_its_seed_and_nothing_else(large, tmp_path):
 
 
 def test_chosen_devices_in_a_window(large, tmp_path):
-    written = write_perfetto(large, tmp_path / "zoom.pftrace", devices=["device-0017", 4000], from_s=60.0, to_s=90.0)
+    written = write_perfetto(
+        large, tmp_path / "zoom.pftrace", devices=["device-0017", 4000], from_s=60.0, to_s=90.0
+    )
     trace = parse(tmp_path / "zoom.pftrace")
     assert_sound(trace, written)
     assert sorted(t.name for t in trace.tracks.values() if t.name.startswith("device-")) == [
@@ -224,8 +263,14 @@ def test_chosen_devices_in_a_window(large, tmp_path):
     for name in ("device-0017", "device-4000"):
         mine = spans.filter(pc.equal(spans["actor"], name))
         start_s, end_s = mine["start_s"].to_numpy(), mine["end_s"].to_numpy()
-        assert sum(track == name for track, _ in all_slices(trace)) == np.sum((end_s >= 60.0) & (start_s <= 90.0)) > 0
-    with pytest.raises(RunError, match=r"no device 10000 in this run: it has 10000, device-0000 to device-9999"):
+        assert (
+            sum(track == name for track, _ in all_slices(trace))
+            == np.sum((end_s >= 60.0) & (start_s <= 90.0))
+            > 0
+        )
+    with pytest.raises(
+        RunError, match=r"no device 10000 in this run: it has 10000, device-0000 to device-9999"
+    ):
         write_perfetto(large, tmp_path / "none.pftrace", devices=[10_000])
     assert not (tmp_path / "none.pftrace").exists()
 
@@ -233,7 +278,9 @@ def test_chosen_devices_in_a_window(large, tmp_path):
 def test_an_actor_that_does_two_things_at_once_gets_lanes_and_loses_nothing(tmp_path):
     path = write_run(tmp_path / "run", n_devices=3, batches=4, oom_share=0.0)
     spans = pq.read_table(path / "spans.parquet")
-    starts = pc.if_else(pc.equal(spans["kind"], "upload"), pc.subtract(spans["start_s"], 2.0), spans["start_s"])
+    starts = pc.if_else(
+        pc.equal(spans["kind"], "upload"), pc.subtract(spans["start_s"], 2.0), spans["start_s"]
+    )
     pq.write_table(spans.set_column(2, "start_s", starts), path / "spans.parquet")
     written = write_perfetto(open_run(path), tmp_path / "t.pftrace")
     trace = parse(tmp_path / "t.pftrace")
@@ -265,7 +312,10 @@ spans = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=40)
 @given(spans, st.integers(1, 6))
 def test_lanes_hold_everything_without_overlap_on_the_fewest_lanes(spans, limit):
     spans = sorted((start, start + length) for start, length in spans)
-    start, end = np.array([s for s, _ in spans], dtype=np.int64), np.array([e for _, e in spans], dtype=np.int64)
+    start, end = (
+        np.array([s for s, _ in spans], dtype=np.int64),
+        np.array([e for _, e in spans], dtype=np.int64),
+    )
     rows = np.arange(len(spans))
     lanes = _lanes(rows, start, end, limit=len(spans) + 1)
     assert sorted(np.concatenate(lanes).tolist()) == rows.tolist()

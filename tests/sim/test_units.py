@@ -1,4 +1,6 @@
-"""Quantities: what people write is what the simulator computes with, and what is ambiguous is refused with advice."""
+"""Quantities: what people write is what the simulator computes with, and what is ambiguous is
+refused with advice.
+"""
 
 import math
 import re
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from sim.units import (
+from inputs.units import (
     UNITS,
     BitsPerSecond,
     Bytes,
@@ -104,7 +106,9 @@ def test_a_unit_is_worth_what_its_prefix_says():
     decimal = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
     for exponent, (prefix, factor) in enumerate(decimal.items()):
         assert parse(f"1 {prefix}B", "B") == factor
-        assert parse(f"1 {prefix}B/s", "bit/s") == 8 * parse(f"1 {prefix}bit/s", "bit/s") == 8 * factor
+        assert (
+            parse(f"1 {prefix}B/s", "bit/s") == 8 * parse(f"1 {prefix}bit/s", "bit/s") == 8 * factor
+        )
         assert parse(f"1 {prefix}FLOP/s", "FLOP/s") == parse(f"1 {prefix}FLOP", "FLOP") == factor
         if prefix:
             assert parse(f"1 {prefix.upper()}iB", "B") == 1024**exponent
@@ -124,12 +128,17 @@ def test_a_quantity_is_the_float_nearest_to_number_times_unit(data):
     assert parse(f"{number} {unit}", dimension) == float(exact)
 
 
-@given(st.floats(min_value=0, allow_nan=False, allow_infinity=False), st.sampled_from(sorted(UNITS)))
+@given(
+    st.floats(min_value=0, allow_nan=False, allow_infinity=False), st.sampled_from(sorted(UNITS))
+)
 def test_numbers_pass_unchanged_as_number_and_as_text(value, dimension):
     assert parse(value, dimension) == parse(repr(value), dimension) == value
 
 
-@given(st.text(max_size=20) | st.from_regex(r"[0-9.eE+-]{1,12} ?[kKMGmbBitsFLOP/]{0,6}", fullmatch=True))
+@given(
+    st.text(max_size=20)
+    | st.from_regex(r"[0-9.eE+-]{1,12} ?[kKMGmbBitsFLOP/]{0,6}", fullmatch=True)
+)
 def test_any_text_is_a_finite_quantity_or_a_value_error(text):
     for dimension in UNITS:
         try:
@@ -156,7 +165,8 @@ def test_fields_hold_si_floats_and_read_their_own_dump_back():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("gap", "0 s"), ("gap", 0), ("uplink", -1), ("skew", math.nan), ("deadline", "soon")]
+    ("field", "value"),
+    [("gap", "0 s"), ("gap", 0), ("uplink", -1), ("skew", math.nan), ("deadline", "soon")],
 )
 def test_fields_refuse_what_their_limits_exclude(field, value):
     with pytest.raises(ValidationError) as caught:
@@ -170,7 +180,9 @@ def test_the_json_schema_takes_exactly_the_texts_that_parse_takes(dimension):
     number, text = schema["anyOf"]
     assert number == {"type": "number", "minimum": 0}
     texts = [
-        f"{n} {unit}" for n in ("3", "1.5e3", ".5", "-1", "1e", "x") for unit in [*UNITS[dimension], "", "furlong"]
+        f"{n} {unit}"
+        for n in ("3", "1.5e3", ".5", "-1", "1e", "x")
+        for unit in [*UNITS[dimension], "", "furlong"]
     ]
     for candidate in [*texts, *schema["examples"]]:
         try:

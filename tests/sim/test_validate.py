@@ -1,4 +1,6 @@
-"""The clock against reality: a tiny fleet in real processes over real sockets, and the pieces that this is made of."""
+"""The clock against reality: a tiny fleet in real processes over real sockets, and the pieces that
+this is made of.
+"""
 
 import contextlib
 import json
@@ -15,29 +17,49 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import network.profile
+from sim.kernel.writing import write_json
 from sim.methods import METHODS
-from sim.reality import validate as module
-from sim.reality.agreement import agreement, ranking, spread, transfers_from_real_starts
-from sim.reality.clock import RealClock
-from sim.reality.learners import shipped
-from sim.reality.links import start_links
-from sim.reality.processes import run_for_real
-from sim.reality.wire import LENGTHS, Connection, WireError, connect, encode, guests, listen, read_frame
-from sim.reality.worlds import RealityError
-from sim.results import open_run
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import load
+from sim.results.run import open_run
+from sim.scenario.checks import problems
+from sim.scenario.file import load
+from sim.scenario.schema import Scenario
 from sim.simulation import Simulation
-from sim.writing import write_json
+from sim.validate import verb as module
+from sim.validate.agreement import agreement, ranking, spread, transfers_from_real_starts
+from sim.validate.clock import RealClock
+from sim.validate.learners import shipped
+from sim.validate.links import start_links
+from sim.validate.processes import run_for_real
+from sim.validate.wire import (
+    LENGTHS,
+    Connection,
+    WireError,
+    connect,
+    encode,
+    guests,
+    listen,
+    read_frame,
+)
+from sim.validate.worlds import RealityError
 
 SIDE = {"kind": "fed-mobillm", "replay": 4, "eager": 1, "server_batch": 8, "device_batch": 8}
 LORA = {"kind": "fedavg-lora", "rounds": 1, "participation": 1.0, "device_batch": 8}
 TWO = {
     "task": {"dataset": {"path": "texts.csv"}, "train": 32, "test": 12, "max_tokens": 16},
     "fleet": [
-        {"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte-field-average"},
-        {"count": 1, "device": "raspberry-pi-5", "backbone": "random-bert-l1", "link": "wifi-home", "cell": "home"},
+        {
+            "count": 1,
+            "device": "jetson-tx2",
+            "backbone": "random-bert",
+            "link": "lte-field-average",
+        },
+        {
+            "count": 1,
+            "device": "raspberry-pi-5",
+            "backbone": "random-bert-l1",
+            "link": "wifi-home",
+            "cell": "home",
+        },
     ],
     "cells": {"home": {"up": "200 kbit/s", "down": "2 Mbit/s"}},
     "server": {"ingress": "250 kbit/s", "egress": "2 Mbit/s", "step_overhead": "50 ms"},
@@ -83,11 +105,19 @@ def test_rounds_whose_model_goes_down_and_up_are_executed_too(two, tmp_path):
     run_for_real(scenario, folder, tmp_path / "real", 2.0, members, 300)
     real = open_run(tmp_path / "real")
     _check(agreement(_written(sim, tmp_path / "dry"), real))
-    assert {span["kind"] for span in real.spans().to_pylist()} >= {"download", "compute", "upload", "wait", "aggregate"}
+    assert {span["kind"] for span in real.spans().to_pylist()} >= {
+        "download",
+        "compute",
+        "upload",
+        "wait",
+        "aggregate",
+    }
 
 
 def _check(found):
-    """Every span has its partner, every byte is there, and nothing real is faster than its modelled pace."""
+    """Every span has its partner, every byte is there, and nothing real is faster than its modelled
+    pace.
+    """
     assert found["bytes"]["exact"], found["bytes"]
     assert found["bytes"]["upload"]["real"] > 0 and found["bytes"]["download"]["real"] > 0
     assert all(group.get("unmatched", 0) == 0 for group in found["spans"].values())
@@ -97,7 +127,9 @@ def _check(found):
 
 def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
     scenario, folder = two()
-    members = [(d.id, d.member.link, d.member.cell) for d in Simulation(scenario, folder, dry=True).devices]
+    members = [
+        (d.id, d.member.link, d.member.cell) for d in Simulation(scenario, folder, dry=True).devices
+    ]
 
     def kill(stage, facts):
         if stage == "running":
@@ -114,14 +146,23 @@ def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
     ("changes", "words"),
     [
         ({"method": {"kind": "fedasync"}}, "fedasync is not executed for real"),
-        ({"method": {"kind": "splitfed-v1"}}, "splitfed-v1 is not executed for real; what is: fed-mobillm"),
+        (
+            {"method": {"kind": "splitfed-v1"}},
+            "splitfed-v1 is not executed for real; what is: fed-mobillm",
+        ),
         ({"method": {"kind": "pae-mobillm", "shortcut": "matrix"}}, "single vectors"),
         ({"method": {**LORA, "deadline": "1 s"}}, "method.deadline is simulated only"),
         ({"cost_as": {"backbone": "roberta-base"}}, "cost_as is simulated only"),
-        ({"traces": {"ingress": {"times": ["0 s"], "capacity": ["1 Mbit/s"]}}}, "traces is simulated only"),
+        (
+            {"traces": {"ingress": {"times": ["0 s"], "capacity": ["1 Mbit/s"]}}},
+            "traces is simulated only",
+        ),
         ({"availability": {"kind": "diurnal"}}, "availability is simulated only"),
         ({"links": {"tcp": True}}, "links is simulated only"),
-        ({"fleet": [{**TWO["fleet"][0], "count": 40}], "arrivals": {"kind": "at-once"}}, "at most 32"),
+        (
+            {"fleet": [{**TWO["fleet"][0], "count": 40}], "arrivals": {"kind": "at-once"}},
+            "at most 32",
+        ),
     ],
 )
 def test_what_cannot_be_executed_is_said_before_anything_runs(two, tmp_path, changes, words):
@@ -219,11 +260,18 @@ json_values = st.recursive(
 )
 
 
-@given(st.lists(st.tuples(st.dictionaries(st.text(), json_values, max_size=3), st.binary(max_size=5000)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.dictionaries(st.text(), json_values, max_size=3), st.binary(max_size=5000)),
+        max_size=4,
+    )
+)
 def test_frames_arrive_as_they_were_sent_and_are_counted(frames):
     one, other = socket.socketpair()
     with one, other:
-        writer = threading.Thread(target=lambda: (one.sendall(b"".join(encode(*f) for f in frames)), one.close()))
+        writer = threading.Thread(
+            target=lambda: (one.sendall(b"".join(encode(*f) for f in frames)), one.close())
+        )
         writer.start()
         for header, body in frames:
             assert read_frame(other) == (header, body, len(body))
@@ -253,10 +301,20 @@ def first_guest(door):
 def test_only_who_knows_the_token_is_let_in_and_nobody_else_is_read():
     hello = encode({"token": "secret", "device": "device-0000"})
     strangers = [
-        *(b"", b"GET / HTTP/1.1\r\n\r\n", b"\0" * 12, b"\xff" * 12, hello[:20], LENGTHS.pack(100, 0) + b"{"),
+        *(
+            b"",
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\0" * 12,
+            b"\xff" * 12,
+            hello[:20],
+            LENGTHS.pack(100, 0) + b"{",
+        ),
         LENGTHS.pack(2**26, 0) + b"{" * 4096,  # a header that is too long
         LENGTHS.pack(len(hello) - 12, 4 * 2**30) + hello[12:],  # the right token, and a body
-        *(encode({"token": token}) for token in ("guess", "", "sécret", "secre", None, 5, ["secret"], {"secret": 1})),
+        *(
+            encode({"token": token})
+            for token in ("guess", "", "sécret", "secre", None, 5, ["secret"], {"secret": 1})
+        ),
         *(encode(who) for who in ([], "secret", None, {})),
         *(
             LENGTHS.pack(len(text), 0) + text
@@ -307,12 +365,16 @@ def test_a_connection_writes_what_is_queued_before_it_ends():
         sender.send({"number": number}, bytes(1000 * number))
     sender.close()
     assert ended.wait(5)
-    assert [(header["number"], counted) for header, _, counted in got] == [(n, 1000 * n) for n in range(20)]
+    assert [(header["number"], counted) for header, _, counted in got] == [
+        (n, 1000 * n) for n in range(20)
+    ]
 
 
 @pytest.mark.timed
 def test_links_are_the_scenarios_and_in_series(two):
-    """One transfer alone: latency + bytes / the slowest rate on its way, and a chunk of 1448 bytes more a hop."""
+    """One transfer alone: latency + bytes / the slowest rate on its way, and a chunk of 1448 bytes
+    more a hop.
+    """
     scenario, _ = two()
     with listen() as listener:
         listener.settimeout(5)
@@ -330,8 +392,12 @@ def test_links_are_the_scenarios_and_in_series(two):
     link = network.profile.load("wifi-home")
     fluid_s = link.latency_s + 8 * nbytes / 200e3
     chunks_s = 8 * 1448 * (1 / link.up_bps + 1 / 250e3)
-    assert fluid_s == pytest.approx(0.4065) and chunks_s < 0.047  # the worked number of docs/validation.md
-    assert fluid_s < took_s < fluid_s + chunks_s + 4.0 * 0.1  # a tenth of a real second for a busy machine
+    assert (
+        fluid_s == pytest.approx(0.4065) and chunks_s < 0.047
+    )  # the worked number of docs/validation.md
+    assert (
+        fluid_s < took_s < fluid_s + chunks_s + 4.0 * 0.1
+    )  # a tenth of a real second for a busy machine
 
 
 # --- what is compared
@@ -346,7 +412,11 @@ def test_a_run_agrees_with_itself_and_a_slower_one_is_measured(two, tmp_path):
         sim.run()
         runs.append(_written(sim, tmp_path / str(number)))
     same = agreement(runs[0], runs[0])
-    assert same["makespan"]["error"] == 0 and same["finish times"]["max"] == 0 and same["bytes"]["exact"]
+    assert (
+        same["makespan"]["error"] == 0
+        and same["finish times"]["max"] == 0
+        and same["bytes"]["exact"]
+    )
     assert all(group["max"] == 0 and group["unmatched"] == 0 for group in same["spans"].values())
     other = agreement(*runs)
     server = other["spans"]["server compute"]
@@ -354,14 +424,18 @@ def test_a_run_agrees_with_itself_and_a_slower_one_is_measured(two, tmp_path):
     assert server["n"] == 16 and per_update == pytest.approx(1 - 1 / 1.25, abs=0.01)
     assert other["spans"]["device compute"]["max"] == 0 and other["makespan"]["error"] < 0
     own = spread(runs)
-    assert own["makespan"] == pytest.approx(abs(np.diff(own["makespans_s"])[0]) / np.mean(own["makespans_s"]))
+    assert own["makespan"] == pytest.approx(
+        abs(np.diff(own["makespans_s"])[0]) / np.mean(own["makespans_s"])
+    )
 
 
 def test_replayed_transfers_of_a_simulated_run_are_the_simulated_ones(two, tmp_path):
     scenario, folder = two()
     sim = Simulation(scenario, folder, dry=True)
     sim.run()
-    found = transfers_from_real_starts(Simulation(scenario, folder, dry=True), _written(sim, tmp_path / "run"))
+    found = transfers_from_real_starts(
+        Simulation(scenario, folder, dry=True), _written(sim, tmp_path / "run")
+    )
     assert set(found) == {"uploads from their real starts", "downloads from their real starts"}
     assert all(group["max"] < 1e-9 for group in found.values())
 
@@ -374,7 +448,10 @@ def test_one_byte_more_is_not_exact(two, tmp_path):
     sim.recorder.span("device-0001", "upload", 9.0, 9.5, 1)
     more = _written(sim, tmp_path / "two")
     found = agreement(run, more)
-    assert not found["bytes"]["exact"] and found["bytes"]["first_difference"][:2] == ["device-0001", "upload"]
+    assert not found["bytes"]["exact"] and found["bytes"]["first_difference"][:2] == [
+        "device-0001",
+        "upload",
+    ]
     assert found["spans"]["uploads"]["unmatched"] == 1
 
 
@@ -385,7 +462,9 @@ def test_ranking_names_the_pairs_that_swap():
         "agrees": True,
         "swapped": [],
     }
-    assert ranking({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.0, "b": 3.0, "c": 2.0})["swapped"] == [["b", "c"]]
+    assert ranking({"a": 1.0, "b": 2.0, "c": 3.0}, {"a": 1.0, "b": 3.0, "c": 2.0})["swapped"] == [
+        ["b", "c"]
+    ]
 
 
 def test_what_is_delivered_is_as_large_as_charged(simulate):
@@ -398,8 +477,8 @@ def test_what_is_delivered_is_as_large_as_charged(simulate):
 
 def _written(sim, folder):
     """A finished dry simulation as a run directory, as far as it is read here."""
-    from sim.recorder import write_table
-    from sim.report import device_table, summary
+    from sim.kernel.recorder import write_table
+    from sim.results.summary import device_table, summary
 
     folder.mkdir()
     devices = device_table(sim)

@@ -1,4 +1,6 @@
-"""Devices that vary while they work: every span is what the models of heat, load, battery, memory and radio say it is."""
+"""Devices that vary while they work: every span is what the models of heat, load, battery, memory
+and radio say it is.
+"""
 
 from collections import Counter
 
@@ -9,20 +11,25 @@ from devices.load import ALWAYS_QUIET, background_load, work_done_s
 from devices.memory import pressure
 from devices.profile import load as profile_of
 from devices.thermal import throttle_of
-from sim.cli import SCENARIOS
-from sim.conditions import NO_THROTTLE
-from sim.costing import DoesNotFit
-from sim.report import device_table, summary
-from sim.scenario import Scenario
-from sim.scenario_checks import problems
-from sim.scenario_file import ScenarioError, load
+from sim.cli.main import SCENARIOS
+from sim.kernel.streams import Streams
+from sim.results.summary import device_table, summary
+from sim.scenario.checks import problems
+from sim.scenario.file import ScenarioError, load
+from sim.scenario.schema import Scenario
 from sim.simulation import CannotBuild, Simulation
-from sim.streams import Streams
+from sim.world.conditions import NO_THROTTLE
+from sim.world.costing import DoesNotFit
 
 PHONES = {
     "fleet": [
         {"count": 2, "device": "phone-2024-flagship", "backbone": "random-bert", "link": "lte"},
-        {"count": 1, "device": "phone-2022-flagship", "backbone": "random-bert-l1", "link": "wifi-home"},
+        {
+            "count": 1,
+            "device": "phone-2022-flagship",
+            "backbone": "random-bert-l1",
+            "link": "wifi-home",
+        },
     ],
     "cost_as": {"backbone": "roberta-base", "tokens": 512},
     "jitter": False,
@@ -82,7 +89,9 @@ def test_heat_slows_each_piece_by_what_all_pieces_and_pauses_before_it_left(phon
         speeds = metric(sim, "speed", device.id)
         assert len(speeds) == len(hot)
         assert throttle.floor < min(speeds) < max(speeds) <= 1
-        assert speeds == pytest.approx([seconds(b) / seconds(h) for h, b in zip(hot, cool[device.id], strict=True)])
+        assert speeds == pytest.approx(
+            [seconds(b) / seconds(h) for h, b in zip(hot, cool[device.id], strict=True)]
+        )
 
 
 def test_background_load_is_the_devices_own_stream_at_that_time(phones):
@@ -103,9 +112,15 @@ def test_another_device_and_another_condition_leave_a_devices_day_alone(phones):
     heat_too = phones({"background_load": EVERYTHING["background_load"]})
     for one, other, third in zip(few.devices, more.devices, heat_too.devices, strict=False):
         times_s = np.linspace(0, 500, 50)
-        assert [one.conditions.load.at(t) for t in times_s] == [other.conditions.load.at(t) for t in times_s]
-        assert [one.conditions.load.at(t) for t in times_s] == [third.conditions.load.at(t) for t in times_s]
-        assert [one.conditions.taken.at(t) for t in times_s] == [other.conditions.taken.at(t) for t in times_s]
+        assert [one.conditions.load.at(t) for t in times_s] == [
+            other.conditions.load.at(t) for t in times_s
+        ]
+        assert [one.conditions.load.at(t) for t in times_s] == [
+            third.conditions.load.at(t) for t in times_s
+        ]
+        assert [one.conditions.taken.at(t) for t in times_s] == [
+            other.conditions.taken.at(t) for t in times_s
+        ]
 
 
 # --- battery
@@ -118,20 +133,27 @@ def test_a_low_phone_charges_first_and_its_charge_is_the_integral_of_its_power(p
         share = 0.1 + 0.09 * Streams(0).rng("battery", device.id).random()
         mine = spans(sim, device.id)
         assert [span["kind"] for span in mine[:2]] == ["charge", "compute"]
-        # it is plugged in from the first moment of the day on, at which it is low, and idle until it computes
+        # it is plugged in from the first moment of the day on, at which it is low, and idle until
+        # it computes
         goes_on_s = (0.3 - share) * capacity_j / (10 - power.idle_w)
         assert mine[0]["end_s"] == pytest.approx(max(goes_on_s, device.joined_at_s), abs=1e-4)
         last_compute = [s for s in mine if s["kind"] == "compute"][-1]["end_s"]
-        drawn_j = sum(s["joules"] - power.idle_w * seconds(s) for s in mine if s["end_s"] <= last_compute)
+        drawn_j = sum(
+            s["joules"] - power.idle_w * seconds(s) for s in mine if s["end_s"] <= last_compute
+        )
         left_j = 0.3 * capacity_j - power.idle_w * (last_compute - mine[0]["end_s"]) - drawn_j
         assert metric(sim, "charge", device.id)[-1] == pytest.approx(left_j / capacity_j, abs=1e-6)
 
 
 def test_a_long_piece_pauses_at_the_threshold_and_goes_on(phones):
-    """All of a phone's texts in one piece: cut where the charge is down to 20 %, no FLOP lost, none done twice."""
+    """All of a phone's texts in one piece: cut where the charge is down to 20 %, no FLOP lost, none
+    done twice.
+    """
     battery = {"initial": [0.2003, 0.2003], "resume_at": 0.25}
     sim = phones({"battery": battery}, "method.device_batch=64")
-    whole = {d.id: spans(phones(None, "method.device_batch=64"), d.id, "compute") for d in sim.devices}
+    whole = {
+        d.id: spans(phones(None, "method.device_batch=64"), d.id, "compute") for d in sim.devices
+    }
     for device in sim.devices:
         pieces = [s for s in spans(sim, device.id) if s["kind"] in ("compute", "charge")]
         assert [p["kind"] for p in pieces[:3]] == ["compute", "charge", "compute"]
@@ -139,15 +161,28 @@ def test_a_long_piece_pauses_at_the_threshold_and_goes_on(phones):
         capacity_j, power = device.profile.battery_wh * 3600, device.power
         until_low_j = 0.0003 * capacity_j - power.idle_w * device.joined_at_s
         assert seconds(pieces[0]) == pytest.approx(until_low_j / power.compute_w, rel=1e-6)
-        assert seconds(pieces[1]) == pytest.approx(0.05 * capacity_j / (10 - power.idle_w), rel=1e-6)
+        assert seconds(pieces[1]) == pytest.approx(
+            0.05 * capacity_j / (10 - power.idle_w), rel=1e-6
+        )
         computing = [p for p in pieces if p["kind"] == "compute"]
-        assert sum(p["flop"] for p in computing) == pytest.approx(sum(p["flop"] for p in whole[device.id]), rel=1e-9)
-        assert sum(map(seconds, computing)) == pytest.approx(sum(map(seconds, whole[device.id])), rel=1e-9)
+        assert sum(p["flop"] for p in computing) == pytest.approx(
+            sum(p["flop"] for p in whole[device.id]), rel=1e-9
+        )
+        assert sum(map(seconds, computing)) == pytest.approx(
+            sum(map(seconds, whole[device.id])), rel=1e-9
+        )
 
 
 def test_charging_hours_are_waited_for(phones):
-    """Plugged in from 22:00 to 06:00; at 20:00 a phone at 10 % waits for the night and works on at 30 %."""
-    battery = {"initial": [0.1, 0.1], "resume_at": 0.3, "hours": ["22 h", "6 h"], "starts_at": "20 h"}
+    """Plugged in from 22:00 to 06:00; at 20:00 a phone at 10 % waits for the night and works on at
+    30 %.
+    """
+    battery = {
+        "initial": [0.1, 0.1],
+        "resume_at": 0.3,
+        "hours": ["22 h", "6 h"],
+        "starts_at": "20 h",
+    }
     sim = phones({"battery": battery})
     phone = sim.devices[0]
     capacity_j = phone.profile.battery_wh * 3600
@@ -159,8 +194,12 @@ def test_charging_hours_are_waited_for(phones):
 
 
 def test_boards_on_the_mains_have_no_battery(simulate):
-    sim = simulate(dry=True, cost_as=PHONES["cost_as"], devices={"battery": {"initial": [0.0, 0.1]}})
-    assert {row["kind"] for row in sim.recorder.spans().to_pylist() if row["actor"].startswith("device")} <= {
+    sim = simulate(
+        dry=True, cost_as=PHONES["cost_as"], devices={"battery": {"initial": [0.0, 0.1]}}
+    )
+    assert {
+        row["kind"] for row in sim.recorder.spans().to_pylist() if row["actor"].startswith("device")
+    } <= {
         "compute",
         "upload",
         "download",
@@ -174,7 +213,14 @@ def test_boards_on_the_mains_have_no_battery(simulate):
 def test_work_dies_when_memory_runs_short_and_begins_again_when_it_fits(phones):
     """Two equal pieces a phone, each alive for as long as what it needs of 2 GiB is free."""
     sim = phones(
-        {"memory_pressure": {"share": [0.3, 0.8], "every": "4 s", "restart": "2 s", "retries": 1000}},
+        {
+            "memory_pressure": {
+                "share": [0.3, 0.8],
+                "every": "4 s",
+                "restart": "2 s",
+                "retries": 1000,
+            }
+        },
         "fleet.0.memory=2 GiB",
         "fleet.1.memory=2 GiB",
         "method.device_batch=10",
@@ -206,15 +252,31 @@ def test_work_dies_when_memory_runs_short_and_begins_again_when_it_fits(phones):
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("fed-mobillm", {}), ("mobillm", {"epochs": 1}), ("fedavg-lora", {"rounds": 2, "participation": 1})],
+    [
+        ("fed-mobillm", {}),
+        ("mobillm", {"epochs": 1}),
+        ("fedavg-lora", {"rounds": 2, "participation": 1}),
+    ],
 )
 def test_a_phone_that_gives_up_ends_its_day_and_the_others_go_on(kind, settings, phones):
     """The first phone's memory is too small whatever the others do: it dies at its first piece."""
     sim = phones(
         {"memory_pressure": {"share": [0.6, 0.6001], "then": "fail"}},
         fleet=[
-            {"count": 1, "device": "phone-2024-flagship", "backbone": "random-bert", "link": "lte", "memory": "1 GiB"},
-            {"count": 2, "device": "phone-2024-flagship", "backbone": "random-bert", "link": "lte", "memory": "8 GiB"},
+            {
+                "count": 1,
+                "device": "phone-2024-flagship",
+                "backbone": "random-bert",
+                "link": "lte",
+                "memory": "1 GiB",
+            },
+            {
+                "count": 2,
+                "device": "phone-2024-flagship",
+                "backbone": "random-bert",
+                "link": "lte",
+                "memory": "8 GiB",
+            },
         ],
         cost_as={"backbone": "roberta-base", "tokens": 32},
         arrivals={"kind": "at-once"},
@@ -227,23 +289,36 @@ def test_a_phone_that_gives_up_ends_its_day_and_the_others_go_on(kind, settings,
 
 def test_what_can_never_fit_is_not_tried_again(phones):
     sim = phones(
-        {"memory_pressure": {"share": [0.95, 0.99], "every": "10 s"}}, "fleet.0.memory=2 GiB", "fleet.1.memory=2 GiB"
+        {"memory_pressure": {"share": [0.95, 0.99], "every": "10 s"}},
+        "fleet.0.memory=2 GiB",
+        "fleet.1.memory=2 GiB",
     )
     assert {device.outcome for device in sim.devices} == {"oom"}
-    assert Counter(row["outcome"] for row in sim.recorder.spans().to_pylist() if row["kind"] == "compute") == {"oom": 3}
+    assert Counter(
+        row["outcome"] for row in sim.recorder.spans().to_pylist() if row["kind"] == "compute"
+    ) == {"oom": 3}
 
 
 def test_training_is_checked_by_its_own_peak_and_a_device_that_runs_nothing_by_none(phones):
-    """RoBERTa-base at 512 tokens: a forward pass of 4 texts fits in 1 GiB, full fine-tuning does not, sending texts needs 0."""
+    """RoBERTa-base at 512 tokens: a forward pass of 4 texts fits in 1 GiB, full fine-tuning does
+    not, sending texts needs 0.
+    """
     small = {"fleet": [{**group, "memory": "1 GiB"} for group in PHONES["fleet"]]}
     rounds = {"rounds": 1, "participation": 1, "device_batch": 4}
     assert {d.outcome for d in phones(None, **small).devices} == {"ok"}
-    with pytest.raises(DoesNotFit, match=r"with this method random-bert.* needs .* GiB but the device has 1\.00 GiB"):
+    with pytest.raises(
+        DoesNotFit,
+        match=r"with this method random-bert.* needs .* GiB but the device has 1\.00 GiB",
+    ):
         phones(None, **small, method={"kind": "fedavg-full", **rounds})
-    recorded = phones(None, **small, method={"kind": "fedavg-full", **rounds}, out_of_memory="record")
+    recorded = phones(
+        None, **small, method={"kind": "fedavg-full", **rounds}, out_of_memory="record"
+    )
     assert {d.outcome for d in recorded.devices} == {"oom"}
     tiny = {"fleet": [{**group, "memory": "1 MiB"} for group in PHONES["fleet"]]}
-    assert {d.outcome for d in phones(None, **tiny, method={"kind": "upload-raw-text"}).devices} == {"ok"}
+    assert {
+        d.outcome for d in phones(None, **tiny, method={"kind": "upload-raw-text"}).devices
+    } == {"ok"}
 
 
 @pytest.mark.parametrize("kind", ["fedavg-bitfit", "local-lora", "local-lst"])
@@ -277,7 +352,9 @@ def test_energy_by_state_sums_to_the_energy_of_all_devices(phones):
     told = summary(sim, "", device_table(sim), 0.0)
     assert set(told["energy_by_state"]) == {"compute", "uplink", "downlink", "idle"}
     assert min(told["energy_by_state"].values()) > 0
-    assert sum(told["energy_by_state"].values()) == pytest.approx(told["totals"]["device_energy_j"], rel=1e-12)
+    assert sum(told["energy_by_state"].values()) == pytest.approx(
+        told["totals"]["device_energy_j"], rel=1e-12
+    )
 
 
 # --- the run as a whole
@@ -285,15 +362,23 @@ def test_energy_by_state_sums_to_the_energy_of_all_devices(phones):
 
 def test_a_real_run_has_the_spans_of_the_dry_one_and_its_own_digest_again(simulate, mark):
     changes = {**PHONES, "devices": EVERYTHING}
-    dry, real, threads = simulate(dry=True, **changes), simulate(**changes), simulate(workers=2, **changes)
+    dry, real, threads = (
+        simulate(dry=True, **changes),
+        simulate(**changes),
+        simulate(workers=2, **changes),
+    )
     assert dry.recorder.spans().equals(real.recorder.spans())
     assert mark(real) == mark(threads)
-    assert {d.conditions.throttle is NO_THROTTLE or d.conditions.load is ALWAYS_QUIET for d in dry.devices} == {False}
+    assert {
+        d.conditions.throttle is NO_THROTTLE or d.conditions.load is ALWAYS_QUIET
+        for d in dry.devices
+    } == {False}
 
 
 @pytest.mark.fetched
 @pytest.mark.parametrize(
-    ("override", "takes_s"), [("seed=0", 828.9), ("devices.battery=null", 249.6), ("devices=null", 163.6)]
+    ("override", "takes_s"),
+    [("seed=0", 828.9), ("devices.battery=null", 249.6), ("devices=null", 163.6)],
 )
 def test_hot_phones_take_as_long_as_the_docs_say(override, takes_s):
     scenario = load("hot_phones", Scenario, [override], [SCENARIOS], problems)

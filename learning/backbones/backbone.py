@@ -1,0 +1,164 @@
+"""The frozen backbone: what a device runs. Forward passes only, in eval mode, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inputs.files import first_line, is_ours
+from learning.backbones.catalogue import BackboneError, BackboneSpec, config_of, depth_of, too_long
+from learning.backbones.huggingface import has_segments
+from learning.backbones.layers import hidden_states, positions_of
+from learning.backbones.loading import load_model
+from learning.backbones.tokens import Tokens
+
+READOUTS = ("first", "last", "mean")
+_ROWS, _LENGTH_STEP = 16, 8
+
+
+class Backbone:
+    """A pre-trained transformer with its first `layers` layers, frozen; gives one vector a layer
+    for each text.
+
+    `readouts` reduces every layer's output h_BTD to one vector a text: the first token, the last
+    real token, or the mean over the real tokens. For a given backbone and text the result is the
+    same bits whatever other texts are computed with it (with one torch thread), so it can be stored
+    and shared.
+    """
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        self.spec = spec
+        self.layers, self.model = depth_of(config_of(spec)), load_model(spec)
+        self.hidden_size, self.positions = (
+            int(self.model.config.hidden_size),
+            positions_of(self.model),
+        )
+        self._rows = 1 if self.model._can_set_experts_implementation() else _ROWS
+        self._segments = has_segments(self.model.config)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of token ids that the embedding has a row for; None where it has no table of
+        ids.
+        """
+        try:
+            return getattr(self.model.get_input_embeddings(), "num_embeddings", None)
+        except NotImplementedError:  # CANINE hashes characters
+            return None
+
+    def readouts(
+        self, tokens: Tokens, readout: str = "mean", progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Pooled hidden states, float32 [n, layers + 1, hidden_size]; index 0 is the embedding
+        output.
+
+        Kernels round differently for another shape of their input. So a text is always computed in
+        the same shape: padded to the next multiple of eight tokens, in a batch of exactly 16 rows;
+        alone, where experts get tokens of all rows at once. `progress` is called with the texts
+        done.
+        """
+        out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
+        padded, done = self._padded(tokens.lengths()), 0
+        for length in np.unique(padded):
+            same = np.flatnonzero(padded == length)
+            for start in range(0, len(same), self._rows):
+                chosen = same[start : start + self._rows]
+                rows = np.resize(chosen, self._rows)  # a batch that is not full repeats its texts
+                out[chosen] = self._forward(tokens, rows, int(length), readout)[
+                    : len(chosen)
+                ].numpy()
+                done += len(chosen)
+                if progress:
+                    progress(done)
+        return out
+
+    def read_alone(self, ids_T: np.ndarray) -> None:
+        """Let the model read one text, as long as `readouts` would make it; BackboneError where it
+        cannot.
+        """
+        self.states(*pad([ids_T], int(self._padded(np.array([len(ids_T)]))[0])))
+
+    def _padded(self, lengths_N: np.ndarray) -> np.ndarray:
+        most = self.positions or 1 << 30
+        if lengths_N.max(initial=0) > most:
+            raise too_long(self.spec.name, int(lengths_N.max()), most)
+        return np.minimum(-(-lengths_N // _LENGTH_STEP) * _LENGTH_STEP, most)
+
+    def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
+        ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)
+        segments_BT = (
+            None
+            if tokens.segments is None
+            else pad([tokens.segments[i] for i in chosen], length)[0]
+        )
+        states = self.states(ids_BT, mask_BT, segments_BT)
+        self._require_even(states)
+        with torch.inference_mode():
+            out_BLD = torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
+        if not torch.isfinite(out_BLD).all():
+            raise BackboneError(
+                f"backbone {self.spec.name!r} turns a text of {length} tokens into NaN or infinity"
+            )
+        return out_BLD
+
+    def states(
+        self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    ) -> list[Tensor]:
+        """What enters each layer, and the output, each [B, T, D], of right-padded ids and the mask
+        of real tokens.
+        """
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        if self._segments and segments_BT is not None:
+            inputs["token_type_ids"] = segments_BT
+        if hasattr(self.model.config, "use_cache"):
+            inputs["use_cache"] = (
+                False  # keys and values are kept for generation; a single pass has no use for them
+            )
+        try:
+            with torch.inference_mode():
+                return hidden_states(self.model, **inputs)
+        except Exception as error:
+            if is_ours(error) or isinstance(error, MemoryError):
+                raise
+            at = f"{ids_BT.shape[1]} tokens, ids up to {int(ids_BT.max())}"
+            raise BackboneError(
+                f"backbone {self.spec.name!r}: its forward pass fails ({at}): {first_line(error)}"
+            ) from error
+
+    def _require_even(self, states: Sequence[Tensor]) -> None:
+        """A state of one width from the embedding and from each layer; else a side network has
+        nothing to stand beside.
+        """
+        widths = sorted({h_BTD.shape[-1] for h_BTD in states})
+        if len(states) != self.layers + 1 or widths != [self.hidden_size]:
+            raise BackboneError(
+                f"backbone {self.spec.name!r} has {self.layers} layers of width "
+                f"{self.hidden_size}, but gives {len(states)} "
+                f"states of width {' and '.join(map(str, widths))}: no side network fits beside it "
+                "(train the model itself)"
+            )
+
+
+def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Right-pad to `length`, or to the longest: ids [B, T] and the mask of real tokens [B, T]."""
+    longest = length or max(len(ids) for ids in sequences)
+    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, ids in enumerate(sequences):
+        ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
+        mask_BT[row, : len(ids)] = 1
+    return ids_BT, mask_BT
+
+
+def _read(h_BTD: Tensor, mask_BT: Tensor, readout: str) -> Tensor:
+    """One vector a text, [B, D]."""
+    if readout == "first":
+        return h_BTD[:, 0]
+    if readout == "last":
+        return h_BTD[torch.arange(len(h_BTD)), mask_BT.sum(dim=1) - 1]
+    if readout == "mean":
+        return (h_BTD * mask_BT[..., None]).sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+    raise ValueError(f"readout {readout!r} is not one of {', '.join(READOUTS)}")

@@ -1,0 +1,1 @@
+"""What work costs, in FLOP and bytes: counted once without numbers, then looked up."""

@@ -1,0 +1,1 @@
+"""Labelled texts: read from anywhere, cleaned by one rule, divided among devices."""

@@ -1,0 +1,534 @@
+"""Labelled text to fine-tune on: the sets that `mobifleet fetch` brings, and the user's own files,
+in one shape.
+
+`load` turns a name, a description of a file, or a `datasets.Dataset` into a TextDataset; `split`
+draws the indices of a train and a test part; `pairs` derives a sentence-pair task from any labelled
+text.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inputs.files import located
+from learning.backbones import assets
+from learning.data.labels import check_labels, doubts, number_classes
+from learning.data.tables import DataError, Layout, Table, read_file, read_object
+
+_LAYOUT = frozenset(Layout.__dataclass_fields__)
+
+
+@dataclass(frozen=True, eq=False)
+class TextDataset:
+    """N labelled texts, or pairs of texts.
+
+    labels: [N] int64 in [0, len(class_names)); clients: [N] str, whose each text is by nature (a
+    film, a writer); official_split: (train indices, test indices) when the set's authors published
+    one; sources: what was read, a line a file; remarks: what whoever uses it should know;
+    keep_test_copies: test on texts that stand in the training part, too.
+    """
+
+    name: str
+    texts: list[str]
+    second_texts: list[str] | None
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    clients: np.ndarray | None = None
+    official_split: tuple[np.ndarray, np.ndarray] | None = None
+    sources: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    keep_test_copies: bool = True
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """One line of a listing; the sizes are those of the pinned files, so that a listing reads none
+    of them.
+    """
+
+    name: str
+    description: str
+    asset: str
+    texts: int
+    classes: int
+    clients: int | None
+    official_split: bool
+
+
+def names() -> list[DatasetInfo]:
+    """Every named dataset with its sizes, without loading any."""
+    return list(_INFO.values())
+
+
+def load(spec: object) -> TextDataset:
+    """Load a dataset.
+
+    spec is a name (see `names`); or `{"name": name}`; or, for one's own data, `{"path": file,
+    "text": column, "label": column, "text_b": column, "client": column, "test": other file}` where
+    file ends in .csv, .tsv, .txt, .jsonl or .parquet, and all but path have the defaults
+    text="text", label="label" and none; or a `datasets.Dataset`, on its own or as `{"dataset":
+    object, ...}` with the same column names. The other keys are those of `tables.Layout`, and
+    `keep_test_copies`. Raises DataError or inputs.files.FileProblem for a file, column or value
+    that does not fit, assets.AssetMissing for a set not fetched yet.
+    """
+    if isinstance(spec, str):
+        return _load_named(spec)
+    if not isinstance(spec, Mapping):
+        spec = {"dataset": spec}
+    allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | _LAYOUT
+    if unknown := set(spec) - allowed:
+        raise DataError(
+            f"unknown key {sorted(unknown)[0]!r} in a dataset; allowed: "
+            f"{', '.join(sorted(allowed))}"
+        )
+    if len(origin := {"name", "path", "dataset"} & set(spec)) != 1:
+        raise DataError(
+            "a dataset needs exactly one of name, path, dataset; got "
+            f"{', '.join(sorted(origin)) or 'none'}"
+        )
+    if "name" in spec:
+        if len(spec) > 1:
+            raise DataError(
+                f"{spec['name']!r} is a named dataset and takes no columns; use path: for your own "
+                "file"
+            )
+        return _load_named(spec["name"])
+    return _load_own(spec)
+
+
+def split(
+    dataset: TextDataset, train: int | None, test: int | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw disjoint train and test indices, each in random order.
+
+    Each part is drawn from its own half of an official split where there is one. Otherwise the test
+    part is drawn first, so it stays the same when only the train size changes. A size of None means
+    all there is (with no official split and no sizes at all, a fifth is held out for the test).
+    Raises DataError when more is asked than there is.
+    """
+    if dataset.official_split is not None:
+        parts = []
+        for part, size, pool in zip(
+            ("train", "test"), (train, test), dataset.official_split, strict=True
+        ):
+            if size is not None and not 0 <= size <= len(pool):
+                raise DataError(
+                    f"{dataset.name} has {len(pool)} {part} texts in its official split; {size} "
+                    "were asked for"
+                )
+            parts.append(rng.permutation(pool)[:size])
+        return parts[0], parts[1]
+    n = len(dataset)
+    if test is None:
+        test = n - train if train is not None else n // 5
+    if train is None:
+        train = n - test
+    if min(train, test) < 0 or train + test > n:
+        raise DataError(
+            f"{dataset.name} has {n} texts; train {train} and test {test} do not fit into them"
+        )
+    order = rng.permutation(n)
+    return order[test : test + train], order[:test]
+
+
+def copies(
+    dataset: TextDataset, train: np.ndarray, test: np.ndarray, in_any_case: bool = False
+) -> np.ndarray:
+    """Which of the test texts (or pairs) stand in the training part, too, but for white space;
+    bool, [len(test)].
+
+    `in_any_case` takes capital and small letters for the same.
+    """
+    tested = set(_wording(dataset, test, in_any_case))
+    both = {wording for wording in _wording(dataset, train, in_any_case) if wording in tested}
+    return np.array(
+        [wording in both for wording in _wording(dataset, test, in_any_case)], dtype=bool
+    )
+
+
+def _wording(dataset: TextDataset, indices: np.ndarray, in_any_case: bool) -> Iterator[str]:
+    columns = (
+        [dataset.texts] if dataset.second_texts is None else [dataset.texts, dataset.second_texts]
+    )
+    for index in indices:
+        wording = "\0".join(" ".join(texts[index].split()) for texts in columns)
+        yield wording.casefold() if in_any_case else wording
+
+
+def pairs(dataset: TextDataset, rng: np.random.Generator, name: str | None = None) -> TextDataset:
+    """Derive the task "are these two texts of the same class?" from labelled text.
+
+    Every text is the first of one pair; a random half gets a partner of its own class, the other
+    half one of another class. With an official split, partners come from the same part, so no test
+    text is seen in training; without one, a random fifth of the texts makes the test pairs.
+    Classes: ("different", "same").
+    """
+    parts = [
+        _pair_up(dataset.labels, np.sort(part), rng) for part in split(dataset, None, None, rng)
+    ]
+    first, second = np.concatenate(parts).T
+    n_train = len(parts[0])
+    return TextDataset(
+        name=name or f"{dataset.name}-pairs",
+        texts=[dataset.texts[i] for i in first],
+        second_texts=[dataset.texts[i] for i in second],
+        labels=(dataset.labels[first] == dataset.labels[second]).astype(np.int64),
+        class_names=("different", "same"),
+        official_split=(np.arange(n_train), np.arange(n_train, len(first))),
+    )
+
+
+def _pair_up(labels: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[M, 2] indices: each text of the part with a partner, for a random half one of its own
+    class.
+    """
+    of_class = {c: part[labels[part] == c] for c in np.unique(labels[part])}
+    of_others = {c: part[labels[part] != c] for c in of_class}
+    found = []
+    for index, alike in zip(part, rng.permutation(len(part)) < len(part) // 2, strict=True):
+        pool = of_class[labels[index]] if alike else of_others[labels[index]]
+        pool = pool[pool != index]
+        if len(
+            pool
+        ):  # else it is the only text of its class, or there is one class: no such partner exists
+            found.append((index, rng.choice(pool)))
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+# --- the named sets
+# ------------------------------------------------------------------------------------------
+
+
+def _load_named(name: str) -> TextDataset:
+    if name not in _INFO:
+        near = difflib.get_close_matches(str(name), _INFO, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"unknown dataset {name!r}.{hint} There are: {', '.join(_INFO)}; or give path: to a "
+            "file"
+        )
+    return _READERS[name](name, assets.path(_INFO[name].asset))
+
+
+def _trec(name: str, folder: Path) -> TextDataset:
+    # The file holds the nested training sets of 1,000 to 5,500 questions one after the other: each
+    # text counts once.
+    labels_of: dict[str, str] = {}
+    for line in (folder / "question_labels.txt").read_text(encoding="latin-1").splitlines():
+        label, text = line.split(" ", 1)
+        labels_of.setdefault(text.strip(), label)
+    labels = list(labels_of.values())
+    if name == "trec-questions":
+        labels = [label.split(":")[0] for label in labels]
+    return _dataset(name, list(labels_of), labels)
+
+
+def _rotten_tomatoes(name: str, folder: Path) -> TextDataset:
+    columns = _read_csv(
+        folder / "rotten_tomatoes_corpus_full.csv.bz2", ["category", "text", "movie_name"]
+    )
+    keep = _first_of_each(
+        columns["text"], [label in ("fresh", "rotten") for label in columns["category"]]
+    )
+    texts, labels, films = (
+        [columns[c][i] for i in keep] for c in ("text", "category", "movie_name")
+    )
+    return _dataset(name, texts, labels, films)
+
+
+def _sms_spam(name: str, folder: Path) -> TextDataset:
+    columns = _read_csv(folder / "sms-spam.csv", ["spam", "text"])
+    keep = _first_of_each(columns["text"])
+    return _dataset(
+        name,
+        [columns["text"][i] for i in keep],
+        [("ham", "spam")[int(columns["spam"][i])] for i in keep],
+    )
+
+
+def _hutto(name: str, folder: Path) -> TextDataset:
+    """The sign of the mean human rating is the label; a mean of exactly zero has none."""
+    file, has_clients = {
+        "hutto-amazon": ("amazonReviewSnippets", True),
+        "hutto-tweets": ("tweets", False),
+        "hutto-films": ("movieReviewSnippets", False),
+        "hutto-editorials": ("nytEditorialSnippets", True),
+    }[name]
+    lines = (
+        (folder / f"{file}_GroundTruth.txt")
+        .read_text(encoding="utf-8")
+        .rstrip("\n")
+        .split("\n")[1:]
+    )
+    rows = [line.split("\t", 2) for line in lines]
+    keep = _first_of_each(
+        [text for *_, text in rows], [float(rating) != 0 for _, rating, _ in rows]
+    )
+    return _dataset(
+        name,
+        [rows[i][2] for i in keep],
+        ["positive" if float(rows[i][1]) > 0 else "negative" for i in keep],
+        [rows[i][0].split("_")[0] for i in keep] if has_clients else None,  # id = document_sentence
+    )
+
+
+def _tab_files(name: str, folder: Path) -> TextDataset:
+    texts, labels, sizes = [], [], []
+    for part in ("train", "test"):
+        lines = (
+            (folder / f"{name}-{part}.tab").read_text(encoding="utf-8").rstrip("\n").split("\n")[3:]
+        )
+        rows = [
+            line.split("\t", 1) for line in lines if line.strip()
+        ]  # three lines of header, one of them blank-ended
+        labels += [label for label, _ in rows]
+        texts += [text for _, text in rows]
+        sizes.append(len(rows))
+    return _dataset(
+        name, texts, labels, official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1]))
+    )
+
+
+def _read_csv(file: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of a packaged file, which may be compressed, as text."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    parse = csv.ParseOptions(newlines_in_values=True)
+    table = csv.read_csv(
+        file, None, parse, csv.ConvertOptions(column_types=dict.fromkeys(wanted, pa.string()))
+    )
+    return {column: table[column].to_pylist() for column in wanted}
+
+
+def _dataset(
+    name: str,
+    texts: list[str],
+    labels: Sequence[str],
+    clients: Sequence[str] | None = None,
+    official_split: tuple[np.ndarray, np.ndarray] | None = None,
+) -> TextDataset:
+    class_names = tuple(sorted(set(labels)))
+    number = {label: i for i, label in enumerate(class_names)}
+    return TextDataset(
+        name=name,
+        texts=texts,
+        second_texts=None,
+        labels=np.array([number[label] for label in labels], dtype=np.int64),
+        class_names=class_names,
+        clients=np.array(clients, dtype=object) if clients is not None else None,
+        official_split=official_split,
+    )
+
+
+def _derived_pairs(name: str, folder: Path) -> TextDataset:
+    base = {"trec-pairs": "trec-questions", "newsgroups-pairs": "20newsgroups"}[name]
+    return pairs(
+        _READERS[base](base, folder), np.random.default_rng(0), name
+    )  # part of the task, not of an experiment
+
+
+def _first_of_each(texts: Sequence[str], wanted: Sequence[bool] | None = None) -> list[int]:
+    """Indices of the first appearance of every distinct text: a duplicate could sit in train and
+    test at once.
+    """
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        if wanted is None or wanted[i]:
+            first.setdefault(text, i)
+    return list(first.values())
+
+
+_READERS: dict[str, Callable[[str, Path], TextDataset]] = {
+    "trec-questions": _trec,
+    "trec-fine": _trec,
+    "rotten-tomatoes": _rotten_tomatoes,
+    "sms-spam": _sms_spam,
+    "hutto-amazon": _hutto,
+    "hutto-tweets": _hutto,
+    "hutto-films": _hutto,
+    "hutto-editorials": _hutto,
+    "20newsgroups": _tab_files,
+    "reuters-r8": _tab_files,
+    "trec-pairs": _derived_pairs,
+    "newsgroups-pairs": _derived_pairs,
+}
+
+_INFO = {
+    info.name: info
+    for info in (
+        DatasetInfo(
+            "trec-questions",
+            "what a question asks for, coarse type",
+            "trec-questions",
+            5381,
+            6,
+            None,
+            False,
+        ),
+        DatasetInfo(
+            "trec-fine",
+            "what a question asks for, fine type",
+            "trec-questions",
+            5381,
+            50,
+            None,
+            False,
+        ),
+        DatasetInfo(
+            "rotten-tomatoes",
+            "review fresh or rotten; client = film",
+            "rotten-tomatoes",
+            12752,
+            2,
+            507,
+            False,
+        ),
+        DatasetInfo("sms-spam", "text message ham or spam", "sms-spam", 4522, 2, None, False),
+        DatasetInfo(
+            "hutto-amazon",
+            "review sentence sentiment; client = review",
+            "hutto-sentiment",
+            3600,
+            2,
+            299,
+            False,
+        ),
+        DatasetInfo("hutto-tweets", "tweet sentiment", "hutto-sentiment", 4196, 2, None, False),
+        DatasetInfo(
+            "hutto-films",
+            "film review sentence sentiment",
+            "hutto-sentiment",
+            10566,
+            2,
+            None,
+            False,
+        ),
+        DatasetInfo(
+            "hutto-editorials",
+            "editorial sentence sentiment; client = article",
+            "hutto-sentiment",
+            4884,
+            2,
+            498,
+            False,
+        ),
+        DatasetInfo("20newsgroups", "newsgroup of a post", "20newsgroups", 18821, 20, None, True),
+        DatasetInfo("reuters-r8", "topic of a news wire", "reuters-r8", 7674, 8, None, True),
+        DatasetInfo(
+            "trec-pairs",
+            "do two questions ask for the same type?",
+            "trec-questions",
+            5381,
+            2,
+            None,
+            True,
+        ),
+        DatasetInfo(
+            "newsgroups-pairs",
+            "are two posts from the same newsgroup?",
+            "20newsgroups",
+            18821,
+            2,
+            None,
+            True,
+        ),
+    )
+}
+
+# --- the user's own data
+# ------------------------------------------------------------------------------------------
+
+
+def _load_own(spec: Mapping) -> TextDataset:
+    layout = Layout(**{key: spec[key] for key in _LAYOUT & set(spec) if spec[key] is not None})
+    test = spec.get("test")
+    if "path" in spec:
+        name = Path(spec["path"]).stem
+        if test is not None and _is_same_file(spec["path"], test):
+            raise DataError(
+                f"test: {test} is the file that is trained on; leave `test` out, and a fifth is "
+                "held out of it"
+            )
+        tables = [
+            read_file(located(file), layout) for file in (spec["path"], test) if file is not None
+        ]
+    else:
+        if test is not None:
+            raise DataError("test: goes with path:, not with a dataset object")
+        name, tables = "dataset", [read_object(spec["dataset"], layout)]
+    cells = {
+        role: [cell for table in tables for cell in table.cells[role]] for role in layout.columns
+    }
+    sizes = [len(table) for table in tables]
+
+    def place(index: int) -> str:
+        table, row = (tables[0], index) if index < sizes[0] else (tables[1], index - sizes[0])
+        return f"{table.place(row)}, column {layout.label!r}"
+
+    class_names, numbers = number_classes(cells["label"], place)
+    counts = np.bincount(numbers, minlength=len(class_names))
+    check_labels(class_names, counts, tables[0].source, layout.label)
+    loaded = TextDataset(
+        name=name,
+        texts=cells["text"],
+        second_texts=cells.get("text_b"),
+        labels=numbers,
+        class_names=class_names,
+        clients=np.array(cells["client"], dtype=object) if "client" in cells else None,
+        official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1]))
+        if len(sizes) == 2
+        else None,
+        sources=tuple(table.description() for table in tables),
+        remarks=(
+            *(remark for table in tables for remark in table.remarks),
+            *doubts(class_names, counts),
+        ),
+        keep_test_copies=bool(spec.get("keep_test_copies", False)),
+    )
+    if len(tables) == 2:
+        _check_test_part(loaded, tables, place)
+    return loaded
+
+
+def _is_same_file(path: str | Path, other: str | Path) -> bool:
+    try:
+        return located(path).samefile(located(other))
+    except (OSError, ValueError):
+        return False  # reading it will say what is wrong
+
+
+def _check_test_part(
+    loaded: TextDataset, tables: Sequence[Table], place: Callable[[int], str]
+) -> None:
+    """Refuse a test file with classes of its own, or with no text that the training file has not
+    got.
+    """
+    train, test = loaded.official_split
+    trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
+    unknown = test[~trained[loaded.labels[test]]]
+    if len(unknown):
+        names = sorted({loaded.class_names[c] for c in loaded.labels[unknown]})
+        more = f" (and {len(names) - 1} more such classes)" if len(names) > 1 else ""
+        raise DataError(
+            f"{place(unknown[0])}: class {loaded.class_names[loaded.labels[unknown[0]]]!r} is in "
+            f"the test file alone{more}, "
+            f"so nothing can learn it; {tables[0].source} has {_few(loaded.class_names, trained)}"
+        )
+    if not loaded.keep_test_copies and copies(loaded, train, test).all():
+        raise DataError(
+            f"{tables[1].source}: every one of its {len(test):,} texts is in {tables[0].source} "
+            "too, so they test nothing; "
+            "take texts that are not trained on, or say `keep_test_copies: true`"
+        )
+
+
+def _few(names: Sequence[str], wanted: np.ndarray) -> str:
+    found = [repr(name) for name, is_wanted in zip(names, wanted, strict=True) if is_wanted]
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

@@ -1,0 +1,158 @@
+"""What a device of an on-device baseline does with its own texts: a few epochs of gradient descent
+on the trainable part.
+
+Training is a pure function of (backbone, state, texts, settings, seed): the same bits every time,
+in one torch thread. The settings can be read without importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from learning.backbones.tokens import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.federated.trainable import TrainableClassifier
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a device trains in one round; the defaults are FedPETuning's (Zhang et al., Findings of
+    ACL 2023) for LoRA.
+
+    `weight_decay` is decoupled for adamw and spares biases and norms (tensors of one dimension);
+    `proximal_mu` is FedProx's mu (Li et al., MLSys 2020): it adds mu / 2 |w - w_received|^2 to the
+    loss.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    epochs: int = 1
+    batch: int = 32
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.0
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    proximal_mu: float = 0.0
+
+
+class Trained(NamedTuple):
+    """The new state, the mean cross-entropy per text before each step, and the number of steps."""
+
+    state: dict[str, Tensor]
+    mean_loss: float
+    steps: int
+
+
+def train(
+    model: TrainableClassifier,
+    state: Mapping[str, Tensor],
+    tokens: Tokens,
+    labels: np.ndarray,
+    settings: LocalTraining,
+    seed: int,
+) -> Trained:
+    """Train `state` on `tokens` with class numbers `labels` [n]; the texts are shuffled anew by
+    `seed` every epoch.
+
+    `state` is left as it is; the model keeps no trace but the tensors that the next
+    `load_trainable` overwrites. Raises ValueError where there is nothing to train on or the
+    optimiser is unknown.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    if len(tokens) == 0:
+        raise ValueError("a device without texts has nothing to train on")
+    torch.set_num_threads(1)  # the same bits in every worker
+    model.load_trainable(state)
+    parameters = model.trainable_parameters()
+    optimiser = _optimiser(list(parameters.values()), settings)
+    rng, targets = np.random.default_rng(seed), torch.as_tensor(np.asarray(labels, dtype=np.int64))
+    summed, steps = 0.0, 0
+    for _ in range(settings.epochs):
+        for chosen in _batches(rng.permutation(len(tokens)), settings.batch):
+            loss = F.cross_entropy(model(*inputs(tokens, chosen)), targets[chosen])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.proximal_mu:
+                for (
+                    name,
+                    parameter,
+                ) in parameters.items():  # the gradient of mu / 2 |w - w_received|^2
+                    parameter.grad.add_(
+                        parameter.detach() - state[name], alpha=settings.proximal_mu
+                    )
+            optimiser.step()
+            summed += float(loss.detach()) * len(chosen)
+            steps += 1
+    optimiser.zero_grad(set_to_none=True)
+    return Trained(model.trainable(), summed / max(1, settings.epochs * len(tokens)), steps)
+
+
+def predict(
+    model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tokens, batch: int = 64
+) -> np.ndarray:
+    """Logits of every text, float32 [n, classes], computed in length-sorted batches."""
+    import torch
+
+    torch.set_num_threads(1)
+    model.load_trainable(state)
+    logits = np.empty((len(tokens), model.classes), dtype=np.float32)
+    with torch.inference_mode():
+        for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
+            logits[chosen] = model(*inputs(tokens, chosen)).numpy()
+    return logits
+
+
+def evaluate(
+    model: TrainableClassifier,
+    state: Mapping[str, Tensor],
+    tokens: Tokens,
+    labels: np.ndarray,
+    batch: int = 64,
+) -> float | None:
+    """The share of texts whose largest logit is that of their label; None for a model whose logits
+    are not all finite.
+    """
+    logits = predict(model, state, tokens, batch)
+    return (
+        float((logits.argmax(axis=1) == np.asarray(labels)).mean())
+        if np.isfinite(logits).all()
+        else None
+    )
+
+
+def inputs(tokens: Tokens, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The chosen texts as a model takes them: ids [B, T], mask [B, T] and segments [B, T] (None for
+    single texts).
+    """
+    from learning.backbones.backbone import pad
+
+    ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen])
+    segments_BT = None if tokens.segments is None else pad([tokens.segments[i] for i in chosen])[0]
+    return ids_BT, mask_BT, segments_BT
+
+
+def _batches(order: np.ndarray, batch: int) -> Iterator[np.ndarray]:
+    return (order[start : start + batch] for start in range(0, len(order), batch))
+
+
+def _optimiser(parameters: list[Tensor], settings: LocalTraining):
+    import torch
+
+    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if settings.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate)
+    raise ValueError(f"optimiser {settings.optimiser!r} is not one of adamw, sgd")

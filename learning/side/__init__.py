@@ -1,0 +1,3 @@
+"""Side-tuning: sampled activations of a backbone, their wire format, and the side network trained
+on them.
+"""

@@ -1,0 +1,82 @@
+"""What a device uploads: sampled activations and prediction differences, encoded into real bytes.
+
+The encoding is the safetensors format (a JSON header and raw numbers): self-describing, free of
+code, and its size depends on the shapes alone, so `encoded_nbytes` tells it without having the
+numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors.numpy import load, save
+
+WIRES = ("float32", "float16", "int8")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """A batch of records: activations [n, vectors, hidden], targets [n, classes] (float32), sample
+    numbers [n].
+    """
+
+    values: np.ndarray
+    targets: np.ndarray
+    samples: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def encode(activations: Activations, wire: str = "float16") -> bytes:
+    """The bytes that cross the link. `int8` sends each vector with its own float16 scale; targets
+    go as float16 or float32.
+    """
+    values = activations.values
+    number = np.float32 if wire == "float32" else np.float16
+    tensors = {
+        "samples": activations.samples.astype(np.int32),
+        "targets": activations.targets.astype(number),
+    }
+    if wire == "int8":
+        scale = np.abs(values).max(axis=-1, keepdims=True) / 127
+        scale = np.clip(scale, np.finfo(np.float16).tiny, np.finfo(np.float16).max).astype(
+            np.float16
+        )
+        tensors["scale"] = scale
+        tensors["values"] = np.clip(np.rint(values / scale.astype(np.float32)), -127, 127).astype(
+            np.int8
+        )
+    elif wire in WIRES:
+        limit = np.finfo(
+            number
+        ).max  # a value beyond half precision saturates instead of becoming infinite
+        tensors["values"] = np.clip(values, -limit, limit).astype(number)
+    else:
+        raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
+    # safetensors writes an array's memory as it lies, whatever its strides
+    return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+
+
+def decode(data: bytes) -> Activations:
+    """The records in a payload, as float32; what the wire's precision lost stays lost."""
+    tensors = load(data)
+    values = tensors["values"].astype(np.float32)
+    if "scale" in tensors:
+        values *= tensors["scale"].astype(np.float32)
+    return Activations(
+        values, tensors["targets"].astype(np.float32), tensors["samples"].astype(np.int64)
+    )
+
+
+@functools.cache
+def encoded_nbytes(wire: str, records: int, vectors: int, hidden: int, classes: int) -> int:
+    """The exact size of such a payload, header included: the size of one full of zeros."""
+    shape = Activations(
+        np.zeros((records, vectors, hidden), np.float32),
+        np.zeros((records, classes), np.float32),
+        np.zeros(records, np.int64),
+    )
+    return len(encode(shape, wire))

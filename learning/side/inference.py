@@ -1,0 +1,207 @@
+"""Prediction with what a run learned: a frozen backbone, the trained side network beside it, and
+nothing else.
+
+    predictor = SidePredictor.load("runs/quickstart", "minilm-l2")
+    labels, scores = predictor.predict(["Who wrote Hamlet ?", "How far is the moon ?"])
+
+The prediction is composed as in training: y_b + y_s with a squared-error side network, log y_b +
+y_s with a cross-entropy one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+
+from learning.backbones import catalogue
+from learning.backbones.catalogue import BackboneSpec
+from learning.backbones.tokens import tokenise
+from learning.side.network import SideNetwork, load_side_network
+from learning.side.prediction_difference import backbone_prediction
+from learning.side.readouts import compute
+
+
+class InferenceError(ValueError):
+    """The side network cannot be used as asked; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class SidePredictor:
+    """One backbone of a run with its trained side network; `SidePredictor.load` makes it.
+
+    `notes` is the metadata of the side network's file: what was tapped, read out, predicted and
+    named in training.
+    """
+
+    spec: BackboneSpec
+    network: SideNetwork
+    notes: Mapping[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        run_dir_or_file: Path | str,
+        backbone: str,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> SidePredictor:
+        """The side network of a run directory (or of a `side_network.safetensors`) for one of the
+        run's backbones.
+
+        `backbone` is the name that the scenario gave it; where it lies is recorded in the file,
+        unless `own` says otherwise: definitions as in a scenario, e.g. {"my-model": {"path":
+        "elsewhere/my-model"}}. InferenceError for a missing or damaged file, for a backbone that
+        the run did not have, or whose weights are not those of the run; BackboneError or
+        AssetMissing where the backbone cannot be had here.
+        """
+        file = Path(run_dir_or_file)
+        if file.is_dir():
+            file = file / "model" / "side_network.safetensors"
+        if not file.is_file():
+            raise InferenceError(
+                f"no side network in {file}: a finished run that was not --dry leaves one there"
+            )
+        try:
+            network, texts = load_side_network(file)
+            notes = {**texts, **{key: json.loads(texts[key]) for key in _JSON}}
+        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+            raise InferenceError(
+                f"{file} is not a side network of a run, or it is damaged ({error})"
+            ) from error
+        if backbone not in notes["backbones"]:
+            there = ", ".join(sorted(notes["backbones"]))
+            raise InferenceError(
+                f"{file} was not trained with a backbone called {backbone!r}; it was with: {there}"
+            )
+        recorded = dict(notes["backbones"][backbone])
+        expected = recorded.pop("content")
+        spec = (
+            catalogue.find(backbone, own) if own and backbone in own else BackboneSpec(**recorded)
+        )
+        if _content(spec) != expected:
+            raise InferenceError(
+                f"backbone {backbone!r}: the weights or the depth found here are not those that "
+                f"{file} was trained with; "
+                f"give the right ones as own={{{backbone!r}: {{'path': ...}}}}"
+            )
+        return cls(spec, network, notes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names that `predict` chooses from, in the order of its scores' columns."""
+        return self.notes["class_names"]
+
+    def predict(
+        self, texts: Sequence[str], second_texts: Sequence[str] | None = None
+    ) -> tuple[list[str], np.ndarray]:
+        """The best class name of each text (or pair) and all scores, float32 [n, classes]; the
+        highest wins.
+
+        Squared error: scores are y_b + y_s and approach one-hot; cross-entropy: unnormalised
+        log-probabilities. Computed with one torch thread, as in training. InferenceError if texts
+        come singly where training had pairs, or the reverse.
+        """
+        if (second_texts is not None) != self.notes["pairs"]:
+            kind = (
+                "pairs: give second_texts"
+                if self.notes["pairs"]
+                else "single texts: leave second_texts out"
+            )
+            raise InferenceError(f"this side network was trained on {kind}")
+        if not len(texts):
+            return [], np.zeros((0, len(self.class_names)), dtype=np.float32)
+        pooled = self._pooled(texts, second_texts)
+        y_b = torch.from_numpy(self._own_prediction(pooled[:, -1]))
+        with torch.inference_mode():
+            y_s = self.network(
+                torch.from_numpy(pooled[:, self.notes["vectors"][self.spec.name]]), self.spec.name
+            )
+            scores = compose(y_b, y_s, self.notes["loss"]).numpy()
+        return [self.class_names[c] for c in scores.argmax(axis=1)], scores
+
+    def _pooled(
+        self, texts: Sequence[str], second_texts: Sequence[str] | None = None
+    ) -> np.ndarray:
+        tokens = tokenise(self.spec, texts, second_texts, int(self.notes["max_tokens"]))
+        return compute(self.spec, tokens, self.notes["readout"])
+
+    def _own_prediction(self, last_layer_ND: np.ndarray) -> np.ndarray:
+        kind, names, rng = self.notes["backbone_prediction"], None, None
+        if kind == "label-names":
+            names = self._pooled(self.class_names)[:, -1]
+        if kind == "random-head":
+            rng = np.random.Generator(np.random.PCG64())
+            rng.bit_generator.state = self.notes["heads"][self.spec.name]
+        return backbone_prediction(kind, last_layer_ND, len(self.class_names), names, rng)
+
+
+_JSON = ("vectors", "class_names", "backbones", "heads", "pairs")
+
+
+def notes_for(
+    specs: Mapping[str, BackboneSpec],
+    vectors: Mapping[str, Sequence[int]],
+    class_names: Sequence[str],
+    *,
+    pairs: bool,
+    heads: Mapping[str, np.random.Generator],
+    **plain: str,
+) -> dict[str, str]:
+    """The metadata that a side network must carry to be used by `SidePredictor`.
+
+    `heads`: for random-head predictions, each backbone's generator before its first draw (PCG64),
+    else empty. `plain`: readout, backbone_prediction, loss, max_tokens, and whatever else shall be
+    kept.
+    """
+    backbones = {
+        name: {
+            "name": name,
+            "kind": spec.kind,
+            "source": str(Path(spec.source).expanduser().resolve())
+            if spec.kind == "path"
+            else spec.source,
+            "layers": spec.layers,
+            "config": None if spec.config is None else dict(spec.config),
+            "seed": spec.seed,
+            "content": _content(spec),
+        }
+        for name, spec in specs.items()
+    }
+    structured = {
+        "vectors": {name: list(layers) for name, layers in vectors.items()},
+        "class_names": list(class_names),
+        "backbones": backbones,
+        "heads": {name: rng.bit_generator.state for name, rng in heads.items()},
+        "pairs": pairs,
+    }
+    return plain | {key: json.dumps(value) for key, value in structured.items()}
+
+
+def compose(y_b_BC: torch.Tensor, y_s_BC: torch.Tensor, loss: str) -> torch.Tensor:
+    """The final prediction [B, C] from the backbone's and the side network's: as
+    `SideTuning.evaluate` composes it.
+    """
+    return (
+        y_b_BC + y_s_BC if loss == "squared-error" else torch.log(y_b_BC.clamp_min(1e-6)) + y_s_BC
+    )
+
+
+def _content(spec: BackboneSpec) -> str:
+    """A digest of weights and depth alone: the same wherever the model's directory lies and however
+    it is named.
+    """
+    if spec.kind == "random":
+        return catalogue.fingerprint(spec)
+    digest = hashlib.blake2b(
+        str(catalogue.depth_of(catalogue.config_of(spec))).encode(), digest_size=16
+    )
+    for file in catalogue.weight_files(spec):
+        digest.update(catalogue.sha256_of(file))
+    return digest.hexdigest()

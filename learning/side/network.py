@@ -1,0 +1,197 @@
+"""The shared side network: gated bottleneck adapters beside a frozen backbone, additive on its
+prediction.
+
+PAE MobiLLM's equations (arXiv 2507.01216), with h the side state, A_k the activation of block k:
+
+    mu_k = sigmoid(alpha_k / T)
+    s_k  = (1 - mu_k) A_k + mu_k h_{k-1}
+    h_k  = s_k + W_up gelu(W_down norm(s_k))
+    y_s  = head(norm(h_B)),   y_hat = y_b + y_s
+
+and Fed MobiLLM's hidden-size scaling (arXiv 2508.06765): A_k W_{m,k} for backbone m where its width
+differs. The head starts at zero, so that training begins at the backbone's own prediction.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from learning.side.config import SideNetworkConfig, SideShape
+
+
+class Adapter(nn.Module):
+    """One block: gate the incoming activation with the side state, then a bottleneck adapter with
+    residual.
+    """
+
+    def __init__(self, width: int, bottleneck: int, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.alpha = nn.Parameter(torch.zeros(()))
+        self.norm = nn.LayerNorm(width)
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.normal_(self.up.weight, std=1e-3)  # every adapter begins as nearly the identity
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, a_BD: Tensor, h_BD: Tensor) -> Tensor:
+        mu = torch.sigmoid(self.alpha / self.temperature)
+        s_BD = (1 - mu) * a_BD + mu * h_BD
+        return s_BD + self.up(F.gelu(self.down(self.norm(s_BD))))
+
+
+class Standardiser(nn.Module):
+    """Running mean and deviation of one backbone's vectors [vectors, d_m] over all records
+    observed; no parameters.
+    """
+
+    def __init__(self, vectors: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(vectors, width, dtype=torch.float64))
+        self.register_buffer("squares", torch.zeros(vectors, width, dtype=torch.float64))
+
+    def observe(self, a_BVM: Tensor) -> None:
+        """Take more records in (Chan et al. 1979: exact, whatever the order of the batches)."""
+        values = a_BVM.double()
+        count, mean = len(values), values.mean(dim=0)
+        shift, total = mean - self.mean, self.count + count
+        self.squares += ((values - mean) ** 2).sum(dim=0) + shift**2 * self.count * count / total
+        self.mean += shift * count / total
+        self.count.copy_(total)
+
+    def forward(self, a_BVM: Tensor) -> Tensor:
+        if self.count < 2:
+            return a_BVM
+        deviation = (self.squares / self.count).sqrt()
+        # a number that hardly varies carries nothing, and its rounding must not be blown up
+        floor = 1e-3 * (self.mean**2 + deviation**2).mean(dim=-1, keepdim=True).sqrt() + 1e-12
+        return (a_BVM - self.mean.float()) / torch.maximum(deviation, floor).float()
+
+
+class SideNetwork(nn.Module):
+    """Maps a record's vectors [B, vectors, d_m] of backbone m to the prediction difference [B,
+    classes].
+    """
+
+    def __init__(self, shape: SideShape, config: SideNetworkConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.shape, self.config = shape, config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.adapters = nn.ModuleList(
+                Adapter(shape.width, shape.bottleneck, config.gate_temperature)
+                for _ in range(shape.blocks)
+            )
+            self.norm = nn.LayerNorm(shape.width)
+            self.head = nn.Linear(shape.width, shape.classes)
+            self.projections = nn.ParameterDict(
+                {
+                    _key(name): _projections(shape.vectors, width, shape.width)
+                    for name, width in shape.backbone_widths.items()
+                    if shape.is_projected(name)
+                }
+            )
+            self.standardisers = nn.ModuleDict(
+                {
+                    _key(name): Standardiser(shape.vectors, width)
+                    for name, width in shape.backbone_widths.items()
+                }
+                if config.normalise == "standard"
+                else {}
+            )
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def projection(self, backbone: str) -> Tensor | None:
+        """The trainable projections [vectors, d_m, d_s] of a backbone; None where its width is the
+        common one.
+        """
+        return self.projections.get(_key(backbone))
+
+    def observe(self, a_BVM: Tensor, backbone: str) -> None:
+        """Let the statistics of `normalise: standard` take these records in."""
+        if self.config.normalise == "standard":
+            self.standardisers[_key(backbone)].observe(a_BVM)
+
+    def forward(
+        self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None
+    ) -> Tensor:
+        """`a_BVM`: the uploaded vectors [B, vectors, d_m]; `dropout`: the generator of this step's
+        mask, None to predict.
+        """
+        if self.config.normalise == "standard":
+            a_BVM = self.standardisers[_key(backbone)](a_BVM)
+        elif self.config.normalise == "layer":
+            a_BVM = F.layer_norm(a_BVM, a_BVM.shape[-1:])
+        projection = self.projection(backbone)
+        if projection is not None:
+            a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, projection)
+        else:
+            a_BVD = a_BVM
+        if dropout is not None and self.config.dropout > 0:
+            keep = 1 - self.config.dropout
+            a_BVD = a_BVD * (torch.rand(a_BVD.shape, generator=dropout) < keep) / keep
+        blocks_VBD = a_BVD.unbind(dim=1)
+        if self.shape.start == "embedding":
+            h_BD, *blocks_VBD = blocks_VBD
+        else:
+            h_BD = torch.zeros_like(blocks_VBD[0])
+        for adapter, a_BD in zip(self.adapters, blocks_VBD, strict=True):
+            h_BD = adapter(a_BD, h_BD)
+        return self.head(self.norm(h_BD))
+
+
+def _key(backbone: str) -> str:
+    """A backbone's name as a module's, which may hold no dot and be no attribute's."""
+    return "of " + backbone.replace("%", "%25").replace(".", "%2E")
+
+
+def _projections(vectors: int, width_in: int, width_out: int) -> nn.Parameter:
+    """One matrix a vector [vectors, d_m, d_s]; identity where widths agree, else random with
+    orthonormal rows or columns.
+    """
+    if width_in == width_out:
+        return nn.Parameter(torch.eye(width_in).repeat(vectors, 1, 1))
+    return nn.Parameter(
+        torch.stack([nn.init.orthogonal_(torch.empty(width_in, width_out)) for _ in range(vectors)])
+    )
+
+
+def save_side_network(network: SideNetwork, path: Path, **notes: str) -> None:
+    """Write weights and shape to one safetensors file; `notes` (taps, readout, class names ...) go
+    into its metadata.
+    """
+    header = {
+        "shape": _shape_json(network.shape),
+        "config": json.dumps(vars(network.config)),
+        **notes,
+    }
+    tensors = {
+        name: tensor.detach().contiguous().clone() for name, tensor in network.state_dict().items()
+    }
+    save_file(tensors, path, header)
+
+
+def load_side_network(path: Path | str) -> tuple[SideNetwork, dict[str, str]]:
+    """The network of `save_side_network`, ready to predict, and the notes stored beside it."""
+    with safe_open(path, framework="pt") as file:
+        notes = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    network = SideNetwork(
+        SideShape(**json.loads(notes.pop("shape"))),
+        SideNetworkConfig(**json.loads(notes.pop("config"))),
+    )
+    network.load_state_dict(tensors)
+    return network.eval(), notes
+
+
+def _shape_json(shape: SideShape) -> str:
+    return json.dumps({**vars(shape), "backbone_widths": dict(shape.backbone_widths)})

@@ -1,0 +1,76 @@
+"""A backbone's pooled activations for many texts: from the store, the rest computed now and
+stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from learning.backbones.catalogue import BackboneSpec, fingerprint
+from learning.backbones.tokens import Tokens
+from learning.side.activation_store import ActivationStore
+
+Map = Callable[[Callable[..., np.ndarray], Iterable[tuple]], Iterator[np.ndarray]]
+CHUNK = 128
+
+
+def pooled_activations(
+    spec: BackboneSpec,
+    tokens: Tokens,
+    readout: str,
+    store: ActivationStore,
+    spread: Map,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:
+    """Float32 [n, layers + 1, hidden] for all tokens; `spread` maps a function over pieces of work,
+    in order.
+
+    `progress(done, total)` counts what has to be computed. What is computed is stored piece by
+    piece, so an interrupted computation goes on where it stopped.
+    """
+    mark = fingerprint(spec)
+    values, missing = store.load(mark, readout, tokens)
+    missing = missing[np.argsort(tokens.lengths()[missing], kind="stable")]
+    pieces = [_subset(tokens, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]
+    progress(0, len(missing))
+    done = 0
+    for piece, computed in zip(
+        pieces, spread(compute, ((spec, piece, readout) for piece in pieces)), strict=True
+    ):
+        store.save(mark, readout, piece, computed)
+        for row, index in enumerate(missing[done : done + len(piece)]):
+            values[index] = computed[row]
+        done += len(piece)
+        progress(done, len(missing))
+    return np.stack(values)
+
+
+def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
+    """The forward pass itself: a pure function of its arguments, for any worker."""
+    import torch
+
+    torch.set_num_threads(1)  # the same bits in every worker
+    with _LOADING:
+        backbone = _loaded(spec)
+    return backbone.readouts(tokens, readout)
+
+
+_LOADING = (
+    threading.Lock()
+)  # transformers imports lazily and not safely from two threads; and one copy is enough
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(spec: BackboneSpec):
+    from learning.backbones.backbone import Backbone
+
+    return Backbone(spec)
+
+
+def _subset(tokens: Tokens, indices: np.ndarray) -> Tokens:
+    segments = None if tokens.segments is None else [tokens.segments[i] for i in indices]
+    return Tokens([tokens.ids[i] for i in indices], segments)

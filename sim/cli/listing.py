@@ -1,0 +1,113 @@
+"""The tables of `mobifleet list`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from rich.table import Table
+
+from inputs.units import format_bytes, format_seconds, format_si
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def devices() -> Table:
+    """Device profiles with their engines."""
+    from devices.profile import load, names
+
+    table = _table("device", "what it is", "memory", "engines (achieved rate, power)")
+    for name in names():
+        profile = load(name)
+        engines = (
+            f"{e.name} {format_si(e.flop_per_s, 'FLOP/s')}, {e.power.compute_w:g} W"
+            for e in profile.engines.values()
+        )
+        table.add_row(
+            name, profile.title, f"{profile.memory_bytes / 2**30:.0f} GiB", "\n".join(engines)
+        )
+    return table
+
+
+def links() -> Table:
+    """Link profiles."""
+    from network.profile import load, names
+
+    table = _table("link", "up", "down", "latency", "overhead")
+    for name in names():
+        p = load(name)
+        rates = format_si(p.up_bps, "bit/s"), format_si(p.down_bps, "bit/s")
+        table.add_row(name, *rates, format_seconds(p.latency_s), format_seconds(p.overhead_s))
+    return table
+
+
+def backbones() -> Table:
+    """Backbones of the catalogue, with the cost of one text of 128 tokens."""
+    from learning.backbones.catalogue import architecture, find, names
+
+    table = _table("backbone", "what it is", "parameters", "forward, 128 tokens")
+    for name, title in names().items():
+        a = architecture(find(name))
+        table.add_row(
+            name, title, f"{a.parameters / 1e6:.1f} M", format_si(a.forward(1, 128).flop, "FLOP")
+        )
+    table.add_row("NAME-lK", "any of them, cut to its first K layers")
+    return table
+
+
+def datasets() -> Table:
+    """Named data sets."""
+    from learning.data.texts import names
+
+    table = _table("data set", "what it is", "texts", "classes", "clients", "fetch")
+    for info in names():
+        clients = "" if info.clients is None else str(info.clients)
+        table.add_row(
+            info.name, info.description, str(info.texts), str(info.classes), clients, info.asset
+        )
+    return table
+
+
+def methods() -> Table:
+    """Methods of the comparison."""
+    from sim.methods import METHODS
+
+    table = _table("method", "what it is")
+    for method in METHODS:
+        for kind in method.Config.model_fields["kind"].annotation.__args__:
+            table.add_row(kind, method.__doc__.splitlines()[0])
+    return table
+
+
+def scenarios() -> Table:
+    """Shipped scenarios."""
+    from sim.cli.main import SCENARIOS
+
+    table = _table("scenario", "what it is")
+    for path in sorted(Path(SCENARIOS).glob("*.yaml")):
+        table.add_row(
+            path.stem, str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", ""))
+        )
+    return table
+
+
+def assets() -> Table:
+    """What `mobifleet fetch` brings, and what is here."""
+    from learning.backbones.assets import status
+
+    table = _table("asset", "what it is", "download", "licence", "here")
+    for line in status():
+        a = line.asset
+        here = "yes" if line.present else "no"
+        table.add_row(a.name, a.description, format_bytes(a.download_bytes), a.licence, here)
+    return table
+
+
+LISTINGS = {
+    f.__name__: f for f in (devices, links, backbones, datasets, methods, scenarios, assets)
+}

@@ -1,0 +1,125 @@
+"""What a person sees while a scenario runs: a live panel on a terminal, a line every few seconds
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from inputs.units import format_bytes, format_seconds
+from sim.simulation import Simulation, Watch
+
+
+class LiveView:
+    """Shows preparation and the running clock; use as a context, and hand `watch` to the runner."""
+
+    def __init__(
+        self, console: Console, quiet: bool = False, seconds_between_lines: float = 5.0
+    ) -> None:
+        self.console, self.quiet = console, quiet
+        self.watch = Watch(on_prepare=self._prepare, on_look=self._look)
+        self._fancy = console.is_terminal and not quiet
+        self._every_s = 0.25 if self._fancy else seconds_between_lines
+        self._last_s = self._began_s = time.perf_counter()
+        self._events, self._stage = 0, ""
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} texts"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, int] = {}
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if self._fancy else None
+        )
+
+    def __enter__(self) -> LiveView:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._live.__exit__(*error)
+
+    def stage(self, name: str) -> None:
+        """Note what is going on now."""
+        self._stage = name
+        if self._live:
+            self._live.update(Group(self._bars, f"{name} ..."))
+
+    def _prepare(self, backbone: str, done: int, total: int) -> None:
+        if total == 0 or self.quiet:
+            return
+        if self._live:
+            if backbone not in self._tasks:
+                self._tasks[backbone] = self._bars.add_task(
+                    f"forward passes of {backbone}", total=total
+                )
+            self._bars.update(self._tasks[backbone], completed=done)
+            self._live.update(Group(self._bars))
+        elif self._is_time() or done in (0, total):
+            self.console.print(
+                f"forward passes of {backbone}: {done}/{total} texts", highlight=False
+            )
+
+    def _look(self, sim: Simulation) -> None:
+        if self.quiet or not self._is_time():
+            return
+        if self._live:
+            self._live.update(_panel(sim, self._rate(sim)))
+        else:
+            self.console.print(_line(sim, self._rate(sim)), highlight=False)
+
+    def _is_time(self) -> bool:
+        now = time.perf_counter()
+        if now - self._last_s < self._every_s:
+            return False
+        self._last_s = now
+        return True
+
+    def _rate(self, sim: Simulation) -> float:
+        """Virtual seconds per second of the host since the clock began."""
+        return sim.env.now / max(1e-9, time.perf_counter() - self._began_s - sim.build_s)
+
+
+def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
+    done = len(sim.devices) - sim.devices_at_work
+    facts = [
+        ("virtual clock", format_seconds(sim.env.now)),
+        ("devices done", f"{done}/{len(sim.devices)}"),
+        ("server updates", str(sim.updates)),
+        ("uplinked", format_bytes(sim.recorder.uplink_bytes)),
+    ]
+    if sim.accuracy is not None:
+        target = sim.scenario.stop.target
+        facts.append(
+            ("accuracy", f"{sim.accuracy:.3f}" + (f" (target {target})" if target else ""))
+        )
+    if sim.host.is_replaying:
+        facts.append(
+            (
+                "replaying",
+                f"{sim.host.pieces} of {sim.host.journal.position} known pieces of learning",
+            )
+        )
+    facts.append(("host rate", f"{rate:.3g} virtual s per s"))
+    return facts
+
+
+def _panel(sim: Simulation, rate: float) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in _facts(sim, rate):
+        table.add_row(name, Text(value, "bold"))
+    return table
+
+
+def _line(sim: Simulation, rate: float) -> str:
+    return " · ".join(f"{name} {value}" for name, value in _facts(sim, rate))

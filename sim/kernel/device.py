@@ -1,0 +1,281 @@
+"""Who acts: devices, and (in server.py) the server. Their verbs let the modelled time pass and
+record it; methods only tell the story.
+
+Every verb is a generator to be used with `yield from`. A device or server that is told to stop is
+interrupted inside the verb: what had been done until then is recorded with the reason as its
+outcome, and the interruption goes on to the caller. A device that only goes offline, or whose
+battery is empty, keeps its place in the story: its verb ends with that outcome, waits until the
+device is on again, and is done anew. Within a task of the server's it drops the task, as if it were
+late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simpy
+
+from devices.availability import Availability
+from devices.compute import ComputeModel
+from devices.fleet import Member
+from devices.power import radio
+from devices.profile import DeviceProfile
+from sim.kernel.absence import note_absence
+from sim.kernel.learned import joined
+from sim.kernel.spans import AWAY, Meter, recorded
+from sim.kernel.work import Batch, Payload, Task, Work
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+    from sim.world.conditions import Conditions
+
+COUNTED = "counted"  # of an answer that went into an update
+MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
+
+
+class Device:
+    """One device of the fleet and its day."""
+
+    def __init__(
+        self,
+        sim: Simulation,
+        member: Member,
+        profile: DeviceProfile,
+        model: ComputeModel,
+        samples: np.ndarray,
+        joined_at_s: float,
+        ready_s: np.ndarray,
+        client: str | None = None,
+    ) -> None:
+        self.sim, self.member, self.profile, self.client = sim, member, profile, client
+        self.id, self.backbone, self.power = member.id, member.backbone, model.engine.power
+        self.samples, self.joined_at_s = samples, joined_at_s
+        self.finished_at_s: float | None = None
+        self.outcome = "ok"
+        self.came_of_it: str | None = (
+            None  # of the server's tasks, where it has had any: see `fared`
+        )
+        self.peak_memory_bytes = 0
+        self.memory_bytes = (
+            profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
+        )
+        self.conditions: Conditions | None = None
+        self.meter = Meter(sim.env, self.power.idle_w)
+        self._model, self._ready_s = model, ready_s
+        self.availability: Availability | None = None  # None: always on
+        self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
+        self.off_for: frozenset[str] = frozenset()  # of `AWAY`: why it is off
+        self._back = sim.env.event()
+        self._open_verbs: dict[simpy.Process, None] = {}
+        self._serving: simpy.Process | None = None
+        self.is_serving = False
+        self.task: Task | None = None
+        self._assigned: deque[Task | None] = deque()
+        self._called = sim.env.event()
+
+    def arrive(self) -> Generator:
+        """Be absent until the joining time, and until it is on; an absent device draws no power of
+        the study's.
+        """
+        yield self.sim.env.timeout(max(0.0, self.joined_at_s - self.sim.env.now))
+        yield from self._until_on()
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The device's own samples, once, in batches."""
+        for start in range(0, len(self.samples), size):
+            here = slice(start, start + size)
+            yield Batch(self.samples[here], float(self._ready_s[here].max()))
+
+    def until(self, time_s: float) -> Generator:
+        """Wait, idle, until a moment; nothing happens if it has passed."""
+        if time_s > self.sim.env.now:
+            yield from self._resumed(lambda: self._wait(time_s))
+
+    def compute(self, work: Work) -> Generator[Any, Any, Any]:
+        """Run the work for real on the host while the device's own modelled seconds pass; returns
+        its result.
+        """
+        self.remember(work.cost.peak_bytes)
+        seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
+        result = work.run() if work.run else None
+        yield from self._resumed(lambda: self._computing(work, seconds))
+        return joined(result)
+
+    def upload(self, payload: Payload) -> Generator:
+        """Send a payload's bytes to the server through whatever links lie between."""
+        link = self.sim.network.upload
+        yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
+
+    def download(self, nbytes: int) -> Generator:
+        """Receive bytes from the server."""
+        link = self.sim.network.download
+        yield from self._transfer("download", link, nbytes, "downlink")
+
+    def assign(self, task: Task | None) -> None:
+        """Called by the server: one more task (which a device that is off never hears of), or None:
+        there will be no more.
+        """
+        if task is not None and not self.is_on:
+            return
+        self._assigned.append(task)
+        if not self._called.triggered:
+            self._called.succeed()
+
+    def serve(self, story: Callable[[Task], Generator]) -> Generator:
+        """Live `story` for every task that the server assigns, then wait, idle, until that round is
+        closed.
+
+        Between rounds that do not want it a device is free: no power of the study's. A device that
+        is told it is too late, or that goes offline, drops what it was doing and waits for its next
+        task.
+        """
+        self.is_serving, self._serving = True, self.sim.env.active_process
+        self.sim.server.wake()
+        while True:
+            try:
+                while not self._assigned:
+                    self._called = self.sim.env.event()
+                    yield self._called
+                self.task = self._assigned.popleft()
+                if self.task is None:
+                    return
+                yield from story(self.task)
+                if not self.task.closed.triggered:
+                    yield from recorded(self, "wait", self.task.closed, self.power.idle_w)
+            except (
+                simpy.Interrupt
+            ) as stop:  # it may come when the task has just been dropped for another reason
+                if stop.cause not in ("late", *AWAY):
+                    raise
+            finally:
+                self.task = None
+
+    def has(self, task: Task) -> bool:
+        """Whether the device has this task still before it."""
+        return self.task is task or any(assigned is task for assigned in self._assigned)
+
+    def fared(self, how: str) -> None:
+        """Note what came of a task: late, offline, ... or "counted"; one answer that counted makes
+        the whole day good.
+        """
+        if self.came_of_it != COUNTED:
+            self.came_of_it = how
+
+    # --- there or not; sim/world/availability.py says when
+
+    def go_off(self, why: str = "offline") -> None:
+        """Go off, for one more of the reasons in `AWAY`: what it is doing ends now, and a task of
+        the server's is dropped.
+        """
+        note_absence(self.sim, self)
+        self.off_for |= {why}
+        if not self.is_on:
+            return
+        self.is_on, self._back = False, self.sim.env.event()
+        at_it = dict.fromkeys(self._open_verbs)
+        if self.task is not None:
+            at_it[self._serving] = None
+        if self.task is not None or any(self._assigned):
+            self.sim.server.lose(self, why)
+        self._assigned = deque(task for task in self._assigned if task is None)
+        for process in at_it:
+            process.interrupt(why)
+
+    def come_on(self, why: str = "offline") -> None:
+        """That reason is gone; without any other be on again: what was begun goes on, and the
+        server may ask.
+        """
+        note_absence(self.sim, self)
+        self.off_for -= {why}
+        if self.is_on or self.off_for:
+            return
+        self.is_on = True
+        self._back.succeed()
+        self.sim.server.greet(self)
+
+    def _until_on(self) -> Generator:
+        while not self.is_on:
+            yield self._back
+
+    def _resumed(self, verb: Callable[[], Generator]) -> Generator:
+        return (
+            verb()
+            if self.availability is None and self.meter.battery is None
+            else self._tried(verb)
+        )
+
+    def _tried(self, verb: Callable[[], Generator]) -> Generator:
+        """Live a verb; after being offline begin it anew, except in a task of the server's, which
+        is dropped.
+
+        A device that has begun `MOST_TRIES` times gives up and ends its day: what it does never
+        fits between two absences.
+        """
+        process = self.sim.env.active_process
+        if process in self._open_verbs:  # a verb within a verb
+            yield from verb()
+            return
+        for _ in range(MOST_TRIES):
+            yield from self._until_on()
+            self._open_verbs[process] = None
+            try:
+                yield from verb()
+                return
+            except simpy.Interrupt as stop:
+                if stop.cause not in AWAY or (self.task is not None and process is self._serving):
+                    raise
+            finally:
+                del self._open_verbs[process]
+        raise simpy.Interrupt("gave-up")
+
+    def remember(self, peak_bytes: int) -> None:
+        """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
+        self.peak_memory_bytes = max(self.peak_memory_bytes, self.held_bytes(peak_bytes))
+
+    def held_bytes(self, peak_bytes: int) -> int:
+        """Memory held by the backbone's weights and work whose own peak is so many bytes."""
+        return self.sim.costing.weight_bytes(self.member) + peak_bytes
+
+    def timed(
+        self, kind: str, seconds: float, watts: float, flop: float = 0.0, outcome="ok", done=None
+    ) -> Generator:
+        """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP
+        in a part of them.
+        """
+        event = self.sim.env.timeout(seconds)
+        yield from recorded(
+            self, kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done
+        )
+
+    def _wait(self, time_s: float) -> Generator:
+        left_s = max(0.0, time_s - self.sim.env.now)
+        yield from self.timed("wait", left_s, self.power.idle_w)
+
+    def _computing(self, work: Work, seconds: float) -> Generator:
+        if self.conditions:
+            return self.conditions.compute(work, seconds)
+        return self.timed("compute", seconds, self.power.compute_w, work.cost.flop)
+
+    def _transfer(
+        self,
+        kind: str,
+        link: Callable[[str, int], simpy.Event],
+        nbytes: int,
+        way: str,
+        flows: Sequence[int] = (),
+    ) -> Generator:
+        watts, j_per_byte = radio(
+            self.power, way, bool(self.conditions) and self.conditions.radio_by_rate
+        )
+        what = {
+            "nbytes": nbytes,
+            "flows": flows,
+            "abort": self.sim.network.abort,
+            "j_per_byte": j_per_byte,
+        }
+        if j_per_byte:
+            what["progress"] = self.sim.network.progress
+        yield from self._resumed(lambda: recorded(self, kind, link(self.id, nbytes), watts, **what))

@@ -1,0 +1,236 @@
+"""Where the host computes: the learning's own work, apart from virtual time.
+
+A piece of learning is a pure function of inputs fixed at its virtual start, so it may run anywhere
+and be joined at its virtual end; the number of workers changes how long the host takes, never a
+result.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from sim.kernel.journal import UNKNOWN, CannotResume, Journal
+from sim.kernel.learned import Learned, Piece, key_of, resolved
+
+Result = TypeVar("Result")
+
+
+class HostError(ValueError):
+    """The asked-for workers cannot be had; the message says what to install or choose."""
+
+
+class Host:
+    """Runs functions inline (`workers=1`), on threads (`workers=N`) or on Ray (`workers="ray"`).
+
+    `learn`, `look` and `start` keep the order in which they were called (one lane); `map` spreads
+    independent pieces over all workers. `journal` remembers what was learned.
+    """
+
+    def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
+        self.torch_s, self.pieces, self.journal = 0.0, 0, journal or Journal(None)
+        self._prepared_s = self._saved_s = (
+            0.0  # of torch_s, what passed before the first piece and what is not at stake
+        )
+        self._alive: weakref.WeakSet[Learned] = weakref.WeakSet()
+        self._ray, self._pool, self._lane = None, None, None
+        if workers == "ray":
+            self._ray = _start_ray()
+        elif isinstance(workers, int) and workers >= 1:
+            if workers > 1:
+                self._pool = ThreadPoolExecutor(workers, "mobifleet-worker", _one_thread)
+                self._lane = ThreadPoolExecutor(1, "mobifleet-lane", _one_thread)
+        else:
+            raise HostError(f"workers: a number from 1, or ray (got {workers!r})")
+
+    # --- the learning, which an interrupted run takes up again
+
+    def learn(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        stored: Sequence[bool] = (True,),
+        revive: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """Begin a piece of learning: `function`, pure, on arguments of which results of other
+        pieces may be a part.
+
+        Returns a `Learned` at once, or a tuple of as many as `stored` has entries; those that are
+        not stored are computed again in a resumed run. `revive`: as in `Learned`, for the first.
+        What the journal's checkpoint holds is not computed.
+        """
+        is_past = self.is_replaying
+        if self.pieces == 0:
+            self._prepared_s = self._saved_s = self.torch_s
+        if not is_past and self.journal.is_due(self.torch_s - self._saved_s, self._learning_s):
+            self.checkpoint()
+        self.pieces += 1
+        piece = Piece(function, arguments, stored)
+        results = piece.results(self._key(function, arguments), revive)
+        if is_past:
+            piece.leave_out(self.journal.fetch)
+        else:
+            future = self.start(piece.run)
+            for learned in results:
+                learned.future = future
+        if self.journal.keeps:
+            self._alive.update(
+                learned for learned, is_stored in zip(results, stored, strict=True) if is_stored
+            )
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def look(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A small result (numbers, or lists and dicts of them) that somebody has to know now:
+        noted, or computed in turn.
+        """
+        key = self._key(function, arguments)
+        value = self.journal.noted(key)
+        if value is UNKNOWN:
+            if self.is_replaying:
+                raise CannotResume.astray()
+            value = self.start(lambda: function(*map(resolved, arguments))).result()
+            if self.journal.keeps:
+                self.journal.note(key, value)
+        return value
+
+    def know(self, learned: Learned) -> Any:
+        """The value of a small result, noted."""
+        return self.look(_itself, learned)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the run is still where the interrupted one has been, as far as its checkpoint
+        holds what it learned.
+        """
+        return self.pieces < self.journal.position
+
+    @property
+    def recalled(self) -> int:
+        """How many pieces of learning the journal's checkpoint has spared this run."""
+        return min(self.pieces, self.journal.position)
+
+    def checkpoint(self, is_last: bool = False) -> None:
+        """Write, in turn, what has been learned and is still of use: if it is worth the time, or
+        the last that can be.
+        """
+        if not self.journal.keeps or self.is_replaying:
+            return
+        position, at_stake_s = self.pieces, math.inf if is_last else self.torch_s - self._saved_s
+
+        def write() -> bool:
+            alive = [learned for learned in self._alive if learned.is_there]
+            failed = any(learned.future and learned.future.exception() for learned in alive)
+            return not failed and self.journal.checkpoint(
+                position, alive, at_stake_s, self._learning_s
+            )
+
+        if self._in_turn(write).result():
+            self._saved_s = self.torch_s
+
+    @property
+    def _learning_s(self) -> float:
+        """What learning has taken in this process."""
+        return self.torch_s - self._prepared_s
+
+    def _key(self, function: Callable[..., Any], arguments: Sequence[Any]) -> str:
+        return key_of(function, arguments) if self.journal.keeps else ""
+
+    # --- anything else
+
+    def start(self, function: Callable[[], Result]) -> Future[Result]:
+        """Begin a piece of work; its result is joined with `.result()`. Pieces run one after
+        another, in call order.
+        """
+        return self._in_turn(lambda: self._timed(function))
+
+    def _in_turn(self, function: Callable[[], Result]) -> Future[Result]:
+        if self._lane:
+            return self._lane.submit(function)
+        done: Future[Result] = Future()
+        try:
+            done.set_result(function())
+        except Exception as error:  # raised where the work is joined, as with a thread
+            done.set_exception(error)
+        return done
+
+    def map(self, function: Callable[..., Result], items: Iterable[tuple]) -> Iterator[Result]:
+        """`function(*item)` of each item, in order; independent pieces, computed at once as far as
+        workers reach.
+        """
+        if self._ray:
+            remote = self._ray.remote(function)
+            pending = [remote.remote(*item) for item in items]
+            yield from (self._ray.get(reference) for reference in pending)
+        elif self._pool:
+            futures = [
+                self._pool.submit(self._timed, lambda item=item: function(*item)) for item in items
+            ]
+            try:
+                yield from (future.result() for future in futures)
+            finally:
+                for future in futures:
+                    future.cancel()
+        else:
+            yield from (self._timed(lambda item=item: function(*item)) for item in items)
+
+    def close(self, at_once: bool = False) -> None:
+        """Let the workers go: with what was started done, joined or not, as it is without threads;
+        or at once.
+        """
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._lane:
+            self._lane.shutdown(wait=not at_once, cancel_futures=at_once)
+        if self._ray:
+            self._ray.shutdown()
+
+    def _timed(self, function: Callable[[], Result]) -> Result:
+        begin = time.perf_counter()
+        try:
+            return function()
+        finally:
+            self.torch_s += time.perf_counter() - begin
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def single_threaded_torch() -> None:
+    """One torch thread a worker and deterministic kernels: the same bits however many workers there
+    are.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def _one_thread() -> None:
+    """A new thread starts with OpenMP's own number of threads, whatever the main thread has
+    chosen.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _start_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise HostError(
+            "workers: ray is not installed; run `pip install 'mobifleet[ray]'`"
+        ) from error
+    ray.init(
+        logging_level="ERROR",
+        include_dashboard=False,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    return ray

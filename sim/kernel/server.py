@@ -1,0 +1,253 @@
+"""The server: an inbox, one accelerator with a queue, and rounds. Its verbs are generators, as
+those of the devices are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import simpy
+
+from devices.compute import ComputeModel
+from devices.profile import DeviceProfile
+from sim.kernel.device import COUNTED, Device
+from sim.kernel.learned import joined
+from sim.kernel.spans import Meter, recorded
+from sim.kernel.work import Payload, Task, Work
+
+if TYPE_CHECKING:
+    from sim.kernel.learner import NullLearner
+    from sim.simulation import Simulation
+
+Story = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
+
+
+class Server:
+    """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
+
+    id = "server"
+
+    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
+        self.sim, self.profile, self.power = sim, profile, model.engine.power
+        self.meter = Meter(
+            sim.env, 0.0
+        )  # what a server draws while it has nothing to do is not the study's
+        self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
+        self._inbox: deque[Payload] = deque()
+        self._news = sim.env.event()
+        self._is_short, self._lost = False, set()
+
+    def receive(self, payload: Payload) -> None:
+        """Put a payload into the inbox; called by a device when its last byte has landed."""
+        self._inbox.append(payload)
+        self.wake()
+
+    def take(self) -> list[Payload]:
+        """Everything that has landed since the last call, in order of landing."""
+        taken = list(self._inbox)
+        self._inbox.clear()
+        return taken
+
+    def wake(self) -> None:
+        """Let a waiting server look again."""
+        if not self._news.triggered:
+            self._news.succeed()
+
+    def wait(self) -> Generator:
+        """Sleep until something lands or a device ends."""
+        if not self._inbox:
+            self._news = self.sim.env.event()
+            yield self._news
+
+    def lose(self, device: Device, why: str) -> None:
+        """Called by a device that has dropped its task."""
+        self._lost.add(device)
+        device.fared(why)
+        self.wake()
+
+    def take_lost(self) -> set[Device]:
+        """The devices that have dropped a task since the last call."""
+        lost, self._lost = self._lost, set()
+        return lost
+
+    def greet(self, device: Device) -> None:
+        """Called by a device that is on again: a server that is short of devices looks again."""
+        if self._is_short and device.is_serving:
+            self.wake()
+
+    def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
+        """A random sample of so many devices that have joined and are on.
+
+        Waits until that many have joined (or all that ever will); for devices that are off it waits
+        only while none is on.
+        """
+        while True:
+            free, now_s = self._free(), self.sim.env.now
+            able = sum(
+                d.is_on or now_s < d.joined_at_s for d in self.sim.devices if self.sim.is_at_work(d)
+            )
+            if len(free) >= max(min(count, able), min(1, self.sim.devices_at_work)):
+                break
+            self._is_short = True
+            self.take()  # answers to rounds that are over
+            yield from self.wait()
+        self._is_short = False
+        rng = self.sim.streams.rng("server/selection", version)
+        return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
+
+    def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
+        """A random sample of at most so many devices that have joined, are on and are not busy."""
+        free = [device for device in self._free() if device not in busy]
+        self._is_short = len(free) < count
+        rng = self.sim.streams.rng("server/selection", version)
+        return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
+
+    def _free(self) -> list[Device]:
+        return [d for d in self.sim.devices if d.is_serving and d.is_on and self.sim.is_at_work(d)]
+
+    def rounds(
+        self,
+        count: int,
+        wanted: int,
+        learner: NullLearner,
+        story: Story,
+    ) -> Generator:
+        """Ask so many devices in every round and live `story` with them (it returns the answers
+        that counted), until there are no more rounds, the target is reached or no device is at
+        work; then let the devices go and end the training.
+
+        A round without such an answer took its time, and is no update.
+        """
+        for number in range(count):
+            asked = yield from self.select(wanted, number)
+            if not asked:  # nobody is left
+                break
+            counted = len(
+                (yield from story(asked, number))
+            )  # the answers themselves are needed no more
+            self.sim.tally.round(counted)
+            if counted or learner.diverged:
+                self.sim.after_update(learner, None, counted)
+            if self.sim.target_reached or not self.sim.devices_at_work:
+                break
+        yield from self.dismiss()
+        self.sim.end_training(learner)
+
+    def assign(self, device: Device, task: Task) -> None:
+        """Give a device a task; until its answer counts it is taken to be late."""
+        device.fared("late")
+        device.assign(task)
+
+    def ask(
+        self,
+        devices: Sequence[Device],
+        version: int,
+        model: Any,
+        wanted: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Give these devices a task and collect their answers: of all of them, or of so many as are
+        wanted.
+        """
+        task = Task(version, model, self.sim.env.event())
+        for device in devices:
+            self.assign(device, task)
+        return (
+            yield from self.collect(
+                task, devices, len(devices) if wanted is None else wanted, deadline_s
+            )
+        )
+
+    def dismiss(self) -> Generator:
+        """Tell every device that there will be no more tasks."""
+        for device in self.sim.devices:
+            device.assign(None)
+        yield self.sim.env.timeout(0)  # let them go in good order
+
+    def collect(
+        self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Wait until so many of the devices have answered a task, or the deadline; close it and
+        return what came.
+
+        Devices that are still at it are told that they are late. Fewer answers come when devices
+        go. The waiting is a span of the server's: a synchronous server waits for its slowest
+        device.
+        """
+        start, got = self.sim.env.now, []
+        deadline = None if deadline_s is None else self.sim.env.timeout(deadline_s)
+        while True:
+            got += [payload for payload in self.take() if payload.version == task.version]
+            answered = {payload.sender.id for payload in got}
+            open_ = [
+                d
+                for d in devices
+                if d.id not in answered and self.sim.is_at_work(d) and d.has(task)
+            ]
+            if len(got) >= wanted or not open_ or (deadline and deadline.processed):
+                break
+            self._news = self.sim.env.event()
+            yield self._news if deadline is None else self._news | deadline
+        self.sim.recorder.span(
+            "server", "wait", start, self.sim.env.now, flows=[p.number for p in got]
+        )
+        for device in devices:
+            if device.id not in answered:
+                gone = "offline" if self.sim.is_at_work(device) else device.outcome
+                self.sim.tally.miss("late" if device in open_ else gone)
+        self.sim.interrupt(open_, "late")
+        task.closed.succeed()
+        return got
+
+    def take_in(
+        self, answers: Sequence[Payload], work: Work, flows: Sequence[int] | None = None
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Make these answers' update (`work` gives the places of those it left out); returns those
+        that counted.
+
+        Nothing runs on no answers. `flows` are the payloads' numbers, by default in the order of
+        the answers.
+        """
+        if not answers:
+            return []
+        left_out = yield from self.compute(work, flows or [p.number for p in answers], "aggregate")
+        return self.counted(answers, left_out or ())
+
+    def counted(self, answers: Sequence[Payload], left_out: Collection[int]) -> list[Payload]:
+        """The answers that go into an update; the others, by their places, are not finite, and that
+        is noted.
+        """
+        for place, payload in enumerate(answers):
+            if place in left_out:
+                self.sim.leave_out(payload.sender, "weights")
+                self.sim.tally.miss("diverged")
+            else:
+                payload.sender.fared(COUNTED)
+        return [payload for place, payload in enumerate(answers) if place not in left_out]
+
+    def compute(
+        self, work: Work, flows: Sequence[int] = (), kind: str = "train"
+    ) -> Generator[Any, Any, Any]:
+        """Queue for the accelerator, then run the work for real while its modelled seconds pass;
+        returns its result.
+        """
+        with self._accelerator.request() as turn:
+            yield turn
+            seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
+            result = work.run() if work.run else None
+            watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
+            yield from recorded(
+                self, kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
+            )
+        return joined(result)
+
+    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
+        """Send every device its bytes, all at once through the shared links; ends when the last has
+        them.
+        """
+        downloads = [
+            self.sim.start(device, device.download(nbytes_of(device))) for device in devices
+        ]
+        yield self.sim.env.all_of(downloads)

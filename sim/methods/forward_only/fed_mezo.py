@@ -1,0 +1,112 @@
+"""FedMeZO (FederatedScope; MeZO, arXiv 2305.17333): local zero-order steps, of which only seeds and
+scalars travel.
+
+A step is two forward passes along a random direction that follows from its seed, so 12 bytes stand
+for it. A device downloads the model once; from then on it makes the server's model itself from the
+seeds and scalars of the rounds it missed, or downloads the model again where that is less
+(docs/forward_only_and_split.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from learning.federated.forward_gradient import PROBE_BYTES
+from sim.kernel.device import Device
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Task, Work
+from sim.methods.forward_only.learner import FedMezoLearner
+from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class FedMezo(ForwardOnly):
+    """SPSA steps on devices, averaged every round, with shared seeds."""
+
+    Learner = FedMezoLearner
+
+    class Config(ForwardOnlySettings):
+        """Settings of FedMeZO."""
+
+        kind: Literal["fedmezo"]
+        rounds: int = Field(500, ge=1)
+        participation: float = Field(1.0, gt=0, le=1)
+        """Share of the fleet that takes part in a round; the published three clients all do."""
+        local_steps: int = Field(30, ge=1)
+        device_batch: int = Field(1, ge=1)
+        learning_rate: float = Field(1e-5, gt=0)
+        """Published for Alpaca; 2.5e-5 for GSM8K."""
+        eps: float = Field(1e-3, gt=0)
+        """Step of the central difference."""
+        rank: int = Field(128, ge=1)
+        alpha: float = Field(256, gt=0)
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        super().__init__(config, sim)
+        self.probes_of_round: list[int] = []
+        self.known: dict[str, int] = {}  # the version of the server's model that a device has
+
+    def round(self, device: Device, task: Task) -> Generator:
+        """Catch up with the server's model, take local steps, upload seeds and scalars."""
+        missed = self.missed(device, task)
+        nbytes = self.costs[device.backbone].nbytes()
+        catch_up = nbytes if missed is None else PROBE_BYTES * missed
+        yield from device.download(catch_up)
+        self.known[device.id] = task.version
+        data = yield from device.compute(self.stepping(device, task, missed or 0))
+        payload = self.payload(device, task, PROBE_BYTES * self.config.local_steps, data)
+        yield from device.upload(payload)
+        self.sim.server.receive(payload)
+
+    def missed(self, device: Device, task: Task) -> int | None:
+        """How many probes lead from the device's model to the server's; None where downloading the
+        model is less.
+        """
+        if device.id not in self.known:
+            return None
+        missed = sum(self.probes_of_round[self.known[device.id] : task.version])
+        return missed if PROBE_BYTES * missed < self.costs[device.backbone].nbytes() else None
+
+    def peak_bytes(self, device: Device) -> int:
+        """Of a round's steps, with the backbone's weights."""
+        return device.held_bytes(self.stepping(device, Task(0, None, None), 0).cost.peak_bytes)
+
+    def stepping(self, device: Device, task: Task, missed: int) -> Work:
+        """Two forward passes a step, and the arithmetic of moving; the server's theta, the own, v
+        and theta + eps v.
+        """
+        counted, c = self.costs[device.backbone], self.config
+        batches = self.batches(device, task, c.local_steps)
+        cost = self.passes(device, batches, counted.ahead, 2, 4 * counted.nbytes())
+        cost += moves(missed + 3 * c.local_steps, counted.nbytes())  # ahead, behind and the step
+        seed = self.seed(device, task.version)
+        return self.learner.work(
+            cost, "probe", device.backbone, batches, task.model, seed, c.learning_rate, c.eps
+        )
+
+    def server(self, server: Server) -> Generator:
+        """Rounds, until there are no more or the target is reached."""
+        how = (self.config.rounds, self.wanted, self.learner)
+        yield from server.rounds(*how, functools.partial(self.average, server))
+
+    def average(
+        self, server: Server, asked: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """One round: ask, collect, make the devices' models of their probes and average them."""
+        answers = yield from server.ask(asked, number, self.learner.state)
+        counted = yield from server.take_in(answers, self.aggregation(answers))
+        self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in counted))
+        return counted
+
+    def aggregation(self, answers: list[Payload]) -> Work:
+        """Make the devices' models of their probes, and average them."""
+        nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in answers)
+        cost = moves(self.config.local_steps + 1, nbytes)
+        names, data = [p.sender.backbone for p in answers], [p.data for p in answers]
+        return self.learner.work(cost, "aggregate", names, data, self.config.learning_rate)

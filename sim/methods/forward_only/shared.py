@@ -1,0 +1,127 @@
+"""What the forward-only federated methods share: their settings, a device's batches, what passes
+and payloads cost.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learning.cost.costs import BYTES_PER_NUMBER, Cost
+from learning.cost.count_forward_only import forward_architecture
+from learning.cost.count_split import PassCounts
+from sim.kernel.device import Device
+from sim.kernel.learner import NullLearner
+from sim.kernel.work import Payload, Task
+from sim.methods.trained import Trained
+
+if TYPE_CHECKING:
+    from sim.methods.forward_only.learner import ForwardLearner
+    from sim.simulation import Simulation
+
+
+class ForwardOnlySettings(Trained):
+    """Settings of every forward-only federated method."""
+
+    peft: Literal["lora", "adapter", "bitfit"] = "lora"
+    """What is trained beside the head."""
+    rounds: int = Field(500, ge=1)
+    participation: float = Field(0.1, gt=0, le=1)
+    """Share of the fleet that takes part in a round."""
+    device_batch: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16, gt=0)
+    bottleneck: int = Field(48, ge=1)
+    """Width of the adapters; FwdLLM's reduction of 16 makes 48 of a width of 768."""
+    readout: Literal["first", "last", "mean"] = "mean"
+    evaluate_every: int = Field(5, ge=1)
+    """Server updates between two evaluations."""
+
+
+class ForwardOnly:
+    """The devices' side of a forward-only method; a method adds `round`, `server` and its
+    learner.
+    """
+
+    Learner: type[ForwardLearner]
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        self.size = (sim.task.classes, config.rank, config.bottleneck, config.target_modules)
+        self.costs = {
+            name: forward_architecture(spec, config.peft, *self.size)
+            for name, spec in sim.costing.charged.items()
+        }
+        peft = (
+            config.peft,
+            config.readout,
+            config.rank,
+            config.alpha,
+            config.bottleneck,
+            "linear",
+            config.target_modules,
+        )
+        self.learner = NullLearner() if sim.dry else self.Learner(sim, *peft)
+        self.wanted = max(1, round(config.participation * len(sim.devices)))
+        self.payloads = 0
+
+    def device(self, device: Device) -> Generator:
+        """Take part whenever the server asks."""
+        yield from device.arrive()
+        yield from device.serve(functools.partial(self.round, device))
+
+    def seed(self, device: Device, version: int) -> int:
+        """The seed of what is random in a device's work on a task."""
+        return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
+
+    def batches(self, device: Device, task: Task, count: int) -> list[np.ndarray]:
+        """So many batches of the device's texts, which are shuffled anew whenever all have been
+        used.
+        """
+        rng, size = (
+            self.sim.streams.rng("local-training", f"{device.id}/{task.version}"),
+            self.config.device_batch,
+        )
+        made: list[np.ndarray] = []
+        while len(made) < count:
+            order = rng.permutation(device.samples)
+            made += [order[start : start + size] for start in range(0, len(order), size)]
+        return made[:count]
+
+    def passes(
+        self,
+        device: Device,
+        batches: Sequence[np.ndarray],
+        counted: PassCounts,
+        each: int,
+        kept: int,
+    ) -> Cost:
+        """`each` passes over every batch; the peak holds one, and `kept` bytes of copies of what is
+        trained.
+        """
+        width = BYTES_PER_NUMBER[self.sim.costing.precision[device.member.group]] / 4
+        total = Cost()
+        for samples in batches:
+            tokens = self.sim.costing.fixed_tokens or int(self.sim.lengths(device, samples).max())
+            one = counted.cost(len(samples), tokens)
+            total += Cost(
+                each * one.flop, width * each * one.bytes_moved, round(width * one.peak_bytes)
+            )
+        return replace(total, peak_bytes=total.peak_bytes + kept)
+
+    def payload(self, device: Device, task: Task, nbytes: int, data: bytes | None) -> Payload:
+        """What a device answers."""
+        self.payloads += 1
+        return Payload(self.payloads, device, device.samples, nbytes, data, task.version)
+
+
+def moves(count: float, nbytes: int) -> Cost:
+    """So many times theta + s v, on states of `nbytes` in float32: two FLOP a number, two read and
+    one written.
+    """
+    return Cost(count * nbytes / 2, 3 * count * nbytes)

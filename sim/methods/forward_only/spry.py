@@ -1,0 +1,131 @@
+"""Spry (NeurIPS 2024): every device trains a few tensors by forward-mode derivatives, and sends
+these alone.
+
+The server deals the trainable tensors over the devices of a round; with a direction v over its
+tensors a device computes the loss and its derivative s in one pass, and s v is the gradient of its
+AdamW step. The server takes the mean of each tensor over those who trained it, and a FedYogi step
+towards it (docs/forward_only_and_split.md).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from learning.cost.costs import Cost
+from learning.cost.count_forward_only import jvp_pass
+from learning.cost.count_split import PassCounts
+from learning.federated.aggregation import ServerOptimiser
+from learning.federated.forward_gradient import deal
+from sim.kernel.device import Device
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Task, Work
+from sim.methods.forward_only.learner import SpryLearner
+from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class YogiOptimiser(ServerOptimiser):
+    """A server optimiser whose defaults are Spry's, for whoever sets one field of it alone."""
+
+    kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedyogi"
+    learning_rate: float = 0.01
+
+
+class Spry(ForwardOnly):
+    """Dealt tensors, forward-mode derivatives, FedYogi."""
+
+    Learner = SpryLearner
+
+    class Config(ForwardOnlySettings):
+        """Settings of Spry."""
+
+        kind: Literal["spry"]
+        rounds: int = Field(1500, ge=1)
+        local_epochs: int = Field(1, ge=1)
+        learning_rate: float = Field(1e-4, gt=0)
+        weight_decay: float = Field(0.01, ge=0)
+        perturbations: int = Field(1, ge=1)
+        """Directions of one step; their gradients are averaged."""
+        rank: int = Field(1, ge=1)
+        alpha: float = Field(1, gt=0)
+        tensors_each: int = Field(2, ge=1)
+        """Tensors dealt at a time: A and B of one LoRA. The head goes to everyone."""
+        server_optimiser: YogiOptimiser = YogiOptimiser()
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        super().__init__(config, sim)
+        self.jvp = functools.cache(self._jvp)
+
+    def _jvp(self, backbone: str, names: tuple[str, ...]) -> PassCounts:
+        return jvp_pass(self.sim.costing.charged[backbone], self.config.peft, names, *self.size)
+
+    def hand(self, names: Sequence[str], place: int, clients: int) -> tuple[str, ...]:
+        """The tensors of the device at this place among so many."""
+        shared = [name for name in names if name.startswith("head.")]
+        return deal(names, clients, self.config.tensors_each, shared)[place]
+
+    def charged(self, device: Device, task: Task) -> tuple[str, ...]:
+        """The device's tensors of the architecture that is charged."""
+        return self.hand(list(self.costs[device.backbone].tensors), *task.model[1][device.id])
+
+    def learned(self, device: Device, place: tuple[int, int]) -> tuple[str, ...]:
+        """The device's tensors of the backbone that learns; none in a dry run."""
+        return () if self.sim.dry else self.hand(self.learner.names(device.backbone), *place)
+
+    def round(self, device: Device, task: Task) -> Generator:
+        """Download all tensors, train the dealt ones, upload these."""
+        yield from device.download(self.costs[device.backbone].nbytes())
+        data = yield from device.compute(self.training(device, task))
+        payload = self.payload(
+            device, task, self.costs[device.backbone].nbytes(self.charged(device, task)), data
+        )
+        yield from device.upload(payload)
+        self.sim.server.receive(payload)
+
+    def training(self, device: Device, task: Task) -> Work:
+        """A pass with derivatives for each direction, AdamW's traffic; all tensors, and of the
+        dealt ones five more: the trained copy, v, the gradient and two moments.
+        """
+        (state, places), c = task.model, self.config
+        names, counted = self.charged(device, task), self.costs[device.backbone]
+        batches = self.batches(
+            device, task, c.local_epochs * -(-len(device.samples) // c.device_batch)
+        )
+        dealt = counted.nbytes(names)
+        kept = counted.nbytes() + 5 * dealt
+        cost = self.passes(device, batches, self.jvp(device.backbone, names), c.perturbations, kept)
+        cost += Cost(0.0, 7 * dealt * len(batches))
+        how = (self.seed(device, task.version), c.learning_rate, c.weight_decay, c.perturbations)
+        own = self.learned(device, places[device.id])
+        return self.learner.work(cost, "train_assigned", device.backbone, batches, state, own, *how)
+
+    def server(self, server: Server) -> Generator:
+        """Rounds, until there are no more or the target is reached."""
+        how = (self.config.rounds, self.wanted, self.learner)
+        yield from server.rounds(*how, functools.partial(self.deal_out, server))
+
+    def deal_out(
+        self, server: Server, asked: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """One round: deal the tensors in a random order, collect, average each tensor."""
+        order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
+        places = {
+            device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)
+        }
+        answers = yield from server.ask(asked, number, (self.learner.state, places))
+        return (yield from server.take_in(answers, self.aggregation(places, answers)))
+
+    def aggregation(self, places: dict[str, tuple[int, int]], answers: list[Payload]) -> Work:
+        """The mean of each tensor and the server's step: a few passes over the numbers."""
+        numbers = sum(payload.nbytes / 4 for payload in answers)
+        names = [self.learned(p.sender, places[p.sender.id]) for p in answers]
+        parts = (names, [p.data for p in answers], self.config.server_optimiser)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)

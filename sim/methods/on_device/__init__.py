@@ -1,0 +1,1 @@
+"""Every device fine-tunes alone: what federation has to beat."""

@@ -1,0 +1,227 @@
+"""The learning of devices that keep to themselves: a trained state each, and the mean of their
+accuracies.
+
+Nobody averages and nobody receives: a device that is not looked at changes no result, so only the
+evaluated ones are trained for real. Time, joules and memory are charged for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learning.federated.local_training import LocalTraining
+from sim.kernel.learned import Learned, Taken
+from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.real_learner import RealLearner
+from sim.methods.side_tuning.learner import SideTuningLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.side.tuning import SideTuning
+    from sim.simulation import Simulation
+
+
+class Alone:
+    """What the local learners share: the devices looked at and their states, to be mixed into a
+    learner.
+    """
+
+    has_one_model = False
+    sim: Simulation
+    evaluated: dict[str, str]
+    states: dict[str, Learned]
+    lost: set[str]  # whose model is no longer finite
+
+    def _choose(self, most: int) -> None:
+        """A seeded sample of the fleet, with at least one device of every backbone: device id ->
+        backbone.
+        """
+        order = self.sim.streams.rng("local/evaluated").permutation(len(self.sim.devices))
+        shuffled = [self.sim.devices[i] for i in order]
+        firsts = {d.backbone: d for d in reversed(shuffled)}.values()
+        others = [d for d in shuffled if d not in firsts]
+        chosen = [*firsts, *others][: max(most, len(firsts))]
+        self.evaluated = {
+            device.id: device.backbone for device in sorted(chosen, key=lambda d: d.id)
+        }
+        self.states, self.lost = {}, set()
+
+    def keep(self, device_id: str, state: Learned | None) -> bool:
+        """A device has a new state (None: nobody looks at it); False where it is no longer
+        finite.
+        """
+        from learning.federated.aggregation import is_finite
+
+        if state is not None:
+            self.states[device_id] = state
+            if not self.sim.host.look(is_finite, state):
+                if not self.lost:
+                    self.sim.remark(
+                        "accuracy is the mean of the devices whose model is finite: one that "
+                        "diverged is not in it"
+                    )
+                self.lost.add(device_id)
+        return device_id not in self.lost
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own
+        present state.
+
+        Devices whose model is not finite have none, and are not in the mean.
+        """
+        scores: dict[str, list[float]] = {
+            backbone: [] for backbone in sorted(self.evaluated.values())
+        }
+        for device_id, backbone in self.evaluated.items():
+            score = None if device_id in self.lost else self.score(device_id, backbone)
+            scores[backbone] += [] if score is None else [score]
+        return {
+            backbone: math.fsum(mine) / len(mine) if mine else None
+            for backbone, mine in scores.items()
+        }
+
+    def digest(self) -> str:
+        """A digest of the evaluated devices' states."""
+        digest = hashlib.sha256()
+        for name, tensor in self._named_states().items():
+            digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/states.safetensors: every evaluated device's tensors, as <device>/<name>."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(exist_ok=True)
+        named = self._named_states()
+        save_file(
+            {n: t.detach().contiguous().clone() for n, t in named.items()},
+            folder / "states.safetensors",
+        )
+
+    def _named_states(self) -> dict[str, Tensor]:
+        return {
+            f"{device}/{n}": t
+            for device, state in sorted(self.states.items())
+            for n, t in state.value.items()
+        }
+
+
+class LocalPeftLearner(Alone, FederatedLearner):
+    """Every device trains its own copy of the trainable part; backbones may be of any family, as
+    nothing is averaged.
+    """
+
+    def __init__(self, sim: Simulation, evaluated: int, *args: Any) -> None:
+        super().__init__(sim, *args)
+        self._choose(evaluated)
+        self._initial = {
+            name: Learned.given(f"initial/{name}", m.trainable()) for name, m in self.models.items()
+        }
+        self._scores: dict[str, tuple[Learned, float | None]] = {}
+
+    def _require_one_family(self, deepest: str) -> None:
+        pass
+
+    def train_alone(
+        self, backbone: str, samples: np.ndarray, device_id: str, settings: LocalTraining, seed: int
+    ) -> Learned | None:
+        """A device's next state from its own last one; None for a device that is not looked at."""
+        if device_id not in self.evaluated or device_id in self.lost:
+            return None
+        last = self.states.get(device_id, self._initial[backbone])
+        return self.sim.host.learn(self._trained, backbone, samples, last, settings, seed)
+
+    def score(self, device_id: str, backbone: str) -> float | None:
+        """Held-out accuracy of a device's present state; a state is scored once."""
+        state = self.states.get(device_id, self._initial[backbone])
+        known = device_id if device_id in self.states else backbone
+        if known not in self._scores or self._scores[known][0] is not state:
+            self._scores[known] = state, self.sim.host.look(self._score, backbone, state)
+        return self._scores[known][1]
+
+    def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
+        from learning.federated.local_training import evaluate
+
+        test = self.sim.task.test
+        return evaluate(
+            self.models[backbone], state, self.tokens(backbone, test), self.sim.task.labels[test]
+        )
+
+
+class LadderLearner(Alone, RealLearner):
+    """Every device trains a side network of its own on its own activations."""
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
+        self._choose(
+            len(sim.devices) if config.evaluated_devices is None else config.evaluated_devices
+        )
+        self._initial = {
+            name: learner.tuning.value.evaluate()[name] for name, learner in self._of.items()
+        }
+        self._tunings: dict[
+            str, Learned
+        ] = {}  # only a device's own epochs, one after another, ever touch its own
+        self._scores: dict[str, Learned] = {}
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """As one of its learners."""
+        return next(iter(self._of.values())).predicts_untrained
+
+    def epoch(
+        self, backbone: str, samples: np.ndarray, device_id: str, number: int
+    ) -> tuple[Learned, Learned] | None:
+        """One pass over the device's texts: its averaged weights after it, and their held-out
+        accuracy.
+        """
+        if device_id not in self.evaluated or device_id in self.lost:
+            return None
+        who, before = (
+            (backbone, samples, device_id),
+            Taken(self._tunings[device_id]) if number else None,
+        )
+        how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
+        self._tunings[device_id], *result = self.sim.host.learn(
+            self._trained, before, *who, number, **how
+        )
+        return tuple(result)
+
+    def _trained(
+        self, tuning: Any, backbone: str, samples: np.ndarray, device_id: str, number: int
+    ) -> tuple:
+        tuning = tuning or self._begin(backbone, samples, device_id)
+        order = self.sim.streams.rng("local/order", f"{device_id}/{number}").permutation(
+            len(samples)
+        )
+        for start in range(0, len(order), self.config.device_batch):
+            tuning.step(order[start : start + self.config.device_batch].tolist())
+        state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
+        return tuning, state, tuning.evaluate()[backbone]
+
+    def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideTuning:
+        shared = self._of[backbone]
+        tuning = shared.fresh(self.sim.streams.seed64("local/side-network", device_id) % 2**31)
+        tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
+        return tuning
+
+    def keep(self, device_id: str, result: tuple[Learned, Learned] | None) -> bool:
+        """A device has ended an epoch; False where its side network is no longer finite."""
+        if result is None:
+            return super().keep(device_id, None)
+        state, self._scores[device_id] = result
+        return super().keep(device_id, state)
+
+    def score(self, device_id: str, backbone: str) -> float | None:
+        """Held-out accuracy of a device's side network after its last epoch."""
+        if device_id not in self._scores:
+            return self._initial[backbone]
+        return self.sim.host.know(self._scores[device_id])

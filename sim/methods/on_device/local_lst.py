@@ -1,0 +1,83 @@
+"""Ladder side-tuning on the device (LST, NeurIPS 2022): a side network beside the frozen backbone,
+trained where the texts are.
+
+The backward pass does not enter the backbone, so a device needs little more memory than inference
+does. Nothing is sent; the accuracy is the mean over devices, each with its own side network.
+Defaults are LST's (docs/pae_mobillm.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from learning.cost.costs import Cost
+from sim.kernel.device import Device
+from sim.kernel.learner import NullLearner
+from sim.kernel.work import Work
+from sim.methods.on_device.learner import LadderLearner
+from sim.methods.on_device.shared import Alone
+from sim.methods.side_tuning.shared import SideTuningSettings, shape_over
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class LocalLST(Alone):
+    """Every device trains a ladder side network on its own activations; nothing is uploaded."""
+
+    class Config(SideTuningSettings):
+        """Settings of local ladder side-tuning."""
+
+        takes_texts_in_order: ClassVar[bool] = False
+        kind: Literal["local-lst"]
+        epochs: int = Field(20, ge=1)
+        cache: bool = False
+        """Keep the activations on the device after the first epoch instead of computing them again.
+        """
+        loss: Literal["squared-error", "cross-entropy"] = "cross-entropy"
+        """The labels are on the device."""
+        learning_rate: float = Field(3e-3, gt=0)
+        weight_decay: float = Field(0.0, ge=0)
+        device_batch: int = Field(100, ge=1)
+        evaluated_devices: int | None = Field(None, ge=1)
+        """The accuracy is the mean over so many devices, with one of every backbone at least;
+        default all.
+        """
+        wire: Literal["float32"] = "float32"
+        """Activations stay on the device, unrounded."""
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        self.config, self.sim = config, sim
+        self.rounds = config.epochs
+        self.shapes = {name: shape_over(config, sim, [name]) for name in sim.costing.learned}
+        self.learner = NullLearner() if sim.dry else LadderLearner(config, sim)
+
+    def peak_bytes(self, device: Device) -> int:
+        """Of an epoch that computes activations, with the backbone's weights."""
+        return device.held_bytes(self.own_round(device, 0).cost.peak_bytes)
+
+    def own_round(self, device: Device, number: int) -> Work:
+        """Forward passes of the backbone (the first time, or without a cache) and steps of the side
+        network.
+        """
+        shape, cost = self.shapes[device.backbone], Cost()
+        vector_bytes = 4 * shape.vectors * shape.backbone_widths[device.backbone]
+        own_bytes = shape.training_step({}).peak_bytes  # weights, gradients and moments
+        for batch in device.batches(self.config.device_batch):
+            n = len(batch.samples)
+            step = shape.training_step({device.backbone: n})
+            cost += Cost(step.flop, step.bytes_moved, n * vector_bytes + own_bytes)
+            if number == 0 or not self.config.cache:
+                forward = self.sim.costing.forward(
+                    device.member, self.sim.lengths(device, batch.samples)
+                )
+                cost += Cost(
+                    forward.flop,
+                    forward.bytes_moved,
+                    forward.peak_bytes + n * vector_bytes + own_bytes,
+                )
+        if self.config.cache:
+            cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)
+        return self.learner.work(cost, "epoch", device.backbone, device.samples, device.id, number)

@@ -1,1 +1,0 @@
-"""What several methods have in common: settings, the side of a device, what is charged, what the server keeps."""

@@ -1,0 +1,262 @@
+"""The learning behind Fed MobiLLM's clock: activations of real backbones, and the side network
+trained on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learning.backbones import catalogue
+from learning.backbones.tokens import tokenise
+from learning.side import taps
+from learning.side.config import shape_for
+from sim.kernel.learned import Learned, Taken
+from sim.methods.real_learner import RealLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.side.tuning import SideTuning
+    from sim.simulation import Simulation
+
+Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
+
+
+class SideTuningLearner(RealLearner):
+    """Real activations of the packaged backbones, and a real side network trained on what was
+    uploaded.
+
+    `backbones` are those that the side network serves, by default all of the fleet.
+    """
+
+    def __init__(
+        self, config: Any, sim: Simulation, backbones: Iterable[str] | None = None
+    ) -> None:
+        self.config, self.sim = config, sim
+        specs = {name: sim.costing.learned[name] for name in backbones or sim.costing.learned}
+        configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
+        depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
+        widths = {name: catalogue.width_of(c) for name, c in configs.items()}
+        sampled = taps.sample(depths, config.taps)
+        self.shape = shape_for(
+            config.side_network, len(next(iter(sampled.values()))), widths, sim.task.classes
+        )
+        first = [0] if self.shape.start == "embedding" else []
+        self.vectors = {name: [*first, *layers] for name, layers in sampled.items()}
+        self._prepare(specs)
+        self._held_out, self._seed = (
+            self._of_test(),
+            sim.streams.seed64("server/side-network") % 2**31,
+        )
+        self.tuning = Learned.given(f"side network of {list(specs)}", self.fresh(self._seed))
+        self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """Whether the backbones' own prediction, which an untrained side network leaves as it is,
+        is one.
+        """
+        return self.config.backbone_prediction == "label-names"
+
+    # --- what a device computes
+
+    def _prepare(self, specs: dict[str, catalogue.BackboneSpec]) -> None:
+        """All activations that this run can need, from the store or computed now in large
+        length-sorted batches.
+        """
+        from learning.side.activation_store import ActivationStore
+        from learning.side.readouts import pooled_activations
+
+        task, store = self.sim.task, ActivationStore(self.sim.store_folder)
+        self._row: dict[str, dict[int, int]] = {}
+        self._readouts: dict[str, np.ndarray] = {}
+        self._labels: dict[str, np.ndarray | None] = {}
+        for name, spec in specs.items():
+            samples = np.unique(np.concatenate([*self._parts_of(name), task.test]))
+            tokens = task.tokens(spec, samples)
+            report = functools.partial(self.sim.on_prepare, name)
+            self._readouts[name] = pooled_activations(
+                spec, tokens, self.config.readout, store, self.sim.host.map, report
+            )
+            self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+            self._labels[name] = None
+            if self.config.backbone_prediction == "label-names":
+                names = tokenise(spec, task.class_names, max_tokens=task.max_tokens)
+                self._labels[name] = pooled_activations(
+                    spec, names, self.config.readout, store, self.sim.host.map
+                )[:, -1]
+
+    def _parts_of(self, backbone: str) -> list[np.ndarray]:
+        """The training texts that this backbone will see."""
+        return [device.samples for device in self.sim.devices if device.backbone == backbone]
+
+    def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        return self._readouts[backbone][np.ix_(rows, self.vectors[backbone])]
+
+    def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        from learning.side.prediction_difference import backbone_prediction
+
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        return backbone_prediction(
+            self.config.backbone_prediction,
+            self._readouts[backbone][rows, -1],
+            self.sim.task.classes,
+            self._labels[backbone],
+            self._head_stream(backbone),
+        )
+
+    def _head_stream(self, backbone: str) -> np.random.Generator:
+        """Where a random head is drawn from: the same head for every device of a backbone, and
+        again for inference.
+        """
+        return self.sim.streams.rng("backbone/head", backbone)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
+        """The payload's bytes: activations and prediction differences (for cross-entropy: labels
+        and predictions).
+
+        None at all where the activations are not finite: no number format could say so.
+        """
+        from learning.side.activations import Activations, encode
+        from learning.side.prediction_difference import difference
+
+        if not np.isfinite(activations).all():
+            return b""
+        labels, y_b = self.sim.task.labels[samples], self._own_prediction(backbone, samples)
+        targets = difference(labels, y_b)
+        if self.config.loss == "cross-entropy":
+            targets = np.concatenate([targets + y_b, y_b], axis=1)
+        return encode(Activations(activations, targets, samples), self.config.wire)
+
+    # --- what the server computes
+
+    def fresh(self, seed: int) -> SideTuning:
+        """An untrained side network of this learner's shape, to be judged on the held-out texts."""
+        from learning.side.tuning import SideTuning, Training
+
+        training = Training(self.config.learning_rate, self.config.weight_decay, self.config.loss)
+        return SideTuning(self.shape, self.config.side_network, training, self._held_out, seed)
+
+    def ingest(self, backbone: str, data: Any, count: int) -> bool:
+        """Decode a payload of so many records into the server's; False for one that holds nothing
+        usable.
+        """
+        if not self._is_usable(data):
+            return False
+        batch = self._received(backbone, data)
+        self.records += [(backbone, batch, row) for row in range(count)]
+        if self.config.side_network.normalise == "standard":
+            self.tuning = self.sim.host.learn(
+                _observed, Taken(self.tuning), backbone, batch, revive=self._revived
+            )
+        return True
+
+    def _is_usable(self, data: Any) -> bool:
+        return bool(data)
+
+    def _received(self, backbone: str, data: bytes) -> Learned:
+        """A payload decoded: [(vectors, target), ...]."""
+        from learning.side.activations import decode
+
+        received = decode(data)
+        key = hashlib.blake2b(data, digest_size=16).hexdigest()
+        return Learned.given(f"payload/{key}", paired(received.values, received.targets))
+
+    def forget(self, records: Sequence[int]) -> None:
+        """Drop records that no later update will ask for."""
+        for number in records:
+            self.records[number] = None
+
+    def step(self, records: Sequence[int]) -> Callable[[], Learned]:
+        """One update on the records of these numbers; gives its loss."""
+        mine = [self.records[number] for number in sorted(records)]
+        how = {"stored": (True, True), "revive": self._revived}
+        self.tuning, loss = self.sim.host.learn(_trained, Taken(self.tuning), mine, **how)
+
+        def joined() -> Learned:
+            if loss.is_new and not math.isfinite(
+                loss.value
+            ):  # it would have ended the interrupted run
+                self.diverged = "loss"
+            return loss
+
+        return joined
+
+    def _revived(self, saved: Mapping[str, Tensor]) -> SideTuning:
+        return self.fresh(self._seed).load(saved)
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Accuracy by backbone on the held-out texts."""
+        return self.sim.host.look(_scores, self.tuning)
+
+    def _of_test(self) -> dict[str, Any]:
+        from learning.side.tuning import HeldOut
+
+        test = self.sim.task.test
+        labels = self.sim.task.labels[test]
+        return {
+            name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels)
+            for name in self.vectors
+        }
+
+    def digest(self) -> str:
+        """A digest of the shipped weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tuning.value.averaged.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/side_network.safetensors with what is needed to use it."""
+        from learning.side.inference import notes_for
+
+        folder.mkdir(exist_ok=True)
+        heads = {}
+        if self.config.backbone_prediction == "random-head":
+            heads = {name: self._head_stream(name) for name in self.vectors}
+        notes = notes_for(
+            {name: self.sim.costing.learned[name] for name in self.vectors},
+            self.vectors,
+            self.sim.task.class_names,
+            pairs=self.sim.task.texts.second_texts is not None,
+            heads=heads,
+            readout=self.config.readout,
+            backbone_prediction=self.config.backbone_prediction,
+            loss=self.config.loss,
+            max_tokens=str(self.sim.task.max_tokens),
+            seed=str(self.sim.scenario.seed),
+        )
+        self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
+
+
+def paired(values: np.ndarray, targets: np.ndarray) -> list[Record]:
+    """Records of a batch's vectors [n, V, d_m] and targets [n, ...]."""
+    import torch
+
+    return list(zip(torch.from_numpy(values), torch.from_numpy(targets), strict=True))
+
+
+def _observed(tuning: SideTuning, backbone: str, batch: list[Record]) -> SideTuning:
+    import torch
+
+    tuning.observe(backbone, torch.stack([values for values, _ in batch]))
+    return tuning
+
+
+def _trained(
+    tuning: SideTuning, records: list[tuple[str, list[Record], int]]
+) -> tuple[SideTuning, float]:
+    return tuning, tuning.train([(backbone, *batch[row]) for backbone, batch, row in records])
+
+
+def _scores(tuning: SideTuning) -> dict[str, float]:
+    return tuning.evaluate()

@@ -1,0 +1,73 @@
+"""The learning behind methods that upload whole matrices: every token's hidden state of the sampled
+layers, at few bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from learning.side.full_activations import FullActivations, decode, encode, pooled
+from sim.kernel.learned import Learned
+from sim.methods.side_tuning.learner import Record, SideTuningLearner, paired
+
+
+class MatrixLearner(SideTuningLearner):
+    """Devices send [layers, tokens, width] with rounding; the server pools what came to one vector
+    a layer and text.
+
+    Targets on the wire are prediction differences or, for cross-entropy, the labels (one-hot): the
+    server then takes the uniform prediction for the backbone's, so that the side network's output
+    alone decides.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        from learning.backbones.backbone import Backbone
+
+        super().__init__(*args)
+        self._backbones = {name: Backbone(self.sim.costing.learned[name]) for name in self.vectors}
+
+    def matrices(self, backbone: str, samples: np.ndarray) -> Learned:
+        """The hidden states of a batch as the payload's bytes."""
+        return self.sim.host.learn(self._payload, backbone, samples)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: Learned) -> Learned:
+        """They are bytes already."""
+        return activations
+
+    def _payload(self, backbone: str, samples: np.ndarray) -> bytes:
+        from learning.side.prediction_difference import difference
+
+        activations = self.states(backbone, samples)
+        if not np.isfinite(activations[0]).all():
+            return b""
+        labels = self.sim.task.labels[samples]
+        if self.config.loss == "cross-entropy":
+            y_b = np.zeros((len(samples), self.sim.task.classes), np.float32)
+        else:
+            y_b = self._own_prediction(backbone, samples)
+        return encode(
+            FullActivations(*activations, difference(labels, y_b), samples), self.config.bits
+        )
+
+    def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""
+        from learning.side.full_activations import full_states
+
+        tokens = self.sim.task.tokens(self.sim.costing.learned[backbone], samples)
+        return full_states(self._backbones[backbone], tokens, self.vectors[backbone])
+
+    def _is_usable(self, data: Learned) -> bool:
+        return self.sim.host.look(bool, data)  # whether there is anything in it
+
+    def _received(self, backbone: str, data: Learned) -> Learned:
+        """The payload decoded and pooled: one vector a layer and text."""
+        return self.sim.host.learn(self._pooled, backbone, data)
+
+    def _pooled(self, backbone: str, data: bytes) -> list[Record]:
+        received = decode(data, self.shape.backbone_widths[backbone])
+        targets = received.targets
+        if self.config.loss == "cross-entropy":
+            targets = np.concatenate([targets, np.full_like(targets, 1 / targets.shape[1])], axis=1)
+        return paired(pooled(received, self.config.readout), targets)

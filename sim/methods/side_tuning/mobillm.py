@@ -1,0 +1,75 @@
+"""MobiLLM (arXiv 2502.20421): whole activation matrices at few bits, every epoch, and the labels,
+to a server that trains.
+
+The device's forward pass of the next batch overlaps the upload of the last one and the server's
+step on the one before: two processes of the device, with room for one batch between them. In steady
+state a batch takes as long as the slowest of the three; only the first pays for all. PAE MobiLLM is
+this with differences for labels, one token for a matrix, and a cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Literal
+
+import simpy
+from pydantic import Field
+
+from sim.kernel.device import Device
+from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+from sim.methods.side_tuning.shared import SideTuningSettings
+
+
+class MobiLLM(PaeMobiLLM):
+    """Quantised activation matrices and labels to the server every epoch; forward, upload and
+    training overlap.
+    """
+
+    class Config(SideTuningSettings):
+        """Settings of MobiLLM."""
+
+        kind: Literal["mobillm"]
+        epochs: int = Field(20, ge=1)
+        """Passes over the samples; each is computed and sent."""
+        bits: Literal[16, 8, 4] = 8
+        """Of a number on the wire."""
+        overlap: bool = True
+        """Compute the next batch while the last one is under way."""
+        loss: Literal["cross-entropy"] = "cross-entropy"
+        """The server has the labels."""
+        backbone_prediction: Literal["uniform"] = "uniform"
+        """The side network's output alone decides."""
+        device_batch: int = Field(16, ge=1)
+        """Samples of one forward pass, one upload and one update of the server."""
+        cache: Literal[False] = False
+        shortcut: Literal["matrix"] = "matrix"
+        deliver: bool = True
+        """After training, send each device the side network."""
+
+    def device(self, device: Device) -> Generator:
+        """Its own data, once an epoch: forward passes, with another process that sends what they
+        gave.
+        """
+        yield from device.arrive()
+        ready = simpy.Store(self.sim.env, capacity=1)
+        sender = self.sim.start(device, self.send(device, ready))
+        for _ in range(self.config.epochs):
+            for batch in device.batches(self.config.device_batch):
+                yield from device.until(batch.ready_s)
+                activations = yield from device.compute(self.forward(device, batch.samples))
+                sent = self.sim.env.event()
+                yield ready.put((self.payload(device, batch.samples, activations), sent))
+                if not self.config.overlap:
+                    yield sent
+        yield ready.put((None, None))
+        yield sender
+
+    def send(self, device: Device, ready: simpy.Store) -> Generator:
+        """Upload batch after batch, as they become ready."""
+        while True:
+            payload, sent = yield ready.get()
+            if payload is None:
+                return
+            yield from device.upload(payload)
+            self.sim.server.receive(payload)
+            sent.succeed()

@@ -1,0 +1,150 @@
+"""PAE MobiLLM (arXiv 2507.01216): one device runs forward passes, a server trains a side network
+and never sees a label.
+
+A device uploads, for each sample, one vector of every layer and the difference between the truth
+and its backbone's own prediction. The server keeps what it gets: in later epochs a recurring sample
+is neither computed nor sent again, and the server goes on alone. Both savings can be switched off.
+Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from learning.side.full_activations import encoded_nbytes
+from sim.kernel.device import Device
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Work
+from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.matrix_learner import MatrixLearner
+from sim.methods.side_tuning.shared import SideTuningSettings
+from sim.scenario.settings import OnlyFor
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class PaeMobiLLM(FedMobiLLM):
+    """Additive side-tuning with a one-token shortcut, an activation cache at the server, and no
+    labels there.
+    """
+
+    class Config(SideTuningSettings):
+        """Settings of PAE MobiLLM."""
+
+        only_for: ClassVar[OnlyFor] = {
+            "server_batch": ("`cache: true`", lambda settings: settings.cache)
+        }
+        kind: Literal["pae-mobillm"]
+        epochs: int = Field(20, ge=1)
+        """Passes over the samples."""
+        cache: bool = True
+        """Keep activations at the server; otherwise every epoch is computed and sent again."""
+        shortcut: Literal["pivot", "matrix"] = "pivot"
+        """Send one vector of a layer (the one the readout names), or the whole matrix [tokens,
+        width].
+        """
+        bits: Literal[32, 16, 8, 4] = 32
+        """Of a number on the wire; 4 for matrices only."""
+        loss: Literal["squared-error"] = "squared-error"
+        """On the prediction difference: the server has no labels."""
+        server_batch: int = Field(32, ge=1)
+        """Records of one update from the cache; without a cache every payload is one update."""
+        deliver: bool = True
+        """After training, send each device the side network."""
+
+        @model_validator(mode="after")
+        def _four_bits_are_for_matrices(self):
+            if self.shortcut == "pivot" and self.bits == 4:
+                raise ValueError(
+                    "bits: 4 is for shortcut: matrix; single vectors go with 32, 16 or 8"
+                )
+            return self
+
+        @property
+        def wire(self) -> str:
+            """The number format of single vectors."""
+            return {32: "float32", 16: "float16", 8: "int8"}[self.bits]
+
+        @property
+        def replay(self) -> int:
+            """With a cache every record is used once an epoch."""
+            return self.epochs
+
+        @property
+        def eager(self) -> float:
+            """The first epoch is trained as samples arrive, the others follow when all have
+            arrived.
+            """
+            return 1 / self.epochs
+
+    def __init__(self, config: Config, sim: Simulation) -> None:
+        self.real_learner = MatrixLearner if config.shortcut == "matrix" else SideTuningLearner
+        super().__init__(config, sim)
+
+    def device(self, device: Device) -> Generator:
+        """Its own data: once with a cache at the server, once an epoch without."""
+        yield from device.arrive()
+        for _ in range(1 if self.config.cache else self.config.epochs):
+            yield from self.pass_over_data(device)
+
+    def server(self, server: Server) -> Generator:
+        """With a cache as in Fed MobiLLM; without, every payload is one update and then
+        forgotten.
+        """
+        if self.config.cache:
+            yield from super().server(server)
+            return
+        landed = []
+        while not self.sim.target_reached:
+            landed += server.take()
+            if landed:
+                payload = landed.pop(0)
+                before = len(self.cache)
+                self.ingest(payload)
+                if not (records := list(range(before, len(self.cache)))):
+                    continue  # nothing usable came
+                loss = yield from server.compute(self.update(records), [payload.number])
+                self.learner.forget(records)
+                self.sim.after_update(self.learner, loss, len(landed))
+            elif self.sim.devices_at_work:
+                yield from server.wait()
+            else:
+                break
+        yield from self.end(server)
+
+    def forward(self, device: Device, samples: np.ndarray) -> Work:
+        """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""
+        if self.config.shortcut == "pivot":
+            return super().forward(device, samples)
+        lengths = self.sim.lengths(device, samples)
+        cost = self.sim.costing.forward(device.member, lengths)
+        kept = (
+            4
+            * self.shape.vectors
+            * int(lengths.sum())
+            * self.shape.backbone_widths[device.backbone]
+        )
+        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
+        return self.learner.work(cost, "matrices", device.backbone, samples)
+
+    def payload(self, device: Device, samples: np.ndarray, activations) -> Payload:
+        """Activations and targets, encoded; charged by the exact size of the charged shapes."""
+        if self.config.shortcut == "pivot":
+            return super().payload(device, samples, activations)
+        tokens, width = (
+            int(self.sim.lengths(device, samples).sum()),
+            self.shape.backbone_widths[device.backbone],
+        )
+        shape = (len(samples), tokens, self.shape.vectors, width, self.sim.task.classes)
+        self.payloads += 1
+        data = self.learner.encode(device.backbone, samples, activations)
+        return Payload(
+            self.payloads, device, samples, encoded_nbytes(self.config.bits, *shape), data
+        )

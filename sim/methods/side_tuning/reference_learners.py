@@ -1,0 +1,94 @@
+"""The learning behind the references: at the server alone, one side network a backbone, and every
+device on its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.kernel.learned import Learned
+from sim.methods.real_learner import RealLearner
+from sim.methods.side_tuning.learner import SideTuningLearner
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class ServerLearner(SideTuningLearner):
+    """One backbone at the server reads everybody's texts; its accuracy is every device's."""
+
+    def _parts_of(self, backbone: str) -> list[np.ndarray]:
+        return [device.samples for device in self.sim.devices]
+
+    def evaluate(self) -> dict[str, float | None]:
+        """The one model's held-out accuracy, under the name of every backbone of the fleet."""
+        (accuracy,) = super().evaluate().values()
+        return dict.fromkeys(self.sim.costing.learned, accuracy)
+
+
+class SeparateLearner(RealLearner):
+    """A `SideTuningLearner` for each backbone."""
+
+    def __init__(self, config: Any, sim: Simulation) -> None:
+        if (
+            config.taps == "interval"
+        ):  # of the whole fleet, so that the uploads are those of a shared side network
+            config = config.model_copy(update={"taps": min(_depths(sim).values())})
+        self.sim = sim
+        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
+
+    @property
+    def diverged(self) -> str | None:
+        """What of any network is no longer finite."""
+        return next((learner.diverged for learner in self._of.values() if learner.diverged), None)
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """As one of its learners."""
+        return next(iter(self._of.values())).predicts_untrained
+
+    def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
+        return self._of[backbone].forward(backbone, samples)
+
+    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
+        """The payload's bytes."""
+        return self._of[backbone].encode(backbone, samples, activations)
+
+    def ingest(self, backbone: str, data: Any, count: int) -> bool:
+        """Decode a payload into its backbone's records; False for one that holds nothing usable."""
+        return self._of[backbone].ingest(backbone, data, count)
+
+    def step_of(self, backbone: str, records: Sequence[int]) -> Callable[[], Learned]:
+        """One update of one backbone's side network; gives its loss."""
+        return self._of[backbone].step(records)
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Held-out accuracy of every backbone with its own side network."""
+        return {name: learner.evaluate()[name] for name, learner in self._of.items()}
+
+    def digest(self) -> str:
+        """A digest of all networks."""
+        return hashlib.sha256(
+            "".join(learner.digest() for learner in self._of.values()).encode()
+        ).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """model/<backbone>/side_network.safetensors of each."""
+        folder.mkdir(exist_ok=True)
+        for name, learner in self._of.items():
+            learner.save(folder / name)
+
+
+def _depths(sim: Simulation) -> dict[str, int]:
+    from learning.backbones import catalogue
+
+    return {
+        name: catalogue.depth_of(catalogue.config_of(spec))
+        for name, spec in sim.costing.learned.items()
+    }

@@ -1,0 +1,59 @@
+"""The server's cache of records, shuffled as it is stored: which record numbers there are and which
+come next.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+
+class ReplayCache:
+    """Record numbers in a random order, replayed epoch by epoch.
+
+    New records enter at random positions of what is still to come in the running epoch, against the
+    bias of the order in which non-IID devices arrive; when an epoch is used up all records are
+    shuffled anew.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._backbone_of: list[str] = []
+        self._to_come: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._backbone_of)
+
+    def insert(self, backbone: str, count: int) -> None:
+        """Add `count` records of one backbone, numbered on from the last."""
+        first = len(self)
+        for number, u in zip(range(first, first + count), self._rng.random(count), strict=True):
+            # swap with a random one instead of shifting: the order is as random, the cost does not
+            # grow
+            self._to_come.append(number)
+            other = int(u * len(self._to_come))
+            self._to_come[other], self._to_come[-1] = self._to_come[-1], self._to_come[other]
+        self._backbone_of += [backbone] * count
+
+    def draw(self, count: int) -> list[int]:
+        """The next record numbers, at most all of them, none twice."""
+        count = min(count, len(self))
+        drawn = self._take(count)
+        if (
+            len(drawn) < count
+        ):  # the epoch is used up: shuffle anew, but give no record twice in one draw
+            again = self._rng.permutation(len(self))
+            first = again[~np.isin(again, drawn)][len(drawn) - count :]
+            self._to_come = again[~np.isin(again, first)].tolist()
+            drawn += first.tolist()
+        return drawn
+
+    def _take(self, count: int) -> list[int]:
+        taken = self._to_come[-count:] if count else []
+        del self._to_come[len(self._to_come) - len(taken) :]
+        return taken
+
+    def count_by_backbone(self, records: list[int]) -> Counter[str]:
+        """How many of these records came from each backbone."""
+        return Counter(map(self._backbone_of.__getitem__, records))

@@ -1,0 +1,42 @@
+"""Texts as bytes on the wire: what a device sends when it keeps nothing to itself."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from learning.data.texts import TextDataset
+
+_FRAME = struct.Struct(
+    "<HII"
+)  # class number, bytes of the text, bytes of its second part (0 for single texts)
+
+
+def encode_texts(texts: TextDataset, samples: np.ndarray) -> bytes:
+    """The samples' texts in UTF-8, each after 10 bytes: its label and its lengths."""
+    parts = []
+    for sample in samples:
+        first = texts.texts[sample].encode()
+        second = texts.second_texts[sample].encode() if texts.second_texts is not None else b""
+        parts += [_FRAME.pack(int(texts.labels[sample]), len(first), len(second)), first, second]
+    return b"".join(parts)
+
+
+def decode_texts(data: bytes) -> list[tuple[str, str, int]]:
+    """(text, second text, class number) of each sample."""
+    found, at = [], 0
+    while at < len(data):
+        label, first, second = _FRAME.unpack_from(data, at)
+        at += _FRAME.size
+        found.append(
+            (data[at : at + first].decode(), data[at + first : at + first + second].decode(), label)
+        )
+        at += first + second
+    return found
+
+
+def texts_nbytes(text_bytes: Sequence[int]) -> int:
+    """The size of such a payload from the bytes of its texts."""
+    return sum(text_bytes) + _FRAME.size * len(text_bytes)

@@ -1,0 +1,68 @@
+"""What split learning costs: counted parts on devices and server, and the exact bytes of what
+crosses between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from learning.cost.costs import Cost
+from learning.cost.count_split import PartArchitecture
+from sim.kernel.device import Device
+
+
+class Charging:
+    """Charges the parts of each backbone, numbered from the tokens to the loss, of which `own` are
+    on the device.
+    """
+
+    def __init__(
+        self, sim, parts: dict[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
+    ) -> None:
+        self.sim, self.parts, self.own = sim, parts, own
+
+    def forward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
+        """One part's forward pass over a batch of the device's texts, padded to the longest."""
+        return self._charged(
+            device, part, self.parts[device.backbone][part].forward(*self._shape(device, samples))
+        )
+
+    def backward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
+        """One part's backward pass over the batch and its optimiser's step."""
+        return self._charged(
+            device, part, self.parts[device.backbone][part].backward(*self._shape(device, samples))
+        )
+
+    def wire_bytes(self, device: Device, samples: np.ndarray, part: int, numbers: int = 0) -> int:
+        """The vectors of all real tokens after a part, in float32, and so many numbers of 4 bytes a
+        text.
+        """
+        batch, tokens = self._shape(device, samples)
+        fixed = self.sim.costing.fixed_tokens is not None
+        vectors = batch * tokens if fixed else int(self.sim.lengths(device, samples).sum())
+        return 4 * (vectors * self.parts[device.backbone][part].width + numbers * batch)
+
+    def device_bytes(self, device: Device) -> int:
+        """What a round carries each way: the trained numbers of the device's parts."""
+        return sum(self.parts[device.backbone][part].trainable_bytes for part in self.own)
+
+    def server_bytes(self, device: Device) -> int:
+        """The trained numbers that the server holds for one such device."""
+        parts = self.parts[device.backbone]
+        return sum(part.trainable_bytes for part in parts) - self.device_bytes(device)
+
+    def _shape(self, device: Device, samples: np.ndarray) -> tuple[int, int]:
+        longest = int(self.sim.lengths(device, samples).max())
+        return len(samples), self.sim.costing.fixed_tokens or longest
+
+    def _charged(self, device: Device, part: int, cost: Cost) -> Cost:
+        if part not in self.own:
+            return cost
+        # a device adds its whole backbone's weights to what work needs; here it holds its parts
+        # alone
+        kept = sum(self.parts[device.backbone][own].kept_bytes() for own in self.own)
+        return replace(
+            cost, peak_bytes=cost.peak_bytes + kept - self.sim.costing.weight_bytes(device.member)
+        )

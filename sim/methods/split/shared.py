@@ -1,0 +1,171 @@
+"""What methods that split the model share: their settings, a device's round, the server's copies,
+what is charged.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from learning.cost.costs import Cost
+from learning.cost.count_split import PartArchitecture
+from sim.kernel.device import Device
+from sim.kernel.learner import NullLearner
+from sim.kernel.spans import waiting
+from sim.kernel.work import Payload, Task, Work
+from sim.methods.split.charging import Charging
+from sim.methods.split.learner import SplitLearner
+from sim.scenario.settings import Settings
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+
+class SplitSettings(Settings):
+    """Settings of every method that splits the model between device and server."""
+
+    participation: float = Field(1.0, gt=0, le=1)
+    """Share of the fleet that takes part in a round."""
+    local_epochs: int = Field(1, ge=1)
+    """Passes of a device over its texts in a round."""
+    device_batch: int = Field(16, ge=1)
+    weight_decay: float = Field(0.0, ge=0)
+    readout: Literal["first", "last", "mean"] = "mean"
+    weigh_by_samples: bool = False
+    """Weigh devices by their number of samples instead of equally."""
+    evaluate_every: int = Field(1, ge=1)
+    """Rounds between two evaluations."""
+
+
+class SplitTraining:
+    """The devices' side of split learning and what the server keeps; a method adds `batch`,
+    `server` and its parts.
+    """
+
+    Learner: type[SplitLearner] = SplitLearner
+
+    def __init__(
+        self,
+        config: Any,
+        sim: Simulation,
+        parts: dict[str, tuple[PartArchitecture, ...]],
+        in_parallel: bool,
+        learning_rate: float,
+        *learner_args: Any,
+    ) -> None:
+        self.config, self.sim, self.in_parallel = config, sim, in_parallel
+        self.charging = Charging(sim, parts, self.Learner.own)
+        step = {"learning_rate": learning_rate, "weight_decay": config.weight_decay}
+        self.learner = NullLearner() if sim.dry else self.Learner(sim, step, *learner_args)
+        self.copies: dict[
+            str, Any
+        ] = {}  # what the server trains for each device, or for all of them
+        self.payloads = self.turns = 0
+
+    def peak_bytes(self, device: Device) -> int:
+        """Of the device's own parts, trained on its longest batch."""
+        own, batches = self.charging.own, list(self.batches(device, Task(0, None, None)))
+        peaks = [
+            self.charging.backward(device, samples, part).peak_bytes
+            for samples in batches
+            for part in own
+        ]
+        return device.held_bytes(max(peaks, default=0))
+
+    def device(self, device: Device) -> Generator:
+        """Take part whenever the server asks."""
+        yield from device.arrive()
+        yield from device.serve(functools.partial(self.round, device))
+
+    def round(self, device: Device, task: Task) -> Generator:
+        """Download the device's parts, train them batch by batch together with the server, and send
+        them back.
+        """
+        nbytes = self.charging.device_bytes(device)
+        yield from device.download(nbytes)
+        slot = [task.model]
+        for samples in self.batches(device, task):
+            slot[:] = [(yield from self.batch(device, task, samples, slot))]
+        (held,) = slot
+        data = None if held is None else self.learner.answer(held)
+        del slot, held  # what is on its way is all that the device has left
+        if device.id in self.copies:
+            self.copies[device.id] = self.copies[device.id]._replace(moments=None)
+        yield from self.send(device, task, device.samples, nbytes, data, answers=True)
+
+    def batches(self, device: Device, task: Task) -> Iterator[np.ndarray]:
+        """The device's texts, shuffled anew every epoch."""
+        rng, size = (
+            self.sim.streams.rng("local-training", f"{device.id}/{task.version}"),
+            self.config.device_batch,
+        )
+        for _ in range(self.config.local_epochs):
+            order = rng.permutation(device.samples)
+            yield from (order[start : start + size] for start in range(0, len(order), size))
+
+    def send(
+        self,
+        device: Device,
+        task: Task,
+        samples: np.ndarray,
+        nbytes: int,
+        data: bytes | None,
+        answers: bool = False,
+    ) -> Generator[Any, Any, Payload]:
+        """Upload a payload; one that `answers` the round's task goes to the server's inbox."""
+        self.payloads += 1
+        payload = Payload(self.payloads, device, samples, nbytes, data, task.version)
+        yield from device.upload(payload)
+        if answers:
+            self.sim.server.receive(payload)
+        return payload
+
+    # --- what the server does for a device
+
+    def served(
+        self, device: Device, task: Task, payload: Payload, cost: Cost, name: str, *args: Any
+    ) -> Generator[Any, Any, Any]:
+        """The server works on what has just come with what it trains together with this device; the
+        device waits.
+        """
+        copy = self.copies.get(device.id if self.in_parallel else "all", task.model)
+        work = self.learner.work(cost, name, *args, copy, payload.data)
+        with waiting(device):
+            return (yield from self.sim.server.compute(work, [payload.number]))
+
+    def trained(
+        self, device: Device, task: Task, payload: Payload, *what: Any
+    ) -> Generator[Any, Any, bytes | None]:
+        """The same where the server makes a step: what it trained is kept; returns the gradient for
+        the device.
+        """
+        return self.keep(device, (yield from self.served(device, task, payload, *what)))
+
+    def keep(self, device: Device, done: tuple[bytes, Any] | None) -> bytes | None:
+        """Keep what the server trained; returns what it has for the device."""
+        if done is None:
+            return None
+        gradient, self.copies[device.id if self.in_parallel else "all"] = done
+        return gradient
+
+    def aggregation(self, answers: list[Payload]) -> Work:
+        """The means of what devices sent and, with clients in parallel, of the server's copies for
+        them.
+        """
+        weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
+        nbytes = sum(
+            p.nbytes + self.in_parallel * self.charging.server_bytes(p.sender) for p in answers
+        )
+        cost, names, data = (
+            Cost(nbytes, 2 * nbytes),
+            [p.sender.backbone for p in answers],
+            [p.data for p in answers],
+        )
+        copies = [self.copies.get(p.sender.id) for p in answers] if self.in_parallel else []
+        return self.learner.work(
+            cost, "aggregate", names, data, weights, copies, self.copies.get("all")
+        )

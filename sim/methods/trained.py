@@ -1,0 +1,48 @@
+"""What is trained beside the head, and the settings that belong to one kind of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_serializer
+
+from sim.scenario.settings import OnlyFor, Settings
+
+
+class Trained(Settings):
+    """Settings whose `peft` (or whose kind) says what is trained, with sizes of LoRA and
+    adapters.
+    """
+
+    only_for: ClassVar[OnlyFor] = {
+        **dict.fromkeys(
+            ("rank", "alpha", "target_modules"),
+            ("LoRA", lambda settings: settings.trains == "lora"),
+        ),
+        "bottleneck": ("adapters", lambda settings: settings.trains == "adapter"),
+        "gradient_checkpointing": (
+            "what has layers to go back through",
+            lambda settings: settings.trains != "head",
+        ),
+    }
+    target_modules: (
+        Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] | None
+    ) = None
+    """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for
+    the architecture.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_targets(self, dump: Callable[[Trained], dict[str, Any]]) -> dict[str, Any]:
+        """Who leaves the later setting alone keeps the digest."""
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key != "target_modules" or value is not None
+        }
+
+    @property
+    def trains(self) -> str:
+        """lora, adapter, bitfit, full or head."""
+        return self.peft

@@ -1,1 +1,0 @@
-"""The same stories in the real world: processes, sockets and torch, paced to the scaled time of their devices and links."""

@@ -1,0 +1,211 @@
+"""What is wrong with a well-formed scenario before anything runs: names that do not exist, things
+that do not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+
+import devices.profile
+import network.profile
+from devices import availability as rhythms
+from learning.backbones import catalogue
+from learning.data import texts as data
+from sim.scenario.arrivals import ListedJoin
+from sim.scenario.availability import Diurnal
+from sim.scenario.schema import MOST_DEVICES, Compare, Mix, Scenario, SizedData
+from sim.scenario.settings import why_unread
+
+
+def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with a well-formed scenario: names that do not exist, things that do not fit;
+    (where, what).
+    """
+    device_names, link_names = set(devices.profile.names()), set(network.profile.names())
+    for index, group in enumerate(scenario.fleet):
+        here = ("fleet", index)
+        for device in choices(group.device):
+            yield from _unknown((*here, "device"), device, device_names, "device", "list devices")
+            for engine in choices(group.engine):
+                if device in device_names or _is_file(device):
+                    yield from _tried(
+                        (*here, "engine"),
+                        lambda d=device, e=engine: devices.profile.load(d).engine(e),
+                    )
+        for link in choices(group.link):
+            yield from _unknown((*here, "link"), link, link_names, "link", "list links")
+        for backbone in choices(group.backbone):
+            yield from _tried((*here, "backbone"), lambda b=backbone: _with_weights(b, scenario))
+        for cell in choices(group.cell) if group.cell is not None else ():
+            yield from _unknown((*here, "cell"), cell, set(scenario.cells), "cell", None)
+        for number, cell in enumerate(group.mobility.cells if group.mobility else ()):
+            yield from _unknown(
+                (*here, "mobility", "cells", number),
+                cell,
+                set(scenario.cells),
+                "cell",
+                None,
+                file=False,
+            )
+    yield from _unknown(
+        ("server", "device"), scenario.server.device, device_names, "device", "list devices"
+    )
+    if scenario.server.device in device_names:
+        server = scenario.server
+        yield from _tried(
+            ("server", "engine"), lambda: devices.profile.load(server.device).engine(server.engine)
+        )
+    if isinstance(scenario.task.dataset, str):
+        known = {info.name for info in data.names()}
+        yield from _unknown(
+            ("task", "dataset"),
+            scenario.task.dataset,
+            known,
+            "data set",
+            "list datasets",
+            file=False,
+        )
+    if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
+        yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
+    yield from scenario.ignored()
+    yield from _cell_problems(scenario)
+    yield from _trace_problems(scenario)
+    if scenario.compare:
+        for key in ("ours", "reference"):
+            label = getattr(scenario.compare, key)
+            if label is not None:
+                yield from _unknown(
+                    ("compare", key),
+                    label,
+                    set(scenario.compare.methods),
+                    "method",
+                    None,
+                    file=False,
+                )
+        yield from _tuning_problems(scenario.compare, scenario.stop.target)
+        for index, label in enumerate(scenario.compare.baselines or ()):
+            where = ("compare", "baselines", index)
+            yield from _unknown(
+                where, label, set(scenario.compare.methods), "method", None, file=False
+            )
+    if isinstance(scenario.arrivals, ListedJoin):
+        total = sum(group.count for group in scenario.fleet)
+        if len(scenario.arrivals.times) != total:
+            yield (
+                ("arrivals", "times"),
+                f"{len(scenario.arrivals.times)} joining times for {total} devices",
+            )
+    if scenario.dropout and scenario.dropout.times is not None:
+        total = sum(group.count for group in scenario.fleet)
+        if len(scenario.dropout.times) != total:
+            yield (
+                ("dropout", "times"),
+                f"{len(scenario.dropout.times)} drop-out times for {total} devices",
+            )
+    if isinstance(scenario.availability, Diurnal):
+        yield from _tried(
+            ("availability", "rhythm"), lambda: rhythms.load(scenario.availability.rhythm)
+        )
+    if scenario.cost_as:
+        costed = scenario.cost_as.backbone
+        for name in [costed] if isinstance(costed, str) else costed.values():
+            yield from _tried(
+                ("cost_as", "backbone"), lambda n=name: catalogue.find(n, scenario.own_backbones)
+            )
+        if isinstance(costed, dict):
+            used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
+            for name in sorted(used - set(costed)):
+                yield ("cost_as", "backbone"), f"nothing is said for {name!r}, which the fleet uses"
+
+
+def _tuning_problems(
+    compare: Compare, target: float | None
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if compare.tune is None:
+        return
+    if compare.over is not None:
+        yield ("compare", "tune"), "does not go together with `over`: tune in a scenario of its own"
+    if compare.target is None and target is None:
+        yield ("compare", "tune"), "needs a `target`: what is tuned is the cost to reach it"
+    for label in compare.tune.dials:
+        where = ("compare", "tune", "dials", label)
+        yield from _unknown(where, label, set(compare.methods), "method", None, file=False)
+        dials = compare.tune.dials[label]
+        for key in dials if label in compare.methods and "peft" not in dials else ():
+            if what := why_unread(compare.methods[label], key):
+                yield (*where, key), f"is for {what} alone, so that it would tune nothing"
+
+
+def _cell_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    for name, cell in scenario.cells.items():
+        if cell.kind == "shared" and (cell.up is None or cell.down is None):
+            yield (
+                ("cells", name),
+                "a shared cell needs `up` and `down`; air, `kind: wifi` or `cellular`, can do "
+                "without",
+            )
+    for index, group in enumerate(scenario.fleet):
+        if group.mobility and group.cell is not None:
+            yield (
+                ("fleet", index, "mobility"),
+                "says in which cells its devices are: leave out `cell`",
+            )
+        if group.mobility and len(set(group.mobility.cells)) < len(group.mobility.cells):
+            yield ("fleet", index, "mobility", "cells"), "names a cell twice"
+
+
+def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    links = {"ingress", "egress"} | {
+        f"{cell}/{way}" for cell in scenario.cells for way in ("up", "down")
+    }
+    for name, trace in scenario.traces.items():
+        yield from _unknown(("traces", name), name, links, "shared link", None, file=False)
+        if isinstance(trace, str):
+            continue  # a file, which says itself what is wrong with it
+        if len(trace.times) != len(trace.capacity):
+            yield ("traces", name), f"{len(trace.times)} times for {len(trace.capacity)} capacities"
+        elif trace.times[0] != 0 or any(
+            b <= a for a, b in zip(trace.times, trace.times[1:], strict=False)
+        ):
+            yield ("traces", name, "times"), "times must start at 0 s and rise"
+        elif trace.period is not None and trace.period <= trace.times[-1]:
+            yield ("traces", name, "period"), "the period must be longer than the last time"
+
+
+def choices(mix: Mix) -> list[str]:
+    """The names that a mix may give."""
+    return list(mix) if isinstance(mix, Mapping) else [mix]
+
+
+def _with_weights(name: str, scenario: Scenario) -> None:
+    spec = catalogue.find(name, scenario.own_backbones)
+    if not spec.has_weights and not isinstance(scenario.task.dataset, SizedData):
+        raise ValueError(
+            f"{name!r} is an architecture without weights: it can be costed (cost_as), not learn"
+        )
+
+
+def _unknown(where, name, known: set[str], kind: str, listing: str | None, file: bool = True):
+    if name in known or (file and _is_file(name)):
+        return
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    see = (
+        f" (`mobifleet {listing}` shows all)"
+        if listing
+        else f" (there are: {', '.join(sorted(known)) or 'none'})"
+    )
+    yield where, f"no {kind} is called {name!r}{hint}{see}"
+
+
+def _tried(where, attempt):
+    try:
+        attempt()
+    except ValueError as error:
+        yield where, str(error)
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()

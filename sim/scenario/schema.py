@@ -1,0 +1,445 @@
+"""What a scenario file may say: the fields, their units and their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+
+from inputs.units import BitsPerSecond, Bytes, Seconds
+from learning.data.labels import MOST_CLASSES
+from sim.methods import AnyMethod
+from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
+from sim.scenario.availability import AnyAvailability, DropOut
+from sim.scenario.conditions import Varying
+from sim.scenario.named_files import DeviceName, FilePath, HubModel, LinkName, ModelFolder
+from sim.scenario.settings import OnlyFor, Settings
+
+MOST_TEXTS, MOST_DEVICES = (
+    2_000_000,
+    2_000_000,
+)  # so that a slip of the keyboard is an error, not all memory
+
+Looking = TypeVar("Looking", bound=Settings)
+
+Weight = Annotated[float, Field(ge=0)]
+Mix = str | dict[str, Weight]
+"""One name for all, or a mapping name -> weight to draw from."""
+
+
+class Iid(Settings):
+    """Equal parts of a random order."""
+
+    kind: Literal["iid"]
+    min_size: int = Field(1, ge=1)
+    """Fewest samples a device may hold."""
+
+
+class Dirichlet(Settings):
+    """Label shares drawn from a Dirichlet distribution; the smaller alpha, the more skewed."""
+
+    kind: Literal["dirichlet"]
+    alpha: float = Field(gt=0)
+    min_size: int = Field(1, ge=1)
+    equal: bool = False
+    """Devices of equal size, each drawing its own label shares (Hsu et al. 2019), instead of
+    Flower's cut by class.
+    """
+
+
+class Shards(Settings):
+    """Each device gets `shards` pieces of the label-sorted data (the "pathological" split of
+    McMahan et al. 2017).
+    """
+
+    kind: Literal["shards"]
+    shards: int = Field(2, ge=1)
+    min_size: int = Field(1, ge=1)
+
+
+class Natural(Settings):
+    """Each device is one client of the data set's own client column, e.g. one film."""
+
+    kind: Literal["natural"]
+    min_size: int = Field(1, ge=1)
+    choose: Literal["largest", "random"] = "random"
+
+
+Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
+"""A column by its name, or by its number from 1 in a table without a header."""
+
+
+class OwnData(Settings):
+    """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
+
+    path: FilePath
+    text: Column = "text"
+    text_b: Column | None = None
+    label: Column = "label"
+    client: Column | None = None
+    test: FilePath | None = None
+    """A second file that holds the test texts; without it they are split off."""
+    delimiter: str | None = Field(None, max_length=9)
+    """What splits the cells of a table of text: one character, or `tab`; default a tab in .tsv,
+    elsewhere what fits.
+    """
+    encoding: str | None = Field(None, max_length=40)
+    """Of files of text; default UTF-8, or what their byte-order mark says."""
+    header: bool = True
+    """The first line of a table of text names its columns; if not, `text: 1, label: 2` number them.
+    """
+    skip_blank: bool = False
+    """Leave out rows that lack a text, a label or a client, and count them; by default the first is
+    an error.
+    """
+    keep_test_copies: bool = False
+    """Test on texts that stand in the training part, too; by default they are left out of the test
+    part.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: Callable[[OwnData], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: who leaves the later settings alone keeps the digest."""
+        later = {
+            "delimiter": None,
+            "encoding": None,
+            "header": True,
+            "skip_blank": False,
+            "keep_test_copies": False,
+        }
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key not in later or value != later[key]
+        }
+
+
+class SizedData(Settings):
+    """A data set known by its size alone: enough for a dry run, which needs no texts."""
+
+    classes: int = Field(ge=2, le=MOST_CLASSES)
+    tokens: int = Field(ge=1, le=1_000_000)
+    """Length of every text in tokens."""
+
+
+def _kind_of_data(given: Any) -> str:
+    """Which of the three a data set is given as, so that a mistake is answered for that one
+    alone.
+    """
+    if isinstance(given, dict | Settings):
+        keys = set(given if isinstance(given, dict) else given.model_fields_set)
+        return "SizedData" if keys & {"classes", "tokens"} and "path" not in keys else "OwnData"
+    return "str"
+
+
+class Drift(Settings):
+    """A device's texts come in an order in which one half of the labels (or domains) gives way to
+    the other.
+    """
+
+    kind: Literal["gradual", "sudden"]
+    """In a line over all of the device's texts, or at once in their middle."""
+    by: Literal["label", "domain"] = "label"
+    """What drifts: the labels, or the data set's own client column."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """0: no drift; 1: from one half alone to the other half alone."""
+
+
+class Task(Settings):
+    """What is learned, from which data, and how the data lie on the devices."""
+
+    dataset: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[OwnData, Tag("OwnData")]
+        | Annotated[SizedData, Tag("SizedData")],
+        Discriminator(_kind_of_data),
+    ]
+    """A name of `mobifleet list datasets`, a file of your own, or sizes alone."""
+    train: int | None = Field(None, ge=1, le=MOST_TEXTS)
+    """Training texts over all devices; default all that the data set has."""
+    test: int | None = Field(None, ge=1, le=MOST_TEXTS)
+    """Held-out texts; default the official test part, or a fifth."""
+    validation: int = Field(0, ge=0, le=MOST_TEXTS)
+    """Further texts of the training part that no device holds, to choose settings on."""
+    judge_on: Literal["test", "validation"] = "test"
+    """The texts that accuracy is taken on."""
+    max_tokens: int = Field(64, ge=4, le=8192)
+    partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(
+        kind="iid"
+    )
+    drift: Drift | None = None
+    """The order in which a device's texts come; by default random."""
+
+    @model_serializer(mode="wrap")
+    def _without_drift(self, dump: Callable[[Task], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: without a drift the digest is what it was before there was one."""
+        return {
+            key: value for key, value in dump(self).items() if key != "drift" or value is not None
+        }
+
+
+class Mobility(Settings):
+    """Devices that move from cell to cell; a transfer under way is handed over."""
+
+    cells: list[str] = Field(min_length=2)
+    mean_stay: Annotated[Seconds, Field(gt=0)]
+    """Mean time in a cell; stays are exponential."""
+    handover: Seconds = 0.05
+    """How long a transfer stands still at each change."""
+    order: Literal["random", "tour"] = "random"
+    """Go to any other cell, or through the list, round and round."""
+
+
+class Group(Settings):
+    """Devices that are alike, or drawn from the same mixes."""
+
+    count: int = Field(ge=1, le=MOST_DEVICES)
+    device: DeviceName | dict[DeviceName, Weight]
+    """A device profile, or a mix of them."""
+    backbone: Mix
+    link: LinkName | dict[LinkName, Weight]
+    engine: Mix = "simple"
+    """The software path of the profile: `simple`, or another of `mobifleet list devices`."""
+    cell: Mix | None = None
+    """The shared cell or access point its link passes, if any; see `cells`."""
+    mobility: Mobility | None = None
+    """Cells that its devices move through, instead of `cell`."""
+    trace: FilePath | None = None
+    """A file of times and rates, or of packets delivered, in place of the uplink's rate; each
+    device starts somewhere in it.
+    """
+    down_trace: FilePath | None = None
+    """The same for the downlink."""
+    memory: Bytes | None = None
+    """Memory that the work may use; default the device's RAM."""
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the backbone's weights and activations in the device's memory."""
+    name: str | None = None
+
+
+class Cell(Settings):
+    """A cell or access point that several devices share."""
+
+    only_for: ClassVar[OnlyFor] = {
+        "gain": ("`kind: cellular`", lambda settings: settings.kind == "cellular"),
+        "fair_uplink": ("`kind: wifi`", lambda settings: settings.kind == "wifi"),
+    }
+    kind: Literal["shared", "wifi", "cellular"] = "shared"
+    """A pipe of `up` and `down`, or air, shared by time on it, with a wire of `up` and `down`
+    behind it.
+    """
+    up: BitsPerSecond | None = None
+    down: BitsPerSecond | None = None
+    gain: float = Field(1.0, ge=1, le=10)
+    """Of a cellular scheduler that serves each user when its own channel is good."""
+    fair_uplink: bool = False
+    """WiFi whose stations send by equal time, as the access point tells them, not in turn."""
+
+
+class Links(Settings):
+    """What every device's own link is charged with, beside its rate and latency."""
+
+    vary: bool = False
+    """Let rates vary from second to second as the profile's `cv` and `lag1` say."""
+    tcp: bool = False
+    """Count the profile's loss, windows and slow start."""
+
+
+class Trace(Settings):
+    """A capacity over time, piecewise constant; it repeats after `period` if that is given."""
+
+    times: list[Seconds] = Field(min_length=1)
+    capacity: list[BitsPerSecond] = Field(min_length=1)
+    period: Seconds | None = None
+
+
+class Server(Settings):
+    """The server: one accelerator with a queue, behind shared links."""
+
+    device: DeviceName = Field("a100", validate_default=True)
+    engine: str = "simple"
+    ingress: BitsPerSecond | None = None
+    egress: BitsPerSecond | None = None
+    step_overhead: Seconds | None = None
+    """Fixed time of one server step; default the profile's."""
+
+
+class OwnBackbone(Settings):
+    """A backbone of one's own: a local directory, a hub name, or a random initialisation of a
+    configuration.
+    """
+
+    only_for: ClassVar[OnlyFor] = {
+        "seed": ("`random`", lambda settings: settings.random is not None)
+    }
+    path: ModelFolder | None = None
+    hub: HubModel | None = None
+    random: dict[str, Any] | None = None
+    layers: int | None = Field(None, ge=1)
+    """Keep only the first so many layers."""
+    seed: int = 0
+
+
+class CostAs(Settings):
+    """Let the clock charge for another architecture than the one that learns; every result then
+    says so.
+    """
+
+    backbone: str | dict[str, str]
+    """One architecture for all, or learning backbone -> costed architecture."""
+    tokens: int | None = Field(None, ge=1)
+    """Charge every text at this length instead of its own."""
+
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
+"""A name that a folder may have."""
+
+
+class Over(Settings):
+    """One of the scenario's own settings, and the values at which everything is compared."""
+
+    key: str
+    """A dotted path, e.g. `task.partition.alpha`."""
+    values: list[Any] = Field(min_length=1)
+
+
+class Tune(Settings):
+    """Every method's own dials, chosen on texts held out of training with the same number of runs
+    for each method.
+    """
+
+    budget: int = Field(3, ge=1)
+    """Runs that a method gets; of a larger grid so many combinations are drawn."""
+    validation: int = Field(ge=1)
+    """Texts of the training part that no device holds."""
+    dials: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]]
+    """Label -> setting of that method -> values to try."""
+
+
+class Compare(Settings):
+    """Which methods `mobifleet compare` runs on this scenario, and beside which one it puts
+    them.
+    """
+
+    methods: dict[Label, AnyMethod] = Field(min_length=1)
+    """Label -> settings of a method."""
+    ours: str | None = None
+    """The label whose reductions against the best other one are reported; default the first."""
+    baselines: list[str] | None = None
+    """The labels that they are taken against (the best of each column); default all others."""
+    reference: str | None = None
+    """The label that ratios are taken to; default `ours`."""
+    target: float | None = Field(None, gt=0, le=1)
+    """Common accuracy for the second table; default `stop.target`."""
+    over: Over | None = None
+    """Compare at each value of one setting, e.g. of the skew of the data."""
+    tune: Tune | None = None
+    """Choose every method's dials before the second table."""
+    claims: dict[
+        Literal["time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j"], float
+    ] = {}
+    """Reductions that a paper reports, to be drawn beside those measured."""
+
+
+class Stop(Settings):
+    """When to stop, besides when all is uploaded and all granted updates are done."""
+
+    target: float | None = Field(None, gt=0, le=1)
+    """Stop once the fleet's accuracy reaches this."""
+    horizon: Seconds | None = Field(None, gt=0)
+    """Stop at this virtual time, whatever is under way."""
+
+
+class Scenario(Settings):
+    """One study: which task, which fleet, which links, which method, from which seed."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    task: Task
+    backbones: dict[str, OwnBackbone] = {}
+    fleet: list[Group] = Field(min_length=1)
+    links: Links = Links()
+    cells: dict[str, Cell] = {}
+    traces: dict[str, Trace | FilePath] = {}
+    """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`: times and rates, or
+    a file of them.
+    """
+    server: Server = Server()
+    arrivals: AnyJoin = AtOnce(kind="at-once")
+    devices: Varying | None = None
+    """What changes on devices while they work: heat, background load, battery, memory; by default
+    nothing.
+    """
+    availability: AnyAvailability | None = None
+    """When devices are on once they have joined; by default always."""
+    dropout: DropOut | None = None
+    """Devices that leave for good, in the middle of whatever they do; by default nobody."""
+    fresh_data: AnyData = DataPresent(kind="present")
+    method: AnyMethod
+    cost_as: CostAs | None = None
+    evaluate_every: int = Field(25, ge=1)
+    """Server updates between two evaluations on the held-out texts (an observation: it takes no
+    virtual time). A method's own `evaluate_every` goes before it; it goes before the default of a
+    method that has one.
+    """
+    out_of_memory: Literal["error", "record"] = "error"
+    """A backbone that does not fit its device: refuse the scenario, or let that device fail and
+    record it.
+    """
+    jitter: bool = True
+    """Draw each piece of work's measured variation; without it equal work always takes equal time.
+    """
+    stop: Stop = Stop()
+    compare: Compare | None = None
+
+    @model_validator(mode="after")
+    def _looks_of_methods(self) -> Scenario:
+        """A method that has an `evaluate_every` and does not set it takes the scenario's, where
+        that is set.
+        """
+        if "evaluate_every" in self.model_fields_set:
+            self.__dict__["method"] = _looking(self.method, self.evaluate_every)
+            for label, method in self.compare.methods.items() if self.compare else ():
+                self.compare.methods[label] = _looking(method, self.evaluate_every)
+        return self
+
+    def ignored(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """What the scenario says of its texts and its method does not heed: (where, what)."""
+        own = f"is not heeded by {self.method.kind}"
+        if self.fresh_data.kind != "present" and not getattr(
+            self.method, "takes_texts_as_they_come", False
+        ):
+            yield ("fresh_data",), f"{own}, which has all texts from the start: leave it out"
+        if self.task.drift is not None and not getattr(self.method, "takes_texts_in_order", False):
+            yield ("task", "drift"), f"{own}, which shuffles the texts of a device: leave it out"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:
+        """A scenario that leaves a later section out keeps the digest that it had before there was
+        one.
+        """
+        later = {"devices", "availability", "dropout"}
+        return {
+            key: value for key, value in dump(self).items() if key not in later or value is not None
+        }
+
+    @property
+    def own_backbones(self) -> dict[str, dict[str, Any]]:
+        """The scenario's own backbones as plain dictionaries."""
+        return {name: own.model_dump() for name, own in self.backbones.items()}
+
+
+def _looking(method: Looking, every: int) -> Looking:
+    """A method's settings with another default for `evaluate_every`, if they have one that nobody
+    has set.
+    """
+    if (
+        "evaluate_every" not in type(method).model_fields
+        or "evaluate_every" in method.model_fields_set
+    ):
+        return method
+    return type(method).model_construct(
+        method.model_fields_set, **{**dict(method), "evaluate_every": every}
+    )

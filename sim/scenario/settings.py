@@ -1,0 +1,77 @@
+"""The base of everything a scenario file can set: frozen, nothing unknown allowed, documented field
+by field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from sim.scenario.yaml_tree import Node
+
+OnlyFor = Mapping[str, tuple[str, Callable[[Any], bool]]]
+"""Field -> what it is for, in words, and whether these settings are that."""
+
+
+class Settings(BaseModel):
+    """A group of settings; a docstring below a field says what it means.
+
+    `only_for` names the fields that nothing reads unless the other settings are of a kind: who sets
+    one of them without that is told so. Dataclasses among the settings may have it too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    only_for: ClassVar[OnlyFor] = {}
+
+
+def unread(settings: Any, given: Node) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What was set and nothing will read: (where, what is wrong), in the order of the file.
+
+    A value that an own parent file sets is not meant: who lays a file over another cannot take its
+    keys away.
+    """
+    yield from _unread(settings, given, (), {given.place.source})
+
+
+def why_unread(settings: Any, name: str) -> str | None:
+    """What a field is for where these settings are not that, so that nothing reads it; None where
+    it is read.
+    """
+    what, holds = _conditions(type(settings)).get(name, ("", lambda _: True))
+    return None if holds(settings) else what
+
+
+def _conditions(kind: type) -> OnlyFor:
+    """Those of a class and its parents, the class's own first."""
+    return {
+        name: one
+        for base in reversed(kind.__mro__)
+        for name, one in vars(base).get("only_for", {}).items()
+    }
+
+
+def _unread(
+    settings: Any, given: Node, path: tuple, own: set[str]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(given.value, list):
+        children = list(enumerate(given.value)) if isinstance(settings, list | tuple) else []
+    else:
+        children = list(given.value.items()) if isinstance(given.value, dict) else []
+    for name, child in children:
+        is_own = child.place.source in own or child.place.line == 0  # an override has no line
+        if (
+            is_own
+            and child.value is not None
+            and isinstance(name, str)
+            and (what := why_unread(settings, name))
+        ):
+            yield (
+                (*path, name),
+                f"is for {what} alone, so that nothing would read it here: leave it out",
+            )
+        inner = settings.get(name) if isinstance(settings, Mapping) else None
+        if inner is None:
+            inner = settings[name] if isinstance(name, int) else getattr(settings, name, None)
+        yield from _unread(inner, child, (*path, name), own)

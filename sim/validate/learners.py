@@ -1,0 +1,168 @@
+"""Who computes what for real: a device its own passes at that moment, the server its updates on
+what came over the wire.
+
+`SUPPORTED` names the methods whose computation and messages are known here; the stories themselves
+run unchanged. Those that end while devices are still at work (fedasync, fedbuff) or talk within a
+pass (splitfed) would need more messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.kernel.learner import NullLearner
+from sim.methods.federated_peft.fed_avg import FedAvg
+from sim.methods.federated_peft.learner import FedAvgLearner, FederatedLearner
+from sim.methods.real_learner import RealLearner
+from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+
+if TYPE_CHECKING:
+    from sim.kernel.device import Device
+    from sim.simulation import Simulation
+
+SUPPORTED = {FedMobiLLM: "fed-mobillm", PaeMobiLLM: "pae-mobillm", FedAvg: "fedavg-*"}
+NOBODY = np.empty(0, dtype=np.int64)
+
+
+class OnDevice(RealLearner):
+    """What a device of a side-tuning method computes: a forward pass when its time has come, and
+    the payload's bytes.
+    """
+
+    encode = SideTuningLearner.encode
+
+    def __init__(self, sim: Simulation, device: Device) -> None:
+        from learning.backbones.backbone import Backbone
+        from learning.side import taps
+
+        self.config, self.sim = sim.scenario.method, sim
+        self._spec = sim.costing.learned[device.backbone]
+        self._backbone = Backbone(self._spec)
+        layers = taps.sample(sim.costing.depths(), self.config.taps)[device.backbone]
+        self._vectors = [0, *layers] if sim.method.shape.start == "embedding" else layers
+        self._last: np.ndarray | None = None
+        self._names: np.ndarray | None = None
+        if self.config.backbone_prediction == "label-names":
+            from learning.backbones.tokens import tokenise
+
+            self._names = self._pass(
+                tokenise(self._spec, sim.task.class_names, max_tokens=sim.task.max_tokens)
+            )[:, -1]
+
+    def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        """A real forward pass: the sampled vectors of a batch, float32 [n, vectors, hidden]."""
+        readouts = self.sim.host.start(
+            lambda: self._pass(self.sim.task.tokens(self._spec, samples))
+        ).result()
+        self._last = readouts[:, -1]
+        return readouts[:, self._vectors]
+
+    def _pass(self, tokens: Any) -> np.ndarray:
+        """One pass over the batch, padded to its longest text, which is what the clock charges for.
+
+        The store's canonical shapes (sixteen rows of every length) are for bits that do not depend
+        on the batch.
+        """
+        longest = int(tokens.lengths().max())
+        return self._backbone._forward(
+            tokens, range(len(tokens)), longest, self.config.readout
+        ).numpy()
+
+    def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        from learning.side.prediction_difference import backbone_prediction
+
+        head = self.sim.streams.rng("backbone/head", backbone)
+        kind, classes = self.config.backbone_prediction, self.sim.task.classes
+        return backbone_prediction(kind, self._last, classes, self._names, head)
+
+
+class AtServer(SideTuningLearner):
+    """The real side network, trained on the bytes that came; the only texts it has are the held-out
+    ones.
+    """
+
+    def _parts_of(self, backbone: str) -> list[np.ndarray]:
+        return [NOBODY]
+
+
+def for_device(sim: Simulation, device: Device) -> NullLearner:
+    """The device's share of the learning: its own backbone, and nobody else's texts."""
+    if isinstance(sim.method, FedMobiLLM):
+        return OnDevice(sim, device)
+    learned = {device.backbone: sim.costing.learned[device.backbone]}
+    view = _view(sim, [device], dataclasses.replace(sim.task, test=NOBODY), learned)
+    return _federated(sim, view)
+
+
+def for_server(sim: Simulation) -> NullLearner:
+    """The server's share: the model, what it evaluates on, and no device's texts."""
+    if isinstance(sim.method, FedMobiLLM):
+        return AtServer(sim.scenario.method, sim)
+    return _federated(sim, _view(sim, [], sim.task, sim.costing.learned))
+
+
+def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> SimpleNamespace:
+    costing = dataclasses.replace(sim.costing, learned=learned)
+    return SimpleNamespace(
+        streams=sim.streams, task=task, costing=costing, devices=devices, host=sim.host
+    )
+
+
+def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
+    return FedAvgLearner(view, sim.scenario.method.server_optimiser, *sim.method.learner_args)
+
+
+def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
+    """What a device needs to predict, float32: the shared part, its own projections, mean and
+    deviation of its vectors.
+    """
+    from learning.federated.state_codec import pack
+
+    network = learner.tuning.value.averaged
+    parts = [
+        p for module in (network.adapters, network.norm, network.head) for p in module.parameters()
+    ]
+    projection = network.projection(backbone)
+    parts += [] if projection is None else [projection]
+    for name, seen in zip(
+        network.shape.backbone_widths, network.standardisers.values(), strict=False
+    ):
+        if name == backbone:  # strict=False: without `normalise: standard` there are none
+            parts += [seen.mean.float(), (seen.squares / seen.count.clamp_min(1)).sqrt().float()]
+    return pack(dict(enumerate(parts)))
+
+
+def warm_up(learner: NullLearner, device: Device | None) -> None:
+    """Compute a piece of each kind once and forget it: what a library sets up at its first call is
+    no device's time.
+    """
+    if isinstance(learner, OnDevice):
+        learner.forward(device.backbone, device.samples[: learner.config.device_batch])
+    elif isinstance(learner, FederatedLearner) and device is not None:
+        from learning.federated.local_training import LocalTraining
+
+        settings = LocalTraining(1, 2, 1e-9, 0.0, "adamw", 0.0)
+        learner.train(device.backbone, device.samples[:2], learner.state, settings, 0)
+    elif isinstance(learner, AtServer):
+        _warm_up_side_tuning(learner)
+
+
+def _warm_up_side_tuning(learner: AtServer) -> None:
+    from learning.side.activations import Activations, encode
+    from learning.side.tuning import SideTuning
+
+    real, shape = learner.tuning.value, learner.shape
+    twin = SideTuning(shape, learner.config.side_network, real.training, {}, 0)
+    for backbone, width in shape.backbone_widths.items():
+        values = np.zeros((4, shape.vectors, width), np.float32)
+        targets = np.zeros(
+            (4, shape.classes * (2 if learner.config.loss == "cross-entropy" else 1)), np.float32
+        )
+        twin.ingest(backbone, encode(Activations(values, targets, np.arange(4)), "float16"))
+    twin.step(list(range(4 * len(shape.backbone_widths))))

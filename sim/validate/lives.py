@@ -1,0 +1,222 @@
+"""What each process of the real world does from its start to its end: a device, the server, the
+links.
+
+Its parent talks with it over a pipe: JSON, and the pipe is the lifeline. A process whose lifeline
+ends, ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from sim.scenario.schema import Scenario
+from sim.validate.wire import Connection, connect, guests, listen
+from sim.validate.worlds import DeviceWorld, RealityError, ServerWorld
+
+PRIORITY = -10
+
+
+class Lifeline:
+    """A child's end of the pipe to its parent; the process ends at once when the parent's end
+    does.
+    """
+
+    def __init__(self, pipe: connection.Connection) -> None:
+        self._pipe, self._heard = pipe, queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def say(self, **message: Any) -> None:
+        """Tell the parent something."""
+        self._pipe.send_bytes(json.dumps(message).encode())
+
+    def hear(self) -> dict[str, Any]:
+        """What the parent says next."""
+        return self._heard.get()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._heard.put(json.loads(self._pipe.recv_bytes()))
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def live_in_process(
+    life: Callable[[dict, Lifeline], dict], config: dict[str, Any], pipe: connection.Connection
+) -> None:
+    """The entry of every process: live, and tell the parent how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.environ.update(config["environment"])
+    sys.setswitchinterval(5e-4)  # a thread with news should not wait 5 ms for one that computes
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # where permitted: what else the machine does should show less
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
+    line = Lifeline(pipe)
+    try:
+        line.say(ended=life(config, line))
+    except ValueError as error:
+        line.say(error=str(error))
+        sys.exit(1)
+    except Exception:
+        line.say(defect=traceback.format_exc())
+        sys.exit(1)
+
+
+def device_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
+    """A device: build its world, connect, live its day, stay for what is delivered after it."""
+    from sim.validate.learners import for_device, warm_up
+
+    world = DeviceWorld(*_scenario(config), config["speed"], config["device"])
+    me = world.me
+    world.method.learner = for_device(world, me)
+    warm_up(world.method.learner, me)
+    begin, bye = queue.SimpleQueue(), threading.Event()
+
+    def control(header: dict, body: bytes, counted: int) -> None:
+        if "begin" in header:
+            begin.put(header["begin"])
+        elif "bye" in header:
+            bye.set()
+        else:
+            world.env.post(lambda: me.hear(header))
+
+    def data(header: dict, body: bytes, counted: int) -> None:
+        if "delivery" in header:
+            me.control.send({"delivered": counted})
+        else:
+            world.env.post(lambda: me.receive(header, body, counted))
+
+    def end() -> None:
+        if not bye.is_set():
+            world.env.post(lambda: _raise("the server's connection ended early"))
+
+    ports = line.hear()
+    for name, on_frame in (("control", control), ("data", data)):
+        sock = connect(ports[name], config["token"], device=me.id, role=name)
+        setattr(me, name, Connection(sock, on_frame, end))
+    _quiet()
+    world.env.begin(begin.get())
+    me.control.send({"done": world.live()})
+    me.control.send({"spans": world.spans()})
+    bye.wait(config["limit_s"])
+    return {"torch_s": world.host.torch_s}
+
+
+def server_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
+    """The server: build its world, welcome every device, let the day pass, write the run
+    directory.
+    """
+    from sim.validate.learners import for_server, warm_up
+
+    listener = listen()
+    line.say(port=listener.getsockname()[1])
+    scenario, folder = _scenario(config)
+    world = ServerWorld(scenario, folder, config["speed"])
+    world.method.learner = for_server(world)
+    warm_up(world.method.learner, None)
+    _welcome_all(world, listener, config["token"])
+    _quiet()
+    at_s = time.monotonic() + 0.3
+    for device in world.devices:
+        device.control.send({"begin": at_s})
+    world.env.begin(at_s)
+    said_s = 0.0
+
+    def on_look(world: ServerWorld) -> None:
+        nonlocal said_s
+        if time.monotonic() - said_s > 0.5:
+            said_s = time.monotonic()
+            done = len(world.devices) - world.devices_at_work
+            line.say(now_s=world.env.now, devices_done=done, updates=world.updates)
+
+    world.live(config["limit_s"], on_look)
+    for device in world.devices:
+        device.control.send({"bye": True})
+    _write(world, Path(config["out"]), at_s)
+    return {
+        "torch_s": world.torch_s,
+        "device_torch_s": {d.id: d.report["torch_s"] for d in world.devices},
+    }
+
+
+def links_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
+    """The links: relays between all devices and the server, until the parent lets go."""
+    from sim.validate.links import start_links
+
+    members = [tuple(member) for member in config["members"]]
+    line.say(
+        ports=start_links(_scenario(config)[0], members, config["server_port"], config["speed"])
+    )
+    line.hear()
+    return {}
+
+
+def _scenario(config: dict[str, Any]) -> tuple[Scenario, Path]:
+    return Scenario.model_validate(config["scenario"]), Path(config["folder"])
+
+
+def _welcome_all(world: ServerWorld, listener, token: str) -> None:
+    devices = {device.id: device for device in world.devices}
+    missing = {(name, role) for name in devices for role in ("control", "data")}
+    for guest in guests(listener, token):
+        who = (str(guest[1].get("device")), str(guest[1].get("role"))) if guest else None
+        if who in missing:
+            missing.discard(who)
+            _attach(world, devices[who[0]], who[1], guest[0])
+        elif guest:
+            guest[0].close()
+        if not missing:
+            break
+    listener.close()
+
+
+def _attach(world: ServerWorld, device, role: str, sock) -> None:
+    def control(header: dict, body: bytes, counted: int) -> None:
+        world.env.post(lambda: device.hear(header))
+
+    def data(header: dict, body: bytes, counted: int) -> None:
+        device.control.send(
+            {"payload": header["payload"], "landed": counted}
+        )  # at once, whatever the server computes
+        world.env.post(lambda: device.receive(header, body, counted))
+
+    def end() -> None:
+        if device.spans is None:
+            world.env.post(
+                lambda: _raise(f"{device.id} ({device.member.device}) ended before its story did")
+            )
+
+    setattr(device, role, Connection(sock, control if role == "control" else data, end))
+
+
+def _raise(message: str) -> None:
+    raise RealityError(message)
+
+
+def _quiet() -> None:
+    """No garbage collection of what was built: a sweep over it takes as long as a transfer."""
+    gc.collect()
+    gc.freeze()
+
+
+def _write(world: ServerWorld, out: Path, began_s: float) -> None:
+    from sim.results.run_directory import write_manifest
+    from sim.runner import _write
+
+    out.mkdir(parents=True)
+    write_manifest(out, world.scenario, "running", dry=False)
+    _write(out, world, time.perf_counter() - (time.monotonic() - began_s))

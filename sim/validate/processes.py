@@ -1,0 +1,172 @@
+"""The parent of a real run: it starts one process a device, one for the server and one for the
+links, watches and ends them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import secrets
+import time
+from collections.abc import Callable
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from sim.scenario.file import resolved
+from sim.scenario.schema import Scenario
+from sim.validate.lives import device_life, links_life, live_in_process, server_life
+from sim.validate.worlds import RealityError
+
+READY_S = 180.0  # real seconds that the processes may take until all are ready
+PRELOADED = [
+    *(
+        "torch",
+        "torch._dynamo",
+        "transformers.modeling_utils",
+        "transformers.models.bert.modeling_bert",
+        "peft",
+    ),
+    *(
+        "sim.validate.processes",
+        "sim.validate.learners",
+        "sim.validate.links",
+        "learning.side.tuning",
+        "learning.federated.trainable",
+    ),
+]
+
+
+class Processes:
+    """The processes of one real run; use as a context: whatever happens, none of them outlives
+    it.
+    """
+
+    def __init__(self) -> None:
+        methods = multiprocessing.get_all_start_methods()
+        self._make = multiprocessing.get_context(
+            "forkserver" if "forkserver" in methods else "spawn"
+        )
+        if "forkserver" in methods:
+            self._make.set_forkserver_preload(
+                PRELOADED
+            )  # imported once, in a process that has no threads yet
+        self._pipes: dict[connection.Connection, str] = {}
+        self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes.values():
+            process.join(0.5)
+        for process in self._processes.values():
+            if process.is_alive():
+                process.kill()
+                process.join(5)
+
+    def start(self, name: str, life: Callable, config: dict[str, Any]) -> None:
+        """Start a process."""
+        mine, its = multiprocessing.Pipe()
+        process = self._make.Process(
+            target=live_in_process, args=(life, config, its), name=name, daemon=True
+        )
+        process.start()
+        its.close()
+        self._pipes[mine], self._processes[name] = name, process
+
+    def say(self, name: str, **message: Any) -> None:
+        """Tell a process something."""
+        pipe = next(pipe for pipe, its in self._pipes.items() if its == name)
+        pipe.send_bytes(json.dumps(message).encode())
+
+    def hear(self, within_s: float) -> list[tuple[str, dict[str, Any]]]:
+        """What the processes say next, within so many seconds; RealityError if one has died."""
+        heard = []
+        for pipe in connection.wait(list(self._pipes), within_s):
+            name = self._pipes[pipe]
+            try:
+                message = json.loads(pipe.recv_bytes())
+            except (EOFError, OSError):
+                raise RealityError(self._epitaph(name)) from None
+            if "defect" in message:
+                raise RuntimeError(f"{name}: {message['defect']}")
+            if "error" in message:
+                raise RealityError(f"{message['error']}{self._dead(besides=name)}")
+            if "ended" in message:
+                del self._pipes[pipe]  # it may go now
+                pipe.close()
+            heard.append((name, message))
+        return heard
+
+    def _epitaph(self, name: str) -> str:
+        process = self._processes[name]
+        process.join(2)
+        return (
+            f"the process of {name} died (exit code {process.exitcode}); the real run cannot go on "
+            "without it"
+        )
+
+    def _dead(self, besides: str) -> str:
+        dead = [
+            n
+            for n, p in self._processes.items()
+            if n != besides and not p.is_alive() and p.exitcode
+        ]
+        return "".join(
+            f"; the process of {n} died (exit code {self._processes[n].exitcode})" for n in dead
+        )
+
+
+def run_for_real(
+    scenario: Scenario,
+    folder: Path,
+    out: Path,
+    speed: float,
+    members: list[tuple[str, str, str | None]],
+    limit_s: float,
+    on_progress: Callable[[str, dict[str, Any]], None] = lambda stage, facts: None,
+) -> dict[str, Any]:
+    """Execute a scenario in processes and write its run directory; returns the real seconds of
+    computing of each actor.
+
+    `members`: (device, link, cell) of the fleet. Raises RealityError when a process dies or the
+    time limit passes.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name.startswith("MOBIFLEET")
+    }
+    config = {
+        "scenario": resolved(scenario),
+        "folder": str(folder.resolve()),
+        "out": str(out.resolve()),
+        "speed": speed,
+        "token": secrets.token_hex(16),
+        "limit_s": limit_s,
+        "members": members,
+        "environment": {**environment, "OMP_NUM_THREADS": "1"},
+    }
+    with Processes() as processes:
+        processes.start("server", server_life, config)
+        for device, _, _ in members:
+            processes.start(device, device_life, {**config, "device": device})
+        deadline_s, result = time.monotonic() + READY_S + limit_s, None
+        on_progress("starting", {})
+        while result is None:
+            if time.monotonic() > deadline_s:
+                raise RealityError(f"the real run did not end within {READY_S + limit_s:.0f} s")
+            for name, message in processes.hear(0.5):
+                if "port" in message:
+                    control = message["port"]
+                    processes.start("links", links_life, {**config, "server_port": control})
+                elif "ports" in message:
+                    for device, port in message["ports"].items():
+                        processes.say(device, control=control, data=port)
+                elif name == "server" and "ended" in message:
+                    result = message["ended"]
+                elif name == "server":
+                    on_progress("running", message)
+    return result

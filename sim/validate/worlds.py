@@ -1,0 +1,314 @@
+"""The two ends of the real world. Each process builds the scenario's world and lives its own part
+of the method's story.
+
+The verbs are those of `sim.kernel.device`; only what crosses the wire is replaced here: a device's
+`upload` and `download`, and what the server does to a device that lives elsewhere. Pacing needs no
+code: on a `RealClock` the host's real work fills the beginning of the modelled time, and work that
+takes longer makes its span longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simpy
+
+from sim.kernel.device import Device
+from sim.kernel.learned import resolved
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Task
+from sim.scenario.schema import Scenario
+from sim.simulation import Ended, Simulation
+from sim.validate.clock import RealClock
+from sim.validate.wire import Connection
+
+
+class RealityError(ValueError):
+    """The real run cannot be, or went wrong; the message says why."""
+
+
+class RealWorld(Simulation):
+    """A scenario's world on the wall's clock; what learns is set by whoever lives in it."""
+
+    def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
+        self._speed = speed
+        super().__init__(scenario, folder, dry=True)
+        self.dry = False
+
+    def _clock(self) -> RealClock:
+        return RealClock(self._speed)
+
+
+# --- a device's process
+
+
+@dataclass
+class RemoteTask:
+    """A task as a device sees it: the model is there once it has been downloaded."""
+
+    closed: simpy.Event
+    landed: simpy.Event
+    version: int = 0
+    model: Any = None
+
+
+class LocalDevice(Device):
+    """The device that lives in this process."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.control: Connection | None = None
+        self.data: Connection | None = None
+        self._tasks: dict[int, RemoteTask] = {}
+        self._acknowledged: dict[int, simpy.Event] = {}
+        self._present: RemoteTask | None = None
+
+    def upload(self, payload: Payload) -> Generator:
+        """Send the payload's bytes; done when the server has said how many of them landed."""
+        start_s, self._acknowledged[payload.number] = self.sim.env.now, self.sim.env.event()
+        header = {
+            "payload": payload.number,
+            "records": len(payload.samples),
+            "version": payload.version,
+        }
+        self.data.send(header, resolved(payload.data))
+        nbytes = yield self._acknowledged[payload.number]
+        del self._acknowledged[payload.number]
+        self._record("upload", start_s, nbytes, self.power.uplink_w, [payload.number])
+
+    def download(self, nbytes: int) -> Generator:
+        """Receive the model of the present task, which the server sends without being asked."""
+        start_s, task = self.sim.env.now, self._present
+        body, nbytes = yield task.landed
+        task.model = self.sim.method.learner.unpacked(self.backbone, body)
+        self._record("download", start_s, nbytes, self.power.downlink_w)
+
+    def _record(self, kind: str, start_s: float, nbytes: int, watts: float, flows=()) -> None:
+        now = self.sim.env.now
+        self.sim.recorder.span(
+            self.id, kind, start_s, now, nbytes, 0.0, watts * (now - start_s), "ok", flows
+        )
+
+    def hear(self, header: dict[str, Any]) -> None:
+        """A message of the server's."""
+        if "landed" in header:
+            self._acknowledged[header["payload"]].succeed(header["landed"])
+        elif "closed" in header:
+            self._task(header["closed"]).closed.succeed()
+        elif header["task"] is None:
+            self.assign(None)
+        else:
+            self._tasks = {
+                number: task for number, task in self._tasks.items() if number >= header["task"]
+            }
+            self._present = self._task(header["task"])
+            self._present.version = header["version"]
+            self.assign(self._present)
+
+    def receive(self, header: dict[str, Any], body: bytes, counted: int) -> None:
+        """Bytes of the server's, all landed."""
+        if "task" in header:
+            self._task(header["task"]).landed.succeed((body, counted))
+
+    def _task(self, number: int) -> RemoteTask:
+        """By its number: news of a task may come before or after the bytes of its model."""
+        return self._tasks.setdefault(
+            number, RemoteTask(self.sim.env.event(), self.sim.env.event())
+        )
+
+
+class RemoteServer(Server):
+    """The server as a device's process knows it: what is uploaded is there already."""
+
+    def receive(self, payload: Payload) -> None:
+        """It landed with its last byte."""
+
+    def wake(self) -> None:
+        """Tell the server that this device would serve now."""
+        me = self.sim.me
+        me.control.send({"is_serving": me.is_serving})
+
+
+class DeviceWorld(RealWorld):
+    """The world of one device's process."""
+
+    device_type, server_type = LocalDevice, RemoteServer
+
+    def __init__(self, scenario: Scenario, folder: Path, speed: float, me: str) -> None:
+        super().__init__(scenario, folder, speed)
+        self.me: LocalDevice = next(device for device in self.devices if device.id == me)
+
+    def live(self) -> dict[str, Any]:
+        """This device's day; returns what the server needs to know of it."""
+        self.start(self.me, self._work_day(self.me, self.method.device(self.me)))
+        while self._alive:
+            self.env.step()
+        return {
+            "outcome": self.me.outcome,
+            "finished_at_s": self.me.finished_at_s,
+            "peak_memory_bytes": self.me.peak_memory_bytes,
+            "torch_s": self.host.torch_s,
+        }
+
+    def spans(self) -> list[dict[str, Any]]:
+        """What this device did; asked for after its day, for making a table takes the host its
+        time.
+        """
+        return self.recorder.spans().to_pylist()
+
+
+# --- the server's process
+
+
+class RemoteDevice(Device):
+    """A device that lives in a process of its own, as the server knows it."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.control: Connection | None = None
+        self.data: Connection | None = None
+        self.report: dict[str, Any] = {}
+        self.spans: list[dict[str, Any]] | None = None
+        self._tasks = 0
+        self._done = self.sim.env.event()
+        self._delivered = self.sim.env.event()
+
+    def day(self) -> Generator:
+        """Until its process says that its story has ended."""
+        yield self._done
+
+    def assign(self, task: Task | None) -> None:
+        """Send word of a task, its model, and later that its round is closed."""
+        if task is None:
+            self.control.send({"task": None})
+            return
+        learner = self.sim.method.learner
+        self._tasks = number = self._tasks + 1
+        self.control.send({"task": number, "version": task.version})
+        self.data.send(
+            {"task": number}, learner.packed(learner.part_of(self.backbone, resolved(task.model)))
+        )
+        task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
+
+    def has(self, task: Task) -> bool:
+        """Nobody drops a task here: it has it until it has answered."""
+        return not task.closed.triggered
+
+    def download(self, nbytes: int) -> Generator:
+        """Send it what it needs to predict, and wait for its word that this has landed."""
+        start_s, watts = self.sim.env.now, self.power.downlink_w
+        self.data.send({"delivery": self.id}, self.sim.shipped(self.backbone))
+        landed_bytes = yield self._delivered
+        now = self.sim.env.now
+        self.sim.recorder.span(
+            self.id, "download", start_s, now, landed_bytes, 0.0, watts * (now - start_s)
+        )
+
+    def hear(self, header: dict[str, Any]) -> None:
+        """A message of the device's."""
+        if "is_serving" in header:
+            self.is_serving = header["is_serving"]
+            self.sim.server.wake()
+        elif "delivered" in header:
+            self._delivered.succeed(header["delivered"])
+        elif "done" in header:
+            self.report = header["done"]
+            self.outcome = self.report["outcome"]
+            self.peak_memory_bytes = self.report["peak_memory_bytes"]
+            self._done.succeed()
+        elif "spans" in header:
+            self.spans = header["spans"]
+
+    def receive(self, header: dict[str, Any], body: bytes, counted: int) -> None:
+        """A payload whose last byte has landed."""
+        samples = np.zeros(
+            header["records"], dtype=np.int64
+        )  # which texts they were is the device's business
+        self.sim.payloads += 1
+        payload = Payload(self.sim.payloads, self, samples, counted, body, header["version"])
+        self.sim.server.receive(payload)
+
+
+class LocalServer(Server):
+    """The server that lives in this process."""
+
+    def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
+        """As simulated, once all who have joined have been heard of: their word may still be on its
+        way.
+        """
+        sim = self.sim
+        while any(
+            d.joined_at_s <= sim.env.now and not d.is_serving and sim.is_at_work(d)
+            for d in sim.devices
+        ):
+            self.take()
+            yield from self.wait()
+        return (yield from super().select(count, version))
+
+    def dismiss(self) -> Generator:
+        """Tell every device that there will be no more tasks, and hear each of them out."""
+        for device in self.sim.devices:
+            device.assign(None)
+        yield self.sim.env.all_of([device._done for device in self.sim.devices])
+
+
+class ServerWorld(RealWorld):
+    """The world of the server's process; devices' spans join its own as each device ends its
+    day.
+    """
+
+    device_type, server_type = RemoteDevice, LocalServer
+
+    def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
+        super().__init__(scenario, folder, speed)
+        self.payloads, self.torch_s = 0, 0.0
+        self._shipped: dict[str, bytes] = {}
+
+    def shipped(self, backbone: str) -> bytes:
+        """What is delivered after training, packed once a backbone."""
+        from sim.validate.learners import shipped
+
+        if backbone not in self._shipped:
+            self._shipped[backbone] = shipped(self.method.learner, backbone)
+        return self._shipped[backbone]
+
+    def after_update(self, learner, loss, records, first=False, last=False) -> None:
+        """Count; looking at the model would take real time, so that is left for the end."""
+        self.updates += not (first or last)
+
+    def live(self, limit_s: float, on_look: Callable[[ServerWorld], None]) -> Ended:
+        """The whole day; RealityError when it lasts longer than so many real seconds."""
+        began = time.monotonic()
+        for device in self.devices:
+            self.start(device, self._work_day(device, device.day()))
+        self.start(None, self.method.server(self.server))
+        while self._alive:
+            self.env.step()
+            on_look(self)
+            if time.monotonic() - began > limit_s:
+                raise RealityError(
+                    f"the real run was still under way after {limit_s:.0f} s: use a higher "
+                    "--compress"
+                )
+        self.ended.reason, self.ended.at_s, self.torch_s = (
+            "exhausted",
+            self.env.now,
+            self.host.torch_s,
+        )
+        while any(device.spans is None for device in self.devices):
+            self.env.step()
+        for device in self.devices:
+            device.finished_at_s = device.report["finished_at_s"]
+            for span in device.spans:
+                self.recorder.span(**span)
+        with contextlib.suppress(
+            simpy.Interrupt
+        ):  # of a model that is not finite: there is nothing left to stop
+            super().after_update(self.method.learner, None, 0, last=True)
+        return self.ended

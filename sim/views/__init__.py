@@ -1,0 +1,1 @@
+"""Figures, timelines and tables of runs."""

@@ -1,0 +1,110 @@
+"""Who is there when: devices go off and on by their availability, never come, or drop out for good.
+
+One small process a device tells it of its own changes, so that an idle device costs no events but
+these. What being told does is the device's affair (`Device.go_off`, `come_on` in actors.py); what
+is drawn follows from the device's own streams alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from devices import availability as models
+from inputs.files import located
+from sim.kernel.absence import first_on_s, leave
+from sim.scenario.availability import AnyAvailability, Diurnal, DropOut
+
+if TYPE_CHECKING:
+    from sim.kernel.device import Device
+    from sim.kernel.streams import Streams
+    from sim.simulation import Simulation
+
+MOST_S = (
+    100 * models.DAY_S
+)  # of a run in which devices come and go and whose scenario names no horizon
+
+
+def give(sim: Simulation, how: AnyAvailability | None, folder: Path) -> None:
+    """Give every device its availability; ValueError (AvailabilityError) for a rhythm or trace that
+    cannot be used.
+    """
+    if how is None or how.kind == "always":
+        return
+    trace = (
+        models.read_trace(located(how.path, folder), how.period) if how.kind == "trace" else None
+    )
+    for device in sim.devices:
+        if trace is not None:
+            device.availability = trace.of(sim.streams.rng("availability", device.id), how.shift)
+        else:
+            device.availability = _own_rhythm(sim.streams, device.id, how)
+        if not device.availability.is_on(0.0):
+            device.go_off()
+        if first_on_s(device) == inf and device.outcome == "ok":
+            device.outcome = "never-ready"
+
+
+def _own_rhythm(streams: Streams, id_: str, how: Diurnal) -> models.Availability:
+    rhythm = models.load(how.rhythm)
+    if how.never_ready is not None:
+        rhythm = replace(rhythm, never_ready=how.never_ready)
+    return models.by_rhythm(
+        rhythm, lambda part: streams.rng("availability", f"{id_}/{part}"), how.starts_at
+    )
+
+
+def start(sim: Simulation, drop_out: DropOut | None) -> None:
+    """Let devices come, go and drop out from now on."""
+    for index, device in enumerate(sim.devices):
+        if device.availability is not None and device.outcome == "ok":
+            sim.env.process(_come_and_go(sim, device))
+        if device.meter.battery and device.outcome == "ok":
+            device.meter.battery.watch()
+        if (
+            drop_out is not None
+            and (at_s := _leaving_s(sim.streams, device, drop_out, index)) < inf
+        ):
+            sim.env.timeout(at_s).callbacks.append(functools.partial(_leave, sim, device))
+    if sim.scenario.stop.horizon is None and any(
+        device.availability or device.meter.battery for device in sim.devices
+    ):
+        sim.env.timeout(MOST_S).callbacks.append(lambda _: sim.stop("stalled"))
+
+
+def _come_and_go(sim: Simulation, device: Device) -> Generator:
+    at_s, own, is_on = (
+        0.0,
+        device.availability,
+        device.availability.is_on(0.0),
+    )  # in the availability's own numbers: the clock's sums round differently
+    while (at_s := own.next_change(at_s)) < inf:
+        yield sim.env.timeout(max(0.0, at_s - sim.env.now))
+        if device.is_gone:
+            return
+        is_on = not is_on
+        if not is_on:
+            device.go_off()
+            if own.next_change(at_s) == inf:
+                leave(sim, device, "never-back")
+        else:
+            device.come_on()
+
+
+def _leaving_s(streams: Streams, device: Device, how: DropOut, index: int) -> float:
+    rng = streams.rng("drop-out", device.id)
+    if how.times is not None:
+        return inf if how.times[index] is None else how.times[index]
+    if how.rate is not None:
+        return device.joined_at_s + rng.exponential(1 / how.rate)
+    is_leaving, when = rng.random() < how.share, rng.random()
+    return device.joined_at_s + when * how.within if is_leaving else inf
+
+
+def _leave(sim: Simulation, device: Device, _event: object) -> None:
+    if not device.is_gone:
+        leave(sim, device, "dropped")

@@ -1,0 +1,74 @@
+"""What whoever reads a result has to know of its rounds and updates: a sentence where something
+came to nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from inputs.units import format_seconds
+from sim.kernel.vocabulary import FINE, in_words
+
+if TYPE_CHECKING:
+    from sim.simulation import Simulation
+
+ENDINGS = {
+    "horizon": "the horizon came first",
+    "stalled": "whoever was left waited for what never came",
+    "diverged": "the model diverged",
+}
+AT_WORK = {*FINE, "stalled"}  # as whoever had no trouble of its own
+
+
+def closing(sim: Simulation) -> Iterator[str]:
+    """What whoever reads the result has to know about rounds and updates that came to nothing."""
+    tally = sim.tally
+    if tally.diverged:
+        first = "{device} diverged at update {update}: its {what} {verb} not finite".format_map(
+            {**tally.diverged, "verb": "was" if tally.diverged["what"] == "loss" else "were"}
+        )
+        left = (
+            f"; {tally.left_out} answers that were not finite are in no update"
+            if tally.left_out
+            else ""
+        )
+        yield (
+            first
+            + left
+            + (
+                f"; the run ended after {format_seconds(sim.env.now)}"
+                if sim.ended.reason == "diverged"
+                else ""
+            )
+        )
+    if tally.without_answer:
+        answered = tally.rounds - tally.without_answer
+        others = "; of those asked in the others: " if answered else ": "
+        yield (
+            f"{answered} of {tally.rounds} rounds had an answer that "
+            f"counted{others}{_listed(tally.missed.elements())}"
+        )
+    if (
+        sim.updates == 0
+        and not tally.without_answer
+        and not sim.target_reached
+        and sim.ended.reason != "interrupted"
+    ):
+        yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(sim)))))
+
+
+def _reasons(sim: Simulation) -> Iterator[str]:
+    if sim.ended.reason in ENDINGS:
+        yield ENDINGS[sim.ended.reason]
+    if (joins_s := min(device.joined_at_s for device in sim.devices)) > sim.env.now:
+        yield f"the first device joins after {format_seconds(joins_s)}"
+    if troubled := [device.outcome for device in sim.devices if device.outcome not in AT_WORK]:
+        yield f"of {len(sim.devices)} devices {_listed(troubled)}"
+    if sim.recorder.uplink_bytes and not sim.tally.left_out:
+        yield "what was uploaded is too little for one"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(f"{count} {in_words(word)}" for word, count in sorted(Counter(words).items()))

@@ -1,0 +1,202 @@
+"""What the clock charges for: which architecture stands for each backbone, at which length, in
+which precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from devices.fleet import Member
+from devices.memory import find_shortage, needed_bytes
+from inputs.files import located
+from learning.backbones import catalogue
+from learning.backbones.catalogue import BackboneSpec
+from learning.cost.costs import BYTES_PER_NUMBER, Architecture, Cost
+from sim.scenario.schema import Scenario, SizedData
+
+if TYPE_CHECKING:
+    from sim.kernel.device import Device
+    from sim.simulation import Simulation
+
+
+class DoesNotFit(ValueError):
+    """A backbone needs more memory than its device has; the message says by how much and what would
+    fit.
+    """
+
+
+@dataclass(frozen=True)
+class Costing:
+    """The learning backbones of a fleet, and the architectures their work is charged as."""
+
+    learned: dict[str, BackboneSpec]
+    charged: dict[str, BackboneSpec]
+    architectures: dict[str, Architecture]
+    precision: dict[str, str]
+    fixed_tokens: int | None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def charged_as(self) -> str | None:
+        """What is charged instead of what learns, for everyone who reads a result; None if nothing
+        is.
+        """
+        names = sorted(
+            {
+                self.charged[b].name
+                for b in self.learned
+                if self.charged[b].name != self.learned[b].name
+            }
+        )
+        if not names and self.fixed_tokens is None:
+            return None
+        length = f" at {self.fixed_tokens} tokens" if self.fixed_tokens else ""
+        return (", ".join(names) or "its own backbones") + length
+
+    def depths(self) -> dict[str, int]:
+        """Layers of each backbone as charged."""
+        return {name: a.layers for name, a in self.architectures.items()}
+
+    def widths(self) -> dict[str, int]:
+        """Hidden size of each backbone as charged."""
+        return {name: a.hidden_size for name, a in self.architectures.items()}
+
+    def forward(self, member: Member, lengths: np.ndarray) -> Cost:
+        """One forward pass over texts of these lengths, padded to the longest."""
+        tokens = self.fixed_tokens or int(lengths.max())
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        return self.architectures[member.backbone].forward(len(lengths), tokens, width)
+
+    def weight_bytes(self, member: Member) -> int:
+        """Bytes of the member's backbone in its memory."""
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        return self.architectures[member.backbone].weight_bytes(width)
+
+    def check_memory(
+        self, member: Member, memory_bytes: float, batch: int, tokens: int, kept_bytes: int
+    ) -> None:
+        """Raise DoesNotFit if the backbone, a batch's activations and `kept_bytes` exceed the
+        device's memory.
+        """
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        tokens = self.fixed_tokens or tokens
+        needs = [
+            (
+                name,
+                needed_bytes(
+                    a.weight_bytes(width), kept_bytes, a.forward(batch, tokens, width).peak_bytes
+                ),
+            )
+            for name, a in self.architectures.items()
+        ]
+        shortage = find_shortage(member.backbone, memory_bytes, needs)
+        if shortage:
+            raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): {shortage}")
+
+
+def own_backbones(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]:
+    """The scenario's own backbones; their directories are relative to `folder`, as its data are."""
+    return {
+        name: given
+        if given["path"] is None
+        else {**given, "path": str(located(given["path"], folder))}
+        for name, given in scenario.own_backbones.items()
+    }
+
+
+def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> Costing:
+    """Settle the costing of a fleet; BackboneError for a backbone that is not there, or has too few
+    positions.
+    """
+    own = own_backbones(scenario, folder)
+    names = sorted({member.backbone for member in members})
+    learned = {name: catalogue.find(name, own) for name in names}
+    charged = dict(learned)
+    if scenario.cost_as:
+        as_ = scenario.cost_as.backbone
+        charged = {
+            name: catalogue.find(as_ if isinstance(as_, str) else as_[name], own) for name in names
+        }
+    precision = {
+        group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)
+    }
+    architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
+    fixed = scenario.cost_as.tokens if scenario.cost_as else None
+    remarks = tuple(_beyond_positions(scenario, learned, charged, architectures))
+    return Costing(learned, charged, architectures, precision, fixed, remarks)
+
+
+def _beyond_positions(
+    scenario: Scenario,
+    learned: dict[str, BackboneSpec],
+    charged: dict[str, BackboneSpec],
+    architectures: dict[str, Architecture],
+) -> Iterator[str]:
+    """Texts longer than what learns has positions for are an error; longer than what is charged or
+    was meant, a remark.
+    """
+    data = scenario.task.dataset
+    longest = data.tokens if isinstance(data, SizedData) else scenario.task.max_tokens
+    tokens = (scenario.cost_as and scenario.cost_as.tokens) or longest
+    for name, spec in learned.items():
+        positions, stated = (
+            architectures[name].positions,
+            catalogue.config_of(spec).get("max_position_embeddings"),
+        )
+        if positions is not None and charged[name] == spec and longest > positions:
+            raise catalogue.too_long(name, longest, positions)
+        if positions is not None and tokens > positions:
+            yield (
+                f"{charged[name].name} has {positions} positions: at {tokens} tokens it is charged "
+                "as if it had more"
+            )
+        if isinstance(stated, int) and longest > stated:
+            yield (
+                f"{name} was made for {stated} positions: texts of up to {longest} tokens go "
+                "beyond what it has learned"
+            )
+
+
+def check_memory(sim: Simulation) -> None:
+    """Refuse (DoesNotFit), or mark, devices on which the method's work does not fit; the method
+    says what it needs.
+    """
+    batch = getattr(sim.scenario.method, "device_batch", 1)
+    for device in sim.devices:
+        tokens = int(sim.lengths(device, device.samples).max()) if len(device.samples) else 1
+        try:
+            if hasattr(sim.method, "peak_bytes"):
+                _check_peak(device, sim.method.peak_bytes, sim.devices)
+            else:
+                sim.costing.check_memory(device.member, device.memory_bytes, batch, tokens, 0)
+        except DoesNotFit:
+            if sim.scenario.out_of_memory == "error":
+                raise
+            device.outcome = "oom"
+
+
+def _check_peak(
+    device: Device, peak_bytes: Callable[[Device], int], fleet: Iterable[Device]
+) -> None:
+    """Raise DoesNotFit if a method needs more memory on the device than it has; names backbones of
+    the fleet that would fit.
+
+    `peak_bytes(device)` is all that a method holds at its peak, weights included (0 where nothing
+    runs).
+    """
+    needed = peak_bytes(device)
+    if needed <= device.memory_bytes:
+        return
+    others = {other.backbone: other for other in fleet if other.backbone != device.backbone}
+    needs = [
+        (device.backbone, needed),
+        *((name, peak_bytes(other)) for name, other in sorted(others.items())),
+    ]
+    shortage = find_shortage(device.backbone, device.memory_bytes, needs)
+    member = device.member
+    raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): with this method {shortage}")

@@ -1,0 +1,217 @@
+"""The task on the fleet: which texts are for training and for testing, who holds which, and how
+long they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from inputs.files import located
+from learning.backbones.catalogue import BackboneSpec
+from learning.backbones.tokens import Tokens, tokenise
+from learning.data import drift, partition
+from learning.data import texts as data
+from sim.kernel.streams import Streams
+from sim.scenario.schema import Dirichlet, Drift, Iid, Natural, OwnData, Scenario, Shards, SizedData
+
+CHARACTERS_AT_ONCE = 2_000_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled texts, divided: `test` and, a device, `parts` are sample numbers into `labels` (and
+    the texts).
+    """
+
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    test: np.ndarray
+    parts: list[np.ndarray]
+    clients: list[str] | None
+    texts: data.TextDataset | None
+    fixed_tokens: int | None
+    max_tokens: int
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
+        """The samples as this backbone's tokens; piece by piece, for a tokenizer takes a hundred
+        bytes a character.
+        """
+        columns = [
+            column for column in (self.texts.texts, self.texts.second_texts) if column is not None
+        ]
+        ends = np.cumsum([sum(len(column[i]) for column in columns) for i in samples])
+        pieces = np.split(samples, np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1)
+        made = [
+            tokenise(spec, *([c[i] for i in piece] for c in columns), max_tokens=self.max_tokens)
+            for piece in pieces
+        ]
+        segments = (
+            None if made[0].segments is None else [ids for piece in made for ids in piece.segments]
+        )
+        return Tokens([ids for piece in made for ids in piece.ids], segments)
+
+    def lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
+        """Tokens of each sample, shape [n]."""
+        if self.fixed_tokens is not None:
+            return np.full(len(samples), self.fixed_tokens)
+        return self.tokens(spec, samples).lengths()
+
+
+def load_task(
+    scenario: Scenario,
+    streams: Streams,
+    folder: Path,
+    dry: bool,
+    texts: data.TextDataset | None = None,
+) -> Task:
+    """Load, split and divide the scenario's data, or `texts` in its place; paths are relative to
+    `folder`.
+
+    `data.DataError`, `partition.PartitionError` or `assets.AssetMissing` say what does not fit or
+    is not there.
+    """
+    settings = scenario.task
+    fixed = scenario.cost_as.tokens if scenario.cost_as else None
+    n_devices = sum(group.count for group in scenario.fleet)
+    if texts is None and isinstance(settings.dataset, SizedData):
+        if not dry:
+            raise data.DataError(
+                f"{scenario.name} states its data by size alone: it can only be run with --dry"
+            )
+        fixed = settings.dataset.tokens
+        classes = settings.dataset.classes
+        names = tuple(map(str, range(classes)))
+        n_train, n_test = (settings.train or 10_000) + settings.validation, settings.test or 1_000
+        labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
+        train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
+        clients = None
+    else:
+        texts = texts or data.load(_located(settings.dataset, folder))
+        labels, names, clients = texts.labels, texts.class_names, texts.clients
+        wanted = None if settings.train is None else settings.train + settings.validation
+        train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
+    if settings.validation >= len(train):
+        raise data.DataError(
+            f"{settings.validation} validation texts leave none of {len(train)} to train on"
+        )
+    train, validation = np.split(train, [len(train) - settings.validation])
+    if settings.judge_on == "validation":
+        if not settings.validation:
+            raise data.DataError(
+                "judge_on: validation needs `validation: N`, so many texts of the training part"
+            )
+        test = validation
+    parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
+    remarks: list[str] = []
+    if texts is not None:
+        test, remarks = _judged(texts, np.concatenate(parts), test)
+    if settings.drift is not None:
+        parts = _drifted(
+            settings.drift, labels if settings.drift.by == "label" else clients, parts, streams
+        )
+    return Task(
+        labels, names, test, parts, chosen, texts, fixed, settings.max_tokens, tuple(remarks)
+    )
+
+
+def _judged(
+    texts: data.TextDataset, held: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, list[str]]:
+    """The texts to judge on, without copies of those that devices hold unless these are wanted; and
+    what to know of them.
+    """
+    remarks, drawn, is_copy = list(texts.remarks), len(test), data.copies(texts, held, test)
+    n_copies = int(is_copy.sum())
+    if n_copies and texts.keep_test_copies:
+        remarks.append(
+            f"{n_copies:,} of {drawn:,} test texts stand in the training part, too, and are judged "
+            "on all the same"
+        )
+    elif n_copies:
+        remarks.append(
+            f"{n_copies:,} of {drawn:,} test texts stand in the training part, too, and were left "
+            "out of the test"
+        )
+        test = test[~is_copy]
+    if not len(test):
+        raise data.DataError(
+            f"{texts.name}: no text is left to test on; {drawn:,} were set aside, and {n_copies:,} "
+            "of these are trained on, too"
+        )
+    n_alike = int(data.copies(texts, held, test, in_any_case=True).sum()) - (
+        n_copies if texts.keep_test_copies else 0
+    )
+    if n_alike:
+        remarks.append(
+            f"{n_alike:,} of {len(test):,} test texts differ from a training text in capital "
+            "letters alone"
+        )
+    unknown = np.setdiff1d(texts.labels[test], texts.labels[held])
+    if len(unknown):
+        names = ", ".join(repr(texts.class_names[c]) for c in unknown[:3]) + (
+            ", ..." if len(unknown) > 3 else ""
+        )
+        remarks.append(
+            f"no training text is of {names}, which {np.isin(texts.labels[test], unknown).sum():,} "
+            "test texts are of"
+        )
+    return test, remarks
+
+
+def _located(dataset: str | OwnData, folder: Path) -> str | dict:
+    if isinstance(dataset, str):
+        return dataset
+    given = {key: value for key, value in dataset.model_dump().items() if value is not None}
+    for key in {"path", "test"} & set(given):
+        given[key] = str(located(given[key], folder))
+    return given
+
+
+def _drifted(
+    how: Drift, groups: np.ndarray | None, parts: list[np.ndarray], streams: Streams
+) -> list[np.ndarray]:
+    """Each device's texts in an order that drifts; which groups are late is the same everywhere."""
+    if groups is None:
+        raise data.DataError("a drift by domain needs a client column; this data set has none")
+    is_late = drift.late_groups(groups, streams.rng("task/drift"))
+    rngs = (streams.rng("task/drift", index) for index in range(len(parts)))
+    return [
+        p[drift.order(is_late[p], rng, how.strength, how.kind)]
+        for p, rng in zip(parts, rngs, strict=True)
+    ]
+
+
+def _divide(
+    how, labels, clients, train, n_devices, streams
+) -> tuple[list[np.ndarray], list[str] | None]:
+    rng = streams.rng("task/partition")
+    match how:
+        case Iid():
+            parts = partition.iid(labels[train], n_devices, rng, how.min_size)
+        case Dirichlet():
+            parts = partition.dirichlet(
+                labels[train], n_devices, rng, how.min_size, alpha=how.alpha, equal=how.equal
+            )
+        case Shards():
+            parts = partition.by_class_shards(
+                labels[train], n_devices, rng, how.min_size, shards=how.shards
+            )
+        case Natural():
+            if clients is None:
+                raise data.DataError(
+                    "the natural partition needs a client column; this data set has none"
+                )
+            parts = partition.natural(
+                clients[train], n_devices, rng, how.min_size, largest=how.choose == "largest"
+            )
+            return [train[part] for part in parts], [str(clients[train[part[0]]]) for part in parts]
+    return [train[part] for part in parts], None
