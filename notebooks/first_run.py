@@ -10,10 +10,13 @@
 #     name: python3
 # ---
 
-# %% [markdown] # A first run, read with pandas  We run the shipped `quickstart` with fewer texts,
-# look at its figures, and ask two questions of the tables that a run leaves behind: who are the
-# stragglers, and what do bytes buy? It needs `mobifleet fetch` (once) and the `notebooks` extra.
-# Open it as a notebook with `jupytext --to ipynb notebooks/first_run.py`.
+# %% [markdown]
+# # A first run, read with pandas
+#
+# We run the shipped `quickstart` with fewer texts, look at its figures, and ask two questions of
+# the tables that a run leaves behind: who are the stragglers, and what do bytes buy? It needs
+# `mobifleet fetch` (once) and the `notebooks` extra. Open it as a notebook with `jupytext --to
+# ipynb notebooks/first_run.py`.
 
 # %%
 from pathlib import Path
@@ -22,45 +25,40 @@ from tempfile import mkdtemp
 import pandas as pd
 from IPython.display import Image
 
-from sim.cli.main import SCENARIOS
-from sim.results.run import open_run
-from sim.runner import run_scenario
-from sim.scenario.checks import problems
-from sim.scenario.file import load
-from sim.scenario.schema import Scenario
+import mobifleet
 from sim.views.plots import draw
 
-# %% [markdown] ## Run  The overrides are those of `mobifleet run quickstart --set task.train=800
-# ...`; every one is checked like the file.
+# %% [markdown]
+# ## Run
+#
+# The overrides are those of `mobifleet run quickstart --set task.train=800 ...`; every one is
+# checked like the file.
 
 # %%
-scenario = load(
-    "quickstart",
-    Scenario,
-    ["task.train=800", "task.test=300", "evaluate_every=10"],
-    [SCENARIOS],
-    problems,
-)
-place = Path(mkdtemp()) / "first_run"
-run_scenario(scenario, out=place, figures=False)
-
-run = open_run(place)
+overrides = {"task.train": 800, "task.test": 300, "evaluate_every": 10}
+scenario = mobifleet.load("quickstart", overrides)
+run = mobifleet.run(scenario, out=Path(mkdtemp()) / "first_run", figures=False)
 {name: run.summary[name] for name in ("ended", "virtual_time_s", "final", "by_backbone", "totals")}
 
-# %% [markdown] ## Look  The timeline: each device computes a forward pass and uploads, batch by
-# batch, and is done; the server trains whenever enough has landed, and on what is left of its
-# budget at the end.
+# %% [markdown]
+# ## Look
+#
+# The timeline: each device computes a forward pass and uploads, batch by batch, and is done; the
+# server trains whenever enough has landed, and on what is left of its budget at the end.
 
 # %%
-figures = {file.stem: str(file) for file in draw(run, place / "figures")}
+figures = {file.stem: str(file) for file in draw(run, run.path / "figures")}
 Image(figures["timeline"])
 
 # %%
 Image(figures["accuracy"])
 
-# %% [markdown] ## Who are the stragglers?  A device is at work from joining to finishing. Nothing
-# waits for a straggler in this method, so being one costs nobody else any time. Divided by the
-# texts it holds, the time at work says whether a device is slow or just has a lot to do.
+# %% [markdown]
+# ## Who are the stragglers?
+#
+# A device is at work from joining to finishing. Nothing waits for a straggler in this method, so
+# being one costs nobody else any time. Divided by the texts it holds, the time at work says
+# whether a device is slow or just has a lot to do.
 
 # %%
 devices = run.devices().to_pandas()
@@ -69,21 +67,24 @@ devices["ms_a_text"] = 1000 * devices["at_work_s"] / devices["samples"]
 columns = ["device", "device_class", "link", "backbone", "samples", "at_work_s", "ms_a_text"]
 devices.nlargest(5, "at_work_s")[columns].round(3)
 
-# %% [markdown] What do they spend that time on? The spans know: one row for every stretch of
-# computing, uploading, downloading.
+# %% [markdown]
+# What do they spend that time on? The spans know: one row for every stretch of computing,
+# uploading, downloading.
 
 # %%
 spans = run.spans().to_pandas()
 spans["seconds"] = spans["end_s"] - spans["start_s"]
 spent = spans.merge(devices[["device", "device_class"]], left_on="actor", right_on="device")
 spent_s = spent.pivot_table(index="device_class", columns="kind", values="seconds", aggfunc="sum")
-spent_s.div(devices.groupby("device_class")["samples"].sum(), axis="index").mul(1000).round(
-    2
-)  # ms a text
+texts = devices.groupby("device_class")["samples"].sum()
+spent_s.div(texts, axis="index").mul(1000).round(2)  # ms a text
 
-# %% [markdown] ## What do bytes buy?  Every evaluation notes the accuracy and the bytes that had
-# been sent by then. Within the uploads, accuracy grows with bytes; after the last of them the
-# server goes on with what it has cached, and accuracy grows at no bytes at all.
+# %% [markdown]
+# ## What do bytes buy?
+#
+# Every evaluation notes the accuracy and the bytes that had been sent by then. Within the
+# uploads, accuracy grows with bytes; after the last of them the server goes on with what it has
+# cached, and accuracy grows at no bytes at all.
 
 # %%
 metrics = run.metrics().to_pandas()

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("inputs", "learning", "devices", "network", "sim")
+PACKAGES = ("mobifleet", "inputs", "learning", "devices", "network", "sim")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
 NEVER = {
+    "mobifleet": {"torch", "transformers", "pandas", "learning", "devices", "network", "scenarios"},
     "inputs": {
         "torch",
         "transformers",

@@ -72,7 +72,7 @@ def test_python_stays_within_its_line_length():
 def test_every_public_function_and_class_of_the_packages_says_what_it_does():
     import ast
 
-    for package in ("inputs", "learning", "devices", "network", "sim"):
+    for package in ("mobifleet", "inputs", "learning", "devices", "network", "sim"):
         for path in (REPOSITORY / package).rglob("*.py"):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("inputs", "learning", "devices", "network", "sim")
+PACKAGES = ("mobifleet", "inputs", "learning", "devices", "network", "sim")
 POSIX_ONLY = ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "crypt", "spwd", "syslog")
 # libraries that ask for one of them fall back by themselves, as they do on Windows
 WITHOUT = f"""

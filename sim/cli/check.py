@@ -6,34 +6,61 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from inputs.units import format_bytes, format_seconds
-from sim.scenario.schema import SizedData
-from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation
+from sim.scenario.schema import Scenario, SizedData
+from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation, building
 from sim.world.links import described
+from sim.world.rehearsal import rehearse
 
 MOST_EVENTS = 10_000  # of a dry run that `check` waits for: a quarter of a second
 _SHOWN = 8  # kinds of one thing
 
 
-def describe(sim: Simulation) -> Table:
-    """The whole answer for a world that was built dry; runs its clock to the end where that is
-    soon.
+@dataclass(frozen=True)
+class Answer:
+    """What a scenario comes to: facts as (name, what), and what its reader has to know besides."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+
+    def table(self) -> Table:
+        """The facts for a terminal."""
+        table = Table(
+            title=f"{self.name}: fine",
+            title_justify="left",
+            show_header=False,
+            box=None,
+            padding=(0, 2),
+        )
+        for name, what in self.facts:
+            table.add_row(name, Text(what))  # Text: what users named is no markup
+        return table
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: fine", *(f"{name}: {what}" for name, what in self.facts)]
+        return "\n".join([*lines, *(f"note: {remark}" for remark in self.remarks)])
+
+
+def answer(scenario: Scenario, folder: Path) -> Answer:
+    """Build the scenario's world dry, and run its clock to the end where that is soon.
+
+    `folder` is where its relative paths start. Raises what stands against the scenario, as a run
+    would.
     """
-    table = Table(
-        title=f"{sim.scenario.name}: fine",
-        title_justify="left",
-        show_header=False,
-        box=None,
-        padding=(0, 2),
-    )
-    for name, value in (*_about_data(sim), *_about_fleet(sim), *_foretold(sim)):
-        table.add_row(name, Text(value))  # Text: what users named is no markup
-    return table
+    with building(scenario) as heard:
+        rehearse(scenario, folder)
+        sim = Simulation(scenario, folder, dry=True)
+    sim.remark(*heard)
+    facts = (*_about_data(sim), *_about_fleet(sim), *_foretold(sim))
+    return Answer(scenario.name, facts, tuple(sim.remarks))
 
 
 def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:

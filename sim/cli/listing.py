@@ -86,7 +86,7 @@ def methods() -> Table:
 
 def scenarios() -> Table:
     """Shipped scenarios."""
-    from sim.cli.main import SCENARIOS
+    from sim.scenario import SCENARIOS
 
     table = _table("scenario", "what it is")
     for path in sorted(Path(SCENARIOS).glob("*.yaml")):

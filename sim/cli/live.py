@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -15,18 +15,31 @@ from rich.text import Text
 from inputs.units import format_bytes, format_seconds
 from sim.simulation import Simulation, Watch
 
+SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
+
 
 class LiveView:
-    """Shows preparation and the running clock; use as a context, and hand `watch` to the runner."""
+    """Shows preparation and the running clock; use as a context, and hand `watch` to the runner.
+
+    Nothing is shown of what is over within `patience_s`.
+    """
 
     def __init__(
-        self, console: Console, quiet: bool = False, seconds_between_lines: float = 5.0
+        self,
+        console: Console,
+        quiet: bool = False,
+        seconds_between_lines: float | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         self.console, self.quiet = console, quiet
         self.watch = Watch(on_prepare=self._prepare, on_look=self._look)
         self._fancy = console.is_terminal and not quiet
-        self._every_s = 0.25 if self._fancy else seconds_between_lines
+        lines_s = SECONDS_BETWEEN_LINES if seconds_between_lines is None else seconds_between_lines
+        self._every_s = 0.25 if self._fancy else lines_s
         self._last_s = self._began_s = time.perf_counter()
+        self._patience_s = patience_s
+        if patience_s:
+            self._last_s += patience_s - self._every_s  # so that the first line comes with its end
         self._events, self._stage = 0, ""
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
@@ -41,19 +54,27 @@ class LiveView:
         )
 
     def __enter__(self) -> LiveView:
-        if self._live:
-            self._live.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._live:
-            self._live.__exit__(*error)
+        if self._live and self._live.is_started:
+            self._live.stop()
+
+    def _show(self, what: RenderableType) -> None:
+        """Put it on the terminal in place of what was there."""
+        self._live.update(what)
+        if not self._live.is_started and self._is_long:
+            self._live.start(refresh=True)
+
+    @property
+    def _is_long(self) -> bool:
+        return time.perf_counter() - self._began_s >= self._patience_s
 
     def stage(self, name: str) -> None:
         """Note what is going on now."""
         self._stage = name
         if self._live:
-            self._live.update(Group(self._bars, f"{name} ..."))
+            self._show(Group(self._bars, f"{name} ..."))
 
     def _prepare(self, backbone: str, done: int, total: int) -> None:
         if total == 0 or self.quiet:
@@ -64,8 +85,8 @@ class LiveView:
                     f"forward passes of {backbone}", total=total
                 )
             self._bars.update(self._tasks[backbone], completed=done)
-            self._live.update(Group(self._bars))
-        elif self._is_time() or done in (0, total):
+            self._show(Group(self._bars))
+        elif self._is_time() or (done in (0, total) and self._is_long):
             self.console.print(
                 f"forward passes of {backbone}: {done}/{total} texts", highlight=False
             )
@@ -74,7 +95,7 @@ class LiveView:
         if self.quiet or not self._is_time():
             return
         if self._live:
-            self._live.update(_panel(sim, self._rate(sim)))
+            self._show(_panel(sim, self._rate(sim)))
         else:
             self.console.print(_line(sim, self._rate(sim)), highlight=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from sim.cli import faults
 from sim.cli.calibrate import app as calibrate
 from sim.cli.faults import UserError
+from sim.scenario import SCENARIOS as SCENARIOS
 
 app = typer.Typer(
     name="mobifleet",
@@ -27,8 +29,6 @@ app.add_typer(calibrate)
 # what users named is no markup and no emoji
 console = Console(soft_wrap=False, markup=False, emoji=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-SCENARIOS = Path(__file__).resolve().parents[2] / "scenarios"
 
 ScenarioName = Annotated[
     str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a shipped one.")
@@ -90,20 +90,9 @@ def _options(
 
 
 def _load(name: str, overrides: list[str] | None, seed: int | None):
-    from sim.scenario.checks import problems
-    from sim.scenario.file import load
-    from sim.scenario.schema import Scenario
+    from sim.api import load
 
-    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-    return load(name, Scenario, changes, [SCENARIOS], problems)
-
-
-def _folder_of(name: str) -> Path:
-    """Where a scenario's relative paths start: its own folder."""
-    for path in (Path(name), Path(f"{name}.yaml"), Path(f"{name}.yml")):
-        if path.is_file():
-            return path.parent
-    return SCENARIOS
+    return load(name, overrides or (), seed)
 
 
 @app.command()
@@ -154,7 +143,7 @@ def run(
             done = run_scenario(
                 chosen,
                 out,
-                _folder_of(scenario),
+                chosen.folder,
                 dry,
                 resume,
                 _workers(workers),
@@ -173,8 +162,10 @@ def run(
 def _workers(text: str) -> int | str:
     import re
 
+    from sim.api import USUAL_WORKERS
+
     if text == "auto":
-        return min(4, os.cpu_count() or 1)
+        return USUAL_WORKERS
     if text == "ray":
         return text
     if not re.fullmatch("[0-9]{1,4}", text) or int(text) < 1:
@@ -263,7 +254,7 @@ def _accuracy(s) -> str:
     return ("diverged" if s.get("diverged") else "none: nothing was trained") + best
 
 
-def _show_remarks(remarks: list[str]) -> None:
+def _show_remarks(remarks: Iterable[str]) -> None:
     for remark in remarks:
         errors.print(f"note: {remark}", style="yellow")
 
@@ -340,9 +331,12 @@ def compare(
     only = [label.strip() for label in methods.split(",")] if methods else []
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
-    place = _folder_of(scenario)
-    for table in compare_scenario(chosen, place, folder, seeds, only, dry, cores, console, tune):
+    compared = compare_scenario(
+        chosen, chosen.folder, folder, seeds, only, dry, cores, console, tune
+    )
+    for table in compared.tables_for(console.width):
         console.print(table)
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -392,7 +386,7 @@ def validate(
     try:
         with console.status("validating") as status:
             found = validate(
-                chosen, _folder_of(scenario), out, compress, repeats, only, limit, _sayer(status)
+                chosen, chosen.folder, out, compress, repeats, only, limit, _sayer(status)
             )
     except KeyboardInterrupt:
         errors.print("stopped: every process has ended, and the runs that were finished are kept")
@@ -434,17 +428,12 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
 
         mobifleet check my_study.yaml --set stop.target=0.8
     """
-    from sim.cli.check import describe
-    from sim.simulation import Simulation, building
-    from sim.world.rehearsal import rehearse
+    from sim.cli.check import answer
 
     chosen = _load(scenario, overrides, seed)
-    with building(chosen) as heard:
-        rehearse(chosen, _folder_of(scenario))
-        sim = Simulation(chosen, _folder_of(scenario), dry=True)
-    sim.remark(*heard)
-    console.print(describe(sim))
-    _show_remarks(sim.remarks)
+    found = answer(chosen, chosen.folder)
+    console.print(found.table())
+    _show_remarks(found.remarks)
 
 
 @app.command("list")

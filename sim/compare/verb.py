@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -47,10 +48,59 @@ from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
 from sim.world.rehearsal import rehearse
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 FIRST_COLUMN, COLUMN = 26, 13  # characters
 OWN = "cost to the end of each method's own convergence"
 
 Tables = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison that has been made: its folder, its runs, and its tables by title, one row a
+    method.
+
+    `reductions` holds, by title, what the scenario's own method saves against the best baseline.
+    """
+
+    folder: Path
+    entries: list[Entry]
+    tables: Tables
+    ours: str
+    baselines: list[str]
+    learned: float
+    """The accuracy below which a baseline counts in no reduction."""
+
+    @property
+    def reductions(self) -> dict[str, dict[str, Any]]:
+        """Title -> column -> reduction, factor and the baseline that they are taken against."""
+        return {
+            title: reductions(table, self.ours, self.baselines, self.learned)
+            for title, table in self.tables.items()
+            if self.ours in (labels := {row["method"] for row in table})
+            and labels & set(self.baselines) - {self.ours}
+        }
+
+    @property
+    def frames(self) -> dict[str, DataFrame]:
+        """The tables as pandas frames: title -> one row a method, columns as in table.csv, in SI
+        units.
+        """
+        from pandas import DataFrame
+
+        return {title: DataFrame(table).set_index("method") for title, table in self.tables.items()}
+
+    def tables_for(self, width: int) -> Iterator[Table]:
+        """The tables and what was saved, for a terminal of so many characters."""
+        abreast, saved = max(1, (width - FIRST_COLUMN) // COLUMN), self.reductions
+        for title, table in self.tables.items():
+            for first in range(0, len(table), abreast):
+                yield _shown(title, table[first : first + abreast], self.entries)
+            if title in saved:
+                left_out = _left_out(table, self.ours, self.baselines, self.learned)
+                yield _headline(self.ours, saved[title], left_out)
 
 
 def compare_scenario(
@@ -63,18 +113,20 @@ def compare_scenario(
     processes: int,
     console: Console,
     tune: bool = True,
-) -> Iterator[Table]:
-    """Run the comparison into `out` and yield its tables for a terminal; `CompareError` if there is
-    none.
-    """
+) -> Comparison:
+    """Run the comparison into `out`, saying on the console how far it is; CompareError for none."""
     entries = plan(scenario, out, seeds, only)
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
         rehearse(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
-        yield from _compared(
+        compared = _compared(
             scenario, entries, folder, out, seeds, only, dry, processes, console, tune
         )
+        reference = scenario.compare.reference or compared.ours
+        _write(compared, reference)
+        _figures(scenario, entries, out, compared.ours, compared.baselines, dry)
+    return compared
 
 
 def _compared(
@@ -88,7 +140,7 @@ def _compared(
     processes: int,
     console: Console,
     tune: bool,
-) -> Iterator[Table]:
+) -> Comparison:
     def run(some: list[Entry], what: str) -> None:
         changed = Counter(
             ", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder))
@@ -132,22 +184,7 @@ def _compared(
             tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
     ours = compare.ours or next(iter(compare.methods))
     baselines = compare.baselines or list(compare.methods)
-    _write(tables, out, compare.reference or ours)
-    headline, abreast = {}, max(1, (console.width - FIRST_COLUMN) // COLUMN)
-    for title, table in tables.items():
-        for first in range(0, len(table), abreast):
-            yield _shown(title, table[first : first + abreast], entries)
-        labels = {row["method"] for row in table}
-        if ours in labels and labels & set(baselines) - {ours}:
-            learned = 0.0 if dry else target or 0.0
-            headline[title] = reductions(table, ours, baselines, learned)
-            yield _headline(ours, headline[title], _left_out(table, ours, baselines, learned))
-    if headline:
-        (out / "reductions.json").write_text(
-            json.dumps(headline, indent=2) + "\n", encoding="utf-8"
-        )
-    _figures(scenario, entries, out, ours, baselines, dry)
-    console.print(f"written to {out}", highlight=False, soft_wrap=True)
+    return Comparison(out, entries, tables, ours, baselines, 0.0 if dry else target or 0.0)
 
 
 def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
@@ -171,11 +208,14 @@ def _title(title: str, at: str) -> str:
     return f"{title}; {at}" if at else title
 
 
-def _write(tables: Tables, out: Path, reference: str) -> None:
-    for number, table in enumerate(tables.values(), 1):
+def _write(compared: Comparison, reference: str) -> None:
+    out = compared.folder
+    for number, table in enumerate(compared.tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
-    (out / "table.md").write_text(markdown(tables), encoding="utf-8")
-    (out / "table.tex").write_text(latex(tables), encoding="utf-8")
+    (out / "table.md").write_text(markdown(compared.tables), encoding="utf-8")
+    (out / "table.tex").write_text(latex(compared.tables), encoding="utf-8")
+    if saved := compared.reductions:
+        (out / "reductions.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
 
 
 def _figures(

@@ -155,6 +155,9 @@ def open_run(path: str | Path) -> Run:
 
     Only the two JSON files and the footers of the tables are read. An interrupted run opens if its
     parts are all there.
+
+        run = mobifleet.open_run("runs/quickstart")
+        run.summary["final"], run.spans().to_pandas()
     """
     path = Path(path)
     if not path.is_dir():

@@ -1,0 +1,199 @@
+"""What Python code of a user's calls, and `mobifleet` passes on: load a scenario, check it, run it,
+compare methods on it.
+
+The command line does the same things with the same words; here what it prints are values, and only
+progress is shown, on the standard error stream, once something takes over two seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import PrivateAttr
+from rich.console import Console
+
+from sim.scenario import SCENARIOS, file
+from sim.scenario.checks import problems
+from sim.scenario.file import ScenarioError
+from sim.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from learning.data.texts import TextDataset
+    from sim.cli.check import Answer
+    from sim.compare.verb import Comparison
+    from sim.results.run import Run
+
+PATIENCE_S = 2.0  # what is over sooner shows no progress
+USUAL_WORKERS = min(4, os.cpu_count() or 1)
+
+
+class LoadedScenario(Scenario):
+    """A scenario that knows where its relative paths start: in the folder of the file that it was
+    loaded from.
+    """
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the scenario's file."""
+        return self._folder
+
+
+def load(
+    scenario: str | os.PathLike[str],
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    seed: int | None = None,
+) -> LoadedScenario:
+    """A scenario of one's own by its path, or a shipped one by its name, checked as `mobifleet
+    check` checks it.
+
+    `overrides` change single values, as `--set` does: a mapping of dotted paths, or texts such as
+    `"stop.target=0.75"`. What comes back is frozen, knows its folder (`scenario.folder`), and goes
+    to `run`, `check` and `compare`. Raises ScenarioError with every mistake and its place.
+
+        scenario = mobifleet.load("my_study.yaml", {"stop.target": 0.75, "fleet.0.count": 20})
+    """
+    changes = (
+        [_as_text(*pair) for pair in overrides.items()]
+        if isinstance(overrides, Mapping)
+        else [overrides]
+        if isinstance(overrides, str)
+        else [*overrides]
+    )
+    changes += [f"seed={seed}"] if seed is not None else []
+    folder = folder_of(scenario)
+    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], problems)
+    loaded._folder = folder
+    return loaded
+
+
+def folder_of(scenario: str | os.PathLike[str]) -> Path:
+    """Where a scenario's relative paths start: its file's folder, or that of the shipped ones."""
+    for path in (Path(f"{os.fspath(scenario)}{suffix}") for suffix in file.SUFFIXES):
+        if path.is_file():
+            return path.parent
+    return SCENARIOS
+
+
+def _as_text(key: str, value: Any) -> str:
+    try:
+        return f"{key}={json.dumps(value, allow_nan=False)}"  # JSON is YAML, too
+    except (TypeError, ValueError) as error:
+        raise ScenarioError([f"override {key!r}: {error}"]) from None
+
+
+def run(
+    scenario: Scenario | str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    dry: bool = False,
+    resume: bool = False,
+    workers: int | str = USUAL_WORKERS,
+    figures: bool = True,
+    quiet: bool = False,
+    texts: TextDataset | None = None,
+) -> Run:
+    """Run a scenario and return the finished run: its summary, its tables, its folder.
+
+    `scenario` is what `load` gave, or what `load` takes. The run directory is `out`, or a fresh
+    `runs/<name>`; `dry` leaves the learning out (timing, bytes, FLOP and joules alone); `resume`
+    goes on with the unfinished run of this scenario; `workers`, a number or "ray", moves the host's
+    time only; `texts` takes the place of the scenario's data set. `quiet` silences progress and
+    notes; the notes are in `run.summary["remarks"]`. Ctrl-C ends it in good order and raises
+    Interrupted; ValueErrors of mobifleet's say what stands against the scenario.
+
+        run = mobifleet.run("quickstart", dry=True)
+        run.summary["virtual_time_s"], run.devices().to_pandas()
+    """
+    from sim.cli.live import LiveView
+    from sim.runner import run_scenario
+
+    scenario, place = _loaded(scenario), Path(out) if out is not None else None
+    console = _console(quiet)
+    with LiveView(console, quiet, patience_s=PATIENCE_S) as view:
+        done = run_scenario(
+            scenario,
+            place,
+            _start_of_paths(scenario),
+            dry,
+            resume,
+            workers,
+            view.watch,
+            figures,
+            view.stage,
+            texts,
+        )
+    for remark in done.summary.get("remarks", ()):
+        console.print(f"note: {remark}", style="yellow")
+    return done
+
+
+def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
+    """What a scenario was read as, who holds what and what it will take, without learning anything.
+
+    The answer has `facts` (name, what) and `remarks`; printed, it is what `mobifleet check` shows.
+    Raises what `run` would raise before its clock starts.
+
+        print(mobifleet.check("my_study.yaml"))
+    """
+    from sim.cli import check as verb
+
+    scenario = _loaded(scenario)
+    return verb.answer(scenario, _start_of_paths(scenario))
+
+
+def compare(
+    scenario: Scenario | str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    methods: Iterable[str] = (),
+    seeds: int = 1,
+    dry: bool = False,
+    tune: bool = True,
+    processes: int = 1,
+    quiet: bool = False,
+) -> Comparison:
+    """Run the methods that a scenario lists under `compare` and return their tables, as `mobifleet
+    compare` does.
+
+    What comes back has `frames` (title of a table -> pandas.DataFrame, one row a method),
+    `reductions` and the `folder`, which is `out` or `runs/<name>-compare`; finished runs in it are
+    kept. `methods` chooses labels, `seeds` repeats. With more `processes` than one, a script has to
+    start under `if __name__ == "__main__":`, for each process imports it again.
+
+        comparison = mobifleet.compare("table1_small", dry=True)
+        next(iter(comparison.frames.values()))[["time_s", "uplink_bytes"]]
+    """
+    from sim.compare.verb import compare_scenario
+
+    scenario = _loaded(scenario)
+    place = Path(out) if out is not None else Path("runs") / f"{scenario.name}-compare"
+    return compare_scenario(
+        scenario,
+        _start_of_paths(scenario),
+        place,
+        seeds,
+        [methods] if isinstance(methods, str) else [*methods],
+        dry,
+        processes,
+        _console(quiet),
+        tune,
+    )
+
+
+def _loaded(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
+    return scenario if isinstance(scenario, Scenario) else load(scenario)
+
+
+def _start_of_paths(scenario: Scenario) -> Path:
+    """The folder of a scenario that was loaded; for one made in Python the working directory."""
+    return scenario.folder if isinstance(scenario, LoadedScenario) else Path()
+
+
+def _console(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, emoji=False)

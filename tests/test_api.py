@@ -1,0 +1,157 @@
+"""`import mobifleet`: load, check, run and compare from Python, as the command line does them."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mobifleet
+from sim import api
+
+STUDY = {
+    "name": "study",
+    "task": {"dataset": {"classes": 3, "tokens": 16}, "train": 60, "test": 30},
+    "fleet": [{"count": 3, "device": "jetson-tx2", "backbone": "minilm", "link": "lte"}],
+    "method": {"kind": "fed-mobillm"},
+}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Writes a scenario into a folder of its own and returns its path."""
+
+    def write(**changes) -> Path:
+        folder = tmp_path / "studies"
+        folder.mkdir(exist_ok=True)
+        path = folder / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_door_opens_without_torch_or_pandas():
+    code = (
+        "import sys, mobifleet; before = set(sys.modules); mobifleet.load, mobifleet.open_run;"
+        "print({'sim', 'pydantic'} & before, {'torch', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set() set()\n", done.stderr
+
+
+def test_every_public_name_is_there_and_says_how_it_is_used():
+    assert set(mobifleet.__all__) <= set(dir(mobifleet))
+    for name in mobifleet.__all__:
+        assert inspect.getdoc(getattr(mobifleet, name)), name
+    for name in ("load", "run", "check", "compare", "open_run"):
+        assert f"mobifleet.{name}(" in inspect.getdoc(getattr(mobifleet, name)), name
+    with pytest.raises(AttributeError, match="has no attribute 'laod'"):
+        _ = mobifleet.laod
+
+
+def test_load_checks_names_and_takes_overrides_as_python_values(study):
+    path = study()
+    changes = {
+        "fleet.0.count": 5,
+        "stop.horizon": "90 s",
+        "method.replay": 3,
+        "description": "a: b",
+    }
+    loaded = mobifleet.load(path, changes, seed=7)
+    assert (loaded.fleet[0].count, loaded.stop.horizon, loaded.seed) == (5, 90.0, 7)
+    assert loaded.description == "a: b"
+    assert mobifleet.load(path, ["seed=7"]).seed == mobifleet.load(path, "seed=7").seed == 7
+    with pytest.raises(mobifleet.ScenarioError, match="no device is called 'jetson-tx3'"):
+        mobifleet.load(path, {"fleet.0.device": "jetson-tx3"})
+    with pytest.raises(mobifleet.ScenarioError, match="override 'seed'"):
+        mobifleet.load(path, {"seed": object()})
+    assert mobifleet.load("quickstart").folder == api.SCENARIOS
+
+
+def test_relative_paths_start_in_the_scenarios_folder(study, tmp_path, monkeypatch):
+    fleet = [{**STUDY["fleet"][0], "trace": "up.csv"}]
+    path = study(fleet=fleet)
+    (path.parent / "up.csv").write_text("time_s,rate_mbps\n0,8\n1,8\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    loaded = mobifleet.load("studies/study")
+    assert loaded.folder == Path("studies")
+    assert "8 Mbit/s" in str(mobifleet.check(loaded))
+    later = loaded.model_copy(update={"seed": 3})  # still knows its folder
+    run = mobifleet.run(later, out="run", dry=True, figures=False, quiet=True)
+    assert run.manifest["seed"] == 3 and list(run.manifest["inputs"]) == [
+        *("devices/profiles/a100.yaml", "devices/profiles/jetson-tx2.yaml"),
+        *("network/profiles/lte.yaml", "up.csv"),
+    ]
+    assert mobifleet.open_run("run").summary == run.summary
+
+
+def test_check_and_run_say_what_the_command_line_says(study, tmp_path):
+    path = study()
+    command, wide = [sys.executable, "-m", "mobifleet"], {**os.environ, "COLUMNS": "200"}
+    shown = subprocess.run(
+        [*command, "check", str(path)],
+        capture_output=True,
+        text=True,
+        env=wide,
+    ).stdout
+    answer = mobifleet.check(path)
+    assert (
+        shown.split()
+        == " ".join(
+            [f"{answer.name}: fine", *(f"{name} {what}" for name, what in answer.facts)]
+        ).split()
+    )
+    run = mobifleet.run(path, out=tmp_path / "mine", dry=True, quiet=True)
+    done = subprocess.run(
+        [*command, "run", str(path), "--dry", "--out", str(tmp_path / "theirs")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads((tmp_path / "theirs" / "summary.json").read_text(encoding="utf-8"))
+    assert run.summary["digest"] == theirs["digest"]
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(
+        path.name for path in (tmp_path / "theirs").iterdir()
+    )
+
+
+def test_progress_is_shown_of_what_takes_long_and_silenced(study, tmp_path, monkeypatch, capsys):
+    mobifleet.run(study(), out=tmp_path / "short", dry=True, figures=False)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(api, "PATIENCE_S", 1e-9)
+    monkeypatch.setattr("sim.cli.live.SECONDS_BETWEEN_LINES", 0.0)
+    mobifleet.run(study(), out=tmp_path / "shown", dry=True, figures=False)
+    out, err = capsys.readouterr()
+    assert out == "" and "virtual clock" in err
+    mobifleet.run(study(), out=tmp_path / "quiet", dry=True, figures=False, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_notes_are_shown_and_kept(study, tmp_path, capsys):
+    slow = [{**STUDY["fleet"][0], "trace": "up.csv"}]
+    path = study(fleet=slow)
+    (path.parent / "up.csv").write_text("time_s,rate_mbps\n0,0\n1,0\n", encoding="utf-8")
+    run = mobifleet.run(path, out=tmp_path / "run", dry=True, figures=False)
+    remarks = run.summary["remarks"]
+    assert remarks and all(f"note: {remark}" in capsys.readouterr().err for remark in remarks[:1])
+    assert set(mobifleet.check(path).remarks) <= set(remarks)
+
+
+def test_compare_gives_frames(study, tmp_path, capsys):
+    methods = {"ours": {"kind": "fed-mobillm"}, "lora": {"kind": "fedavg-lora", "rounds": 2}}
+    path = study(compare={"methods": methods})
+    made = mobifleet.compare(path, out=tmp_path / "both", dry=True)
+    [(title, frame)] = made.frames.items()
+    assert title == "totals" and list(frame.index) == ["ours", "lora"]
+    run = mobifleet.open_run(tmp_path / "both" / "lora-seed0")
+    assert frame.loc["lora", "uplink_bytes"] == run.summary["per_device"]["uplink_bytes"]["mean"]
+    saved = made.reductions["totals"]["flop"]["reduction"]
+    assert saved == pytest.approx(1 - frame.loc["ours", "flop"] / frame.loc["lora", "flop"])
+    assert "run 2/2 lora-seed0" in capsys.readouterr().err
+    one = mobifleet.compare(path, out=tmp_path / "one", dry=True, methods="lora", quiet=True)
+    assert list(one.frames["totals"].index) == ["lora"] and capsys.readouterr() == ("", "")
