@@ -29,6 +29,10 @@ ROUNDS = {
 }
 ASYNC = {"kind": "fedasync", "peft": "head", "answers": 12, "concurrency": 1.0}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+FAST_AND_SLOW = [
+    {**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
+    {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"},
+]
 
 
 def stepped(kind, x, d, m, v, eta):
@@ -154,12 +158,10 @@ def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatc
         return dataclasses.replace(work, run=noted)
 
     monkeypatch.setattr(FedAsync, "aggregation", noting)
-    fleet = [
-        {**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
-        {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"},
-    ]
     sim = simulate(
-        fleet=fleet, method={**ASYNC, "peft": "full", "answers": 9, "device_batch": 8}, **AT_ONCE
+        fleet=FAST_AND_SLOW,
+        method={**ASYNC, "peft": "full", "answers": 9, "device_batch": 8},
+        **AT_ONCE,
     )
     stale = []
     for version, (before, payload, after) in enumerate(applied):
@@ -173,6 +175,46 @@ def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatc
                 resolved(after)[name], (1 - a) * x + a * sent[name], atol=1e-6, rtol=0
             )
     assert len(applied) == 9 and max(stale) > 1
+
+
+def test_a_buffer_is_one_step_on_its_changes_each_by_its_age(simulate, monkeypatch):
+    """FedBuff's mean of K changes, each over sqrt(1 + versions made meanwhile), and FedAdam's step
+    on it with moments that last: the whole run as one explicit loop.
+    """
+    buffers, aggregation = [], FedAsync.aggregation
+
+    def noting(self, buffer):
+        buffers.append(list(buffer))
+        return aggregation(self, buffer)
+
+    monkeypatch.setattr(FedAsync, "aggregation", noting)
+    method = {**ASYNC, "kind": "fedbuff", "peft": "full", "answers": 10, "buffer": 2}
+    method |= {"device_batch": 8, "server_optimiser": {"kind": "fedadam", "learning_rate": 0.01}}
+    sim = simulate(fleet=FAST_AND_SLOW, method=method, **AT_ONCE)
+    learner = sim.method.learner
+    x, aged = learner.initial, False
+    m = {name: torch.zeros_like(t) for name, t in x.items()}
+    v = {name: torch.full_like(t, 1e-6) for name, t in x.items()}
+    assert len(buffers) == 5
+    for version, buffer in enumerate(buffers):
+        ages = [version - payload.version for payload in buffer]
+        aged = aged or (version > 1 and len(set(ages)) > 1)  # one is older than the other, and late
+        changes = [learner.unpacked("random-bert", resolved(payload.data)) for payload in buffer]
+        for name in x:
+            d = sum(c[name] / (1 + age) ** 0.5 for c, age in zip(changes, ages, strict=True)) / 2
+            new, m[name], v[name] = stepped("fedadam", x[name], d, m[name], v[name], 0.01)
+            x = {**x, name: new}
+    assert aged
+    for name, tensor in learner.state.value.items():
+        torch.testing.assert_close(tensor, x[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_whoever_is_free_has_its_turn_without_rounds_too(simulate, spans):
+    """10 devices, 3 at work at any time, 60 answers: each is asked about 6 times."""
+    method = {**ASYNC, "answers": 60, "concurrency": 0.3}
+    sim = simulate(fleet=[{**EQUAL[0], "count": 10}], method=method, dry=True, **AT_ONCE)
+    times = Counter(s["actor"] for s in spans(sim, "upload", outcome="ok"))
+    assert len(times) == 10 and all(2 <= asked <= 10 for asked in times.values())
 
 
 def test_memory_is_needed_for_weights_a_step_and_adamws_two_moments(simulate):
@@ -351,11 +393,9 @@ def test_staleness_of_three_devices_by_hand(simulate, spans):
     """A fast device answers twice while a slow one works: the slow answer is as many versions old
     as were made meanwhile.
     """
-    fleet = [
-        {**EQUAL[0], "count": 2, "device": "jetson-agx-xavier", "link": "ethernet-1g"},
-        {**EQUAL[0], "count": 1, "device": "raspberry-pi-4", "link": "ethernet-1g"},
-    ]
-    sim = simulate(fleet=fleet, method={**ASYNC, "peft": "full", "answers": 9}, dry=True, **AT_ONCE)
+    sim = simulate(
+        fleet=FAST_AND_SLOW, method={**ASYNC, "peft": "full", "answers": 9}, dry=True, **AT_ONCE
+    )
     applied = spans(sim, actor="server", kind="aggregate")
     noted = [
         (m["time_s"], m["value"], m["group"])
