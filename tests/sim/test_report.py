@@ -152,6 +152,18 @@ def test_percentiles_are_those_that_they_are_called(simulate, report):
     assert unlike >= 3
 
 
+def test_the_peak_of_a_devices_memory_is_that_of_its_largest_piece(simulate):
+    """20 texts in batches of 8, 8 and 4: the last piece of work needs less."""
+    task = {"dataset": {"classes": 3, "tokens": 16}, "train": 60, "test": 6, "max_tokens": 16}
+    sim = simulate("method.device_batch=8", dry=True, task=task)
+    for device, told in zip(
+        sim.devices, device_table(sim)["peak_memory_bytes"].to_pylist(), strict=True
+    ):
+        largest, last = (sim.costing.forward(device.member, np.full(n, 16)) for n in (8, 4))
+        assert told == sim.costing.weight_bytes(device.member) + largest.peak_bytes
+        assert largest.peak_bytes > last.peak_bytes
+
+
 def test_a_server_that_waits_for_its_devices_is_not_busy(simulate, report, spans):
     sim = simulate(dry=True, method=ROUNDS)
     at_work, waits = spans(sim, "aggregate", actor="server"), spans(sim, "wait", actor="server")
