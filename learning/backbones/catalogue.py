@@ -41,7 +41,8 @@ _MOST_LAYERS = 1_000
 _MOST_CONFIG_BYTES = 16 * 2**20
 # what a configuration may ask of transformers that would run code, or load weights, from elsewhere
 _NEVER_FOLLOWED = re.compile(
-    r"auto_map|custom_pipelines|transformers_weights|fusion_config|.*(attn|experts)_implementation.*"
+    r"auto_map|custom_pipelines|transformers_weights|fusion_config"
+    r"|.*(attn|experts)_implementation.*"
 )
 
 
