@@ -59,7 +59,8 @@ _UNIT = re.compile(
     r"(?![A-Za-z])"
 )
 _OTHER = re.compile(
-    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|m?[sS]ec(?:ond)?s?|ms)(?![A-Za-z])|%"
+    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|m?[sS]ec(?:ond)?s?|ms)"
+    r"(?![A-Za-z])|%"
 )
 
 

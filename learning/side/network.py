@@ -184,7 +184,8 @@ def load_side_network(path: Path | str) -> tuple[SideNetwork, dict[str, str]]:
     """The network of `save_side_network`, ready to predict, and the notes stored beside it."""
     with safe_open(path, framework="pt") as file:
         notes = dict(file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+        names = file.keys()  # it is no dictionary
+        tensors = {name: file.get_tensor(name) for name in names}
     network = SideNetwork(
         SideShape(**json.loads(notes.pop("shape"))),
         SideNetworkConfig(**json.loads(notes.pop("config"))),

@@ -294,7 +294,8 @@ def test_devices_of_a_trace_and_days_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "device,ready_start_ms,ready_end_s\nb,3600000,7200\na,0,10\nb,7200000,9000\nb,5000000,6000\n",
+        "device,ready_start_ms,ready_end_s\n"
+        "b,3600000,7200\na,0,10\nb,7200000,9000\nb,5000000,6000\n",
         "device;ready_start_s;ready_end_s\na;0,0;10\nb;3600;9000\n",
         "device\tready_start\tready_end\na\t2026-03-02T00:00:00Z\t2026-03-02T00:00:10Z\n"
         "b\t2026-03-02T01:00:00Z\t2026-03-02T03:30:00+01:00\n",

@@ -102,7 +102,8 @@ def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
     """4 Mbit/s up, 12 down, 15 ms each way, found through the verb itself within a few per cent."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    lines = Console(file=open(tmp_path / "serving.txt", "w", encoding="utf-8"), soft_wrap=True)  # noqa: SIM115
+    said = (tmp_path / "serving.txt").open("w", encoding="utf-8")
+    lines = Console(file=said, soft_wrap=True)
     threading.Thread(
         target=calibrate_link.serve, args=("127.0.0.1", port, lines), daemon=True
     ).start()
@@ -114,7 +115,8 @@ def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
         except ConnectionRefusedError:
             time.sleep(0.02)
     with ShapedRelay(("127.0.0.1", port), 4e6, 12e6, [Access(latency_s=0.015)]) as relay:
-        console = Console(file=open(tmp_path / "out.txt", "w", encoding="utf-8"), width=200)  # noqa: SIM115
+        shown = (tmp_path / "out.txt").open("w", encoding="utf-8")
+        console = Console(file=shown, width=200)
         found = calibrate_link.measure(f"127.0.0.1:{relay.port}", 0, 1.0, console)
         link = calibrate_link.report(found, "shaped", tmp_path / "shaped", None, console)
     assert (link.up_bps, link.down_bps) == pytest.approx((4e6, 12e6), rel=0.1)

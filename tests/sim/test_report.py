@@ -88,6 +88,13 @@ def test_a_summary_has_every_promised_field(simulate, report):
         assert isinstance(found["totals"][name], int)
 
 
+def test_the_best_and_the_final_accuracy_are_those_of_the_curve(simulate, report, curve):
+    sim = simulate("method.learning_rate=0.3", "method.replay=1", evaluate_every=1)
+    found, seen = report(sim), curve(sim)
+    assert (found["best"], found["final"]) == (max(seen), seen[-1])
+    assert max(seen) > seen[-1]  # it had been better
+
+
 def test_a_dry_run_has_no_accuracy_and_says_so(simulate, report):
     found = report(simulate("stop.target=0.5", dry=True))
     assert found["dry"] is True
@@ -135,6 +142,7 @@ def test_the_device_table_is_one_row_a_device_in_the_promised_columns(simulate):
 # --- each figure by its own definition, in runs in which a neighbouring definition gives another
 # number
 
+RADIO_AND_COMPUTING = ("upload", "download", "compute")
 ROUNDS = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0, "device_batch": 4}
 
 
@@ -170,6 +178,51 @@ def test_a_server_that_waits_for_its_devices_is_not_busy(simulate, report, spans
     length_s = lambda found: sum(s["end_s"] - s["start_s"] for s in found)  # noqa: E731
     assert report(sim)["totals"]["server_busy_s"] == pytest.approx(length_s(at_work))
     assert length_s(waits) > length_s(at_work) > 0
+
+
+def test_every_total_is_the_sum_of_its_own_spans(simulate, report, spans):
+    """Rounds that the horizon ends while a device computes: no two sums are alike."""
+    whole = simulate(dry=True, method=ROUNDS)
+    [*_, last] = spans(whole, "compute", actor="device-0000")
+    sim = simulate(
+        f"stop.horizon={(last['start_s'] + last['end_s']) / 2} s", dry=True, method=ROUNDS
+    )
+
+    def total(key: str, *kinds: str, **which) -> float:
+        return sum(s[key] for s in spans(sim, *kinds, **which))
+
+    lost = {"actor": "device", "outcome": "horizon"}
+    expected = {
+        "uplink_bytes": total("nbytes", "upload"),
+        "downlink_bytes": total("nbytes", "download"),
+        "device_flop": total("flop", "compute", actor="device"),
+        "device_energy_j": total("joules", actor="device"),
+        "server_flop": total("flop", actor="server"),
+        "server_energy_j": total("joules", actor="server"),
+        "wasted_bytes": total("nbytes", *RADIO_AND_COMPUTING, **lost),
+        "wasted_flop": total("flop", *RADIO_AND_COMPUTING, **lost),
+        "wasted_energy_j": total("joules", *RADIO_AND_COMPUTING, **lost),
+    }
+    told = report(sim)["totals"]
+    assert {name: told[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    assert expected["wasted_flop"] > 0
+    assert len(set(expected.values())) >= len(expected) - 1  # as much goes up as down
+    for row in device_table(sim).to_pylist():
+        mine = {"actor": row["device"]}
+        length_s = {
+            kind: sum(s["end_s"] - s["start_s"] for s in spans(sim, kind, **mine))
+            for kind in ("compute", "wait", "upload")
+        }
+        expected = {
+            "busy_s": length_s["compute"],
+            "waiting_s": length_s["wait"],
+            "uplink_bytes": total("nbytes", "upload", **mine),
+            "downlink_bytes": total("nbytes", "download", **mine),
+            "flop": total("flop", "compute", **mine),
+            "energy_j": total("joules", **mine),
+        }
+        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+        assert len(set(length_s.values())) == 3
 
 
 def test_what_is_cut_on_its_way_down_is_wasted_too(simulate, report, spans):
