@@ -2,31 +2,39 @@
 
 A profile is a YAML file. Every number in it is a mapping `{value, source, date or version,
 conditions, basis}`; `load` turns the file into frozen dataclasses with plain floats and keeps the
-sources in `DeviceProfile.provenance`. The unit of speed is the *engine* (chip and software path
+sources in `DeviceProfile.provenance`. A file of one's own may extend another profile and, under
+`basis: own`, give plain numbers and leave out what a device of its kind can lend (`profile_file.py`
+reads it). The unit of speed is the *engine* (chip and software path
 together), because on one chip the path moves the rate by up to 40x, more than the chip does. Power
 belongs to it too, for a chip in a fast mode draws more: an engine's `compute_w`, of the power mode
 that it names, or `power.compute_w` for engines that say nothing.
 """
 
 import difflib
-import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from inputs.files import FileProblem, read_yaml
+from inputs.files import FileProblem
+from inputs.profiles import OWN, is_file, place
 
 PROFILES = Path(__file__).parent / "profiles"
+MANY = 5  # numbers of one part of a profile; beyond that they are counted, not listed
 KINDS = ("board", "phone", "sbc", "laptop", "server")
-BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalled")
+BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalled", OWN)
 
 
 class ProfileError(ValueError):
-    """A profile that does not exist or does not follow the format; the message says where and what
-    is allowed.
+    """A profile that does not exist or does not follow the format; one line for each mistake, with
+    where it stands and what is allowed.
     """
+
+    @property
+    def problems(self) -> list[str]:
+        """The lines."""
+        return str(self).splitlines()
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class DeviceProfile:
     of variation of one step's time. `sustained_factor` and `sustained_tau_s` describe how the rate
     sinks under continuous load (`devices/thermal.py`). `battery_wh` is None for a device on the
     mains, or of unknown battery. `provenance` maps dotted keys such as `engines.simple.flop_per_s`
-    to their source.
+    to their source. `lent` are those that the file leaves out and `lender` lends.
     """
 
     name: str
@@ -119,16 +127,28 @@ class DeviceProfile:
     provenance: dict[str, Provenance] = field(hash=False, repr=False)
     measurements: tuple[Measurement, ...] = field(default=(), repr=False)
     battery_wh: float | None = None
+    lent: tuple[str, ...] = ()
+    lender: str = ""
 
     def with_overhead(self, engine: str, overhead_s: float) -> "DeviceProfile":
         """The same device with another fixed time of a piece of work on one engine."""
         changed = replace(self.engine(engine), overhead_s=overhead_s)
         return replace(self, engines={**self.engines, engine: changed})
 
+    @property
+    def estimates(self) -> str:
+        """What whoever reads a result has to know of numbers that nobody gave; "" where all are."""
+        groups = Counter(key.rpartition(".")[0] for key in self.lent)
+        alone = [key for key in self.lent if groups[key.rpartition(".")[0]] <= MANY]
+        several = [f"{count} numbers of {key}" for key, count in groups.items() if count > MANY]
+        left_out = ", ".join([*alone, *several])
+        lender = f"taken from {self.lender}, as estimates"
+        return f"the profile {self.name} leaves out {left_out}: {lender}" if left_out else ""
+
     def engine(self, name: str) -> Engine:
         """The engine of that name; raises `ProfileError` with the engines that exist."""
         if name not in self.engines:
-            raise ProfileError(f"{self.name} has no engine {name!r}{_nearest(name, self.engines)}")
+            raise ProfileError(f"{self.name} has no engine {name!r}{nearest(name, self.engines)}")
         return self.engines[name]
 
 
@@ -137,223 +157,50 @@ def names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load(name_or_path: str | Path) -> DeviceProfile:
+def load(name_or_path: str | Path, folder: Path = Path()) -> DeviceProfile:
     """The profile of that name, or the one in a YAML file of the user's own.
 
-    A string that ends in `.yaml` or `.yml` is a path. Raises `ProfileError` for an unknown name, an
-    unreadable file or a malformed profile.
+    A string that ends in `.yaml` or `.yml` is a path, looked for below `folder` and then below the
+    working directory. Raises `ProfileError` for an unknown name, an unreadable file or a malformed
+    profile.
     """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        return _read(path)
     name = str(name_or_path)
+    if is_file(name):
+        return _read(name, folder)[0]
     if name not in names():
-        hint = _nearest(name, names())
+        hint = nearest(name, names())
         raise ProfileError(
             f"no device profile {name!r}{hint}; or give the path of a .yaml file of your own"
         )
     return _bundled(name)
 
 
+def files(name: str, folder: Path = Path()) -> list[Path]:
+    """The files that a profile's numbers come from: its own first, then those that it extends or
+    that lend to it; its own alone where it cannot be read.
+    """
+    try:
+        return [PROFILES / f"{name}.yaml"] if not is_file(name) else _read(name, folder)[1]
+    except ProfileError:  # whoever reads it says so
+        return [place(name, folder)]
+
+
 @cache
 def _bundled(name: str) -> DeviceProfile:
-    return _read(PROFILES / f"{name}.yaml")
+    return _read(PROFILES / f"{name}.yaml", Path())[0]
 
 
-def _read(path: Path) -> DeviceProfile:
+def _read(path: str | Path, folder: Path) -> tuple[DeviceProfile, list[Path]]:
+    from devices.profile_file import read  # which knows the classes above
+
     try:
-        data = read_yaml(path)
+        return read(place(path, folder))
     except FileProblem as error:
         raise ProfileError(f"device profile {error}") from error
-    return _Parser(path).profile(data)
 
 
-@dataclass
-class _Parser:
-    """Checks one file key by key; collects the source of every number on its way."""
-
-    path: Path
-    provenance: dict[str, Provenance] = field(default_factory=dict)
-
-    def profile(self, data: Any) -> DeviceProfile:
-        required = (
-            "name",
-            "title",
-            "kind",
-            "memory_bytes",
-            "memory_bandwidth_bytes_per_s",
-            "engines",
-            "power",
-        )
-        required += ("jitter_cv", "sustained_factor", "sustained_tau_s")
-        data = self.mapping(data, "", required, optional=("measurements", "battery_wh"))
-        if data["kind"] not in KINDS:
-            self.fail("kind", f"found {data['kind']!r}, allowed: {', '.join(KINDS)}")
-        engines = self.engines(data["engines"], self.power(data["power"]))
-        return DeviceProfile(
-            name=self.text(data["name"], "name"),
-            title=self.text(data["title"], "title"),
-            kind=data["kind"],
-            memory_bytes=int(self.number(data["memory_bytes"], "memory_bytes", above=0)),
-            memory_bandwidth_bytes_per_s=self.number(
-                data["memory_bandwidth_bytes_per_s"], "memory_bandwidth_bytes_per_s", above=0
-            ),
-            engines=engines,
-            jitter_cv=self.number(data["jitter_cv"], "jitter_cv", least=0),
-            sustained_factor=self.number(
-                data["sustained_factor"], "sustained_factor", above=0, most=1
-            ),
-            sustained_tau_s=self.number(data["sustained_tau_s"], "sustained_tau_s", least=0),
-            provenance=self.provenance,
-            measurements=self.measurements(data.get("measurements") or [], engines),
-            battery_wh=self.number(data["battery_wh"], "battery_wh", above=0)
-            if "battery_wh" in data
-            else None,
-        )
-
-    def power(self, data: Any) -> dict[str, float]:
-        """Idle and radio, which all engines share, and `compute_w` of those engines that say
-        nothing of it.
-        """
-        by_rate = tuple(
-            f"{way}_{what}" for way in ("uplink", "downlink") for what in ("base_w", "w_per_mbps")
-        )
-        data = self.mapping(
-            data, "power", ("uplink_w", "downlink_w", "idle_w"), optional=("compute_w", *by_rate)
-        )
-        for base, slope in (by_rate[:2], by_rate[2:]):
-            if (base in data) != (slope in data):
-                self.fail("power", f"{base} and {slope} go together: give both, or neither")
-        return {key: self.number(data[key], f"power.{key}", least=0) for key in data}
-
-    def engines(self, data: Any, shared: Mapping[str, float]) -> dict[str, Engine]:
-        if not isinstance(data, Mapping) or not data:
-            self.fail("engines", "needs at least one engine, for example `simple`")
-        engines = {}
-        for name, entry in data.items():
-            where = f"engines.{name}"
-            required = ("description", "precision", "flop_per_s", "overhead_s")
-            entry = self.mapping(entry, where, required, optional=("compute_w", "power_mode"))
-            power = dict(shared)
-            if "compute_w" in entry:
-                power["compute_w"] = self.number(entry["compute_w"], f"{where}.compute_w", least=0)
-            if "compute_w" not in power:
-                self.fail(
-                    f"{where}.compute_w",
-                    "is missing, and so is power.compute_w, which would stand in for it",
-                )
-            engines[str(name)] = Engine(
-                name=str(name),
-                precision=self.text(entry["precision"], f"{where}.precision"),
-                flop_per_s=self.number(entry["flop_per_s"], f"{where}.flop_per_s", above=0),
-                overhead_s=self.number(entry["overhead_s"], f"{where}.overhead_s", least=0),
-                power=Power(**power),
-                description=self.text(entry["description"], f"{where}.description"),
-                power_mode=self.text(entry["power_mode"], f"{where}.power_mode")
-                if "power_mode" in entry
-                else "",
-            )
-        return engines
-
-    def measurements(self, data: Any, engines: Mapping[str, Engine]) -> tuple[Measurement, ...]:
-        if not isinstance(data, list):
-            self.fail("measurements", f"found {data!r}, allowed: a list of measured rows")
-        rows = []
-        for i, entry in enumerate(data):
-            where = f"measurements[{i}]"
-            entry = self.mapping(
-                entry,
-                where,
-                ("workload", "engine", "flop", "bytes_moved", "seconds", "fitted", "source"),
-            )
-            if not isinstance(entry["engine"], str) or entry["engine"] not in engines:
-                self.fail(
-                    f"{where}.engine",
-                    f"found {entry['engine']!r}{_nearest(str(entry['engine']), engines)}",
-                )
-            if not isinstance(entry["fitted"], bool):
-                self.fail(f"{where}.fitted", f"found {entry['fitted']!r}, allowed: true, false")
-            rows.append(
-                Measurement(
-                    workload=self.text(entry["workload"], f"{where}.workload"),
-                    engine=entry["engine"],
-                    flop=self.amount(entry["flop"], f"{where}.flop", above=0),
-                    bytes_moved=self.amount(entry["bytes_moved"], f"{where}.bytes_moved", least=0),
-                    seconds=self.amount(entry["seconds"], f"{where}.seconds", above=0),
-                    fitted=entry["fitted"],
-                    source=self.text(entry["source"], f"{where}.source"),
-                )
-            )
-        return tuple(rows)
-
-    def number(self, data: Any, where: str, **limits: float) -> float:
-        """One number with its source; the source goes to `provenance`."""
-        data = self.mapping(
-            data, where, ("value", "source", "conditions", "basis"), optional=("date", "version")
-        )
-        if not data.get("date") and not data.get("version"):
-            self.fail(where, "needs `date` or `version`, so that the source can be found again")
-        if data["basis"] not in BASES:
-            self.fail(f"{where}.basis", f"found {data['basis']!r}, allowed: {', '.join(BASES)}")
-        value = self.amount(data["value"], f"{where}.value", **limits)
-        self.provenance[where] = Provenance(
-            value=value,
-            source=self.text(data["source"], f"{where}.source"),
-            date=str(data.get("date") or ""),
-            version=str(data.get("version") or ""),
-            conditions=self.text(data["conditions"], f"{where}.conditions"),
-            basis=data["basis"],
-        )
-        return value
-
-    def amount(
-        self, value: Any, where: str, above=-math.inf, least=-math.inf, most=math.inf
-    ) -> float:
-        """A finite number within limits. PyYAML reads `1e9` as a string, hence the conversion."""
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not (math.isfinite(number) and above < number and least <= number <= most):
-            allowed = "a number"
-            allowed += f" above {above:g}" if above > -math.inf else ""
-            allowed += f" of at least {least:g}" if least > -math.inf else ""
-            allowed += f" up to {most:g}" if most < math.inf else ""
-            self.fail(where, f"found {value!r}, allowed: {allowed}")
-        return number
-
-    def text(self, value: Any, where: str) -> str:
-        if not isinstance(value, str) or not value.strip():
-            self.fail(where, f"found {value!r}, allowed: a line of text")
-        return value
-
-    def mapping(
-        self, data: Any, where: str, required: Iterable[str], optional: Iterable[str] = ()
-    ) -> Mapping:
-        required, allowed = tuple(required), (*required, *optional)
-        if not isinstance(data, Mapping):
-            self.fail(
-                where, f"found {data!r}, allowed: a mapping with the keys {', '.join(allowed)}"
-            )
-        for key in data:
-            if key not in allowed:
-                self.fail(
-                    f"{where}.{key}".lstrip("."),
-                    f"is not a key of a profile{_nearest(str(key), allowed)}",
-                )
-        for key in required:
-            if key not in data:
-                self.fail(
-                    f"{where}.{key}".lstrip("."),
-                    f"is missing; the keys here are {', '.join(allowed)}",
-                )
-        return data
-
-    def fail(self, where: str, what: str):
-        raise ProfileError(f"{self.path}: {where or 'the file'}: {what}")
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` for the known names that look like the word, else all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known: {', '.join(known)}"

@@ -263,6 +263,34 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
         raise FileProblem(f"{path}: not YAML that can be read ({first_line(error)})") from None
 
 
+def yaml_lines(path: str | Path) -> dict[tuple[str | int, ...], int]:
+    """At which line each key of a YAML file stands, by the keys and numbers that lead to it; () is
+    the whole. Nothing for a file that `read_yaml` refuses.
+    """
+    import yaml
+
+    lines: dict[tuple[str | int, ...], int] = {}
+    seen: set[int] = set()  # an alias is a node that was there before, or lies around it
+
+    def note(node: Any, where: tuple[str | int, ...], line: int) -> None:
+        lines[where] = line + 1
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                note(value, (*where, str(key.value)), key.start_mark.line)
+        elif isinstance(node, yaml.SequenceNode):
+            for number, value in enumerate(node.value):
+                note(value, (*where, number), value.start_mark.line)
+
+    try:
+        note(yaml.compose(read_text(path), Loader=yaml.SafeLoader), (), 0)
+    except (yaml.YAMLError, FileProblem, RecursionError):
+        pass
+    return lines
+
+
 def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
     depth = 0
     for event in events:

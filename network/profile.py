@@ -13,6 +13,9 @@ What may be left out says how the link varies and what TCP makes of it: `cv` and
 coefficient of variation of the throughput of one second and its correlation with the next second's;
 `loss`, the share of packets that do not arrive; `window_bytes`, the most that one transfer has
 under way; `initial_window_bytes`, what it sends in its first round trip.
+
+A file of one's own may say `extends: lte`, and `basis: own`, under which numbers stand plain or
+with a unit (`inputs/profiles.py`).
 """
 
 from __future__ import annotations
@@ -22,13 +25,22 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
+from typing import Any
 
-from inputs.files import read_yaml
+from inputs.profiles import (
+    OWN,
+    hint,
+    is_file,
+    located_problems,
+    merged,
+    place,
+    quantity,
+    read_layers,
+)
 from network.errors import NetworkError
 
 PROFILES = Path(__file__).parent / "profiles"
-MOST_BYTES = 2**20  # of a profile
-BASES = ("measured", "derived", "published", "estimated")
+BASES = ("measured", "derived", "published", "estimated", OWN)
 REQUIRED = ("up_bps", "down_bps", "latency_s")
 OPTIONAL = ("overhead_s", "cv", "lag1", "loss", "window_bytes", "initial_window_bytes")
 NUMBERS = REQUIRED + OPTIONAL
@@ -64,22 +76,8 @@ class LinkProfile:
 
     def __post_init__(self):
         for key in NUMBERS:
-            value = getattr(self, key)
-            if key.endswith("window_bytes"):
-                good, bound = value > 0, "> 0 bytes"
-            elif key.endswith("_bps"):
-                good, bound = 0 < value < inf, "finite and > 0 bit/s"
-            elif key in ("lag1", "loss"):
-                good, bound = 0 <= value < 1, ">= 0 and below 1"
-            else:
-                good, bound = (
-                    0 <= value < inf,
-                    "finite and >= 0" + (" s" if key.endswith("_s") else ""),
-                )
-            if not good:
-                raise NetworkError(
-                    f"link profile {self.name!r}: {key} must be {bound}, not {value}"
-                )
+            if what := _out_of_bounds(key, getattr(self, key)):
+                raise NetworkError(f"link profile {self.name!r}: {key} {what}")
 
     @property
     def rtt_s(self) -> float:
@@ -92,58 +90,103 @@ def names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-def load(name_or_path: str | Path) -> LinkProfile:
+def load(name_or_path: str | Path, folder: Path = Path()) -> LinkProfile:
     """A shipped profile by name, or one of your own by the path of its .yaml file.
 
-    Raises UnknownProfileError with the nearest name, FileProblem for a file that cannot be read, or
-    NetworkError with file and field for one that says something else.
+    A relative path is looked for below `folder` and then below the working directory. Raises
+    UnknownProfileError with the nearest name, FileProblem for a file that cannot be read, or
+    NetworkError with a line for each mistake of a file.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        name, known = str(name_or_path), names()
-        if name not in known:
-            near = get_close_matches(name.lower(), known, n=1, cutoff=0.3)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else "give a name or the path of a .yaml file."
-            )
-            raise UnknownProfileError(
-                f"no link profile is called {name!r}: {hint} Known: {', '.join(known)}"
-            )
-        path = PROFILES / f"{name}.yaml"
-    return _parse(read_yaml(path, MOST_BYTES), path)
+    if is_file(name_or_path):
+        return _read(place(name_or_path, folder))[0]
+    name, known = str(name_or_path), names()
+    if name not in known:
+        near = get_close_matches(name.lower(), known, n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else "give a name or the path of a .yaml file."
+        raise UnknownProfileError(
+            f"no link profile is called {name!r}: {hint} Known: {', '.join(known)}"
+        )
+    return _read(PROFILES / f"{name}.yaml")[0]
 
 
-def _parse(document, path: Path) -> LinkProfile:
-    if not isinstance(document, dict) or not isinstance(document.get("name"), str):
-        raise NetworkError(
-            f"{path}: a link profile is a mapping with a name; see the shipped ones in {PROFILES}"
-        )
-    unknown = set(document) - {"name", *NUMBERS}
-    if unknown:
-        raise NetworkError(
-            f"{path}: unknown field {sorted(map(str, unknown))[0]!r}; allowed: name, "
-            f"{', '.join(NUMBERS)}"
-        )
-    values, provenance = {}, {}
+def files(name: str, folder: Path = Path()) -> list[Path]:
+    """The files that a profile's numbers come from: its own first, then those that it extends; its
+    own alone where it cannot be read.
+    """
+    if not is_file(name):
+        return [PROFILES / f"{name}.yaml"]
+    try:
+        return _read(place(name, folder))[1]
+    except ValueError:  # whoever reads it says so
+        return [place(name, folder)]
+
+
+def _read(path: Path) -> tuple[LinkProfile, list[Path]]:
+    said: list[str] = []
+    layers = read_layers(path, PROFILES, NUMBERS, said)
+    if said:
+        raise NetworkError("\n".join(said))
+    document = layers[-1].data
+    for layer in reversed(layers[:-1]):
+        parent = document.items() if isinstance(document, Mapping) else ()
+        document = merged(layer.data, {key: value for key, value in parent if key != "name"})
+    problems: list[tuple[tuple[str, ...], str]] = []
+    values, provenance = _parsed(document, problems)
+    files = [layer.path for layer in layers]
+    if problems:
+        raise NetworkError("\n".join(located_problems(problems, files)))
+    return LinkProfile(name=document["name"], **values, provenance=provenance), files
+
+
+def _parsed(
+    document: Any, problems: list[tuple[tuple[str, ...], str]]
+) -> tuple[dict[str, float], dict[str, dict[str, str]]]:
+    """The numbers and their sources; what is wrong goes to the problems."""
+    values: dict[str, float] = {}
+    provenance: dict[str, dict[str, str]] = {}
+    if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
+        what = f"a link profile is a mapping with a name; see the shipped ones in {PROFILES}"
+        problems.append(((), what))
+        document = document if isinstance(document, Mapping) else {}
+    for key in document:
+        if key not in ("name", *NUMBERS):
+            what = f"unknown field {str(key)!r}; allowed: name, {', '.join(NUMBERS)}"
+            problems.append(((str(key),), what))
     for key in NUMBERS:
         entry = document.get(key)
         if entry is None and key in OPTIONAL:
             continue
-        if not isinstance(entry, dict) or "value" not in entry or not entry.get("source"):
-            raise NetworkError(
-                f"{path}: {key} must be given as {{value: ..., source: ..., basis: ...}}, not "
-                f"{entry!r}"
+        if not isinstance(entry, Mapping) or "value" not in entry or not entry.get("source"):
+            what = (
+                "must be given as {value: ..., source: ..., basis: ...}, or plain in a file that "
+                f"says `basis: own`, not {str(entry)[:80]!r}"
             )
-        if entry.get("basis") not in BASES:
-            raise NetworkError(
-                f"{path}: {key}: basis must be one of {', '.join(BASES)}, not "
-                f"{entry.get('basis')!r}"
-            )
-        try:
-            values[key] = float(entry["value"])
-        except (TypeError, ValueError, OverflowError):
-            raise NetworkError(
-                f"{path}: {key}: value must be a number, not {str(entry['value'])[:40]!r}"
-            ) from None
-        provenance[key] = {k: str(v) for k, v in entry.items() if k != "value"}
-    return LinkProfile(name=document["name"], **values, provenance=provenance)
+        elif entry.get("basis") not in BASES:
+            what = f"basis must be one of {', '.join(BASES)}, not {entry.get('basis')!r}"
+        else:
+            what = _number(entry["value"], key, values)
+            provenance[key] = {k: str(v) for k, v in entry.items() if k != "value"}
+        if what:
+            problems.append(((key,), what))
+    return values, provenance
+
+
+def _number(value: Any, key: str, values: dict[str, float]) -> str:
+    """Put the number to the values; what is wrong with it, or nothing."""
+    try:
+        values[key] = quantity(value, key)
+    except ValueError as error:
+        return f"value must be a number, not {str(value)[:40]!r}{hint(error)}"
+    return _out_of_bounds(key, values[key])
+
+
+def _out_of_bounds(key: str, value: float) -> str:
+    if key.endswith("window_bytes"):
+        good, bound = value > 0, "> 0 bytes"
+    elif key.endswith("_bps"):
+        good, bound = 0 < value < inf, "finite and > 0 bit/s"
+    elif key in ("lag1", "loss"):
+        good, bound = 0 <= value < 1, ">= 0 and below 1"
+    else:
+        good, bound = 0 <= value < inf, "finite and >= 0" + (" s" if key.endswith("_s") else "")
+    return "" if good else f"must be {bound}, not {value}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ def load(
     )
     changes += [f"seed={seed}"] if seed is not None else []
     folder = folder_of(scenario)
-    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], problems)
+    check = partial(problems, folder=folder)
+    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], check)
     loaded._folder = folder
     return loaded
 

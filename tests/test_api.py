@@ -90,6 +90,28 @@ def test_relative_paths_start_in_the_scenarios_folder(study, tmp_path, monkeypat
     assert mobifleet.open_run("run").summary == run.summary
 
 
+PHONE = "name: my-phone\nbasis: own\nmemory_bytes: 12 GiB\nengines: {simple: {flop_per_s: 9e10}}\n"
+
+
+def test_every_mistake_of_a_profile_is_told_at_the_place_that_names_it(study):
+    fleet = [{**STUDY["fleet"][0], "device": "phone.yaml", "link": "none.yaml"}]
+    path = study(fleet=fleet)
+    text = PHONE.replace("12 GiB", "12 GB of RAM") + "colour: red\n"
+    (path.parent / "phone.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(mobifleet.ScenarioError) as caught:
+        mobifleet.load(path)
+    memory, colour, link = caught.value.problems
+    where = f"fleet.0.device: {path.parent / 'phone.yaml'}, line "
+    assert f"{where}3: memory_bytes: found '12 GB of RAM'" in memory
+    assert f"{where}5: colour: is not a key of a profile" in colour
+    assert "fleet.0.link: there is no file 'none.yaml' in the scenario's folder" in link
+    with pytest.raises(mobifleet.ScenarioError, match=r"server\.engine: my-phone has no engine"):
+        (path.parent / "phone.yaml").write_text(PHONE, encoding="utf-8")
+        mobifleet.load(
+            path, {"fleet.0.link": "lte", "server": {"device": "phone.yaml", "engine": "fast"}}
+        )
+
+
 def test_check_and_run_say_what_the_command_line_says(study, tmp_path):
     path = study()
     command, wide = [sys.executable, "-m", "mobifleet"], {**os.environ, "COLUMNS": "200"}

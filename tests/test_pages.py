@@ -18,7 +18,7 @@ from learning.backbones import assets
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PAGES = ["python"]
+PAGES = ["python", "add_a_link", "add_a_data_set"]
 HERE = {status.asset.name for status in assets.status() if status.present}
 
 pytestmark = [
@@ -32,7 +32,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def said_by(argv: list[str], folder: Path) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(
         argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=800
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import devices.profile
 import network.profile
 from devices import availability as rhythms
+from inputs.profiles import is_file, place
 from learning.backbones import catalogue
 from learning.data import texts as data
 from sim.scenario.arrivals import ListedJoin
@@ -19,23 +20,26 @@ from sim.scenario.schema import MOST_DEVICES, Compare, Mix, Scenario, SizedData
 from sim.scenario.settings import why_unread
 
 
-def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def problems(
+    scenario: Scenario, folder: Path = Path()
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What is wrong with a well-formed scenario: names that do not exist, things that do not fit;
     (where, what).
+
+    `folder` is where profiles of one's own are looked for, before the working directory.
     """
-    device_names, link_names = set(devices.profile.names()), set(network.profile.names())
+    link_names = set(network.profile.names())
     for index, group in enumerate(scenario.fleet):
         here = ("fleet", index)
         for device in choices(group.device):
-            yield from _unknown((*here, "device"), device, device_names, "device", "list devices")
-            for engine in choices(group.engine):
-                if device in device_names or _is_file(device):
-                    yield from _tried(
-                        (*here, "engine"),
-                        lambda d=device, e=engine: devices.profile.load(d).engine(e),
-                    )
+            yield from _device_problems(here, device, choices(group.engine), folder)
         for link in choices(group.link):
-            yield from _unknown((*here, "link"), link, link_names, "link", "list links")
+            found = list(_unknown((*here, "link"), link, link_names, "link", "list links", folder))
+            yield from found
+            if not found and is_file(link):
+                yield from _tried(
+                    (*here, "link"), lambda name=link: network.profile.load(name, folder)
+                )
         for backbone in choices(group.backbone):
             yield from _tried((*here, "backbone"), lambda b=backbone: _with_weights(b, scenario))
         for cell in choices(group.cell) if group.cell is not None else ():
@@ -47,16 +51,9 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 set(scenario.cells),
                 "cell",
                 None,
-                file=False,
             )
-    yield from _unknown(
-        ("server", "device"), scenario.server.device, device_names, "device", "list devices"
-    )
-    if scenario.server.device in device_names:
-        server = scenario.server
-        yield from _tried(
-            ("server", "engine"), lambda: devices.profile.load(server.device).engine(server.engine)
-        )
+    server = scenario.server
+    yield from _device_problems(("server",), server.device, [server.engine], folder)
     if isinstance(scenario.task.dataset, str):
         known = {info.name for info in data.names()}
         yield from _unknown(
@@ -65,7 +62,6 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
             known,
             "data set",
             "list datasets",
-            file=False,
         )
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
@@ -82,14 +78,11 @@ def problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
                     set(scenario.compare.methods),
                     "method",
                     None,
-                    file=False,
                 )
         yield from _tuning_problems(scenario.compare, scenario.stop.target)
         for index, label in enumerate(scenario.compare.baselines or ()):
             where = ("compare", "baselines", index)
-            yield from _unknown(
-                where, label, set(scenario.compare.methods), "method", None, file=False
-            )
+            yield from _unknown(where, label, set(scenario.compare.methods), "method", None)
     if isinstance(scenario.arrivals, ListedJoin):
         total = sum(group.count for group in scenario.fleet)
         if len(scenario.arrivals.times) != total:
@@ -131,7 +124,7 @@ def _tuning_problems(
         yield ("compare", "tune"), "needs a `target`: what is tuned is the cost to reach it"
     for label in compare.tune.dials:
         where = ("compare", "tune", "dials", label)
-        yield from _unknown(where, label, set(compare.methods), "method", None, file=False)
+        yield from _unknown(where, label, set(compare.methods), "method", None)
         dials = compare.tune.dials[label]
         for key in dials if label in compare.methods and "peft" not in dials else ():
             if what := why_unread(compare.methods[label], key):
@@ -161,7 +154,7 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
         f"{cell}/{way}" for cell in scenario.cells for way in ("up", "down")
     }
     for name, trace in scenario.traces.items():
-        yield from _unknown(("traces", name), name, links, "shared link", None, file=False)
+        yield from _unknown(("traces", name), name, links, "shared link", None)
         if isinstance(trace, str):
             continue  # a file, which says itself what is wrong with it
         if len(trace.times) != len(trace.capacity):
@@ -187,8 +180,31 @@ def _with_weights(name: str, scenario: Scenario) -> None:
         )
 
 
-def _unknown(where, name, known: set[str], kind: str, listing: str | None, file: bool = True):
-    if name in known or (file and _is_file(name)):
+def _device_problems(
+    here: tuple[str | int, ...], device: str, engines: list[str], folder: Path
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """What is wrong with a device's name, its file, or the engines that are asked of it."""
+    where, known = (*here, "device"), set(devices.profile.names())
+    found = list(_unknown(where, device, known, "device", "list devices", folder))
+    found = found or list(_tried(where, lambda: devices.profile.load(device, folder)))
+    yield from found
+    for engine in engines if not found else ():
+        yield from _tried(
+            (*here, "engine"),
+            lambda e=engine: devices.profile.load(device, folder).engine(e),
+        )
+
+
+def _unknown(
+    where, name, known: set[str], kind: str, listing: str | None, folder: Path | None = None
+):
+    """What is wrong with a name that is not known, and is no file, where one may be named: then it
+    lies in `folder`, or in the working directory.
+    """
+    if name in known or (folder is not None and is_file(name) and place(name, folder).is_file()):
+        return
+    if folder is not None and is_file(name):
+        yield where, f"there is no file {name!r} in the scenario's folder, nor where Python runs"
         return
     near = get_close_matches(name, known, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -204,8 +220,5 @@ def _tried(where, attempt):
     try:
         attempt()
     except ValueError as error:
-        yield where, str(error)
-
-
-def _is_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+        for line in str(error).splitlines():  # of a profile's file that has several mistakes
+            yield where, line

@@ -19,6 +19,7 @@ import devices.availability
 import devices.profile
 import network.profile
 from inputs.files import located
+from inputs.profiles import is_file, place
 from learning.backbones import catalogue
 from learning.data.texts import TextDataset
 
@@ -40,24 +41,35 @@ class _Profile(NamedFile):
     shipped: Path
 
     def files(self, folder: Path) -> Iterator[tuple[str, Path]]:
-        """The profile's file."""
-        if self.endswith((".yaml", ".yml")):
-            yield str(self), Path(self)
-        else:
-            yield (
-                f"{self.shipped.parent.name}/{self.shipped.name}/{self}.yaml",
-                self.shipped / f"{self}.yaml",
-            )
+        """The profile's file, and those that it extends or that lend to it."""
+        own, *others = self.places(folder)
+        yield str(self) if is_file(self) else self._shipped(own), own
+        for path in others:
+            name = self._shipped(path) if path.parent == self.shipped else f"{self}: {path.name}"
+            yield name, path
+
+    def places(self, folder: Path) -> list[Path]:
+        """Where these files lie, its own first."""
+        return [place(self, folder) if is_file(self) else self.shipped / f"{self}.yaml"]
+
+    def _shipped(self, path: Path) -> str:
+        return f"{self.shipped.parent.name}/{self.shipped.name}/{path.name}"
 
 
 class _Device(_Profile):
     __slots__ = ()
     shipped = devices.profile.PROFILES
 
+    def places(self, folder: Path) -> list[Path]:
+        return devices.profile.files(self, folder)
+
 
 class _Link(_Profile):
     __slots__ = ()
     shipped = network.profile.PROFILES
+
+    def places(self, folder: Path) -> list[Path]:
+        return network.profile.files(self, folder)
 
 
 class _Rhythm(_Profile):

@@ -135,9 +135,10 @@ def build(
     members: Sequence[Member],
     streams: Streams,
     traces: Mapping[str, CapacityTrace],
+    folder: Path = Path(),
 ) -> Network:
     """The network between a fleet and its server, with the traces that `read_traces` gave;
-    NetworkError for a bad link.
+    NetworkError for a bad link, whose file is looked for in `folder` first.
     """
     cells = {
         name: Cell(
@@ -156,7 +157,8 @@ def build(
     net = Network(env, ingress_bps, scenario.server.egress, cells, shared)
 
     profiles = {
-        name: network.profile.load(name) for name in sorted({member.link for member in members})
+        name: network.profile.load(name, folder)
+        for name in sorted({member.link for member in members})
     }
     groups = [group for group in scenario.fleet for _ in range(group.count)]
     for member, group in zip(members, groups, strict=True):

@@ -77,7 +77,7 @@ def test_your_own_file(tmp_path):
         (
             "up_bps: {value: 1e6, basis: measured, source: my own}",
             "up_bps: 1e6",
-            "up_bps must be given as",
+            "up_bps: must be given as",
         ),
         ("source: my own}", "source: }", "source"),
         ("basis: measured", "basis: rumour", "basis must be one of"),
@@ -99,3 +99,51 @@ def test_a_bad_file_is_told_what_is_wrong(tmp_path, old, new, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(FileProblem, match="cannot be opened"):
         profile.load(tmp_path / "nothing.yaml")
+
+
+OWN = """\
+name: my-lte
+extends: lte
+basis: own
+up_bps: 8 Mbit/s
+overhead_s: 90 ms
+"""
+
+
+def test_a_file_may_extend_a_shipped_link_with_plain_numbers(tmp_path):
+    (tmp_path / "mine.yaml").write_text(OWN)
+    mine, lte = profile.load("mine.yaml", tmp_path), profile.load("lte")
+    assert (mine.name, mine.up_bps, mine.overhead_s) == ("my-lte", 8e6, 0.09)
+    kept = ("down_bps", "latency_s", "cv", "lag1", "window_bytes", "initial_window_bytes")
+    assert all(getattr(mine, key) == getattr(lte, key) for key in kept)
+    assert mine.provenance["up_bps"]["basis"] == "own"
+    assert mine.provenance["cv"] == lte.provenance["cv"]
+    files = [path.name for path in profile.files("mine.yaml", tmp_path)]
+    assert files == ["mine.yaml", "lte.yaml"]
+
+
+def test_all_mistakes_of_a_file_come_at_once_each_with_its_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        OWN.replace("8 Mbit/s", "8 Mb/s").replace("overhead_s", "delay") + "loss: 1.2\n"
+    )
+    with pytest.raises(NetworkError) as caught:
+        profile.load(path)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"{path}, line {n}" for n in (4, 5, 6)]
+    assert "could mean bits or bytes: write 'MB/s' for bytes, 'Mbit/s' for bits" in lines[0]
+    assert "unknown field 'delay'" in lines[1] and "loss: must be >= 0 and below 1" in lines[2]
+
+
+def test_a_link_needs_both_rates_and_its_latency(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbasis: own\nup_bps: 2 MB/s\n")
+    with pytest.raises(NetworkError) as caught:
+        profile.load(path)
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == [
+        "down_bps",
+        "latency_s",
+    ]
+    path.write_text("name: mine\nbasis: own\nup_bps: 2 MB/s\ndown_bps: 3e7\nlatency_s: 20 ms\n")
+    mine = profile.load(path)
+    assert (mine.up_bps, mine.down_bps, mine.rtt_s) == (16e6, 30e6, 0.04)
