@@ -67,6 +67,8 @@ def read(path: Path) -> tuple[DeviceProfile, list[Path]]:
     for layer in reversed(layers[:-1]):
         data = _laid_over(layer.data, data)
     files = [layer.path for layer in layers]
+    if isinstance(data, Mapping) and (len(layers) > 1 or layers[0].own):
+        data = {"title": str(data.get("name") or "?"), **data}
     parser = _Parser()
     if any(layer.own for layer in layers) and isinstance(data, Mapping):
         data, lenders = _with_what_is_lent(data, files[-1], parser)
@@ -113,7 +115,7 @@ def _with_what_is_lent(
 
     The lender is the shipped profile that is extended, or the typical one of the kind.
     """
-    data = {"kind": "phone", "title": data.get("name"), **data}
+    data = {"kind": "phone", **data}
     kind = data["kind"]
     typical = TYPICAL.get(kind) if isinstance(kind, str) else None
     name = root.stem if root.parent == PROFILES else typical

@@ -292,16 +292,20 @@ def yaml_lines(path: str | Path) -> dict[tuple[str | int, ...], int]:
 
 
 def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
-    depth = 0
+    """Raise FileProblem for what whoever walks the data would walk too deep into, or for ever."""
+    around: list[str | None] = []  # the anchors of what is open
     for event in events:
-        depth += event.__class__.__name__.endswith(
-            "StartEvent"
-        ) - event.__class__.__name__.endswith("EndEvent")
-        if depth > MOST_YAML_DEPTH:
+        kind, place = event.__class__.__name__, f"{path}, line {event.start_mark.line + 1}"
+        if kind.endswith("StartEvent"):
+            around.append(getattr(event, "anchor", None))
+        elif kind.endswith("EndEvent"):
+            around.pop()
+        elif kind == "AliasEvent" and event.anchor in around:
             raise FileProblem(
-                f"{path}, line {event.start_mark.line + 1}: not YAML that can be read (nested too "
-                "deep)"
+                f"{place}: not YAML that can be read (*{event.anchor} stands within itself)"
             )
+        if len(around) > MOST_YAML_DEPTH:
+            raise FileProblem(f"{place}: not YAML that can be read (nested too deep)")
 
 
 def read_rows(

@@ -151,17 +151,18 @@ def located_problems(
     lines = [yaml_lines(file) for file in files]
     placed = []
     for where, what in found:
-        spots = [where, *([where[:-1]] if where[-1:] == ("value",) else [])]  # a plain number
-        said = (
-            (number, spot) for number, known in enumerate(lines) for spot in spots if spot in known
-        )
-        number, spot = next(said, (0, where))
-        around = [spot[:length] for length in range(len(spot), -1, -1)]
-        line = next((lines[number][one] for one in around if one in lines[number]), 1)
-        placed.append((number, line, spot, what))
+        number = where[:-1]  # that `where` is a part of, if it is of any: one file says all of it
+        is_number = any((*number, "value") in known for known in lines) or where[-1:] == ("value",)
+        owner = number if is_number else where
+        at = next((i for i, known in enumerate(lines) if owner in known), 0)
+        if is_number and not any(spot[:-1] == number for spot in lines[at]):  # it stands plain
+            where = number
+        around = [where[:length] for length in range(len(where), -1, -1)]
+        line = next((lines[at][spot] for spot in around if spot in lines[at]), 1)
+        placed.append((at, line, where, what))
     return [
-        f"{files[number]}, line {line}: {_dotted(spot) or 'the file'}: {what}"
-        for number, line, spot, what in sorted(placed, key=lambda one: one[:2])
+        f"{files[at]}, line {line}: {_dotted(where) or 'the file'}: {what}"
+        for at, line, where, what in sorted(placed, key=lambda one: one[:2])
     ]
 
 

@@ -2,9 +2,12 @@
 mistake with its line.
 """
 
+import copy
+import random
 from pathlib import Path
 
 import pytest
+import yaml
 
 from devices import compute, power, profile
 
@@ -137,6 +140,9 @@ def test_a_file_may_extend_a_file_beside_it_and_give_sources(load, tmp_path):
     assert "power.idle_w" not in mine.lent and "power.uplink_w" in mine.lent
     names = [path.name for path in profile.files("b.yaml", tmp_path)]
     assert names == ["b.yaml", "phone.yaml", "phone-2024-flagship.yaml"]
+    plain = load(plain="name: plain\nextends: jetson-tx2\n")
+    assert (plain.name, plain.title, plain.lent) == ("plain", "plain", ())
+    assert plain.engines == profile.load("jetson-tx2").engines
     third = load(c="name: c\nextends: b.yaml\nbasis: own\nmemory_bytes: 1 GiB\n")
     assert (third.memory_bytes, third.engine("simple").power.idle_w) == (2**30, 7)
 
@@ -223,3 +229,31 @@ def test_a_chain_that_is_too_long_is_refused(load):
     files = {f"p{i}": f"name: p{i}\nextends: p{i + 1}.yaml\n" for i in range(15)}
     with pytest.raises(profile.ProfileError, match="more than 10 parents"):
         load(**{"p15": PHONE, **dict(reversed(files.items()))})
+
+
+ODD = [None, True, 0, -1, 10**400, "", "x", [], [[]], {}, {None: 2}, "own", "12 GiB", {"value": 3}]
+VARIANT = """\
+name: a
+kind: board
+extends: jetson-tx2
+basis: own
+memory_bytes: 12 GiB
+power: {compute_w: 3, uplink_w: 2}
+engines: {simple: {flop_per_s: 90 GFLOP/s}, npu: {flop_per_s: 1e12, overhead_s: 1 ms}}
+"""
+
+
+@pytest.mark.parametrize("text", [VARIANT, VARIANT.replace("extends: jetson-tx2\n", "")])
+def test_whatever_stands_anywhere_is_read_or_refused_with_its_line(text, load, tmp_path):
+    rng, refused = random.Random(0), 0
+    for _ in range(100):
+        data = node = yaml.safe_load(text)
+        while isinstance(node[key := rng.choice(list(node))], dict) and rng.random() < 0.7:
+            node = node[key]
+        node[key] = copy.deepcopy(rng.choice(ODD))
+        try:
+            load(odd=yaml.safe_dump(data))
+        except profile.ProfileError as error:
+            refused += 1
+            assert all(line.startswith(f"{tmp_path / 'odd.yaml'}, ") for line in error.problems)
+    assert refused > 50

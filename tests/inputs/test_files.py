@@ -24,6 +24,7 @@ from inputs.files import (
     regular_file,
     table_rows,
     text_lines,
+    yaml_lines,
 )
 
 
@@ -237,3 +238,14 @@ def test_yaml_that_is_nested_too_deep_is_refused_before_anything_recurses(tmp_pa
         FileProblem, match=r"a\.yaml, line \d: not YAML that can be read \(nested too deep\)"
     ):
         read_yaml(file)
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]\n", "b: 1\na: &x {b: {c: *x}}\n"])
+def test_yaml_that_stands_within_itself_is_refused_by_name(tmp_path, text):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(FileProblem, match=r"line \d: not YAML .*\(\*[ax] stands within itself\)"):
+        read_yaml(file)
+    file.write_text("a: &a [1]\nb: *a\n")
+    assert read_yaml(file) == {"a": [1], "b": [1]}
+    assert yaml_lines(file) == {(): 1, ("a",): 1, ("a", 0): 1, ("b",): 2}
