@@ -21,6 +21,7 @@ its mean over the repetitions.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -339,7 +340,7 @@ def main() -> None:
                     continue
                 for flows in plans:
                     with namespaces(shape(len(flows))):
-                        real = functools.partial(through_kernel, control=congestion)
+                        real = functools.partial(through_kernel, congestion=congestion)
                         row(f"{title}, {congestion}", flows, real, PAYLOAD_SHARE * options.rate)
     except OSError as error:
         print(f"no kernel bottleneck here: {error}")

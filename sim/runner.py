@@ -78,7 +78,9 @@ def run_scenario(
                 with building(scenario) as heard:
                     if not dry:
                         rehearse(scenario, folder)
-                    sim = Simulation(scenario, folder, dry, workers, journal, watch, texts)
+                    built = Simulation(scenario, folder, dry, workers, journal, watch, texts)
+                    built.prepare()
+                    sim = built
                 sim.remark(*heard, *journal.remarks, *_arithmetic_remarks(place, sim))
                 known = (
                     f"; {journal.position} pieces of learning are in the journal"

@@ -13,9 +13,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import simpy
@@ -34,6 +34,7 @@ from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
+from sim.kernel.world import Ended
 from sim.methods import method_for
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
@@ -44,7 +45,7 @@ from sim.world.task import Task, load_task
 
 if TYPE_CHECKING:
     from sim.kernel.learned import Learned
-    from sim.kernel.learner import NullLearner
+    from sim.kernel.learner import Learner
     from sim.results.run import Run
 
 # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
@@ -60,17 +61,6 @@ class Watch:
     on_prepare: Callable[[str, int, int], None] = lambda backbone, done, total: None
     on_look: Callable[[Simulation], None] = lambda sim: None
     should_stop: Callable[[], bool] = lambda: False
-
-
-@dataclass
-class Ended:
-    """How a run ended: why, at which virtual time, and when the target was reached (with the totals
-    then).
-    """
-
-    reason: str = "running"
-    at_s: float = 0.0
-    target: dict[str, Any] = field(default_factory=dict)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,6 +130,7 @@ class Simulation:
         if not dry:
             single_threaded_torch()
         self.scenario, self.dry, self.watch = scenario, dry, watch or Watch()
+        self.seed = scenario.seed
         self.store_folder = assets.cache_dir() / "activations"
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
@@ -165,13 +156,24 @@ class Simulation:
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
         self.method = method_for(scenario.method)(scenario.method, self)
-        check_memory(self)
-        self.build_s = time.perf_counter() - begin
+        check_memory(self.method, self.devices, scenario.out_of_memory)
+        self.build_s, self._is_prepared = time.perf_counter() - begin, False
+
+    def prepare(self) -> None:
+        """Compute what learning needs before the clock starts, e.g. activations of frozen
+        backbones; `run` does it where it has not been done.
+        """
+        begin = time.perf_counter()
+        self.method.learner.prepare()
+        self.build_s += time.perf_counter() - begin
+        self._is_prepared = True
 
     # --- the day
 
     def run(self) -> Ended:
         """Let the clock run to the end and return how it ended; a run may be run only once."""
+        if not self._is_prepared:
+            self.prepare()
         self.after_update(self.method.learner, None, 0, first=True)
         for device in self.devices:
             if device.outcome == "never-ready":
@@ -181,10 +183,7 @@ class Simulation:
             self.start(device, self._work_day(device, story))
         self.start(None, self.method.server(self.server))
         availability.start(self, self.scenario.dropout)
-        if self.scenario.stop.horizon is not None:
-            self.env.timeout(self.scenario.stop.horizon).callbacks.append(
-                lambda _: self.stop("horizon")
-            )
+        self._end_after(self.scenario.stop.horizon)
         while self._alive:
             self._step_some()
             self.watch.on_look(self)
@@ -207,6 +206,13 @@ class Simulation:
         self._record_links()
         self.host.close()
         return self.ended
+
+    def _end_after(self, horizon_s: float | None) -> None:
+        if horizon_s is not None:
+            self.env.timeout(horizon_s).callbacks.append(lambda _: self.stop("horizon"))
+        elif availability.may_stall(self):
+            event = self.env.timeout(availability.MOST_S)
+            event.callbacks.append(lambda _: self.stop("stalled"))
 
     def _step_some(self) -> None:
         for _ in range(STEPS_BETWEEN_LOOKS):
@@ -298,7 +304,7 @@ class Simulation:
 
     def after_update(
         self,
-        learner: NullLearner,
+        learner: Learner,
         loss: Learned | None,
         records: int,
         first: bool = False,
@@ -375,7 +381,7 @@ class Simulation:
             self.target_reached = True
             self.ended.target = {"reached_at_s": self.env.now}
 
-    def end_training(self, learner: NullLearner) -> None:
+    def end_training(self, learner: Learner) -> None:
         """No more updates: a last look, and whoever is still at work is told to stop."""
         self.after_update(learner, None, 0, last=True)
         at_work = [process for process, actor in self._alive.items() if actor is not None]

@@ -56,11 +56,13 @@ def train(
     labels: np.ndarray,
     settings: LocalTraining,
     seed: int,
+    correction: Mapping[str, Tensor] | None = None,
 ) -> Trained:
     """Train `state` on `tokens` with class numbers `labels` [n]; the texts are shuffled anew by
     `seed` every epoch.
 
-    `state` is left as it is; the model keeps no trace but the tensors that the next
+    `correction` is added to every gradient (SCAFFOLD's control variates, Karimireddy et al., ICML
+    2020). `state` is left as it is; the model keeps no trace but the tensors that the next
     `load_trainable` overwrites. Raises ValueError where there is nothing to train on or the
     optimiser is unknown.
     """
@@ -88,6 +90,8 @@ def train(
                     parameter.grad.add_(
                         parameter.detach() - state[name], alpha=settings.proximal_mu
                     )
+            for name, added in (correction or {}).items():
+                parameters[name].grad.add_(added)
             optimiser.step()
             summed += float(loss.detach()) * len(chosen)
             steps += 1

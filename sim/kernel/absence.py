@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 
 def first_on_s(device: Device) -> float:
@@ -17,21 +17,21 @@ def first_on_s(device: Device) -> float:
     return joined_s if own is None or own.is_on(joined_s) else own.next_change(joined_s)
 
 
-def note_absence(sim: Simulation, device: Device) -> None:
+def note_absence(world: World, device: Device) -> None:
     """An "offline" (or "empty") span, up to now, of a device that has joined and whose day goes on,
     or ends now.
     """
-    if not device.is_on and sim.is_at_work(device):
+    if not device.is_on and world.is_at_work(device):
         start_s = max(device.off_since_s, first_on_s(device))
-        if start_s < sim.env.now:
+        if start_s < world.env.now:
             kind = "empty" if "battery" in device.off_for else "offline"
-            sim.recorder.span(device.id, kind, start_s, sim.env.now)
-    device.off_since_s = sim.env.now
+            world.recorder.span(device.id, kind, start_s, world.env.now)
+    device.off_since_s = world.env.now
 
 
-def leave(sim: Simulation, device: Device, reason: str) -> None:
+def leave(world: World, device: Device, reason: str) -> None:
     """Let a device go for good: what it is doing ends with the reason as outcome, and nobody waits
     for it.
     """
     device.is_gone = True
-    sim.interrupt([device], reason)
+    world.interrupt([device], reason)

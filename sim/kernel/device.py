@@ -29,7 +29,7 @@ from sim.kernel.spans import AWAY, Meter, recorded
 from sim.kernel.work import Batch, Payload, Task, Work
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
     from sim.world.conditions import Conditions
 
 COUNTED = "counted"  # of an answer that went into an update
@@ -41,7 +41,7 @@ class Device:
 
     def __init__(
         self,
-        sim: Simulation,
+        world: World,
         member: Member,
         profile: DeviceProfile,
         model: ComputeModel,
@@ -50,7 +50,7 @@ class Device:
         ready_s: np.ndarray,
         client: str | None = None,
     ) -> None:
-        self.sim, self.member, self.profile, self.client = sim, member, profile, client
+        self.world, self.member, self.profile, self.client = world, member, profile, client
         self.id, self.backbone, self.power = member.id, member.backbone, model.engine.power
         self.samples, self.joined_at_s = samples, joined_at_s
         self.finished_at_s: float | None = None
@@ -63,24 +63,24 @@ class Device:
             profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
         )
         self.conditions: Conditions | None = None
-        self.meter = Meter(sim.env, self.power.idle_w)
+        self.meter = Meter(world.env, self.power.idle_w)
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
         self.off_for: frozenset[str] = frozenset()  # of `AWAY`: why it is off
-        self._back = sim.env.event()
+        self._back = world.env.event()
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
         self.is_serving = False
         self.task: Task | None = None
         self._assigned: deque[Task | None] = deque()
-        self._called = sim.env.event()
+        self._called = world.env.event()
 
     def arrive(self) -> Generator:
         """Be absent until the joining time, and until it is on; an absent device draws no power of
         the study's.
         """
-        yield self.sim.env.timeout(max(0.0, self.joined_at_s - self.sim.env.now))
+        yield self.world.env.timeout(max(0.0, self.joined_at_s - self.world.env.now))
         yield from self._until_on()
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ class Device:
 
     def until(self, time_s: float) -> Generator:
         """Wait, idle, until a moment; nothing happens if it has passed."""
-        if time_s > self.sim.env.now:
+        if time_s > self.world.env.now:
             yield from self._resumed(lambda: self._wait(time_s))
 
     def compute(self, work: Work) -> Generator[Any, Any, Any]:
@@ -104,14 +104,38 @@ class Device:
         yield from self._resumed(lambda: self._computing(work, seconds))
         return joined(result)
 
+    def payload(
+        self, samples: np.ndarray, nbytes: int, data: object = None, version: int = 0
+    ) -> Payload:
+        """What the device has to send, numbered in the run: records of so many samples, in so many
+        bytes.
+
+        `data` are the bytes, or the `Learned` that will be these; `version` is that of the model
+        that they answer.
+        """
+        number = self.world.server.next_payload()
+        return Payload(number, self, samples, nbytes, data, version)
+
+    def send(
+        self, payload: Payload, into_inbox: bool = True
+    ) -> Generator[simpy.Event, Any, Payload]:
+        """Upload a payload, and hand it over: it lies in the server's inbox with its last byte.
+
+        `into_inbox=False` is for what the server is waiting for at that moment.
+        """
+        yield from self.upload(payload)
+        if into_inbox:
+            self.world.server.receive(payload)
+        return payload
+
     def upload(self, payload: Payload) -> Generator:
         """Send a payload's bytes to the server through whatever links lie between."""
-        link = self.sim.network.upload
+        link = self.world.network.upload
         yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
 
     def download(self, nbytes: int) -> Generator:
         """Receive bytes from the server."""
-        link = self.sim.network.download
+        link = self.world.network.download
         yield from self._transfer("download", link, nbytes, "downlink")
 
     def assign(self, task: Task | None) -> None:
@@ -132,12 +156,12 @@ class Device:
         is told it is too late, or that goes offline, drops what it was doing and waits for its next
         task.
         """
-        self.is_serving, self._serving = True, self.sim.env.active_process
-        self.sim.server.wake()
+        self.is_serving, self._serving = True, self.world.env.active_process
+        self.world.server.wake()
         while True:
             try:
                 while not self._assigned:
-                    self._called = self.sim.env.event()
+                    self._called = self.world.env.event()
                     yield self._called
                 self.task = self._assigned.popleft()
                 if self.task is None:
@@ -170,16 +194,16 @@ class Device:
         """Go off, for one more of the reasons in `AWAY`: what it is doing ends now, and a task of
         the server's is dropped.
         """
-        note_absence(self.sim, self)
+        note_absence(self.world, self)
         self.off_for |= {why}
         if not self.is_on:
             return
-        self.is_on, self._back = False, self.sim.env.event()
+        self.is_on, self._back = False, self.world.env.event()
         at_it = dict.fromkeys(self._open_verbs)
         if self.task is not None:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
-            self.sim.server.lose(self, why)
+            self.world.server.lose(self, why)
         self._assigned = deque(task for task in self._assigned if task is None)
         for process in at_it:
             process.interrupt(why)
@@ -188,13 +212,13 @@ class Device:
         """That reason is gone; without any other be on again: what was begun goes on, and the
         server may ask.
         """
-        note_absence(self.sim, self)
+        note_absence(self.world, self)
         self.off_for -= {why}
         if self.is_on or self.off_for:
             return
         self.is_on = True
         self._back.succeed()
-        self.sim.server.greet(self)
+        self.world.server.greet(self)
 
     def _until_on(self) -> Generator:
         while not self.is_on:
@@ -214,7 +238,7 @@ class Device:
         A device that has begun `MOST_TRIES` times gives up and ends its day: what it does never
         fits between two absences.
         """
-        process = self.sim.env.active_process
+        process = self.world.env.active_process
         if process in self._open_verbs:  # a verb within a verb
             yield from verb()
             return
@@ -237,7 +261,7 @@ class Device:
 
     def held_bytes(self, peak_bytes: int) -> int:
         """Memory held by the backbone's weights and work whose own peak is so many bytes."""
-        return self.sim.costing.weight_bytes(self.member) + peak_bytes
+        return self.world.costing.weight_bytes(self.member) + peak_bytes
 
     def timed(
         self, kind: str, seconds: float, watts: float, flop: float = 0.0, outcome="ok", done=None
@@ -245,13 +269,13 @@ class Device:
         """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP
         in a part of them.
         """
-        event = self.sim.env.timeout(seconds)
+        event = self.world.env.timeout(seconds)
         yield from recorded(
             self, kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done
         )
 
     def _wait(self, time_s: float) -> Generator:
-        left_s = max(0.0, time_s - self.sim.env.now)
+        left_s = max(0.0, time_s - self.world.env.now)
         yield from self.timed("wait", left_s, self.power.idle_w)
 
     def _computing(self, work: Work, seconds: float) -> Generator:
@@ -273,9 +297,9 @@ class Device:
         what = {
             "nbytes": nbytes,
             "flows": flows,
-            "abort": self.sim.network.abort,
+            "abort": self.world.network.abort,
             "j_per_byte": j_per_byte,
         }
         if j_per_byte:
-            what["progress"] = self.sim.network.progress
+            what["progress"] = self.world.network.progress
         yield from self._resumed(lambda: recorded(self, kind, link(self.id, nbytes), watts, **what))

@@ -199,6 +199,8 @@ def _feed(update: Callable[[bytes], None], argument: Any) -> None:
             _feed(update, one)
     elif isinstance(argument, Mapping):
         _feed(update, list(argument.items()))
+    elif callable(argument):
+        update(b"!" + argument.__qualname__.encode())
     elif type(argument).__repr__ is object.__repr__:
         raise TypeError(f"a {type(argument).__name__} has no name that another run would give it")
     else:

@@ -1,46 +1,99 @@
-"""The learner that learns nothing, and the calls that every learner answers to."""
+"""What learns: the calls that every learner answers to, and what stands for one in a dry run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Protocol, TypeVar, cast
 
 from learning.cost.costs import Cost
 from sim.kernel.work import Work
+from sim.kernel.world import Scores, World
 
 
-class NullLearner:
-    """Learns nothing: for dry runs, whose schedule does not depend on what is learned."""
+class Learner(Protocol):
+    """What a method's learner is asked by the world; its verbs are its own."""
 
-    state: Any = None  # of the server's model, where the method sends one to devices
-    diverged: str | None = (
-        None  # what of the server's model is no longer finite: its loss, its weights
-    )
-    has_one_model = True  # that of the server, rather than one on each device
-    predicts_untrained = (
-        False  # whether what is there before the first update has an accuracy worth the name
-    )
+    diverged: str | None
+    """What of the server's model is no longer finite: its loss, its weights."""
+    has_one_model: bool
+    """That of the server, rather than one on each device."""
+    predicts_untrained: bool
+    """Whether what is there before the first update has an accuracy worth the name."""
 
-    def work(self, cost: Cost, name: str, *args: Any) -> Work:
+    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
+        """A piece of work that takes time and begins `verb(*args)`."""
+
+    def prepare(self) -> None:
+        """Compute what is needed before the clock starts: no virtual time passes."""
+
+    def evaluate(self) -> Scores:
+        """Held-out accuracy by backbone."""
+
+    def digest(self) -> str:
+        """A digest of all that has been learned."""
+
+    def save(self, folder: Path) -> None:
+        """Write the trained model into `folder`."""
+
+
+class RealLearner:
+    """A learner whose work computes; derive from it, and add verbs.
+
+    A verb runs at the virtual start of its work and only begins pieces of learning
+    (`world.host.learn`), whose functions are pure; what it gives is passed on unread. So a resumed
+    run need not compute what it has computed before, and no learner knows of it.
+    """
+
+    diverged: str | None = None
+    has_one_model = True
+    predicts_untrained = False
+
+    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
+        """A piece of work that takes time and begins `verb(*args)`."""
+        return Work(cost, functools.partial(verb, *args))
+
+    def prepare(self) -> None:
+        """Nothing, unless a learner has something to compute beforehand."""
+
+
+class DryLearner:
+    """Stands for a learner in a dry run: it has its verbs, and learns nothing.
+
+    A verb that the learner does not have is an AttributeError, as it would be in a real run.
+    """
+
+    diverged: str | None = None
+    has_one_model = True
+    predicts_untrained = False
+    state: object = None
+
+    def __init__(self, learner: type) -> None:
+        self._learner = learner
+
+    def __getattr__(self, verb: str) -> Callable[..., None]:
+        if verb.startswith("_") or not callable(getattr(self._learner, verb, None)):
+            raise AttributeError(f"{self._learner.__name__} has no verb {verb!r}")
+        return _nothing
+
+    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
         """A piece of work that only takes time."""
         return Work(cost)
 
-    def encode(self, backbone: str, samples: np.ndarray, activations: Any) -> bytes | None:
-        """No bytes; sizes come from shapes."""
-        return None
-
-    def ingest(self, backbone: str, data: Any, count: int) -> bool:
-        """Nothing to keep; whether what came can be used."""
+    def ingest(self, *what: object) -> bool:
+        """Whatever comes can be used."""
         return True
 
-    def forget(self, records: Sequence[int]) -> None:
-        """Nothing to drop."""
+    def keep(self, *what: object) -> bool:
+        """Whatever comes is finite."""
+        return True
 
-    def evaluate(self) -> dict[str, float | None]:
-        """Nothing to score; elsewhere None says that a model's predictions are not finite."""
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def evaluate(self) -> Scores:
+        """Nothing to score."""
         return {}
 
     def digest(self) -> str:
@@ -49,3 +102,17 @@ class NullLearner:
 
     def save(self, folder: Path) -> None:
         """Nothing to save."""
+
+
+def _nothing(*args: object, **more: object) -> None:
+    """What a verb gives in a dry run."""
+
+
+L = TypeVar("L")
+
+
+def learner_for(world: World, learner: type[L], *args: object) -> L:
+    """The world's learner: `learner(world, *args)`, or what stands for it in a dry run."""
+    if world.dry:
+        return cast(L, DryLearner(learner))
+    return learner(world, *args)

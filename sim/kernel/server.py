@@ -18,8 +18,8 @@ from sim.kernel.spans import Meter, recorded
 from sim.kernel.work import Payload, Task, Work
 
 if TYPE_CHECKING:
-    from sim.kernel.learner import NullLearner
-    from sim.simulation import Simulation
+    from sim.kernel.learner import Learner
+    from sim.kernel.world import World
 
 Story = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
 
@@ -29,15 +29,21 @@ class Server:
 
     id = "server"
 
-    def __init__(self, sim: Simulation, profile: DeviceProfile, model: ComputeModel) -> None:
-        self.sim, self.profile, self.power = sim, profile, model.engine.power
+    def __init__(self, world: World, profile: DeviceProfile, model: ComputeModel) -> None:
+        self.world, self.profile, self.power = world, profile, model.engine.power
         self.meter = Meter(
-            sim.env, 0.0
+            world.env, 0.0
         )  # what a server draws while it has nothing to do is not the study's
-        self._model, self._accelerator = model, simpy.Resource(sim.env, capacity=1)
+        self._model, self._accelerator = model, simpy.Resource(world.env, capacity=1)
         self._inbox: deque[Payload] = deque()
-        self._news = sim.env.event()
+        self._news = world.env.event()
         self._is_short, self._lost = False, set()
+        self._payloads = 0
+
+    def next_payload(self) -> int:
+        """The number of one more payload of this run."""
+        self._payloads += 1
+        return self._payloads
 
     def receive(self, payload: Payload) -> None:
         """Put a payload into the inbox; called by a device when its last byte has landed."""
@@ -58,7 +64,7 @@ class Server:
     def wait(self) -> Generator:
         """Sleep until something lands or a device ends."""
         if not self._inbox:
-            self._news = self.sim.env.event()
+            self._news = self.world.env.event()
             yield self._news
 
     def lose(self, device: Device, why: str) -> None:
@@ -84,34 +90,38 @@ class Server:
         only while none is on.
         """
         while True:
-            free, now_s = self._free(), self.sim.env.now
+            free, now_s = self._free(), self.world.env.now
             able = sum(
-                d.is_on or now_s < d.joined_at_s for d in self.sim.devices if self.sim.is_at_work(d)
+                d.is_on or now_s < d.joined_at_s
+                for d in self.world.devices
+                if self.world.is_at_work(d)
             )
-            if len(free) >= max(min(count, able), min(1, self.sim.devices_at_work)):
+            if len(free) >= max(min(count, able), min(1, self.world.devices_at_work)):
                 break
             self._is_short = True
             self.take()  # answers to rounds that are over
             yield from self.wait()
         self._is_short = False
-        rng = self.sim.streams.rng("server/selection", version)
+        rng = self.world.streams.rng("server/selection", version)
         return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
 
     def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
         """A random sample of at most so many devices that have joined, are on and are not busy."""
         free = [device for device in self._free() if device not in busy]
         self._is_short = len(free) < count
-        rng = self.sim.streams.rng("server/selection", version)
+        rng = self.world.streams.rng("server/selection", version)
         return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
 
     def _free(self) -> list[Device]:
-        return [d for d in self.sim.devices if d.is_serving and d.is_on and self.sim.is_at_work(d)]
+        return [
+            d for d in self.world.devices if d.is_serving and d.is_on and self.world.is_at_work(d)
+        ]
 
     def rounds(
         self,
         count: int,
         wanted: int,
-        learner: NullLearner,
+        learner: Learner,
         story: Story,
     ) -> Generator:
         """Ask so many devices in every round and live `story` with them (it returns the answers
@@ -127,13 +137,13 @@ class Server:
             counted = len(
                 (yield from story(asked, number))
             )  # the answers themselves are needed no more
-            self.sim.tally.round(counted)
+            self.world.tally.round(counted)
             if counted or learner.diverged:
-                self.sim.after_update(learner, None, counted)
-            if self.sim.target_reached or not self.sim.devices_at_work:
+                self.world.after_update(learner, None, counted)
+            if self.world.target_reached or not self.world.devices_at_work:
                 break
         yield from self.dismiss()
-        self.sim.end_training(learner)
+        self.world.end_training(learner)
 
     def assign(self, device: Device, task: Task) -> None:
         """Give a device a task; until its answer counts it is taken to be late."""
@@ -151,7 +161,7 @@ class Server:
         """Give these devices a task and collect their answers: of all of them, or of so many as are
         wanted.
         """
-        task = Task(version, model, self.sim.env.event())
+        task = Task(version, model, self.world.env.event())
         for device in devices:
             self.assign(device, task)
         return (
@@ -162,9 +172,9 @@ class Server:
 
     def dismiss(self) -> Generator:
         """Tell every device that there will be no more tasks."""
-        for device in self.sim.devices:
+        for device in self.world.devices:
             device.assign(None)
-        yield self.sim.env.timeout(0)  # let them go in good order
+        yield self.world.env.timeout(0)  # let them go in good order
 
     def collect(
         self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
@@ -176,28 +186,28 @@ class Server:
         go. The waiting is a span of the server's: a synchronous server waits for its slowest
         device.
         """
-        start, got = self.sim.env.now, []
-        deadline = None if deadline_s is None else self.sim.env.timeout(deadline_s)
+        start, got = self.world.env.now, []
+        deadline = None if deadline_s is None else self.world.env.timeout(deadline_s)
         while True:
             got += [payload for payload in self.take() if payload.version == task.version]
             answered = {payload.sender.id for payload in got}
             open_ = [
                 d
                 for d in devices
-                if d.id not in answered and self.sim.is_at_work(d) and d.has(task)
+                if d.id not in answered and self.world.is_at_work(d) and d.has(task)
             ]
             if len(got) >= wanted or not open_ or (deadline and deadline.processed):
                 break
-            self._news = self.sim.env.event()
+            self._news = self.world.env.event()
             yield self._news if deadline is None else self._news | deadline
-        self.sim.recorder.span(
-            "server", "wait", start, self.sim.env.now, flows=[p.number for p in got]
+        self.world.recorder.span(
+            "server", "wait", start, self.world.env.now, flows=[p.number for p in got]
         )
         for device in devices:
             if device.id not in answered:
-                gone = "offline" if self.sim.is_at_work(device) else device.outcome
-                self.sim.tally.miss("late" if device in open_ else gone)
-        self.sim.interrupt(open_, "late")
+                gone = "offline" if self.world.is_at_work(device) else device.outcome
+                self.world.tally.miss("late" if device in open_ else gone)
+        self.world.interrupt(open_, "late")
         task.closed.succeed()
         return got
 
@@ -221,8 +231,8 @@ class Server:
         """
         for place, payload in enumerate(answers):
             if place in left_out:
-                self.sim.leave_out(payload.sender, "weights")
-                self.sim.tally.miss("diverged")
+                self.world.leave_out(payload.sender, "weights")
+                self.world.tally.miss("diverged")
             else:
                 payload.sender.fared(COUNTED)
         return [payload for place, payload in enumerate(answers) if place not in left_out]
@@ -237,7 +247,7 @@ class Server:
             yield turn
             seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
             result = work.run() if work.run else None
-            watts, done = self.power.compute_w, self.sim.env.timeout(seconds)
+            watts, done = self.power.compute_w, self.world.env.timeout(seconds)
             yield from recorded(
                 self, kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
             )
@@ -248,6 +258,6 @@ class Server:
         them.
         """
         downloads = [
-            self.sim.start(device, device.download(nbytes_of(device))) for device in devices
+            self.world.start(device, device.download(nbytes_of(device))) for device in devices
         ]
-        yield self.sim.env.all_of(downloads)
+        yield self.world.env.all_of(downloads)

@@ -136,7 +136,7 @@ def recorded(
     bytes, until then.
     """
     env, draw = (
-        who.sim.env,
+        who.world.env,
         who.meter.begin(watts, j_per_byte, progress and functools.partial(progress, event)),
     )
     start = env.now
@@ -152,7 +152,7 @@ def recorded(
     finally:
         joules = who.meter.end(draw, nbytes)
         if kind != "wait" or env.now > start:  # no time passed, nobody waited
-            who.sim.recorder.span(
+            who.world.recorder.span(
                 who.id, kind, start, env.now, nbytes, flop, joules, outcome, flows
             )
 
@@ -162,7 +162,7 @@ def waiting(device: Device) -> Iterator[None]:
     """Record that a device waits, idle, while the server works for it; one that is stopped takes
     its batch along.
     """
-    env, draw, outcome = device.sim.env, device.meter.begin(device.power.idle_w), "ok"
+    env, draw, outcome = device.world.env, device.meter.begin(device.power.idle_w), "ok"
     try:
         yield
     except simpy.Interrupt as stop:
@@ -170,4 +170,6 @@ def waiting(device: Device) -> Iterator[None]:
         raise
     finally:
         joules = device.meter.end(draw)
-        device.sim.recorder.span(device.id, "wait", draw.since_s, env.now, 0, 0.0, joules, outcome)
+        device.world.recorder.span(
+            device.id, "wait", draw.since_s, env.now, 0, 0.0, joules, outcome
+        )

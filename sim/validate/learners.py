@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.kernel.learner import NullLearner
-from sim.methods.federated_peft.fed_avg import FedAvg
-from sim.methods.federated_peft.learner import FedAvgLearner, FederatedLearner
-from sim.methods.real_learner import RealLearner
+from sim.kernel.learner import Learner, RealLearner
+from sim.methods.federated_peft.fed_avg import FedAvg, FedAvgLearner
+from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+from sim.methods.side_tuning.shared import SideTuning
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -41,7 +41,7 @@ class OnDevice(RealLearner):
         from learning.backbones.backbone import Backbone
         from learning.side import taps
 
-        self.config, self.sim = sim.scenario.method, sim
+        self.config, self.world = sim.scenario.method, sim
         self._spec = sim.costing.learned[device.backbone]
         self._backbone = Backbone(self._spec)
         layers = taps.sample(sim.costing.depths(), self.config.taps)[device.backbone]
@@ -57,8 +57,8 @@ class OnDevice(RealLearner):
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """A real forward pass: the sampled vectors of a batch, float32 [n, vectors, hidden]."""
-        readouts = self.sim.host.start(
-            lambda: self._pass(self.sim.task.tokens(self._spec, samples))
+        readouts = self.world.host.start(
+            lambda: self._pass(self.world.task.tokens(self._spec, samples))
         ).result()
         self._last = readouts[:, -1]
         return readouts[:, self._vectors]
@@ -77,8 +77,8 @@ class OnDevice(RealLearner):
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         from learning.side.prediction_difference import backbone_prediction
 
-        head = self.sim.streams.rng("backbone/head", backbone)
-        kind, classes = self.config.backbone_prediction, self.sim.task.classes
+        head = self.world.streams.rng("backbone/head", backbone)
+        kind, classes = self.config.backbone_prediction, self.world.task.classes
         return backbone_prediction(kind, self._last, classes, self._names, head)
 
 
@@ -91,19 +91,21 @@ class AtServer(SideTuningLearner):
         return [NOBODY]
 
 
-def for_device(sim: Simulation, device: Device) -> NullLearner:
+def for_device(sim: Simulation, device: Device) -> Learner:
     """The device's share of the learning: its own backbone, and nobody else's texts."""
-    if isinstance(sim.method, FedMobiLLM):
+    if isinstance(sim.method, SideTuning):
         return OnDevice(sim, device)
     learned = {device.backbone: sim.costing.learned[device.backbone]}
     view = _view(sim, [device], dataclasses.replace(sim.task, test=NOBODY), learned)
     return _federated(sim, view)
 
 
-def for_server(sim: Simulation) -> NullLearner:
+def for_server(sim: Simulation) -> Learner:
     """The server's share: the model, what it evaluates on, and no device's texts."""
-    if isinstance(sim.method, FedMobiLLM):
-        return AtServer(sim.scenario.method, sim)
+    if isinstance(sim.method, SideTuning):
+        learner = AtServer(sim, sim.scenario.method)
+        learner.prepare()
+        return learner
     return _federated(sim, _view(sim, [], sim.task, sim.costing.learned))
 
 
@@ -115,7 +117,7 @@ def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> S
 
 
 def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
-    return FedAvgLearner(view, sim.scenario.method.server_optimiser, *sim.method.learner_args)
+    return FedAvgLearner(view, *sim.method.learner_args, sim.scenario.method.server_optimiser)
 
 
 def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
@@ -138,7 +140,7 @@ def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
     return pack(dict(enumerate(parts)))
 
 
-def warm_up(learner: NullLearner, device: Device | None) -> None:
+def warm_up(learner: Learner, device: Device | None) -> None:
     """Compute a piece of each kind once and forget it: what a library sets up at its first call is
     no device's time.
     """

@@ -71,7 +71,7 @@ class LocalDevice(Device):
 
     def upload(self, payload: Payload) -> Generator:
         """Send the payload's bytes; done when the server has said how many of them landed."""
-        start_s, self._acknowledged[payload.number] = self.sim.env.now, self.sim.env.event()
+        start_s, self._acknowledged[payload.number] = self.world.env.now, self.world.env.event()
         header = {
             "payload": payload.number,
             "records": len(payload.samples),
@@ -84,14 +84,14 @@ class LocalDevice(Device):
 
     def download(self, nbytes: int) -> Generator:
         """Receive the model of the present task, which the server sends without being asked."""
-        start_s, task = self.sim.env.now, self._present
+        start_s, task = self.world.env.now, self._present
         body, nbytes = yield task.landed
-        task.model = self.sim.method.learner.unpacked(self.backbone, body)
+        task.model = self.world.method.learner.unpacked(self.backbone, body)
         self._record("download", start_s, nbytes, self.power.downlink_w)
 
     def _record(self, kind: str, start_s: float, nbytes: int, watts: float, flows=()) -> None:
-        now = self.sim.env.now
-        self.sim.recorder.span(
+        now = self.world.env.now
+        self.world.recorder.span(
             self.id, kind, start_s, now, nbytes, 0.0, watts * (now - start_s), "ok", flows
         )
 
@@ -119,7 +119,7 @@ class LocalDevice(Device):
     def _task(self, number: int) -> RemoteTask:
         """By its number: news of a task may come before or after the bytes of its model."""
         return self._tasks.setdefault(
-            number, RemoteTask(self.sim.env.event(), self.sim.env.event())
+            number, RemoteTask(self.world.env.event(), self.world.env.event())
         )
 
 
@@ -131,7 +131,7 @@ class RemoteServer(Server):
 
     def wake(self) -> None:
         """Tell the server that this device would serve now."""
-        me = self.sim.me
+        me = self.world.me
         me.control.send({"is_serving": me.is_serving})
 
 
@@ -176,8 +176,8 @@ class RemoteDevice(Device):
         self.report: dict[str, Any] = {}
         self.spans: list[dict[str, Any]] | None = None
         self._tasks = 0
-        self._done = self.sim.env.event()
-        self._delivered = self.sim.env.event()
+        self._done = self.world.env.event()
+        self._delivered = self.world.env.event()
 
     def day(self) -> Generator:
         """Until its process says that its story has ended."""
@@ -188,7 +188,7 @@ class RemoteDevice(Device):
         if task is None:
             self.control.send({"task": None})
             return
-        learner = self.sim.method.learner
+        learner = self.world.method.learner
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
         self.data.send(
@@ -202,11 +202,11 @@ class RemoteDevice(Device):
 
     def download(self, nbytes: int) -> Generator:
         """Send it what it needs to predict, and wait for its word that this has landed."""
-        start_s, watts = self.sim.env.now, self.power.downlink_w
-        self.data.send({"delivery": self.id}, self.sim.shipped(self.backbone))
+        start_s, watts = self.world.env.now, self.power.downlink_w
+        self.data.send({"delivery": self.id}, self.world.shipped(self.backbone))
         landed_bytes = yield self._delivered
-        now = self.sim.env.now
-        self.sim.recorder.span(
+        now = self.world.env.now
+        self.world.recorder.span(
             self.id, "download", start_s, now, landed_bytes, 0.0, watts * (now - start_s)
         )
 
@@ -214,7 +214,7 @@ class RemoteDevice(Device):
         """A message of the device's."""
         if "is_serving" in header:
             self.is_serving = header["is_serving"]
-            self.sim.server.wake()
+            self.world.server.wake()
         elif "delivered" in header:
             self._delivered.succeed(header["delivered"])
         elif "done" in header:
@@ -230,9 +230,7 @@ class RemoteDevice(Device):
         samples = np.zeros(
             header["records"], dtype=np.int64
         )  # which texts they were is the device's business
-        self.sim.payloads += 1
-        payload = Payload(self.sim.payloads, self, samples, counted, body, header["version"])
-        self.sim.server.receive(payload)
+        self.world.server.receive(self.payload(samples, counted, body, header["version"]))
 
 
 class LocalServer(Server):
@@ -242,7 +240,7 @@ class LocalServer(Server):
         """As simulated, once all who have joined have been heard of: their word may still be on its
         way.
         """
-        sim = self.sim
+        sim = self.world
         while any(
             d.joined_at_s <= sim.env.now and not d.is_serving and sim.is_at_work(d)
             for d in sim.devices
@@ -253,9 +251,9 @@ class LocalServer(Server):
 
     def dismiss(self) -> Generator:
         """Tell every device that there will be no more tasks, and hear each of them out."""
-        for device in self.sim.devices:
+        for device in self.world.devices:
             device.assign(None)
-        yield self.sim.env.all_of([device._done for device in self.sim.devices])
+        yield self.world.env.all_of([device._done for device in self.world.devices])
 
 
 class ServerWorld(RealWorld):
@@ -267,7 +265,7 @@ class ServerWorld(RealWorld):
 
     def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
         super().__init__(scenario, folder, speed)
-        self.payloads, self.torch_s = 0, 0.0
+        self.torch_s = 0.0
         self._shipped: dict[str, bytes] = {}
 
     def shipped(self, backbone: str) -> bytes:

@@ -22,14 +22,14 @@ from sim.scenario.availability import AnyAvailability, Diurnal, DropOut
 if TYPE_CHECKING:
     from sim.kernel.device import Device
     from sim.kernel.streams import Streams
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 MOST_S = (
     100 * models.DAY_S
 )  # of a run in which devices come and go and whose scenario names no horizon
 
 
-def give(sim: Simulation, how: AnyAvailability | None, folder: Path) -> None:
+def give(world: World, how: AnyAvailability | None, folder: Path) -> None:
     """Give every device its availability; ValueError (AvailabilityError) for a rhythm or trace that
     cannot be used.
     """
@@ -38,11 +38,11 @@ def give(sim: Simulation, how: AnyAvailability | None, folder: Path) -> None:
     trace = (
         models.read_trace(located(how.path, folder), how.period) if how.kind == "trace" else None
     )
-    for device in sim.devices:
+    for device in world.devices:
         if trace is not None:
-            device.availability = trace.of(sim.streams.rng("availability", device.id), how.shift)
+            device.availability = trace.of(world.streams.rng("availability", device.id), how.shift)
         else:
-            device.availability = _own_rhythm(sim.streams, device.id, how)
+            device.availability = _own_rhythm(world.streams, device.id, how)
         if not device.availability.is_on(0.0):
             device.go_off()
         if first_on_s(device) == inf and device.outcome == "ok":
@@ -58,39 +58,40 @@ def _own_rhythm(streams: Streams, id_: str, how: Diurnal) -> models.Availability
     )
 
 
-def start(sim: Simulation, drop_out: DropOut | None) -> None:
+def start(world: World, drop_out: DropOut | None) -> None:
     """Let devices come, go and drop out from now on."""
-    for index, device in enumerate(sim.devices):
+    for index, device in enumerate(world.devices):
         if device.availability is not None and device.outcome == "ok":
-            sim.env.process(_come_and_go(sim, device))
+            world.env.process(_come_and_go(world, device))
         if device.meter.battery and device.outcome == "ok":
             device.meter.battery.watch()
         if (
             drop_out is not None
-            and (at_s := _leaving_s(sim.streams, device, drop_out, index)) < inf
+            and (at_s := _leaving_s(world.streams, device, drop_out, index)) < inf
         ):
-            sim.env.timeout(at_s).callbacks.append(functools.partial(_leave, sim, device))
-    if sim.scenario.stop.horizon is None and any(
-        device.availability or device.meter.battery for device in sim.devices
-    ):
-        sim.env.timeout(MOST_S).callbacks.append(lambda _: sim.stop("stalled"))
+            world.env.timeout(at_s).callbacks.append(functools.partial(_leave, world, device))
 
 
-def _come_and_go(sim: Simulation, device: Device) -> Generator:
+def may_stall(world: World) -> bool:
+    """Whether devices come and go, so that a run without a horizon might never end."""
+    return any(device.availability or device.meter.battery for device in world.devices)
+
+
+def _come_and_go(world: World, device: Device) -> Generator:
     at_s, own, is_on = (
         0.0,
         device.availability,
         device.availability.is_on(0.0),
     )  # in the availability's own numbers: the clock's sums round differently
     while (at_s := own.next_change(at_s)) < inf:
-        yield sim.env.timeout(max(0.0, at_s - sim.env.now))
+        yield world.env.timeout(max(0.0, at_s - world.env.now))
         if device.is_gone:
             return
         is_on = not is_on
         if not is_on:
             device.go_off()
             if own.next_change(at_s) == inf:
-                leave(sim, device, "never-back")
+                leave(world, device, "never-back")
         else:
             device.come_on()
 
@@ -105,6 +106,6 @@ def _leaving_s(streams: Streams, device: Device, how: DropOut, index: int) -> fl
     return device.joined_at_s + when * how.within if is_leaving else inf
 
 
-def _leave(sim: Simulation, device: Device, _event: object) -> None:
+def _leave(world: World, device: Device, _event: object) -> None:
     if not device.is_gone:
-        leave(sim, device, "dropped")
+        leave(world, device, "dropped")

@@ -48,7 +48,7 @@ class Charge:
 
     def held_j(self) -> float:
         """What the battery holds now."""
-        now, byte_j = self.device.sim.env.now, self.device.meter.new_byte_j()
+        now, byte_j = self.device.world.env.now, self.device.meter.new_byte_j()
         seconds = now - self._at_s
         if seconds > 0:
             drain_w, byte_j = self.drain_w + byte_j / seconds, 0.0
@@ -100,7 +100,7 @@ class Charge:
         """
         if self.is_empty or self.device.is_gone:
             return
-        now, held_j = self.device.sim.env.now, max(0.0, self.held_j())
+        now, held_j = self.device.world.env.now, max(0.0, self.held_j())
         byte_w, until_s = self.device.meter.most_byte_w()
         if self.top_up:
             lasts_s = self.top_up.lasts_s(held_j, self.is_plugged, self.drain_w + byte_w)
@@ -111,8 +111,8 @@ class Charge:
             self._look_in(lasts_s)
 
     def _look_in(self, seconds: float) -> None:
-        self._looks_at_s = self.device.sim.env.now + seconds
-        self._look = self.device.sim.env.timeout(seconds)
+        self._looks_at_s = self.device.world.env.now + seconds
+        self._look = self.device.world.env.timeout(seconds)
         self._look.callbacks.append(self._on_look)
 
     def _on_look(self, look: simpy.Event) -> None:
@@ -133,7 +133,7 @@ class Charge:
         if back_in_s < math.inf:
             self._look_in(back_in_s)
         else:
-            leave(self.device.sim, self.device, "never-charged")
+            leave(self.device.world, self.device, "never-charged")
 
 
 def charge_of(device: Device, settings: BatterySettings, share: float) -> Charge:

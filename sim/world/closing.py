@@ -12,7 +12,7 @@ from inputs.units import format_seconds
 from sim.kernel.vocabulary import FINE, in_words
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 ENDINGS = {
     "horizon": "the horizon came first",
@@ -22,9 +22,9 @@ ENDINGS = {
 AT_WORK = {*FINE, "stalled"}  # as whoever had no trouble of its own
 
 
-def closing(sim: Simulation) -> Iterator[str]:
+def closing(world: World) -> Iterator[str]:
     """What whoever reads the result has to know about rounds and updates that came to nothing."""
-    tally = sim.tally
+    tally = world.tally
     if tally.diverged:
         first = "{device} diverged at update {update}: its {what} {verb} not finite".format_map(
             {**tally.diverged, "verb": "was" if tally.diverged["what"] == "loss" else "were"}
@@ -38,8 +38,8 @@ def closing(sim: Simulation) -> Iterator[str]:
             first
             + left
             + (
-                f"; the run ended after {format_seconds(sim.env.now)}"
-                if sim.ended.reason == "diverged"
+                f"; the run ended after {format_seconds(world.env.now)}"
+                if world.ended.reason == "diverged"
                 else ""
             )
         )
@@ -51,22 +51,22 @@ def closing(sim: Simulation) -> Iterator[str]:
             f"counted{others}{_listed(tally.missed.elements())}"
         )
     if (
-        sim.updates == 0
+        world.updates == 0
         and not tally.without_answer
-        and not sim.target_reached
-        and sim.ended.reason != "interrupted"
+        and not world.target_reached
+        and world.ended.reason != "interrupted"
     ):
-        yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(sim)))))
+        yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(world)))))
 
 
-def _reasons(sim: Simulation) -> Iterator[str]:
-    if sim.ended.reason in ENDINGS:
-        yield ENDINGS[sim.ended.reason]
-    if (joins_s := min(device.joined_at_s for device in sim.devices)) > sim.env.now:
+def _reasons(world: World) -> Iterator[str]:
+    if world.ended.reason in ENDINGS:
+        yield ENDINGS[world.ended.reason]
+    if (joins_s := min(device.joined_at_s for device in world.devices)) > world.env.now:
         yield f"the first device joins after {format_seconds(joins_s)}"
-    if troubled := [device.outcome for device in sim.devices if device.outcome not in AT_WORK]:
-        yield f"of {len(sim.devices)} devices {_listed(troubled)}"
-    if sim.recorder.uplink_bytes and not sim.tally.left_out:
+    if troubled := [device.outcome for device in world.devices if device.outcome not in AT_WORK]:
+        yield f"of {len(world.devices)} devices {_listed(troubled)}"
+    if world.recorder.uplink_bytes and not world.tally.left_out:
         yield "what was uploaded is too little for one"
 
 

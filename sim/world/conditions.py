@@ -73,7 +73,7 @@ class Conditions:
         needed = device.held_bytes(work.cost.peak_bytes)
         while True:
             yield from self._charge()
-            start_s = device.sim.env.now
+            start_s = device.world.env.now
             self.heat = self.throttle.after_rest(self.heat, start_s - self._cool_since_s)
             at = (self.throttle, self.load, self.heat, start_s)
             seconds, outcome = work_seconds(*at, nominal_s - done_s), "ok"
@@ -88,9 +88,9 @@ class Conditions:
                     "compute", seconds, device.power.compute_w, flop, outcome, done
                 )
             finally:
-                worked_s = device.sim.env.now - start_s
+                worked_s = device.world.env.now - start_s
                 self.heat = self.throttle.after_work(self.heat, worked_s)
-                self._cool_since_s = device.sim.env.now
+                self._cool_since_s = device.world.env.now
             done_s, spent_s = done_s + piece_s, spent_s + seconds
             if outcome == "ok":
                 break
@@ -102,7 +102,7 @@ class Conditions:
     def _charge(self) -> Generator:
         """If the battery is low, wait until it is charged."""
         while self.charge and self.charge.is_low():
-            env, wait_s = self.device.sim.env, self.charge.goes_on_in_s()
+            env, wait_s = self.device.world.env, self.charge.goes_on_in_s()
             charged = (
                 env.timeout(wait_s) if wait_s < math.inf else env.event()
             )  # never: nobody charges it
@@ -116,7 +116,7 @@ class Conditions:
     def _short_in_s(self, needed: float, within_s: float) -> float:
         if self.taken is None:
             return math.inf
-        now = self.device.sim.env.now
+        now = self.device.world.env.now
         return (
             shortage_at_s(self.taken, self.device.memory_bytes, needed, now, now + within_s) - now
         )
@@ -128,14 +128,14 @@ class Conditions:
         if p.then == "fail" or kills > p.retries or never_fits:
             raise simpy.Interrupt("oom")
         yield from device.until(
-            fits_at_s(self.taken, device.memory_bytes, needed, device.sim.env.now + p.restart)
+            fits_at_s(self.taken, device.memory_bytes, needed, device.world.env.now + p.restart)
         )
 
     def _note(self, speed: float) -> None:
         """The piece's speed as a share of the nominal one, and the battery's charge, as metrics of
         this device.
         """
-        recorder, now = self.device.sim.recorder, self.device.sim.env.now
+        recorder, now = self.device.world.recorder, self.device.world.env.now
         recorder.metric(now, "speed", speed, self.device.id)
         if self.charge:
             recorder.metric(

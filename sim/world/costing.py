@@ -4,15 +4,15 @@ which precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from devices.fleet import Member
-from devices.memory import find_shortage, needed_bytes
+from devices.memory import find_shortage
 from inputs.files import located
 from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
@@ -21,7 +21,7 @@ from sim.scenario.schema import Scenario, SizedData
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
-    from sim.simulation import Simulation
+    from sim.kernel.method import Method
 
 
 class DoesNotFit(ValueError):
@@ -76,27 +76,6 @@ class Costing:
         """Bytes of the member's backbone in its memory."""
         width = BYTES_PER_NUMBER[self.precision[member.group]]
         return self.architectures[member.backbone].weight_bytes(width)
-
-    def check_memory(
-        self, member: Member, memory_bytes: float, batch: int, tokens: int, kept_bytes: int
-    ) -> None:
-        """Raise DoesNotFit if the backbone, a batch's activations and `kept_bytes` exceed the
-        device's memory.
-        """
-        width = BYTES_PER_NUMBER[self.precision[member.group]]
-        tokens = self.fixed_tokens or tokens
-        needs = [
-            (
-                name,
-                needed_bytes(
-                    a.weight_bytes(width), kept_bytes, a.forward(batch, tokens, width).peak_bytes
-                ),
-            )
-            for name, a in self.architectures.items()
-        ]
-        shortage = find_shortage(member.backbone, memory_bytes, needs)
-        if shortage:
-            raise DoesNotFit(f"{member.group} ({member.device}, {member.id}): {shortage}")
 
 
 def own_backbones(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]:
@@ -162,20 +141,15 @@ def _beyond_positions(
             )
 
 
-def check_memory(sim: Simulation) -> None:
+def check_memory(method: Method, fleet: Sequence[Device], then: Literal["error", "record"]) -> None:
     """Refuse (DoesNotFit), or mark, devices on which the method's work does not fit; the method
     says what it needs.
     """
-    batch = getattr(sim.scenario.method, "device_batch", 1)
-    for device in sim.devices:
-        tokens = int(sim.lengths(device, device.samples).max()) if len(device.samples) else 1
+    for device in fleet:
         try:
-            if hasattr(sim.method, "peak_bytes"):
-                _check_peak(device, sim.method.peak_bytes, sim.devices)
-            else:
-                sim.costing.check_memory(device.member, device.memory_bytes, batch, tokens, 0)
+            _check_peak(device, method.peak_bytes, fleet)
         except DoesNotFit:
-            if sim.scenario.out_of_memory == "error":
+            if then == "error":
                 raise
             device.outcome = "oom"
 

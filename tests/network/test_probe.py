@@ -65,6 +65,17 @@ def test_a_shaped_path_is_found_as_it_was_shaped():
     }
     assert all(in_time for _, in_time in stages)
     assert len(found.up_bps) == len(found.down_bps) == 10
+    assert np.min(found.round_trips_s) >= 0.02
+    assert len(found.transfers) > 0
+
+
+@pytest.mark.timed
+def test_a_shaped_path_is_found_with_its_rates_and_times():
+    with (
+        serving() as (port, _),
+        ShapedRelay(("127.0.0.1", port), 8e6, 16e6, [Access(latency_s=0.01)]) as relay,
+    ):
+        found = measure(relay.port, 1.0)
     assert np.mean(found.up_bps) == pytest.approx(8e6, rel=0.1)
     assert np.mean(found.down_bps) == pytest.approx(16e6, rel=0.1)
     assert (

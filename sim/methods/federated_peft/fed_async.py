@@ -8,22 +8,60 @@ moment it is applied.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from learning.cost.costs import Cost
 from learning.federated.aggregation import ServerOptimiser, Staleness
-from sim.kernel.learner import NullLearner
+from learning.federated.local_training import LocalTraining
+from sim.kernel.learned import Learned
+from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import Payload, Task, Work
-from sim.methods.federated_peft.learner import FedAsyncLearner
+from sim.kernel.world import World
+from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    from torch import Tensor
+
+
+State = Mapping[str, "Tensor"]
+
+
+def changed(client: Client, state: State, settings: LocalTraining, seed: int) -> State:
+    """FedBuff's client update: what local epochs change of the state that came."""
+    from learning.federated.aggregation import difference
+
+    return difference(locally_trained(client, state, settings, seed), state)
+
+
+def mixed_in(
+    state: State, memory: Any, answers: Sequence[State], kept: Sequence[int], mixing: float
+) -> tuple[State, Any]:
+    """FedAsync's server update: the answer takes so large a share of the model."""
+    from learning.federated.aggregation import fed_async
+
+    return fed_async(state, answers[0], mixing), memory
+
+
+def buffered(
+    state: State,
+    moments: Any,
+    answers: Sequence[State],
+    kept: Sequence[int],
+    optimiser: ServerOptimiser,
+    stalenesses: Sequence[int],
+) -> tuple[State, Any]:
+    """FedBuff's server update: the optimiser's step along the discounted mean of the buffer."""
+    from learning.federated.aggregation import fed_buff, server_step
+
+    delta = fed_buff(answers, [stalenesses[k] for k in kept])
+    return server_step(optimiser, state, delta, moments)
 
 
 class FedAsync(FederatedPeft):
@@ -68,21 +106,30 @@ class FedAsync(FederatedPeft):
                 )
             return self
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, config.peft, sim)
-        self.learner = (
-            NullLearner() if sim.dry else FedAsyncLearner(sim, config, *self.learner_args)
-        )
-        self.version, self.training = 0, "train_delta" if config.kind == "fedbuff" else "train"
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
+        self.version = 0
+
+    def new_learner(self) -> FedAsyncLearner:
+        """`mixed_in` or `buffered` at the server."""
+        return learner_for(self.world, FedAsyncLearner, *self.learner_args, self.config)
+
+    @property
+    def training(self) -> Callable[..., object]:
+        """FedBuff's devices send what they changed."""
+        is_buffered = self.config.kind == "fedbuff"
+        return self.learner.train_delta if is_buffered else self.learner.train
 
     def server(self, server: Server) -> Generator:
         """Keep so many devices at work; apply what lands, in its order."""
         busy, taken, buffer = set(), 0, []
-        slots = max(1, round(self.config.concurrency * len(self.sim.devices)))
+        slots = max(1, round(self.config.concurrency * len(self.world.devices)))
         while (
-            taken < self.config.answers and not self.sim.target_reached and self.sim.devices_at_work
+            taken < self.config.answers
+            and not self.world.target_reached
+            and self.world.devices_at_work
         ):
-            busy = {device for device in busy if self.sim.is_at_work(device)} - server.take_lost()
+            busy = {device for device in busy if self.world.is_at_work(device)} - server.take_lost()
             for device in server.free(slots - len(busy), taken, busy):
                 server.assign(device, self.task())
                 busy.add(device)
@@ -96,13 +143,13 @@ class FedAsync(FederatedPeft):
                     buffer = []
                     if counted:
                         self.version += 1
-                        self.sim.after_update(self.learner, None, taken)
+                        self.world.after_update(self.learner, None, taken)
         yield from server.dismiss()
-        self.sim.end_training(self.learner)
+        self.world.end_training(self.learner)
 
     def task(self) -> Task:
         """The present model, to be worked on without any round to wait for."""
-        closed = self.sim.env.event()
+        closed = self.world.env.event()
         closed.succeed()
         return Task(self.version, self.learner.state, closed)
 
@@ -110,9 +157,36 @@ class FedAsync(FederatedPeft):
         """Mixing or stepping; the staleness of each answer is noted as it is applied."""
         stale = [self.version - payload.version for payload in buffer]
         for payload, staleness in zip(buffer, stale, strict=True):
-            self.sim.recorder.metric(
-                self.sim.env.now, "staleness", staleness, payload.sender.member.device
+            self.world.recorder.metric(
+                self.world.env.now, "staleness", staleness, payload.sender.member.device
             )
         numbers = sum(payload.nbytes / 4 for payload in buffer)
         parts = ([p.sender.backbone for p in buffer], [p.data for p in buffer], stale)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), "apply", *parts)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.apply, *parts)
+
+
+class FedAsyncLearner(FederatedLearner):
+    """The learning of FedAsync, on models that devices send, and of FedBuff, on what they
+    changed.
+    """
+
+    def __init__(self, world: World, *model: Any) -> None:
+        *model, self._config = model
+        super().__init__(world, *model)
+
+    def train_delta(self, backbone: str, samples: np.ndarray, state: Learned, *how: Any) -> Learned:
+        """What a device's training changed, as bytes."""
+        return self.client(changed, backbone, samples, state, *how)
+
+    def apply(
+        self, backbones: Sequence[str], sent: Sequence[Learned], stalenesses: Sequence[int]
+    ) -> Any:
+        """Mix one model in, or step on a buffer of changes; the result is the next version.
+
+        What is not finite is left out: gives its places.
+        """
+        c = self._config
+        if c.kind == "fedasync":
+            mixing = c.mixing * c.staleness.weight(stalenesses[0])
+            return self.serve(mixed_in, backbones, sent, mixing)
+        return self.serve(buffered, backbones, sent, c.server_optimiser, stalenesses)

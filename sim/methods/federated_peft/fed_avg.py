@@ -8,26 +8,39 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Generator
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from inputs.units import format_seconds
-from learning.cost.costs import Cost
 from learning.federated.aggregation import ServerOptimiser
-from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
-from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
-from sim.methods.federated_peft.learner import FedAvgLearner
-from sim.methods.federated_peft.shared import FederatedPeft, RoundSettings
+from sim.kernel.learned import Learned
+from sim.kernel.learner import learner_for
+from sim.kernel.world import World
+from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
 
 
-class FedAvg(FederatedPeft):
+def server_update(
+    state: State,
+    moments: Any,
+    answers: Sequence[State],
+    kept: Sequence[int],
+    optimiser: ServerOptimiser,
+    received: State,
+    weights: Sequence[float],
+) -> tuple[State, Any]:
+    """The mean of what the answers changed, and the server optimiser's step along it."""
+    from learning.federated.aggregation import difference, server_step, weighted_mean
+
+    deltas = [difference(answer, received) for answer in answers]
+    return server_step(optimiser, state, weighted_mean(deltas, [weights[k] for k in kept]), moments)
+
+
+class FedAvg(SynchronousPeft):
     """Synchronous federated PEFT: LoRA, adapters, BitFit or full fine-tuning, averaged every
     round.
     """
@@ -43,57 +56,26 @@ class FedAvg(FederatedPeft):
             """As the kind says."""
             return self.kind.removeprefix("fedavg-")
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, config.trains, sim)
-        self.learner = (
-            NullLearner()
-            if sim.dry
-            else FedAvgLearner(sim, config.server_optimiser, *self.learner_args)
+    def new_learner(self) -> FedAvgLearner:
+        """Local training on devices (`locally_trained`), `server_update` at the server."""
+        return learner_for(
+            self.world, FedAvgLearner, *self.learner_args, self.config.server_optimiser
         )
 
-        if config.deadline is not None:
-            self.look_at_deadline(config.deadline)
 
-    def look_at_deadline(self, deadline_s: float) -> None:
-        """Say beforehand that no device can answer in time, as far as that can be known."""
-        fastest_s = min(self.alone_s(device) for device in self.sim.devices)
-        if deadline_s < fastest_s:
-            self.sim.remark(
-                f"method.deadline: {format_seconds(deadline_s)} is too short for an answer: the "
-                "fastest device, with its "
-                f"link to itself, needs about {format_seconds(fastest_s)}"
-            )
+class FedAvgLearner(FederatedLearner):
+    """The learning of FedAvg and its relatives."""
 
-    @property
-    def wanted(self) -> int:
-        """How many answers a round waits for."""
-        return max(1, round(self.config.participation * len(self.sim.devices)))
+    def __init__(self, world: World, *model: Any) -> None:
+        *model, self._optimiser = model
+        super().__init__(world, *model)
 
-    def server(self, server: Server) -> Generator:
-        """Rounds, until there are no more or the target is reached."""
-        wanted = math.ceil(self.wanted * self.config.over_selection)
-        yield from server.rounds(
-            self.config.rounds, wanted, self.learner, functools.partial(self.average, server)
-        )
-
-    def average(
-        self, server: Server, asked: list[Device], number: int
-    ) -> Generator[Any, Any, list[Payload]]:
-        """One round: ask, collect, average."""
-        sent = self.learner.state
-        answers = yield from server.ask(
-            asked, number, sent, min(self.wanted, len(asked)), self.config.deadline
-        )
-        return (yield from server.take_in(answers, self.aggregation(sent, answers)))
-
-    def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
-        """The server's mean and step: a few passes over the numbers."""
-        numbers = sum(payload.nbytes / 4 for payload in answers)
-        weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
-        parts = (
-            [self.model_of(p.sender) for p in answers],
-            sent,
-            [p.data for p in answers],
-            weights,
-        )
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)
+    def aggregate(
+        self,
+        backbones: Sequence[str],
+        received: Learned,
+        sent: Sequence[Learned],
+        weights: Sequence[float],
+    ) -> Any:
+        """One step of the server on what came; gives the places of what was left out."""
+        return self.serve(server_update, backbones, sent, self._optimiser, received, weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,18 +18,15 @@ from learning.cost.costs import Cost
 from learning.cost.count_forward_only import lora_maps
 from learning.federated.aggregation import flex_lora_flop
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
+from sim.kernel.learner import learner_for
 from sim.kernel.work import Payload, Work
-from sim.methods.federated_peft.fed_avg import FedAvg
+from sim.kernel.world import World
 from sim.methods.federated_peft.flex_lora_learner import FlexLoRALearner
-from sim.methods.federated_peft.shared import FederatedPeft, RoundSettings
+from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 from sim.scenario.complaints import nearest
 
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
-
-class FlexLoRA(FedAvg):
+class FlexLoRA(SynchronousPeft):
     """Federated LoRA with a rank for each device: dense updates are averaged, and cut to every rank
     by an SVD.
     """
@@ -54,9 +51,9 @@ class FlexLoRA(FedAvg):
             """LoRA, always."""
             return "lora"
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         names = {
-            name for device in sim.devices for name in (device.member.group, device.member.device)
+            name for device in world.devices for name in (device.member.group, device.member.device)
         }
         for odd in sorted(set(config.ranks) - names):
             known = ", ".join(sorted(names))
@@ -66,25 +63,20 @@ class FlexLoRA(FedAvg):
             )
         widest, narrowest = (
             max([config.rank, *config.ranks.values()]),
-            min(sim.costing.widths().values()),
+            min(world.costing.widths().values()),
         )
         if widest > narrowest:
             raise ValueError(
                 f"method.ranks: {widest} is more than the width of the narrowest backbone, "
                 f"{narrowest}"
             )
-        FederatedPeft.__init__(self, config, config.trains, sim)
-        models = Counter(map(self.model_of, sim.devices))
-        sizes = (
-            config.alpha,
-            config.readout,
-            config.bottleneck,
-            config.head,
-            config.target_modules,
-        )
-        self.learner = NullLearner() if sim.dry else FlexLoRALearner(sim, models, *sizes)
-        if config.deadline is not None:
-            self.look_at_deadline(config.deadline)
+        super().__init__(config, world)
+
+    def new_learner(self) -> FlexLoRALearner:
+        """LoRA of each device's rank, and one of the greatest at the server."""
+        c, models = self.config, Counter(map(self.model_of, self.world.devices))
+        sizes = (c.alpha, c.readout, c.bottleneck, c.head, c.target_modules)
+        return learner_for(self.world, FlexLoRALearner, models, *sizes)
 
     def rank_of(self, device: Device) -> int:
         """The group's rank, else the device's, else the rank of all others."""
@@ -100,13 +92,13 @@ class FlexLoRA(FedAvg):
         else is counted.
         """
         model = next(model for model in self.costs if model[0] == backbone)
-        counted, a = self.costs[model], self.sim.costing.architectures[backbone]
-        width, classes, config = counted.head_inputs, self.sim.task.classes, self.config
+        counted, a = self.costs[model], self.world.costing.architectures[backbone]
+        width, classes, config = counted.head_inputs, self.world.task.classes, self.config
         head = (width + 1) * (classes + (width if config.head == "dense" else 0))
         if counted.trainable - head == 4 * a.layers * model[1] * a.hidden_size:
             return [(a.hidden_size, a.hidden_size)] * 2 * a.layers
         size = (classes, model[1], config.bottleneck, config.target_modules)
-        return lora_maps(self.sim.costing.charged[backbone], *size)
+        return lora_maps(self.world.costing.charged[backbone], *size)
 
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The mean of what is not LoRA, and for each matrix two QR factorisations and a small

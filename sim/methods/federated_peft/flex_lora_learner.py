@@ -11,16 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.methods.federated_peft.learner import FederatedLearner, sorted_out, verdict_on
+from sim.methods.federated_peft.learner import FederatedLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.backbones.tokens import Tokens
     from sim.kernel.learned import Learned
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
     Model = tuple[str, int]  # a backbone and the rank of its LoRA
+
+
+def server_update(
+    state: Mapping[str, Tensor],
+    memory: Any,
+    answers: Sequence[Mapping[str, Tensor]],
+    kept: Sequence[int],
+    weights: Sequence[float],
+    scalings: Sequence[float],
+    whole: tuple[int, float],
+) -> tuple[dict[str, Tensor], Any]:
+    """The mean of the dense updates, decomposed into LoRA of the `whole` (rank, scaling)."""
+    from learning.federated.aggregation import flex_lora
+
+    mine = ([weights[k] for k in kept], [scalings[k] for k in kept])
+    (mean,) = flex_lora(answers, *mine, [whole])
+    return {**state, **mean}, memory
 
 
 class FlexLoRALearner(FederatedLearner):
@@ -34,7 +51,7 @@ class FlexLoRALearner(FederatedLearner):
 
     def __init__(
         self,
-        sim: Simulation,
+        world: World,
         devices: Counter[Model],
         alpha: float | None,
         readout: str,
@@ -47,13 +64,13 @@ class FlexLoRALearner(FederatedLearner):
         self.devices, self.alpha = devices, alpha
         self.greatest = max(rank for _, rank in devices)
         size = (alpha or self.greatest, bottleneck, head, target_modules)
-        super().__init__(sim, "lora", readout, self.greatest, *size)
-        seed, whole = sim.streams.seed64("server/model") % 2**31, self.models
+        super().__init__(world, "lora", readout, self.greatest, *size)
+        seed, whole = world.streams.seed64("server/model") % 2**31, self.models
         self.models = {}
         for name, rank in sorted(devices):
             size = (rank, alpha or rank, bottleneck, seed)
             model = TrainableClassifier(
-                *(sim.costing.learned[name], "lora", sim.task.classes, readout, *size),
+                *(world.costing.learned[name], "lora", world.task.classes, readout, *size),
                 head=head,
                 target_modules=target_modules,
             )
@@ -89,25 +106,9 @@ class FlexLoRALearner(FederatedLearner):
         """The mean of the dense updates, decomposed; what nobody sent stays. Gives the places of
         what is not finite.
         """
-        now, how = (self.state, models), (states, weights)
-        self.state, verdict = self.sim.host.learn(self._decomposed, *now, *how, stored=(True, True))
-        return self.judged(verdict)
-
-    def _decomposed(self, state, models, states, weights) -> tuple:
-        from learning.federated.aggregation import flex_lora
-
-        sent = [self.unpacked(model, data) for model, data in zip(models, states, strict=True)]
-        kept, left_out = sorted_out(sent)
-        if kept:
-            target, scalings = (
-                (self.greatest, self.scaling(self.greatest)),
-                [self.scaling(models[k][1]) for k in kept],
-            )
-            (mean,) = flex_lora(
-                [sent[k] for k in kept], [weights[k] for k in kept], scalings, [target]
-            )
-            state = {**state, **mean}
-        return state, verdict_on(state, left_out)
+        scalings = [self.scaling(rank) for _, rank in models]
+        whole = (self.greatest, self.scaling(self.greatest))
+        return self.serve(server_update, models, states, weights, scalings, whole)
 
     def _scores_of(self, state: Mapping[str, Tensor]) -> dict[str, float | None]:
         """Of every backbone: the mean over its devices, each with the model of its rank."""

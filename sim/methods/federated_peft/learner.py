@@ -4,8 +4,10 @@ averaged by the server.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,13 @@ from learning.backbones.catalogue import BackboneError
 from learning.backbones.tokens import Tokens
 from learning.federated.local_training import LocalTraining
 from sim.kernel.learned import Learned
-from sim.methods.real_learner import RealLearner
+from sim.kernel.learner import RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sim.simulation import Simulation
+    from learning.federated.trainable import TrainableClassifier
+    from sim.kernel.world import World
 
 
 class FederatedLearner(RealLearner):
@@ -34,7 +37,7 @@ class FederatedLearner(RealLearner):
 
     def __init__(
         self,
-        sim: Simulation,
+        world: World,
         peft: str,
         readout: str,
         rank: int,
@@ -45,15 +48,16 @@ class FederatedLearner(RealLearner):
     ) -> None:
         from learning.federated.trainable import TrainableClassifier
 
-        self.sim = sim
-        seed = sim.streams.seed64("server/model") % 2**31
+        self.world = world
+        self._memory: Learned | None = None  # of the server, beside the model: moments and the like
+        seed = world.streams.seed64("server/model") % 2**31
         self.models = {
             name: TrainableClassifier(
-                *(spec, peft, sim.task.classes, readout, rank, alpha, bottleneck, seed),
+                *(spec, peft, world.task.classes, readout, rank, alpha, bottleneck, seed),
                 head=head,
                 target_modules=target_modules,
             )
-            for name, spec in sim.costing.learned.items()
+            for name, spec in world.costing.learned.items()
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))
         self.initial = self.models[deepest].trainable()
@@ -61,10 +65,10 @@ class FederatedLearner(RealLearner):
         self.state = Learned.given("server/model", self.initial)
         self._tokens: dict[str, Tokens] = {}
         self._row: dict[str, dict[int, int]] = {}
-        for name, spec in sim.costing.learned.items():
-            mine = [d.samples for d in sim.devices if d.backbone == name]
-            samples = np.unique(np.concatenate([*mine, sim.task.test]))
-            self._tokens[name] = sim.task.tokens(spec, samples)
+        for name, spec in world.costing.learned.items():
+            mine = [d.samples for d in world.devices if d.backbone == name]
+            samples = np.unique(np.concatenate([*mine, world.task.test]))
+            self._tokens[name] = world.task.tokens(spec, samples)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
     def _require_one_family(self, deepest: str) -> None:
@@ -98,26 +102,68 @@ class FederatedLearner(RealLearner):
         self, backbone: str, samples: np.ndarray, state: Learned, settings: LocalTraining, seed: int
     ) -> Learned:
         """What a device makes of the state it received, from its own texts, as bytes."""
-        return self.sim.host.learn(self._answer, backbone, samples, state, settings, seed)
+        return self.client(locally_trained, backbone, samples, state, settings, seed)
 
-    def _answer(self, *how: Any) -> bytes:
-        return self.packed(self._trained(*how))
-
-    def _trained(
+    def client(
         self,
+        update: Callable[..., Any],
         backbone: str,
         samples: np.ndarray,
-        state: Mapping[str, Tensor],
-        settings: LocalTraining,
-        seed: int,
-    ) -> dict[str, Tensor]:
-        from learning.federated.local_training import train
+        *how: Any,
+        results: int = 1,
+    ) -> Any:
+        """Begin a client update: `update(client, *how)`, a pure function that gives a state, or a
+        tuple of `results` of them; the first is packed into the bytes that a device sends.
+        """
+        stored = (True,) * results
+        return self.world.host.learn(self._updated, update, backbone, samples, *how, stored=stored)
 
-        labels = self.sim.task.labels[samples]
-        own = self.part_of(backbone, state)
-        return train(
-            self.models[backbone], own, self.tokens(backbone, samples), labels, settings, seed
-        ).state
+    def _updated(
+        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
+    ) -> Any:
+        made = update(self.client_of(backbone, samples), *how)
+        if isinstance(made, tuple):
+            return self.packed(made[0]), *made[1:]
+        return self.packed(made)
+
+    def client_of(self, backbone: str, samples: np.ndarray) -> Client:
+        """What a client update computes with."""
+        return Client(
+            self.models[backbone],
+            self.tokens(backbone, samples),
+            self.world.task.labels[samples],
+            functools.partial(self.part_of, backbone),
+        )
+
+    def serve(
+        self, update: Callable[..., Any], backbones: Sequence[str], sent: Any, *how: Any
+    ) -> Any:
+        """Begin a server update: `update(state, memory, answers, kept, *how)`, a pure function that
+        gives the next state and memory; `answers` are the finite ones of what was sent, unpacked,
+        and `kept` their places. Not called where nothing finite came.
+
+        Joined, it gives the places of what is not finite, and was left out.
+        """
+        now = (self.state, self._memory)
+        self.state, self._memory, verdict = self.world.host.learn(
+            self._served, update, *now, backbones, sent, *how, stored=(True, True, True)
+        )
+        return self.judged(verdict)
+
+    def _served(
+        self,
+        update: Callable[..., Any],
+        state: Any,
+        memory: Any,
+        backbones: Any,
+        sent: Any,
+        *how: Any,
+    ) -> tuple:
+        answers = [self.unpacked(name, data) for name, data in zip(backbones, sent, strict=True)]
+        kept, left_out = sorted_out(answers)
+        if kept:
+            state, memory = update(state, memory, [answers[k] for k in kept], kept, *how)
+        return state, memory, verdict_on(state, left_out)
 
     def packed(self, state: Mapping[str, Tensor]) -> bytes:
         """The state as bytes on the wire."""
@@ -137,7 +183,7 @@ class FederatedLearner(RealLearner):
         """
 
         def joined() -> list[int]:
-            left_out, is_finite = self.sim.host.know(verdict)
+            left_out, is_finite = self.world.host.know(verdict)
             if not is_finite:
                 self.diverged = "weights"
             return left_out
@@ -146,12 +192,12 @@ class FederatedLearner(RealLearner):
 
     def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its part of the server's state."""
-        return self.sim.host.look(self._scores_of, self.state)
+        return self.world.host.look(self._scores_of, self.state)
 
     def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float]:
         from learning.federated.local_training import evaluate
 
-        test, labels = self.sim.task.test, self.sim.task.labels[self.sim.task.test]
+        test, labels = self.world.task.test, self.world.task.labels[self.world.task.test]
         return {
             name: evaluate(model, self.part_of(name, state), self.tokens(name, test), labels)
             for name, model in self.models.items()
@@ -180,90 +226,24 @@ class FederatedLearner(RealLearner):
         )
 
 
-class FedAvgLearner(FederatedLearner):
-    """The server's step of FedAvg and its relatives: a mean of deltas and a server optimiser."""
+@dataclass(frozen=True)
+class Client:
+    """What a client update computes with: a model, a device's texts, and its part of a state."""
 
-    def __init__(self, sim: Simulation, server_optimiser: Any, *args: Any) -> None:
-        super().__init__(sim, *args)
-        self._optimiser, self._moments = server_optimiser, None
-
-    def aggregate(
-        self,
-        backbones: Sequence[str],
-        received: Learned,
-        states: Sequence[Learned],
-        weights: Sequence[float],
-    ) -> Callable[[], list[int]]:
-        """One step of the server on the mean delta of what came; gives the places of what is not
-        finite, left out.
-        """
-        now, how = (self.state, self._moments), (backbones, received, states, weights)
-        self.state, self._moments, verdict = self.sim.host.learn(
-            self._averaged, *now, *how, stored=(True, True, True)
-        )
-        return self.judged(verdict)
-
-    def _averaged(self, state, moments, backbones, received, states, weights) -> tuple:
-        from learning.federated.aggregation import difference, server_step, weighted_mean
-
-        sent = [
-            self.unpacked(backbone, data) for backbone, data in zip(backbones, states, strict=True)
-        ]
-        kept, left_out = sorted_out(sent)
-        if kept:
-            delta = weighted_mean(
-                [difference(sent[k], received) for k in kept], [weights[k] for k in kept]
-            )
-            state, moments = server_step(self._optimiser, state, delta, moments)
-        return state, moments, verdict_on(state, left_out)
+    model: TrainableClassifier
+    tokens: Tokens
+    labels: np.ndarray
+    part_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-class FedAsyncLearner(FederatedLearner):
-    """The server's step of FedAsync, on models that devices send, and of FedBuff, on what they
-    changed.
-    """
+def locally_trained(
+    client: Client, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
+) -> dict[str, Tensor]:
+    """A client update: local epochs on the device's part of the state that it received."""
+    from learning.federated.local_training import train
 
-    def __init__(self, sim: Simulation, config: Any, *args: Any) -> None:
-        super().__init__(sim, *args)
-        self._config, self._moments = config, None
-
-    def train_delta(self, backbone: str, samples: np.ndarray, state: Learned, *how: Any) -> Learned:
-        """What a device's training changed, as bytes."""
-        return self.sim.host.learn(self._changed, backbone, samples, state, *how)
-
-    def _changed(
-        self, backbone: str, samples: np.ndarray, state: Mapping[str, Tensor], *how: Any
-    ) -> bytes:
-        from learning.federated.aggregation import difference
-
-        return self.packed(difference(self._trained(backbone, samples, state, *how), state))
-
-    def apply(
-        self, backbones: Sequence[str], answers: Sequence[Learned], stalenesses: Sequence[int]
-    ) -> Callable[[], list[int]]:
-        """Mix one model in, or step on a buffer of changes; the result is the next version. What is
-        not finite is left out: gives its places.
-        """
-        now, how = (self.state, self._moments), (backbones, answers, stalenesses)
-        self.state, self._moments, verdict = self.sim.host.learn(
-            self._mixed, *now, *how, stored=(True, True, True)
-        )
-        return self.judged(verdict)
-
-    def _mixed(self, state, moments, backbones, answers, stalenesses) -> tuple:
-        from learning.federated.aggregation import fed_async, fed_buff, server_step
-
-        sent = [
-            self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)
-        ]
-        kept, left_out = sorted_out(sent)
-        if kept and self._config.kind == "fedasync":
-            mixing = self._config.mixing * self._config.staleness.weight(stalenesses[0])
-            state = fed_async(state, sent[0], mixing)
-        elif kept:
-            delta = fed_buff([sent[k] for k in kept], [stalenesses[k] for k in kept])
-            state, moments = server_step(self._config.server_optimiser, state, delta, moments)
-        return state, moments, verdict_on(state, left_out)
+    own = client.part_of(state)
+    return train(client.model, own, client.tokens, client.labels, settings, seed).state
 
 
 def sorted_out(states: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[int]]:

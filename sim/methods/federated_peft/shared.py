@@ -4,23 +4,25 @@ own data and sends it back.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Callable, Generator
+from typing import Any, Literal
 
 from pydantic import Field
 
 from devices import compute
-from inputs.units import Seconds
+from inputs.units import Seconds, format_seconds
 from learning.cost.costs import Cost
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Device
+from sim.kernel.learner import learner_for
+from sim.kernel.server import Server
 from sim.kernel.work import Payload, Task, Work
+from sim.kernel.world import World
+from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.on_call import InRounds, OnCall
 from sim.methods.trained import Trained
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 LEARNING_RATES = {
     "lora": 5e-3,
@@ -69,29 +71,45 @@ class RoundSettings(PeftSettings):
     """
 
 
-class FederatedPeft:
-    """The devices' side of federated PEFT, synchronous or not; a method adds the server's and sets
-    `learner`.
+class FederatedPeft(OnCall):
+    """The devices' side of federated PEFT, synchronous or not; a method adds the server's and says
+    what learns (`new_learner`).
     """
 
-    def __init__(self, config: PeftSettings, peft: str, sim: Simulation) -> None:
-        self.config, self.sim, self.peft = config, sim, peft
+    def __init__(self, config: PeftSettings, world: World) -> None:
+        self.config, self.world, self.peft = config, world, config.trains
         self.settings = LocalTraining(
-            config.local_epochs, config.device_batch, config.learning_rate or LEARNING_RATES[peft],
-            config.weight_decay, "adamw", config.proximal_mu,
-        )  # fmt: skip
-        size, charged = (config.bottleneck, config.head, config.target_modules), sim.costing.charged
+            epochs=config.local_epochs,
+            batch=config.device_batch,
+            learning_rate=config.learning_rate or LEARNING_RATES[self.peft],
+            weight_decay=config.weight_decay,
+            optimiser="adamw",
+            proximal_mu=config.proximal_mu,
+        )
         self.costs = {
-            model: training_architecture(
-                charged[device.backbone], peft, sim.task.classes, self.rank_of(device), *size
+            self.model_of(device): training_architecture(
+                world.costing.charged[device.backbone],
+                self.peft,
+                world.task.classes,
+                self.rank_of(device),
+                *(config.bottleneck, config.head, config.target_modules),
             )
-            for model, device in {self.model_of(device): device for device in sim.devices}.items()
+            for device in {self.model_of(device): device for device in world.devices}.values()
         }
         self.learner_args = (
-            *(peft, config.readout, config.rank, config.alpha, config.bottleneck),
+            *(self.peft, config.readout, config.rank, config.alpha, config.bottleneck),
             *(config.head, config.target_modules),
         )
-        self.training, self.payloads = "train", 0
+        self.learner = self.new_learner()
+
+    def new_learner(self) -> FederatedLearner:
+        """What learns."""
+        return learner_for(self.world, FederatedLearner, *self.learner_args)
+
+    @property
+    def training(self) -> Callable[..., object]:
+        """The learner's verb for what a device does with the model that it received."""
+        return self.learner.train
 
     def rank_of(self, device: Device) -> int:
         """The rank of the device's LoRA."""
@@ -103,18 +121,16 @@ class FederatedPeft:
         """
         return device.backbone
 
-    def device(self, device: Device) -> Generator:
-        """Answer whenever the server asks."""
-        yield from device.arrive()
-        yield from device.serve(functools.partial(self.round, device))
+    def nbytes(self, device: Device) -> int:
+        """What a round carries each way: the trainable part of the device's model."""
+        return self.costs[self.model_of(device)].trainable_bytes
 
-    def round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: Task) -> Generator:
         """Download, train, upload."""
-        yield from device.download(self.costs[self.model_of(device)].trainable_bytes)
+        yield from device.download(self.nbytes(device))
         data = yield from device.compute(self.local_training(device, task))
-        payload = self.payload(device, task, data)
-        yield from device.upload(payload)
-        self.sim.server.receive(payload)
+        answer = device.payload(device.samples, self.nbytes(device), data, task.version)
+        yield from device.send(answer)
 
     def peak_bytes(self, device: Device) -> int:
         """Of local training on the device's longest batch, with the backbone's weights."""
@@ -122,15 +138,17 @@ class FederatedPeft:
 
     def local_training(self, device: Device, task: Task) -> Work:
         """The local epochs, real and charged."""
-        model, lengths = self.model_of(device), self.sim.lengths(device, device.samples)
+        model, lengths = self.model_of(device), self.world.lengths(device, device.samples)
         counted, epoch = self.costs[model], Cost()
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
-            tokens = self.sim.costing.fixed_tokens or int(batch.max())
+            tokens = self.world.costing.fixed_tokens or int(batch.max())
             epoch += counted.step(len(batch), tokens, "adamw", self.config.gradient_checkpointing)
         epochs, peak = self.config.local_epochs, epoch.peak_bytes + counted.optimiser_bytes("adamw")
-        cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
-        seed = self.sim.streams.seed64("local-training", f"{device.id}/{task.version}") % 2**31
+        cost, seed = (
+            Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak),
+            self.seed(device, task.version),
+        )
         return self.learner.work(
             cost, self.training, model, device.samples, task.model, self.settings, seed
         )
@@ -139,17 +157,54 @@ class FederatedPeft:
         """Nominal seconds of a round of the device when nobody else sends: download, training,
         upload.
         """
-        cost, nbytes = (
-            self.local_training(device, Task(0, None, None)).cost,
-            self.costs[self.model_of(device)].trainable_bytes,
-        )
+        cost = self.local_training(device, Task(0, None, None)).cost
         computing_s = compute.seconds(
             device.profile, device.member.engine, cost.flop, cost.bytes_moved
         )
-        return computing_s + self.sim.network.alone_s(device.id, nbytes)
+        return computing_s + self.world.network.alone_s(device.id, self.nbytes(device))
 
-    def payload(self, device: Device, task: Task, data: Any) -> Payload:
-        """The trained part."""
-        self.payloads += 1
-        nbytes = self.costs[self.model_of(device)].trainable_bytes
-        return Payload(self.payloads, device, device.samples, nbytes, data, task.version)
+
+class SynchronousPeft(InRounds, FederatedPeft):
+    """Rounds of federated PEFT: a cohort trains, the server waits for the slowest and averages."""
+
+    def __init__(self, config: RoundSettings, world: World) -> None:
+        super().__init__(config, world)
+        if config.deadline is not None:
+            self.look_at_deadline(config.deadline)
+
+    def look_at_deadline(self, deadline_s: float) -> None:
+        """Say beforehand that no device can answer in time, as far as that can be known."""
+        fastest_s = min(self.alone_s(device) for device in self.world.devices)
+        if deadline_s < fastest_s:
+            self.world.remark(
+                f"method.deadline: {format_seconds(deadline_s)} is too short for an answer: the "
+                f"fastest device, with its link to itself, needs about {format_seconds(fastest_s)}"
+            )
+
+    @property
+    def asked(self) -> int:
+        """More than are wanted, by `over_selection`."""
+        return math.ceil(self.wanted * self.config.over_selection)
+
+    def server_round(
+        self, server: Server, cohort: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Ask, collect, average."""
+        sent = self.learner.state
+        answers = yield from server.ask(
+            cohort, number, sent, min(self.wanted, len(cohort)), self.config.deadline
+        )
+        return (yield from server.take_in(answers, self.aggregation(sent, answers)))
+
+    def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
+        """The server's mean and step: a few passes over the numbers."""
+        numbers = sum(payload.nbytes / 4 for payload in answers)
+        weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
+        return self.learner.work(
+            Cost(4 * numbers, 8 * numbers),
+            self.learner.aggregate,
+            [self.model_of(p.sender) for p in answers],
+            sent,
+            [p.data for p in answers],
+            weights,
+        )

@@ -9,9 +9,8 @@ seeds and scalars of the rounds it missed, or downloads the model again where th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,11 +18,9 @@ from learning.federated.forward_gradient import PROBE_BYTES
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.kernel.work import Payload, Task, Work
+from sim.kernel.world import World
 from sim.methods.forward_only.learner import FedMezoLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 class FedMezo(ForwardOnly):
@@ -47,12 +44,12 @@ class FedMezo(ForwardOnly):
         rank: int = Field(128, ge=1)
         alpha: float = Field(256, gt=0)
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, sim)
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
         self.probes_of_round: list[int] = []
         self.known: dict[str, int] = {}  # the version of the server's model that a device has
 
-    def round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: Task) -> Generator:
         """Catch up with the server's model, take local steps, upload seeds and scalars."""
         missed = self.missed(device, task)
         nbytes = self.costs[device.backbone].nbytes()
@@ -60,9 +57,10 @@ class FedMezo(ForwardOnly):
         yield from device.download(catch_up)
         self.known[device.id] = task.version
         data = yield from device.compute(self.stepping(device, task, missed or 0))
-        payload = self.payload(device, task, PROBE_BYTES * self.config.local_steps, data)
-        yield from device.upload(payload)
-        self.sim.server.receive(payload)
+        payload = device.payload(
+            device.samples, PROBE_BYTES * self.config.local_steps, data, task.version
+        )
+        yield from device.send(payload)
 
     def missed(self, device: Device, task: Task) -> int | None:
         """How many probes lead from the device's model to the server's; None where downloading the
@@ -87,15 +85,17 @@ class FedMezo(ForwardOnly):
         cost += moves(missed + 3 * c.local_steps, counted.nbytes())  # ahead, behind and the step
         seed = self.seed(device, task.version)
         return self.learner.work(
-            cost, "probe", device.backbone, batches, task.model, seed, c.learning_rate, c.eps
+            cost,
+            self.learner.probe,
+            device.backbone,
+            batches,
+            task.model,
+            seed,
+            c.learning_rate,
+            c.eps,
         )
 
-    def server(self, server: Server) -> Generator:
-        """Rounds, until there are no more or the target is reached."""
-        how = (self.config.rounds, self.wanted, self.learner)
-        yield from server.rounds(*how, functools.partial(self.average, server))
-
-    def average(
+    def server_round(
         self, server: Server, asked: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: ask, collect, make the devices' models of their probes and average them."""
@@ -109,4 +109,6 @@ class FedMezo(ForwardOnly):
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in answers)
         cost = moves(self.config.local_steps + 1, nbytes)
         names, data = [p.sender.backbone for p in answers], [p.data for p in answers]
-        return self.learner.work(cost, "aggregate", names, data, self.config.learning_rate)
+        return self.learner.work(
+            cost, self.learner.aggregate, names, data, self.config.learning_rate
+        )

@@ -8,7 +8,6 @@ nearest to its last gradient. Defaults are the published ones (docs/forward_only
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +29,7 @@ class FwdLLM(ForwardOnly):
     """Forward gradients with a variance gate."""
 
     Learner = FwdLLMLearner
-    asked = 0  # how many times, over all rounds
+    requests = 0  # how many times, over all rounds
 
     class Config(ForwardOnlySettings):
         """Settings of FwdLLM."""
@@ -59,7 +58,7 @@ class FwdLLM(ForwardOnly):
         """Upload 12 bytes a direction instead of the gradient, which the server then makes itself.
         """
 
-    def round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: Task) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
         state, chosen, places, is_new = task.model
         nbytes, directions = self.costs[device.backbone].nbytes(), self.config.perturbations
@@ -67,11 +66,13 @@ class FwdLLM(ForwardOnly):
         data = yield from device.compute(
             self.probing(device, task, state, chosen, places[device.id])
         )
-        payload = self.payload(
-            device, task, PROBE_BYTES * directions if self.config.shared_seeds else nbytes, data
+        payload = device.payload(
+            device.samples,
+            PROBE_BYTES * directions if self.config.shared_seeds else nbytes,
+            data,
+            task.version,
         )
-        yield from device.upload(payload)
-        self.sim.server.receive(payload)
+        yield from device.send(payload)
 
     def peak_bytes(self, device: Device) -> int:
         """Of a round's probes, with the backbone's weights."""
@@ -97,15 +98,18 @@ class FwdLLM(ForwardOnly):
         )  # ahead and behind of each batch, and into the gradient
         cost += moves(c.perturbations * moved, counted.nbytes())
         return self.learner.work(
-            cost, "probe", device.backbone, batches, state, chosen, place, c.h, c.shared_seeds
+            cost,
+            self.learner.probe,
+            device.backbone,
+            batches,
+            state,
+            chosen,
+            place,
+            c.h,
+            c.shared_seeds,
         )
 
-    def server(self, server: Server) -> Generator:
-        """Rounds, until there are no more or the target is reached."""
-        how = (self.config.rounds, self.wanted, self.learner)
-        yield from server.rounds(*how, functools.partial(self.agree, server))
-
-    def agree(
+    def server_round(
         self, server: Server, devices: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: ask the same devices until the gradients that came agree, then make one step
@@ -113,14 +117,14 @@ class FwdLLM(ForwardOnly):
         """
         payloads, gradients, left_out = [], None, []
         for ask in range(max(self.config.asks, self.config.most_asks)):
-            if not (devices := [device for device in devices if self.sim.is_at_work(device)]):
+            if not (devices := [device for device in devices if self.world.is_at_work(device)]):
                 break
             chosen = yield from server.compute(self.choosing(devices, number), kind="choose")
             places = {device.id: place for place, device in enumerate(devices)}
             came = yield from server.ask(
-                devices, self.asked, (self.learner.state, chosen, places, ask == 0)
+                devices, self.requests, (self.learner.state, chosen, places, ask == 0)
             )
-            self.asked, payloads = self.asked + 1, payloads + came
+            self.requests, payloads = self.requests + 1, payloads + came
             if not payloads:
                 continue  # nobody answered
             gathered = yield from server.compute(
@@ -138,7 +142,7 @@ class FwdLLM(ForwardOnly):
         """One step along the mean gradient: a few passes over the numbers."""
         c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p in payloads)
         rate = warm_up_then_linear(number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), "step", gradients, rate)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.step, gradients, rate)
 
     def choosing(self, devices: list[Device], number: int) -> Work:
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there
@@ -146,9 +150,14 @@ class FwdLLM(ForwardOnly):
         """
         c, numbers = self.config, sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
         drawn = c.perturbations * c.candidates * numbers if number > 0 else 0.0
-        names, seeds = [d.backbone for d in devices], [self.seed(d, self.asked) for d in devices]
+        names, seeds = [d.backbone for d in devices], [self.seed(d, self.requests) for d in devices]
         return self.learner.work(
-            Cost(7 * drawn, 8 * drawn), "choose", names, seeds, c.perturbations, c.candidates
+            Cost(7 * drawn, 8 * drawn),
+            self.learner.choose,
+            names,
+            seeds,
+            c.perturbations,
+            c.candidates,
         )
 
     def gathering(self, payloads: list[Payload], came: list[Payload]) -> Work:
@@ -161,5 +170,10 @@ class FwdLLM(ForwardOnly):
         )
         names, data = [p.sender.backbone for p in payloads], [p.data for p in payloads]
         return self.learner.work(
-            cost, "gather", names, data, self.config.variance_threshold, self.config.shared_seeds
+            cost,
+            self.learner.gather,
+            names,
+            data,
+            self.config.variance_threshold,
+            self.config.shared_seeds,
         )

@@ -38,7 +38,7 @@ class ForwardLearner(FederatedLearner):
             ids_BT, mask_BT, segments_BT = inputs(
                 self.tokens(backbone, samples), range(len(samples))
             )
-            labels_B = torch.as_tensor(self.sim.task.labels[samples]).long()
+            labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
             made.append(
                 fg.batch_loss(self.models[backbone], ids_BT, mask_BT, labels_B, segments_BT)
             )
@@ -57,7 +57,7 @@ class FwdLLMLearner(ForwardLearner):
     ) -> Learned:
         """The seeds of so many directions for each device."""
         now = (self.state, self.gradient)
-        return self.sim.host.learn(self._chosen, *now, backbones, seeds, number, candidates)
+        return self.world.host.learn(self._chosen, *now, backbones, seeds, number, candidates)
 
     def _chosen(self, state, gradient, backbones, seeds, number, candidates) -> list[list[int]]:
         return [
@@ -80,7 +80,7 @@ class FwdLLMLearner(ForwardLearner):
         """What a device uploads: its gradient along the directions chosen for its place, or their
         seeds and derivatives.
         """
-        return self.sim.host.learn(self._probed, backbone, batches, state, chosen, place, *how)
+        return self.world.host.learn(self._probed, backbone, batches, state, chosen, place, *how)
 
     def _probed(
         self, backbone, batches, state: State, chosen, place: int, h: float, shared: bool
@@ -104,7 +104,7 @@ class FwdLLMLearner(ForwardLearner):
         """Gives the gradients that came, whether they disagree so much that more are needed, and
         the places of those that are not finite, which are left out.
         """
-        host, how = self.sim.host, (backbones, answers, shared)
+        host, how = self.world.host, (backbones, answers, shared)
         gradients, left_out = host.learn(self._gathered, self.state, *how, stored=(True, True))
         # the head is the one layer that backbones of any depth and kinds of any name share
         watched = (gradients, "head.weight", threshold)
@@ -129,7 +129,7 @@ class FwdLLMLearner(ForwardLearner):
     def step(self, gradients: Learned, learning_rate: float) -> Callable[[], list[int]]:
         """One step along the mean gradient, which is remembered."""
         now = (self.state, gradients, learning_rate)
-        self.state, self.gradient, verdict = self.sim.host.learn(
+        self.state, self.gradient, verdict = self.world.host.learn(
             self._stepped, *now, stored=(True, True, True)
         )
         return self.judged(verdict)
@@ -152,7 +152,7 @@ class FedMezoLearner(ForwardLearner):
         self, backbone: str, batches: Sequence[np.ndarray], state: Learned, *how: Any
     ) -> Learned:
         """What a device uploads after one step a batch."""
-        return self.sim.host.learn(self._probed, backbone, batches, state, *how)
+        return self.world.host.learn(self._probed, backbone, batches, state, *how)
 
     def _probed(
         self, backbone, batches, state: State, seed: int, learning_rate: float, eps: float
@@ -167,7 +167,7 @@ class FedMezoLearner(ForwardLearner):
         left out.
         """
         how = (backbones, answers, learning_rate)
-        self.state, verdict = self.sim.host.learn(
+        self.state, verdict = self.world.host.learn(
             self._averaged, self.state, *how, stored=(True, True)
         )
         return self.judged(verdict)
@@ -198,7 +198,7 @@ class SpryLearner(ForwardLearner):
         self, backbone: str, batches: Sequence[np.ndarray], state: Learned, *how: Any
     ) -> Learned:
         """What a device uploads: its assigned tensors after one step a batch."""
-        return self.sim.host.learn(self._trained_assigned, backbone, batches, state, *how)
+        return self.world.host.learn(self._trained_assigned, backbone, batches, state, *how)
 
     def _trained_assigned(
         self, backbone, batches, state: State, assigned, seed: int, *how: Any
@@ -218,7 +218,7 @@ class SpryLearner(ForwardLearner):
         finite, left out.
         """
         now, how = (self.state, self._moments), (assigned, answers, settings)
-        self.state, self._moments, verdict = self.sim.host.learn(
+        self.state, self._moments, verdict = self.world.host.learn(
             self._averaged, *now, *how, stored=(True, True, True)
         )
         return self.judged(verdict)

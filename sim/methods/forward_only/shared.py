@@ -4,8 +4,7 @@ and payloads cost.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,13 +15,14 @@ from learning.cost.costs import BYTES_PER_NUMBER, Cost
 from learning.cost.count_forward_only import forward_architecture
 from learning.cost.count_split import PassCounts
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
-from sim.kernel.work import Payload, Task
+from sim.kernel.learner import learner_for
+from sim.kernel.work import Task
+from sim.kernel.world import World
+from sim.methods.on_call import InRounds
 from sim.methods.trained import Trained
 
 if TYPE_CHECKING:
     from sim.methods.forward_only.learner import ForwardLearner
-    from sim.simulation import Simulation
 
 
 class ForwardOnlySettings(Trained):
@@ -43,19 +43,19 @@ class ForwardOnlySettings(Trained):
     """Server updates between two evaluations."""
 
 
-class ForwardOnly:
+class ForwardOnly(InRounds):
     """The devices' side of a forward-only method; a method adds `round`, `server` and its
     learner.
     """
 
     Learner: type[ForwardLearner]
 
-    def __init__(self, config: Any, sim: Simulation) -> None:
-        self.config, self.sim = config, sim
-        self.size = (sim.task.classes, config.rank, config.bottleneck, config.target_modules)
+    def __init__(self, config: Any, world: World) -> None:
+        self.config, self.world = config, world
+        self.size = (world.task.classes, config.rank, config.bottleneck, config.target_modules)
         self.costs = {
             name: forward_architecture(spec, config.peft, *self.size)
-            for name, spec in sim.costing.charged.items()
+            for name, spec in world.costing.charged.items()
         }
         peft = (
             config.peft,
@@ -66,25 +66,14 @@ class ForwardOnly:
             "linear",
             config.target_modules,
         )
-        self.learner = NullLearner() if sim.dry else self.Learner(sim, *peft)
-        self.wanted = max(1, round(config.participation * len(sim.devices)))
-        self.payloads = 0
-
-    def device(self, device: Device) -> Generator:
-        """Take part whenever the server asks."""
-        yield from device.arrive()
-        yield from device.serve(functools.partial(self.round, device))
-
-    def seed(self, device: Device, version: int) -> int:
-        """The seed of what is random in a device's work on a task."""
-        return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
+        self.learner = learner_for(world, self.Learner, *peft)
 
     def batches(self, device: Device, task: Task, count: int) -> list[np.ndarray]:
         """So many batches of the device's texts, which are shuffled anew whenever all have been
         used.
         """
         rng, size = (
-            self.sim.streams.rng("local-training", f"{device.id}/{task.version}"),
+            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
             self.config.device_batch,
         )
         made: list[np.ndarray] = []
@@ -104,20 +93,17 @@ class ForwardOnly:
         """`each` passes over every batch; the peak holds one, and `kept` bytes of copies of what is
         trained.
         """
-        width = BYTES_PER_NUMBER[self.sim.costing.precision[device.member.group]] / 4
+        width = BYTES_PER_NUMBER[self.world.costing.precision[device.member.group]] / 4
         total = Cost()
         for samples in batches:
-            tokens = self.sim.costing.fixed_tokens or int(self.sim.lengths(device, samples).max())
+            tokens = self.world.costing.fixed_tokens or int(
+                self.world.lengths(device, samples).max()
+            )
             one = counted.cost(len(samples), tokens)
             total += Cost(
                 each * one.flop, width * each * one.bytes_moved, round(width * one.peak_bytes)
             )
         return replace(total, peak_bytes=total.peak_bytes + kept)
-
-    def payload(self, device: Device, task: Task, nbytes: int, data: bytes | None) -> Payload:
-        """What a device answers."""
-        self.payloads += 1
-        return Payload(self.payloads, device, device.samples, nbytes, data, task.version)
 
 
 def moves(count: float, nbytes: int) -> Cost:

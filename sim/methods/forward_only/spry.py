@@ -12,8 +12,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
@@ -24,11 +25,9 @@ from learning.federated.forward_gradient import deal
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.kernel.work import Payload, Task, Work
+from sim.kernel.world import World
 from sim.methods.forward_only.learner import SpryLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ class Spry(ForwardOnly):
         """Tensors dealt at a time: A and B of one LoRA. The head goes to everyone."""
         server_optimiser: YogiOptimiser = YogiOptimiser()
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, sim)
+    def __init__(self, config: Config, world: World) -> None:
+        super().__init__(config, world)
         self.jvp = functools.cache(self._jvp)
 
     def _jvp(self, backbone: str, names: tuple[str, ...]) -> PassCounts:
-        return jvp_pass(self.sim.costing.charged[backbone], self.config.peft, names, *self.size)
+        return jvp_pass(self.world.costing.charged[backbone], self.config.peft, names, *self.size)
 
     def hand(self, names: Sequence[str], place: int, clients: int) -> tuple[str, ...]:
         """The tensors of the device at this place among so many."""
@@ -78,17 +77,25 @@ class Spry(ForwardOnly):
 
     def learned(self, device: Device, place: tuple[int, int]) -> tuple[str, ...]:
         """The device's tensors of the backbone that learns; none in a dry run."""
-        return () if self.sim.dry else self.hand(self.learner.names(device.backbone), *place)
+        return () if self.world.dry else self.hand(self.learner.names(device.backbone), *place)
 
-    def round(self, device: Device, task: Task) -> Generator:
+    def peak_bytes(self, device: Device) -> int:
+        """Of a forward pass over the device's longest batch, with the backbone's weights."""
+        lengths = self.world.lengths(device, device.samples)
+        longest = np.full(self.config.device_batch, lengths.max(initial=1))
+        return device.held_bytes(self.world.costing.forward(device.member, longest).peak_bytes)
+
+    def client_round(self, device: Device, task: Task) -> Generator:
         """Download all tensors, train the dealt ones, upload these."""
         yield from device.download(self.costs[device.backbone].nbytes())
         data = yield from device.compute(self.training(device, task))
-        payload = self.payload(
-            device, task, self.costs[device.backbone].nbytes(self.charged(device, task)), data
+        payload = device.payload(
+            device.samples,
+            self.costs[device.backbone].nbytes(self.charged(device, task)),
+            data,
+            task.version,
         )
-        yield from device.upload(payload)
-        self.sim.server.receive(payload)
+        yield from device.send(payload)
 
     def training(self, device: Device, task: Task) -> Work:
         """A pass with derivatives for each direction, AdamW's traffic; all tensors, and of the
@@ -105,18 +112,15 @@ class Spry(ForwardOnly):
         cost += Cost(0.0, 7 * dealt * len(batches))
         how = (self.seed(device, task.version), c.learning_rate, c.weight_decay, c.perturbations)
         own = self.learned(device, places[device.id])
-        return self.learner.work(cost, "train_assigned", device.backbone, batches, state, own, *how)
+        return self.learner.work(
+            cost, self.learner.train_assigned, device.backbone, batches, state, own, *how
+        )
 
-    def server(self, server: Server) -> Generator:
-        """Rounds, until there are no more or the target is reached."""
-        how = (self.config.rounds, self.wanted, self.learner)
-        yield from server.rounds(*how, functools.partial(self.deal_out, server))
-
-    def deal_out(
+    def server_round(
         self, server: Server, asked: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: deal the tensors in a random order, collect, average each tensor."""
-        order = self.sim.streams.rng("server/deal", number).permutation(len(asked))
+        order = self.world.streams.rng("server/deal", number).permutation(len(asked))
         places = {
             device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)
         }
@@ -128,4 +132,4 @@ class Spry(ForwardOnly):
         numbers = sum(payload.nbytes / 4 for payload in answers)
         names = [self.learned(p.sender, places[p.sender.id]) for p in answers]
         parts = (names, [p.data for p in answers], self.config.server_optimiser)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), "aggregate", *parts)
+        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.aggregate, *parts)

@@ -17,15 +17,15 @@ import numpy as np
 
 from learning.federated.local_training import LocalTraining
 from sim.kernel.learned import Learned, Taken
-from sim.methods.federated_peft.learner import FederatedLearner
-from sim.methods.real_learner import RealLearner
+from sim.kernel.learner import RealLearner
+from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
 from sim.methods.side_tuning.learner import SideTuningLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.side.tuning import SideTuning
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 
 class Alone:
@@ -34,7 +34,7 @@ class Alone:
     """
 
     has_one_model = False
-    sim: Simulation
+    world: World
     evaluated: dict[str, str]
     states: dict[str, Learned]
     lost: set[str]  # whose model is no longer finite
@@ -43,8 +43,8 @@ class Alone:
         """A seeded sample of the fleet, with at least one device of every backbone: device id ->
         backbone.
         """
-        order = self.sim.streams.rng("local/evaluated").permutation(len(self.sim.devices))
-        shuffled = [self.sim.devices[i] for i in order]
+        order = self.world.streams.rng("local/evaluated").permutation(len(self.world.devices))
+        shuffled = [self.world.devices[i] for i in order]
         firsts = {d.backbone: d for d in reversed(shuffled)}.values()
         others = [d for d in shuffled if d not in firsts]
         chosen = [*firsts, *others][: max(most, len(firsts))]
@@ -61,9 +61,9 @@ class Alone:
 
         if state is not None:
             self.states[device_id] = state
-            if not self.sim.host.look(is_finite, state):
+            if not self.world.host.look(is_finite, state):
                 if not self.lost:
-                    self.sim.remark(
+                    self.world.remark(
                         "accuracy is the mean of the devices whose model is finite: one that "
                         "diverged is not in it"
                     )
@@ -118,8 +118,8 @@ class LocalPeftLearner(Alone, FederatedLearner):
     nothing is averaged.
     """
 
-    def __init__(self, sim: Simulation, evaluated: int, *args: Any) -> None:
-        super().__init__(sim, *args)
+    def __init__(self, world: World, evaluated: int, *args: Any) -> None:
+        super().__init__(world, *args)
         self._choose(evaluated)
         self._initial = {
             name: Learned.given(f"initial/{name}", m.trainable()) for name, m in self.models.items()
@@ -136,41 +136,51 @@ class LocalPeftLearner(Alone, FederatedLearner):
         if device_id not in self.evaluated or device_id in self.lost:
             return None
         last = self.states.get(device_id, self._initial[backbone])
-        return self.sim.host.learn(self._trained, backbone, samples, last, settings, seed)
+        return self.world.host.learn(self._trained_alone, backbone, samples, last, settings, seed)
+
+    def _trained_alone(self, backbone: str, samples: np.ndarray, *how: Any) -> dict[str, Tensor]:
+        return locally_trained(self.client_of(backbone, samples), *how)
 
     def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's present state; a state is scored once."""
         state = self.states.get(device_id, self._initial[backbone])
         known = device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            self._scores[known] = state, self.sim.host.look(self._score, backbone, state)
+            self._scores[known] = state, self.world.host.look(self._score, backbone, state)
         return self._scores[known][1]
 
     def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
         from learning.federated.local_training import evaluate
 
-        test = self.sim.task.test
+        test = self.world.task.test
         return evaluate(
-            self.models[backbone], state, self.tokens(backbone, test), self.sim.task.labels[test]
+            self.models[backbone], state, self.tokens(backbone, test), self.world.task.labels[test]
         )
 
 
 class LadderLearner(Alone, RealLearner):
     """Every device trains a side network of its own on its own activations."""
 
-    def __init__(self, config: Any, sim: Simulation) -> None:
-        self.config, self.sim = config, sim
-        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
-        self._choose(
-            len(sim.devices) if config.evaluated_devices is None else config.evaluated_devices
-        )
-        self._initial = {
-            name: learner.tuning.value.evaluate()[name] for name, learner in self._of.items()
+    def __init__(self, world: World, config: Any) -> None:
+        self.config, self.world = config, world
+        self._of = {
+            name: SideTuningLearner(world, config, [name]) for name in world.costing.learned
         }
+        self._choose(
+            len(world.devices) if config.evaluated_devices is None else config.evaluated_devices
+        )
         self._tunings: dict[
             str, Learned
         ] = {}  # only a device's own epochs, one after another, ever touch its own
         self._scores: dict[str, Learned] = {}
+
+    def prepare(self) -> None:
+        """The activations of every backbone, and what an untrained side network scores."""
+        for learner in self._of.values():
+            learner.prepare()
+        self._initial = {
+            name: learner.tuning.value.evaluate()[name] for name, learner in self._of.items()
+        }
 
     @property
     def predicts_untrained(self) -> bool:
@@ -190,7 +200,7 @@ class LadderLearner(Alone, RealLearner):
             Taken(self._tunings[device_id]) if number else None,
         )
         how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
-        self._tunings[device_id], *result = self.sim.host.learn(
+        self._tunings[device_id], *result = self.world.host.learn(
             self._trained, before, *who, number, **how
         )
         return tuple(result)
@@ -199,7 +209,7 @@ class LadderLearner(Alone, RealLearner):
         self, tuning: Any, backbone: str, samples: np.ndarray, device_id: str, number: int
     ) -> tuple:
         tuning = tuning or self._begin(backbone, samples, device_id)
-        order = self.sim.streams.rng("local/order", f"{device_id}/{number}").permutation(
+        order = self.world.streams.rng("local/order", f"{device_id}/{number}").permutation(
             len(samples)
         )
         for start in range(0, len(order), self.config.device_batch):
@@ -209,7 +219,7 @@ class LadderLearner(Alone, RealLearner):
 
     def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideTuning:
         shared = self._of[backbone]
-        tuning = shared.fresh(self.sim.streams.seed64("local/side-network", device_id) % 2**31)
+        tuning = shared.fresh(self.world.streams.seed64("local/side-network", device_id) % 2**31)
         tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
         return tuning
 
@@ -224,4 +234,4 @@ class LadderLearner(Alone, RealLearner):
         """Held-out accuracy of a device's side network after its last epoch."""
         if device_id not in self._scores:
             return self._initial[backbone]
-        return self.sim.host.know(self._scores[device_id])
+        return self.world.host.know(self._scores[device_id])

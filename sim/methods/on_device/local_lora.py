@@ -7,19 +7,17 @@ for itself.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
+from sim.kernel.learner import learner_for
 from sim.kernel.work import Task, Work
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.on_device.learner import LocalPeftLearner
 from sim.methods.on_device.shared import Alone
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 class LocalLoRA(Alone, FederatedPeft):
@@ -45,14 +43,20 @@ class LocalLoRA(Alone, FederatedPeft):
             """LoRA, always."""
             return "lora"
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        super().__init__(config, config.trains, sim)
-        self.rounds, self.training = config.rounds, "train_alone"
-        self.learner = (
-            NullLearner()
-            if sim.dry
-            else LocalPeftLearner(sim, config.evaluated_devices, *self.learner_args)
-        )
+    @property
+    def rounds(self) -> int:
+        """How often each device passes over its texts."""
+        return self.config.rounds
+
+    def new_learner(self) -> LocalPeftLearner:
+        """A state for each device that is looked at."""
+        sample = self.config.evaluated_devices
+        return learner_for(self.world, LocalPeftLearner, sample, *self.learner_args)
+
+    @property
+    def training(self) -> Callable[..., object]:
+        """From the device's own last state."""
+        return self.learner.train_alone
 
     def own_round(self, device: Device, number: int) -> Work:
         """The local epochs of a round, from the device's own last state."""

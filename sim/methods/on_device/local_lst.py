@@ -8,20 +8,18 @@ Defaults are LST's (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from learning.cost.costs import Cost
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
+from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
+from sim.kernel.world import World
 from sim.methods.on_device.learner import LadderLearner
 from sim.methods.on_device.shared import Alone
 from sim.methods.side_tuning.shared import SideTuningSettings, shape_over
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 class LocalLST(Alone):
@@ -48,11 +46,15 @@ class LocalLST(Alone):
         wire: Literal["float32"] = "float32"
         """Activations stay on the device, unrounded."""
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        self.config, self.sim = config, sim
-        self.rounds = config.epochs
-        self.shapes = {name: shape_over(config, sim, [name]) for name in sim.costing.learned}
-        self.learner = NullLearner() if sim.dry else LadderLearner(config, sim)
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.shapes = {name: shape_over(config, world, [name]) for name in world.costing.learned}
+        self.learner = learner_for(world, LadderLearner, config)
+
+    @property
+    def rounds(self) -> int:
+        """How often each device passes over its texts."""
+        return self.config.epochs
 
     def peak_bytes(self, device: Device) -> int:
         """Of an epoch that computes activations, with the backbone's weights."""
@@ -70,8 +72,8 @@ class LocalLST(Alone):
             step = shape.training_step({device.backbone: n})
             cost += Cost(step.flop, step.bytes_moved, n * vector_bytes + own_bytes)
             if number == 0 or not self.config.cache:
-                forward = self.sim.costing.forward(
-                    device.member, self.sim.lengths(device, batch.samples)
+                forward = self.world.costing.forward(
+                    device.member, self.world.lengths(device, batch.samples)
                 )
                 cost += Cost(
                     forward.flop,
@@ -80,4 +82,6 @@ class LocalLST(Alone):
                 )
         if self.config.cache:
             cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)
-        return self.learner.work(cost, "epoch", device.backbone, device.samples, device.id, number)
+        return self.learner.work(
+            cost, self.learner.epoch, device.backbone, device.samples, device.id, number
+        )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.kernel.work import Work
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
+from sim.kernel.world import World
 
 
 class Alone:
@@ -18,7 +16,7 @@ class Alone:
     learner.
     """
 
-    sim: Simulation
+    world: World
     learner: Any
     rounds: int
     own_round: Callable[[Device, int], Work]
@@ -30,13 +28,13 @@ class Alone:
             yield from device.until(batch.ready_s)
         for number in range(self.rounds):
             result = yield from device.compute(self.own_round(device, number))
-            if not self.sim.dry and not self.learner.keep(device.id, result):
-                self.sim.leave_out(device, "weights")
-            self.sim.after_update(self.learner, None, 0)
-            self.sim.server.wake()
+            if not self.world.dry and not self.learner.keep(device.id, result):
+                self.world.leave_out(device, "weights")
+            self.world.after_update(self.learner, None, 0)
+            self.world.server.wake()
 
     def server(self, server: Server) -> Generator:
         """Nothing to do but to see when all is over."""
-        while self.sim.devices_at_work and not self.sim.target_reached:
+        while self.world.devices_at_work and not self.world.target_reached:
             yield from server.wait()
-        self.sim.end_training(self.learner)
+        self.world.end_training(self.learner)

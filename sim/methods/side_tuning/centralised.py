@@ -11,26 +11,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import simpy
 from pydantic import Field
 
+from learning.side.config import SideShape
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
+from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import Payload, Work
+from sim.kernel.world import World
 from sim.methods.side_tuning.reference_learners import ServerLearner
-from sim.methods.side_tuning.replay_cache import ReplayCache
-from sim.methods.side_tuning.shared import SideTuningSettings, require_updates, shape_over
+from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings, shape_over
 from sim.methods.side_tuning.text_wire import encode_texts, texts_nbytes
 from sim.scenario.settings import OnlyFor
 
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
-
-class Centralised:
+class Centralised(SideTuning):
     """Side-tuning of one backbone at the server, with all texts there or with texts that devices
     upload.
     """
@@ -57,19 +56,25 @@ class Centralised:
         wire: Literal["float32"] = "float32"
         """Activations stay at the server, unrounded."""
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        self.config, self.sim = config, sim
-        known = dict(sorted(sim.costing.architectures.items()))
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        known = dict(sorted(world.costing.architectures.items()))
         self.backbone = config.backbone or max(known, key=lambda name: known[name].parameters)
         if self.backbone not in known:
             raise ValueError(
                 f"method.backbone: no device runs {self.backbone}; choose one of {', '.join(known)}"
             )
         self.architecture = known[self.backbone]
-        require_updates(config, sim.devices)
-        self.shape = shape_over(config, sim, [self.backbone])
-        self.learner = NullLearner() if sim.dry else ServerLearner(config, sim, [self.backbone])
-        self.cache, self.payloads = ReplayCache(sim.streams.rng("server/replay")), 0
+        super().__init__(config, world)
+        self.landed = deque(self.texts_at_the_server())
+
+    def new_shape(self) -> SideShape:
+        """Over the server's backbone."""
+        return shape_over(self.config, self.world, [self.backbone])
+
+    def new_learner(self) -> ServerLearner:
+        """With the texts of all devices."""
+        return learner_for(self.world, ServerLearner, self.config, [self.backbone])
 
     def peak_bytes(self, device: Device) -> int:
         """No model runs on a device."""
@@ -82,74 +87,59 @@ class Centralised:
             return
         for batch in device.batches(self.config.device_batch):
             yield from device.until(batch.ready_s)
-            payload = self.payload(device, batch.samples)
-            yield from device.upload(payload)
-            self.sim.server.receive(payload)
+            yield from device.send(self.text_payload(device, batch.samples))
 
-    def server(self, server: Server) -> Generator:
-        """Forward passes over what has come, as soon as it has; updates whenever enough samples
-        grant another.
-        """
-        updates, landed = 0, deque(self.texts_at_the_server())
-        while not self.sim.target_reached:
-            landed += [(payload.samples, [payload.number]) for payload in server.take()]
-            is_complete = self.config.kind == "centralised" or not self.sim.devices_at_work
-            share = 1.0 if is_complete else self.config.eager
-            if landed:
-                samples, flows = landed.popleft()
-                activations = yield from server.compute(self.forward(samples), flows, "forward")
-                data = self.learner.encode(self.backbone, samples, activations)
-                if self.learner.ingest(self.backbone, data, len(samples)):
-                    self.cache.insert(self.backbone, len(samples))
-                else:
-                    self.sim.leave_out(None, "activations")
-            elif (
-                share * self.config.replay * len(self.cache)
-                >= (updates + 1) * self.config.server_batch
-            ):
-                loss = yield from server.compute(
-                    self.update(self.cache.draw(self.config.server_batch))
-                )
-                updates += 1
-                self.sim.after_update(self.learner, loss, len(self.cache))
-            elif not is_complete:
-                yield from server.wait()
-            else:
-                break
-        self.sim.end_training(self.learner)
+    @property
+    def is_complete(self) -> bool:
+        """Whether all texts are at the server."""
+        return self.config.kind == "centralised" or super().is_complete
+
+    def take_in(self, server: Server) -> Generator[simpy.Event, Any, bool]:
+        """Forward passes over what has come, as soon as it has; they go before updates."""
+        self.landed += [(payload.samples, [payload.number]) for payload in server.take()]
+        if not self.landed:
+            return False
+        samples, flows = self.landed.popleft()
+        activations = yield from server.compute(self.forward_pass(samples), flows, "forward")
+        data = self.learner.encode(self.backbone, samples, activations)
+        if self.learner.ingest(self.backbone, data, len(samples)):
+            self.cache.insert(self.backbone, len(samples))
+        else:
+            self.world.leave_out(None, "activations")
+        return True
+
+    def end(self, server: Server) -> Generator:
+        """The model is where it is used."""
+        self.world.end_training(self.learner)
+        return
+        yield  # a generator, as that of methods that send the model
 
     def texts_at_the_server(self) -> Iterator[tuple[np.ndarray, list[int]]]:
         """The batches that need no upload: all, in the order of devices, or none."""
         if self.config.kind == "centralised":
-            for device in self.sim.devices:
+            for device in self.world.devices:
                 for batch in device.batches(self.config.device_batch):
                     yield batch.samples, []
 
-    def payload(self, device: Device, samples: np.ndarray) -> Payload:
+    def text_payload(self, device: Device, samples: np.ndarray) -> Payload:
         """Texts and labels as bytes; charged by the bytes themselves, or by tokens where the clock
         charges for those.
         """
-        self.payloads += 1
-        texts, tokens = (
-            self.sim.task.texts,
-            self.sim.costing.fixed_tokens or self.sim.task.fixed_tokens,
-        )
+        texts = self.world.task.texts
+        tokens = self.world.costing.fixed_tokens or self.world.task.fixed_tokens
         if texts is None or tokens:
-            nbytes = texts_nbytes([round(self.config.bytes_per_token * tokens)] * len(samples))
-            return Payload(self.payloads, device, samples, nbytes)
+            text_bytes = round(self.config.bytes_per_token * tokens)
+            return device.payload(samples, texts_nbytes([text_bytes] * len(samples)))
         data = encode_texts(texts, samples)
-        return Payload(self.payloads, device, samples, len(data), data)
+        return device.payload(samples, len(data), data)
 
-    def forward(self, samples: np.ndarray) -> Work:
+    def forward_pass(self, samples: np.ndarray) -> Work:
         """The backbone over a batch, at the server."""
-        fixed, spec = self.sim.costing.fixed_tokens, self.sim.costing.learned[self.backbone]
-        tokens = fixed or int(self.sim.task.lengths(spec, samples).max())
+        fixed, spec = self.world.costing.fixed_tokens, self.world.costing.learned[self.backbone]
+        tokens = fixed or int(self.world.task.lengths(spec, samples).max())
         return self.learner.work(
-            self.architecture.forward(len(samples), tokens), "forward", self.backbone, samples
-        )
-
-    def update(self, records: list[int]) -> Work:
-        """One AdamW update of the side network on the drawn records."""
-        return self.learner.work(
-            self.shape.training_step(self.cache.count_by_backbone(records)), "step", records
+            self.architecture.forward(len(samples), tokens),
+            self.learner.forward,
+            self.backbone,
+            samples,
         )

@@ -18,13 +18,13 @@ from learning.backbones.tokens import tokenise
 from learning.side import taps
 from learning.side.config import shape_for
 from sim.kernel.learned import Learned, Taken
-from sim.methods.real_learner import RealLearner
+from sim.kernel.learner import RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.side.tuning import SideTuning
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
 
@@ -36,26 +36,20 @@ class SideTuningLearner(RealLearner):
     `backbones` are those that the side network serves, by default all of the fleet.
     """
 
-    def __init__(
-        self, config: Any, sim: Simulation, backbones: Iterable[str] | None = None
-    ) -> None:
-        self.config, self.sim = config, sim
-        specs = {name: sim.costing.learned[name] for name in backbones or sim.costing.learned}
+    def __init__(self, world: World, config: Any, backbones: Iterable[str] | None = None) -> None:
+        self.config, self.world = config, world
+        specs = {name: world.costing.learned[name] for name in backbones or world.costing.learned}
         configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
         depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
         widths = {name: catalogue.width_of(c) for name, c in configs.items()}
         sampled = taps.sample(depths, config.taps)
         self.shape = shape_for(
-            config.side_network, len(next(iter(sampled.values()))), widths, sim.task.classes
+            config.side_network, len(next(iter(sampled.values()))), widths, world.task.classes
         )
         first = [0] if self.shape.start == "embedding" else []
         self.vectors = {name: [*first, *layers] for name, layers in sampled.items()}
-        self._prepare(specs)
-        self._held_out, self._seed = (
-            self._of_test(),
-            sim.streams.seed64("server/side-network") % 2**31,
-        )
-        self.tuning = Learned.given(f"side network of {list(specs)}", self.fresh(self._seed))
+        self._specs = specs
+        self._seed = world.streams.seed64("server/side-network") % 2**31
         self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
 
     @property
@@ -67,35 +61,38 @@ class SideTuningLearner(RealLearner):
 
     # --- what a device computes
 
-    def _prepare(self, specs: dict[str, catalogue.BackboneSpec]) -> None:
+    def prepare(self) -> None:
         """All activations that this run can need, from the store or computed now in large
         length-sorted batches.
         """
         from learning.side.activation_store import ActivationStore
         from learning.side.readouts import pooled_activations
 
-        task, store = self.sim.task, ActivationStore(self.sim.store_folder)
+        task, store = self.world.task, ActivationStore(self.world.store_folder)
         self._row: dict[str, dict[int, int]] = {}
         self._readouts: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray | None] = {}
-        for name, spec in specs.items():
+        for name, spec in self._specs.items():
             samples = np.unique(np.concatenate([*self._parts_of(name), task.test]))
             tokens = task.tokens(spec, samples)
-            report = functools.partial(self.sim.on_prepare, name)
+            report = functools.partial(self.world.on_prepare, name)
             self._readouts[name] = pooled_activations(
-                spec, tokens, self.config.readout, store, self.sim.host.map, report
+                spec, tokens, self.config.readout, store, self.world.host.map, report
             )
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
             self._labels[name] = None
             if self.config.backbone_prediction == "label-names":
                 names = tokenise(spec, task.class_names, max_tokens=task.max_tokens)
                 self._labels[name] = pooled_activations(
-                    spec, names, self.config.readout, store, self.sim.host.map
+                    spec, names, self.config.readout, store, self.world.host.map
                 )[:, -1]
+        self._held_out = self._of_test()
+        known = f"side network of {list(self._specs)}"
+        self.tuning = Learned.given(known, self.fresh(self._seed))
 
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         """The training texts that this backbone will see."""
-        return [device.samples for device in self.sim.devices if device.backbone == backbone]
+        return [device.samples for device in self.world.devices if device.backbone == backbone]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
@@ -109,7 +106,7 @@ class SideTuningLearner(RealLearner):
         return backbone_prediction(
             self.config.backbone_prediction,
             self._readouts[backbone][rows, -1],
-            self.sim.task.classes,
+            self.world.task.classes,
             self._labels[backbone],
             self._head_stream(backbone),
         )
@@ -118,7 +115,7 @@ class SideTuningLearner(RealLearner):
         """Where a random head is drawn from: the same head for every device of a backbone, and
         again for inference.
         """
-        return self.sim.streams.rng("backbone/head", backbone)
+        return self.world.streams.rng("backbone/head", backbone)
 
     def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
         """The payload's bytes: activations and prediction differences (for cross-entropy: labels
@@ -131,7 +128,7 @@ class SideTuningLearner(RealLearner):
 
         if not np.isfinite(activations).all():
             return b""
-        labels, y_b = self.sim.task.labels[samples], self._own_prediction(backbone, samples)
+        labels, y_b = self.world.task.labels[samples], self._own_prediction(backbone, samples)
         targets = difference(labels, y_b)
         if self.config.loss == "cross-entropy":
             targets = np.concatenate([targets + y_b, y_b], axis=1)
@@ -155,7 +152,7 @@ class SideTuningLearner(RealLearner):
         batch = self._received(backbone, data)
         self.records += [(backbone, batch, row) for row in range(count)]
         if self.config.side_network.normalise == "standard":
-            self.tuning = self.sim.host.learn(
+            self.tuning = self.world.host.learn(
                 _observed, Taken(self.tuning), backbone, batch, revive=self._revived
             )
         return True
@@ -180,7 +177,7 @@ class SideTuningLearner(RealLearner):
         """One update on the records of these numbers; gives its loss."""
         mine = [self.records[number] for number in sorted(records)]
         how = {"stored": (True, True), "revive": self._revived}
-        self.tuning, loss = self.sim.host.learn(_trained, Taken(self.tuning), mine, **how)
+        self.tuning, loss = self.world.host.learn(_trained, Taken(self.tuning), mine, **how)
 
         def joined() -> Learned:
             if loss.is_new and not math.isfinite(
@@ -196,13 +193,13 @@ class SideTuningLearner(RealLearner):
 
     def evaluate(self) -> dict[str, float | None]:
         """Accuracy by backbone on the held-out texts."""
-        return self.sim.host.look(_scores, self.tuning)
+        return self.world.host.look(_scores, self.tuning)
 
     def _of_test(self) -> dict[str, Any]:
         from learning.side.tuning import HeldOut
 
-        test = self.sim.task.test
-        labels = self.sim.task.labels[test]
+        test = self.world.task.test
+        labels = self.world.task.labels[test]
         return {
             name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels)
             for name in self.vectors
@@ -224,16 +221,16 @@ class SideTuningLearner(RealLearner):
         if self.config.backbone_prediction == "random-head":
             heads = {name: self._head_stream(name) for name in self.vectors}
         notes = notes_for(
-            {name: self.sim.costing.learned[name] for name in self.vectors},
+            {name: self.world.costing.learned[name] for name in self.vectors},
             self.vectors,
-            self.sim.task.class_names,
-            pairs=self.sim.task.texts.second_texts is not None,
+            self.world.task.class_names,
+            pairs=self.world.task.texts.second_texts is not None,
             heads=heads,
             readout=self.config.readout,
             backbone_prediction=self.config.backbone_prediction,
             loss=self.config.loss,
-            max_tokens=str(self.sim.task.max_tokens),
-            seed=str(self.sim.scenario.seed),
+            max_tokens=str(self.world.task.max_tokens),
+            seed=str(self.world.seed),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
 

@@ -4,8 +4,6 @@ layers, at few bits.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from learning.side.full_activations import FullActivations, decode, encode, pooled
@@ -22,15 +20,18 @@ class MatrixLearner(SideTuningLearner):
     alone decides.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def prepare(self) -> None:
+        """Besides, the backbones themselves: whole matrices are computed when they are sent."""
         from learning.backbones.backbone import Backbone
 
-        super().__init__(*args)
-        self._backbones = {name: Backbone(self.sim.costing.learned[name]) for name in self.vectors}
+        super().prepare()
+        self._backbones = {
+            name: Backbone(self.world.costing.learned[name]) for name in self.vectors
+        }
 
     def matrices(self, backbone: str, samples: np.ndarray) -> Learned:
         """The hidden states of a batch as the payload's bytes."""
-        return self.sim.host.learn(self._payload, backbone, samples)
+        return self.world.host.learn(self._payload, backbone, samples)
 
     def encode(self, backbone: str, samples: np.ndarray, activations: Learned) -> Learned:
         """They are bytes already."""
@@ -42,9 +43,9 @@ class MatrixLearner(SideTuningLearner):
         activations = self.states(backbone, samples)
         if not np.isfinite(activations[0]).all():
             return b""
-        labels = self.sim.task.labels[samples]
+        labels = self.world.task.labels[samples]
         if self.config.loss == "cross-entropy":
-            y_b = np.zeros((len(samples), self.sim.task.classes), np.float32)
+            y_b = np.zeros((len(samples), self.world.task.classes), np.float32)
         else:
             y_b = self._own_prediction(backbone, samples)
         return encode(
@@ -55,15 +56,15 @@ class MatrixLearner(SideTuningLearner):
         """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""
         from learning.side.full_activations import full_states
 
-        tokens = self.sim.task.tokens(self.sim.costing.learned[backbone], samples)
+        tokens = self.world.task.tokens(self.world.costing.learned[backbone], samples)
         return full_states(self._backbones[backbone], tokens, self.vectors[backbone])
 
     def _is_usable(self, data: Learned) -> bool:
-        return self.sim.host.look(bool, data)  # whether there is anything in it
+        return self.world.host.look(bool, data)  # whether there is anything in it
 
     def _received(self, backbone: str, data: Learned) -> Learned:
         """The payload decoded and pooled: one vector a layer and text."""
-        return self.sim.host.learn(self._pooled, backbone, data)
+        return self.world.host.learn(self._pooled, backbone, data)
 
     def _pooled(self, backbone: str, data: bytes) -> list[Record]:
         received = decode(data, self.shape.backbone_widths[backbone])

@@ -16,11 +16,12 @@ import simpy
 from pydantic import Field
 
 from sim.kernel.device import Device
-from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+from sim.kernel.server import Server
+from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
 
 
-class MobiLLM(PaeMobiLLM):
+class MobiLLM(MatrixUploads):
     """Quantised activation matrices and labels to the server every epoch; forward, upload and
     training overlap.
     """
@@ -51,25 +52,28 @@ class MobiLLM(PaeMobiLLM):
         gave.
         """
         yield from device.arrive()
-        ready = simpy.Store(self.sim.env, capacity=1)
-        sender = self.sim.start(device, self.send(device, ready))
+        ready = simpy.Store(self.world.env, capacity=1)
+        sender = self.world.start(device, self.sending(device, ready))
         for _ in range(self.config.epochs):
             for batch in device.batches(self.config.device_batch):
                 yield from device.until(batch.ready_s)
                 activations = yield from device.compute(self.forward(device, batch.samples))
-                sent = self.sim.env.event()
+                sent = self.world.env.event()
                 yield ready.put((self.payload(device, batch.samples, activations), sent))
                 if not self.config.overlap:
                     yield sent
         yield ready.put((None, None))
         yield sender
 
-    def send(self, device: Device, ready: simpy.Store) -> Generator:
+    def sending(self, device: Device, ready: simpy.Store) -> Generator:
         """Upload batch after batch, as they become ready."""
         while True:
             payload, sent = yield ready.get()
             if payload is None:
                 return
-            yield from device.upload(payload)
-            self.sim.server.receive(payload)
+            yield from device.send(payload)
             sent.succeed()
+
+    def server(self, server: Server) -> Generator:
+        """Every payload is one update."""
+        yield from self.train_as_it_comes(server)

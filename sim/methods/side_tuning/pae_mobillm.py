@@ -9,28 +9,22 @@ Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from learning.side.full_activations import encoded_nbytes
 from sim.kernel.device import Device
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
-from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
-from sim.methods.side_tuning.learner import SideTuningLearner
-from sim.methods.side_tuning.matrix_learner import MatrixLearner
+from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    pass
 
 
-class PaeMobiLLM(FedMobiLLM):
+class PaeMobiLLM(MatrixUploads):
     """Additive side-tuning with a one-token shortcut, an activation cache at the server, and no
     labels there.
     """
@@ -84,10 +78,6 @@ class PaeMobiLLM(FedMobiLLM):
             """
             return 1 / self.epochs
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
-        self.real_learner = MatrixLearner if config.shortcut == "matrix" else SideTuningLearner
-        super().__init__(config, sim)
-
     def device(self, device: Device) -> Generator:
         """Its own data: once with a cache at the server, once an epoch without."""
         yield from device.arrive()
@@ -100,51 +90,5 @@ class PaeMobiLLM(FedMobiLLM):
         """
         if self.config.cache:
             yield from super().server(server)
-            return
-        landed = []
-        while not self.sim.target_reached:
-            landed += server.take()
-            if landed:
-                payload = landed.pop(0)
-                before = len(self.cache)
-                self.ingest(payload)
-                if not (records := list(range(before, len(self.cache)))):
-                    continue  # nothing usable came
-                loss = yield from server.compute(self.update(records), [payload.number])
-                self.learner.forget(records)
-                self.sim.after_update(self.learner, loss, len(landed))
-            elif self.sim.devices_at_work:
-                yield from server.wait()
-            else:
-                break
-        yield from self.end(server)
-
-    def forward(self, device: Device, samples: np.ndarray) -> Work:
-        """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""
-        if self.config.shortcut == "pivot":
-            return super().forward(device, samples)
-        lengths = self.sim.lengths(device, samples)
-        cost = self.sim.costing.forward(device.member, lengths)
-        kept = (
-            4
-            * self.shape.vectors
-            * int(lengths.sum())
-            * self.shape.backbone_widths[device.backbone]
-        )
-        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
-        return self.learner.work(cost, "matrices", device.backbone, samples)
-
-    def payload(self, device: Device, samples: np.ndarray, activations) -> Payload:
-        """Activations and targets, encoded; charged by the exact size of the charged shapes."""
-        if self.config.shortcut == "pivot":
-            return super().payload(device, samples, activations)
-        tokens, width = (
-            int(self.sim.lengths(device, samples).sum()),
-            self.shape.backbone_widths[device.backbone],
-        )
-        shape = (len(samples), tokens, self.shape.vectors, width, self.sim.task.classes)
-        self.payloads += 1
-        data = self.learner.encode(device.backbone, samples, activations)
-        return Payload(
-            self.payloads, device, samples, encoded_nbytes(self.config.bits, *shape), data
-        )
+        else:
+            yield from self.train_as_it_comes(server)

@@ -12,35 +12,42 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.kernel.learned import Learned
-from sim.methods.real_learner import RealLearner
+from sim.kernel.learner import RealLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 
 if TYPE_CHECKING:
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 
 class ServerLearner(SideTuningLearner):
     """One backbone at the server reads everybody's texts; its accuracy is every device's."""
 
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
-        return [device.samples for device in self.sim.devices]
+        return [device.samples for device in self.world.devices]
 
     def evaluate(self) -> dict[str, float | None]:
         """The one model's held-out accuracy, under the name of every backbone of the fleet."""
         (accuracy,) = super().evaluate().values()
-        return dict.fromkeys(self.sim.costing.learned, accuracy)
+        return dict.fromkeys(self.world.costing.learned, accuracy)
 
 
 class SeparateLearner(RealLearner):
     """A `SideTuningLearner` for each backbone."""
 
-    def __init__(self, config: Any, sim: Simulation) -> None:
+    def __init__(self, world: World, config: Any) -> None:
         if (
             config.taps == "interval"
         ):  # of the whole fleet, so that the uploads are those of a shared side network
-            config = config.model_copy(update={"taps": min(_depths(sim).values())})
-        self.sim = sim
-        self._of = {name: SideTuningLearner(config, sim, [name]) for name in sim.costing.learned}
+            config = config.model_copy(update={"taps": min(_depths(world).values())})
+        self.world = world
+        self._of = {
+            name: SideTuningLearner(world, config, [name]) for name in world.costing.learned
+        }
+
+    def prepare(self) -> None:
+        """Each of its learners."""
+        for learner in self._of.values():
+            learner.prepare()
 
     @property
     def diverged(self) -> str | None:
@@ -85,10 +92,10 @@ class SeparateLearner(RealLearner):
             learner.save(folder / name)
 
 
-def _depths(sim: Simulation) -> dict[str, int]:
+def _depths(world: World) -> dict[str, int]:
     from learning.backbones import catalogue
 
     return {
         name: catalogue.depth_of(catalogue.config_of(spec))
-        for name, spec in sim.costing.learned.items()
+        for name, spec in world.costing.learned.items()
     }

@@ -4,18 +4,24 @@ and its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Generator, Iterable
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+import simpy
 from pydantic import Field
 
+from learning.side.activations import encoded_nbytes
 from learning.side.config import SideNetworkConfig, SideShape, shape_for
 from learning.side.taps import sample
+from sim.kernel.device import Device
+from sim.kernel.learner import learner_for
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Work
+from sim.kernel.world import World
+from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.scenario.settings import Settings
-
-if TYPE_CHECKING:
-    from sim.kernel.device import Device
-    from sim.simulation import Simulation
 
 
 class SideTuningSettings(Settings):
@@ -59,15 +65,133 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
         )
 
 
-def shape_over(
-    settings: SideTuningSettings, sim: Simulation, backbones: Iterable[str]
-) -> SideShape:
+def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[str]) -> SideShape:
     """The side network over these backbones of the fleet, as it is charged; a block for each
     sampled layer.
     """
-    depths, widths = sim.costing.depths(), sim.costing.widths()
+    depths, widths = world.costing.depths(), world.costing.widths()
     sampled = sample({name: depths[name] for name in backbones}, settings.taps)
     blocks = len(next(iter(sampled.values())))
     return shape_for(
-        settings.side_network, blocks, {name: widths[name] for name in sampled}, sim.task.classes
+        settings.side_network, blocks, {name: widths[name] for name in sampled}, world.task.classes
     )
+
+
+class SideTuning:
+    """Devices pass over their texts with frozen backbones and upload what a side network needs; the
+    server trains it on records from a cache, while they come and after.
+
+    A method adds `device`, and what of `server` differs.
+    """
+
+    Learner: type[SideTuningLearner] = SideTuningLearner
+
+    def __init__(self, config: Any, world: World) -> None:
+        self.config, self.world = config, world
+        require_updates(config, world.devices)
+        self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
+        self.shape = self.new_shape()
+        self.learner = self.new_learner()
+        self.cache = ReplayCache(world.streams.rng("server/replay"))
+        self.updates = 0
+        self.fresh: list[int] = []  # numbers of payloads that came since the last update
+
+    def new_shape(self) -> SideShape:
+        """The side network over all backbones of the fleet."""
+        return shape_over(self.config, self.world, self.world.costing.learned)
+
+    def new_learner(self) -> SideTuningLearner:
+        """What learns."""
+        return learner_for(self.world, self.Learner, self.config)
+
+    def peak_bytes(self, device: Device) -> int:
+        """Of a forward pass over the device's longest batch, with the backbone's weights."""
+        lengths = self.world.lengths(device, device.samples)
+        longest = np.full(self.config.device_batch, lengths.max(initial=1))
+        return device.held_bytes(self.world.costing.forward(device.member, longest).peak_bytes)
+
+    def pass_over_data(self, device: Device) -> Generator:
+        """Forward passes over all batches, each uploaded as soon as it is computed."""
+        for batch in device.batches(self.config.device_batch):
+            yield from device.until(batch.ready_s)
+            activations = yield from device.compute(self.forward(device, batch.samples))
+            yield from device.send(self.payload(device, batch.samples, activations))
+
+    def forward(self, device: Device, samples: np.ndarray) -> Work:
+        """The frozen backbone over a batch: all that a device computes."""
+        cost = self.world.costing.forward(device.member, self.world.lengths(device, samples))
+        return self.learner.work(cost, self.learner.forward, device.backbone, samples)
+
+    def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
+        """Sampled activations and prediction differences, encoded; charged by the exact size of the
+        charged shapes.
+        """
+        width = self.shape.backbone_widths[device.backbone]
+        shape = (len(samples), self.shape.vectors, width, self.target_width)
+        data = self.learner.encode(device.backbone, samples, activations)
+        return device.payload(samples, encoded_nbytes(self.config.wire, *shape), data)
+
+    # --- the server
+
+    def server(self, server: Server) -> Generator:
+        """Update whenever enough samples have come for another update; end with the last granted
+        one, or at the target.
+        """
+        while not self.world.target_reached:
+            if (yield from self.take_in(server)):
+                continue
+            share = 1.0 if self.is_complete else self.config.eager
+            if (update := self.next_update(share)) is not None:
+                flows, self.fresh = self.fresh, []
+                loss = yield from server.compute(update, flows)
+                self.world.after_update(self.learner, loss, self.records)
+            elif not self.is_complete:
+                yield from server.wait()
+            else:
+                break
+        yield from self.end(server)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more will come, so that all granted updates may be spent."""
+        return not self.world.devices_at_work
+
+    @property
+    def records(self) -> int:
+        """How many records the server has."""
+        return len(self.cache)
+
+    def take_in(self, server: Server) -> Generator[simpy.Event, Any, bool]:
+        """Put what has landed into the cache; True for who wants to look again before an update."""
+        for payload in server.take():
+            self.ingest(payload)
+            self.fresh.append(payload.number)
+        return False
+        yield  # a generator, as those of methods that compute on what has landed
+
+    def ingest(self, payload: Payload) -> None:
+        """Into the cache, at random positions."""
+        if self.learner.ingest(payload.sender.backbone, payload.data, len(payload.samples)):
+            self.cache.insert(payload.sender.backbone, len(payload.samples))
+        else:
+            self.world.leave_out(payload.sender, "activations")
+
+    def next_update(self, share: float) -> Work | None:
+        """The next update, if such a share of what the records grant allows for it."""
+        granted = share * self.config.replay * len(self.cache)
+        if granted < (self.updates + 1) * self.config.server_batch:
+            return None
+        self.updates += 1
+        return self.update(self.cache.draw(self.config.server_batch))
+
+    def update(self, records: list[int]) -> Work:
+        """One AdamW update of the side network and the projections on the drawn records."""
+        cost = self.shape.training_step(self.cache.count_by_backbone(records))
+        return self.learner.work(cost, self.learner.step, records)
+
+    def end(self, server: Server) -> Generator:
+        """The training is over; send every device what it needs to use the side network."""
+        self.world.end_training(self.learner)
+        if self.config.deliver:
+            devices = self.world.present_devices()
+            yield from server.deliver(devices, lambda d: self.shape.shipped_bytes(d.backbone))

@@ -19,9 +19,9 @@ class Charging:
     """
 
     def __init__(
-        self, sim, parts: dict[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
+        self, world, parts: dict[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
     ) -> None:
-        self.sim, self.parts, self.own = sim, parts, own
+        self.world, self.parts, self.own = world, parts, own
 
     def forward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
         """One part's forward pass over a batch of the device's texts, padded to the longest."""
@@ -40,8 +40,8 @@ class Charging:
         text.
         """
         batch, tokens = self._shape(device, samples)
-        fixed = self.sim.costing.fixed_tokens is not None
-        vectors = batch * tokens if fixed else int(self.sim.lengths(device, samples).sum())
+        fixed = self.world.costing.fixed_tokens is not None
+        vectors = batch * tokens if fixed else int(self.world.lengths(device, samples).sum())
         return 4 * (vectors * self.parts[device.backbone][part].width + numbers * batch)
 
     def device_bytes(self, device: Device) -> int:
@@ -54,8 +54,8 @@ class Charging:
         return sum(part.trainable_bytes for part in parts) - self.device_bytes(device)
 
     def _shape(self, device: Device, samples: np.ndarray) -> tuple[int, int]:
-        longest = int(self.sim.lengths(device, samples).max())
-        return len(samples), self.sim.costing.fixed_tokens or longest
+        longest = int(self.world.lengths(device, samples).max())
+        return len(samples), self.world.costing.fixed_tokens or longest
 
     def _charged(self, device: Device, part: int, cost: Cost) -> Cost:
         if part not in self.own:
@@ -64,5 +64,5 @@ class Charging:
         # alone
         kept = sum(self.parts[device.backbone][own].kept_bytes() for own in self.own)
         return replace(
-            cost, peak_bytes=cost.peak_bytes + kept - self.sim.costing.weight_bytes(device.member)
+            cost, peak_bytes=cost.peak_bytes + kept - self.world.costing.weight_bytes(device.member)
         )

@@ -9,7 +9,7 @@ the bodies that the server trains for them.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,15 +17,12 @@ from pydantic import Field
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
 from sim.kernel.work import Task
+from sim.kernel.world import World
 from sim.methods.split.learner import FedBertLearner
 from sim.methods.split.shared import SplitSettings, SplitTraining
-from sim.methods.split.split_fed import SplitFed
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
-class FedBert(SplitFed):
+class FedBert(SplitTraining):
     """Split learning with the head on the device."""
 
     class Config(SplitSettings):
@@ -39,18 +36,18 @@ class FedBert(SplitFed):
 
     Learner = FedBertLearner
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         parts = {
             name: (
                 part_architecture(spec, 0, embeds=True),
-                part_architecture(spec, sim.costing.depths()[name]),
-                part_architecture(spec, None, head=True, classes=sim.task.classes),
+                part_architecture(spec, world.costing.depths()[name]),
+                part_architecture(spec, None, head=True, classes=world.task.classes),
             )
-            for name, spec in sim.costing.charged.items()
+            for name, spec in world.costing.charged.items()
         }
         peft = ("full", config.readout, 8, 8, 16)  # sizes of what full training has none of
         SplitTraining.__init__(
-            self, config, sim, parts, config.body == "parallel", config.learning_rate, 0, *peft
+            self, config, world, parts, config.body == "parallel", config.learning_rate, 0, *peft
         )
 
     def batch(
@@ -61,21 +58,23 @@ class FedBert(SplitFed):
         """
         charge, name, work = self.charging, device.backbone, self.learner.work
         sent = yield from device.compute(
-            work(charge.forward(device, samples, 0), "embed", name, samples, slot[0])
+            work(charge.forward(device, samples, 0), self.learner.embed, name, samples, slot[0])
         )
         nbytes = charge.wire_bytes(device, samples, 0, numbers=1)  # each text's length
-        up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
+        up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         ahead = charge.forward(device, samples, 1)
-        out = yield from self.served(device, task, up, ahead, "body", name, len(samples))
+        out = yield from self.served(device, task, up, ahead, self.learner.body, name, len(samples))
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = work(both, "loss", name, samples, slot[0], sent, out and out.data)
+        loss = work(both, self.learner.loss, name, samples, slot[0], sent, out and out.data)
         gradient, head = (yield from device.compute(loss)) or (None, None)
-        up = yield from self.send(
+        up = yield from self.exchange(
             device, task, samples, charge.wire_bytes(device, samples, 1), gradient
         )
         back = charge.backward(device, samples, 1)
-        gradient = yield from self.trained(device, task, up, back, "body_back", out)
+        gradient = yield from self.trained(device, task, up, back, self.learner.body_back, out)
         yield from device.download(charge.wire_bytes(device, samples, 0))
-        finish = work(charge.backward(device, samples, 0), "finish", slot, sent, gradient, head)
+        finish = work(
+            charge.backward(device, samples, 0), self.learner.finish, slot, sent, gradient, head
+        )
         return (yield from device.compute(finish))

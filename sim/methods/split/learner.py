@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.split import Moments, Pass
-    from sim.simulation import Simulation
+    from sim.kernel.world import World
 
 
 class Held(NamedTuple):
@@ -56,10 +56,10 @@ class SplitLearner(FederatedLearner):
 
     own = (0,)
 
-    def __init__(self, sim: Simulation, step: Mapping[str, float], layers: int, *args: Any) -> None:
+    def __init__(self, world: World, step: Mapping[str, float], layers: int, *args: Any) -> None:
         from learning.federated.split import AdamW
 
-        super().__init__(sim, *args)
+        super().__init__(world, *args)
         self._optimiser = AdamW(**step)
         self.parts = {name: self._cut(model, layers) for name, model in self.models.items()}
         on_device = {
@@ -86,7 +86,7 @@ class SplitLearner(FederatedLearner):
         go, and vectors.
         """
         return Sent(
-            *self.sim.host.learn(
+            *self.world.host.learn(
                 self._embedded, backbone, samples, held, with_labels, stored=(False, True)
             )
         )
@@ -100,7 +100,9 @@ class SplitLearner(FederatedLearner):
         _single_thread()
         ids_BT, mask_BT, segments_BT = inputs(self.tokens(backbone, samples), range(len(samples)))
         ran = split.forward(self.parts[backbone][0], held.state, ids_BT, mask_BT, segments_BT)
-        labels = self.sim.task.labels[samples].astype("<i4") if with_labels else np.empty(0, "<i4")
+        labels = (
+            self.world.task.labels[samples].astype("<i4") if with_labels else np.empty(0, "<i4")
+        )
         header = mask_BT.sum(1).numpy().astype("<i4").tobytes() + labels.tobytes()
         return Ran(ran, mask_BT), header + _vectors(ran.output, mask_BT)
 
@@ -112,7 +114,7 @@ class SplitLearner(FederatedLearner):
 
     def _with_step(self, *what: Any) -> tuple[Learned, Held]:
         """What gives a gradient to send, and what is held after a step."""
-        gradient, *held = self.sim.host.learn(*what, stored=(True, True, True))
+        gradient, *held = self.world.host.learn(*what, stored=(True, True, True))
         return gradient, Held(*held)
 
     def _learned(self, backbone: str, count: int, held: Held, data: bytes) -> tuple:
@@ -140,7 +142,7 @@ class SplitLearner(FederatedLearner):
         devices would be in memory.
         """
         now = (slot.pop(), Taken(sent.ran))
-        return Held(*self.sim.host.learn(self._finished, *now, data, others, stored=(True, True)))
+        return Held(*self.world.host.learn(self._finished, *now, data, others, stored=(True, True)))
 
     def _finished(
         self, held: Held, ran: Ran, data: bytes, others: Mapping[str, Tensor] | None
@@ -158,7 +160,7 @@ class SplitLearner(FederatedLearner):
 
     def answer(self, held: Held) -> Learned:
         """The device's trained parts as bytes."""
-        return self.sim.host.learn(self._own_parts, held.state)
+        return self.world.host.learn(self._own_parts, held.state)
 
     def _own_parts(self, state: Mapping[str, Tensor]) -> bytes:
         return self.packed({n: t for n, t in state.items() if n not in self._server_names})
@@ -188,7 +190,7 @@ class SplitLearner(FederatedLearner):
             None if shared is None else shared.state,
         )
         how = (backbones, answers, weights)
-        self.state, verdict = self.sim.host.learn(self._averaged, *now, *how, stored=(True, True))
+        self.state, verdict = self.world.host.learn(self._averaged, *now, *how, stored=(True, True))
         return self.judged(verdict)
 
     def _averaged(self, state, copies, shared, backbones, answers, weights) -> tuple:
@@ -228,7 +230,7 @@ class FedBertLearner(SplitLearner):
     def body(self, backbone: str, count: int, held: Held, data: Learned) -> Sent:
         """The server's layers on what came up; what goes down are vectors alone."""
         return Sent(
-            *self.sim.host.learn(
+            *self.world.host.learn(
                 self._through_body, backbone, count, held, data, stored=(False, True)
             )
         )
@@ -251,7 +253,7 @@ class FedBertLearner(SplitLearner):
         """The device's head on the body's output: the gradient to send up, and the head's own
         gradients.
         """
-        return self.sim.host.learn(
+        return self.world.host.learn(
             self._lost, backbone, samples, held, sent.ran, data, stored=(True, True)
         )
 
@@ -265,7 +267,7 @@ class FedBertLearner(SplitLearner):
         _single_thread()
         mask_BT = ran.mask_BT
         labels, received = (
-            torch.as_tensor(self.sim.task.labels[samples]).long(),
+            torch.as_tensor(self.world.task.labels[samples]).long(),
             _received(data, mask_BT),
         )
         _, gradients, back = split.learn(

@@ -4,9 +4,8 @@ what is charged.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,15 +13,15 @@ from pydantic import Field
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
 from sim.kernel.device import Device
-from sim.kernel.learner import NullLearner
+from sim.kernel.learner import learner_for
+from sim.kernel.server import Server
 from sim.kernel.spans import waiting
 from sim.kernel.work import Payload, Task, Work
+from sim.kernel.world import World
+from sim.methods.on_call import InRounds
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
 from sim.scenario.settings import Settings
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 class SplitSettings(Settings):
@@ -41,7 +40,7 @@ class SplitSettings(Settings):
     """Rounds between two evaluations."""
 
 
-class SplitTraining:
+class SplitTraining(InRounds):
     """The devices' side of split learning and what the server keeps; a method adds `batch`,
     `server` and its parts.
     """
@@ -51,20 +50,20 @@ class SplitTraining:
     def __init__(
         self,
         config: Any,
-        sim: Simulation,
+        world: World,
         parts: dict[str, tuple[PartArchitecture, ...]],
         in_parallel: bool,
         learning_rate: float,
         *learner_args: Any,
     ) -> None:
-        self.config, self.sim, self.in_parallel = config, sim, in_parallel
-        self.charging = Charging(sim, parts, self.Learner.own)
+        self.config, self.world, self.in_parallel = config, world, in_parallel
+        self.charging = Charging(world, parts, self.Learner.own)
         step = {"learning_rate": learning_rate, "weight_decay": config.weight_decay}
-        self.learner = NullLearner() if sim.dry else self.Learner(sim, step, *learner_args)
+        self.learner = learner_for(world, self.Learner, step, *learner_args)
         self.copies: dict[
             str, Any
         ] = {}  # what the server trains for each device, or for all of them
-        self.payloads = self.turns = 0
+        self.turns = 0
 
     def peak_bytes(self, device: Device) -> int:
         """Of the device's own parts, trained on its longest batch."""
@@ -76,12 +75,7 @@ class SplitTraining:
         ]
         return device.held_bytes(max(peaks, default=0))
 
-    def device(self, device: Device) -> Generator:
-        """Take part whenever the server asks."""
-        yield from device.arrive()
-        yield from device.serve(functools.partial(self.round, device))
-
-    def round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: Task) -> Generator:
         """Download the device's parts, train them batch by batch together with the server, and send
         them back.
         """
@@ -95,47 +89,43 @@ class SplitTraining:
         del slot, held  # what is on its way is all that the device has left
         if device.id in self.copies:
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
-        yield from self.send(device, task, device.samples, nbytes, data, answers=True)
+        yield from device.send(device.payload(device.samples, nbytes, data, task.version))
 
     def batches(self, device: Device, task: Task) -> Iterator[np.ndarray]:
         """The device's texts, shuffled anew every epoch."""
         rng, size = (
-            self.sim.streams.rng("local-training", f"{device.id}/{task.version}"),
+            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
             self.config.device_batch,
         )
         for _ in range(self.config.local_epochs):
             order = rng.permutation(device.samples)
             yield from (order[start : start + size] for start in range(0, len(order), size))
 
-    def send(
-        self,
-        device: Device,
-        task: Task,
-        samples: np.ndarray,
-        nbytes: int,
-        data: bytes | None,
-        answers: bool = False,
+    def exchange(
+        self, device: Device, task: Task, samples: np.ndarray, nbytes: int, data: object
     ) -> Generator[Any, Any, Payload]:
-        """Upload a payload; one that `answers` the round's task goes to the server's inbox."""
-        self.payloads += 1
-        payload = Payload(self.payloads, device, samples, nbytes, data, task.version)
-        yield from device.upload(payload)
-        if answers:
-            self.sim.server.receive(payload)
-        return payload
+        """Upload what the server works on at once, while the device waits for it."""
+        payload = device.payload(samples, nbytes, data, task.version)
+        return (yield from device.send(payload, into_inbox=False))
 
     # --- what the server does for a device
 
     def served(
-        self, device: Device, task: Task, payload: Payload, cost: Cost, name: str, *args: Any
+        self,
+        device: Device,
+        task: Task,
+        payload: Payload,
+        cost: Cost,
+        verb: Callable[..., object],
+        *args: Any,
     ) -> Generator[Any, Any, Any]:
         """The server works on what has just come with what it trains together with this device; the
         device waits.
         """
         copy = self.copies.get(device.id if self.in_parallel else "all", task.model)
-        work = self.learner.work(cost, name, *args, copy, payload.data)
+        work = self.learner.work(cost, verb, *args, copy, payload.data)
         with waiting(device):
-            return (yield from self.sim.server.compute(work, [payload.number]))
+            return (yield from self.world.server.compute(work, [payload.number]))
 
     def trained(
         self, device: Device, task: Task, payload: Payload, *what: Any
@@ -152,6 +142,25 @@ class SplitTraining:
         gradient, self.copies[device.id if self.in_parallel else "all"] = done
         return gradient
 
+    def server_round(
+        self, server: Server, asked: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """One round: all clients at once or one by one, then the means."""
+        model, answers, turns = None if self.world.dry else self.learner.held, [], [asked]
+        if self.in_parallel:
+            self.copies = {}
+        else:
+            turns = [
+                [asked[i]]
+                for i in self.world.streams.rng("server/turns", number).permutation(len(asked))
+            ]
+        for devices in turns:
+            self.turns += 1
+            answers += yield from server.ask(devices, self.turns, model)
+        landed = [p.number for p in answers]
+        answers.sort(key=lambda p: p.sender.id)  # a sum's last bit must not tell who was faster
+        return (yield from server.take_in(answers, self.aggregation(answers), landed))
+
     def aggregation(self, answers: list[Payload]) -> Work:
         """The means of what devices sent and, with clients in parallel, of the server's copies for
         them.
@@ -167,5 +176,5 @@ class SplitTraining:
         )
         copies = [self.copies.get(p.sender.id) for p in answers] if self.in_parallel else []
         return self.learner.work(
-            cost, "aggregate", names, data, weights, copies, self.copies.get("all")
+            cost, self.learner.aggregate, names, data, weights, copies, self.copies.get("all")
         )

@@ -9,9 +9,8 @@ client parts alone are averaged (docs/forward_only_and_split.md).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,14 +18,11 @@ from pydantic import Field
 from learning.backbones.catalogue import config_of, depth_of
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
-from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task
+from sim.kernel.work import Task
+from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
 from sim.methods.split.shared import SplitSettings, SplitTraining
 from sim.methods.trained import Trained
-
-if TYPE_CHECKING:
-    from sim.simulation import Simulation
 
 
 class SplitFed(SplitTraining):
@@ -47,12 +43,12 @@ class SplitFed(SplitTraining):
         alpha: float = Field(8, gt=0)
         bottleneck: int = Field(16, ge=1)
 
-    def __init__(self, config: Config, sim: Simulation) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         kind, size = (
             config.peft,
-            (sim.task.classes, config.rank, config.bottleneck, config.target_modules),
+            (world.task.classes, config.rank, config.bottleneck, config.target_modules),
         )
-        specs = (*sim.costing.learned.values(), *sim.costing.charged.values())
+        specs = (*world.costing.learned.values(), *world.costing.charged.values())
         shallowest = min(depth_of(config_of(spec)) for spec in specs)
         if config.layers > shallowest:
             raise ValueError(
@@ -63,10 +59,10 @@ class SplitFed(SplitTraining):
             name: (
                 part_architecture(spec, config.layers, True, False, kind, *size),
                 part_architecture(
-                    spec, sim.costing.depths()[name] - config.layers, False, True, kind, *size
+                    spec, world.costing.depths()[name] - config.layers, False, True, kind, *size
                 ),
             )
-            for name, spec in sim.costing.charged.items()
+            for name, spec in world.costing.charged.items()
         }
         rate, in_parallel = (
             config.learning_rate or LEARNING_RATES[kind],
@@ -81,7 +77,7 @@ class SplitFed(SplitTraining):
             "linear",
             config.target_modules,
         )
-        super().__init__(config, sim, parts, in_parallel, rate, config.layers, *peft)
+        super().__init__(config, world, parts, in_parallel, rate, config.layers, *peft)
 
     def batch(
         self, device: Device, task: Task, samples: np.ndarray, slot: list
@@ -89,37 +85,15 @@ class SplitFed(SplitTraining):
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
         ahead = charge.forward(device, samples, 0)
-        sent = yield from device.compute(work(ahead, "embed", name, samples, slot[0], True))
+        sent = yield from device.compute(
+            work(ahead, self.learner.embed, name, samples, slot[0], True)
+        )
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
-        up = yield from self.send(device, task, samples, nbytes, sent and sent.data)
+        up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
-        gradient = yield from self.trained(device, task, up, both, "learn", name, len(samples))
+        gradient = yield from self.trained(
+            device, task, up, both, self.learner.learn, name, len(samples)
+        )
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
-        return (yield from device.compute(work(back, "finish", slot, sent, gradient)))
-
-    def server(self, server: Server) -> Generator:
-        """Rounds, until there are no more or the target is reached."""
-        wanted = max(1, round(self.config.participation * len(self.sim.devices)))
-        yield from server.rounds(
-            self.config.rounds, wanted, self.learner, functools.partial(self.average, server)
-        )
-
-    def average(
-        self, server: Server, asked: list[Device], number: int
-    ) -> Generator[Any, Any, list[Payload]]:
-        """One round: all clients at once or one by one, then the means."""
-        model, answers, turns = getattr(self.learner, "held", None), [], [asked]
-        if self.in_parallel:
-            self.copies = {}
-        else:
-            turns = [
-                [asked[i]]
-                for i in self.sim.streams.rng("server/turns", number).permutation(len(asked))
-            ]
-        for devices in turns:
-            self.turns += 1
-            answers += yield from server.ask(devices, self.turns, model)
-        landed = [p.number for p in answers]
-        answers.sort(key=lambda p: p.sender.id)  # a sum's last bit must not tell who was faster
-        return (yield from server.take_in(answers, self.aggregation(answers), landed))
+        return (yield from device.compute(work(back, self.learner.finish, slot, sent, gradient)))

@@ -1,0 +1,40 @@
+"""What a method is: settings, what a device does, what the server does, and what they learn."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import ClassVar, Protocol
+
+from pydantic import BaseModel
+
+from sim.kernel.device import Device
+from sim.kernel.learner import Learner
+from sim.kernel.server import Server
+
+
+class Method(Protocol):
+    """One training method, for one run; built as `MyMethod(config, world)`."""
+
+    Config: ClassVar[type[BaseModel]]
+    """Its settings; their `kind` is what a scenario calls the method."""
+    learner: Learner
+
+    def device(self, device: Device) -> Generator:
+        """All that a device does from its joining to its end."""
+
+    def server(self, server: Server) -> Generator:
+        """All that the server does from the start to the end of the training."""
+
+    def peak_bytes(self, device: Device) -> int:
+        """The most memory that the method takes on the device, weights included; 0 where nothing
+        runs there.
+        """
+
+
+PARTS = {
+    "Config": "its settings, a class derived from sim.scenario.settings.Settings",
+    "device": "a generator method device(self, device): what a device does",
+    "server": "a generator method server(self, server): what the server does",
+    "peak_bytes": "a method peak_bytes(self, device): the most memory it takes on the device",
+}
+"""What a class must have to be a method, and what that is."""

@@ -1,0 +1,185 @@
+"""What a method may ask: the seam between methods and the world that a scenario describes.
+
+Methods, learners, devices and the server are written against `World`; `sim.simulation.Simulation`
+is the world that runs on a simulated clock, `sim.validate.worlds` has those that run on the wall's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import simpy
+
+from learning.cost.costs import Architecture, Cost
+
+if TYPE_CHECKING:
+    from devices.fleet import Member
+    from learning.backbones.catalogue import BackboneSpec
+    from learning.backbones.tokens import Tokens
+    from learning.data.texts import TextDataset
+    from sim.kernel.device import Device
+    from sim.kernel.host import Host
+    from sim.kernel.learned import Learned
+    from sim.kernel.learner import Learner
+    from sim.kernel.method import Method
+    from sim.kernel.recorder import Recorder
+    from sim.kernel.server import Server
+    from sim.kernel.streams import Streams
+    from sim.kernel.tally import Tally
+
+
+@dataclass
+class Ended:
+    """How a run ended: why, at which virtual time, and when the target was reached (with the totals
+    then).
+    """
+
+    reason: str = "running"
+    at_s: float = 0.0
+    target: dict[str, float] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """The texts of the fleet: who holds which, and which are for testing."""
+
+    labels: np.ndarray
+    """[N] class numbers."""
+    class_names: tuple[str, ...]
+    test: np.ndarray
+    """Sample numbers to test on."""
+    parts: list[np.ndarray]
+    """Sample numbers that each device holds."""
+    texts: TextDataset | None
+    """None where the data are known by their size alone."""
+    fixed_tokens: int | None
+    max_tokens: int
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+
+    def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
+        """The samples as this backbone's tokens."""
+
+    def lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
+        """Tokens of each sample, shape [n]."""
+
+
+class Costing(Protocol):
+    """What the clock charges for each backbone of the fleet."""
+
+    learned: dict[str, BackboneSpec]
+    """What really learns, by the backbone's name in the scenario."""
+    charged: dict[str, BackboneSpec]
+    """What time, bytes and memory are charged as (`cost_as`)."""
+    architectures: dict[str, Architecture]
+    precision: dict[str, str]
+    """Number format of each group of the fleet."""
+    fixed_tokens: int | None
+
+    def depths(self) -> dict[str, int]:
+        """Layers of each backbone as charged."""
+
+    def widths(self) -> dict[str, int]:
+        """Hidden size of each backbone as charged."""
+
+    def forward(self, member: Member, lengths: np.ndarray) -> Cost:
+        """One forward pass over texts of these lengths, padded to the longest."""
+
+    def weight_bytes(self, member: Member) -> int:
+        """Bytes of the member's backbone in its memory."""
+
+
+class Links(Protocol):
+    """How bytes get from a device to the server and back."""
+
+    def upload(self, device_id: str, nbytes: float) -> simpy.Event:
+        """Happens when the last byte has landed."""
+
+    def download(self, device_id: str, nbytes: float) -> simpy.Event:
+        """Happens when the last byte has landed."""
+
+    def alone_s(self, device_id: str, nbytes: float) -> float:
+        """Nominal seconds there and back while nobody else sends."""
+
+    def abort(self, event: simpy.Event) -> float:
+        """End a transfer; bytes that had passed."""
+
+    def progress(self, event: simpy.Event) -> tuple[float, float, float]:
+        """Bytes that have passed, the most that pass a second as things are, until when, s."""
+
+
+class World(Protocol):
+    """One run of one scenario, as methods, learners, devices and the server know it."""
+
+    env: simpy.Environment
+    """The clock; `env.now` is the virtual time, s."""
+    dry: bool
+    """Whether nothing learns."""
+    seed: int
+    task: Task
+    costing: Costing
+    streams: Streams
+    """All randomness, by name."""
+    network: Links
+    devices: Sequence[Device]
+    server: Server
+    method: Method
+    host: Host
+    """Where learning is computed, and kept for a resumed run."""
+    recorder: Recorder
+    tally: Tally
+    ended: Ended
+    target_reached: bool
+    updates: int
+    store_folder: Path
+    """Where activations of frozen backbones are kept between runs."""
+
+    @property
+    def devices_at_work(self) -> int:
+        """How many devices have not ended their day."""
+
+    def is_at_work(self, device: Device) -> bool:
+        """Whether the device's day goes on: it may still answer."""
+
+    def present_devices(self) -> list[Device]:
+        """Devices that have joined, could take part and have not left for good."""
+
+    def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
+        """Tokens of the samples for the device's backbone, shape [n]."""
+
+    def start(self, actor: Device | None, process: Generator) -> simpy.Process:
+        """Let an actor (None: the server) do something beside what it does."""
+
+    def interrupt(self, devices: Iterable[Device], reason: str) -> None:
+        """Break into what these devices are doing; their spans end now, with the reason."""
+
+    def remark(self, *texts: str) -> None:
+        """Note, once, sentences that whoever reads the result has to know."""
+
+    def after_update(
+        self,
+        learner: Learner,
+        loss: Learned | None,
+        records: int,
+        first: bool = False,
+        last: bool = False,
+    ) -> None:
+        """Count a server update; every so often, look at the held-out texts."""
+
+    def leave_out(self, device: Device | None, what: str) -> None:
+        """Note that what came (None: of the server's own) is not finite and is in no update."""
+
+    def end_training(self, learner: Learner) -> None:
+        """No more updates: a last look, and whoever is still at work is told to stop."""
+
+    def on_prepare(self, backbone: str, done: int, total: int) -> None:
+        """Told of progress while a learner prepares what the run will need."""
+
+
+Scores = Mapping[str, float | None]
+"""Held-out accuracy by backbone; None says that a model's predictions are not finite."""

@@ -1,0 +1,61 @@
+"""Devices that work when the server asks them, and a server that asks in rounds: what is the same
+in every method of that kind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator
+from typing import Any
+
+from sim.kernel.device import Device
+from sim.kernel.learner import Learner
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Task
+from sim.kernel.world import World
+
+
+class OnCall:
+    """Devices that serve: a method adds `client_round` and `server`."""
+
+    config: Any
+    world: World
+    learner: Learner
+
+    def device(self, device: Device) -> Generator:
+        """Take part whenever the server asks."""
+        yield from device.arrive()
+        yield from device.serve(functools.partial(self.client_round, device))
+
+    def client_round(self, device: Device, task: Task) -> Generator:
+        """What a device does for one task of the server's."""
+        raise NotImplementedError
+
+    def seed(self, device: Device, version: int) -> int:
+        """The seed of what is random in a device's work on a task."""
+        return self.world.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
+
+
+class InRounds(OnCall):
+    """The server asks a cohort round by round; a method adds `client_round` and `server_round`."""
+
+    @property
+    def wanted(self) -> int:
+        """How many answers a round waits for."""
+        return max(1, round(self.config.participation * len(self.world.devices)))
+
+    @property
+    def asked(self) -> int:
+        """How many devices a round asks."""
+        return self.wanted
+
+    def server(self, server: Server) -> Generator:
+        """Rounds, until there are no more or the target is reached."""
+        story = functools.partial(self.server_round, server)
+        yield from server.rounds(self.config.rounds, self.asked, self.learner, story)
+
+    def server_round(
+        self, server: Server, cohort: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Ask the cohort and make an update of what comes; returns the answers that counted."""
+        raise NotImplementedError

@@ -1,0 +1,70 @@
+"""Uploads of whole activation matrices, and a server that trains on each payload as it comes: what
+MobiLLM and PAE MobiLLM without its shortcut or its cache have in common.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from learning.side.full_activations import encoded_nbytes
+from sim.kernel.device import Device
+from sim.kernel.learner import learner_for
+from sim.kernel.server import Server
+from sim.kernel.work import Payload, Work
+from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.matrix_learner import MatrixLearner
+from sim.methods.side_tuning.shared import SideTuning
+
+
+class MatrixUploads(SideTuning):
+    """Side-tuning whose uploads are whole matrices where `shortcut` says so."""
+
+    def new_learner(self) -> SideTuningLearner:
+        """What learns from single vectors or from matrices."""
+        kind = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner
+        return learner_for(self.world, kind, self.config)
+
+    def forward(self, device: Device, samples: np.ndarray) -> Work:
+        """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""
+        if self.config.shortcut == "pivot":
+            return super().forward(device, samples)
+        lengths = self.world.lengths(device, samples)
+        cost = self.world.costing.forward(device.member, lengths)
+        width = self.shape.backbone_widths[device.backbone]
+        kept = 4 * self.shape.vectors * int(lengths.sum()) * width
+        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
+        return self.learner.work(cost, self.learner.matrices, device.backbone, samples)
+
+    def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
+        """Activations and targets, encoded; charged by the exact size of the charged shapes."""
+        if self.config.shortcut == "pivot":
+            return super().payload(device, samples, activations)
+        tokens = int(self.world.lengths(device, samples).sum())
+        width, classes = self.shape.backbone_widths[device.backbone], self.world.task.classes
+        shape = (len(samples), tokens, self.shape.vectors, width, classes)
+        data = self.learner.encode(device.backbone, samples, activations)
+        return device.payload(samples, encoded_nbytes(self.config.bits, *shape), data)
+
+    def train_as_it_comes(self, server: Server) -> Generator:
+        """Every payload is one update and then forgotten."""
+        landed: list[Payload] = []
+        while not self.world.target_reached:
+            landed += server.take()
+            if landed:
+                payload = landed.pop(0)
+                before = len(self.cache)
+                self.ingest(payload)
+                if not (records := list(range(before, len(self.cache)))):
+                    continue  # nothing usable came
+                loss = yield from server.compute(self.update(records), [payload.number])
+                self.learner.forget(records)
+                self.world.after_update(self.learner, loss, len(landed))
+            elif self.world.devices_at_work:
+                yield from server.wait()
+            else:
+                break
+        yield from self.end(server)
