@@ -46,6 +46,7 @@ class CapacityTrace:
                 f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})"
             )
         self.times_s, self.capacity_bps, self.period_s, self.source = times, rates, period_s, source
+        self._lasts_s = inf if period_s is None else period_s  # each period
         self.peak_bps = max(rates)
         self._is_steady = min(rates) == self.peak_bps
         self._open = [step for step, rate in enumerate(rates) if rate > 0]
@@ -95,7 +96,7 @@ class CapacityTrace:
         return self._offered(end_s) - self._offered(start_s)
 
     def _start(self, period: int, step: int) -> float:
-        return self.times_s[step] + (period * self.period_s if period else 0.0)
+        return self.times_s[step] + (period * self._lasts_s if period else 0.0)
 
     def _locate(self, t_s: float) -> tuple[int, int]:
         """(period, step) with start(step) <= t < start(next step), compared in the very floats that
@@ -105,13 +106,13 @@ class CapacityTrace:
             raise NetworkError(f"a trace is defined for finite times >= 0 s, not {t_s}")
         if self.period_s is None:
             return 0, bisect_right(self.times_s, t_s) - 1
-        period = floor(t_s / self.period_s)
+        period = floor(t_s / self._lasts_s)
         if self._start(period, 0) > t_s:  # the quotient was rounded up
             period -= 1
         elif self._start(period + 1, 0) <= t_s:
             period += 1
         return period, bisect_right(
-            self.times_s, t_s, key=lambda time: time + period * self.period_s
+            self.times_s, t_s, key=lambda time: time + period * self._lasts_s
         ) - 1
 
     def _offered(self, t_s: float) -> float:
@@ -132,6 +133,7 @@ def read_csv(path: str | Path, period_s: float | None = None) -> CapacityTrace:
     NetworkError for a period that is too short.
     """
     rates = read_rates(path, is_capacity=True)
+    assert rates.times_s is not None, "a capacity is refused without times"
     try:
         return CapacityTrace(rates.times_s, rates.bps, rates.period_s or period_s, rates)
     except NetworkError as error:
@@ -207,9 +209,8 @@ def quantile_ar(
         )
     slow, fast = (_ar1(rho, n_steps, rng) for rho in (exp(-step_s / slow_s), fast_lag1))
     z = sqrt(slow_share) * slow + sqrt(1 - slow_share) * fast
-    capacity_bps = np.interp(
-        [0.5 * (1 + erf(x / sqrt(2))) for x in z], probabilities, quantiles_bps
-    )
+    ranks = [0.5 * (1 + erf(x / sqrt(2))) for x in z]
+    capacity_bps = np.interp(ranks, probabilities, quantiles_bps).tolist()
     return CapacityTrace([i * step_s for i in range(n_steps)], capacity_bps, n_steps * step_s)
 
 

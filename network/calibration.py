@@ -12,10 +12,11 @@ underrates how unlike two minutes are.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any, TypedDict
 
 import numpy as np
 import yaml
@@ -78,7 +79,7 @@ class Variation:
         return quantile_ar(**asdict(self), n_steps=n_steps, rng=rng)
 
 
-def autocorrelation(series: np.ndarray, lags: Sequence[int]) -> np.ndarray:
+def autocorrelation(series: np.ndarray, lags: Sequence[int] | np.ndarray) -> np.ndarray:
     """Sample autocorrelation at each lag, over the pairs where both steps are there.
 
     NaN for a lag without such a pair; 0 for a constant series.
@@ -135,11 +136,12 @@ def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
             if error < best[0]:
                 lost = share * slow_lost + (1 - share) * fast_lost
                 best = (error, share, float(slow_steps * step_s), float(fast_lag1), lost)
-    *scales, lost = best[1:]
+    _, share, slow_s, fast_lag1, lost = best
     widened = values.mean() + (np.quantile(values, PROBABILITIES) - values.mean()) / np.sqrt(
         1 - lost
     )
-    return Variation(tuple(np.maximum(widened, 0.0).tolist()), PROBABILITIES, *scales, step_s)
+    quantiles_bps = tuple(np.maximum(widened, 0.0).tolist())
+    return Variation(quantiles_bps, PROBABILITIES, share, slow_s, fast_lag1, step_s)
 
 
 def _lost(rho: float, n: int) -> float:
@@ -173,8 +175,20 @@ def _checked(series_bps: np.ndarray) -> np.ndarray:
 # ---- what is written down
 
 
-def number(value: float, source: str, date: str, conditions: str, basis: str = "measured") -> dict:
-    """One number of a profile with where it comes from, to four significant digits."""
+class Number(TypedDict):
+    """One number of a profile with where it comes from."""
+
+    value: float
+    basis: str
+    source: str
+    date: str
+    conditions: str
+
+
+def number(
+    value: float, source: str, date: str, conditions: str, basis: str = "measured"
+) -> Number:
+    """A number for `write_profile`, to four significant digits."""
     return {
         "value": _rounded(value),
         "basis": basis,
@@ -188,7 +202,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{PLACES}g}")
 
 
-def write_profile(path: str | Path, name: str, numbers: Mapping[str, Mapping]) -> None:
+def write_profile(path: str | Path, name: str, numbers: Mapping[str, Number]) -> None:
     """A link profile that `network.profile.load` reads; `numbers` as `number` makes them, by the
     profile's fields.
     """
@@ -221,18 +235,25 @@ def read_variations(path: str | Path) -> dict[str, Variation]:
     """
     document = read_yaml(path)
     try:
-        return {
-            str(way): Variation(**{key: _floats(value) for key, value in entry.items()})
-            for way, entry in document.items()
-        }
+        return {str(way): _variation(entry) for way, entry in document.items()}
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise FileProblem(
             f"{path}: not a variation.yaml of `mobifleet calibrate link` ({error})"
         ) from None
 
 
-def _floats(value: object) -> float | tuple[float, ...]:
-    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+def _variation(entry: Mapping[str, Any]) -> Variation:
+    names = {field.name for field in fields(Variation)}
+    if not names - {"step_s"} <= set(entry) <= names:
+        raise ValueError(f"a variation has {', '.join(sorted(names))}, and nothing else")
+    return Variation(
+        tuple(map(float, entry["quantiles_bps"])),
+        tuple(map(float, entry["probabilities"])),
+        float(entry["slow_share"]),
+        float(entry["slow_s"]),
+        float(entry["fast_lag1"]),
+        float(entry.get("step_s", 1.0)),
+    )
 
 
 def fit_transfers(nbytes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

@@ -23,10 +23,12 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 from math import fsum, inf
+from typing import Protocol
 
 import numpy as np
 import simpy
 
+from network.bandwidth import CapacityTrace
 from network.errors import NetworkError
 from network.occupancy import Occupancy
 
@@ -38,33 +40,67 @@ CLOCK_ROUNDING = 1e-15
 class Transfer(simpy.Event):
     """Bytes under way: an event that succeeds, with the finish time in seconds, when the last byte
     has passed.
+
+    `rate_bps` is for shared air (`wifi.py`): what the station would move with the channel to
+    itself.
     """
 
     __slots__ = (
+        "_airtime",
         "_bits",
         "_capped",
         "_order",
         "_past",
         "_since_s",
         "_ticket",
+        "_weight",
         "cap_bps",
         "link",
         "moved_bytes",
         "nbytes",
+        "rate_bps",
     )
+    # the link's notes about it, from when it joins
+    _order: int
+    _capped: bool
+    _bits: float
+    _since_s: float
+    _weight: float  # on shared air alone, and
+    _airtime: float
 
-    def __init__(self, env: simpy.Environment, nbytes: float, cap_bps: float = inf):
+    def __init__(
+        self,
+        env: simpy.Environment,
+        nbytes: float,
+        cap_bps: float = inf,
+        rate_bps: float = inf,
+    ):
         if not 0 <= nbytes < inf:
             raise NetworkError(f"a transfer needs a finite number of bytes >= 0, not {nbytes}")
+        cap_bps = min(cap_bps, rate_bps)
         if not cap_bps >= 0:
             raise NetworkError(f"a transfer's cap must be >= 0 bit/s, not {cap_bps}")
         super().__init__(env)
         self.nbytes = nbytes
         self.cap_bps = cap_bps
+        self.rate_bps = rate_bps
         self.link: FairLink | None = None
         self.moved_bytes: float | None = None  # known once the transfer has ended or was aborted
         self._ticket = -1
         self._past = 0  # no ticket that it had elsewhere was higher
+
+
+class Trunk(Protocol):
+    """What several links lead into, and may hold each of them down: a FairTrunk."""
+
+    capacity_bps: float
+    trace: CapacityTrace | None
+
+    def rebalance(self, changed: FairLink) -> None:
+        """Find everybody's level after a change in one link."""
+
+
+Entry = tuple[float, int, Transfer]  # of a heap: what it is ordered by, ticket, transfer
 
 
 class FairLink:
@@ -75,14 +111,13 @@ class FairLink:
     hold the level down.
     """
 
-    def __init__(self, env: simpy.Environment, capacity_bps: float, trunk=None):
+    def __init__(self, env: simpy.Environment, capacity_bps: float, trunk: Trunk | None = None):
         if not capacity_bps >= 0:
             raise NetworkError(f"a link's capacity must be >= 0 bit/s, not {capacity_bps}")
         self.env = env
         self.capacity_bps = capacity_bps
-        self.trace = (
-            None  # the CapacityTrace that its capacity follows, if it is known to follow one
-        )
+        # what its capacity follows, if it is known to follow a trace
+        self.trace: CapacityTrace | None = None
         # the water level now; the ceiling (inf without a trunk) while everyone runs at its cap
         self.level_bps = inf
         self.trunk = trunk
@@ -90,12 +125,13 @@ class FairLink:
 
         self._n_level = 0
         self._volume_bits = 0.0  # V, of the group at the level
-        self._ends_at_volume: list = []  # (V at the end, ticket, transfer)
-        self._level_by_cap: list = []  # (cap, ticket, transfer); those without a cap never enter it
+        self._ends_at_volume: list[Entry] = []  # (V at the end, ticket, transfer)
+        # (cap, ticket, transfer); those without a cap never enter it
+        self._level_by_cap: list[Entry] = []
         self._n_capped = 0
         self._capped_bps = 0.0
-        self._ends_at_time: list = []  # (end, ticket, transfer)
-        self._capped_by_cap: list = []  # (-cap, ticket, transfer)
+        self._ends_at_time: list[Entry] = []  # (end, ticket, transfer)
+        self._capped_by_cap: list[Entry] = []  # (-cap, ticket, transfer)
         self._ticket = 0
         self._admitted = 0
         self._caps_bps = 0.0  # sum over all transfers with a finite cap
@@ -451,7 +487,7 @@ def _order(transfer: Transfer) -> int:
     return transfer._order
 
 
-def _sweep(heap: list) -> None:
+def _sweep(heap: list[Entry]) -> None:
     """Throw out the dead entries, so that a heap stays within twice its living."""
     heap[:] = [entry for entry in heap if entry[2]._ticket == entry[1]]
     heapify(heap)

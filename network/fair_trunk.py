@@ -21,6 +21,7 @@ from math import fsum, inf
 import numpy as np
 import simpy
 
+from network.bandwidth import CapacityTrace
 from network.errors import NetworkError
 from network.fair_link import FairLink
 from network.occupancy import union
@@ -36,7 +37,7 @@ class FairTrunk:
             raise NetworkError(f"a link's capacity must be >= 0 bit/s, not {capacity_bps}")
         self.env = env
         self.capacity_bps = capacity_bps
-        self.trace = None  # as a FairLink's
+        self.trace: CapacityTrace | None = None  # as a FairLink's
         self.links: list[FairLink] = []
         self._level_bps = 0.0  # of the last time it bound: where the next search starts
         self._binds = False
@@ -101,7 +102,7 @@ class FairTrunk:
             self._binds = False
             touched = self.links
         else:
-            touched = (changed,)
+            touched = [changed]
         for link in touched:
             link._arm()
 

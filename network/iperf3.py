@@ -31,7 +31,9 @@ AT_SENDER = "sender (its buffer inflates the CV: use --get-server-output)"
 _FOR_PEOPLE = re.compile(
     r"^(?:Connecting to host |Server listening on |\[ *ID\] *Interval|iperf3: )", re.MULTILINE
 )
-_BLANK = re.compile(r"\s*")
+_WORD = re.compile(r"\S")
+
+Object = Mapping[str, Any]  # of JSON
 
 
 def is_iperf3(path: str | Path) -> bool:
@@ -68,10 +70,8 @@ def read_iperf3(path: str | Path) -> tuple[Measured, ...]:
         )
         how = f"iperf3, {_flows(test)}{', both directions at once' if both else ''}"
         how_ended = "; interrupted" if error else "; cut off within its last line" if is_cut else ""
-        about = {
-            "date": _one_line(start.get("timestamp", {}).get("time", "")),
-            "rtt_s": min([*_round_trips_s(document), *_round_trips_s(at_server)], default=None),
-        }
+        date = _one_line(start.get("timestamp", {}).get("time", ""))
+        rtt_s = min([*_round_trips_s(document), *_round_trips_s(at_server)], default=None)
         measured = []
         for way, key in found.items():
             sums, is_sender = _side(intervals, key, (way == "up") != is_server)
@@ -81,7 +81,7 @@ def read_iperf3(path: str | Path) -> tuple[Measured, ...]:
             series_bps, step_s = _series(sums, path)
             where = f"intervals of {step_s:.3g} s at the {AT_SENDER if is_sender else 'receiver'}"
             measured.append(
-                Measured(series_bps, step_s, way, f"{how}, {where}{how_ended}", **about)
+                Measured(series_bps, step_s, way, f"{how}, {where}{how_ended}", date, rtt_s)
             )
     except (KeyError, TypeError, AttributeError) as error:
         raise FileProblem(
@@ -90,7 +90,7 @@ def read_iperf3(path: str | Path) -> tuple[Measured, ...]:
     return tuple(measured)
 
 
-def _side(intervals: Sequence[Mapping], key: str, is_sender: bool) -> tuple[list[Mapping], bool]:
+def _side(intervals: Sequence[Object], key: str, is_sender: bool) -> tuple[list[Object], bool]:
     """The sums of one direction, without those of omitted seconds; whether the sender counted them
     (old files do not say).
     """
@@ -99,7 +99,7 @@ def _side(intervals: Sequence[Mapping], key: str, is_sender: bool) -> tuple[list
     return sums, is_sender if said is None else bool(said)
 
 
-def _series(sums: Sequence[Mapping], path: str | Path) -> tuple[np.ndarray, float]:
+def _series(sums: Sequence[Object], path: str | Path) -> tuple[np.ndarray, float]:
     """bit/s of each interval but a rest at the end, and the length of an interval."""
     if not sums:
         raise FileProblem(f"{path}: no intervals; run iperf3 for ten seconds or more")
@@ -142,7 +142,7 @@ def _told(value: Any, most: float) -> float | None:
     return float(value) if is_number and 0 <= value <= most else None
 
 
-def _flows(test: Mapping) -> str:
+def _flows(test: Object) -> str:
     count = test.get("num_streams", 1)
     limit_bps = _told(test.get("target_bitrate"), MOST_BPS)
     held = f" held to {limit_bps / 1e6:.3g} Mbit/s by -b" if limit_bps else ""
@@ -150,7 +150,7 @@ def _flows(test: Mapping) -> str:
     return f"{count if isinstance(count, int) else '?'} {protocol} flow{'s' * (count != 1)}{held}"
 
 
-def _round_trips_s(document: Mapping) -> list[float]:
+def _round_trips_s(document: Object) -> list[float]:
     """The smallest round trip of each stream that a TCP sender saw, s."""
     senders = [
         stream["sender"]
@@ -161,7 +161,7 @@ def _round_trips_s(document: Mapping) -> list[float]:
     return [rtt_us / 1e6 for rtt_us in rtts_us if rtt_us]
 
 
-def _udp(document: Mapping, path: str | Path) -> FileProblem:
+def _udp(document: Object, path: str | Path) -> FileProblem:
     """What to say of a UDP test: how much was sent and how much of it arrived, where its end
     tells.
     """
@@ -185,14 +185,17 @@ def _udp(document: Mapping, path: str | Path) -> FileProblem:
 # ---- the JSON
 
 
-def _document(text: str, path: str | Path) -> tuple[Mapping, bool]:
+def _document(text: str, path: str | Path) -> tuple[Object, bool]:
     """One result, put together if it is a stream of events; and whether such a stream stops within
     a line.
     """
     if _FOR_PEOPLE.search(text[:2000]) and not text.lstrip().startswith("{"):
         raise FileProblem(f"{path}: iperf3's words for people: run it again with -J")
-    decoder, documents, at, is_cut = json.JSONDecoder(object_pairs_hook=_pairs), [], 0, False
-    while (at := _BLANK.match(text, at).end()) < len(text) and not is_cut:
+    decoder = json.JSONDecoder(object_pairs_hook=_pairs)
+    documents: list[Any] = []
+    at, is_cut = 0, False
+    while (found := _WORD.search(text, at)) and not is_cut:
+        at = found.start()
         try:
             document, at = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
@@ -216,7 +219,7 @@ def _is_event(document: Any) -> bool:
     return isinstance(document, dict) and "event" in document
 
 
-def _of_events(events: Sequence[Mapping], path: str | Path) -> Mapping:
+def _of_events(events: Sequence[Object], path: str | Path) -> Object:
     intervals = [
         event["data"] for event in events if event["event"] == "interval" and "data" in event
     ]

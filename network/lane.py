@@ -9,19 +9,19 @@ device's cell, wherever they go.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import inf
 
 import simpy
 
 from network import tcp
-from network.fair_link import FairLink
+from network.fair_link import FairLink, Transfer
 from network.mobility import Journey
 from network.profile import LinkProfile
 from network.way import Drives, Rate, Way
-from network.wifi import AirTransfer
 
 
-class Sent(AirTransfer):
+class Sent(Transfer):
     """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once
     it has started.
 
@@ -29,6 +29,13 @@ class Sent(AirTransfer):
     """
 
     __slots__ = ("lane", "left_bits", "opens_s", "payload_bytes")
+
+    def __init__(self, lane: Lane, payload_bytes: float, on_air_bytes: float):
+        super().__init__(lane.env, on_air_bytes)
+        self.lane = lane
+        self.payload_bytes = payload_bytes
+        self.left_bits: float | None = None
+        self.opens_s = -1.0
 
 
 class Lane:
@@ -45,7 +52,7 @@ class Lane:
 
     def __init__(
         self,
-        env,
+        env: simpy.Environment,
         way: Way,
         profile: LinkProfile,
         uses_tcp: bool,
@@ -68,13 +75,7 @@ class Lane:
 
     def send(self, nbytes: float) -> Sent:
         on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
-        transfer = Sent(self.env, on_air_bytes, inf)
-        transfer.lane, transfer.payload_bytes, transfer.left_bits, transfer.opens_s = (
-            self,
-            nbytes,
-            None,
-            -1.0,
-        )
+        transfer = Sent(self, nbytes, on_air_bytes)
         transfer.callbacks.append(self._next)
         self.waiting.append(transfer)
         if self.sending is None:
@@ -83,30 +84,31 @@ class Lane:
 
     def abort(self, transfer: Sent) -> float:
         """Give up a transfer; return the bytes of its payload that had passed."""
-        if transfer.moved_bytes is None:
+        moved_bytes = transfer.moved_bytes
+        if moved_bytes is None:
             if transfer.link is not None:
-                transfer.link.abort(transfer)
+                moved_bytes = transfer.link.abort(transfer)
             else:
                 left_bits = transfer.left_bits  # between two cells, or not on its way yet
-                moved = (
+                moved_bytes = (
                     0
                     if left_bits is None
                     else transfer.nbytes - min(transfer.nbytes, round(left_bits / 8))
                 )
-                transfer.moved_bytes = moved
+                transfer.moved_bytes = moved_bytes
                 if transfer is not self.sending:
                     self.waiting.remove(transfer)
             if transfer is self.sending:
-                self._count_resent(transfer)
+                self._count_resent(transfer, moved_bytes)
                 self._next()
-        return self._passed(transfer)
+        return self._passed(transfer, moved_bytes)
 
     def progress(self, transfer: Sent) -> tuple[float, float, float]:
         """Bytes of its payload that have passed, the most that pass a second as things are, and
         until when they are so, s.
         """
         if transfer.moved_bytes is not None:
-            return self._passed(transfer), 0.0, inf
+            return self._passed(transfer, transfer.moved_bytes), 0.0, inf
         left_bits = (
             transfer.link.left_bits(transfer) if transfer.link is not None else transfer.left_bits
         )
@@ -117,17 +119,18 @@ class Lane:
         until_s = inf if isinstance(self.rate, float | int) else self.rate.next_change(self.env.now)
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
 
-    def _passed(self, transfer: Sent) -> float:
-        if transfer.nbytes == transfer.payload_bytes or transfer.moved_bytes == 0:
-            return transfer.moved_bytes
-        return round(transfer.payload_bytes * (transfer.moved_bytes / transfer.nbytes))
+    def _passed(self, transfer: Sent, moved_bytes: float) -> float:
+        """Bytes of its payload in what has moved on the air."""
+        if transfer.nbytes == transfer.payload_bytes or moved_bytes == 0:
+            return moved_bytes
+        return round(transfer.payload_bytes * (moved_bytes / transfer.nbytes))
 
-    def _count_resent(self, transfer: Sent) -> None:
-        self.resent_bytes += transfer.moved_bytes - self._passed(transfer)
+    def _count_resent(self, transfer: Sent, moved_bytes: float) -> None:
+        self.resent_bytes += moved_bytes - self._passed(transfer, moved_bytes)
 
-    def _next(self, ended: simpy.Event | None = None) -> None:
+    def _next(self, ended: Sent | None = None) -> None:
         if ended is not None:
-            self._count_resent(ended)
+            self._count_resent(ended, ended.nbytes)
         self.sending = transfer = self.waiting.popleft() if self.waiting else None
         if transfer is None:
             return
@@ -159,10 +162,8 @@ class Lane:
         transfer.cap_bps = min(transfer.rate_bps, self.bound_bps)
         if transfer.left_bits is None:
             transfer.left_bits = 8.0 * transfer.nbytes
-            if not isinstance(self.rate, float | int):
-                self._at_change(self.rate, self._re_rate, transfer)
-            if self.journey is not None:
-                self._at_change(self.journey, self._hand_over, transfer)
+            self._at_change(self.rate, self._re_rate, transfer)
+            self._at_change(self.journey, self._hand_over, transfer)
         self._link().admit(transfer, transfer.left_bits)
 
     def may_move(self) -> bool:
@@ -174,13 +175,17 @@ class Lane:
             transfer.opens_s = self.way.opens(now) if self.way.carries(8 * transfer.nbytes) else inf
         return transfer.opens_s < inf
 
-    def _at_change(self, of: Rate | Journey, act, transfer: Sent) -> None:
+    def _at_change(
+        self, of: float | Rate | Journey | None, act: Callable[[Sent], None], transfer: Sent
+    ) -> None:
         """Wake at the next change, as long as this transfer lasts and may still move."""
+        if of is None or isinstance(of, float | int):
+            return  # nothing will ever change
         change_s = of.next_change(self.env.now) if self.may_move() else inf
         if change_s < inf:
             self._at(change_s, act, transfer)
 
-    def _at(self, time_s: float, act, transfer: Sent) -> None:
+    def _at(self, time_s: float, act: Callable[[Sent], None], transfer: Sent) -> None:
         self.env.timeout(time_s - self.env.now).callbacks.append(lambda _: act(transfer))
 
     def _re_rate(self, transfer: Sent) -> None:

@@ -45,7 +45,7 @@ def read_throughput(
     """
     rates = read_rates(path, column, unit, "Mbit/s")
     if rates.period_s is not None:
-        return _of_packets(rates, direction, Path(path).name)
+        return _of_packets(rates, rates.period_s, direction, Path(path).name)
     said = f"{len(rates.bps):,} rows from {Path(path).name}: {rates.read}"
     if rates.times_s is None:
         return Measured(np.array(rates.bps), 1.0, direction, f"{said}, a row a second")
@@ -65,7 +65,8 @@ def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
         return series_bps
     if abs(n * step_s - 1) < 0.01:
         whole = len(series_bps) // n
-        return np.reshape(series_bps[: whole * n], (whole, n)).mean(axis=1)
+        means_bps: np.ndarray = np.reshape(series_bps[: whole * n], (whole, n)).mean(axis=1)
+        return means_bps
     ends_s, whole = np.arange(len(series_bps) + 1) * step_s, int(len(series_bps) * step_s)
 
     def passed(values: np.ndarray) -> np.ndarray:
@@ -84,13 +85,11 @@ def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
     )
 
 
-def _of_packets(rates: Rates, direction: str, name: str) -> Measured:
+def _of_packets(rates: Rates, period_s: float, direction: str, name: str) -> Measured:
     """Whole seconds of a packet-delivery trace; one shorter than a second is one step."""
-    if rates.period_s < 1:
-        return Measured(np.array(rates.bps), rates.period_s, direction, f"{name}: {rates.read}")
-    return Measured(
-        np.array(rates.bps[: int(rates.period_s)]), 1.0, direction, f"{name}: {rates.read}"
-    )
+    if period_s < 1:
+        return Measured(np.array(rates.bps), period_s, direction, f"{name}: {rates.read}")
+    return Measured(np.array(rates.bps[: int(period_s)]), 1.0, direction, f"{name}: {rates.read}")
 
 
 def _on_a_grid(
@@ -114,7 +113,7 @@ def _on_a_grid(
             "resample it"
         )
     shortened = int(np.sum(whole > LONGEST_HOLE + 1))
-    places = np.concatenate([[0], np.cumsum(np.minimum(whole, LONGEST_HOLE + 1))])
+    places: np.ndarray = np.concatenate([[0], np.cumsum(np.minimum(whole, LONGEST_HOLE + 1))])
     if places[-1] >= MOST_STEPS:
         raise FileProblem(
             f"{path}: from its first to its last row lie {places[-1]:,.0f} steps of {step_s:g} s, "

@@ -23,7 +23,7 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -167,7 +167,9 @@ class _Client:
             _hang_up(writer)
         return round_trips_s, transfers
 
-    async def _transfer(self, reader, writer, nbytes: int) -> float:
+    async def _transfer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nbytes: int
+    ) -> float:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         writer.write(nbytes.to_bytes(8, "big") + bytes(nbytes))
@@ -227,7 +229,7 @@ class _Client:
         return _as_bps(counts)
 
     async def _open(
-        self, stage: str, wish: dict
+        self, stage: str, wish: Mapping[str, object]
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop, where = asyncio.get_running_loop(), f"{self.host}:{self.port}"
         self.stage = stage
@@ -271,7 +273,7 @@ class _Client:
             )
         return reader, writer
 
-    async def _wait(self, coming):
+    async def _wait(self, coming: Awaitable[bytes]) -> bytes:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
@@ -300,7 +302,7 @@ class _Client:
 # ---- the serving end
 
 
-async def _in_time(coming: Awaitable, within_s: float) -> bool:
+async def _in_time(coming: Awaitable[object], within_s: float) -> bool:
     """Whether something came in time."""
     try:
         async with asyncio.timeout(within_s):
@@ -326,9 +328,9 @@ async def _wish(reader: asyncio.StreamReader) -> tuple[str, float]:
         raise _Stranger("asked for nothing in time") from None
     except (EOFError, asyncio.LimitOverrunError, ValueError):
         raise _Stranger("speaks another language") from None
-    do, seconds = (
-        (wish.get("do"), wish.get("seconds", 0)) if isinstance(wish, dict) else (None, None)
-    )
+    if not isinstance(wish, dict):
+        raise _Stranger("asked for something else")
+    do, seconds = wish.get("do"), wish.get("seconds", 0)
     if not isinstance(do, str) or do not in _SERVICES or not _is_number(seconds, LONGEST_S):
         raise _Stranger("asked for something else")
     return do, float(seconds)
@@ -398,7 +400,10 @@ _SERVICES = {"up": _count_for, "down": _send_for, "take": _take}
 
 
 async def _count(
-    reader: asyncio.StreamReader, seconds: float, on_progress=lambda done_s: None, wait=None
+    reader: asyncio.StreamReader,
+    seconds: float,
+    on_progress: Callable[[float], None] = lambda done_s: None,
+    wait: Callable[[Awaitable[bytes]], Awaitable[bytes]] | None = None,
 ) -> tuple[list[int], float]:
     """Bytes that arrive in each step from the first byte on, and for how long they did: less than
     `seconds` if cut.
@@ -422,7 +427,7 @@ async def _count(
             told_s = now_s
 
 
-async def _heard(reader: asyncio.StreamReader) -> dict:
+async def _heard(reader: asyncio.StreamReader) -> dict[str, Any]:
     """The other end's next line, {} for one that is no object; ValueError for one that is no
     JSON.
     """
@@ -445,5 +450,5 @@ def _as_bps(counts: list[int]) -> np.ndarray:
     return np.array(counts, dtype=float) * 8 / STEP_S
 
 
-def _line(message) -> bytes:
+def _line(message: object) -> bytes:
     return json.dumps(message).encode() + b"\n"

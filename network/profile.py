@@ -74,7 +74,7 @@ class LinkProfile:
         default_factory=dict, compare=False, repr=False
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for key in NUMBERS:
             if what := _out_of_bounds(key, getattr(self, key)):
                 raise NetworkError(f"link profile {self.name!r}: {key} {what}")

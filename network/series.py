@@ -118,9 +118,11 @@ def read_rates(
         raise FileProblem(
             f"{path}: no column of time; a capacity over time has two, such as time_s and rate_mbps"
         )
-    when = times(table, clock) if clock is not None else None
-    if when:
+    when, read = None, ""
+    if clock is not None:
+        when = times(table, clock)
         in_order(table, clock, when.seconds)
+        read = f"{_titled(table, clock)} in {when.unit}{'' if when.is_said else UNSAID}, "
     worth = _unit(table, place, unit, default)
     bps = [
         value * worth.bits for value in table.numbers(place, least=0.0, may_miss=not is_capacity)
@@ -134,10 +136,7 @@ def read_rates(
                 row, place, f"{value:.3g} bit/s is no rate of a link: is the unit right?"
             )
     is_said = when is None or when.is_said
-    time_read = (
-        f"{_titled(table, clock)} in {when.unit}{'' if is_said else UNSAID}, " if when else ""
-    )
-    read = f"{time_read}{_titled(table, place)} in {worth.words}"
+    read += f"{_titled(table, place)} in {worth.words}"
     return Rates(_from_zero(when), bps, read, is_time_said=is_said)
 
 
@@ -316,7 +315,7 @@ def _even_step_s(table: Table, place: int, when: Times | None) -> float:
 # ---- packets
 
 
-def _packets(text: str, path: str | Path, is_capacity: bool) -> array | None:
+def _packets(text: str, path: str | Path, is_capacity: bool) -> array[int] | None:
     """The milliseconds of a packet-delivery trace; None if the text is something else.
 
     A throughput a second may look alike: it is one if its numbers fall somewhere, or never change.
@@ -358,7 +357,7 @@ _WHAT_IS_ONE = (
 )
 
 
-def _delivered(sent_ms: array, path: str | Path) -> Rates:
+def _delivered(sent_ms: array[int], path: str | Path) -> Rates:
     """What packets came to in each second, one that was sent at its very end included."""
     period_ms = sent_ms[-1]
     counts = [0] * -(-period_ms // PACKET_STEP_MS)

@@ -21,7 +21,7 @@ import asyncio
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -98,8 +98,8 @@ class ShapedRelay:
         self.connections = 0  # so far
         self.unreached = 0  # connections for which the target did not answer
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Event | None = None
+        self._halt: Callable[[], object] = lambda: None  # once it serves: ends the serving
+        self._open: set[asyncio.Task[None]] = set()
         self._failure: OSError | None = None
 
     @property
@@ -141,7 +141,7 @@ class ShapedRelay:
         thread, self._thread = self._thread, None  # two threads may stop it at once
         if thread is not None:
             with suppress(RuntimeError):  # the loop has ended by itself
-                self._loop.call_soon_threadsafe(self._stopping.set)
+                self._halt()
             thread.join()
 
     def __enter__(self) -> ShapedRelay:
@@ -151,8 +151,8 @@ class ShapedRelay:
         self.stop()
 
     async def _serve(self, listening: threading.Event) -> None:
-        self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        servers, self._open = [], set()
+        stopping, servers = asyncio.Event(), []
+        self._halt = partial(asyncio.get_running_loop().call_soon_threadsafe, stopping.set)
         try:
             for access in self.access:
                 servers.append(
@@ -163,7 +163,7 @@ class ShapedRelay:
             self._failure = error
         listening.set()
         if self._failure is None:
-            await self._stopping.wait()
+            await stopping.wait()
         for server in servers:
             server.close()
         for task in self._open:
@@ -174,6 +174,7 @@ class ShapedRelay:
         self, access: Access, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         task = asyncio.current_task()
+        assert task is not None, "asyncio runs every connection in a task"
         self._open.add(task)
         self.connections += 1
         far_writer = None
@@ -200,9 +201,9 @@ class ShapedRelay:
         except* (OSError, asyncio.CancelledError):
             pass  # an end has gone away, or the relay stops
         finally:
-            for end in (writer, far_writer):
-                if end is not None:
-                    end.close()
+            writer.close()
+            if far_writer is not None:
+                far_writer.close()
             self._open.discard(task)
 
 

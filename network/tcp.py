@@ -66,4 +66,4 @@ def slow_start_s(
     below_the_pipe = ceil(log2(rtt_s / window_s)) if rtt_s > window_s else 0
     before_the_last = ceil(log2(nbytes / initial_window_bytes + 1)) - 1
     waits = min(below_the_pipe, before_the_last)
-    return max(0.0, waits * rtt_s - (2**waits - 1) * window_s)
+    return max(0.0, waits * rtt_s - (2.0**waits - 1) * window_s)

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import fsum, inf
-from typing import Literal
+from typing import Literal, TypeVar
 
 import simpy
 
@@ -33,6 +33,9 @@ from network.mobility import Journey
 from network.profile import LinkProfile
 from network.way import Drives, Rate, Way
 from network.wifi import AirLink
+
+Key = TypeVar("Key")
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Cell:
     gain: float = 1.0
     fair_uplink: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in ("shared", "wifi", "cellular"):
             raise NetworkError(f"a cell is 'shared', 'wifi' or 'cellular', not {self.kind!r}")
         if not 1 <= self.gain < inf or (self.gain != 1 and self.kind != "cellular"):
@@ -92,7 +95,7 @@ class Network:
         for name, trace in (traces or {}).items():
             _named(self.shared, name, "shared link").trace = trace
         self._drives = Drives(
-            env, [link for link in self.shared.values() if link.trace], self._may_move
+            env, [(link, link.trace) for link in self.shared.values() if link.trace], self._may_move
         )
 
     def attach(
@@ -131,16 +134,16 @@ class Network:
         ):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
-            way = Way(rate, links if journey else links[cell], journey)
+            way = Way(rate, links if journey else {None: links[cell]}, journey)
             lane = Lane(self.env, way, profile, tcp, handover_s, self._drives)
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
 
-    def upload(self, device_id: str, nbytes: float) -> simpy.Event:
+    def upload(self, device_id: str, nbytes: float) -> Sent:
         """Send bytes from a device to the server; the event's value is the finish time, s."""
         return _named(self._lanes, device_id, "attached device")[0].send(nbytes)
 
-    def download(self, device_id: str, nbytes: float) -> simpy.Event:
+    def download(self, device_id: str, nbytes: float) -> Sent:
         """Send bytes from the server to a device; the event's value is the finish time, s."""
         return _named(self._lanes, device_id, "attached device")[1].send(nbytes)
 
@@ -157,15 +160,15 @@ class Network:
         """Give up a transfer; return the bytes that had passed (0 while it waits, all of them once
         it has ended).
         """
-        if not isinstance(event, Sent):
-            raise NetworkError("abort() needs an event that upload() or download() returned")
-        return event.lane.abort(event)
+        sent = _sent(event, "abort")
+        return sent.lane.abort(sent)
 
     def progress(self, event: simpy.Event) -> tuple[float, float, float]:
         """Bytes of a transfer that have passed, the most that pass a second as things are, and
         until when they are so, s.
         """
-        return event.lane.progress(event)
+        sent = _sent(event, "progress")
+        return sent.lane.progress(sent)
 
     @property
     def resent_bytes(self) -> float:
@@ -182,15 +185,17 @@ class Network:
 
     def _share(
         self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str
-    ) -> dict:
+    ) -> dict[str | None, FairLink]:
         """The link that a device enters, by the name of its cell (None: no cell)."""
         if not cells:
             self.shared[name] = link = FairLink(self.env, capacity_bps)
             return {None: link}
         self.shared[name] = trunk = FairTrunk(self.env, capacity_bps)
-        links = {cell: self._medium(how, trunk, direction) for cell, how in cells.items()}
-        self.shared |= {f"{cell}/{direction}": link for cell, link in links.items()}
-        return {None: trunk.link(inf), **links}
+        links: dict[str | None, FairLink] = {}
+        for cell, how in cells.items():
+            links[cell] = self.shared[f"{cell}/{direction}"] = self._medium(how, trunk, direction)
+        links[None] = trunk.link(inf)
+        return links
 
     def _medium(self, cell: Cell, trunk: FairTrunk, direction: str) -> FairLink:
         capacity_bps = cell.up_bps if direction == "up" else cell.down_bps
@@ -209,14 +214,15 @@ class InstantNetwork:
     def __init__(self, env: simpy.Environment):
         self.env = env
 
-    def attach(self, device_id: str, *how, **more) -> None:
+    def attach(self, device_id: str, *how: object, **more: object) -> None:
         """Nothing to connect."""
 
-    def upload(self, device_id: str, nbytes: float) -> simpy.Event:
+    def upload(self, device_id: str, nbytes: float) -> Transfer:
         """An event that succeeds now."""
         transfer = Transfer(self.env, nbytes)
         transfer.moved_bytes = nbytes
-        return transfer.succeed(self.env.now)
+        transfer.succeed(self.env.now)
+        return transfer
 
     download = upload
 
@@ -224,16 +230,22 @@ class InstantNetwork:
         """No time at all."""
         return 0.0
 
-    def abort(self, event: simpy.Event) -> float:
+    def abort(self, event: Transfer) -> float:
         """All the bytes: they passed at once."""
-        return event.moved_bytes
+        return event.nbytes
 
-    def progress(self, event: simpy.Event) -> tuple[float, float, float]:
+    def progress(self, event: Transfer) -> tuple[float, float, float]:
         """All the bytes, and nothing to come."""
-        return event.moved_bytes, 0.0, inf
+        return event.nbytes, 0.0, inf
 
 
-def _named(known: Mapping, name, kind: str):
+def _sent(event: simpy.Event, verb: str) -> Sent:
+    if not isinstance(event, Sent):
+        raise NetworkError(f"{verb}() needs an event that upload() or download() returned")
+    return event
+
+
+def _named(known: Mapping[Key, Named], name: Key, kind: str) -> Named:
     try:
         return known[name]
     except KeyError:

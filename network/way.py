@@ -15,7 +15,8 @@ from typing import Protocol
 
 import simpy
 
-from network.fair_link import FairLink
+from network.bandwidth import CapacityTrace
+from network.fair_link import FairLink, Trunk
 from network.fair_trunk import FairTrunk
 from network.mobility import Journey
 
@@ -28,12 +29,15 @@ MOST_OPENINGS = (
 
 
 class Rate(Protocol):
-    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace; `closes`: whether it is ever 0,
-    `peak_bps` at its highest.
-    """
+    """A rate over time: CapacityTrace, VaryingRate, ShiftedTrace."""
 
-    closes: bool
-    peak_bps: float
+    @property
+    def closes(self) -> bool:
+        """Whether it is ever 0."""
+
+    @property
+    def peak_bps(self) -> float:
+        """The highest that it ever is, bit/s."""
 
     def at(self, t_s: float) -> float:
         """The rate at time t, bit/s."""
@@ -48,6 +52,8 @@ class Rate(Protocol):
 class Way:
     """What the bits of a device pass in one direction: its own rate, the links that it enters,
     where it is meanwhile.
+
+    `links` by the cell that its journey is in; without a journey the one link under None.
     """
 
     __slots__ = ("_closes", "_peak_bps", "journey", "links", "rate")
@@ -55,11 +61,11 @@ class Way:
     def __init__(
         self,
         rate: float | Rate,
-        links: FairLink | Mapping[str, FairLink],
+        links: Mapping[str | None, FairLink],
         journey: Journey | None = None,
     ) -> None:
         self.rate, self.links, self.journey = rate, links, journey
-        taken = [links] if journey is None else list(links.values())
+        taken = list(links.values())
         gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
         self._closes = any(
             gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates
@@ -68,7 +74,7 @@ class Way:
 
     def link(self, t_s: float) -> FairLink:
         """The link that is entered at time t."""
-        return self.links if self.journey is None else self.links[self.journey.at(t_s)]
+        return self.links[None if self.journey is None else self.journey.at(t_s)]
 
     def opens(self, t_s: float) -> float:
         """The first time from t on at which the rate, the link entered then and what lies behind it
@@ -95,7 +101,7 @@ class Way:
         return bits <= self._peak_bps * LONGEST_TRANSFER_S
 
 
-def _gate(link: FairLink | FairTrunk) -> float | Rate:
+def _gate(link: FairLink | Trunk) -> float | Rate:
     return link.capacity_bps if link.trace is None else link.trace
 
 
@@ -115,7 +121,7 @@ class Drives:
     def __init__(
         self,
         env: simpy.Environment,
-        links: Sequence[FairLink | FairTrunk],
+        links: Sequence[tuple[FairLink | FairTrunk, CapacityTrace]],
         may_move: Callable[[], bool],
     ):
         self._env, self._may_move, self._asleep = env, may_move, list(links)
@@ -126,16 +132,16 @@ class Drives:
         come.
         """
         asleep, self._asleep = self._asleep, []
-        for link in asleep:
-            self._follow(link)
+        for link, trace in asleep:
+            self._follow(link, trace)
 
-    def _follow(self, link: FairLink | FairTrunk) -> None:
-        now, trace = self._env.now, link.trace
+    def _follow(self, link: FairLink | FairTrunk, trace: CapacityTrace) -> None:
+        now = self._env.now
         link.set_capacity(trace.at(now))
         change_s = trace.next_change(now)
         if change_s == inf:
             return
         if self._may_move():
-            self._env.timeout(change_s - now).callbacks.append(lambda _: self._follow(link))
+            self._env.timeout(change_s - now).callbacks.append(lambda _: self._follow(link, trace))
         else:
-            self._asleep.append(link)
+            self._asleep.append((link, trace))

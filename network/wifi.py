@@ -35,29 +35,15 @@ from math import inf
 import simpy
 
 from network.errors import NetworkError
-from network.fair_link import FairLink, Transfer, _sweep
-
-
-class AirTransfer(Transfer):
-    """Bytes under way over shared air; `rate_bps` is what its station would move with the channel
-    to itself.
-    """
-
-    __slots__ = ("_airtime", "_weight", "rate_bps")
-
-    def __init__(
-        self, env: simpy.Environment, nbytes: float, rate_bps: float, cap_bps: float = inf
-    ):
-        super().__init__(env, nbytes, min(cap_bps, rate_bps))
-        self.rate_bps = rate_bps
+from network.fair_link import Entry, FairLink, Transfer, Trunk, _sweep
 
 
 class AirLink(FairLink):
     """A channel that stations share by time on it, in turn or fairly, before a wire of
     `capacity_bps` bit/s.
 
-    It is used as a FairLink is, with `AirTransfer`s. To change a station's rate, set its
-    `rate_bps`, then `set_cap`. Under a trunk, stations in turn are held down one by one, as in any
+    It is used as a FairLink is, with transfers that have a `rate_bps`. To change a station's rate,
+    set its `rate_bps`, then `set_cap`. Under a trunk, stations in turn are held down one by one, as in any
     fair link; in a fair channel the trunk holds all of them together to as much as so many
     transfers are due, and the scheduler goes on giving them equal time.
     """
@@ -68,7 +54,7 @@ class AirLink(FairLink):
         capacity_bps: float = inf,
         fair: bool = False,
         airtime: float = 1.0,
-        trunk=None,
+        trunk: Trunk | None = None,
     ):
         if not 0 < airtime < inf:
             raise NetworkError(
@@ -81,13 +67,13 @@ class AirLink(FairLink):
         self._level_airtime = 0.0  # and their seconds a second
         self._capped_airtime = 0.0
 
-    def transfer(self, nbytes: float, rate_bps: float, cap_bps: float = inf) -> AirTransfer:
-        """Send bytes from a station of this rate, never above `cap_bps`; the event's value is the
-        finish time, s.
+    def transfer(self, nbytes: float, cap_bps: float = inf, rate_bps: float = inf) -> Transfer:
+        """Send bytes from a station of this (finite) rate, never above `cap_bps`; the event's value
+        is the finish time, s.
         """
-        return self.admit(AirTransfer(self.env, nbytes, rate_bps, cap_bps))
+        return self.admit(Transfer(self.env, nbytes, cap_bps, rate_bps))
 
-    def left_bits(self, transfer: AirTransfer) -> float:
+    def left_bits(self, transfer: Transfer) -> float:
         """Bits that a transfer under way here has left now."""
         left_bits = super().left_bits(transfer)
         return left_bits if transfer._capped else left_bits * transfer._weight
@@ -128,7 +114,7 @@ class AirLink(FairLink):
                     self._volume_bits += self.level_bps * elapsed_s
             self._last_s = self.env.now
 
-    def _enter(self, transfer: AirTransfer, left_bits: float) -> None:
+    def _enter(self, transfer: Transfer, left_bits: float) -> None:
         rate_bps = transfer.rate_bps
         if not 0 <= rate_bps < inf or transfer.cap_bps > rate_bps:
             raise NetworkError(
@@ -142,7 +128,7 @@ class AirLink(FairLink):
         at_cap = transfer.cap_bps <= transfer._weight * self.level_bps
         (self._to_cap if at_cap else self._to_level)(transfer, left_bits)
 
-    def _to_level(self, transfer: AirTransfer, left_bits: float) -> None:
+    def _to_level(self, transfer: Transfer, left_bits: float) -> None:
         self._ticket = ticket = self._ticket + 1
         transfer._ticket = ticket
         transfer._capped = False
@@ -153,13 +139,13 @@ class AirLink(FairLink):
         self._push(self._ends_at_volume, end, transfer, n)
         self._push(self._level_by_cap, transfer.cap_bps / transfer._weight, transfer, n)
 
-    def _from_level(self, transfer: AirTransfer) -> float:
+    def _from_level(self, transfer: Transfer) -> float:
         left_bits = super()._from_level(transfer) * transfer._weight
         self._level_weight = self._level_weight - transfer._weight if self._n_level else 0.0
         self._level_airtime = self._level_airtime - transfer._airtime if self._n_level else 0.0
         return left_bits
 
-    def _to_cap(self, transfer: AirTransfer, left_bits: float) -> None:
+    def _to_cap(self, transfer: Transfer, left_bits: float) -> None:
         self._ticket = ticket = self._ticket + 1
         cap_bps = transfer.cap_bps
         transfer._ticket = ticket
@@ -172,14 +158,14 @@ class AirLink(FairLink):
         self._push(self._ends_at_time, now + left_bits / cap_bps if cap_bps else inf, transfer, n)
         self._push(self._capped_by_cap, -cap_bps / transfer._weight, transfer, n)
 
-    def _from_cap(self, transfer: AirTransfer) -> float:
+    def _from_cap(self, transfer: Transfer) -> float:
         left_bits = super()._from_cap(transfer)
         freed = transfer.cap_bps / transfer._weight * transfer._airtime
         self._capped_airtime = self._capped_airtime - freed if self._n_capped else 0.0
         return left_bits
 
     @staticmethod
-    def _push(heap: list, key: float, transfer: AirTransfer, n: int) -> None:
+    def _push(heap: list[Entry], key: float, transfer: Transfer, n: int) -> None:
         heappush(heap, (key, transfer._ticket, transfer))
         if len(heap) > 2 * n + 64:
             _sweep(heap)

@@ -55,7 +55,7 @@ def test_busy_times_are_those_of_the_transfers(medium, seed):
     def send(begins_s: float, nbytes: int, gives_up_s: float):
         yield env.timeout(begins_s)
         on, began_s = below[nbytes % len(below)], env.now
-        rates = (1e6, 5e5) if isinstance(on, AirLink) else (1e6,)
+        rates = (5e5, 1e6) if isinstance(on, AirLink) else (1e6,)
         transfer = on.transfer(nbytes, *rates)
         result = yield transfer | env.timeout(gives_up_s)
         moved = nbytes if transfer in result else on.abort(transfer)

@@ -65,7 +65,7 @@ def test_all_that_lies_on_a_way_must_be_open_at_once():
     def opens_s(t_s, rate, trace=None):
         link = FairLink(simpy.Environment(), 1e9)
         link.trace = trace
-        return Way(rate, link).opens(t_s)
+        return Way(rate, {None: link}).opens(t_s)
 
     assert opens_s(0, 5e6) == 0 and opens_s(3.5, TURNS) == 3.5 and opens_s(2.5, TURNS) == 3
     assert opens_s(2.5, ZERO) == inf and opens_s(0, 0.0) == inf
@@ -84,8 +84,8 @@ def test_all_that_lies_on_a_way_must_be_open_at_once():
 
 def test_a_rate_at_which_it_would_take_years_is_none():
     link = FairLink(simpy.Environment(), 1e9)
-    assert Way(1e-3, link).carries(3.1e4) and not Way(1e-3, link).carries(3.3e4)
-    assert Way(VaryingRate(1, 0.5, 0.5, rng()), link).carries(1e15)
+    assert Way(1e-3, {None: link}).carries(3.1e4) and not Way(1e-3, {None: link}).carries(3.3e4)
+    assert Way(VaryingRate(1, 0.5, 0.5, rng()), {None: link}).carries(1e15)
 
 
 # whatever repeats here goes on for ever, and none of it can move a bit

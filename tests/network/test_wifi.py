@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from network.errors import NetworkError
+from network.fair_link import Transfer
 from network.fair_trunk import FairTrunk
 from network.profile import LinkProfile
 from network.topology import Cell, Network
-from network.wifi import AirLink, AirTransfer
+from network.wifi import AirLink
 
 MEGABYTE = 1_000_000
 DOCS = Path(__file__).parents[2] / "docs" / "wifi.md"
@@ -56,7 +57,7 @@ def test_worked_number_of_the_docs():
 def test_one_station_has_its_own_rate_whatever_the_manner(fair):
     env = simpy.Environment()
     link = AirLink(env, fair=fair, airtime=1.5 if fair else 1.0)
-    assert link.transfer(MEGABYTE, 8e6).link is link
+    assert link.transfer(MEGABYTE, rate_bps=8e6).link is link
     assert (link.rate_bps, link.airtime_used) == pytest.approx((8e6, 1.0))
     env.run()
     assert env.now == pytest.approx(1.0)
@@ -68,8 +69,8 @@ def test_everyone_at_once_is_the_formula(rates_bps, gain):
     env = simpy.Environment()
     in_turn, fair = AirLink(env), AirLink(env, fair=True, airtime=gain)
     for bps in rates_bps:
-        in_turn.transfer(10**9, bps)
-        fair.transfer(10**9, bps)
+        in_turn.transfer(10**9, rate_bps=bps)
+        fair.transfer(10**9, rate_bps=bps)
     n = len(rates_bps)
     assert in_turn.rate_bps == pytest.approx(n / sum(1 / r for r in rates_bps))
     assert fair.rate_bps == pytest.approx(sum(rates_bps) * min(1, gain / n))
@@ -197,7 +198,7 @@ def play_air(cells, arrivals, actions, ingress_bps):
 
     def start(i):
         _, nbytes, cell, rate_bps, cap_bps = arrivals[i]
-        sent[i] = links[cell].admit(AirTransfer(env, nbytes, rate_bps, cap_bps))
+        sent[i] = links[cell].admit(Transfer(env, nbytes, cap_bps, rate_bps))
 
     def act(_, kind, target, value):
         if kind == "wire":
@@ -275,12 +276,12 @@ def test_a_long_busy_period_does_not_drift():
     """
     env = simpy.Environment()
     link = AirLink(env)
-    long = link.transfer(10**8, 1e6)
+    long = link.transfer(10**8, rate_bps=1e6)
     sizes = [1000 + n % 7 for n in range(5000)]
 
     def source():
         for n, nbytes in enumerate(sizes):
-            yield link.transfer(nbytes, 3e5 + 1e3 * (n % 100))
+            yield link.transfer(nbytes, rate_bps=3e5 + 1e3 * (n % 100))
 
     env.process(source())
     env.run()
@@ -295,7 +296,7 @@ def test_looking_changes_nothing():
     def finish(looks):
         env = simpy.Environment()
         link = AirLink(env, 9e6, fair=True)
-        sent = [link.transfer(1000 * i + 7, 1e4 * i + 100, 3e5) for i in range(40)]
+        sent = [link.transfer(1000 * i + 7, 3e5, 1e4 * i + 100) for i in range(40)]
         for i in range(looks):
             env.run(until=(i + 1) / 70)
             assert link.bytes_carried > 0 and link.airtime_used <= 1 + 1e-12
@@ -337,8 +338,8 @@ def test_cells_of_every_kind_meet_in_the_ingress():
     "mistake",
     [
         lambda env: AirLink(env, airtime=0),
-        lambda env: AirLink(env).transfer(1, inf),
-        lambda env: AirLink(env).transfer(1, -1.0),
+        lambda env: AirLink(env).transfer(1, 1e6),
+        lambda env: AirLink(env).transfer(1, rate_bps=-1.0),
         lambda env: Cell(kind="wired"),
         lambda env: Cell(kind="wifi", gain=1.2),
         lambda env: Cell(kind="cellular", gain=0.5),
