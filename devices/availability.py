@@ -14,9 +14,9 @@ ones (through the night) are kinds of their own.
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from math import exp, fsum, inf, isfinite, log
 from pathlib import Path
 from statistics import NormalDist
@@ -283,10 +283,7 @@ def load(name: str) -> Rhythm:
             f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES}"
         )
     try:
-        kinds = {
-            str(key): Sessions(**{k: _numbers(v) for k, v in kind.items()})
-            for key, kind in data["kinds"].items()
-        }
+        kinds = {str(key): _sessions(kind) for key, kind in data["kinds"].items()}
         return Rhythm(**{**data, "kinds": kinds})
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise AvailabilityError(
@@ -294,8 +291,18 @@ def load(name: str) -> Rhythm:
         ) from None
 
 
-def _numbers(value: Any) -> float | tuple[float, ...]:
-    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+def _sessions(kind: Mapping[str, Any]) -> Sessions:
+    names = [field.name for field in fields(Sessions)]
+    if set(kind) != set(names):
+        raise ValueError(f"a kind of sessions has {', '.join(names)}, and nothing else")
+    return Sessions(
+        per_day=float(kind["per_day"]),
+        rate_shape=float(kind["rate_shape"]),
+        start_weight=tuple(map(float, kind["start_weight"])),
+        log_length_mean=tuple(map(float, kind["log_length_mean"])),
+        log_length_sd=float(kind["log_length_sd"]),
+        device_sd=float(kind["device_sd"]),
+    )
 
 
 @dataclass(frozen=True)
@@ -329,7 +336,7 @@ def read_trace(path: Path, period_s: float | None = None) -> Trace:
     table = read_table(path)
     who = table.place_of(lambda words: words == ["device"], "device")
     at = [
-        table.place_of(lambda words, edge=edge: words[:2] == ["ready", edge], f"ready_{edge}_s")
+        table.place_of(partial(_begins, ["ready", edge]), f"ready_{edge}_s")
         for edge in ("start", "end")
     ]
     starts, ends = (moments(table, place) for place in at)
@@ -356,6 +363,10 @@ def read_trace(path: Path, period_s: float | None = None) -> Trace:
         for name in sorted(found)
     }
     return Trace(own, period)
+
+
+def _begins(with_words: list[str], words: list[str]) -> bool:
+    return words[: len(with_words)] == with_words
 
 
 def _merged(

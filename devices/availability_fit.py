@@ -5,6 +5,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -77,7 +78,7 @@ def sessions_of(
     }
 
 
-def describe(sessions: Intervals, windows: Mapping[str, tuple[float, float]]) -> dict:
+def describe(sessions: Intervals, windows: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
     """What a rhythm is compared by: share of time on by hour (24), quantiles of session lengths and
     of devices' shares.
     """
@@ -105,7 +106,7 @@ def write(rhythm: Rhythm, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _rounded(value):
+def _rounded(value: object) -> object:
     if isinstance(value, dict):
         return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -153,7 +154,15 @@ def _two_kinds(
     return is_long, laws
 
 
-def _law(logs, hour, low, near, weight, mean, sd) -> tuple[np.ndarray, float]:
+def _law(
+    logs: np.ndarray,
+    hour: np.ndarray,
+    low: float,
+    near: np.ndarray,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    sd: float,
+) -> tuple[np.ndarray, float]:
     """One step towards means by hour and standard deviation, with what a cut at `low` takes away
     given back.
 

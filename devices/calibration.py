@@ -79,7 +79,7 @@ def medians(timings: Sequence[Timing]) -> list[Point]:
     that the same work got at its best; up to half of a point's timings are left out for it, so that
     a busy machine cannot choose for itself.
     """
-    groups: dict[tuple, list[Timing]] = {}
+    groups: dict[tuple[str, str, float, float], list[Timing]] = {}
     for t in timings:
         groups.setdefault((t.workload, t.engine, t.flop, t.bytes_moved), []).append(t)
     points = []

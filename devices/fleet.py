@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-Choice = str | None | Mapping[str, float]
+Choice = str | Mapping[str, float]
 """One value for all, or a mapping value -> weight to draw from (weights need not sum to 1)."""
+
+Name = TypeVar("Name", bound=str | None)
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Group:
     count: int
     device: Choice
     backbone: Choice
-    link: Choice = None
-    cell: Choice = None
+    link: Choice | None = None
+    cell: Choice | None = None
     engine: Choice = "simple"
     memory_bytes: int | None = None
     name: str | None = None
@@ -54,7 +57,7 @@ def draw(groups: Sequence[Group], rng_of: Callable[[str], np.random.Generator]) 
     renumbers the later groups.) Raises `ValueError` for a negative count or a mix without positive
     weights.
     """
-    members = []
+    members: list[Member] = []
     for index, group in enumerate(groups):
         name = group.name or f"group-{index}"
         if group.count < 0:
@@ -77,7 +80,7 @@ def draw(groups: Sequence[Group], rng_of: Callable[[str], np.random.Generator]) 
     return members
 
 
-def _pick(choice: Choice, u: float, where: str) -> str | None:
+def _pick(choice: Name | Mapping[str, float], u: float, where: str) -> Name | str:
     """Inverse of the cumulative weights at the uniform `u`, in the order in which the mix is
     written.
     """

@@ -24,7 +24,9 @@ class Spells:
     """
 
     def __init__(self, draw: Callable[[], tuple[float, float]]) -> None:
-        self._draw, self._ends_s, self._values = draw, [], []
+        self._draw = draw
+        self._ends_s: list[float] = []
+        self._values: list[float] = []
 
     def from_(self, time_s: float) -> Iterator[tuple[float, float]]:
         """The spell at this time (at least 0) and all after it, without end: (value, when it ends

@@ -27,7 +27,8 @@ def watts(power: Power, state: str) -> float:
     """
     if state not in STATES:
         raise ValueError(f"no power state {state!r}; known: {', '.join(STATES)}")
-    return getattr(power, f"{state}_w")
+    drawn_w: float = getattr(power, f"{state}_w")
+    return drawn_w
 
 
 def joules(power: Power, state: str, duration_s: float) -> float:

@@ -103,7 +103,7 @@ class Fit:
         )
 
 
-def fit(time_s: Sequence[float], rate: Sequence[float]) -> Fit:
+def fit(time_s: Sequence[float] | np.ndarray, rate: Sequence[float] | np.ndarray) -> Fit:
     """Fit the throttling curve to a measured rate under continuous work from a cold start, by least
     squares.
 
@@ -124,7 +124,8 @@ def fit(time_s: Sequence[float], rate: Sequence[float]) -> Fit:
     top, window_s = float(y[:5].mean()), float(t[-1])
 
     def residual(p: np.ndarray) -> np.ndarray:
-        return Fit(*p).rate(t) * top - y
+        error: np.ndarray = Fit(*p).rate(t) * top - y
+        return error
 
     bounds = ([0.1, 0.05, 1.0], [10.0, 1.0, 10 * window_s])
     best = min(

@@ -345,9 +345,11 @@ def table_rows(
             f"{path}: a delimiter is one character, such as ; or a tab (got {delimiter!r})"
         )
     csv.field_size_limit(MOST_CELL_CHARACTERS)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(
-        lines or text_lines(path, encoding), delimiter=delimiter, quoting=quoting, strict=True
+        lines or text_lines(path, encoding),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
     )
     line = 1
     try:
