@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from learning.backbones.catalogue import BackboneError
 from learning.backbones.layers import entering, leaving, stack
 from learning.cost.meter import Meter
 from learning.cost.weightless import weightless_like
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,18 @@ class Anatomy:
     repeats: bool
 
 
-def anatomy(model: nn.Module) -> Anatomy:
+def anatomy(model: PreTrainedModel) -> Anatomy:
     """The anatomy of a model of transformers, by its configuration; BackboneError for one without a
     list of layers.
     """
-    return _of_configuration(type(model.config), model.config.to_json_string(use_diff=False))
+    return _of_configuration(
+        type(model.config).from_dict, model.config.to_json_string(use_diff=False)
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _of_configuration(kind: type, text: str) -> Anatomy:
-    model = weightless_like(kind.from_dict(json.loads(text)))
+def _of_configuration(from_dict: Callable[..., PreTrainedConfig], text: str) -> Anatomy:
+    model = weightless_like(from_dict(json.loads(text)))
     seen = _watch(model)
     layers = _path(model)
     weights = dict(model.named_parameters())
@@ -105,7 +110,7 @@ class _Seen:
     returns: int = 0
 
 
-def _watch(model: nn.Module) -> _Seen:
+def _watch(model: PreTrainedModel) -> _Seen:
     seen, width = _Seen([], [], {}), model.config.hidden_size
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -140,7 +145,7 @@ def _watch(model: nn.Module) -> _Seen:
     return seen
 
 
-def _path(model: nn.Module) -> str:
+def _path(model: PreTrainedModel) -> str:
     layers = stack(model)
     return next(name for name, module in model.named_modules() if module is layers)
 
@@ -164,7 +169,7 @@ def _below(parts: Sequence[str], above: Sequence[str]) -> str:
     return ".".join(parts[: depth + 1])
 
 
-def divisible(model: nn.Module, name: str) -> Anatomy:
+def divisible(model: PreTrainedModel, name: str) -> Anatomy:
     """The anatomy of a model that can be cut between its layers; BackboneError, saying why, for any
     other.
     """

@@ -334,7 +334,7 @@ def _download(wheel: Wheel, folder: Path, report: Callable[[int, int, str], None
         stderr=subprocess.STDOUT,
         text=True,
     ) as pip:
-        reader = threading.Thread(target=lambda: lines.extend(pip.stdout), daemon=True)
+        reader = threading.Thread(target=lambda: lines.extend(pip.stdout or ()), daemon=True)
         reader.start()
         try:
             while pip.poll() is None:

@@ -87,7 +87,7 @@ class Backbone:
             raise too_long(self.spec.name, int(lengths_N.max()), most)
         return np.minimum(-(-lengths_N // _LENGTH_STEP) * _LENGTH_STEP, most)
 
-    def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
+    def _forward(self, tokens: Tokens, chosen: np.ndarray, length: int, readout: str) -> Tensor:
         ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)
         segments_BT = (
             None
@@ -110,7 +110,7 @@ class Backbone:
         """What enters each layer, and the output, each [B, T, D], of right-padded ids and the mask
         of real tokens.
         """
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        inputs: dict[str, Tensor | bool] = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if self._segments and segments_BT is not None:
             inputs["token_type_ids"] = segments_BT
         if hasattr(self.model.config, "use_cache"):

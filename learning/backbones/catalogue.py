@@ -258,14 +258,14 @@ def _hub_directory(spec: BackboneSpec) -> Path:
     here = None
     try:
         here = Path(
-            snapshot_download(spec.source, allow_patterns=MODEL_FILES, local_files_only=True)
+            snapshot_download(spec.source, allow_patterns=list(MODEL_FILES), local_files_only=True)
         )
         if (here / "config.json").is_file() and any(here.glob("*.safetensors")):
             return here
     except Exception:  # not in the local cache yet: any reason is followed by the real attempt
         pass
     try:
-        return Path(snapshot_download(spec.source, allow_patterns=MODEL_FILES))
+        return Path(snapshot_download(spec.source, allow_patterns=list(MODEL_FILES)))
     except Exception as error:
         if here is not None:  # what is there of it may be enough for its cost
             return here
@@ -412,10 +412,7 @@ def _shipped_costs() -> dict[str, Any]:
 
 def architecture_from_json(fields: Mapping[str, Any]) -> Architecture:
     """An `Architecture` from its JSON form (lists become tuples)."""
-    return Architecture(
-        **{
-            key: tuple(v) if isinstance(v, list) else v
-            for key, v in fields.items()
-            if key != "name"
-        }
-    )
+    counted: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "name"
+    }
+    return Architecture(**counted)

@@ -348,9 +348,8 @@ def _write_gpt2_tokenizer(
 
     control = 3  # GGUF's token type for tokens that stand for no text
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocabulary, [tuple(merge.split(" ")) for merge in merges])
-    )
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

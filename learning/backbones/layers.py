@@ -7,14 +7,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from learning.backbones.catalogue import BackboneError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def stack(model: nn.Module) -> nn.ModuleList:
+
+def stack(model: PreTrainedModel) -> nn.ModuleList:
     """The list of a model's layers: the first list of modules in it (of ALBERT, whose layers share
     weights, one entry).
 
@@ -36,7 +39,7 @@ def leaving(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def hidden_states(model: nn.Module, **inputs: Any) -> list[Tensor]:
+def hidden_states(model: PreTrainedModel, **inputs: Any) -> list[Tensor]:
     """What enters each layer, and last the model's output: [B, T, D], one more than layers, all of
     one width.
 
@@ -59,7 +62,7 @@ _seen = threading.local()  # by the pass of this thread: workers share a model
 _watching = threading.Lock()
 
 
-def _watch(model: nn.Module) -> None:
+def _watch(model: PreTrainedModel) -> None:
     """Let the layers tell what passes through them, for good: a hook may not come or go while
     another thread's pass runs.
     """
@@ -69,7 +72,7 @@ def _watch(model: nn.Module) -> None:
             for layer in layers:
                 layer.register_forward_pre_hook(_note_entering, with_kwargs=True)
             layers[-1].register_forward_hook(_note_leaving)
-            layers.are_watched = True
+            vars(layers)["are_watched"] = True
 
 
 def _note_entering(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

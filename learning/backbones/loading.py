@@ -12,11 +12,11 @@ used without one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inputs.files import reading
 from learning.backbones.catalogue import (
@@ -31,8 +31,11 @@ from learning.backbones.catalogue import (
 )
 from learning.backbones.huggingface import bare_model, hf_config
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def load_model(spec: BackboneSpec) -> nn.Module:
+
+def load_model(spec: BackboneSpec) -> PreTrainedModel:
     """The bare model: float32, in eval mode, frozen, cut to its layers.
 
     Raises BackboneError or FileProblem for a configuration that transformers refuses, and for
@@ -50,7 +53,7 @@ def load_model(spec: BackboneSpec) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _blank(spec: BackboneSpec) -> nn.Module:
+def _blank(spec: BackboneSpec) -> PreTrainedModel:
     """The model's modules without numbers; BackboneError if this machine could not hold those."""
     config = config_of(spec)
     where = (
@@ -82,7 +85,7 @@ def _require_memory(where: object, nbytes: int) -> None:
 # ------------------------------------------------------------------------------------------
 
 
-def _random(spec: BackboneSpec) -> nn.Module:
+def _random(spec: BackboneSpec) -> PreTrainedModel:
     model = _drawn(whole(spec))
     if spec.layers is None:
         return model
@@ -92,7 +95,7 @@ def _random(spec: BackboneSpec) -> nn.Module:
     return cut
 
 
-def _drawn(spec: BackboneSpec) -> nn.Module:
+def _drawn(spec: BackboneSpec) -> PreTrainedModel:
     config = _blank(spec).config
     with torch.random.fork_rng(devices=[]), reading(f"backbone {spec.name!r}", "a configuration"):
         torch.manual_seed(spec.seed)
@@ -103,10 +106,11 @@ def _drawn(spec: BackboneSpec) -> nn.Module:
 # ------------------------------------------------------------------------------------------
 
 
-def _stored(spec: BackboneSpec) -> nn.Module:
+def _stored(spec: BackboneSpec) -> PreTrainedModel:
     from safetensors.torch import load_file
 
-    files, bare, tensors = weight_files(spec), _blank(spec), {}
+    files, bare = weight_files(spec), _blank(spec)
+    tensors: dict[str, Tensor] = {}
     where = f"backbone {spec.name!r}: {files[0] if len(files) == 1 else files[0].parent}"
     _require_memory(where, sum(file.stat().st_size for file in files))
     for file in files:
@@ -119,7 +123,7 @@ def _stored(spec: BackboneSpec) -> nn.Module:
         )
     # as tensors in memory: of a folder, transformers would follow adapters and other formats too
     with torch.random.fork_rng(devices=[]), reading(where, f"weights of {bare.config.model_type}"):
-        model, report = type(bare).from_pretrained(
+        loaded: Any = type(bare).from_pretrained(  # a pair, unlike what its signature says
             None,
             config=bare.config,
             state_dict=tensors,
@@ -127,9 +131,10 @@ def _stored(spec: BackboneSpec) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
+    model, report = loaded
     mismatched = {name: shapes for name, *shapes in report["mismatched_keys"]}
     if any(map(_is_pooler, [*report["missing_keys"], *mismatched])):
-        model.pooler = None
+        model.add_module("pooler", None)
     faults = [
         *_absent(report["missing_keys"], len(bare.state_dict()), tensors),
         *_unlike({name: shapes for name, shapes in mismatched.items() if not _is_pooler(name)}),
@@ -162,7 +167,7 @@ def _unlike(shapes: Mapping[str, tuple]) -> Iterator[str]:
         yield f"{_some(shapes)} of another shape: {found} in the weights, {wanted} in the model"
 
 
-def _left_over(spec: BackboneSpec, model: nn.Module, names: Iterable[str]) -> Iterator[str]:
+def _left_over(spec: BackboneSpec, model: PreTrainedModel, names: Iterable[str]) -> Iterator[str]:
     """Tensors without a place inside the bare model: neither of a head beside it, nor of a layer
     below the cut.
     """
@@ -179,7 +184,7 @@ def _left_over(spec: BackboneSpec, model: nn.Module, names: Iterable[str]) -> It
         yield f"{_some(odd)} without a place in the model"
 
 
-def _whole_numbers(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _whole_numbers(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> Iterator[str]:
     own = {
         name: name.removeprefix(f"{model.base_model_prefix}.")
         for name, t in tensors.items()

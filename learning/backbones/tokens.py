@@ -76,11 +76,9 @@ def tokenise(
         _warn_of_unknown(spec, tokenizer, ids, around)
     made = Tokens([_array(spec, i) for i in ids])
     if are_pairs and segments:
-        made = dataclasses.replace(made, segments=[_array(spec, s) for s in segments])
-        kinds, most = (
-            max(s.max() for s in made.segments) + 1,
-            config_of(spec).get("type_vocab_size"),
-        )
+        marked = [_array(spec, s) for s in segments]
+        made = dataclasses.replace(made, segments=marked)
+        kinds, most = max(s.max() for s in marked) + 1, config_of(spec).get("type_vocab_size")
         if isinstance(most, int) and kinds > most > 1:
             raise BackboneError(
                 f"backbone {spec.name!r}: its tokenizer marks {kinds} kinds of segments, its model "

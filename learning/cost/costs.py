@@ -180,7 +180,7 @@ def extrapolate(two: Any, three: Any, steps: float) -> Any:
     """Every number of `two` plus `steps` times what it grows by from `two` to `three`; whole
     numbers stay whole.
     """
-    if dataclasses.is_dataclass(two):
+    if dataclasses.is_dataclass(two) and not isinstance(two, type):
         fields = [field.name for field in dataclasses.fields(two)]
         return type(two)(
             **{f: extrapolate(getattr(two, f), getattr(three, f), steps) for f in fields}

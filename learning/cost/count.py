@@ -8,15 +8,17 @@ weights or memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from learning.backbones.layers import positions_of
 from learning.cost.costs import Architecture, Cost
 from learning.cost.meter import TINY, Meter, quadratic
 from learning.cost.weightless import weightless
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def count_forward(config: Mapping[str, Any], batch: int, tokens: int) -> Cost:
@@ -27,7 +29,7 @@ def count_forward(config: Mapping[str, Any], batch: int, tokens: int) -> Cost:
     return Cost(float(meter.flop), float(meter.bytes_moved), meter.peak_bytes)
 
 
-def measure(model: nn.Module, batch: int, tokens: int) -> Meter:
+def measure(model: PreTrainedModel, batch: int, tokens: int) -> Meter:
     """A meter after one forward pass."""
     ids_BT = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
     mask_BT, meter = torch.ones_like(ids_BT), Meter()

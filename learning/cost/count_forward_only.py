@@ -101,7 +101,7 @@ def jvp_pass(
     )
     if not below:  # the head's own derivatives are a product of [D] and [D, C]
         return counter.ahead(counter.config)
-    first = 0 if None in below else min(below)
+    first = min(0 if layer is None else layer for layer in below)
     # the head and the first of these layers, moved to the bottom of a model of the layers that
     # carry derivatives
     start = [
@@ -113,11 +113,12 @@ def jvp_pass(
     if first == 0:
         return carried
     two, three = (counter.ahead(cut(counter.config, layers)) for layers in (2, 3))
+    constant, linear, square = (
+        c + first * (b - a) for c, a, b in zip(carried.flop, two.flop, three.flop, strict=True)
+    )
     return dataclasses.replace(
         carried,
-        flop=tuple(
-            c + first * (b - a) for c, a, b in zip(carried.flop, two.flop, three.flop, strict=True)
-        ),
+        flop=(constant, linear, square),
         bytes_moved=carried.bytes_moved + first * (three.bytes_moved - two.bytes_moved),
         flop_per_batch=carried.flop_per_batch + first * (three.flop_per_batch - two.flop_per_batch),
     )

@@ -120,12 +120,10 @@ def _from_json(fields: dict[str, Any]) -> PartArchitecture:
 
 def passes(fields: Mapping[str, Any]) -> PassCounts:
     """`PassCounts` from their JSON form (lists become tuples)."""
-    return PassCounts(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in fields.items()
-        }
-    )
+    counted: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return PassCounts(**counted)
 
 
 # --- counting
@@ -149,6 +147,8 @@ def count_part(
     """
     from learning.cost.weightless import alike, of_depth
 
+    if layers is None:
+        return _count(config, None, embeds, head, kind, classes, options)
     depth = depth_of(config)
 
     def count(shallow: Mapping[str, Any]) -> PartArchitecture:
@@ -159,8 +159,6 @@ def count_part(
         )
         return _count(shallow, place, embeds, head, kind, classes, options, is_cut)
 
-    if layers is None:
-        return _count(config, None, embeds, head, kind, classes, options)
     return of_depth(cut(config, max(1, layers)), count) if alike(config) else count(config)
 
 

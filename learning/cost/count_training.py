@@ -53,7 +53,7 @@ def training_architecture(
     shipped stand for all.
     """
     config, size = config_of(spec), _size(kind, rank, bottleneck)
-    what, options = [config, kind, size, head], peft_options(kind, rank, bottleneck, target_modules)
+    options = peft_options(kind, rank, bottleneck, target_modules)
     if target_modules is None:
         if (
             kind == "lora"
@@ -64,7 +64,7 @@ def training_architecture(
                 training_architecture(spec, kind, classes, shipped, head=head) for shipped in _RANKS
             )
             return extrapolate(low, high, (rank - _RANKS[0]) / (_RANKS[1] - _RANKS[0]))
-        if shipped := _shipped().get(_key(*what)):
+        if shipped := _shipped().get(_key(config, kind, size, head)):
             return _with_classes(_from_json(shipped), classes, head)
 
     def count() -> dict[str, Any]:
@@ -125,9 +125,10 @@ def _shipped() -> dict[str, Any]:
 def _from_json(fields: Mapping[str, Any]) -> TrainingArchitecture:
     fields = {key: value for key, value in fields.items() if key != "name"}
     for name in ("plain", "checkpointed"):
-        fields[name] = StepCounts(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()}
-        )
+        step: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields[name].items()
+        }
+        fields[name] = StepCounts(**step)
     return TrainingArchitecture(**fields)
 
 
@@ -212,7 +213,9 @@ def _checkpoint(model: Any) -> None:
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
     ):
         layer.train().gradient_checkpointing = True  # its dropouts are zero here, or meant
-        layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        vars(layer)["_gradient_checkpointing_func"] = functools.partial(
+            checkpoint, use_reentrant=False
+        )
 
 
 def measure_step(model: Any, batch: int, tokens: int) -> Reading:

@@ -10,7 +10,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from learning.cost.cost_cache import NAMELESS
 from learning.cost.costs import extrapolate
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from learning.federated.trainable import TrainableClassifier
 
 _DROPOUTS = (
@@ -37,7 +39,7 @@ _DROPOUTS = (
 
 def weightless(
     config: Mapping[str, Any], positions: int | None = None, dropout: float | None = None
-) -> nn.Module:
+) -> PreTrainedModel:
     """The bare model of a configuration, with a table of so many positions where it has one;
     `dropout` sets every rate.
 
@@ -62,10 +64,12 @@ def weightless(
         ) from error
 
 
-def weightless_like(made: Any) -> nn.Module:
+def weightless_like(made: Any) -> PreTrainedModel:
     """The bare model of a configuration object, in eval mode."""
     with torch.device("meta"):
-        model = bare_model(made).from_config(made, attn_implementation="eager").eval()
+        model: PreTrainedModel = (
+            bare_model(made).from_config(made, attn_implementation="eager").eval()
+        )
     if model._can_set_experts_implementation():
         _register_equal_shares()
         model.set_experts_implementation("equal_shares")
@@ -122,13 +126,29 @@ def alike(config: Mapping[str, Any]) -> bool:
 # ------------------------------------------------------------------------------------------
 
 
+class Experts(Protocol):
+    """What transformers' mixtures of experts have in common, beside `up_proj` and the like."""
+
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
+    is_transposed: bool
+
+    def _apply_gate(self, u_ERF: Tensor) -> Tensor: ...
+
+    def act_fn(self, u_ERF: Tensor) -> Tensor: ...
+
+    def post_expert_norm(self, out_SD: Tensor) -> Tensor: ...
+
+
 def _register_equal_shares() -> None:
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS.register("equal_shares", _equal_shares)
 
 
-def _equal_shares(self: nn.Module, h_ND: Tensor, index_NK: Tensor, weights_NK: Tensor) -> Tensor:
+def _equal_shares(self: Experts, h_ND: Tensor, index_NK: Tensor, weights_NK: Tensor) -> Tensor:
     """transformers' mixture with S = N K rows dealt to the experts in equal shares, the last filled
     up.
     """
@@ -147,7 +167,7 @@ def _equal_shares(self: nn.Module, h_ND: Tensor, index_NK: Tensor, weights_NK: T
     return (out_SD * weights_NK.reshape(-1, 1)).view(*weights_NK.shape, width).sum(dim=1)
 
 
-def _product(experts: nn.Module, name: str, x_ERI: Tensor) -> Tensor:
+def _product(experts: Experts, name: str, x_ERI: Tensor) -> Tensor:
     weight = getattr(experts, name)
     out_ERO = torch.bmm(x_ERI, weight if experts.is_transposed else weight.transpose(1, 2))
     return out_ERO + getattr(experts, f"{name}_bias")[:, None] if experts.has_bias else out_ERO

@@ -66,13 +66,13 @@ def number_classes(
             raise refuse(missing, "stands among numbers or truth values: is it a missing one?")
         names = {label: _plain(label, value) for label, value in values.items()}
         _check_one_spelling(names, values, refuse)
-        order = [names[label] for label in sorted(values, key=values.get)]
+        order = [names[label] for label in sorted(values, key=values.__getitem__)]
     number = {name: index for index, name in enumerate(dict.fromkeys(order))}
     return tuple(number), np.array([number[names[label]] for label in labels], dtype=np.int64)
 
 
-def _truth_values(labels: list[str]) -> dict[str, bool]:
-    """What each label means if all are truth values, else nothing."""
+def _truth_values(labels: list[str]) -> dict[str, int]:
+    """What each label means, True or False, if all are truth values, else nothing."""
     are_all = all(label.casefold() in ("true", "false") for label in labels)
     return {label: label.casefold() == "true" for label in labels} if are_all else {}
 
@@ -115,7 +115,9 @@ def _plain(label: str, value: int | bool) -> str:
     """
     if isinstance(value, bool):
         return str(value)
-    _, digits, exponent = _NUMBER.fullmatch(label).groups()
+    found = _NUMBER.fullmatch(label)
+    assert found is not None, "a value that is no truth value was read as a number"
+    _, digits, exponent = found.groups()
     digits = str(abs(value)) if exponent else digits.partition(".")[0] or "0"
     return f"-{digits}" if value < 0 else digits
 
@@ -160,17 +162,19 @@ def doubts(names: Sequence[str], counts: np.ndarray) -> list[str]:
     """What somebody should know of classes that are allowed and perhaps not meant, a sentence
     each.
     """
-    said, alike = [], {}
+    said: list[str] = []
+    alike: dict[Decimal | str, list[str]] = {}
     for name in names:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        alike.setdefault(_number(key) if _number(key) is not None else key, []).append(name)
+        number = _number(key)
+        alike.setdefault(key if number is None else number, []).append(name)
     if twins := [f"{group[0]!r} and {group[1]!r}" for group in alike.values() if len(group) > 1]:
         said.append(f"classes that look alike are kept apart: {_some(twins)}")
     if nothing := [
         f"{name!r} ({counts[i]})" for i, name in enumerate(names) if name.casefold() in _NOTHING
     ]:
         said.append(f"a class that is perhaps a missing value: {_some(nothing)}")
-    if alone := [repr(names[i]) for i in np.flatnonzero(counts == 1)]:
+    if alone := [repr(names[i]) for i in np.flatnonzero(counts == 1).tolist()]:
         said.append(
             f"classes with a single text, which cannot be both learned and tested: {_some(alone)}"
         )

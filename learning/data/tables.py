@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -144,7 +145,7 @@ def read_file(file: Path, layout: Layout) -> Table:
     return _gathered(Table(str(file), how, True), _text_rows(file, layout, delimiter), layout)
 
 
-def read_object(dataset: object, layout: Layout) -> Table:
+def read_object(dataset: Any, layout: Layout) -> Table:
     """The table that an object in memory holds, shaped like a `datasets.Dataset`: `column_names`,
     and `[column]`.
     """
@@ -173,7 +174,7 @@ def _class_name(label: object, names: Sequence[str]) -> object:
     """Classes by name; a number below 0 is how a published test part keeps its labels to itself."""
     if not isinstance(label, int | np.integer):
         return label
-    return names[label] if 0 <= label < len(names) else None
+    return names[int(label)] if 0 <= label < len(names) else None
 
 
 # --- rows

@@ -98,7 +98,7 @@ def load(spec: object) -> TextDataset:
                 f"{spec['name']!r} is a named dataset and takes no columns; use path: for your own "
                 "file"
             )
-        return _load_named(spec["name"])
+        return _load_named(str(spec["name"]))
     return _load_own(spec)
 
 
@@ -492,8 +492,8 @@ def _load_own(spec: Mapping) -> TextDataset:
         ),
         keep_test_copies=bool(spec.get("keep_test_copies", False)),
     )
-    if len(tables) == 2:
-        _check_test_part(loaded, tables, place)
+    if loaded.official_split is not None:
+        _check_test_part(loaded, *loaded.official_split, tables, place)
     return loaded
 
 
@@ -505,12 +505,15 @@ def _is_same_file(path: str | Path, other: str | Path) -> bool:
 
 
 def _check_test_part(
-    loaded: TextDataset, tables: Sequence[Table], place: Callable[[int], str]
+    loaded: TextDataset,
+    train: np.ndarray,
+    test: np.ndarray,
+    tables: Sequence[Table],
+    place: Callable[[int], str],
 ) -> None:
     """Refuse a test file with classes of its own, or with no text that the training file has not
     got.
     """
-    train, test = loaded.official_split
     trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
     unknown = test[~trained[loaded.labels[test]]]
     if len(unknown):

@@ -31,11 +31,14 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
 
     Raises ValueError for a tensor with a negative weight, or with none above zero.
     """
+    import torch
+
     mean = {}
     for name in _names(states):
-        total = sum(
-            states[k][name].double() * share for k, share in _shares(states, weights, name)
-        )  # one at a time
+        total = sum(  # one at a time
+            (states[k][name].double() * share for k, share in _shares(states, weights, name)),
+            start=torch.zeros((), dtype=torch.float64),
+        )
         mean[name] = total.to(next(state[name] for state in states if name in state).dtype)
     return mean
 

@@ -18,6 +18,7 @@ commit f85533c.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -111,10 +112,10 @@ def directional_derivative(loss: Loss, state: State, v: State) -> tuple[float, f
     """
     import torch
 
-    with (
-        torch.no_grad()
-    ):  # of no effect on forward mode; keeps other tensors of the model out of a graph
-        value, slope = torch.func.jvp(loss, (dict(state),), ({name: v[name] for name in state},))
+    along = {name: v[name] for name in state}
+    # no_grad is of no effect on forward mode; it keeps other tensors of the model out of a graph
+    with torch.no_grad():
+        value, slope = torch.func.jvp(loss, (dict(state),), (along,))[:2]
     return float(value), float(slope)
 
 
@@ -314,9 +315,8 @@ def spry_steps(
         result.probes.append([])
         for k in range(perturbations):
             at = direction_seed(seed, step * perturbations + k)
-            value, slope = directional_derivative(
-                lambda part, loss=loss: loss({**fixed, **part}), own, direction(own, at)
-            )
+            of_own = functools.partial(_with_fixed, loss, fixed)
+            value, slope = directional_derivative(of_own, own, direction(own, at))
             result.probes[-1].append(Probe(at, float(np.float32(slope))))
         result.losses.append(value)
         for name, gradient in gradient_of(result.probes[-1], own).items():
@@ -325,6 +325,10 @@ def spry_steps(
     for tensor in own.values():
         tensor.grad = None
     return result
+
+
+def _with_fixed(loss: Loss, fixed: State, part: State) -> Tensor:
+    return loss({**fixed, **part})
 
 
 def spry_server_step(

@@ -32,6 +32,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,11 @@ from learning.backbones.catalogue import BackboneError
 from learning.backbones.huggingface import has_segments
 from learning.backbones.layers import entering, stack
 from learning.federated.trainable import TrainableClassifier
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Tree = TypeVar("Tree", bound=nn.Module)
 
 State = Mapping[str, Tensor]
 
@@ -89,7 +95,8 @@ class Part(nn.Module):
         states or logits [B, C].
         """
         if self.backbone is not None:
-            inputs = {"input_ids" if self.embeds else "inputs_embeds": x, "attention_mask": mask_BT}
+            entry = "input_ids" if self.embeds else "inputs_embeds"
+            inputs: dict[str, Tensor | bool] = {entry: x, "attention_mask": mask_BT}
             if self.embeds and segments_BT is not None and has_segments(self.backbone.config):
                 inputs["token_type_ids"] = segments_BT
             if hasattr(self.backbone.config, "use_cache"):
@@ -176,7 +183,7 @@ class Pass:
         attached, leaves, received = self._attached, self._leaves, self._received
         self._attached, self._leaves, self._received = None, {}, None
         sources = [*leaves.values(), *([] if received is None else [received])]
-        if not sources:
+        if attached is None or not sources:
             return {}, None
         gradients = torch.autograd.grad(attached, sources, gradient, materialize_grads=True)
         return (
@@ -288,8 +295,8 @@ class Moments:
 
 
 def _piece(
-    backbone: nn.Module, name: str, layers: range, embeds: bool, received: list[Tensor]
-) -> nn.Module:
+    backbone: PreTrainedModel, name: str, layers: range, embeds: bool, received: list[Tensor]
+) -> PreTrainedModel:
     """A backbone with only these layers, sharing the weights, whose own forward pass runs: masks,
     positions and all.
 
@@ -297,7 +304,8 @@ def _piece(
     those that were received, and they enter the first of the layers; without the last layers, what
     follows them hands on.
     """
-    built, whole, handed_on = divisible(backbone, name), list(stack(backbone)), []
+    built, whole = divisible(backbone, name), list(stack(backbone))
+    handed_on: list[Tensor] = []
     stand_ins = {
         f"{built.layers}.{i}": _absent(
             layer, built.returns, None if embeds else received, handed_on
@@ -351,10 +359,10 @@ def _absent(
 
 
 def _acting(
-    layer: nn.Module, forward: Callable[..., object], modules: dict[str, nn.Module]
+    layer: nn.Module, forward: Callable[..., object], modules: Mapping[str, nn.Module | None]
 ) -> nn.Module:
     twin = copy.copy(layer)
-    twin._modules, twin._parameters, twin._buffers = modules, {}, {}
+    twin._modules, twin._parameters, twin._buffers = dict(modules), {}, {}
     twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
     twin.forward = forward
     return twin
@@ -364,8 +372,8 @@ def _entered(layer: nn.Module, received: list[Tensor]) -> nn.Module:
     """A layer, sharing its weights, that what was received enters, whatever the model hands it."""
 
     def enter(
-        _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[object, object]:
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (
             ((received[0], *args[1:]), kwargs)
             if args
@@ -376,6 +384,9 @@ def _entered(layer: nn.Module, received: list[Tensor]) -> nn.Module:
     twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
     twin.register_forward_pre_hook(enter, with_kwargs=True)
     return twin
+
+
+_T5_BIAS = "compute_bias"  # the method of T5's attention that makes it
 
 
 def _biased(
@@ -394,7 +405,7 @@ def _biased(
         .rpartition(".")
     )
     attention = layer.get_submodule(path)
-    if len(built.handed_on) > 1 or not hasattr(attention, "compute_bias"):
+    if len(built.handed_on) > 1 or not hasattr(attention, _T5_BIAS):
         raise BackboneError(
             f"its layers hand one another more than hidden states ({table}), so it cannot be cut "
             "there"
@@ -403,7 +414,7 @@ def _biased(
 
     def forward(*_: object, **__: object) -> object:
         tokens, device = received[0].shape[1], received[0].device
-        handed_on[:] = [maker.compute_bias(tokens, tokens, device=device)]
+        handed_on[:] = [getattr(maker, _T5_BIAS)(tokens, tokens, device=device)]
         return (received[0], *handed_on, *[None] * (built.returns - 2))
 
     inner: nn.Module = maker
@@ -414,7 +425,7 @@ def _biased(
     return _acting(layer, forward, inner._modules)
 
 
-def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> nn.Module:
+def _replaced(module: Tree, stand_ins: Mapping[str, nn.Module]) -> Tree:
     """A copy of the module tree down to the replaced modules; everything beside them is shared."""
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
@@ -426,6 +437,6 @@ def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> nn.Modul
         }
         if name in stand_ins and child is not None:
             twin._modules[name] = stand_ins[name]
-        elif inner:
+        elif inner and child is not None:
             twin._modules[name] = _replaced(child, inner)
     return twin

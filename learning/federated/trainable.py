@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from learning.backbones.backbone import _read
 from learning.backbones.catalogue import BackboneError, BackboneSpec, layer_of
 from learning.backbones.huggingface import has_segments
 from learning.backbones.loading import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
@@ -67,7 +71,7 @@ class TrainableClassifier(nn.Module):
         alpha: float = 8,
         bottleneck: int = 16,
         seed: int = 0,
-        backbone: nn.Module | None = None,
+        backbone: PreTrainedModel | None = None,
         head: str = "linear",
         target_modules: Sequence[str] | str | None = None,
     ) -> None:
@@ -85,7 +89,9 @@ class TrainableClassifier(nn.Module):
             self.backbone = load_model(spec) if backbone is None else backbone
             self.backbone.set_attn_implementation("eager")
             if getattr(self.backbone, "pooler", None) is not None:
-                self.backbone.pooler = None  # BERT's own summary of a text, which no readout uses
+                self.backbone.add_module(
+                    "pooler", None
+                )  # BERT's own summary of a text, which no readout uses
             self.backbone.requires_grad_(kind == "full")
             if kind == "lora":
                 _add_lora(self.backbone, spec.name, rank, alpha, target_modules)
@@ -117,7 +123,7 @@ class TrainableClassifier(nn.Module):
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits [B, C] of right-padded token ids [B, T] with a mask of real tokens [B, T]."""
-        inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        inputs: dict[str, Tensor | bool] = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if segments_BT is not None and has_segments(self.backbone.config):
             inputs["token_type_ids"] = segments_BT
         if hasattr(self.backbone.config, "use_cache"):
@@ -190,7 +196,7 @@ class Adapter(nn.Module):
 
 
 def _add_lora(
-    backbone: nn.Module,
+    backbone: PreTrainedModel,
     name: str,
     rank: int,
     alpha: float,
@@ -210,7 +216,12 @@ def _add_lora(
                 f"backbone {name!r} has no linear map called {target!r}; it has "
                 f"{_linear_maps(backbone)}"
             )
-    lora = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by r
+        lora_dropout=0.0,
+        target_modules=targets,
+    )
     lora.fan_in_fan_out = any(isinstance(module, Conv1D) for module in backbone.modules())
     try:
         inject_adapter_in_model(lora, backbone)
@@ -221,7 +232,7 @@ def _add_lora(
         ) from error
 
 
-def _targets(backbone: nn.Module, name: str) -> list[str] | str:
+def _targets(backbone: PreTrainedModel, name: str) -> Sequence[str] | str:
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     kind = backbone.config.model_type
@@ -251,7 +262,7 @@ def _linear_maps(backbone: nn.Module) -> str:
     )
 
 
-def _add_trainable(backbone: nn.Module, kind: str, bottleneck: int) -> None:
+def _add_trainable(backbone: PreTrainedModel, kind: str, bottleneck: int) -> None:
     """Put the kind's trainable tensors into the backbone, in place, or let those train that are in
     it already.
     """

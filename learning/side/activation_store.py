@@ -65,10 +65,8 @@ class ActivationStore:
                 len(rows), 16
             )
             part = np.ascontiguousarray(values[rows.start : rows.stop], dtype=np.float32)
-            tensors, notes = (
-                {"keys": keys.copy(), "values": part},
-                {"blake2b": _checksum(keys, part)},
-            )
+            tensors: dict[str, np.ndarray] = {"keys": keys.copy(), "values": part}
+            notes = {"blake2b": _checksum(keys, part)}
             keep(
                 folder / f"{uuid.uuid4().hex}.safetensors",
                 functools.partial(save_file, tensors, metadata=notes),
@@ -114,6 +112,6 @@ def _key(tokens: Tokens, index: int) -> bytes:
 
 
 def _checksum(keys: np.ndarray, values: np.ndarray) -> str:
-    digest = hashlib.blake2b(np.ascontiguousarray(keys), digest_size=16)
-    digest.update(np.ascontiguousarray(values))
+    digest = hashlib.blake2b(np.ascontiguousarray(keys).data, digest_size=16)
+    digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

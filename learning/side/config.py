@@ -139,13 +139,14 @@ def shape_for(
 ) -> SideShape:
     """Settle the common width and the bottleneck for a fleet's backbones (name -> hidden size)."""
     widths = sorted(backbone_widths.values())
-    chosen = {"median": int(statistics.median_low(widths)), "max": widths[-1]}.get(
-        config.width, config.width
-    )
-    bottleneck = config.bottleneck or max(1, int(chosen) // 8)
+    if config.width == "median":
+        width = statistics.median_low(widths)
+    else:
+        width = widths[-1] if config.width == "max" else config.width
+    bottleneck = config.bottleneck or max(1, width // 8)
     return SideShape(
         blocks,
-        int(chosen),
+        width,
         bottleneck,
         classes,
         dict(backbone_widths),

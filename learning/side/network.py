@@ -52,6 +52,10 @@ class Standardiser(nn.Module):
     observed; no parameters.
     """
 
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
     def __init__(self, vectors: int, width: int) -> None:
         super().__init__()
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -119,7 +123,9 @@ class SideNetwork(nn.Module):
     def observe(self, a_BVM: Tensor, backbone: str) -> None:
         """Let the statistics of `normalise: standard` take these records in."""
         if self.config.normalise == "standard":
-            self.standardisers[_key(backbone)].observe(a_BVM)
+            standardiser = self.standardisers[_key(backbone)]
+            assert isinstance(standardiser, Standardiser), "as they were all made"
+            standardiser.observe(a_BVM)
 
     def forward(
         self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None
@@ -139,9 +145,9 @@ class SideNetwork(nn.Module):
         if dropout is not None and self.config.dropout > 0:
             keep = 1 - self.config.dropout
             a_BVD = a_BVD * (torch.rand(a_BVD.shape, generator=dropout) < keep) / keep
-        blocks_VBD = a_BVD.unbind(dim=1)
+        blocks_VBD = list(a_BVD.unbind(dim=1))
         if self.shape.start == "embedding":
-            h_BD, *blocks_VBD = blocks_VBD
+            h_BD = blocks_VBD.pop(0)
         else:
             h_BD = torch.zeros_like(blocks_VBD[0])
         for adapter, a_BD in zip(self.adapters, blocks_VBD, strict=True):

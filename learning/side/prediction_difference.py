@@ -26,14 +26,19 @@ def backbone_prediction(
     `uniform`: a new task, the backbone knows nothing: 1/C. `label-names`: zero-shot, the softmax of
     cosine similarities (over `temperature`) between a text's last layer and the class names'
     [classes, hidden]. `random-head`: a frozen linear head at its usual initialisation N(0, 0.02^2),
-    as a classification model has it before fine-tuning.
+    as a classification model has it before fine-tuning. Raises ValueError for another kind, or
+    where what a kind needs is not given.
     """
     if kind == "uniform":
         return np.full((len(last_layer_ND), n_classes), 1 / n_classes, dtype=np.float32)
     if kind == "label-names":
+        if label_names_CD is None:
+            raise ValueError("label-names needs the vectors of the class names")
         cosines_NC = _unit(last_layer_ND) @ _unit(label_names_CD).T
         return _softmax(cosines_NC / temperature)
     if kind == "random-head":
+        if rng is None:
+            raise ValueError("random-head needs a generator to draw it from")
         head_DC = rng.normal(0, 0.02, (last_layer_ND.shape[1], n_classes)).astype(np.float32)
         return _softmax(last_layer_ND @ head_DC)
     raise ValueError(f"backbone prediction {kind!r} is not one of {', '.join(PREDICTIONS)}")

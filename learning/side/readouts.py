@@ -7,12 +7,16 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from learning.backbones.catalogue import BackboneSpec, fingerprint
 from learning.backbones.tokens import Tokens
 from learning.side.activation_store import ActivationStore
+
+if TYPE_CHECKING:
+    from learning.backbones.backbone import Backbone
 
 Map = Callable[[Callable[..., np.ndarray], Iterable[tuple]], Iterator[np.ndarray]]
 CHUNK = 128
@@ -46,7 +50,7 @@ def pooled_activations(
             values[index] = computed[row]
         done += len(piece)
         progress(done, len(missing))
-    return np.stack(values)
+    return np.stack(cast(list[np.ndarray], values))  # none is missing any more
 
 
 def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
@@ -65,7 +69,7 @@ _LOADING = (
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(spec: BackboneSpec):
+def _loaded(spec: BackboneSpec) -> Backbone:
     from learning.backbones.backbone import Backbone
 
     return Backbone(spec)

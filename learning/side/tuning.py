@@ -99,8 +99,8 @@ class SideTuning:
         self.steps += 1
         masks = torch.Generator().manual_seed((self.seed * 1_000_003 + self.steps) % 2**63)
         by_backbone: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for backbone, *record in records:
-            by_backbone.setdefault(backbone, []).append(record)
+        for backbone, value, target in records:
+            by_backbone.setdefault(backbone, []).append((value, target))
         loss = torch.zeros(())
         for backbone, mine in sorted(by_backbone.items()):
             values, targets = (torch.stack(parts) for parts in zip(*mine, strict=True))
