@@ -43,8 +43,8 @@ class AirLink(FairLink):
     `capacity_bps` bit/s.
 
     It is used as a FairLink is, with transfers that have a `rate_bps`. To change a station's rate,
-    set its `rate_bps`, then `set_cap`. Under a trunk, stations in turn are held down one by one, as in any
-    fair link; in a fair channel the trunk holds all of them together to as much as so many
+    set its `rate_bps`, then `set_cap`. Under a trunk, stations in turn are held down one by one, as
+    in any fair link; in a fair channel the trunk holds all of them together to as much as so many
     transfers are due, and the scheduler goes on giving them equal time.
     """
 
