@@ -87,7 +87,7 @@ def _joining_s(
     return joining_s
 
 
-def join_listed(times_s: Sequence[float], count: int) -> np.ndarray:
+def join_listed(times_s: Sequence[float] | np.ndarray, count: int) -> np.ndarray:
     """Joining times (count,) as listed, in fleet order; raises `ValueError` if there are not
     `count` valid times.
     """
@@ -146,7 +146,10 @@ def data_burst(
 
 
 def data_traced(
-    samples: int, times_s: Sequence[float], start_s: float = 0.0, period_s: float | None = None
+    samples: int,
+    times_s: Sequence[float] | np.ndarray,
+    start_s: float = 0.0,
+    period_s: float | None = None,
 ) -> np.ndarray:
     """Arrival times (samples,) in seconds, rising: as recorded from `start_s` on, over and over
     after `period_s`.

@@ -21,7 +21,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from devices import calibration, compute, profile
 from devices.calibration import CalibrationError, Errors, Fit, Point, Sustained, Timing
@@ -30,18 +37,9 @@ from sim.calibrate.measure import FORWARD, TRAINED, Bench, Shape
 from sim.calibrate.profile_report import write_profile, write_report, write_validation
 
 COLUMNS = (
-    "workload",
-    "engine",
-    "backbone",
-    "work",
-    "batch",
-    "tokens",
-    "flop",
-    "bytes_moved",
-    "seconds",
-    "cpu_share",
+    *("workload", "engine", "backbone", "work", "batch", "tokens"),
+    *("flop", "bytes_moved", "seconds", "cpu_share", "round", "at_s"),
 )
-COLUMNS += ("round", "at_s")
 BATCHES, LENGTHS = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64, 128)
 QUICK_BATCHES, QUICK_LENGTHS = (1, 4, 16), (8, 32, 128)
 
@@ -226,7 +224,8 @@ def _warm(bench: Bench, shapes: Sequence[Shape], plan: Plan, steps: Steps) -> li
     out, with a word.
     """
     steps.stage("one pass of every shape", len(shapes))
-    kept, began_s = [], time.perf_counter()
+    began_s = time.perf_counter()
+    kept: list[Shape] = []
     for shape in shapes:
         bench.time(shape)
         if kept and time.perf_counter() - began_s > plan.warm_up_s:
@@ -403,6 +402,8 @@ def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
     points = calibration.medians(timings)
     predicted_s = [predicted(old, p) for p in points]
     found = calibration.errors(predicted_s, [p.seconds for p in points])
+    if found is None:
+        raise CalibrationError("no shape was timed: name a backbone with --backbones")
     share = float(np.median([t.cpu_share for t in timings]))
     machine = measure.this_machine(bench)
     write_validation(
@@ -446,7 +447,8 @@ class Steps:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task, self._name, self._total = None, "", None
+        self._task: TaskID | None = None
+        self._name, self._total = "", 0.0
 
     def __enter__(self) -> Steps:
         self._bar.start()
@@ -459,7 +461,8 @@ class Steps:
         """Begin a stage of `total` seconds or pieces (None: not known)."""
         if self._task is not None:
             self._bar.remove_task(self._task)
-        self._task, self._name, self._total = self._bar.add_task(name, total=total), name, total
+        self._task = self._bar.add_task(name, total=total)
+        self._name, self._total = name, total or 0.0
         if not self._console.is_terminal:
             self._console.print(f"{name} ...")
             self._spoke_s = time.perf_counter()
@@ -470,9 +473,11 @@ class Steps:
 
     def at(self, done: float) -> None:
         """So much of the stage is done."""
-        self._bar.update(self._task, completed=done)
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
         if not self._console.is_terminal and time.perf_counter() - self._spoke_s > self._every_s:
-            self._console.print(f"{self._name}: {done / self._total:.0%}")
+            how_far = f"{done / self._total:.0%}" if self._total else f"{done:g}"
+            self._console.print(f"{self._name}: {how_far}")
             self._spoke_s = time.perf_counter()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from inputs.units import format_seconds, format_si
@@ -27,6 +27,7 @@ from network import probe, profile
 from network.calibration import (
     FEWEST_STEPS,
     Moments,
+    Number,
     Variation,
     fit_transfers,
     fit_variation,
@@ -234,12 +235,12 @@ def _numbers(
     by_way: Mapping[str, Moments],
     varied: Mapping[str, np.ndarray],
     lender: LinkProfile | None,
-) -> dict[str, dict]:
-    def entry(value, conditions, basis="measured"):
+) -> dict[str, Number]:
+    def entry(value: float, conditions: str, basis: str = "measured") -> Number:
         return number(value, found.source, found.date, conditions, basis)
 
-    def lent(value, conditions):
-        return number(value, f"profile {lender.name}", found.date, conditions, "estimated")
+    def lent(by: LinkProfile, value: float, conditions: str) -> Number:
+        return number(value, f"profile {by.name}", found.date, conditions, "estimated")
 
     missing = [f"{way}link" for way in ("up", "down") if way not in found.series]
     missing += ["latency"] if found.rtt_s is None else []
@@ -249,22 +250,21 @@ def _numbers(
             "it, "
             "for example --like lte (`mobifleet list links`)"
         )
-    numbers: dict[str, dict] = {}
+    numbers: dict[str, Number] = {}
     for way, other in (("up", "down"), ("down", "up")):
         bps = found.series[way if way in found.series else other].series_bps
         mean_bps, median_bps = float(np.nanmean(bps)), float(np.nanmedian(bps))
         if way in found.series:
             how = f"mean (median {format_si(median_bps, 'bit/s')}); {found.series[way].conditions}"
             numbers[f"{way}_bps"] = entry(mean_bps, how)
-        else:
+        elif lender is not None:
             ratio = getattr(lender, f"{way}_bps") / getattr(lender, f"{other}_bps")
-            numbers[f"{way}_bps"] = lent(
-                mean_bps * ratio, f"{ratio:.3g} x the measured {other}link, as in that profile"
-            )
+            how = f"{ratio:.3g} x the measured {other}link, as in that profile"
+            numbers[f"{way}_bps"] = lent(lender, mean_bps * ratio, how)
     if found.rtt_s is not None:
         numbers["latency_s"] = entry(found.rtt_s / 2, found.rtt_conditions, "derived")
-    else:
-        numbers["latency_s"] = lent(lender.latency_s, "not measured: that profile's")
+    elif lender is not None:
+        numbers["latency_s"] = lent(lender, lender.latency_s, "not measured: that profile's")
     if found.overhead_s is not None:
         fixed = "fixed cost of a transfer on an open connection, above the round trip"
         opened = (
@@ -327,7 +327,8 @@ class _Shown:
     """Progress of a measurement: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self._told_s, self._stage, self._task = console, 0.0, "", None
+        self.console, self._told_s, self._stage = console, 0.0, ""
+        self._task: TaskID | None = None
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -348,7 +349,7 @@ class _Shown:
         new = stage != self._stage
         self._stage = stage
         if self.console.is_terminal:
-            if new:
+            if new or self._task is None:
                 self._task = self._bar.add_task(stage, total=all_s)
             self._bar.update(self._task, completed=done_s)
         elif new or time.perf_counter() - self._told_s > SECONDS_BETWEEN_LINES:
@@ -416,7 +417,7 @@ def _show(
         f"written to {folder}; in a scenario: `link: {folder / 'profile.yaml'}`", soft_wrap=True
     )
     for way, measured in found.series.items():
-        if (what := doubt(measured.series_bps)) is not None:
+        if (what := doubt(measured.series_bps.tolist())) is not None:
             console.print(f"note: {way}link: {what}", style="yellow", soft_wrap=True)
 
 

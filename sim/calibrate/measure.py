@@ -197,7 +197,9 @@ class Bench:
 
         from learning.backbones.backbone import Backbone
 
-        model = Backbone(spec).model.to(self.device, getattr(torch, self.precision))
+        model = Backbone(spec).model
+        # transformers wraps `to` so that its types no longer know whose method it is
+        model.to(self.device, getattr(torch, self.precision))  # type: ignore[arg-type]
         extra = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
 
         def run(ids_BT: Any) -> Any:

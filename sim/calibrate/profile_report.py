@@ -386,7 +386,7 @@ def write_validation(
     """
     off = [100 * (p_s / p.seconds - 1) for p, p_s in zip(points, predicted_s, strict=True)]
     order = sorted(range(len(points)), key=lambda i: -abs(off[i]))
-    shapes = [
+    shapes: list[dict[str, Any]] = [
         {
             "workload": points[i].workload,
             "measured_s": points[i].seconds,

@@ -196,7 +196,7 @@ def link(
     found = (
         verb.measure(to, port, seconds, console)
         if to
-        else verb.read(files, unit, direction, column)
+        else verb.read(files or (), unit, direction, column)
     )
     verb.report(found, name, out or Path("calibrations") / _held(name), like, console)
 

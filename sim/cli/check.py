@@ -64,11 +64,10 @@ def answer(scenario: Scenario, folder: Path) -> Answer:
 
 
 def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
-    task, held = sim.task, np.concatenate(sim.task.parts)
-    if task.texts is None:
-        sized: SizedData = sim.scenario.task.dataset
+    task, held, sized = sim.task, np.concatenate(sim.task.parts), sim.scenario.task.dataset
+    if task.texts is None and isinstance(sized, SizedData):
         yield "data", f"by size alone: {sized.classes:,} classes, {sized.tokens:,} tokens a text"
-    else:
+    elif task.texts is not None:
         yield (
             "data",
             "\n".join(task.texts.sources or [f"{task.texts.name}: {len(task.texts):,} texts"]),
@@ -97,7 +96,7 @@ def _about_fleet(sim: Simulation) -> Iterator[tuple[str, str]]:
     )
     yield "devices", f"{len(sim.devices):,}, with {spread}"
     yield "device kinds", _mix(device.member.device for device in sim.devices)
-    yield "links", _mix(device.member.link for device in sim.devices)
+    yield "links", _mix(device.member.link or "none" for device in sim.devices)
     if any(device.member.cell for device in sim.devices):
         yield "cells", _mix(device.member.cell or "none" for device in sim.devices)
     for read in described(sim.traces):

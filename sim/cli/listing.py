@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from rich.table import Table
@@ -79,8 +80,9 @@ def methods() -> Table:
 
     table = _table("method", "what it is")
     for method in METHODS:
-        for kind in method.Config.model_fields["kind"].annotation.__args__:
-            table.add_row(kind, method.__doc__.splitlines()[0])
+        what = (method.__doc__ or method.__name__).splitlines()[0]
+        for kind in get_args(method.Config.model_fields["kind"].annotation):
+            table.add_row(kind, what)
     return table
 
 

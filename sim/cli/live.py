@@ -8,7 +8,7 @@ import time
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -48,7 +48,7 @@ class LiveView:
             TimeRemainingColumn(),
             console=console,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._live = (
             Live(console=console, refresh_per_second=4, transient=True) if self._fancy else None
         )
@@ -61,7 +61,9 @@ class LiveView:
             self._live.stop()
 
     def _show(self, what: RenderableType) -> None:
-        """Put it on the terminal in place of what was there."""
+        """Put it on the terminal, if it can be, in place of what was there."""
+        if self._live is None:
+            return
         self._live.update(what)
         if not self._live.is_started and self._is_long:
             self._live.start(refresh=True)

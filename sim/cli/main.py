@@ -406,14 +406,15 @@ def _sayer(status):
     """
     import time
 
-    said = {"what": "", "at_s": 0.0}
+    said, at_s = "", 0.0
 
     def say(line: str) -> None:
+        nonlocal said, at_s
         what = line.partition(":")[0]
         if console.is_terminal:
             status.update(Text(line))
-        elif what != said["what"] or time.monotonic() - said["at_s"] > 5:
-            said.update(what=what, at_s=time.monotonic())
+        elif what != said or time.monotonic() - at_s > 5:
+            said, at_s = what, time.monotonic()
             console.print(line, highlight=False, soft_wrap=True)
 
     return say

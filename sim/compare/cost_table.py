@@ -151,14 +151,15 @@ def _reached_at_s(run: Run, target: float | None) -> float | None:
 
 
 def _interval(values: list[float | None]) -> tuple[float | None, float | None]:
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return None, None
-    if len(values) == 1:
-        return float(values[0]), None
+    if len(known) == 1:
+        return float(known[0]), None
     from scipy import stats
 
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return math.fsum(values) / len(values), float(half)
+    half = stats.t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known))
+    return math.fsum(known) / len(known), float(half)
 
 
 def has_learned(row: Mapping[str, Any], learned: float) -> bool:

@@ -42,10 +42,10 @@ def draw_reductions(
         figure, axes = _figure(2.9, len(PANELS), run_title=f"what {ours} saves", note="")
         for number, label in enumerate(baselines):
             run, colour = runs[label], COLOURS[number % len(COLOURS)]
-            time_s = run.curve("accuracy")[0]
-            if not len(time_s) or run.curve("accuracy")[1].max() < learned:
+            time_s, converged = run.curve("accuracy")[0], converged_at_s(run)
+            if converged is None or run.curve("accuracy")[1].max() < learned:
                 continue
-            cost, converged = costs_at(run, time_s), converged_at_s(run)
+            cost = costs_at(run, time_s)
             here = int(np.searchsorted(time_s, converged))
             for ax, name in zip(axes, PANELS, strict=True):
                 with np.errstate(divide="ignore"):

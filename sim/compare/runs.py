@@ -27,7 +27,7 @@ from sim.kernel.streams import Streams
 from sim.results.run_directory import empty, held, read_manifest
 from sim.scenario.file import ScenarioError, changed, digest, resolved
 from sim.scenario.named_files import changed_files, digests
-from sim.scenario.schema import Scenario
+from sim.scenario.schema import Compare, Scenario
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,7 @@ def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
     """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one
     that it lacks.
     """
-    if scenario.compare is None:
-        raise CompareError(
-            f"{scenario.name} lists no methods: give it `compare: "
-            f"{{methods: {{label: {{kind: ...}}}}}}`"
-        )
-    labels = scenario.compare.methods
+    labels = compare_of(scenario).methods
     if unknown := [label for label in only if label not in labels]:
         raise CompareError(
             f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: "
@@ -59,7 +54,7 @@ def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
         )
     entries = []
     for at, world in _worlds(scenario):
-        methods = world.compare.methods
+        methods = compare_of(world).methods
         for label, seed in itertools.product(
             only or labels, range(scenario.seed, scenario.seed + seeds)
         ):
@@ -68,9 +63,19 @@ def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
     return entries
 
 
+def compare_of(scenario: Scenario) -> Compare:
+    """What a scenario says of its comparison; CompareError if it says nothing."""
+    if scenario.compare is None:
+        raise CompareError(
+            f"{scenario.name} lists no methods: give it `compare: "
+            f"{{methods: {{label: {{kind: ...}}}}}}`"
+        )
+    return scenario.compare
+
+
 def _worlds(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     """The scenario itself, or one of it for each value of `compare.over`."""
-    over = scenario.compare.over
+    over = compare_of(scenario).over
     if over is None:
         yield "", scenario
         return
@@ -171,7 +176,9 @@ def _die_with_parent() -> None:
     """
 
     def watch() -> None:
-        connection.wait([multiprocessing.parent_process().sentinel])
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a process of the pool has one"
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -184,7 +191,10 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
     """The runs that choose dials: each method's candidates, judged on texts held out of training,
     up to the target.
     """
-    tune, target = scenario.compare.tune, target_of(scenario)
+    compare, target = compare_of(scenario), target_of(scenario)
+    tune = compare.tune
+    if tune is None:
+        return []
     task = scenario.task.model_copy(
         update={"validation": tune.validation, "judge_on": "validation"}
     )
@@ -197,7 +207,7 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
             candidates(dials, tune.budget, Streams(scenario.seed), label)
         ):
             judged = scenario.model_copy(
-                update={"method": scenario.compare.methods[label], "task": task, "stop": stop}
+                update={"method": compare.methods[label], "task": task, "stop": stop}
             )
             for key, value in settings.items():
                 judged = _with(judged, f"method.{key}", value, f"compare.tune.dials.{label}")
@@ -225,7 +235,9 @@ def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> li
 
     Chosen is the candidate that reached the target soonest, or, where none did, the most accurate.
     """
-    target, choices, methods = target_of(scenario), {}, dict(scenario.compare.methods)
+    compare, target = compare_of(scenario), target_of(scenario)
+    methods = dict(compare.methods)
+    choices: dict[str, Any] = {}
     for label in dict.fromkeys(entry.label for entry in entries):
         mine = [entry for entry in entries if entry.label == label]
         scores = [rows([entry], "target", target)[0] for entry in mine]
@@ -241,7 +253,7 @@ def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> li
         ]
         choices[label] = {"chosen": each[best]["dials"], "candidates": each}
     (out / "tuned.json").write_text(json.dumps(choices, indent=2) + "\n", encoding="utf-8")
-    compare = scenario.compare.model_copy(update={"methods": methods})
+    compare = compare.model_copy(update={"methods": methods})
     stop = scenario.stop.model_copy(update={"target": target})
     return plan(
         scenario.model_copy(update={"compare": compare, "stop": stop}),
@@ -262,4 +274,4 @@ def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:
 
 def target_of(scenario: Scenario) -> float | None:
     """The common accuracy of the second protocol."""
-    return scenario.compare.target or scenario.stop.target
+    return compare_of(scenario).target or scenario.stop.target

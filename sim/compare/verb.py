@@ -36,6 +36,7 @@ from sim.compare.cost_table import (
 from sim.compare.runs import (
     Entry,
     changed_inputs,
+    compare_of,
     is_done,
     plan,
     run_all,
@@ -123,7 +124,7 @@ def compare_scenario(
         compared = _compared(
             scenario, entries, folder, out, seeds, only, dry, processes, console, tune
         )
-        reference = scenario.compare.reference or compared.ours
+        reference = compare_of(scenario).reference or compared.ours
         _write(compared, reference)
         _figures(scenario, entries, out, compared.ours, compared.baselines, dry)
     return compared
@@ -145,9 +146,9 @@ def _compared(
         changed = Counter(
             ", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder))
         )
-        for names, count in changed.items():
+        for files, count in changed.items():
             console.print(
-                f"{names} held something else before: {count} runs are made again", highlight=False
+                f"{files} held something else before: {count} runs are made again", highlight=False
             )
         columns = (
             SpinnerColumn(),
@@ -169,7 +170,7 @@ def _compared(
     run(entries, "run")
     for sentence in _of_other_machines(entries):
         console.print(sentence, highlight=False, soft_wrap=True)
-    compare, target = scenario.compare, target_of(scenario)
+    compare, target = compare_of(scenario), target_of(scenario)
     tables = {
         _title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)
     }
@@ -224,6 +225,7 @@ def _figures(
     from sim.compare import plots
     from sim.views.plots import draw
 
+    compare, learned = compare_of(scenario), target_of(scenario) or 0.0
     for at, mine in _by_world(entries):
         first = {
             e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed
@@ -231,10 +233,10 @@ def _figures(
         draw(list(first.values()), out / at / "figures")
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
-            claims, learned = scenario.compare.claims, target_of(scenario) or 0.0
+            claims = {str(column): saved for column, saved in compare.claims.items()}
             plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
-    if scenario.compare.over is not None and not dry:
-        plots.draw_over(scenario.compare.over.key, entries, out / "figures")
+    if compare.over is not None and not dry:
+        plots.draw_over(compare.over.key, entries, out / "figures")
 
 
 def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:

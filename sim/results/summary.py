@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -138,12 +139,9 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
 def _target(sim: Simulation, spans: pa.Table) -> dict[str, Any]:
     """The target and what had been spent when it was reached: spans that had ended by then."""
     reached_at_s = sim.ended.target.get("reached_at_s")
-    spent = {
-        "uplink_bytes": None,
-        "downlink_bytes": None,
-        "device_flop": None,
-        "device_energy_j": None,
-    }
+    spent: Mapping[str, float | None] = dict.fromkeys(
+        ("uplink_bytes", "downlink_bytes", "device_flop", "device_energy_j")
+    )
     if reached_at_s is not None:
         spent = _totals(spans.filter(pc.less_equal(spans["end_s"], reached_at_s)))
     return {"value": sim.scenario.stop.target, "reached_at_s": reached_at_s, **spent}

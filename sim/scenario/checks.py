@@ -4,8 +4,9 @@ that do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import devices.profile
@@ -19,10 +20,10 @@ from sim.scenario.availability import Diurnal
 from sim.scenario.schema import MOST_DEVICES, Compare, Mix, Scenario, SizedData
 from sim.scenario.settings import why_unread
 
+Where = tuple[str | int, ...]
 
-def problems(
-    scenario: Scenario, folder: Path = Path()
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+
+def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where, str]]:
     """What is wrong with a well-formed scenario: names that do not exist, things that do not fit;
     (where, what).
 
@@ -37,11 +38,9 @@ def problems(
             found = list(_unknown((*here, "link"), link, link_names, "link", "list links", folder))
             yield from found
             if not found and is_file(link):
-                yield from _tried(
-                    (*here, "link"), lambda name=link: network.profile.load(name, folder)
-                )
+                yield from _tried((*here, "link"), partial(network.profile.load, link, folder))
         for backbone in choices(group.backbone):
-            yield from _tried((*here, "backbone"), lambda b=backbone: _with_weights(b, scenario))
+            yield from _tried((*here, "backbone"), partial(_with_weights, backbone, scenario))
         for cell in choices(group.cell) if group.cell is not None else ():
             yield from _unknown((*here, "cell"), cell, set(scenario.cells), "cell", None)
         for number, cell in enumerate(group.mobility.cells if group.mobility else ()):
@@ -98,15 +97,13 @@ def problems(
                 f"{len(scenario.dropout.times)} drop-out times for {total} devices",
             )
     if isinstance(scenario.availability, Diurnal):
-        yield from _tried(
-            ("availability", "rhythm"), lambda: rhythms.load(scenario.availability.rhythm)
-        )
+        rhythm = scenario.availability.rhythm
+        yield from _tried(("availability", "rhythm"), partial(rhythms.load, rhythm))
     if scenario.cost_as:
         costed = scenario.cost_as.backbone
         for name in [costed] if isinstance(costed, str) else costed.values():
-            yield from _tried(
-                ("cost_as", "backbone"), lambda n=name: catalogue.find(n, scenario.own_backbones)
-            )
+            found = partial(catalogue.find, name, scenario.own_backbones)
+            yield from _tried(("cost_as", "backbone"), found)
         if isinstance(costed, dict):
             used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
             for name in sorted(used - set(costed)):
@@ -172,6 +169,10 @@ def choices(mix: Mix) -> list[str]:
     return list(mix) if isinstance(mix, Mapping) else [mix]
 
 
+def _engine(device: str, engine: str) -> devices.profile.Engine:
+    return devices.profile.load(device).engine(engine)
+
+
 def _with_weights(name: str, scenario: Scenario) -> None:
     spec = catalogue.find(name, scenario.own_backbones)
     if not spec.has_weights and not isinstance(scenario.task.dataset, SizedData):
@@ -181,23 +182,29 @@ def _with_weights(name: str, scenario: Scenario) -> None:
 
 
 def _device_problems(
-    here: tuple[str | int, ...], device: str, engines: list[str], folder: Path
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    here: Where, device: str, engines: list[str], folder: Path
+) -> Iterator[tuple[Where, str]]:
     """What is wrong with a device's name, its file, or the engines that are asked of it."""
     where, known = (*here, "device"), set(devices.profile.names())
     found = list(_unknown(where, device, known, "device", "list devices", folder))
     found = found or list(_tried(where, lambda: devices.profile.load(device, folder)))
     yield from found
     for engine in engines if not found else ():
-        yield from _tried(
-            (*here, "engine"),
-            lambda e=engine: devices.profile.load(device, folder).engine(e),
-        )
+        yield from _tried((*here, "engine"), partial(_engine, device, folder, engine))
+
+
+def _engine(device: str, folder: Path, engine: str) -> devices.profile.Engine:
+    return devices.profile.load(device, folder).engine(engine)
 
 
 def _unknown(
-    where, name, known: set[str], kind: str, listing: str | None, folder: Path | None = None
-):
+    where: Where,
+    name: str,
+    known: set[str],
+    kind: str,
+    listing: str | None,
+    folder: Path | None = None,
+) -> Iterator[tuple[Where, str]]:
     """What is wrong with a name that is not known, and is no file, where one may be named: then it
     lies in `folder`, or in the working directory.
     """
@@ -216,7 +223,7 @@ def _unknown(
     yield where, f"no {kind} is called {name!r}{hint}{see}"
 
 
-def _tried(where, attempt):
+def _tried(where: Where, attempt: Callable[[], object]) -> Iterator[tuple[Where, str]]:
     try:
         attempt()
     except ValueError as error:

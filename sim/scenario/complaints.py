@@ -45,9 +45,12 @@ class _Spot:
 
     def __init__(self, schema: dict[str, Any], root: Node, loc: tuple[str | int, ...]) -> None:
         self.definitions = schema.get("$defs", {})
-        self.schema, self.owner = self.settled(schema), {}
+        self.schema = self.settled(schema)
+        self.owner: dict[str, Any] = {}
         self.node: Node | None = root
-        self.place, self.path, self.in_branch = root.place, (), False
+        self.place = root.place
+        self.path: tuple[str | int, ...] = ()
+        self.in_branch = False
         for step in loc:
             branches = self.schema.get("oneOf") or self.schema.get("anyOf")
             if branches:
@@ -57,15 +60,15 @@ class _Spot:
 
     def settled(self, schema: Any) -> dict[str, Any]:
         """The schema behind references and behind `or nothing`."""
-        schema = schema if isinstance(schema, dict) else {}
+        found: dict[str, Any] = schema if isinstance(schema, dict) else {}
         while True:
-            some = [branch for branch in schema.get("anyOf", ()) if branch.get("type") != "null"]
-            if "$ref" in schema:
-                schema = self.definitions.get(schema["$ref"].rsplit("/", 1)[-1], {})
+            some = [branch for branch in found.get("anyOf", ()) if branch.get("type") != "null"]
+            if "$ref" in found:
+                found = self.definitions.get(found["$ref"].rsplit("/", 1)[-1], {})
             elif len(some) == 1:
-                schema = some[0]
+                found = some[0]
             else:
-                return schema
+                return found
 
     def branch(self, branches: list[dict[str, Any]], tag: str) -> dict[str, Any]:
         by_tag = self.schema.get("discriminator", {}).get("mapping", {})

@@ -19,7 +19,8 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-Share, Left = Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Left = Annotated[float, Field(gt=0, le=1)]
 TimeOfDay = Annotated[Seconds, Field(lt=86_400)]
 Shares = Annotated[tuple[Share, Share], AfterValidator(_in_order)]
 

@@ -53,7 +53,7 @@ def _conditions(kind: type) -> OnlyFor:
 
 
 def _unread(
-    settings: Any, given: Node, path: tuple, own: set[str]
+    settings: Any, given: Node, path: tuple[str | int, ...], own: set[str]
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     if isinstance(given.value, list):
         children = list(enumerate(given.value)) if isinstance(settings, list | tuple) else []

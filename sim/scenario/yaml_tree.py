@@ -123,7 +123,7 @@ class _Reader:
         """The node that begins with this event."""
         place = self.place(event)
         if isinstance(event, yaml.AliasEvent):
-            node = self.alias(event.anchor, place)
+            node = self.alias(str(event.anchor), place)
         elif isinstance(event, yaml.ScalarEvent):
             node = Node(self.scalar(event, place, path), place, size=1 + len(event.value))
         elif len(path) >= MAX_DEPTH:
@@ -139,15 +139,16 @@ class _Reader:
         return node
 
     def collection(self, event: Any, place: Place, path: tuple[object, ...]) -> Node:
+        value: list[Node] | dict[str, Node]
         if isinstance(event, yaml.SequenceStartEvent):
-            value = [
+            children = value = [
                 self.node(item, (*path, index))
                 for index, item in enumerate(self.until(yaml.SequenceEndEvent))
             ]
-            children, keys_size = value, 0
+            keys_size = 0
         else:
             value = self.mapping(path)
-            children, keys_size = value.values(), sum(map(len, value))
+            children, keys_size = list(value.values()), sum(map(len, value))
         size = 1 + keys_size + sum(child.size for child in children)
         return Node(
             value, place, size=size, height=1 + max((child.height for child in children), default=0)
@@ -181,9 +182,8 @@ class _Reader:
                     "merge keys (<<) are not part of YAML 1.2; repeat the keys or use `extends`",
                 )
             elif name in fields:
-                self.complain(
-                    place, inner, f"key given twice (first in line {fields[name].key.line})"
-                )
+                first = fields[name].key or fields[name].place
+                self.complain(place, inner, f"key given twice (first in line {first.line})")
             else:
                 fields[name] = child
         return fields

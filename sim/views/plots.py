@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -133,11 +134,10 @@ def timeline_figure(run: Run) -> Figure:
     for row, strip in zip(rows, _blend(share, list(colours.values())), strict=True):
         extent = (0, last_s / unit_s, place_of[row] - 0.4, place_of[row] + 0.4)
         ax.imshow(strip[None], extent=extent, aspect="auto", interpolation="nearest", zorder=1)
-    seen = share.any(axis=(1, 2))
     handles: list = [
         Patch(color=colours[name], label=name)
-        for name, is_seen in zip(order, seen, strict=True)
-        if is_seen
+        for name, of_rows in zip(order, share, strict=True)
+        if of_rows.any()
     ]
     outcome, outcomes = encode(table["outcome"])
     bad = np.array([name not in FINE for name in outcomes], dtype=bool)[outcome] & ~np.isnan(y)
@@ -464,8 +464,7 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
 
 
 def _figure(height_in: float, columns: int, run_title: str, note: str, **subplots):
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.05)
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout=ConstrainedLayoutEngine(wspace=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False, **subplots)[0]
     figure.suptitle(run_title, fontsize=8, x=0.01, ha="left")

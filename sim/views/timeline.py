@@ -320,7 +320,7 @@ def _chosen(fleet: pa.Table, devices: Sequence[str | int] | None) -> list[int] |
             f"no device {', '.join(unknown)} in this run: it has {len(names)}, {names[0]} to "
             f"{names[-1]}"
         )
-    return list(dict.fromkeys(rows))
+    return list(dict.fromkeys(row for row in rows if row is not None))
 
 
 def _lanes(
@@ -404,10 +404,11 @@ def _write_drawing(
             spans.joules,
             spans.outcome,
         )
-        for row, *values in zip(
+        for row, label, start_ns, end_ns, nbytes, flop, joules, outcome in zip(
             lane.tolist(), *(column[lane].tolist() for column in columns), strict=True
         ):
-            writer.slice(track, *values, leaving.get(row, ()), arriving.get(row, ()))
+            flows = leaving.get(row, ()), arriving.get(row, ())
+            writer.slice(track, label, start_ns, end_ns, nbytes, flop, joules, outcome, *flows)
 
 
 def _write_fleet_counters(writer, parent, run, spans, plan, window_s) -> None:

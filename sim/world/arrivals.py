@@ -82,8 +82,9 @@ def data_times(
 
 
 def _weights(hours: list[float] | None) -> list[float]:
-    return (
-        availability.load("charging-wifi-locked").observed["share_by_hour"]
-        if hours is None
-        else hours
-    )
+    if hours is not None:
+        return hours
+    observed = availability.load("charging-wifi-locked").observed
+    assert observed is not None, "a shipped rhythm says what was measured"
+    shares: list[float] = observed["share_by_hour"]
+    return shares

@@ -6,6 +6,7 @@ Every draw is from a stream of the device's own, named by its id: "link/up", "li
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import inf
@@ -142,7 +143,8 @@ def build(
     """
     cells = {
         name: Cell(
-            *(inf if bps is None else bps for bps in (cell.up, cell.down)),
+            inf if cell.up is None else cell.up,
+            inf if cell.down is None else cell.down,
             cell.kind,
             cell.gain,
             cell.fair_uplink,
@@ -156,13 +158,12 @@ def build(
     ingress_bps = inf if scenario.server.ingress is None else scenario.server.ingress
     net = Network(env, ingress_bps, scenario.server.egress, cells, shared)
 
-    profiles = {
-        name: network.profile.load(name, folder)
-        for name in sorted({member.link for member in members})
-    }
+    load = functools.cache(functools.partial(network.profile.load, folder=folder))  # each once
     groups = [group for group in scenario.fleet for _ in range(group.count)]
     for member, group in zip(members, groups, strict=True):
-        profile = profiles[member.link]
+        if member.link is None:
+            raise NetworkError(f"{member.id} has no link: name one in its group")
+        profile = load(member.link)
         up, down = _rates(member.id, group, profile, traces, scenario.links.vary, streams)
         journey, handover_s = None, 0.0
         if group.mobility:

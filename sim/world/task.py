@@ -45,18 +45,23 @@ class Task:
         """The samples as this backbone's tokens; piece by piece, for a tokenizer takes a hundred
         bytes a character.
         """
-        columns = [
-            column for column in (self.texts.texts, self.texts.second_texts) if column is not None
-        ]
+        if self.texts is None:
+            raise data.DataError("data that is stated by its size alone has no texts")
+        texts, seconds = self.texts.texts, self.texts.second_texts
+        columns = [texts] if seconds is None else [texts, seconds]
         ends = np.cumsum([sum(len(column[i]) for column in columns) for i in samples])
         pieces = np.split(samples, np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1)
         made = [
-            tokenise(spec, *([c[i] for i in piece] for c in columns), max_tokens=self.max_tokens)
+            tokenise(
+                spec,
+                [texts[i] for i in piece],
+                None if seconds is None else [seconds[i] for i in piece],
+                self.max_tokens,
+            )
             for piece in pieces
         ]
-        segments = (
-            None if made[0].segments is None else [ids for piece in made for ids in piece.segments]
-        )
+        marked = [piece.segments for piece in made if piece.segments is not None]
+        segments = [ids for piece in marked for ids in piece] if marked else None
         return Tokens([ids for piece in made for ids in piece.ids], segments)
 
     def lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
@@ -79,23 +84,24 @@ def load_task(
     `data.DataError`, `partition.PartitionError` or `assets.AssetMissing` say what does not fit or
     is not there.
     """
-    settings = scenario.task
+    settings, dataset = scenario.task, scenario.task.dataset
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     n_devices = sum(group.count for group in scenario.fleet)
-    if texts is None and isinstance(settings.dataset, SizedData):
+    if texts is None and not isinstance(dataset, SizedData):
+        texts = data.load(_located(dataset, folder))
+    if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(
                 f"{scenario.name} states its data by size alone: it can only be run with --dry"
             )
-        fixed = settings.dataset.tokens
-        classes = settings.dataset.classes
+        fixed = dataset.tokens
+        classes = dataset.classes
         names = tuple(map(str, range(classes)))
         n_train, n_test = (settings.train or 10_000) + settings.validation, settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
         clients = None
-    else:
-        texts = texts or data.load(_located(settings.dataset, folder))
+    elif texts is not None:
         labels, names, clients = texts.labels, texts.class_names, texts.clients
         wanted = None if settings.train is None else settings.train + settings.validation
         train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
