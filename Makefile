@@ -1,30 +1,37 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+# where a virtual environment keeps what it runs
+ifeq ($(OS),Windows_NT)
+BIN = $(VENV)/Scripts
+else
+BIN = $(VENV)/bin
+endif
+PIP = $(BIN)/python -m pip --disable-pip-version-check
 # processes that tests start find our modules compiled
-PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 INSTALL = $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: quickstart test thorough lint slow timed bench clean
+.PHONY: quickstart test thorough lint slow timed coverage bench clean
 
 quickstart: $(VENV)/.installed
-	$(VENV)/bin/mobifleet fetch
-	$(VENV)/bin/mobifleet run quickstart
+	$(BIN)/mobifleet fetch
+	$(BIN)/mobifleet run quickstart
 
 test: $(VENV)/.installed-for-tests lint
-	$(VENV)/bin/mobifleet fetch
+	$(BIN)/mobifleet fetch
 	$(PYTEST) -n 2 --dist worksteal --durations 15
 
 # Every method, setting, architecture and command of the README; CI runs it after `make test`.
 thorough: $(VENV)/.installed-for-tests
-	$(VENV)/bin/mobifleet fetch
+	$(BIN)/mobifleet fetch
 	$(PYTEST) -n 2 --dist worksteal --durations 15 -m thorough
 
 lint: $(VENV)/.installed-for-tests
-	$(VENV)/bin/ruff check --quiet .
-	$(VENV)/bin/ruff format --check --quiet .
-	$(VENV)/bin/lint-imports > /dev/null
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports > /dev/null
+	$(BIN)/mypy --no-error-summary
 
 slow: $(VENV)/.installed-for-tests
 	$(PYTEST) -m slow
@@ -33,21 +40,27 @@ slow: $(VENV)/.installed-for-tests
 timed: $(VENV)/.installed-for-tests
 	$(PYTEST) -m timed
 
-bench: $(VENV)/.installed
-	$(VENV)/bin/python benchmarks/fair_link.py
+# Which lines the fast tests run, also in the processes that they start.
+coverage: $(VENV)/.installed-for-tests
+	$(BIN)/mobifleet fetch
+	$(PYTEST) -n 2 --dist worksteal --cov --cov-report html
+	@echo "the fast tests run $$($(BIN)/coverage report --format total) % of the lines; coverage/index.html says which"
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/fair_link.py
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "installing mobifleet into $(VENV) (a minute or two) ..."
 	$(INSTALL) .
 	@touch $@
 
-$(VENV)/.installed-for-tests: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-for-tests: pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "installing mobifleet with what its tests need into $(VENV) (a minute or two) ..."
 	$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/bin/python:
+$(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) runs figures
+	rm -rf $(VENV) runs figures coverage .coverage .mypy_cache

@@ -4,9 +4,11 @@ clean.
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 LARGEST_BYTES = 1_000_000
@@ -79,3 +81,24 @@ def test_every_public_function_and_class_of_the_packages_says_what_it_does():
                     "_"
                 ):
                     assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def test_what_is_said_in_several_files_agrees():
+    """The version, Python's versions, and the ruff of a commit and of `make lint`."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation, hooks, workflow = (
+        yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+        for name in ("CITATION.cff", ".pre-commit-config.yaml", ".github/workflows/test.yml")
+    )
+    assert str(citation["version"]) == project["version"]
+    assert citation["license"] == project["license"]
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert f"ruff=={hooks['repos'][0]['rev'].removeprefix('v')}" in pins
+    oldest = project["requires-python"].removeprefix(">=")
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"][0] == oldest
+
+
+def test_every_package_says_that_it_is_typed():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    for package in project["tool"]["mypy"]["files"]:
+        assert (REPOSITORY / package / "py.typed").is_file()
