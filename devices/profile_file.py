@@ -109,7 +109,7 @@ def _laid_over(child: Any, parent: Any) -> Any:
 
 
 def _with_what_is_lent(
-    data: Mapping, root: Path, parser: _Parser
+    data: Mapping[str, Any], root: Path, parser: _Parser
 ) -> tuple[dict[str, Any], list[Path]]:
     """The data with what is lent to it, and the file that this comes from, if there is any.
 
@@ -123,7 +123,7 @@ def _with_what_is_lent(
         return data, []  # the kind is wrong, as the parser says
     whole = read_layers(PROFILES / f"{name}.yaml", PROFILES, NUMBERS, [])[0].data
 
-    def lent(where: Where, entry: Mapping) -> dict[str, Any]:
+    def lent(where: Where, entry: Mapping[str, Any]) -> dict[str, Any]:
         parser.lent.append(".".join(map(str, where)))
         why = f"not said: that of {name} ({entry['conditions']})"
         source = f"profile {name}: {entry['source']}"
@@ -158,7 +158,13 @@ def _with_what_is_lent(
     return data, [PROFILES / f"{name}.yaml"] if parser.lent else []
 
 
-def _whole_engine(engine: Any, entry: Mapping, data: Mapping, whole: Mapping, lent: Any) -> dict:
+def _whole_engine(
+    engine: Any,
+    entry: Mapping[str, Any],
+    data: Mapping[str, Any],
+    whole: Mapping[str, Any],
+    lent: Any,
+) -> dict[str, Any]:
     """An engine with overhead and power of the lender's engine of that name, or its `simple`."""
     theirs = whole["engines"].get(engine) or whole["engines"].get(DEFAULT_ENGINE)
     theirs = theirs or next(iter(whole["engines"].values()))
@@ -277,7 +283,7 @@ class _Parser:
             )
         return tuple(rows)
 
-    def number(self, data: Mapping, where: Where, key: str, **limits: float) -> float:
+    def number(self, data: Mapping[str, Any], where: Where, key: str, **limits: float) -> float:
         """One number with its source, which goes to `provenance`; NaN where something is wrong."""
         if key not in data:
             return math.nan  # said by whoever requires it
@@ -308,13 +314,13 @@ class _Parser:
 
     def amount(
         self,
-        data: Mapping,
+        data: Mapping[str, Any],
         where: Where,
         key: str,
         unit_of: str = "",
-        above=-math.inf,
-        least=-math.inf,
-        most=math.inf,
+        above: float = -math.inf,
+        least: float = -math.inf,
+        most: float = math.inf,
     ) -> float:
         """A finite number within limits, or a text with the unit that the key `unit_of` names."""
         if key not in data:
@@ -333,7 +339,7 @@ class _Parser:
             return math.nan
         return number
 
-    def text(self, data: Mapping, where: Where, key: str) -> str:
+    def text(self, data: Mapping[str, Any], where: Where, key: str) -> str:
         if key not in data:
             return ""
         value = data[key]
@@ -348,7 +354,7 @@ class _Parser:
         required: Iterable[str],
         optional: Iterable[str] = (),
         plain: str = "",
-    ) -> Mapping:
+    ) -> Mapping[str, Any]:
         """The mapping without keys that are none; empty where it is no mapping."""
         required, allowed = tuple(required), (*required, *optional)
         if not isinstance(data, Mapping):

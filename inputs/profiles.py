@@ -12,7 +12,7 @@ plain, or as text with a unit. What the keys mean is the business of whoever rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def hint(error: ValueError) -> str:
 
 
 def located_problems(
-    found: list[tuple[tuple[str | int, ...], str]], files: list[Path]
+    found: Sequence[tuple[tuple[str | int, ...], str]], files: list[Path]
 ) -> list[str]:
     """Each as `file, line: dotted.key: what`, in the order of the files, which are of one profile,
     its own first; what no file says stands at the nearest key around it.

@@ -102,8 +102,8 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     if scenario.cost_as:
         costed = scenario.cost_as.backbone
         for name in [costed] if isinstance(costed, str) else costed.values():
-            found = partial(catalogue.find, name, scenario.own_backbones)
-            yield from _tried(("cost_as", "backbone"), found)
+            look_up = partial(catalogue.find, name, scenario.own_backbones)
+            yield from _tried(("cost_as", "backbone"), look_up)
         if isinstance(costed, dict):
             used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
             for name in sorted(used - set(costed)):
@@ -167,10 +167,6 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
 def choices(mix: Mix) -> list[str]:
     """The names that a mix may give."""
     return list(mix) if isinstance(mix, Mapping) else [mix]
-
-
-def _engine(device: str, engine: str) -> devices.profile.Engine:
-    return devices.profile.load(device).engine(engine)
 
 
 def _with_weights(name: str, scenario: Scenario) -> None:
