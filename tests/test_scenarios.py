@@ -172,9 +172,9 @@ def test_quickstart_learns_far_more_than_the_commonest_class(quickstart):
     task = load_task(read("quickstart"), Streams(0), SCENARIOS, dry=False)
     majority = np.bincount(task.labels[task.test]).max() / len(task.test)
     assert majority <= 0.25
-    assert quickstart["final"] >= 0.75
+    assert quickstart["final"] >= 0.77  # 0.806; four points less are no rounding
     assert set(quickstart["by_backbone"]) == {"minilm", "minilm-l2", "minilm-l4"}
-    assert min(quickstart["by_backbone"].values()) >= 0.70
+    assert min(quickstart["by_backbone"].values()) >= 0.75  # 0.794
 
 
 @pytest.mark.thorough
@@ -185,4 +185,4 @@ def test_quickstart_again_gives_the_same_bits_and_another_seed_others(quickstart
     assert again["final"] == quickstart["final"]
     other = real_run(read("quickstart", "seed=1"), tmp_path / "other")
     assert other["digest"] != quickstart["digest"]
-    assert other["final"] >= 0.75
+    assert other["final"] >= 0.77  # seeds 0 to 4 give 0.806 to 0.835

@@ -385,8 +385,7 @@ def test_it_learns(method, simulate):
         for m in sim.recorder.metrics().to_pylist()
         if (m["name"], m["group"]) == ("accuracy", "")
     )
-    majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
-    assert best >= majority + 0.2
+    assert best >= 0.95  # all is learned; the commonest class has 0.43
 
 
 def test_staleness_of_three_devices_by_hand(simulate, spans):

@@ -172,8 +172,7 @@ def test_it_learns_on_cuts_of_one_backbone(simulate, curve, spans):
         method={**MIXED, "rounds": 10, "learning_rate": 2e-2, "evaluate_every": 10},
         **AT_ONCE,
     )
-    majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
-    assert curve(sim)[-1] >= max(0.6, majority + 0.15)
+    assert curve(sim)[-1] >= 0.95  # all is learned; the commonest class has 0.43
     assert [s["nbytes"] for s in spans(sim, kind="upload", actor=sim.devices[0].id)] == [
         4 * (2 * 8 * 128 + HEAD)
     ] * 10

@@ -466,8 +466,8 @@ def test_it_learns(method, simulate):
         for m in sim.recorder.metrics().to_pylist()
         if (m["name"], m["group"]) == ("accuracy", "")
     )
-    majority = np.bincount(sim.task.labels[sim.task.test]).max() / len(sim.task.test)
-    assert best >= majority + 0.2
+    usual = 0.733 if method["kind"] == "spry" else 1.0  # the commonest class has 0.43
+    assert best >= usual - 0.05
 
 
 def test_the_methods_can_be_named_without_torch():

@@ -141,7 +141,7 @@ def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
 @pytest.mark.parametrize("variant", ["pivot", "matrix", "mobillm"])
 def test_it_learns(variant, simulate, curve):
     sim = simulate(method={**VARIANTS[variant], "epochs": 20})
-    assert curve(sim)[-1] >= 0.8
+    assert curve(sim)[-1] >= 0.95
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
