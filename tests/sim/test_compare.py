@@ -94,6 +94,46 @@ def test_costs_are_sums_of_the_spans_until_that_moment(compared):
     assert whole["uplink_bytes"] * 3 == run.summary["totals"]["uplink_bytes"]
 
 
+def test_every_cost_is_the_sum_of_its_own_spans(compared):
+    """A round asks three of four for two answers: one waits, one is late, one is never asked."""
+    asks = {"rounds": 1, "participation": 0.5, "over_selection": 1.5}
+    _, out = compared(
+        "--dry",
+        compare={"methods": {"lora": {**METHODS["lora"], **asks}}},
+        fleet=[
+            {"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"},
+            {"count": 1, "device": "raspberry-pi-5", "backbone": "random-bert", "link": "lte"},
+        ],
+        arrivals={"kind": "at-once"},
+    )
+    run = open_run(out / "lora-seed0")
+    spans = [s for s in run.spans().to_pylist() if s["actor"].startswith("device-")]
+    peaks = [peak for peak in run.devices()["peak_memory_bytes"].to_pylist() if peak]
+    assert len(peaks) == 3
+    update_s = next(t for t, count in zip(*run.curve("updates"), strict=True) if count == 1)
+    for until_s, updates in ((update_s, 1), (np.nextafter(update_s, 0), 0), (update_s / 2, 0)):
+        ended = [s for s in spans if s["end_s"] <= until_s]
+        up, down = (
+            sum(s["nbytes"] for s in ended if s["kind"] == way) / 4
+            for way in ("upload", "download")
+        )
+        expected = {
+            "time_s": until_s,
+            "flop": sum(s["flop"] for s in ended) / 4,
+            "uplink_bytes": up,
+            "downlink_bytes": down,
+            "communication_bytes": up + down,
+            "peak_memory_bytes": sum(peaks) / 3,
+            "energy_j": sum(s["joules"] for s in ended) / 4,
+            "waiting_s": sum(s["end_s"] - s["start_s"] for s in ended if s["kind"] == "wait") / 4,
+            "wasted_bytes": sum(s["nbytes"] for s in ended if s["outcome"] == "late"),
+            "updates": updates,
+        }
+        assert costs_until(run, until_s) == pytest.approx(expected, rel=1e-12)
+        if updates:
+            assert min(expected.values()) > 0 and up != down
+
+
 def test_the_time_to_a_target_is_that_of_the_first_value_at_or_above_it(compared):
     _, out = compared("--methods", "lora")
     run = open_run(out / "lora-seed0")
