@@ -298,11 +298,17 @@ def _sessions(kind: Mapping[str, Any]) -> Sessions:
     return Sessions(
         per_day=float(kind["per_day"]),
         rate_shape=float(kind["rate_shape"]),
-        start_weight=tuple(map(float, kind["start_weight"])),
-        log_length_mean=tuple(map(float, kind["log_length_mean"])),
+        start_weight=_floats(kind["start_weight"]),
+        log_length_mean=_floats(kind["log_length_mean"]),
         log_length_sd=float(kind["log_length_sd"]),
         device_sd=float(kind["device_sd"]),
     )
+
+
+def _floats(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"a list of numbers is needed, not {str(values)[:40]!r}")
+    return tuple(map(float, values))
 
 
 @dataclass(frozen=True)

@@ -247,13 +247,19 @@ def _variation(entry: Mapping[str, Any]) -> Variation:
     if not names - {"step_s"} <= set(entry) <= names:
         raise ValueError(f"a variation has {', '.join(sorted(names))}, and nothing else")
     return Variation(
-        tuple(map(float, entry["quantiles_bps"])),
-        tuple(map(float, entry["probabilities"])),
+        _floats(entry["quantiles_bps"]),
+        _floats(entry["probabilities"]),
         float(entry["slow_share"]),
         float(entry["slow_s"]),
         float(entry["fast_lag1"]),
         float(entry.get("step_s", 1.0)),
     )
+
+
+def _floats(values: object) -> tuple[float, ...]:
+    if not isinstance(values, list):
+        raise TypeError(f"a list of numbers is needed, not {str(values)[:40]!r}")
+    return tuple(map(float, values))
 
 
 def fit_transfers(nbytes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

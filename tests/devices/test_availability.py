@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -18,6 +19,7 @@ from scipy import stats
 from devices import availability
 from devices.availability import (
     DAY_S,
+    PROFILES,
     Availability,
     AvailabilityError,
     by_rhythm,
@@ -348,6 +350,13 @@ def test_a_period_must_hold_the_trace(tmp_path):
         read_trace(path, DAY_S)
 
 
+def _document(**change: object) -> str:
+    """FLASH as a file, with something else in its short sessions."""
+    document = yaml.safe_load((PROFILES / "charging-wifi-locked.yaml").read_text(encoding="utf-8"))
+    document["kinds"][min(document["kinds"])] |= change
+    return yaml.safe_dump(document)
+
+
 def test_profiles_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(AvailabilityError, match="did you mean 'charging-wifi-locked'"):
         load("charging-wifi-lock")
@@ -357,6 +366,9 @@ def test_profiles_that_cannot_be_are_refused(tmp_path):
         ("name: x", "a rhythm is a mapping"),
         ("kinds: {a: {per_day: x}}", "not a rhythm"),
         ("kinds: {a: [1]}", "not a rhythm"),
+        (_document(start_weight="1" * 24), "a list of numbers is needed"),
+        (_document(per_day=[1.0]), "not a rhythm"),
+        (_document(more=1.0), "a kind of sessions has per_day, .* and nothing else"),
         ("kinds: {}", "not a rhythm .*missing"),
     ):
         path.write_text(text)

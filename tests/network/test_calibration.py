@@ -12,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inputs.files import FileProblem
 from network import profile
 from network.bandwidth import lognormal_ar1, quantile_ar
 from network.calibration import (
@@ -22,7 +23,9 @@ from network.calibration import (
     fit_variation,
     moments,
     number,
+    read_variations,
     write_profile,
+    write_variations,
 )
 from network.errors import NetworkError
 from network.measured import read_throughput
@@ -259,3 +262,24 @@ def test_only_two_time_scales_make_minutes_as_unlike_as_they_are():
         )
     assert 0.8 < np.median(two_scales) < 1.15
     assert np.median(one_scale) < 0.7
+
+
+def test_variations_come_back_from_their_file_and_others_are_refused(tmp_path):
+    path = tmp_path / "variation.yaml"
+    known = Variation((0.0, 2e6, 8e6), (0.0, 0.5, 1.0), 0.7, 60.0, 0.4, 1.0)
+    write_variations(path, {"up": known})
+    assert read_variations(path) == {"up": known}
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))["up"]
+    for change in (
+        {"slow_share": [0.7]},
+        {"quantiles_bps": 8e6},
+        {"probabilities": "015"},
+        {"slow_s": None},
+        {"more": 1.0},
+    ):
+        path.write_text(yaml.safe_dump({"up": {**written, **change}}), encoding="utf-8")
+        with pytest.raises(FileProblem, match=r"not a variation.yaml"):
+            read_variations(path)
+    path.write_text(yaml.safe_dump({"up": {"slow_s": 60.0}}), encoding="utf-8")
+    with pytest.raises(FileProblem, match=r"a variation has fast_lag1, .*, step_s, and nothing"):
+        read_variations(path)
