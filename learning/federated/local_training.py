@@ -83,15 +83,10 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if settings.proximal_mu:
-                for (
-                    name,
-                    parameter,
-                ) in parameters.items():  # the gradient of mu / 2 |w - w_received|^2
-                    parameter.grad.add_(
-                        parameter.detach() - state[name], alpha=settings.proximal_mu
-                    )
+                for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
+                    _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
             for name, added in (correction or {}).items():
-                parameters[name].grad.add_(added)
+                _add_gradient(parameters[name], added)
             optimiser.step()
             summed += float(loss.detach()) * len(chosen)
             steps += 1
@@ -132,7 +127,9 @@ def evaluate(
     )
 
 
-def inputs(tokens: Tokens, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+def inputs(
+    tokens: Tokens, chosen: Sequence[int] | np.ndarray
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The chosen texts as a model takes them: ids [B, T], mask [B, T] and segments [B, T] (None for
     single texts).
     """
@@ -141,6 +138,11 @@ def inputs(tokens: Tokens, chosen: Sequence[int]) -> tuple[Tensor, Tensor, Tenso
     ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen])
     segments_BT = None if tokens.segments is None else pad([tokens.segments[i] for i in chosen])[0]
     return ids_BT, mask_BT, segments_BT
+
+
+def _add_gradient(parameter: Tensor, added: Tensor, times: float = 1.0) -> None:
+    assert parameter.grad is not None, "the loss depends on every trainable tensor"
+    parameter.grad.add_(added, alpha=times)
 
 
 def _batches(order: np.ndarray, batch: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from devices import availability as models
 from inputs.files import located
 from sim.kernel.absence import first_on_s, leave
-from sim.scenario.availability import AnyAvailability, Diurnal, DropOut
+from sim.scenario.availability import AnyAvailability, Diurnal, DropOut, Traced
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -33,23 +33,26 @@ def give(world: World, how: AnyAvailability | None, folder: Path) -> None:
     """Give every device its availability; ValueError (AvailabilityError) for a rhythm or trace that
     cannot be used.
     """
-    if how is None or how.kind == "always":
+    if isinstance(how, Traced):
+        trace = models.read_trace(located(how.path, folder), how.period)
+        own = functools.partial(_of_trace, world.streams, trace, how.shift)
+    elif isinstance(how, Diurnal):
+        own = functools.partial(_own_rhythm, world.streams, how)
+    else:
         return
-    trace = (
-        models.read_trace(located(how.path, folder), how.period) if how.kind == "trace" else None
-    )
     for device in world.devices:
-        if trace is not None:
-            device.availability = trace.of(world.streams.rng("availability", device.id), how.shift)
-        else:
-            device.availability = _own_rhythm(world.streams, device.id, how)
+        device.availability = own(device.id)
         if not device.availability.is_on(0.0):
             device.go_off()
         if first_on_s(device) == inf and device.outcome == "ok":
             device.outcome = "never-ready"
 
 
-def _own_rhythm(streams: Streams, id_: str, how: Diurnal) -> models.Availability:
+def _of_trace(streams: Streams, trace: models.Trace, shift: bool, id_: str) -> models.Availability:
+    return trace.of(streams.rng("availability", id_), shift)
+
+
+def _own_rhythm(streams: Streams, how: Diurnal, id_: str) -> models.Availability:
     rhythm = models.load(how.rhythm)
     if how.never_ready is not None:
         rhythm = replace(rhythm, never_ready=how.never_ready)
@@ -62,7 +65,7 @@ def start(world: World, drop_out: DropOut | None) -> None:
     """Let devices come, go and drop out from now on."""
     for index, device in enumerate(world.devices):
         if device.availability is not None and device.outcome == "ok":
-            world.env.process(_come_and_go(world, device))
+            world.env.process(_come_and_go(world, device, device.availability))
         if device.meter.battery and device.outcome == "ok":
             device.meter.battery.watch()
         if (
@@ -77,12 +80,9 @@ def may_stall(world: World) -> bool:
     return any(device.availability or device.meter.battery for device in world.devices)
 
 
-def _come_and_go(world: World, device: Device) -> Generator:
-    at_s, own, is_on = (
-        0.0,
-        device.availability,
-        device.availability.is_on(0.0),
-    )  # in the availability's own numbers: the clock's sums round differently
+def _come_and_go(world: World, device: Device, own: models.Availability) -> Generator:
+    # in the availability's own numbers: the clock's sums round differently
+    at_s, is_on = 0.0, own.is_on(0.0)
     while (at_s := own.next_change(at_s)) < inf:
         yield world.env.timeout(max(0.0, at_s - world.env.now))
         if device.is_gone:
@@ -99,9 +99,12 @@ def _come_and_go(world: World, device: Device) -> Generator:
 def _leaving_s(streams: Streams, device: Device, how: DropOut, index: int) -> float:
     rng = streams.rng("drop-out", device.id)
     if how.times is not None:
-        return inf if how.times[index] is None else how.times[index]
+        at_s = how.times[index]
+        return inf if at_s is None else at_s
     if how.rate is not None:
         return device.joined_at_s + rng.exponential(1 / how.rate)
+    if how.share is None:
+        return inf
     is_leaving, when = rng.random() < how.share, rng.random()
     return device.joined_at_s + when * how.within if is_leaving else inf
 

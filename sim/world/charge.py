@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from devices.battery import JOULES_PER_WH, Battery, Charger, TopUp
+from devices.battery import Battery, Charger, TopUp
 from sim.kernel.absence import leave
 
 if TYPE_CHECKING:
@@ -136,23 +136,17 @@ class Charge:
             leave(self.device.world, self.device, "never-charged")
 
 
-def charge_of(device: Device, settings: BatterySettings, share: float) -> Charge:
-    """The charge of a device whose profile has a battery; at first it holds a `share` of the range
-    in the settings.
+def charge_of(device: Device, capacity_j: float, settings: BatterySettings, share: float) -> Charge:
+    """The charge of a device with a battery of `capacity_j`; at first it holds a `share` of the
+    range in the settings.
 
     Raises `ValueError` for a charger that cannot keep up with an idle device.
     """
-    capacity_j, idle_w, watts = (
-        device.profile.battery_wh * JOULES_PER_WH,
-        device.power.idle_w,
-        settings.charger,
-    )
-    charger = Charger(watts, *settings.hours, settings.starts_at) if settings.hours else None
-    battery, low_j, goal_j = (
-        Battery(capacity_j, charger),
-        settings.stop_below * capacity_j,
-        settings.resume_at * capacity_j,
-    )
+    idle_w, watts, charger = device.power.idle_w, settings.charger, None
+    if settings.hours and watts is not None:
+        charger = Charger(watts, *settings.hours, settings.starts_at)
+    battery = Battery(capacity_j, charger)
+    low_j, goal_j = settings.stop_below * capacity_j, settings.resume_at * capacity_j
     top_up = None if charger or watts is None else TopUp(watts, low_j + HAIR * capacity_j, goal_j)
     waits_s = (
         top_up.seconds(low_j, idle_w)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import simpy
 
-from devices.load import ALWAYS_QUIET, background_load, work_done_s, work_seconds
+from devices.battery import JOULES_PER_WH
+from devices.load import ALWAYS_QUIET, Spells, background_load, work_done_s, work_seconds
 from devices.memory import fits_at_s, pressure, shortage_at_s
 from devices.thermal import Throttle, throttle_of
 from sim.kernel.spans import recorded
@@ -55,7 +56,10 @@ class Conditions:
         self.charge = None
         if s.battery and profile.battery_wh:
             self.charge = device.meter.battery = charge_of(
-                device, s.battery, streams.rng("battery", id_).random()
+                device,
+                profile.battery_wh * JOULES_PER_WH,
+                s.battery,
+                streams.rng("battery", id_).random(),
             )
         self.taken = None
         if s.memory_pressure:
@@ -123,12 +127,13 @@ class Conditions:
 
     def _restart(self, needed: float, kills: int) -> Generator:
         """After an out-of-memory kill: wait until the work fits again, or give up."""
-        p, device = self.settings.memory_pressure, self.device
+        p, taken, device = self.settings.memory_pressure, self.taken, self.device
+        assert p and taken, "memory pressure alone kills"
         never_fits = needed > device.memory_bytes * (1 - p.share[0])
         if p.then == "fail" or kills > p.retries or never_fits:
             raise simpy.Interrupt("oom")
         yield from device.until(
-            fits_at_s(self.taken, device.memory_bytes, needed, device.world.env.now + p.restart)
+            fits_at_s(taken, device.memory_bytes, needed, device.world.env.now + p.restart)
         )
 
     def _note(self, speed: float) -> None:
@@ -143,6 +148,6 @@ class Conditions:
             )
 
 
-def _share_done(at: tuple, piece_s: float, seconds: float) -> float:
+def _share_done(at: tuple[Throttle, Spells, float, float], piece_s: float, seconds: float) -> float:
     """The share of a piece of work that is done after so many seconds of it."""
     return work_done_s(*at, seconds) / piece_s if piece_s > 0 else 1.0
