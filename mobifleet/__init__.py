@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sim.api import check, compare, load, run
     from sim.results.run import Run, open_run
     from sim.scenario.file import ScenarioError
+    from sim.scenario.registry import register
     from sim.simulation import Interrupted
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "check": "sim.api",
     "compare": "sim.api",
     "open_run": "sim.results.run",
+    "register": "sim.scenario.registry",
     "Run": "sim.results.run",
     "ScenarioError": "sim.scenario.file",
     "Interrupted": "sim.simulation",
@@ -43,6 +45,7 @@ __all__ = [
     "compare",
     "load",
     "open_run",
+    "register",
     "run",
 ]
 

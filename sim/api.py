@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PrivateAttr
 from rich.console import Console
 
-from sim.scenario import SCENARIOS, file
+from sim.scenario import SCENARIOS, file, registry
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError
 from sim.scenario.schema import Scenario
@@ -49,13 +49,16 @@ def load(
     scenario: str | os.PathLike[str],
     overrides: Mapping[str, Any] | Iterable[str] = (),
     seed: int | None = None,
+    allow_code: bool = False,
 ) -> LoadedScenario:
     """A scenario of one's own by its path, or a shipped one by its name, checked as `mobifleet
     check` checks it.
 
     `overrides` change single values, as `--set` does: a mapping of dotted paths, or texts such as
     `"stop.target=0.75"`. What comes back is frozen, knows its folder (`scenario.folder`), and goes
-    to `run`, `check` and `compare`. Raises ScenarioError with every mistake and its place.
+    to `run`, `check` and `compare`. `allow_code` lets the scenario name a method in a file or
+    module of its own (`kind: my_file.py:MyMethod`), whose code is run. Raises ScenarioError with
+    every mistake and its place.
 
         scenario = mobifleet.load("my_study.yaml", {"stop.target": 0.75, "fleet.0.count": 20})
     """
@@ -69,7 +72,8 @@ def load(
     changes += [f"seed={seed}"] if seed is not None else []
     folder = folder_of(scenario)
     check = partial(problems, folder=folder)
-    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], check)
+    before = partial(registry.meet, folder=folder, allow_code=allow_code)
+    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], check, before)
     loaded._folder = folder
     return loaded
 

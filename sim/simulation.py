@@ -35,7 +35,7 @@ from sim.kernel.server import Server
 from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
 from sim.kernel.world import Ended
-from sim.methods import method_for
+from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
 from sim.world.closing import closing
@@ -155,7 +155,7 @@ class Simulation:
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
-        self.method = method_for(scenario.method)(scenario.method, self)
+        self.method = method_of(scenario.method)(scenario.method, self)
         check_memory(self.method, self.devices, scenario.out_of_memory)
         self.build_s, self._is_prepared = time.perf_counter() - begin, False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import yaml
 from rich.table import Table
@@ -75,14 +74,13 @@ def datasets() -> Table:
 
 
 def methods() -> Table:
-    """Methods of the comparison."""
-    from sim.methods import METHODS
+    """Methods that a scenario may name."""
+    from sim.scenario import registry
 
     table = _table("method", "what it is")
-    for method in METHODS:
-        what = (method.__doc__ or method.__name__).splitlines()[0]
-        for kind in get_args(method.Config.model_fields["kind"].annotation):
-            table.add_row(kind, what)
+    for kind, entry in registry.known().items():
+        what = (entry.method.__doc__ or "").split("\n\n")[0]
+        table.add_row(kind, " ".join(what.split()))
     return table
 
 

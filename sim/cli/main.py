@@ -40,6 +40,10 @@ Overrides = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Another seed than the scenario's.", min=0)]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the code of methods that the scenario names by file."),
+]
 
 
 def main() -> None:
@@ -89,10 +93,10 @@ def _options(
     """Simulate fleets of unlike mobile devices that fine-tune a language model together."""
 
 
-def _load(name: str, overrides: list[str] | None, seed: int | None):
+def _load(name: str, overrides: list[str] | None, seed: int | None, allow_code: bool = False):
     from sim.api import load
 
-    return load(name, overrides or (), seed)
+    return load(name, overrides or (), seed, allow_code)
 
 
 @app.command()
@@ -100,6 +104,7 @@ def run(
     scenario: ScenarioName,
     overrides: Overrides = None,
     seed: Seed = None,
+    allow_code: AllowCode = False,
     out: Annotated[
         Path | None, typer.Option(help="Run directory; default a fresh runs/NAME.")
     ] = None,
@@ -133,7 +138,7 @@ def run(
     from sim.runner import run_scenario
     from sim.simulation import Interrupted
 
-    chosen = _load(scenario, overrides, seed)
+    chosen = _load(scenario, overrides, seed, allow_code)
     if not (resume or out or dry) and (left := newest_unfinished(chosen)) is not None:
         errors.print(
             f"note: {left} holds an unfinished run of this scenario: --resume goes on with it"
@@ -296,6 +301,7 @@ def compare(
     scenario: ScenarioName,
     overrides: Overrides = None,
     seed: Seed = None,
+    allow_code: AllowCode = False,
     seeds: Annotated[
         int, typer.Option(help="Repeat with so many seeds and give 95 % intervals.", min=1)
     ] = 1,
@@ -327,7 +333,7 @@ def compare(
     """
     from sim.compare.verb import compare_scenario
 
-    chosen = _load(scenario, overrides, seed)
+    chosen = _load(scenario, overrides, seed, allow_code)
     only = [label.strip() for label in methods.split(",")] if methods else []
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
@@ -344,6 +350,7 @@ def validate(
     scenario: ScenarioName,
     overrides: Overrides = None,
     seed: Seed = None,
+    allow_code: AllowCode = False,
     methods: Annotated[
         str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")
     ] = None,
@@ -381,7 +388,7 @@ def validate(
     from sim.validate.agreement_report import conclusion, tables
     from sim.validate.verb import headline, validate
 
-    chosen = _load(scenario, overrides, seed)
+    chosen = _load(scenario, overrides, seed, allow_code)
     only = [label.strip() for label in methods.split(",")] if methods else []
     try:
         with console.status("validating") as status:
@@ -421,7 +428,12 @@ def _sayer(status):
 
 
 @app.command()
-def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None) -> None:
+def check(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    allow_code: AllowCode = False,
+) -> None:
     """Validate a scenario and say what it read, who holds what, and what it will take, without
     learning anything.
 
@@ -431,7 +443,7 @@ def check(scenario: ScenarioName, overrides: Overrides = None, seed: Seed = None
     """
     from sim.cli.check import answer
 
-    chosen = _load(scenario, overrides, seed)
+    chosen = _load(scenario, overrides, seed, allow_code)
     found = answer(chosen, chosen.folder)
     console.print(found.table())
     _show_remarks(found.remarks)

@@ -29,12 +29,3 @@ class Method(Protocol):
         """The most memory that the method takes on the device, weights included; 0 where nothing
         runs there.
         """
-
-
-PARTS = {
-    "Config": "its settings, a class derived from sim.scenario.settings.Settings",
-    "device": "a generator method device(self, device): what a device does",
-    "server": "a generator method server(self, server): what the server does",
-    "peak_bytes": "a method peak_bytes(self, device): the most memory it takes on the device",
-}
-"""What a class must have to be a method, and what that is."""

@@ -122,6 +122,11 @@ def explained(error: ValidationError, model: type[BaseModel], root: Node) -> lis
     return [Problem(spot.place, _text(spot, whats, names)) for spot, whats, names in found.values()]
 
 
+def forget_schemas() -> None:
+    """A model has changed: a method was registered."""
+    _schema_of.cache_clear()
+
+
 @functools.cache  # of many classes: it takes a tenth of a second, and only a mistake asks for it
 def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()

@@ -45,13 +45,15 @@ def load(
     overrides: Iterable[str] = (),
     search: Iterable[str | os.PathLike[str]] = (),
     check: Callable[[Model], Iterable[tuple[tuple[str | int, ...], str]]] | None = None,
+    before: Callable[[Any], Iterable[tuple[tuple[str | int, ...], str]]] | None = None,
 ) -> Model:
     """The scenario in the file as a model instance, its parents and then the overrides
     (`fleet.0.count=3`) applied.
 
     A name that is no file is tried with `.yaml` and `.yml` appended, then in the `search` folders.
     An override sets the value at its path, whole. `check` looks at the finished instance and yields
-    (path, what is wrong) for what no single field can know. Raises ScenarioError with every problem
+    (path, what is wrong) for what no single field can know, `before` for what the plain data need
+    before they can be read at all. Raises ScenarioError with every problem
     found, and nothing else.
     """
     problems: list[Problem] = []
@@ -66,6 +68,10 @@ def load(
             root = _override(root, override)
         except Problem as problem:
             problems.append(problem)
+    early = [] if before is None else [*before(root.plain())]
+    problems += [Problem(_place(root, where), f"{dotted(where)}: {what}") for where, what in early]
+    if early:
+        raise _error(problems)
     try:
         instance = model.model_validate(root.plain())
     except ValidationError as error:

@@ -22,6 +22,7 @@ from inputs.files import located
 from inputs.profiles import is_file, place
 from learning.backbones import catalogue
 from learning.data.texts import TextDataset
+from sim.scenario.registry import file_of
 
 
 class NamedFile(str):
@@ -133,6 +134,8 @@ def _names(value: Any) -> Iterator[NamedFile]:
     if isinstance(value, NamedFile):
         yield value
     elif isinstance(value, BaseModel):
+        if isinstance(kind := getattr(value, "kind", None), str) and (own := file_of(kind)):
+            yield NamedFile(own)  # the method's own code
         yield from _names(vars(value))
     elif isinstance(value, Mapping):
         yield from (name for pair in value.items() for one in pair for name in _names(one))

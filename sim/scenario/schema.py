@@ -9,12 +9,15 @@ from pydantic import Discriminator, Field, Tag, model_serializer, model_validato
 
 from inputs.units import BitsPerSecond, Bytes, Seconds
 from learning.data.labels import MOST_CLASSES
-from sim.methods import AnyMethod
+from sim.scenario import registry
 from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.scenario.availability import AnyAvailability, DropOut
+from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
 from sim.scenario.named_files import DeviceName, FilePath, HubModel, LinkName, ModelFolder
 from sim.scenario.settings import OnlyFor, Settings
+
+AnyMethod = Settings  # until methods are registered: see `_may_name`
 
 MOST_TEXTS, MOST_DEVICES = (
     2_000_000,
@@ -443,3 +446,19 @@ def _looking(method: Looking, every: int) -> Looking:
     return type(method).model_construct(
         method.model_fields_set, **{**dict(method), "evaluate_every": every}
     )
+
+
+def _may_name(methods: Any) -> None:
+    """Let scenarios name these methods: the union of their settings, told apart by `kind`."""
+    Compare.model_fields["methods"].annotation = dict[
+        Label, Annotated[methods, Field(discriminator="kind")]
+    ]
+    Compare.model_rebuild(force=True)
+    for model in (Scenario, *Scenario.__subclasses__()):
+        field = model.model_fields["method"]
+        field.annotation, field.discriminator = methods, "kind"
+        model.model_rebuild(force=True)
+    forget_schemas()
+
+
+registry.on_change(_may_name)

@@ -14,10 +14,10 @@ from typing import Any
 from sim.compare.runs import Entry, plan
 from sim.kernel.vocabulary import SERVER_WORK
 from sim.kernel.writing import write_json
-from sim.methods import method_for
 from sim.results.run import Run, open_run
 from sim.results.run_directory import new_folder
 from sim.runner import run_scenario
+from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario, SizedData, Stop
 from sim.scenario.settings import Settings
 from sim.simulation import Simulation, building
@@ -104,7 +104,7 @@ def _executable(entry: tuple[str, Scenario], folder: Path) -> tuple[str, Scenari
     """
     label, scenario = entry
     method, kinds = scenario.method, ", ".join(SUPPORTED.values())
-    if method_for(method) not in SUPPORTED or getattr(method, "shortcut", "pivot") == "matrix":
+    if method_of(method) not in SUPPORTED or getattr(method, "shortcut", "pivot") == "matrix":
         raise RealityError(
             f"{label}: {method.kind} is not executed for real; what is: {kinds} (single vectors)"
         )

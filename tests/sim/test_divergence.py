@@ -228,7 +228,7 @@ def test_activations_that_are_not_finite_are_no_records(kind, learner, simulate,
         found = healthy(self, backbone, samples)
         ours = {
             int(sample)
-            for sample in (self.sim.devices[1].samples if hasattr(self.sim, "devices") else ())
+            for sample in (self.world.devices[1].samples if hasattr(self.world, "devices") else ())
         }
         if not ours & {int(sample) for sample in samples}:
             return found

@@ -245,8 +245,8 @@ def test_a_server_needs_no_memory(simulate, monkeypatch):
     says("forward_only_and_split", "The server's memory is not modelled.")
     load_, tiny = devices.profile.load, {"memory_bytes": 1}
 
-    def load_tiny(name):
-        found = load_(name)
+    def load_tiny(name, *folder):
+        found = load_(name, *folder)
         return dataclasses.replace(found, **tiny) if name == "a100" else found
 
     monkeypatch.setattr(devices.profile, "load", load_tiny)

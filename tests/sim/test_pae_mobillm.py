@@ -11,8 +11,8 @@ import pytest
 from learning.side import activations, full_activations, taps
 from learning.side.network import SideNetwork
 from learning.side.prediction_difference import difference
+from sim.kernel.device import Device
 from sim.kernel.learned import resolved
-from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -32,14 +32,14 @@ VARIANTS = {
 
 @pytest.fixture
 def payloads(monkeypatch):
-    """Every payload of the runs that follow, in order of making."""
-    made, make = [], PaeMobiLLM.payload
+    """Every payload that devices of the runs that follow make, in order."""
+    made, make = [], Device.payload
 
-    def spy(self, device, samples, activations):
-        made.append(make(self, device, samples, activations))
+    def spy(self, *args):
+        made.append(make(self, *args))
         return made[-1]
 
-    monkeypatch.setattr(PaeMobiLLM, "payload", spy)
+    monkeypatch.setattr(Device, "payload", spy)
     return made
 
 

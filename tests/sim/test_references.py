@@ -9,6 +9,7 @@ from learning.side.activations import Activations, encode
 from learning.side.config import SideNetworkConfig
 from learning.side.prediction_difference import difference
 from learning.side.tuning import SideTuning, Training
+from sim.kernel.device import Device
 from sim.kernel.journal import Journal
 from sim.kernel.learned import resolved
 from sim.methods.side_tuning.replay_cache import ReplayCache
@@ -89,15 +90,13 @@ def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
 
 
 def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
-    from sim.methods.side_tuning.centralised import Centralised
+    made, make = [], Device.payload
 
-    made, make = [], Centralised.payload
-
-    def spy(self, device, samples):
-        made.append(make(self, device, samples))
+    def spy(self, *args):
+        made.append(make(self, *args))
         return made[-1]
 
-    monkeypatch.setattr(Centralised, "payload", spy)
+    monkeypatch.setattr(Device, "payload", spy)
     sim = simulate(method=METHODS["upload-raw-text"])
     texts = sim.task.texts
     assert sorted(int(s) for p in made for s in p.samples) == sorted(

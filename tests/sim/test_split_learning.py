@@ -18,6 +18,7 @@ from learning.cost.count_split import _count, count_part, part_architecture
 from learning.cost.count_training import count_step
 from learning.federated.local_training import inputs
 from learning.federated.trainable import TrainableClassifier
+from sim.kernel.device import Device
 from sim.kernel.learned import resolved
 from sim.methods.split.shared import SplitTraining
 
@@ -44,14 +45,14 @@ def spans_of(sim, actor=None, *kinds):
 @pytest.fixture
 def sent(monkeypatch):
     """Every payload that devices of the runs that follow upload, in order of sending."""
-    made, send = [], SplitTraining.send
+    made, send = [], Device.send
 
     def spy(self, *args, **kwargs):
         payload = yield from send(self, *args, **kwargs)
         made.append(payload)
         return payload
 
-    monkeypatch.setattr(SplitTraining, "send", spy)
+    monkeypatch.setattr(Device, "send", spy)
     return made
 
 

@@ -112,8 +112,10 @@ class FederatedLearner(RealLearner):
         *how: Any,
         results: int = 1,
     ) -> Any:
-        """Begin a client update: `update(client, *how)`, a pure function that gives a state, or a
-        tuple of `results` of them; the first is packed into the bytes that a device sends.
+        """Begin a client update: `update(client, *how)`, a pure function.
+
+        It gives what the device sends, a state or a list of states, which is packed into bytes; or
+        a tuple of `results` values, of which that is the first and the others stay on the device.
         """
         stored = (True,) * results
         return self.world.host.learn(self._updated, update, backbone, samples, *how, stored=stored)
@@ -122,9 +124,10 @@ class FederatedLearner(RealLearner):
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
         made = update(self.client_of(backbone, samples), *how)
-        if isinstance(made, tuple):
-            return self.packed(made[0]), *made[1:]
-        return self.packed(made)
+        sent, *kept = made if isinstance(made, tuple) else (made,)
+        states = sent if isinstance(sent, list) else [sent]
+        data = b"".join(map(self.packed, states))
+        return (data, *kept) if kept else data
 
     def client_of(self, backbone: str, samples: np.ndarray) -> Client:
         """What a client update computes with."""
@@ -159,11 +162,27 @@ class FederatedLearner(RealLearner):
         sent: Any,
         *how: Any,
     ) -> tuple:
-        answers = [self.unpacked(name, data) for name, data in zip(backbones, sent, strict=True)]
-        kept, left_out = sorted_out(answers)
+        pairs = zip(backbones, sent, strict=True)
+        several = [self._states_in(name, data) for name, data in pairs]
+        whole = [{(i, n): t for i, one in enumerate(s) for n, t in one.items()} for s in several]
+        kept, left_out = sorted_out(whole)
+        answers = [states[0] if len(states) == 1 else states for states in several]
         if kept:
             state, memory = update(state, memory, [answers[k] for k in kept], kept, *how)
         return state, memory, verdict_on(state, left_out)
+
+    def _states_in(self, backbone: Any, data: bytes) -> list[dict[str, Tensor]]:
+        """The states that a client update sent, in their order: each is as long as the first."""
+        size = len(self.packed(self.models[backbone].trainable_parameters()))
+        return [
+            self.unpacked(backbone, data[start : start + size])
+            for start in range(0, len(data), size)
+        ]
+
+    @property
+    def memory(self) -> Learned | None:
+        """What the server keeps beside the model; None before the first update."""
+        return self._memory
 
     def packed(self, state: Mapping[str, Tensor]) -> bytes:
         """The state as bytes on the wire."""

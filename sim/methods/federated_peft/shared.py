@@ -76,6 +76,8 @@ class FederatedPeft(OnCall):
     what learns (`new_learner`).
     """
 
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+
     def __init__(self, config: PeftSettings, world: World) -> None:
         self.config, self.world, self.peft = config, world, config.trains
         self.settings = LocalTraining(
@@ -83,7 +85,7 @@ class FederatedPeft(OnCall):
             batch=config.device_batch,
             learning_rate=config.learning_rate or LEARNING_RATES[self.peft],
             weight_decay=config.weight_decay,
-            optimiser="adamw",
+            optimiser=self.optimiser,
             proximal_mu=config.proximal_mu,
         )
         self.costs = {
@@ -143,8 +145,13 @@ class FederatedPeft(OnCall):
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
             tokens = self.world.costing.fixed_tokens or int(batch.max())
-            epoch += counted.step(len(batch), tokens, "adamw", self.config.gradient_checkpointing)
-        epochs, peak = self.config.local_epochs, epoch.peak_bytes + counted.optimiser_bytes("adamw")
+            epoch += counted.step(
+                len(batch), tokens, self.optimiser, self.config.gradient_checkpointing
+            )
+        epochs, peak = (
+            self.config.local_epochs,
+            epoch.peak_bytes + counted.optimiser_bytes(self.optimiser),
+        )
         cost, seed = (
             Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak),
             self.seed(device, task.version),
@@ -190,11 +197,15 @@ class SynchronousPeft(InRounds, FederatedPeft):
         self, server: Server, cohort: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
         """Ask, collect, average."""
-        sent = self.learner.state
+        sent = self.broadcast()
         answers = yield from server.ask(
             cohort, number, sent, min(self.wanted, len(cohort)), self.config.deadline
         )
         return (yield from server.take_in(answers, self.aggregation(sent, answers)))
+
+    def broadcast(self) -> Any:
+        """What the cohort of a round receives: the server's model."""
+        return self.learner.state
 
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The server's mean and step: a few passes over the numbers."""

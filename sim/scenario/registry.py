@@ -1,0 +1,225 @@
+"""Which methods a scenario may name: ours, those of installed packages (entry points of the group
+`mobifleet.methods`), those that Python code registers, and those in a file of the user's.
+
+A scenario's `method.kind` is a registered name, `my_file.py:MyMethod` (beside the scenario) or
+`my_package.module:MyMethod`. The last two run code that the scenario names, and a scenario is data:
+they need `--allow-code`, or `allow_code=True` in Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import operator
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import create_model
+
+from inputs.files import located
+from sim.scenario.settings import Settings
+
+OURS = "sim.methods"  # registers our own; by name, as packages of others are
+GROUP = "mobifleet.methods"
+PARTS = {
+    "Config": "its settings, a class derived from sim.scenario.settings.Settings",
+    "device": "a generator method device(self, device): what a device does",
+    "server": "a generator method server(self, server): what the server does",
+    "peak_bytes": "a method peak_bytes(self, device): the most memory it takes on the device",
+}
+"""What a class must have to be a method, and what that is."""
+
+
+class MethodError(ValueError):
+    """What a scenario or a caller names as a method is none; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method under one of its names, with the settings that go by this name."""
+
+    method: Any
+    settings: type[Settings]
+
+
+M = TypeVar("M", bound=type)
+
+_known: dict[str, Entry] = {}
+_listeners: list[Callable[[Any], None]] = []
+
+
+def register(method: M, kind: str | None = None) -> M:
+    """Let scenarios name a method: by the `kind` of its settings, or by `kind`, which is needed
+    where these have none. Returns the class, so that it may stand above one as a decorator.
+
+    Raises MethodError, naming the part, for a class that lacks a part of a method or whose name is
+    taken.
+
+        mobifleet.register(MyMethod, "my-method")
+    """
+    settings = _settings_of(method)
+    field = settings.model_fields.get("kind")
+    kinds = get_args(field.annotation) if field is not None else ()
+    if kind is not None and kind not in kinds:
+        kinds, settings = (kind,), _of_kind(settings, kind)
+    if not kinds:
+        raise MethodError(f"{method.__qualname__}.Config has no `kind`: say one with `kind=...`")
+    for name in kinds:
+        if name in _known and _identity(_known[name].method) != _identity(method):
+            raise MethodError(f"{name} is {_known[name].method.__qualname__} already")
+        _known[name] = Entry(method, settings)
+    _tell()
+    return method
+
+
+def known() -> dict[str, Entry]:
+    """All registered methods by name; those of installed packages are looked for here."""
+    _with_ours()
+    for point in entry_points(group=GROUP):
+        if point.name not in _known:
+            register(point.load(), point.name)
+    return dict(_known)
+
+
+def method_of(settings: Any) -> Any:
+    """The method class whose settings these are."""
+    return _known[settings.kind].method
+
+
+def on_change(listener: Callable[[Any], None]) -> None:
+    """Tell, now and after every registration, the union of all methods' settings."""
+    _with_ours()
+    _listeners.append(listener)
+    listener(_any_of_them())
+
+
+def meet(
+    scenario: Any, folder: Path, allow_code: bool
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Register the methods that a scenario's data names and nobody has registered yet; yields
+    (where, what is wrong) for those that cannot be.
+    """
+    for where, kind in _kinds(scenario):
+        if kind in _known:
+            continue
+        if ":" not in kind:
+            known()  # perhaps of an installed package; an unknown name is told with all others
+            continue
+        if not allow_code:
+            yield where, f"{kind} is code, and a scenario is data: say --allow-code to run it"
+            continue
+        try:
+            register(_found(kind, folder), kind)
+        except MethodError as error:
+            yield where, str(error)
+
+
+def file_of(kind: str) -> str | None:
+    """The file that a method's name says it is in; None for another kind of name."""
+    path, colon, _ = kind.rpartition(":")
+    return path if colon and path.endswith(".py") else None
+
+
+def _with_ours() -> None:
+    if not _known:
+        importlib.import_module(OURS)
+
+
+def _kinds(scenario: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if not isinstance(scenario, Mapping):
+        return
+    spots: list[tuple[tuple[str, ...], Any]] = [(("method",), scenario.get("method"))]
+    compare = scenario.get("compare")
+    methods = compare.get("methods") if isinstance(compare, Mapping) else None
+    if isinstance(methods, Mapping):
+        spots += [(("compare", "methods", label), given) for label, given in methods.items()]
+    for where, given in spots:
+        if isinstance(given, Mapping) and isinstance(given.get("kind"), str):
+            yield (*where, "kind"), given["kind"]
+
+
+def _found(kind: str, folder: Path) -> type:
+    """The class that `place:Name` names."""
+    place, _, name = kind.rpartition(":")
+    module = _from_file(located(place, folder)) if file_of(kind) else _from_package(place)
+    method = getattr(module, name, None)
+    if not isinstance(method, type):
+        classes = [n for n, value in vars(module).items() if isinstance(value, type)]
+        near = get_close_matches(name, classes, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise MethodError(f"{place} has no class {name}{hint}")
+    return method
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise MethodError(f"there is no file {path}")
+    mark = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
+    name = f"mobifleet_method_{path.stem}_{mark}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise MethodError(_told(error, path)) from error
+    return module
+
+
+def _from_package(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise MethodError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _told(error: Exception, path: Path) -> str:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    at = "" if line is None else f", line {line}"
+    return f"{path}{at}: {type(error).__name__}: {error}"
+
+
+def _of_kind(settings: type[Settings], kind: str) -> type[Settings]:
+    """The same settings under a name of their own."""
+    literal: Any = Literal[kind]
+    made: type[Settings] = create_model(
+        settings.__name__, __base__=settings, __doc__=settings.__doc__, kind=(literal, ...)
+    )
+    return made
+
+
+def _settings_of(method: Any) -> type[Settings]:
+    """The method's `Config`; MethodError for what is no method."""
+    for part, what in PARTS.items():
+        if not callable(getattr(method, part, None)):
+            name = getattr(method, "__name__", repr(method))
+            raise MethodError(f"{name} is no method: it has no `{part}` ({what})")
+    settings: Any = method.Config
+    if not (isinstance(settings, type) and issubclass(settings, Settings)):
+        raise MethodError(f"{method.__name__}.Config is not derived from Settings")
+    return settings
+
+
+def _identity(method: Any) -> tuple[str, str]:
+    return method.__module__, method.__qualname__
+
+
+def _any_of_them() -> Any:
+    settings = list(dict.fromkeys(entry.settings for entry in _known.values()))
+    return functools.reduce(operator.or_, settings)
+
+
+def _tell() -> None:
+    for listener in _listeners:
+        listener(_any_of_them())
