@@ -146,12 +146,12 @@ class Simulation:
         self.remark(*self.costing.remarks)
         self._lengths = self._lengths_by_backbone(members)
         self.traces = links.read_traces(scenario, folder)
-        self.network = links.build(self.env, scenario, members, self.streams, self.traces)
+        self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
         for what in links.doubts(scenario, self.traces):
             self.remark(what)
         self.devices = self._devices(members, folder)
         availability.give(self, scenario.availability, folder)
-        self.server = self._server()
+        self.server = self._server(folder)
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
@@ -429,9 +429,10 @@ class Simulation:
         joined_s = arrivals.joining_times(s.arrivals, len(members), self.streams, folder)
         ready = arrivals.data_times(s.fresh_data, counts, ids, joined_s, self.streams, folder)
         profiles = {
-            name: devices.profile.load(name)
+            name: devices.profile.load(name, folder)
             for name in sorted({member.device for member in members})
         }
+        self.remark(*(profile.estimates for profile in profiles.values() if profile.lent))
         made = []
         for i, member in enumerate(members):
             profile, samples = profiles[member.device], self.task.parts[i]
@@ -453,9 +454,10 @@ class Simulation:
                 made[-1].conditions = Conditions(made[-1], self.scenario.devices, self.streams)
         return made
 
-    def _server(self) -> Server:
+    def _server(self, folder: Path) -> Server:
         settings = self.scenario.server
-        profile = devices.profile.load(settings.device)
+        profile = devices.profile.load(settings.device, folder)
+        self.remark(*[profile.estimates] if profile.lent else ())
         if settings.step_overhead is not None:
             profile = profile.with_overhead(settings.engine, settings.step_overhead)
         rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None

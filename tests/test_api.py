@@ -12,6 +12,7 @@ import yaml
 
 import mobifleet
 from sim import api
+from sim.scenario.named_files import changed_files, digests
 
 STUDY = {
     "name": "study",
@@ -91,6 +92,43 @@ def test_relative_paths_start_in_the_scenarios_folder(study, tmp_path, monkeypat
 
 
 PHONE = "name: my-phone\nbasis: own\nmemory_bytes: 12 GiB\nengines: {simple: {flop_per_s: 9e10}}\n"
+LINK = "name: my-lte\nextends: {}\nbasis: own\nup_bps: 8 Mbit/s\n"
+
+
+def test_profiles_of_ones_own_lie_beside_the_scenario(study, tmp_path, monkeypatch):
+    fleet = [{**STUDY["fleet"][0], "device": "phone.yaml", "link": "links/mine.yaml"}]
+    path = study(fleet=fleet, server={"device": "phone.yaml", "step_overhead": "2 ms"})
+    (path.parent / "links").mkdir()
+    (path.parent / "links" / "mine.yaml").write_text(LINK.format("base.yaml"), encoding="utf-8")
+    base = path.parent / "links" / "base.yaml"
+    base.write_text(LINK.format("lte").replace("my-lte", "base"), encoding="utf-8")
+    (path.parent / "phone.yaml").write_text(PHONE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    run = mobifleet.run(path, out="run", dry=True, figures=False, quiet=True)
+    assert list(run.manifest["inputs"]) == [
+        "devices/profiles/phone-2024-flagship.yaml",
+        "links/mine.yaml",
+        "links/mine.yaml: base.yaml",
+        "network/profiles/lte.yaml",
+        "phone.yaml",
+    ]
+    devices = run.devices().to_pandas()
+    assert set(devices["device_class"]) == {"phone.yaml"}
+    [remark] = [text for text in run.summary["remarks"] if "phone-2024-flagship" in text]
+    assert remark.startswith("the profile my-phone leaves out memory_bandwidth_bytes_per_s, ")
+    assert remark in mobifleet.check(path).remarks
+
+    spans = run.spans().to_pandas()
+    upload = spans[(spans["actor"] == "device-0000") & (spans["kind"] == "upload")].iloc[0]
+    latency_s = 0.0445
+    seconds = upload["nbytes"] * 8 / 8e6 + latency_s
+    assert upload["end_s"] - upload["start_s"] == pytest.approx(seconds)
+
+    before = run.manifest["inputs"]
+    base.write_text(LINK.format("wifi-home").replace("my-lte", "base"), encoding="utf-8")
+    now = digests(mobifleet.load(path), path.parent)
+    changed = ["links/mine.yaml: base.yaml", "network/profiles/wifi-home.yaml"]
+    assert changed_files(before, now) == changed
 
 
 def test_every_mistake_of_a_profile_is_told_at_the_place_that_names_it(study):

@@ -18,7 +18,7 @@ from learning.backbones import assets
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-PAGES = ["python", "add_a_link", "add_a_data_set"]
+PAGES = ["python", "add_a_device", "add_a_link", "add_a_data_set"]
 HERE = {status.asset.name for status in assets.status() if status.present}
 
 pytestmark = [
