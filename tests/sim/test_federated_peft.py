@@ -236,6 +236,38 @@ def test_memory_is_needed_for_weights_a_step_and_adamws_two_moments(simulate):
         simulate(fleet=[{**EQUAL[0], "memory": most - 1}], method=ROUNDS, dry=True, **AT_ONCE)
 
 
+def test_every_local_epoch_is_charged(simulate, spans):
+    one, three = (
+        simulate(
+            fleet=EQUAL, method={**ROUNDS, "rounds": 1, "local_epochs": n}, dry=True, **AT_ONCE
+        )
+        for n in (1, 3)
+    )
+    for short, long in zip(spans(one, "compute"), spans(three, "compute"), strict=True):
+        assert long["flop"] == 3 * short["flop"]
+    overhead_s = one.devices[0].profile.engine("simple").overhead_s
+    short_s, long_s = (
+        [s["end_s"] - s["start_s"] - overhead_s for s in spans(sim, "compute")]
+        for sim in (one, three)
+    )
+    assert long_s == pytest.approx([3 * seconds for seconds in short_s])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [("lora", 5e-3), ("adapter", 1e-3), ("bitfit", 5e-3), ("full", 5e-5)]
+)
+def test_without_a_learning_rate_it_is_fedpetunings_for_what_is_trained(kind, rate, simulate):
+    method = {"kind": f"fedavg-{kind}", "rounds": 1, "participation": 1.0}
+    sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
+    assert sim.method.settings.learning_rate == rate
+
+
+def test_rounds_end_with_the_one_that_reaches_the_target(simulate):
+    method = {**ROUNDS, "kind": "fedavg-lora", "rounds": 4}
+    sim = simulate(fleet=EQUAL, method=method, stop={"target": 0.01}, **AT_ONCE)
+    assert (sim.ended.reason, sim.updates) == ("target", 1)
+
+
 def test_every_device_has_its_turns(simulate, spans):
     """10 devices, 3 a round, 20 rounds: each is asked about 6 times (standard deviation 2)."""
     method = {**ROUNDS, "rounds": 20, "participation": 0.3}

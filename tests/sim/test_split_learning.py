@@ -221,6 +221,14 @@ def test_all_work_is_charged_once_and_where_it_runs(kind, simulate):
     assert sum(s["flop"] for s in spans_of(sim, "server", "train")) == pytest.approx(served)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_checked_for_the_longest_batch(kind, simulate):
+    """Texts of unlike length in five batches of four: any of them may hold the longest."""
+    sim = simulate(method=method(kind, rounds=1, device_batch=4), dry=True)
+    for device in sim.devices:
+        assert sim.method.peak_bytes(device) == device.peak_memory_bytes
+
+
 def test_a_step_lets_go_of_all_that_it_replaces(simulate):
     """Old and new of every device at once would double the host's memory where a fleet works in
     step.
