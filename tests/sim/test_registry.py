@@ -68,7 +68,7 @@ def test_a_method_in_a_file_runs_checks_resumes_and_reads_back(
     run = mobifleet("run", path, "--allow-code", "--quiet", "--no-figures", "--out", out)
     assert run.code == 0, run.err
     found = open_run(out)
-    assert found.summary["server"]["updates"] == 3
+    assert found.summary["totals"]["updates"] == 3
     assert "scaffold.py" in found.manifest["inputs"]  # another text of it is another run
 
 
