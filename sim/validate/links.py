@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from math import isfinite
+from pathlib import Path
 
 import network.profile
 from network.shaping import Access, ShapedRelay
@@ -29,13 +30,17 @@ class PreciseTimers(asyncio.DefaultEventLoopPolicy):
 
 
 def start_links(
-    scenario: Scenario, members: list[tuple[str, str, str | None]], server_port: int, speed: float
+    scenario: Scenario,
+    folder: Path,
+    members: list[tuple[str, str, str | None]],
+    server_port: int,
+    speed: float,
 ) -> dict[str, int]:
     """Start all relays, for (device, link, cell) each, and return the port that each device
     connects to.
 
-    Rates are those of the scenario times `speed`, latencies by it. The relays live as long as their
-    process.
+    Files of links are looked for in `folder`. Rates are those of the scenario times `speed`,
+    latencies by it. The relays live as long as their process.
     """
     asyncio.set_event_loop_policy(PreciseTimers())
 
@@ -54,7 +59,7 @@ def start_links(
     cells = {name: relay(shared, cell.up, cell.down) for name, cell in scenario.cells.items()}
     ports = {}
     for device, link, cell in members:
-        own = network.profile.load(link)
+        own = network.profile.load(link, folder)
         behind = shared if cell is None else cells[cell]
         ports[device] = relay(behind, own.up_bps, own.down_bps, own.overhead_s + own.latency_s)
     return ports

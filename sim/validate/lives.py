@@ -158,9 +158,8 @@ def links_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
     from sim.validate.links import start_links
 
     members = [tuple(member) for member in config["members"]]
-    line.say(
-        ports=start_links(_scenario(config)[0], members, config["server_port"], config["speed"])
-    )
+    where = (*_scenario(config), members, config["server_port"], config["speed"])
+    line.say(ports=start_links(*where))
     line.hear()
     return {}
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,7 +379,9 @@ def test_links_are_the_scenarios_and_in_series(two):
     scenario, _ = two()
     with listen() as listener:
         listener.settimeout(5)
-        ports = start_links(scenario, [("a", "wifi-home", "home")], listener.getsockname()[1], 4.0)
+        ports = start_links(
+            scenario, Path(), [("a", "wifi-home", "home")], listener.getsockname()[1], 4.0
+        )
         device = socket.create_connection(("127.0.0.1", ports["a"]))
         server, _ = listener.accept()
         begun, nbytes = time.monotonic(), 10_000
