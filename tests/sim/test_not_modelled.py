@@ -299,13 +299,15 @@ def test_who_runs_no_backbone_need_not_hold_it_and_training_is_checked(simulate)
 @pytest.mark.parametrize(
     "method", [{"kind": "mobillm"}, {"kind": "pae-mobillm", "shortcut": "matrix"}]
 )
-def test_matrices_that_wait_to_be_sent_are_reported_and_not_checked(method, simulate):
-    says("pae_mobillm", "for a forward pass alone: the matrices that wait to be sent count in")
+def test_matrices_that_wait_to_be_sent_must_fit(method, simulate):
+    says("pae_mobillm", "for the largest forward pass with the matrices that wait to be sent")
     world = {**SMALL, "method": {**method, "epochs": 2, "device_batch": 8}}
     world["task"] = {**SIZED, "train": 40}
     peak = simulate(dry=True, **world, fleet=[PHONE]).devices[0].peak_memory_bytes
-    [device] = simulate(dry=True, **world, fleet=[{**PHONE, "memory": peak - 1}]).devices
+    [device] = simulate(dry=True, **world, fleet=[{**PHONE, "memory": peak}]).devices
     assert device.outcome == "ok" and device.peak_memory_bytes == peak
+    with pytest.raises(DoesNotFit):
+        simulate(dry=True, **world, fleet=[{**PHONE, "memory": peak - 1}])
 
 
 def test_a_servers_cache_only_grows(simulate):

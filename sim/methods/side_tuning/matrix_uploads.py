@@ -28,6 +28,16 @@ class MatrixUploads(SideTuning):
         kind = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner
         return learner_for(self.world, kind, self.config)
 
+    def peak_bytes(self, device: Device) -> int:
+        """Of the largest forward pass, with what it keeps until it is sent, and the backbone's
+        weights.
+        """
+        if self.config.shortcut == "pivot":
+            return super().peak_bytes(device)
+        batches = device.batches(self.config.device_batch)
+        peaks = [self.forward(device, batch.samples).cost.peak_bytes for batch in batches]
+        return device.held_bytes(max(peaks, default=0))
+
     def forward(self, device: Device, samples: np.ndarray) -> Work:
         """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""
         if self.config.shortcut == "pivot":
