@@ -90,7 +90,7 @@ def run_scenario(
                 on_stage(f"simulating{known}")
                 sim.run()
                 if sim.host.is_replaying and sim.ended.reason != "interrupted":
-                    raise CannotResume.astray()
+                    raise CannotResume.other_course()
                 if sim.host.is_replaying:
                     raise Interrupted("before it was where it had been; `--resume` goes on")
                 on_stage("writing")

@@ -179,8 +179,10 @@ class Simulation:
             if device.outcome == "never-ready":
                 self._working.discard(device.id)
                 continue
-            story = self._cannot(device) if device.outcome == "oom" else self.method.device(device)
-            self.start(device, self._work_day(device, story))
+            process = (
+                self._cannot(device) if device.outcome == "oom" else self.method.device(device)
+            )
+            self.start(device, self._work_day(device, process))
         self.start(None, self.method.server(self.server))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
@@ -224,23 +226,23 @@ class Simulation:
                 )  # whoever still waits waits for bytes that no link will ever carry
             self.env.step()
 
-    def start(self, actor: Device | None, story: Generator) -> simpy.Process:
-        """Let an actor (None: the server) live a story; being stopped ends it quietly."""
-        process = self.env.process(self._live(story))
+    def start(self, actor: Device | None, generator: Generator) -> simpy.Process:
+        """Let an actor (None: the server) run a process; being stopped ends it quietly."""
+        process = self.env.process(self._live(generator))
         self._alive[process] = actor
         process.callbacks.append(lambda _: self._alive.pop(process))
         return process
 
     @staticmethod
-    def _live(story: Generator) -> Generator:
+    def _live(generator: Generator) -> Generator:
         try:
-            yield from story
+            yield from generator
         except simpy.Interrupt:
             pass  # what it was doing has been recorded with the reason
 
-    def _work_day(self, device: Device, story: Generator) -> Generator:
+    def _work_day(self, device: Device, generator: Generator) -> Generator:
         try:
-            yield from story
+            yield from generator
             if device.outcome == "ok":
                 device.finished_at_s = self.env.now
         except simpy.Interrupt as stop:
@@ -360,7 +362,7 @@ class Simulation:
 
     def _end_diverged(self, what: str) -> None:
         """End the run in whose server's model something is not finite; called from within the
-        server's story.
+        server's process.
         """
         self.tally.diverge("server", what, self.updates, self.env.now)
         self.accuracy, self.scores, self.ended.reason = (

@@ -1,10 +1,10 @@
 """Who acts: devices, and (in server.py) the server. Their verbs let the modelled time pass and
-record it; methods only tell the story.
+record it; methods only say in which order.
 
 Every verb is a generator to be used with `yield from`. A device or server that is told to stop is
 interrupted inside the verb: what had been done until then is recorded with the reason as its
 outcome, and the interruption goes on to the caller. A device that only goes offline, or whose
-battery is empty, keeps its place in the story: its verb ends with that outcome, waits until the
+battery is empty, keeps its place: its verb ends with that outcome, waits until the
 device is on again, and is done anew. Within a task of the server's it drops the task, as if it were
 late.
 """
@@ -148,9 +148,9 @@ class Device:
         if not self._called.triggered:
             self._called.succeed()
 
-    def serve(self, story: Callable[[Task], Generator]) -> Generator:
-        """Live `story` for every task that the server assigns, then wait, idle, until that round is
-        closed.
+    def serve(self, client_round: Callable[[Task], Generator]) -> Generator:
+        """Run `client_round` for every task that the server assigns, then wait, idle, until that
+        round is closed.
 
         Between rounds that do not want it a device is free: no power of the study's. A device that
         is told it is too late, or that goes offline, drops what it was doing and waits for its next
@@ -166,7 +166,7 @@ class Device:
                 self.task = self._assigned.popleft()
                 if self.task is None:
                     return
-                yield from story(self.task)
+                yield from client_round(self.task)
                 if not self.task.closed.triggered:
                     yield from recorded(self, "wait", self.task.closed, self.power.idle_w)
             except (
@@ -218,7 +218,7 @@ class Device:
             return
         self.is_on = True
         self._back.succeed()
-        self.world.server.greet(self)
+        self.world.server.note_return(self)
 
     def _until_on(self) -> Generator:
         while not self.is_on:

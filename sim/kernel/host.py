@@ -93,7 +93,7 @@ class Host:
         value = self.journal.noted(key)
         if value is UNKNOWN:
             if self.is_replaying:
-                raise CannotResume.astray()
+                raise CannotResume.other_course()
             value = self.start(lambda: function(*map(resolved, arguments))).result()
             if self.journal.keeps:
                 self.journal.note(key, value)

@@ -32,7 +32,7 @@ class CannotResume(ValueError):
     """The journal does not belong to this run's history; the message says what to do."""
 
     @classmethod
-    def astray(cls) -> CannotResume:
+    def other_course(cls) -> CannotResume:
         """The error of a replay that takes another course than the interrupted run."""
         return cls(
             "the replay differs from the interrupted run (other code, other libraries or another "
@@ -93,7 +93,7 @@ class Journal:
     def fetch(self, learned: Learned) -> None:
         """Give a result of the interrupted run its value; CannotResume if that run never had it."""
         if self._checkpoint is None or learned.key not in self._checkpoint:
-            raise CannotResume.astray()
+            raise CannotResume.other_course()
         value = self._checkpoint[learned.key]
         learned.become(learned.revive(value) if learned.revive else value)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sim.kernel.learner import Learner
     from sim.kernel.world import World
 
-Story = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
+ServerRound = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
 
 
 class Server:
@@ -78,7 +78,7 @@ class Server:
         lost, self._lost = self._lost, set()
         return lost
 
-    def greet(self, device: Device) -> None:
+    def note_return(self, device: Device) -> None:
         """Called by a device that is on again: a server that is short of devices looks again."""
         if self._is_short and device.is_serving:
             self.wake()
@@ -122,11 +122,11 @@ class Server:
         count: int,
         wanted: int,
         learner: Learner,
-        story: Story,
+        server_round: ServerRound,
     ) -> Generator:
-        """Ask so many devices in every round and live `story` with them (it returns the answers
-        that counted), until there are no more rounds, the target is reached or no device is at
-        work; then let the devices go and end the training.
+        """Ask so many devices in every round and run `server_round` with them (it returns the
+        answers that counted), until there are no more rounds, the target is reached or no device
+        is at work; then let the devices go and end the training.
 
         A round without such an answer took its time, and is no update.
         """
@@ -135,7 +135,7 @@ class Server:
             if not asked:  # nobody is left
                 break
             counted = len(
-                (yield from story(asked, number))
+                (yield from server_round(asked, number))
             )  # the answers themselves are needed no more
             self.world.tally.round(counted)
             if counted or learner.diverged:

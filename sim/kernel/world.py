@@ -152,7 +152,7 @@ class World(Protocol):
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
         """Tokens of the samples for the device's backbone, shape [n]."""
 
-    def start(self, actor: Device | None, process: Generator) -> simpy.Process:
+    def start(self, actor: Device | None, generator: Generator) -> simpy.Process:
         """Let an actor (None: the server) do something beside what it does."""
 
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:

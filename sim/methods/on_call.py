@@ -51,8 +51,8 @@ class InRounds(OnCall):
 
     def server(self, server: Server) -> Generator:
         """Rounds, until there are no more or the target is reached."""
-        story = functools.partial(self.server_round, server)
-        yield from server.rounds(self.config.rounds, self.asked, self.learner, story)
+        one_round = functools.partial(self.server_round, server)
+        yield from server.rounds(self.config.rounds, self.asked, self.learner, one_round)
 
     def server_round(
         self, server: Server, cohort: list[Device], number: int

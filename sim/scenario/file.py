@@ -1,7 +1,7 @@
 """Scenario files: YAML in, a validated pydantic model out, or one error that lists every mistake
 with its place.
 
-The story: the text becomes a tree of nodes that remember file, line and column; `extends` lays the
+In order: the text becomes a tree of nodes that remember file, line and column; `extends` lays the
 file over its parent; overrides set single values; the model judges the whole; its complaints go
 back to the places they came from. What a scenario holds is the model's business alone. A scenario
 is data: YAML tags are refused, and `extends` stays inside the scenario's folder.

@@ -1,5 +1,5 @@
 """The two ends of the real world. Each process builds the scenario's world and lives its own part
-of the method's story.
+of what the method does.
 
 The verbs are those of `sim.kernel.device`; only what crosses the wire is replaced here: a device's
 `upload` and `download`, and what the server does to a device that lives elsewhere. Pacing needs no
@@ -180,7 +180,7 @@ class RemoteDevice(Device):
         self._delivered = self.world.env.event()
 
     def day(self) -> Generator:
-        """Until its process says that its story has ended."""
+        """Until its process says that its day has ended."""
         yield self._done
 
     def assign(self, task: Task | None) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sim.scenario.conditions import BatterySettings
 
 # of a battery's capacity: a level that was aimed at counts as reached, whatever the last bit says
-HAIR = 1e-9
+LEVEL_ROUNDING = 1e-9
 
 
 class Charge:
@@ -40,7 +40,7 @@ class Charge:
     ) -> None:
         self.device, self.battery, self.top_up = device, battery, top_up
         self.low_j, self.resume_j = levels_j
-        self.hair_j = HAIR * battery.capacity_j
+        self.rounding_j = LEVEL_ROUNDING * battery.capacity_j
         self.is_plugged, self.is_empty = False, False  # plugged in by somebody
         self._held_j, self._at_s = held_j, 0.0
         self._look: simpy.Event | None = None
@@ -73,7 +73,7 @@ class Charge:
         """Whether the device may not compute: until it is charged up to the level at which it goes
         on.
         """
-        return self.held_j() <= self.low_j + self.hair_j or self.is_plugged
+        return self.held_j() <= self.low_j + self.rounding_j or self.is_plugged
 
     def low_in_s(self, drain_w: float, within_s: float) -> float:
         """Seconds until it is low; infinite if that is not within so many, or if it is low only
@@ -89,7 +89,7 @@ class Charge:
         """
         held_j = self.held_j()
         if self.top_up:
-            return self.top_up.seconds(held_j, self.drain_w) + self.hair_j / self.top_up.watts
+            return self.top_up.seconds(held_j, self.drain_w) + self.rounding_j / self.top_up.watts
         return self.battery.seconds_until(self.resume_j, held_j, self._at_s, self.drain_w)
 
     # --- empty: it is off
@@ -122,7 +122,7 @@ class Charge:
         if self.is_empty:
             self.is_empty = False
             self.device.come_on("battery")
-        elif held_j <= self.hair_j:
+        elif held_j <= self.rounding_j:
             self._switch_off()
         self.watch()
 
@@ -147,7 +147,11 @@ def charge_of(device: Device, capacity_j: float, settings: BatterySettings, shar
         charger = Charger(watts, *settings.hours, settings.starts_at)
     battery = Battery(capacity_j, charger)
     low_j, goal_j = settings.stop_below * capacity_j, settings.resume_at * capacity_j
-    top_up = None if charger or watts is None else TopUp(watts, low_j + HAIR * capacity_j, goal_j)
+    top_up = (
+        None
+        if charger or watts is None
+        else TopUp(watts, low_j + LEVEL_ROUNDING * capacity_j, goal_j)
+    )
     waits_s = (
         top_up.seconds(low_j, idle_w)
         if top_up

@@ -330,7 +330,7 @@ def levels(
     idle_w: float,
     held_j: float,
     goal_j: float,
-    hair_j: float,
+    rounding_j: float,
 ):
     """(time, joules held) by hand: plugged in at 1 W from when it is down to a hair until the goal;
     off, it draws nothing.
@@ -339,9 +339,9 @@ def levels(
     for a, b, above_w, _ in steps:
         drain_w, now_s = (0.0 if any(x <= a and b <= y for x, y in off) else idle_w + above_w), a
         while now_s < b:
-            is_plugged = held_j < goal_j if is_plugged else held_j <= hair_j
+            is_plugged = held_j < goal_j if is_plugged else held_j <= rounding_j
             net_w = is_plugged - drain_w
-            to_j = goal_j if net_w > 0 else (hair_j if held_j > hair_j else -math.inf)
+            to_j = goal_j if net_w > 0 else (rounding_j if held_j > rounding_j else -math.inf)
             step_s = min(b - now_s, (to_j - held_j) / net_w if net_w else math.inf)
             held_j, now_s = (
                 (to_j if step_s < b - now_s else held_j + net_w * step_s),
@@ -375,15 +375,15 @@ def test_no_battery_gives_more_than_it_holds(kind, simulate, tmp_path):
     cycles = 0
     for device in sim.devices:
         power, capacity_j = power_of(device), device.profile.battery_wh * 3600
-        spans, goal_j, hair_j = mine(sim, device), share * capacity_j, 1e-9 * capacity_j
+        spans, goal_j, rounding_j = mine(sim, device), share * capacity_j, 1e-9 * capacity_j
         day_ends_s = sim.ended.at_s if device.finished_at_s is None else device.finished_at_s
         off = stretches([s for s in spans if s["kind"] == "empty"])
         steps = pieces(spans, power, False, sim.ended.at_s)
-        told = dict(levels(steps, off, power.idle_w, goal_j, goal_j, hair_j))
-        assert all(held_j > -3 * hair_j for at_s, held_j in told.items() if at_s <= day_ends_s)
+        told = dict(levels(steps, off, power.idle_w, goal_j, goal_j, rounding_j))
+        assert all(held_j > -3 * rounding_j for at_s, held_j in told.items() if at_s <= day_ends_s)
         for begins_s, ends_s in off:
-            assert told[begins_s] == pytest.approx(0.0, abs=3 * hair_j)
-            assert told[ends_s] == pytest.approx(goal_j, abs=3 * hair_j) or ends_s == day_ends_s
+            assert told[begins_s] == pytest.approx(0.0, abs=3 * rounding_j)
+            assert told[ends_s] == pytest.approx(goal_j, abs=3 * rounding_j) or ends_s == day_ends_s
         cycles += len(off)
     assert cycles >= 2 or kind == "centralised"
 
