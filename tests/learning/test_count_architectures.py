@@ -3,6 +3,8 @@ of several kinds.
 """
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,26 @@ def test_layers_of_several_kinds_are_counted_one_and_all():
         for cost in (part.forward(4, 24), part.backward(4, 24))
     )
     assert both == read.flop
+
+
+@pytest.mark.thorough
+def test_what_is_counted_first_changes_no_count(monkeypatch, tmp_path):
+    """Torch derives an operator's forward-mode rule at its first use, which is no pass's work."""
+    count = (
+        "import sys; from learning.backbones.catalogue import find;"
+        "from learning.cost.count_forward_only import forward_architecture, jvp_pass;"
+        "spec, more = find('random-bert'), (3, 1, 48, None);"
+        "names = [n for n in forward_architecture(spec, 'lora', *more).tensors if 'lora' in n];"
+        "hands = [(names[0], names[1]), (names[-2], names[-1])];"
+        "order = [int(i) for i in sys.argv[1]];"
+        "found = {i: jvp_pass(spec, 'lora', hands[i], *more) for i in order};"
+        "print(found[0], found[1])"
+    )
+    said = set()
+    for order in ("01", "10"):
+        monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / order))
+        done = subprocess.run(
+            [sys.executable, "-c", count, order], capture_output=True, text=True, check=True
+        )
+        said.add(done.stdout)
+    assert len(said) == 1

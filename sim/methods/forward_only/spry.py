@@ -14,7 +14,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
@@ -80,10 +79,11 @@ class Spry(ForwardOnly):
         return () if self.world.dry else self.hand(self.learner.names(device.backbone), *place)
 
     def peak_bytes(self, device: Device) -> int:
-        """Of a forward pass over the device's longest batch, with the backbone's weights."""
-        lengths = self.world.lengths(device, device.samples)
-        longest = np.full(self.config.device_batch, lengths.max(initial=1))
-        return device.held_bytes(self.world.costing.forward(device.member, longest).peak_bytes)
+        """Of a round's training on what the first of a cohort is dealt, with the backbone's
+        weights.
+        """
+        task = Task(0, (None, {device.id: (0, self.wanted)}), None)
+        return device.held_bytes(self.training(device, task).cost.peak_bytes)
 
     def client_round(self, device: Device, task: Task) -> Generator:
         """Download all tensors, train the dealt ones, upload these."""
