@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mobifleet.testing import check_method
 from sim.kernel.work import Payload
 from sim.methods import METHODS
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+from sim.testing import check_method
 
 small = runpy.run_path(str(Path(__file__).with_name("test_settings_count.py")))
 KINDS = small["KINDS"]

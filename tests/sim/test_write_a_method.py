@@ -1,11 +1,13 @@
 """The page that builds a method step by step: its blocks are a file, and the file is a method."""
 
 import re
+import runpy
 from pathlib import Path
 
 import torch
 
 from sim.results.run import open_run
+from sim.testing import check_method
 
 PAGE = (Path(__file__).parents[2] / "docs" / "write_a_method.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -24,6 +26,11 @@ def test_the_blocks_of_the_page_are_a_method_that_runs(mobifleet, scenario_file,
     done = mobifleet("run", path, "--allow-code", "--quiet", "--no-figures", "--out", out)
     assert done.code == 0, done.err
     assert open_run(out).summary["totals"]["updates"] == 3
+
+
+def test_the_method_of_the_page_keeps_what_methods_promise(tmp_path):
+    (tmp_path / "median.py").write_text("\n\n".join(BLOCKS), encoding="utf-8")
+    check_method(runpy.run_path(str(tmp_path / "median.py"), run_name="m")["Median"], "m", rounds=2)
 
 
 def test_the_median_is_one():

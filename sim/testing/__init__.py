@@ -1,6 +1,6 @@
 """Does a method keep what every method here promises? `check_method` tries it on a small fleet.
 
-from mobifleet.testing import check_method
+from sim.testing import check_method
 
 def test_my_method():
     check_method(MyMethod, rounds=2)
@@ -31,10 +31,10 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
     """Raise AssertionError, saying which promise is broken, unless a method keeps all of these.
 
     A dry run has the very spans of a real one (where the schedule depends on what is learned, as
-    by a gate on gradients, switch that off in `settings`). The same seed gives the same digest, with one worker
-    and with two. Every payload is as many bytes as the clock was charged for it, and each lands.
-    No device needs more memory than `peak_bytes` says. The run ends by itself, with updates, and it
-    ends, too, where a device leaves in the middle.
+    by a gate on gradients, switch that off in `settings`). The same seed gives the same digest,
+    with one worker and with two. Every payload is as many bytes as the clock was charged for it,
+    and each lands. No device needs more memory than `peak_bytes` says. The run ends by itself, with
+    updates, and it ends, too, where a device leaves in the middle.
 
     `kind` is the name to try it under, by default the first of its own; `settings` are the
     method's, e.g. few rounds. It takes some seconds and needs no fetched weights.
