@@ -66,6 +66,7 @@ def register(method: M, kind: str | None = None) -> M:
 
         mobifleet.register(MyMethod, "my-method")
     """
+    _with_ours()
     settings = _settings_of(method)
     field = settings.model_fields.get("kind")
     kinds = get_args(field.annotation) if field is not None else ()
@@ -130,8 +131,7 @@ def file_of(kind: str) -> str | None:
 
 
 def _with_ours() -> None:
-    if not _known:
-        importlib.import_module(OURS)
+    importlib.import_module(OURS)  # once, whoever registers first
 
 
 def _kinds(scenario: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:

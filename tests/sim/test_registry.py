@@ -109,6 +109,21 @@ def test_python_registers_a_method_under_a_name(scenario_file, monkeypatch):
         register(module["Scaffold"], "fed-mobillm")
 
 
+def test_who_registers_before_anything_else_hides_none_of_ours(shell):
+    said = shell(
+        "-c",
+        "import mobifleet\n"
+        "from sim.scenario.settings import Settings\n"
+        "class Mine:\n"
+        "    class Config(Settings):\n"
+        "        rounds: int = 1\n"
+        "    device = server = peak_bytes = lambda self, who: None\n"
+        "mobifleet.register(Mine, 'mine')\n"
+        "print(mobifleet.load('quickstart').method.kind)\n",
+    ).communicate(timeout=120)
+    assert said[0].strip() == "fed-mobillm", said
+
+
 def test_scaffold_is_a_plain_loop(scenario_file, scaffold_file, tmp_path):
     """Two clients of unlike data, all of them in each round: x, c and every c_i by hand."""
     scenario = load(scenario_file(method=SCAFFOLD), allow_code=True)

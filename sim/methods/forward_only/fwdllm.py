@@ -9,7 +9,7 @@ nearest to its last gradient. Defaults are the published ones (docs/forward_only
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,9 +20,6 @@ from sim.kernel.server import Server
 from sim.kernel.work import Payload, Task, Work
 from sim.methods.forward_only.learner import FwdLLMLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
-
-if TYPE_CHECKING:
-    pass
 
 
 class FwdLLM(ForwardOnly):
