@@ -40,8 +40,8 @@ from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
 from sim.world.closing import closing
 from sim.world.conditions import Conditions
-from sim.world.costing import Costing, check_memory, costing_for
-from sim.world.task import Task, load_task
+from sim.world.costing import FleetCosting, check_memory, costing_for
+from sim.world.task import DividedTask, load_task
 
 if TYPE_CHECKING:
     from sim.kernel.learned import Learned
@@ -137,12 +137,12 @@ class Simulation:
         self.target_reached, self.updates, self.accuracy = False, 0, None
         self.tally, self.scores = Tally(), {}
         self.remarks: list[str] = []
-        self.task: Task = load_task(scenario, self.streams, folder, dry, texts)
+        self.task: DividedTask = load_task(scenario, self.streams, folder, dry, texts)
         self.remark(
             *self.task.remarks, *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored())
         )
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
-        self.costing: Costing = costing_for(scenario, members, folder)
+        self.costing: FleetCosting = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
         self._lengths = self._lengths_by_backbone(members)
         self.traces = links.read_traces(scenario, folder)

@@ -26,7 +26,7 @@ from devices.profile import DeviceProfile
 from sim.kernel.absence import note_absence
 from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, Meter, recorded
-from sim.kernel.work import Batch, Payload, Task, Work
+from sim.kernel.work import Batch, ClientTask, Payload, Work
 
 if TYPE_CHECKING:
     from sim.kernel.world import World
@@ -72,8 +72,8 @@ class Device:
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
         self.is_serving = False
-        self.task: Task | None = None
-        self._assigned: deque[Task | None] = deque()
+        self.task: ClientTask | None = None
+        self._assigned: deque[ClientTask | None] = deque()
         self._called = world.env.event()
 
     def arrive(self) -> Generator:
@@ -138,7 +138,7 @@ class Device:
         link = self.world.network.download
         yield from self._transfer("download", link, nbytes, "downlink")
 
-    def assign(self, task: Task | None) -> None:
+    def assign(self, task: ClientTask | None) -> None:
         """Called by the server: one more task (which a device that is off never hears of), or None:
         there will be no more.
         """
@@ -148,7 +148,7 @@ class Device:
         if not self._called.triggered:
             self._called.succeed()
 
-    def serve(self, client_round: Callable[[Task], Generator]) -> Generator:
+    def serve(self, client_round: Callable[[ClientTask], Generator]) -> Generator:
         """Run `client_round` for every task that the server assigns, then wait, idle, until that
         round is closed.
 
@@ -177,7 +177,7 @@ class Device:
             finally:
                 self.task = None
 
-    def has(self, task: Task) -> bool:
+    def has(self, task: ClientTask) -> bool:
         """Whether the device has this task still before it."""
         return self.task is task or any(assigned is task for assigned in self._assigned)
 

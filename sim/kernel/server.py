@@ -15,7 +15,7 @@ from devices.profile import DeviceProfile
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.learned import joined
 from sim.kernel.spans import Meter, recorded
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 
 if TYPE_CHECKING:
     from sim.kernel.learner import Learner
@@ -145,7 +145,7 @@ class Server:
         yield from self.dismiss()
         self.world.end_training(learner)
 
-    def assign(self, device: Device, task: Task) -> None:
+    def assign(self, device: Device, task: ClientTask) -> None:
         """Give a device a task; until its answer counts it is taken to be late."""
         device.fared("late")
         device.assign(task)
@@ -161,7 +161,7 @@ class Server:
         """Give these devices a task and collect their answers: of all of them, or of so many as are
         wanted.
         """
-        task = Task(version, model, self.world.env.event())
+        task = ClientTask(version, model, self.world.env.event())
         for device in devices:
             self.assign(device, task)
         return (
@@ -177,7 +177,11 @@ class Server:
         yield self.world.env.timeout(0)  # let them go in good order
 
     def collect(
-        self, task: Task, devices: Sequence[Device], wanted: int, deadline_s: float | None = None
+        self,
+        task: ClientTask,
+        devices: Sequence[Device],
+        wanted: int,
+        deadline_s: float | None = None,
     ) -> Generator[Any, Any, list[Payload]]:
         """Wait until so many of the devices have answered a task, or the deadline; close it and
         return what came.

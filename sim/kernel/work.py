@@ -50,7 +50,7 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class Task:
+class ClientTask:
     """What a server asks of a device: to work on version `version` of a model; `closed` happens
     when that round ends.
     """

@@ -43,7 +43,7 @@ class Ended:
     target: dict[str, float] = field(default_factory=dict)
 
 
-class Task(Protocol):
+class LearningTask(Protocol):
     """The texts of the fleet: who holds which, and which are for testing."""
 
     labels: np.ndarray
@@ -121,7 +121,7 @@ class World(Protocol):
     dry: bool
     """Whether nothing learns."""
     seed: int
-    task: Task
+    task: LearningTask
     costing: Costing
     streams: Streams
     """All randomness, by name."""

@@ -11,7 +11,7 @@ from typing import Any
 from sim.kernel.device import Device
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task
+from sim.kernel.work import ClientTask, Payload
 from sim.kernel.world import World
 
 
@@ -27,7 +27,7 @@ class OnCall:
         yield from device.arrive()
         yield from device.serve(functools.partial(self.client_round, device))
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """What a device does for one task of the server's."""
         raise NotImplementedError
 

@@ -149,7 +149,7 @@ class Drift(Settings):
     """0: no drift; 1: from one half alone to the other half alone."""
 
 
-class Task(Settings):
+class TaskSettings(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
     dataset: Annotated[
@@ -175,7 +175,7 @@ class Task(Settings):
     """The order in which a device's texts come; by default random."""
 
     @model_serializer(mode="wrap")
-    def _without_drift(self, dump: Callable[[Task], dict[str, Any]]) -> dict[str, Any]:
+    def _without_drift(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: without a drift the digest is what it was before there was one."""
         return {
             key: value for key, value in dump(self).items() if key != "drift" or value is not None
@@ -194,7 +194,7 @@ class Mobility(Settings):
     """Go to any other cell, or through the list, round and round."""
 
 
-class Group(Settings):
+class GroupSettings(Settings):
     """Devices that are alike, or drawn from the same mixes."""
 
     count: int = Field(ge=1, le=MOST_DEVICES)
@@ -221,7 +221,7 @@ class Group(Settings):
     name: str | None = None
 
 
-class Cell(Settings):
+class CellSettings(Settings):
     """A cell or access point that several devices share."""
 
     only_for: ClassVar[OnlyFor] = {
@@ -240,7 +240,7 @@ class Cell(Settings):
     """WiFi whose stations send by equal time, as the access point tells them, not in turn."""
 
 
-class Links(Settings):
+class LinkSettings(Settings):
     """What every device's own link is charged with, beside its rate and latency."""
 
     vary: bool = False
@@ -249,7 +249,7 @@ class Links(Settings):
     """Count the profile's loss, windows and slow start."""
 
 
-class Trace(Settings):
+class TraceSettings(Settings):
     """A capacity over time, piecewise constant; it repeats after `period` if that is given."""
 
     times: list[Seconds] = Field(min_length=1)
@@ -257,7 +257,7 @@ class Trace(Settings):
     period: Seconds | None = None
 
 
-class Server(Settings):
+class ServerSettings(Settings):
     """The server: one accelerator with a queue, behind shared links."""
 
     device: DeviceName = Field("a100", validate_default=True)
@@ -360,16 +360,16 @@ class Scenario(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     description: str = ""
     seed: int = Field(0, ge=0)
-    task: Task
+    task: TaskSettings
     backbones: dict[str, OwnBackbone] = {}
-    fleet: list[Group] = Field(min_length=1)
-    links: Links = Links()
-    cells: dict[str, Cell] = {}
-    traces: dict[str, Trace | FilePath] = {}
+    fleet: list[GroupSettings] = Field(min_length=1)
+    links: LinkSettings = LinkSettings()
+    cells: dict[str, CellSettings] = {}
+    traces: dict[str, TraceSettings | FilePath] = {}
     """Capacity over time of `ingress`, `egress`, `<cell>/up` or `<cell>/down`: times and rates, or
     a file of them.
     """
-    server: Server = Server()
+    server: ServerSettings = ServerSettings()
     arrivals: AnyJoin = AtOnce(kind="at-once")
     devices: Varying | None = None
     """What changes on devices while they work: heat, background load, battery, memory; by default

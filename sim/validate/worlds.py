@@ -22,7 +22,7 @@ import simpy
 from sim.kernel.device import Device
 from sim.kernel.learned import resolved
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task
+from sim.kernel.work import ClientTask, Payload
 from sim.scenario.schema import Scenario
 from sim.simulation import Ended, Simulation
 from sim.validate.clock import RealClock
@@ -183,7 +183,7 @@ class RemoteDevice(Device):
         """Until its process says that its day has ended."""
         yield self._done
 
-    def assign(self, task: Task | None) -> None:
+    def assign(self, task: ClientTask | None) -> None:
         """Send word of a task, its model, and later that its round is closed."""
         if task is None:
             self.control.send({"task": None})
@@ -196,7 +196,7 @@ class RemoteDevice(Device):
         )
         task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
-    def has(self, task: Task) -> bool:
+    def has(self, task: ClientTask) -> bool:
         """Nobody drops a task here: it has it until it has answered."""
         return not task.closed.triggered
 

@@ -31,7 +31,7 @@ class DoesNotFit(ValueError):
 
 
 @dataclass(frozen=True)
-class Costing:
+class FleetCosting:
     """The learning backbones of a fleet, and the architectures their work is charged as."""
 
     learned: dict[str, BackboneSpec]
@@ -88,7 +88,7 @@ def own_backbones(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]
     }
 
 
-def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> Costing:
+def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()) -> FleetCosting:
     """Settle the costing of a fleet; BackboneError for a backbone that is not there, or has too few
     positions.
     """
@@ -107,7 +107,7 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
     architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     remarks = tuple(_beyond_positions(scenario, learned, charged, architectures))
-    return Costing(learned, charged, architectures, precision, fixed, remarks)
+    return FleetCosting(learned, charged, architectures, precision, fixed, remarks)
 
 
 def _beyond_positions(

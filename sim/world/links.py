@@ -28,7 +28,7 @@ from network.topology import Cell, Network
 from network.varying import ShiftedTrace, VaryingRate
 from network.way import Rate
 from sim.kernel.streams import Streams
-from sim.scenario.schema import Group, Scenario
+from sim.scenario.schema import GroupSettings, Scenario
 
 FEWEST_GAPS, HOLE = 3, 100  # a step that is so many times the usual one may be a hole
 LEAST_STEP_S = 1e-4  # in the mean; a run of an hour would have 36 million of them
@@ -180,7 +180,7 @@ def build(
 
 def _rates(
     device_id: str,
-    group: Group,
+    group: GroupSettings,
     profile: LinkProfile,
     traces: Mapping[str, CapacityTrace],
     vary: bool,

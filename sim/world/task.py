@@ -21,7 +21,7 @@ CHARACTERS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
-class Task:
+class DividedTask:
     """Labelled texts, divided: `test` and, a device, `parts` are sample numbers into `labels` (and
     the texts).
     """
@@ -77,7 +77,7 @@ def load_task(
     folder: Path,
     dry: bool,
     texts: data.TextDataset | None = None,
-) -> Task:
+) -> DividedTask:
     """Load, split and divide the scenario's data, or `texts` in its place; paths are relative to
     `folder`.
 
@@ -124,7 +124,7 @@ def load_task(
         parts = _drifted(
             settings.drift, labels if settings.drift.by == "label" else clients, parts, streams
         )
-    return Task(
+    return DividedTask(
         labels, names, test, parts, chosen, texts, fixed, settings.max_tokens, tuple(remarks)
     )
 

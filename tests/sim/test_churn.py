@@ -10,7 +10,7 @@ import pytest
 
 from devices.availability import DAY_S, Availability
 from sim.kernel.device import Device
-from sim.kernel.work import Task
+from sim.kernel.work import ClientTask
 from sim.results.summary import device_table, summary
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
@@ -279,7 +279,7 @@ def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):
     sim = simulate("stop.horizon=1 us", dry=True, task=TASK)
     device = sim.devices[0]
     device.go_off()
-    device.assign(task := Task(0, None, sim.env.event()))
+    device.assign(task := ClientTask(0, None, sim.env.event()))
     assert not device.has(task)
     device.come_on()
     device.assign(task)

@@ -14,7 +14,7 @@ from sim.cli.main import SCENARIOS
 from sim.kernel.streams import Streams
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
-from sim.scenario.schema import Group, Scenario
+from sim.scenario.schema import GroupSettings, Scenario
 from sim.simulation import Simulation
 from sim.world import links
 
@@ -342,7 +342,7 @@ def test_streams_are_named_by_device_and_direction():
     ("link/down", id).
     """
     lte = network.profile.load("lte")
-    group = Group.model_validate(DEVICE)
+    group = GroupSettings.model_validate(DEVICE)
     mine = links._rates("device-0000", group, lte, {}, True, Streams(3))
     again = VaryingRate(lte.down_bps, lte.cv, lte.lag1, Streams(3).rng("link/down", "device-0000"))
     assert [mine[1].at(t) for t in range(50)] == [again.at(t) for t in range(50)]

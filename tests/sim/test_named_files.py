@@ -30,14 +30,14 @@ NO_FILES = {
     *(
         "Scenario.name",
         "Scenario.description",
-        "Group.name",
-        "Group.engine",
-        "Group.cell",
-        "Group.backbone",
+        "GroupSettings.name",
+        "GroupSettings.engine",
+        "GroupSettings.cell",
+        "GroupSettings.backbone",
     ),
     *(
         "Mobility.cells",
-        "Server.engine",
+        "ServerSettings.engine",
         "CostAs.backbone",
         "Config.backbone",
         "Over.key",
@@ -54,7 +54,7 @@ NO_FILES = {
     *(
         "OwnData.delimiter",
         "OwnData.encoding",
-        "Task.dataset",
+        "TaskSettings.dataset",
         "Scenario.cells",
         "Scenario.backbones",
     ),

@@ -17,7 +17,7 @@ from learning.data.partition import PartitionError
 from sim.kernel.streams import Streams
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
-from sim.scenario.schema import OwnData, Scenario, Task
+from sim.scenario.schema import OwnData, Scenario, TaskSettings
 from sim.world.task import load_task
 
 
@@ -54,7 +54,7 @@ def world(tmp_path):
     return write
 
 
-def task_of(path) -> Task:
+def task_of(path) -> TaskSettings:
     return load_task(load(str(path), Scenario, check=problems), Streams(0), path.parent, dry=True)
 
 

@@ -20,7 +20,7 @@ from learning.federated.local_training import LocalTraining
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
@@ -147,11 +147,11 @@ class FedAsync(FederatedPeft):
         yield from server.dismiss()
         self.world.end_training(self.learner)
 
-    def task(self) -> Task:
+    def task(self) -> ClientTask:
         """The present model, to be worked on without any round to wait for."""
         closed = self.world.env.event()
         closed.succeed()
-        return Task(self.version, self.learner.state, closed)
+        return ClientTask(self.version, self.learner.state, closed)
 
     def aggregation(self, buffer: list[Payload]) -> Work:
         """Mixing or stepping; the staleness of each answer is noted as it is applied."""

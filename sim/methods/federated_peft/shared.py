@@ -18,7 +18,7 @@ from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.on_call import InRounds, OnCall
@@ -127,7 +127,7 @@ class FederatedPeft(OnCall):
         """What a round carries each way: the trainable part of the device's model."""
         return self.costs[self.model_of(device)].trainable_bytes
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download, train, upload."""
         yield from device.download(self.nbytes(device))
         data = yield from device.compute(self.local_training(device, task))
@@ -136,9 +136,11 @@ class FederatedPeft(OnCall):
 
     def peak_bytes(self, device: Device) -> int:
         """Of local training on the device's longest batch, with the backbone's weights."""
-        return device.held_bytes(self.local_training(device, Task(0, None, None)).cost.peak_bytes)
+        return device.held_bytes(
+            self.local_training(device, ClientTask(0, None, None)).cost.peak_bytes
+        )
 
-    def local_training(self, device: Device, task: Task) -> Work:
+    def local_training(self, device: Device, task: ClientTask) -> Work:
         """The local epochs, real and charged."""
         model, lengths = self.model_of(device), self.world.lengths(device, device.samples)
         counted, epoch = self.costs[model], Cost()
@@ -164,7 +166,7 @@ class FederatedPeft(OnCall):
         """Nominal seconds of a round of the device when nobody else sends: download, training,
         upload.
         """
-        cost = self.local_training(device, Task(0, None, None)).cost
+        cost = self.local_training(device, ClientTask(0, None, None)).cost
         computing_s = compute.seconds(
             device.profile, device.member.engine, cost.flop, cost.bytes_moved
         )

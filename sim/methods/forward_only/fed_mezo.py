@@ -17,7 +17,7 @@ from pydantic import Field
 from learning.federated.forward_gradient import PROBE_BYTES
 from sim.kernel.device import Device
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import FedMezoLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
@@ -49,7 +49,7 @@ class FedMezo(ForwardOnly):
         self.probes_of_round: list[int] = []
         self.known: dict[str, int] = {}  # the version of the server's model that a device has
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Catch up with the server's model, take local steps, upload seeds and scalars."""
         missed = self.missed(device, task)
         nbytes = self.costs[device.backbone].nbytes()
@@ -62,7 +62,7 @@ class FedMezo(ForwardOnly):
         )
         yield from device.send(payload)
 
-    def missed(self, device: Device, task: Task) -> int | None:
+    def missed(self, device: Device, task: ClientTask) -> int | None:
         """How many probes lead from the device's model to the server's; None where downloading the
         model is less.
         """
@@ -73,9 +73,11 @@ class FedMezo(ForwardOnly):
 
     def peak_bytes(self, device: Device) -> int:
         """Of a round's steps, with the backbone's weights."""
-        return device.held_bytes(self.stepping(device, Task(0, None, None), 0).cost.peak_bytes)
+        return device.held_bytes(
+            self.stepping(device, ClientTask(0, None, None), 0).cost.peak_bytes
+        )
 
-    def stepping(self, device: Device, task: Task, missed: int) -> Work:
+    def stepping(self, device: Device, task: ClientTask, missed: int) -> Work:
         """Two forward passes a step, and the arithmetic of moving; the server's theta, the own, v
         and theta + eps v.
         """

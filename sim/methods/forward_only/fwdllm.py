@@ -17,7 +17,7 @@ from learning.cost.costs import Cost
 from learning.federated.forward_gradient import PROBE_BYTES, warm_up_then_linear
 from sim.kernel.device import Device
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.methods.forward_only.learner import FwdLLMLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
 
@@ -55,7 +55,7 @@ class FwdLLM(ForwardOnly):
         """Upload 12 bytes a direction instead of the gradient, which the server then makes itself.
         """
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
         state, chosen, places, is_new = task.model
         nbytes, directions = self.costs[device.backbone].nbytes(), self.config.perturbations
@@ -74,10 +74,12 @@ class FwdLLM(ForwardOnly):
     def peak_bytes(self, device: Device) -> int:
         """Of a round's probes, with the backbone's weights."""
         return device.held_bytes(
-            self.probing(device, Task(0, None, None), None, None, 0).cost.peak_bytes
+            self.probing(device, ClientTask(0, None, None), None, None, 0).cost.peak_bytes
         )
 
-    def probing(self, device: Device, task: Task, state: Any, chosen: Any, place: int) -> Work:
+    def probing(
+        self, device: Device, task: ClientTask, state: Any, chosen: Any, place: int
+    ) -> Work:
         """Two forward passes for each direction and batch; theta, v, theta + h v and the gradient
         are in memory.
         """

@@ -16,7 +16,7 @@ from learning.cost.count_forward_only import forward_architecture
 from learning.cost.count_split import PassCounts
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
-from sim.kernel.work import Task
+from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.on_call import InRounds
 from sim.methods.trained import Trained
@@ -68,7 +68,7 @@ class ForwardOnly(InRounds):
         )
         self.learner = learner_for(world, self.Learner, *peft)
 
-    def batches(self, device: Device, task: Task, count: int) -> list[np.ndarray]:
+    def batches(self, device: Device, task: ClientTask, count: int) -> list[np.ndarray]:
         """So many batches of the device's texts, which are shuffled anew whenever all have been
         used.
         """

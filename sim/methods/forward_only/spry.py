@@ -23,7 +23,7 @@ from learning.federated.aggregation import ServerOptimiser
 from learning.federated.forward_gradient import deal
 from sim.kernel.device import Device
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import SpryLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings
@@ -70,7 +70,7 @@ class Spry(ForwardOnly):
         shared = [name for name in names if name.startswith("head.")]
         return deal(names, clients, self.config.tensors_each, shared)[place]
 
-    def charged(self, device: Device, task: Task) -> tuple[str, ...]:
+    def charged(self, device: Device, task: ClientTask) -> tuple[str, ...]:
         """The device's tensors of the architecture that is charged."""
         return self.hand(list(self.costs[device.backbone].tensors), *task.model[1][device.id])
 
@@ -82,10 +82,10 @@ class Spry(ForwardOnly):
         """Of a round's training on what the first of a cohort is dealt, with the backbone's
         weights.
         """
-        task = Task(0, (None, {device.id: (0, self.wanted)}), None)
+        task = ClientTask(0, (None, {device.id: (0, self.wanted)}), None)
         return device.held_bytes(self.training(device, task).cost.peak_bytes)
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download all tensors, train the dealt ones, upload these."""
         yield from device.download(self.costs[device.backbone].nbytes())
         data = yield from device.compute(self.training(device, task))
@@ -97,7 +97,7 @@ class Spry(ForwardOnly):
         )
         yield from device.send(payload)
 
-    def training(self, device: Device, task: Task) -> Work:
+    def training(self, device: Device, task: ClientTask) -> Work:
         """A pass with derivatives for each direction, AdamW's traffic; all tensors, and of the
         dealt ones five more: the trained copy, v, the gradient and two moments.
         """

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
-from sim.kernel.work import Task, Work
+from sim.kernel.work import ClientTask, Work
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.on_device.learner import LocalPeftLearner
 from sim.methods.on_device.shared import Alone
@@ -60,4 +60,4 @@ class LocalLoRA(Alone, FederatedPeft):
 
     def own_round(self, device: Device, number: int) -> Work:
         """The local epochs of a round, from the device's own last state."""
-        return self.local_training(device, Task(number, device.id, None))
+        return self.local_training(device, ClientTask(number, device.id, None))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
-from sim.kernel.work import Task
+from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.split.learner import FedBertLearner
 from sim.methods.split.shared import SplitSettings, SplitTraining
@@ -51,7 +51,7 @@ class FedBert(SplitTraining):
         )
 
     def batch(
-        self, device: Device, task: Task, samples: np.ndarray, slot: list
+        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
     ) -> Generator[Any, Any, Any]:
         """Embeddings up, body, output down, loss on the device, gradient up, body, gradient down,
         embeddings.

@@ -16,7 +16,7 @@ from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.spans import waiting
-from sim.kernel.work import Payload, Task, Work
+from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.on_call import InRounds
 from sim.methods.split.charging import Charging
@@ -67,7 +67,7 @@ class SplitTraining(InRounds):
 
     def peak_bytes(self, device: Device) -> int:
         """Of the device's own parts, trained on its longest batch."""
-        own, batches = self.charging.own, list(self.batches(device, Task(0, None, None)))
+        own, batches = self.charging.own, list(self.batches(device, ClientTask(0, None, None)))
         peaks = [
             self.charging.backward(device, samples, part).peak_bytes
             for samples in batches
@@ -75,7 +75,7 @@ class SplitTraining(InRounds):
         ]
         return device.held_bytes(max(peaks, default=0))
 
-    def client_round(self, device: Device, task: Task) -> Generator:
+    def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download the device's parts, train them batch by batch together with the server, and send
         them back.
         """
@@ -91,7 +91,7 @@ class SplitTraining(InRounds):
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
         yield from device.send(device.payload(device.samples, nbytes, data, task.version))
 
-    def batches(self, device: Device, task: Task) -> Iterator[np.ndarray]:
+    def batches(self, device: Device, task: ClientTask) -> Iterator[np.ndarray]:
         """The device's texts, shuffled anew every epoch."""
         rng, size = (
             self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
@@ -102,7 +102,7 @@ class SplitTraining(InRounds):
             yield from (order[start : start + size] for start in range(0, len(order), size))
 
     def exchange(
-        self, device: Device, task: Task, samples: np.ndarray, nbytes: int, data: object
+        self, device: Device, task: ClientTask, samples: np.ndarray, nbytes: int, data: object
     ) -> Generator[Any, Any, Payload]:
         """Upload what the server works on at once, while the device waits for it."""
         payload = device.payload(samples, nbytes, data, task.version)
@@ -113,7 +113,7 @@ class SplitTraining(InRounds):
     def served(
         self,
         device: Device,
-        task: Task,
+        task: ClientTask,
         payload: Payload,
         cost: Cost,
         verb: Callable[..., object],
@@ -128,7 +128,7 @@ class SplitTraining(InRounds):
             return (yield from self.world.server.compute(work, [payload.number]))
 
     def trained(
-        self, device: Device, task: Task, payload: Payload, *what: Any
+        self, device: Device, task: ClientTask, payload: Payload, *what: Any
     ) -> Generator[Any, Any, bytes | None]:
         """The same where the server makes a step: what it trained is kept; returns the gradient for
         the device.

@@ -18,7 +18,7 @@ from pydantic import Field
 from learning.backbones.catalogue import config_of, depth_of
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
-from sim.kernel.work import Task
+from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
 from sim.methods.split.shared import SplitSettings, SplitTraining
@@ -80,7 +80,7 @@ class SplitFed(SplitTraining):
         super().__init__(config, world, parts, in_parallel, rate, config.layers, *peft)
 
     def batch(
-        self, device: Device, task: Task, samples: np.ndarray, slot: list
+        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
     ) -> Generator[Any, Any, Any]:
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
