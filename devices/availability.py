@@ -312,7 +312,7 @@ def _floats(values: object) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Trace:
+class AvailabilityTrace:
     """Recorded availability: intervals (start_s, end_s) of each device within [0, period_s], rising
     and apart.
     """
@@ -329,7 +329,7 @@ class Trace:
         return by_trace(self.devices[name], self.period_s, shifted * day * DAY_S)
 
 
-def read_trace(path: Path, period_s: float | None = None) -> Trace:
+def read_trace(path: Path, period_s: float | None = None) -> AvailabilityTrace:
     """A trace from a table with the columns device, ready_start_s and ready_end_s (or _ms, or
     dates).
 
@@ -368,7 +368,7 @@ def read_trace(path: Path, period_s: float | None = None) -> Trace:
         name: _merged([(a - origin, b - origin) for a, b in found[name] if b > a])
         for name in sorted(found)
     }
-    return Trace(own, period)
+    return AvailabilityTrace(own, period)
 
 
 def _begins(with_words: list[str], words: list[str]) -> bool:

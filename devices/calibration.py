@@ -127,7 +127,7 @@ class EngineFit:
 
 
 @dataclass(frozen=True)
-class Fit:
+class ComputeFit:
     """What the fitted points say; `bandwidth_fitted` is false where the bandwidth was lent."""
 
     engines: dict[str, EngineFit]
@@ -148,7 +148,7 @@ def fit(
     points: Sequence[Point],
     lent_bandwidth: float,
     lent_overheads: Mapping[str, float] | None = None,
-) -> Fit:
+) -> ComputeFit:
     """Fit every engine to its `fitted` points.
 
     `lent_bandwidth` (bytes/s: a measured ceiling, or another profile's) stands where the bytes vary
@@ -181,7 +181,7 @@ def fit(
             engines[engine] = EngineFit(
                 overhead_s, _geometric_mean_rate(own, overhead_s, bandwidth), True
             )
-    return Fit({engine: engines[engine] for engine in by_engine}, bandwidth, free)
+    return ComputeFit({engine: engines[engine] for engine in by_engine}, bandwidth, free)
 
 
 def _spread(points: Sequence[Point], field: str) -> float:

@@ -87,7 +87,7 @@ def throttle_of(profile: DeviceProfile, recovery: float = RECOVERY) -> Throttle 
 
 
 @dataclass(frozen=True)
-class Fit:
+class ThrottleFit:
     """A fitted curve rate(t) = burst (floor + (1 - floor) e^(-t / tau)): of a run from a cold
     start.
     """
@@ -103,7 +103,7 @@ class Fit:
         )
 
 
-def fit(time_s: Sequence[float] | np.ndarray, rate: Sequence[float] | np.ndarray) -> Fit:
+def fit(time_s: Sequence[float] | np.ndarray, rate: Sequence[float] | np.ndarray) -> ThrottleFit:
     """Fit the throttling curve to a measured rate under continuous work from a cold start, by least
     squares.
 
@@ -124,7 +124,7 @@ def fit(time_s: Sequence[float] | np.ndarray, rate: Sequence[float] | np.ndarray
     top, window_s = float(y[:5].mean()), float(t[-1])
 
     def residual(p: np.ndarray) -> np.ndarray:
-        error: np.ndarray = Fit(*p).rate(t) * top - y
+        error: np.ndarray = ThrottleFit(*p).rate(t) * top - y
         return error
 
     bounds = ([0.1, 0.05, 1.0], [10.0, 1.0, 10 * window_s])
@@ -136,4 +136,4 @@ def fit(time_s: Sequence[float] | np.ndarray, rate: Sequence[float] | np.ndarray
         key=lambda result: result.cost,  # three starts, as the curve may be steep, slow or flat
     )
     burst, floor, tau_s = map(float, best.x)
-    return Fit(burst * top, floor, tau_s)
+    return ThrottleFit(burst * top, floor, tau_s)

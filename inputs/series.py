@@ -103,7 +103,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Table:
+class SeriesTable:
     """A table of text: names of its columns (none without a header), and rows of as many cells,
     with their lines.
     """
@@ -194,12 +194,12 @@ class Table:
         return found
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path) -> SeriesTable:
     """The table of a file; FileProblem as `parse_table` and `read_text` give it."""
     return parse_table(read_text(path, most_bytes=MOST_BYTES), Path(path))
 
 
-def parse_table(text: str, path: Path) -> Table:
+def parse_table(text: str, path: Path) -> SeriesTable:
     """The table of a text: comments (#) left out, a row of names told from values, every row
     equally long.
 
@@ -248,7 +248,9 @@ def parse_table(text: str, path: Path) -> Table:
     has_commas = delimiter != "," and any(
         _COMMA_NUMBER.fullmatch(c.strip()) for _, row in body for c in row if "," in c
     )
-    return Table(path, names, [row for _, row in body], [line for line, _ in body], has_commas)
+    return SeriesTable(
+        path, names, [row for _, row in body], [line for line, _ in body], has_commas
+    )
 
 
 def _usual(widths: Sequence[int]) -> int:
@@ -302,7 +304,7 @@ def is_named_time(name: str) -> bool:
     )
 
 
-def looks_like_time(table: Table, place: int) -> bool:
+def looks_like_time(table: SeriesTable, place: int) -> bool:
     """Whether a column holds times by its name, or by its cells: dates, clocks, epochs, or numbers
     that rise evenly.
 
@@ -326,7 +328,7 @@ def looks_like_time(table: Table, place: int) -> bool:
     return _epoch(values) is not None or (is_even and not (step == 1 and values[0] in (0, 1)))
 
 
-def times(table: Table, place: int) -> Times:
+def times(table: SeriesTable, place: int) -> Times:
     """The moments of a column, in seconds.
 
     By its cells: dates (ISO 8601; without a zone taken as UTC), clocks (hh:mm:ss, over midnight),
@@ -369,7 +371,7 @@ def times(table: Table, place: int) -> Times:
     )
 
 
-def moments(table: Table, place: int) -> Times:
+def moments(table: SeriesTable, place: int) -> Times:
     """As `times`, for rows in any order: a unit must be said, and times of day, which do not say
     the day, are refused.
     """
@@ -385,7 +387,7 @@ def moments(table: Table, place: int) -> Times:
     return read
 
 
-def in_order(table: Table, place: int, seconds: Sequence[float]) -> None:
+def in_order(table: SeriesTable, place: int, seconds: Sequence[float]) -> None:
     """Raise FileProblem with the line at which times do not rise."""
     for row, (before, after) in enumerate(pairwise(seconds), 1):
         if not after > before:
@@ -409,7 +411,7 @@ def _epoch(values: Sequence[float]) -> float | None:
     )
 
 
-def _date(table: Table, row: int, place: int, cell: str) -> float:
+def _date(table: SeriesTable, row: int, place: int, cell: str) -> float:
     try:
         moment = datetime.fromisoformat(cell)
     except ValueError:
@@ -419,7 +421,7 @@ def _date(table: Table, row: int, place: int, cell: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _clocks(table: Table, place: int, cells: Sequence[str]) -> Iterator[float]:
+def _clocks(table: SeriesTable, place: int, cells: Sequence[str]) -> Iterator[float]:
     day_s, before_s = 0.0, -inf
     for row, cell in enumerate(cells):
         found = _CLOCK.fullmatch(cell)

@@ -52,7 +52,7 @@ PLACES = 4  # significant digits of what is written down
 
 
 @dataclass(frozen=True)
-class Moments:
+class RateMoments:
     """Mean and median in bit/s, CV = sd / mean, lag-1 autocorrelation of a series."""
 
     mean_bps: float
@@ -94,14 +94,14 @@ def autocorrelation(series: np.ndarray, lags: Sequence[int] | np.ndarray) -> np.
     )
 
 
-def moments(series_bps: np.ndarray) -> Moments:
+def moments(series_bps: np.ndarray) -> RateMoments:
     """The numbers of a link profile; raises NetworkError for a series too short or without
     throughput.
     """
     series_bps = _checked(series_bps)
     mean_bps = float(np.nanmean(series_bps))
     cv = float(np.nanstd(series_bps)) / mean_bps
-    return Moments(
+    return RateMoments(
         mean_bps, float(np.nanmedian(series_bps)), cv, float(autocorrelation(series_bps, [1])[0])
     )
 

@@ -100,7 +100,7 @@ class Trunk(Protocol):
         """Find everybody's level after a change in one link."""
 
 
-Entry = tuple[float, int, Transfer]  # of a heap: what it is ordered by, ticket, transfer
+HeapEntry = tuple[float, int, Transfer]  # of a heap: what it is ordered by, ticket, transfer
 
 
 class FairLink:
@@ -125,13 +125,13 @@ class FairLink:
 
         self._n_level = 0
         self._volume_bits = 0.0  # V, of the group at the level
-        self._ends_at_volume: list[Entry] = []  # (V at the end, ticket, transfer)
+        self._ends_at_volume: list[HeapEntry] = []  # (V at the end, ticket, transfer)
         # (cap, ticket, transfer); those without a cap never enter it
-        self._level_by_cap: list[Entry] = []
+        self._level_by_cap: list[HeapEntry] = []
         self._n_capped = 0
         self._capped_bps = 0.0
-        self._ends_at_time: list[Entry] = []  # (end, ticket, transfer)
-        self._capped_by_cap: list[Entry] = []  # (-cap, ticket, transfer)
+        self._ends_at_time: list[HeapEntry] = []  # (end, ticket, transfer)
+        self._capped_by_cap: list[HeapEntry] = []  # (-cap, ticket, transfer)
         self._ticket = 0
         self._admitted = 0
         self._caps_bps = 0.0  # sum over all transfers with a finite cap
@@ -487,7 +487,7 @@ def _order(transfer: Transfer) -> int:
     return transfer._order
 
 
-def _sweep(heap: list[Entry]) -> None:
+def _sweep(heap: list[HeapEntry]) -> None:
     """Throw out the dead entries, so that a heap stays within twice its living."""
     heap[:] = [entry for entry in heap if entry[2]._ticket == entry[1]]
     heapify(heap)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from inputs.files import FileProblem, read_text
-from network.measured import Measured
+from network.measured import ThroughputSeries
 from network.series import MOST_BPS
 
 MOST_RTT_US = 1e9
@@ -42,7 +42,7 @@ def is_iperf3(path: str | Path) -> bool:
     return start.startswith("{") or _FOR_PEOPLE.search(start) is not None
 
 
-def read_iperf3(path: str | Path) -> tuple[Measured, ...]:
+def read_iperf3(path: str | Path) -> tuple[ThroughputSeries, ...]:
     """The series of a file: one, or up and down of --bidir. Omitted seconds (-O) and a rest at the
     end are left out.
 
@@ -81,7 +81,7 @@ def read_iperf3(path: str | Path) -> tuple[Measured, ...]:
             series_bps, step_s = _series(sums, path)
             where = f"intervals of {step_s:.3g} s at the {AT_SENDER if is_sender else 'receiver'}"
             measured.append(
-                Measured(series_bps, step_s, way, f"{how}, {where}{how_ended}", date, rtt_s)
+                ThroughputSeries(series_bps, step_s, way, f"{how}, {where}{how_ended}", date, rtt_s)
             )
     except (KeyError, TypeError, AttributeError) as error:
         raise FileProblem(

@@ -21,7 +21,7 @@ from network.profile import LinkProfile
 from network.way import Drives, Rate, Way
 
 
-class Sent(Transfer):
+class LaneTransfer(Transfer):
     """A payload of a lane: `nbytes` on the air, `payload_bytes` of them the user's; bits left, once
     it has started.
 
@@ -70,19 +70,19 @@ class Lane:
         self.handover_s = handover_s
         self.drives = drives
         self.resent_bytes = 0.0
-        self.sending: Sent | None = None
-        self.waiting: deque[Sent] = deque()
+        self.sending: LaneTransfer | None = None
+        self.waiting: deque[LaneTransfer] = deque()
 
-    def send(self, nbytes: float) -> Sent:
+    def send(self, nbytes: float) -> LaneTransfer:
         on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
-        transfer = Sent(self, nbytes, on_air_bytes)
+        transfer = LaneTransfer(self, nbytes, on_air_bytes)
         transfer.callbacks.append(self._next)
         self.waiting.append(transfer)
         if self.sending is None:
             self._next()
         return transfer
 
-    def abort(self, transfer: Sent) -> float:
+    def abort(self, transfer: LaneTransfer) -> float:
         """Give up a transfer; return the bytes of its payload that had passed."""
         moved_bytes = transfer.moved_bytes
         if moved_bytes is None:
@@ -103,7 +103,7 @@ class Lane:
                 self._next()
         return self._passed(transfer, moved_bytes)
 
-    def progress(self, transfer: Sent) -> tuple[float, float, float]:
+    def progress(self, transfer: LaneTransfer) -> tuple[float, float, float]:
         """Bytes of its payload that have passed, the most that pass a second as things are, and
         until when they are so, s.
         """
@@ -119,16 +119,16 @@ class Lane:
         until_s = inf if isinstance(self.rate, float | int) else self.rate.next_change(self.env.now)
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
 
-    def _passed(self, transfer: Sent, moved_bytes: float) -> float:
+    def _passed(self, transfer: LaneTransfer, moved_bytes: float) -> float:
         """Bytes of its payload in what has moved on the air."""
         if transfer.nbytes == transfer.payload_bytes or moved_bytes == 0:
             return moved_bytes
         return round(transfer.payload_bytes * (moved_bytes / transfer.nbytes))
 
-    def _count_resent(self, transfer: Sent, moved_bytes: float) -> None:
+    def _count_resent(self, transfer: LaneTransfer, moved_bytes: float) -> None:
         self.resent_bytes += moved_bytes - self._passed(transfer, moved_bytes)
 
-    def _next(self, ended: Sent | None = None) -> None:
+    def _next(self, ended: LaneTransfer | None = None) -> None:
         if ended is not None:
             self._count_resent(ended, ended.nbytes)
         self.sending = transfer = self.waiting.popleft() if self.waiting else None
@@ -155,7 +155,7 @@ class Lane:
     def _link(self) -> FairLink:
         return self.way.link(self.env.now)
 
-    def _join(self, transfer: Sent) -> None:
+    def _join(self, transfer: LaneTransfer) -> None:
         if transfer.moved_bytes is not None:
             return  # aborted on the way
         transfer.rate_bps = self._rate_bps() if self.may_move() else 0.0
@@ -176,7 +176,10 @@ class Lane:
         return transfer.opens_s < inf
 
     def _at_change(
-        self, of: float | Rate | Journey | None, act: Callable[[Sent], None], transfer: Sent
+        self,
+        of: float | Rate | Journey | None,
+        act: Callable[[LaneTransfer], None],
+        transfer: LaneTransfer,
     ) -> None:
         """Wake at the next change, as long as this transfer lasts and may still move."""
         if of is None or isinstance(of, float | int):
@@ -185,10 +188,12 @@ class Lane:
         if change_s < inf:
             self._at(change_s, act, transfer)
 
-    def _at(self, time_s: float, act: Callable[[Sent], None], transfer: Sent) -> None:
+    def _at(
+        self, time_s: float, act: Callable[[LaneTransfer], None], transfer: LaneTransfer
+    ) -> None:
         self.env.timeout(time_s - self.env.now).callbacks.append(lambda _: act(transfer))
 
-    def _re_rate(self, transfer: Sent) -> None:
+    def _re_rate(self, transfer: LaneTransfer) -> None:
         if transfer.moved_bytes is None:
             if (
                 transfer.link is not None
@@ -197,7 +202,7 @@ class Lane:
                 transfer.link.set_cap(transfer, min(transfer.rate_bps, self.bound_bps))
             self._at_change(self.rate, self._re_rate, transfer)
 
-    def _hand_over(self, transfer: Sent) -> None:
+    def _hand_over(self, transfer: LaneTransfer) -> None:
         if transfer.moved_bytes is None:
             if transfer.link is not None and transfer.link is not self._link():
                 transfer.left_bits = transfer.link.release(transfer)

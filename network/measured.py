@@ -18,7 +18,7 @@ NEAR_A_SECOND = 0.05  # steps that differ from a second by so much at most pass 
 
 
 @dataclass(frozen=True)
-class Measured:
+class ThroughputSeries:
     """A throughput series: bit/s a step of `step_s` (NaN: missing), direction "up" or "down", how
     and when it was taken.
 
@@ -35,7 +35,7 @@ class Measured:
 
 def read_throughput(
     path: str | Path, unit: str | None = None, direction: str = "up", column: str | None = None
-) -> Measured:
+) -> ThroughputSeries:
     """The throughput of a file of rates (`network.series`); of several columns `column` names the
     one.
 
@@ -48,12 +48,12 @@ def read_throughput(
         return _of_packets(rates, rates.period_s, direction, Path(path).name)
     said = f"{len(rates.bps):,} rows from {Path(path).name}: {rates.read}"
     if rates.times_s is None:
-        return Measured(np.array(rates.bps), 1.0, direction, f"{said}, a row a second")
+        return ThroughputSeries(np.array(rates.bps), 1.0, direction, f"{said}, a row a second")
     series_bps, step_s, shortened = _on_a_grid(path, np.array(rates.times_s), np.array(rates.bps))
     how = f"{said}, steps of {step_s:.4g} s"
     if shortened:
         how += f", {shortened} holes shortened to {LONGEST_HOLE} steps"
-    return Measured(series_bps, step_s, direction, how)
+    return ThroughputSeries(series_bps, step_s, direction, how)
 
 
 def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
@@ -85,11 +85,13 @@ def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
     )
 
 
-def _of_packets(rates: Rates, period_s: float, direction: str, name: str) -> Measured:
+def _of_packets(rates: Rates, period_s: float, direction: str, name: str) -> ThroughputSeries:
     """Whole seconds of a packet-delivery trace; one shorter than a second is one step."""
     if period_s < 1:
-        return Measured(np.array(rates.bps), period_s, direction, f"{name}: {rates.read}")
-    return Measured(np.array(rates.bps[: int(period_s)]), 1.0, direction, f"{name}: {rates.read}")
+        return ThroughputSeries(np.array(rates.bps), period_s, direction, f"{name}: {rates.read}")
+    return ThroughputSeries(
+        np.array(rates.bps[: int(period_s)]), 1.0, direction, f"{name}: {rates.read}"
+    )
 
 
 def _on_a_grid(

@@ -52,11 +52,13 @@ BLOCK = bytes(65536)
 GREETING = {"mobifleet-link": 2}
 GO, BUSY = {"go": True}, {"busy": True}
 
-Progress = Callable[[str, float, float], None]  # what is measured now, seconds done, seconds in all
+ProbeProgress = Callable[
+    [str, float, float], None
+]  # what is measured now, seconds done, seconds in all
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinkProbe:
     """What one measurement saw: bytes that arrived in each step of `step_s`, as bit/s; times of
     round trips and transfers in s.
 
@@ -118,8 +120,11 @@ async def listen(
 
 
 async def measure(
-    host: str, port: int, seconds: float, on_progress: Progress = lambda stage, done_s, all_s: None
-) -> Probe:
+    host: str,
+    port: int,
+    seconds: float,
+    on_progress: ProbeProgress = lambda stage, done_s, all_s: None,
+) -> LinkProbe:
     """Measure the path to a listening end: `seconds` of bulk each way, and a few seconds of small
     transfers.
 
@@ -134,13 +139,13 @@ async def measure(
     round_trips_s, transfers = await client.small_transfers(seconds)
     up_bps = await client.bulk_up(seconds)
     down_bps = await client.bulk_down(seconds)
-    return Probe(
+    return LinkProbe(
         up_bps, down_bps, STEP_S, tuple(client.connect_s), tuple(round_trips_s), tuple(transfers)
     )
 
 
 class _Client:
-    def __init__(self, host: str, port: int, on_progress: Progress):
+    def __init__(self, host: str, port: int, on_progress: ProbeProgress):
         self.host, self.port, self.on_progress = host, port, on_progress
         self.connect_s: list[float] = []
         self.stage = "connecting"

@@ -23,7 +23,7 @@ from inputs.files import FileProblem, read_text
 from inputs.series import (
     MOST_BYTES,
     MOST_ROWS,
-    Table,
+    SeriesTable,
     Times,
     in_order,
     is_named_time,
@@ -159,7 +159,7 @@ def doubt(bps: Sequence[float]) -> str | None:
 # ---- which column is what
 
 
-def _rate_column(table: Table, asked: str | None, is_capacity: bool) -> int:
+def _rate_column(table: SeriesTable, asked: str | None, is_capacity: bool) -> int:
     """The place of the column asked for, of the only one with a unit of rate, or of the only one
     left.
     """
@@ -191,11 +191,11 @@ def _rate_column(table: Table, asked: str | None, is_capacity: bool) -> int:
     )
 
 
-def _has_unit(table: Table, place: int) -> bool:
+def _has_unit(table: SeriesTable, place: int) -> bool:
     return bool(table.names) and _unit_in(table.names[place]) is not None
 
 
-def _time_column(table: Table, rates: int) -> int | None:
+def _time_column(table: SeriesTable, rates: int) -> int | None:
     """The place of the column of time, None without one; of several that tell the same story the
     first.
     """
@@ -219,7 +219,7 @@ def _time_column(table: Table, rates: int) -> int | None:
     return found[0] if found else None
 
 
-def _titled(table: Table, place: int) -> str:
+def _titled(table: SeriesTable, place: int) -> str:
     return f"column {table.title(place)}"
 
 
@@ -230,7 +230,7 @@ def _from_zero(when: Times | None) -> list[float] | None:
 # ---- units
 
 
-def _unit(table: Table, place: int, asked: str | None, default: str) -> Unit:
+def _unit(table: SeriesTable, place: int, asked: str | None, default: str) -> Unit:
     said = _unit_in(table.names[place]) if table.names else None
     if said is None:
         if asked is None and table.names and (other := _OTHER.search(table.names[place])):
@@ -290,7 +290,7 @@ def _is_ambiguous(prefix: str, what: str, per: str) -> bool:
     )
 
 
-def _even_step_s(table: Table, place: int, when: Times | None) -> float:
+def _even_step_s(table: SeriesTable, place: int, when: Times | None) -> float:
     """The step in which a column counts; FileProblem if steps differ, or if it holds the readings
     of a counter.
     """

@@ -28,7 +28,7 @@ from network.bandwidth import CapacityTrace
 from network.errors import NetworkError
 from network.fair_link import FairLink, Transfer
 from network.fair_trunk import FairTrunk
-from network.lane import Lane, Sent
+from network.lane import Lane, LaneTransfer
 from network.mobility import Journey
 from network.profile import LinkProfile
 from network.way import Drives, Rate, Way
@@ -139,11 +139,11 @@ class Network:
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
 
-    def upload(self, device_id: str, nbytes: float) -> Sent:
+    def upload(self, device_id: str, nbytes: float) -> LaneTransfer:
         """Send bytes from a device to the server; the event's value is the finish time, s."""
         return _named(self._lanes, device_id, "attached device")[0].send(nbytes)
 
-    def download(self, device_id: str, nbytes: float) -> Sent:
+    def download(self, device_id: str, nbytes: float) -> LaneTransfer:
         """Send bytes from the server to a device; the event's value is the finish time, s."""
         return _named(self._lanes, device_id, "attached device")[1].send(nbytes)
 
@@ -239,8 +239,8 @@ class InstantNetwork:
         return event.nbytes, 0.0, inf
 
 
-def _sent(event: simpy.Event, verb: str) -> Sent:
-    if not isinstance(event, Sent):
+def _sent(event: simpy.Event, verb: str) -> LaneTransfer:
+    if not isinstance(event, LaneTransfer):
         raise NetworkError(f"{verb}() needs an event that upload() or download() returned")
     return event
 

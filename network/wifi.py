@@ -35,7 +35,7 @@ from math import inf
 import simpy
 
 from network.errors import NetworkError
-from network.fair_link import Entry, FairLink, Transfer, Trunk, _sweep
+from network.fair_link import FairLink, HeapEntry, Transfer, Trunk, _sweep
 
 
 class AirLink(FairLink):
@@ -165,7 +165,7 @@ class AirLink(FairLink):
         return left_bits
 
     @staticmethod
-    def _push(heap: list[Entry], key: float, transfer: Transfer, n: int) -> None:
+    def _push(heap: list[HeapEntry], key: float, transfer: Transfer, n: int) -> None:
         heappush(heap, (key, transfer._ticket, transfer))
         if len(heap) > 2 * n + 64:
             _sweep(heap)

@@ -120,6 +120,18 @@ LIGHT = {
 DRAW = ("plots", "figure", "saving_figures")  # imported by whoever draws, when it draws
 
 
+def test_a_public_class_has_a_name_of_its_own():
+    """Who reads `Task` or `Server` in a message, a trace or a search finds one thing."""
+    found = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                place = f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+                found.setdefault(node.name, []).append(place)
+    assert len(found) > 200
+    assert not {name: places for name, places in found.items() if len(places) > 1}
+
+
 def test_what_answers_at_once_imports_nothing_heavy_at_its_top():
     """Modules of learning that compute may; those on the way of `--help`, `check`, `list` and
     `--dry` may not.

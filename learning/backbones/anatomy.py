@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.layers import entering, leaving, stack
-from learning.cost.meter import Meter
+from learning.cost.meter import CostMeter
 from learning.cost.weightless import weightless_like
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _watch(model: PreTrainedModel) -> _Seen:
         layer.register_forward_hook(leave)
     ids_BT = torch.full((1, 2), 2, device="meta")
     optional = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
-    with torch.device("meta"), torch.enable_grad(), Meter():
+    with torch.device("meta"), torch.enable_grad(), CostMeter():
         seen.output = model(
             input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), **optional
         ).last_hidden_state

@@ -32,7 +32,7 @@ import yaml
 
 TABLE = Path(__file__).with_name("assets.yaml")
 
-Progress = Callable[[str, int, int, str], None]
+DownloadProgress = Callable[[str, int, int, str], None]
 """Called with (asset, done_bytes, total_bytes, note)."""
 
 
@@ -185,7 +185,7 @@ def status(table_file: Path = TABLE) -> list[AssetStatus]:
 
 def fetch(
     names: Iterable[str] | None = None,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     *,
     wheels_dir: Path | str | None = None,
     table_file: Path = TABLE,
@@ -219,7 +219,7 @@ def fetch(
         ) from error
 
 
-def _fetch_one(asset: Asset, wheels: "_Wheels", report: Progress) -> None:
+def _fetch_one(asset: Asset, wheels: "_Wheels", report: DownloadProgress) -> None:
     failures = []
     for source in asset.sources:
         try:

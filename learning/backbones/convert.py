@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from learning.backbones import assets
-from learning.backbones.assets import AssetError, Progress
+from learning.backbones.assets import AssetError, DownloadProgress
 
 Tensors = dict[str, np.ndarray]
 
@@ -48,7 +48,7 @@ def needs(name: str) -> tuple[str, ...]:
     return _recipe(name).needs
 
 
-def model_dir(name: str, progress: Progress | None = None) -> Path:
+def model_dir(name: str, progress: DownloadProgress | None = None) -> Path:
     """The model's folder; the first call builds it (seconds), in one rename, so it is whole or
     absent.
 

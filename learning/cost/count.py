@@ -14,7 +14,7 @@ import torch
 
 from learning.backbones.layers import positions_of
 from learning.cost.costs import Architecture, Cost
-from learning.cost.meter import TINY, Meter, quadratic
+from learning.cost.meter import TINY, CostMeter, quadratic
 from learning.cost.weightless import weightless
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ def count_forward(config: Mapping[str, Any], batch: int, tokens: int) -> Cost:
     return Cost(float(meter.flop), float(meter.bytes_moved), meter.peak_bytes)
 
 
-def measure(model: PreTrainedModel, batch: int, tokens: int) -> Meter:
+def measure(model: PreTrainedModel, batch: int, tokens: int) -> CostMeter:
     """A meter after one forward pass."""
     ids_BT = torch.zeros(batch, tokens, dtype=torch.long, device="meta")
-    mask_BT, meter = torch.ones_like(ids_BT), Meter()
+    mask_BT, meter = torch.ones_like(ids_BT), CostMeter()
     meter.ignore([ids_BT, mask_BT, *model.parameters(), *model.buffers()])
     optional = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
     with torch.no_grad(), torch.device("meta"), meter:

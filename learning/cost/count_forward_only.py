@@ -192,7 +192,7 @@ def _run_on(model: Any, names: Sequence[str]) -> Any:
     """Measures one pass with derivatives along the named tensors."""
     import torch
 
-    from learning.cost.meter import Meter, Reading
+    from learning.cost.meter import CostMeter, Reading
     from learning.federated.forward_gradient import batch_loss
 
     def run(batch: int, tokens: int) -> list[Reading]:
@@ -204,7 +204,7 @@ def _run_on(model: Any, names: Sequence[str]) -> Any:
                 name: parameter.detach() for name, parameter in model.trainable_parameters().items()
             }
             own = {name: state[name] for name in names}
-            v, meter = {name: torch.empty_like(tensor) for name, tensor in own.items()}, Meter()
+            v, meter = {name: torch.empty_like(tensor) for name, tensor in own.items()}, CostMeter()
             meter.ignore(
                 [ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers(), *v.values()]
             )
@@ -217,7 +217,7 @@ def _run_on(model: Any, names: Sequence[str]) -> Any:
 
             with torch.no_grad():
                 if own:  # the first time torch derives an operator's rule, which is no pass's work
-                    with Meter():
+                    with CostMeter():
                         one_pass()
                 with meter:
                     one_pass()

@@ -211,10 +211,10 @@ def _inputs(part: Any, entering: int, batch: int, tokens: int) -> tuple[Any, Any
 
 def _width(part: Any, entering: int) -> int:
     """Of what the part hands on."""
-    from learning.cost.meter import Meter
+    from learning.cost.meter import CostMeter
     from learning.federated.split import forward
 
-    with Meter():
+    with CostMeter():
         return forward(
             part, dict(part.named_parameters()), *_inputs(part, entering, 1, 4)
         ).output.shape[-1]
@@ -224,13 +224,13 @@ def _run_on(part: Any, entering: int) -> Callable[[int, int], Any]:
     """Measures the forward and the backward pass; the peak of the latter is that of both."""
     import torch
 
-    from learning.cost.meter import Meter, Reading
+    from learning.cost.meter import CostMeter, Reading
     from learning.federated.split import forward
 
     state = dict(part.named_parameters())
 
     def run(batch: int, tokens: int) -> list[Reading]:
-        inputs, meter = _inputs(part, entering, batch, tokens), Meter()
+        inputs, meter = _inputs(part, entering, batch, tokens), CostMeter()
         meter.ignore([*inputs, *part.parameters(), *part.buffers()])
         with torch.device("meta"), meter:
             ran = forward(part, state, *inputs)

@@ -225,14 +225,14 @@ def measure_step(model: Any, batch: int, tokens: int) -> Reading:
     import torch
     import torch.nn.functional as F
 
-    from learning.cost.meter import Meter, Reading
+    from learning.cost.meter import CostMeter, Reading
 
     with torch.device("meta"):
         ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
         mask_BT, labels_B, meter = (
             torch.ones_like(ids_BT),
             torch.zeros(batch, dtype=torch.long),
-            Meter(),
+            CostMeter(),
         )
         known = [ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers()]
         meter.ignore(known)

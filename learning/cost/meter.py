@@ -27,7 +27,7 @@ _made: dict[
 ] = {}  # what operators make of shapes: the shape, stride and type of each output
 
 
-class Meter(TorchDispatchMode):
+class CostMeter(TorchDispatchMode):
     """Counts FLOP of products, bytes read and written by every operator, and the largest sum of
     bytes of live new storages.
 

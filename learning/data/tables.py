@@ -69,7 +69,7 @@ class Layout:
 
 
 @dataclass
-class Table:
+class TextTable:
     """The wanted cells of all rows by what they hold, and how to find a row again."""
 
     source: str
@@ -116,7 +116,7 @@ class Table:
         return f"{self.source}, row {row}" + (f" (line {line})" if self.has_lines else "")
 
 
-def read_file(file: Path, layout: Layout) -> Table:
+def read_file(file: Path, layout: Layout) -> TextTable:
     """The table that a file holds; raises DataError, or inputs.files.FileProblem, for one that
     cannot be read as asked.
     """
@@ -133,19 +133,21 @@ def read_file(file: Path, layout: Layout) -> Table:
     if suffix == ".parquet":
         if layout.encoding is not None:
             raise DataError(f"{file}: `encoding` is for files of text, and Parquet has its own")
-        return _gathered(Table(str(file), "Parquet", False), _parquet_rows(file, layout), layout)
+        return _gathered(
+            TextTable(str(file), "Parquet", False), _parquet_rows(file, layout), layout
+        )
     code = files.encoding_of(file, layout.encoding)
     if not is_table_of_text:
         return _gathered(
-            Table(str(file), f"JSON lines, {code}", True), _jsonl_rows(file, layout), layout
+            TextTable(str(file), f"JSON lines, {code}", True), _jsonl_rows(file, layout), layout
         )
     delimiter, is_guess = _delimiter(file, layout)
     guessed = " (guessed)" if is_guess else ""
     how = f"split at {_DELIMITERS.get(delimiter, repr(delimiter))}{guessed}, {code}"
-    return _gathered(Table(str(file), how, True), _text_rows(file, layout, delimiter), layout)
+    return _gathered(TextTable(str(file), how, True), _text_rows(file, layout, delimiter), layout)
 
 
-def read_object(dataset: Any, layout: Layout) -> Table:
+def read_object(dataset: Any, layout: Layout) -> TextTable:
     """The table that an object in memory holds, shaped like a `datasets.Dataset`: `column_names`,
     and `[column]`.
     """
@@ -167,7 +169,7 @@ def read_object(dataset: Any, layout: Layout) -> Table:
     if named is not None:
         read["label"] = [_class_name(label, named) for label in read["label"]]
     rows = ((0, row) for row in zip(*read.values(), strict=True))
-    return _gathered(Table(kind, "in memory", False), rows, layout)
+    return _gathered(TextTable(kind, "in memory", False), rows, layout)
 
 
 def _class_name(label: object, names: Sequence[str]) -> object:
@@ -181,7 +183,7 @@ def _class_name(label: object, names: Sequence[str]) -> object:
 # ------------------------------------------------------------------------------------------
 
 
-def _gathered(table: Table, rows: Rows, layout: Layout) -> Table:
+def _gathered(table: TextTable, rows: Rows, layout: Layout) -> TextTable:
     """The table with its rows, whatever they come from."""
     columns, skipped = layout.columns, 0
     kinds: dict[str, Counter[type]] = {role: Counter() for role in columns}

@@ -16,7 +16,7 @@ import numpy as np
 from inputs.files import located
 from learning.backbones import assets
 from learning.data.labels import check_labels, doubts, number_classes
-from learning.data.tables import DataError, Layout, Table, read_file, read_object
+from learning.data.tables import DataError, Layout, TextTable, read_file, read_object
 
 _LAYOUT = frozenset(Layout.__dataclass_fields__)
 
@@ -508,7 +508,7 @@ def _check_test_part(
     loaded: TextDataset,
     train: np.ndarray,
     test: np.ndarray,
-    tables: Sequence[Table],
+    tables: Sequence[TextTable],
     place: Callable[[int], str],
 ) -> None:
     """Refuse a test file with classes of its own, or with no text that the training file has not

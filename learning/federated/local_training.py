@@ -41,7 +41,7 @@ class LocalTraining:
     proximal_mu: float = 0.0
 
 
-class Trained(NamedTuple):
+class LocalResult(NamedTuple):
     """The new state, the mean cross-entropy per text before each step, and the number of steps."""
 
     state: dict[str, Tensor]
@@ -57,7 +57,7 @@ def train(
     settings: LocalTraining,
     seed: int,
     correction: Mapping[str, Tensor] | None = None,
-) -> Trained:
+) -> LocalResult:
     """Train `state` on `tokens` with class numbers `labels` [n]; the texts are shuffled anew by
     `seed` every epoch.
 
@@ -91,7 +91,7 @@ def train(
             summed += float(loss.detach()) * len(chosen)
             steps += 1
     optimiser.zero_grad(set_to_none=True)
-    return Trained(model.trainable(), summed / max(1, settings.epochs * len(tokens)), steps)
+    return LocalResult(model.trainable(), summed / max(1, settings.epochs * len(tokens)), steps)
 
 
 def predict(

@@ -186,7 +186,7 @@ def notes_for(
 
 def compose(y_b_BC: torch.Tensor, y_s_BC: torch.Tensor, loss: str) -> torch.Tensor:
     """The final prediction [B, C] from the backbone's and the side network's: as
-    `SideTuning.evaluate` composes it.
+    `SideNetworkTrainer.evaluate` composes it.
     """
     return (
         y_b_BC + y_s_BC if loss == "squared-error" else torch.log(y_b_BC.clamp_min(1e-6)) + y_s_BC

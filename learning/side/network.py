@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from learning.side.config import SideNetworkConfig, SideShape
 
 
-class Adapter(nn.Module):
+class GatedAdapter(nn.Module):
     """One block: gate the incoming activation with the side state, then a bottleneck adapter with
     residual.
     """
@@ -91,7 +91,7 @@ class SideNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.adapters = nn.ModuleList(
-                Adapter(shape.width, shape.bottleneck, config.gate_temperature)
+                GatedAdapter(shape.width, shape.bottleneck, config.gate_temperature)
                 for _ in range(shape.blocks)
             )
             self.norm = nn.LayerNorm(shape.width)

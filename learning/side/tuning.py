@@ -44,7 +44,7 @@ class HeldOut:
     labels: np.ndarray
 
 
-class SideTuning:
+class SideNetworkTrainer:
     """The server's cache of records and the side network trained on it."""
 
     def __init__(
@@ -161,7 +161,7 @@ class SideTuning:
                 tensors[f"optimiser.{index}.{name}"] = value
         return {**tensors, "steps": torch.tensor(self.steps)}
 
-    def load(self, saved: Mapping[str, Tensor]) -> SideTuning:
+    def load(self, saved: Mapping[str, Tensor]) -> SideNetworkTrainer:
         """Take the state that `saved` gave, of equal shape and settings; returns itself."""
         self.network.load_state_dict(_under("network.", saved))
         self.averaged.load_state_dict(_under("averaged.", saved))

@@ -31,7 +31,7 @@ from rich.progress import (
 )
 
 from devices import calibration, compute, profile
-from devices.calibration import CalibrationError, Errors, Fit, Point, Sustained, Timing
+from devices.calibration import CalibrationError, ComputeFit, Errors, Point, Sustained, Timing
 from sim.calibrate import measure
 from sim.calibrate.measure import FORWARD, TRAINED, Bench, Shape
 from sim.calibrate.profile_report import write_profile, write_report, write_validation
@@ -101,11 +101,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DeviceMeasurements:
     """What a calibration rests on; None for what was not measured."""
 
     points: list[Point]
-    fit: Fit
+    fit: ComputeFit
     title: str
     conditions: str
     kind: str
@@ -127,7 +127,7 @@ class Measured:
         )
 
 
-def calibrate(plan: Plan, console: Console) -> Measured:
+def calibrate(plan: Plan, console: Console) -> DeviceMeasurements:
     """Measure this machine into `plan.folder`; an interrupted measurement leaves its timings
     there.
     """
@@ -152,7 +152,7 @@ def calibrate(plan: Plan, console: Console) -> Measured:
     return measured
 
 
-def _measure(plan: Plan, table: Path, steps: Steps) -> Measured:
+def _measure(plan: Plan, table: Path, steps: Steps) -> DeviceMeasurements:
     steps.stage("loading backbones and counting their FLOP")
     bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
     bench.load(shapes)
@@ -180,7 +180,7 @@ def _measure(plan: Plan, table: Path, steps: Steps) -> Measured:
     ]
     points = calibration.hold_out(points, np.random.default_rng(plan.seed))
     machine = measure.this_machine(bench)
-    return Measured(
+    return DeviceMeasurements(
         points=points,
         fit=calibration.fit(points, copy_bytes_per_s),
         title=machine.title,
@@ -275,7 +275,7 @@ def _rounds(
 # -------------------------------------------------------------------------------------
 
 
-def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
+def fit_table(table: Path, plan: Plan, console: Console) -> DeviceMeasurements:
     """Fit a table of timings; `--like` lends what no table says. Raises CalibrationError for what
     cannot be read.
     """
@@ -297,7 +297,7 @@ def fit_table(table: Path, plan: Plan, console: Console) -> Measured:
     }
     fit = calibration.fit(points, lender.memory_bandwidth_bytes_per_s, overheads)
     title, shares = f"{plan.name}, fitted to {table.name}", [t.cpu_share for t in timings]
-    measured = Measured(
+    measured = DeviceMeasurements(
         points,
         fit,
         title,

@@ -26,8 +26,8 @@ from inputs.units import format_seconds, format_si
 from network import probe, profile
 from network.calibration import (
     FEWEST_STEPS,
-    Moments,
     Number,
+    RateMoments,
     Variation,
     fit_transfers,
     fit_variation,
@@ -38,7 +38,7 @@ from network.calibration import (
 )
 from network.errors import NetworkError
 from network.iperf3 import is_iperf3, read_iperf3
-from network.measured import NEAR_A_SECOND, Measured, per_second, read_throughput
+from network.measured import NEAR_A_SECOND, ThroughputSeries, per_second, read_throughput
 from network.profile import LinkProfile
 from network.series import doubt
 from sim.calibrate.link_figure import draw
@@ -64,7 +64,7 @@ class Found:
     """
 
     source: str
-    series: Mapping[str, Measured]
+    series: Mapping[str, ThroughputSeries]
     date: str = field(default_factory=lambda: date.today().isoformat())
     rtt_s: float | None = None
     rtt_conditions: str = ""
@@ -109,9 +109,9 @@ def measure(address: str, port: int, seconds: float, console: Console) -> Found:
     how = f"one TCP flow, counted at the receiver, {seconds:g} s each way"
     warm_up = round(WARM_UP_S / seen.step_s) if seconds > 2 * WARM_UP_S else 0
     series = {
-        direction: Measured(per_second(bps[warm_up:], seen.step_s), 1.0, direction, how)
+        direction: ThroughputSeries(per_second(bps[warm_up:], seen.step_s), 1.0, direction, how)
         if seconds > 2 * WARM_UP_S
-        else Measured(bps, seen.step_s, direction, how)
+        else ThroughputSeries(bps, seen.step_s, direction, how)
         for direction, bps in (("up", seen.up_bps), ("down", seen.down_bps))
     }
     rtt_s = float(np.median(seen.round_trips_s))
@@ -132,7 +132,7 @@ def read(paths: Sequence[Path], unit: str | None, direction: str, column: str | 
 
     Raises FileProblem, NetworkError or LinkCalibrationError.
     """
-    series: dict[str, Measured] = {}
+    series: dict[str, ThroughputSeries] = {}
     for path in paths:
         if is_iperf3(path):
             measured = read_iperf3(path)
@@ -217,7 +217,7 @@ def report(
     return link
 
 
-def _steps(measured: Measured) -> tuple[np.ndarray, float]:
+def _steps(measured: ThroughputSeries) -> tuple[np.ndarray, float]:
     """A series in steps of 1 s where it has whole seconds, else as it is, and the length of its
     steps.
     """
@@ -232,7 +232,7 @@ def _present(bps: np.ndarray) -> int:
 
 def _numbers(
     found: Found,
-    by_way: Mapping[str, Moments],
+    by_way: Mapping[str, RateMoments],
     varied: Mapping[str, np.ndarray],
     lender: LinkProfile | None,
 ) -> dict[str, Number]:
@@ -288,7 +288,7 @@ def _write_series(path: Path, bps: np.ndarray, step_s: float) -> None:
     path.write_text("time_s,capacity_bps\n" + "".join(rows), encoding="utf-8")
 
 
-def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]:
+def foretold(series_bps: np.ndarray) -> dict[str, tuple[RateMoments, RateMoments] | str]:
     """(drawn from a fit on one part, measured in the other) for every other minute, and for the
     second half.
 
@@ -297,7 +297,7 @@ def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]
     minute = np.arange(len(series_bps)) // 60 % 2
     half = np.arange(len(series_bps)) >= len(series_bps) // 2
     n_steps = min(_present(series_bps), LONGEST_DRAW_S)
-    results: dict[str, tuple[Moments, Moments] | str] = {}
+    results: dict[str, tuple[RateMoments, RateMoments] | str] = {}
     for title, held_out in (("every other minute", minute == 1), ("second half", half)):
         try:
             measured = moments(np.where(held_out, series_bps, np.nan))
@@ -310,10 +310,10 @@ def foretold(series_bps: np.ndarray) -> dict[str, tuple[Moments, Moments] | str]
             for seed in range(DRAWS)
         ]
         each = [moments(np.array(bps)) for bps in drawn]
-        mean = Moments(
+        mean = RateMoments(
             *(
                 float(np.mean([getattr(m, key) for m in each]))
-                for key in Moments.__dataclass_fields__
+                for key in RateMoments.__dataclass_fields__
             )
         )
         results[title] = (mean, measured)
@@ -360,9 +360,9 @@ class _Shown:
 def _show(
     link: LinkProfile,
     found: Found,
-    by_way: Mapping[str, Moments],
+    by_way: Mapping[str, RateMoments],
     variations: Mapping[str, Variation],
-    held_out: Mapping[str, Mapping[str, tuple[Moments, Moments] | str]],
+    held_out: Mapping[str, Mapping[str, tuple[RateMoments, RateMoments] | str]],
     folder: Path,
     console: Console,
 ) -> None:
@@ -421,7 +421,7 @@ def _show(
             console.print(f"note: {way}link: {what}", style="yellow", soft_wrap=True)
 
 
-def _errors(drawn: Moments, held_out: Moments) -> str:
+def _errors(drawn: RateMoments, held_out: RateMoments) -> str:
     """How far a drawn series is from the measured one, relatively."""
     return ", ".join(
         f"{label} {getattr(drawn, key) / getattr(held_out, key) - 1:+.0%}"

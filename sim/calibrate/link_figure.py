@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from network.bandwidth import CapacityTrace
-from network.calibration import Moments, Variation, autocorrelation
+from network.calibration import RateMoments, Variation, autocorrelation
 
 SIZE_IN = (7.0, 4.2)
 LONG_S = 14_400  # of drawing, for curves of the fit and not of one draw
@@ -18,7 +18,7 @@ def draw(
     series_bps: np.ndarray,
     trace: CapacityTrace,
     variation: Variation,
-    measured: Moments,
+    measured: RateMoments,
     title: str,
     path: Path,
 ) -> None:

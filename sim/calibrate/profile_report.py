@@ -21,7 +21,7 @@ from devices.profile import DeviceProfile
 from inputs.units import format_bytes, format_seconds, format_si
 
 if TYPE_CHECKING:
-    from sim.calibrate.device import Measured, Plan
+    from sim.calibrate.device import DeviceMeasurements, Plan
 
 BAR_MEAN_PCT, BAR_P95_PCT = 10.0, 25.0  # of shapes that the fit did not see
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito
@@ -34,7 +34,7 @@ FORMULA = "seconds = overhead + FLOP / rate + bytes / bandwidth"
 
 
 def write_profile(
-    measured: Measured, lender: DeviceProfile, name: str, path: Path
+    measured: DeviceMeasurements, lender: DeviceProfile, name: str, path: Path
 ) -> DeviceProfile:
     """Write the profile, each number with its source, and return it as `devices.profile` reads
     it.
@@ -46,7 +46,7 @@ def write_profile(
     return profile.load(path)
 
 
-def _profile(m: Measured, lender: DeviceProfile, name: str) -> dict[str, Any]:
+def _profile(m: DeviceMeasurements, lender: DeviceProfile, name: str) -> dict[str, Any]:
     source = (
         f"mobifleet calibrate device --from {m.table}" if m.table else "mobifleet calibrate device"
     )
@@ -133,7 +133,7 @@ def _number(value: float, source: str, conditions: str, basis: str) -> dict[str,
     }
 
 
-def _precision(m: Measured) -> str:
+def _precision(m: DeviceMeasurements) -> str:
     return next((p for p in ("float16", "bfloat16") if f", {p}," in m.conditions), "float32")
 
 
@@ -146,7 +146,7 @@ def _engine_words(engine: str) -> str:
 
 
 def _compute_w(
-    m: Measured, engine: str, lender: DeviceProfile, own: Any, lent: Any
+    m: DeviceMeasurements, engine: str, lender: DeviceProfile, own: Any, lent: Any
 ) -> dict[str, Any]:
     """Measured for the engine under the steady load where a counter counts; else what the lender's
     like engine draws.
@@ -159,11 +159,11 @@ def _compute_w(
     return lent(key if key in lender.provenance else "power.compute_w")
 
 
-def _counted(m: Measured) -> str:
+def _counted(m: DeviceMeasurements) -> str:
     return f"{', '.join(m.energy_sources)} alone, not the whole machine"
 
 
-def _power(m: Measured, lender: DeviceProfile, own: Any, lent: Any) -> dict[str, Any]:
+def _power(m: DeviceMeasurements, lender: DeviceProfile, own: Any, lent: Any) -> dict[str, Any]:
     """Idle and radio, measured where a counter counts; the radio adds to idle what it adds in the
     lender.
     """
@@ -181,7 +181,7 @@ def _power(m: Measured, lender: DeviceProfile, own: Any, lent: Any) -> dict[str,
     return states
 
 
-def _sustained(m: Measured, own: Any, lent: Any) -> dict[str, Any]:
+def _sustained(m: DeviceMeasurements, own: Any, lent: Any) -> dict[str, Any]:
     if m.sustained is None:
         return {key: lent(key) for key in ("sustained_factor", "sustained_tau_s")}
     how = sustained_words(m.sustained)
@@ -203,7 +203,7 @@ def sustained_words(s: calibration.Sustained) -> str:
     )
 
 
-def _row(p: Point, source: str, m: Measured) -> dict[str, Any]:
+def _row(p: Point, source: str, m: DeviceMeasurements) -> dict[str, Any]:
     cold = m.sustained.factor if m.sustained else 1.0
     scaled = f", times {cold:.4g} for the cold device" if cold < 1 else ""
     return {
@@ -221,7 +221,7 @@ def _row(p: Point, source: str, m: Measured) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------
 
 
-def write_report(m: Measured, plan: Plan, console: Console) -> None:
+def write_report(m: DeviceMeasurements, plan: Plan, console: Console) -> None:
     """report.json, report.md, fit.png and the table on the screen."""
     facts, verdict = _facts(m, plan), _verdict(m)
     report = {
@@ -269,7 +269,7 @@ def write_report(m: Measured, plan: Plan, console: Console) -> None:
     console.print(verdict[1])
 
 
-def _facts(m: Measured, plan: Plan) -> list[tuple[str, str]]:
+def _facts(m: DeviceMeasurements, plan: Plan) -> list[tuple[str, str]]:
     rows = [("machine", m.title), ("conditions", m.conditions)]
     for name, e in m.fit.engines.items():
         share = (
@@ -323,7 +323,7 @@ def _facts(m: Measured, plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _verdict(m: Measured) -> tuple[bool | None, str]:
+def _verdict(m: DeviceMeasurements) -> tuple[bool | None, str]:
     """Whether the held-out shapes are within the bar (None: nothing was held out), and a line that
     says so.
     """

@@ -21,7 +21,7 @@ from sim.results.span_table import is_waste, of_devices
 from sim.views import escaping
 
 if TYPE_CHECKING:
-    from sim.compare.runs import Entry
+    from sim.compare.runs import PlannedRun
 
 CONVERGED_WITHIN = 0.005
 
@@ -106,7 +106,9 @@ def _last_before(at_s: np.ndarray, value: np.ndarray, times_s: np.ndarray) -> np
     return np.concatenate([[0.0], value])[np.searchsorted(at_s, times_s, side="right")]
 
 
-def rows(entries: list[Entry], protocol: str, target: float | None = None) -> list[dict[str, Any]]:
+def rows(
+    entries: list[PlannedRun], protocol: str, target: float | None = None
+) -> list[dict[str, Any]]:
     """One row a method: means over its seeds, and half-widths (`..._pm`) of 95 % intervals where
     there are several.
 

@@ -12,7 +12,7 @@ import matplotlib.style
 import numpy as np
 
 from sim.compare.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
-from sim.compare.runs import Entry
+from sim.compare.runs import PlannedRun
 from sim.results.run import Run, open_run
 from sim.views.plots import COLOURS, STYLE, _figure
 from sim.views.saving_figures import save
@@ -77,7 +77,7 @@ def draw_reductions(
         return save(figure, out / "reductions.png")
 
 
-def draw_over(key: str, entries: Sequence[Entry], out: Path) -> Path:
+def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
     """Best accuracy of every method against the values of the swept setting; a bar from the worst
     seed to the best.
     """

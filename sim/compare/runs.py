@@ -31,7 +31,7 @@ from sim.scenario.schema import Compare, Scenario
 
 
 @dataclass(frozen=True)
-class Entry:
+class PlannedRun:
     """One run of the comparison: a method by its label, at which value of `compare.over`, of which
     scenario, where to.
     """
@@ -42,7 +42,9 @@ class Entry:
     at: str = ""
 
 
-def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()) -> list[Entry]:
+def plan(
+    scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
+) -> list[PlannedRun]:
     """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one
     that it lacks.
     """
@@ -59,7 +61,7 @@ def plan(scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
             only or labels, range(scenario.seed, scenario.seed + seeds)
         ):
             one = world.model_copy(update={"method": methods[label], "compare": None, "seed": seed})
-            entries.append(Entry(label, one, out / at / f"{label}-seed{seed}", at))
+            entries.append(PlannedRun(label, one, out / at / f"{label}-seed{seed}", at))
     return entries
 
 
@@ -91,7 +93,7 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
         raise CompareError(f"{where}: {key}={value!r} cannot be: {error}") from None
 
 
-def is_done(entry: Entry, dry: bool, folder: Path) -> bool:
+def is_done(entry: PlannedRun, dry: bool, folder: Path) -> bool:
     """Whether there already is a finished run of exactly this scenario and what its files hold, dry
     or not as asked.
 
@@ -101,7 +103,7 @@ def is_done(entry: Entry, dry: bool, folder: Path) -> bool:
     return finished and _is_same(entry, dry) and not changed_inputs(entry, dry, folder)
 
 
-def changed_inputs(entry: Entry, dry: bool, folder: Path) -> list[str]:
+def changed_inputs(entry: PlannedRun, dry: bool, folder: Path) -> list[str]:
     """The files that held something else when the run of this scenario in the folder was begun;
     none without one.
     """
@@ -112,7 +114,7 @@ def changed_inputs(entry: Entry, dry: bool, folder: Path) -> list[str]:
     )
 
 
-def _is_same(entry: Entry, dry: bool) -> bool:
+def _is_same(entry: PlannedRun, dry: bool) -> bool:
     manifest = read_manifest(entry.folder)
     return (
         manifest.get("scenario_digest") == digest(resolved(entry.scenario))
@@ -121,11 +123,11 @@ def _is_same(entry: Entry, dry: bool) -> bool:
 
 
 def run_all(
-    entries: list[Entry],
+    entries: list[PlannedRun],
     folder: Path,
     dry: bool,
     processes: int,
-    on_done: Callable[[Entry, int, int], None],
+    on_done: Callable[[PlannedRun, int, int], None],
 ) -> None:
     """Run what is not done yet, in so many processes; an interrupted comparison goes on where it
     stopped.
@@ -151,7 +153,7 @@ def run_all(
             raise
 
 
-def _run_one(entry: Entry, folder: Path, dry: bool) -> None:
+def _run_one(entry: PlannedRun, folder: Path, dry: bool) -> None:
     """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in
     its place goes.
     """
@@ -187,7 +189,7 @@ def _die_with_parent() -> None:
 # --- every method's own dials, chosen with one equal budget
 
 
-def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list[Entry]:
+def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list[PlannedRun]:
     """The runs that choose dials: each method's candidates, judged on texts held out of training,
     up to the target.
     """
@@ -213,7 +215,9 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
                 judged = _with(judged, f"method.{key}", value, f"compare.tune.dials.{label}")
             judged = judged.model_copy(update={"compare": None})
             entries.append(
-                Entry(label, judged, out / "tuning" / f"{label}-{number}", json.dumps(settings))
+                PlannedRun(
+                    label, judged, out / "tuning" / f"{label}-{number}", json.dumps(settings)
+                )
             )
     return entries
 
@@ -229,7 +233,7 @@ def candidates(
     return [grid[i] for i in chosen]
 
 
-def tuned(scenario: Scenario, entries: list[Entry], out: Path, seeds: int) -> list[Entry]:
+def tuned(scenario: Scenario, entries: list[PlannedRun], out: Path, seeds: int) -> list[PlannedRun]:
     """The runs of the tuned methods, to the target, judged on the test texts; `tuned.json` says
     what was chosen.
 

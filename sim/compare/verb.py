@@ -34,7 +34,7 @@ from sim.compare.cost_table import (
     write_csv,
 )
 from sim.compare.runs import (
-    Entry,
+    PlannedRun,
     changed_inputs,
     compare_of,
     is_done,
@@ -67,7 +67,7 @@ class Comparison:
     """
 
     folder: Path
-    entries: list[Entry]
+    entries: list[PlannedRun]
     tables: Tables
     ours: str
     baselines: list[str]
@@ -132,7 +132,7 @@ def compare_scenario(
 
 def _compared(
     scenario: Scenario,
-    entries: list[Entry],
+    entries: list[PlannedRun],
     folder: Path,
     out: Path,
     seeds: int,
@@ -142,7 +142,7 @@ def _compared(
     console: Console,
     tune: bool,
 ) -> Comparison:
-    def run(some: list[Entry], what: str) -> None:
+    def run(some: list[PlannedRun], what: str) -> None:
         changed = Counter(
             ", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder))
         )
@@ -161,7 +161,7 @@ def _compared(
                 what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some)
             )
 
-            def done(entry: Entry, count: int, of: int) -> None:
+            def done(entry: PlannedRun, count: int, of: int) -> None:
                 progress.update(bar, completed=count)
                 console.print(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
 
@@ -188,7 +188,7 @@ def _compared(
     return Comparison(out, entries, tables, ours, baselines, 0.0 if dry else target or 0.0)
 
 
-def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
+def _of_other_machines(entries: Iterable[PlannedRun]) -> Iterator[str]:
     """What to say where not all runs were computed by the same arithmetic."""
     runs = Counter("; then ".join(computed_by(read_manifest(entry.folder))) for entry in entries)
     del runs[""]  # dry runs, and those of older versions
@@ -200,7 +200,7 @@ def _of_other_machines(entries: Iterable[Entry]) -> Iterator[str]:
         yield from (f"  {count} by {kinds}" for kinds, count in runs.most_common())
 
 
-def _by_world(entries: Iterable[Entry]) -> Iterator[tuple[str, list[Entry]]]:
+def _by_world(entries: Iterable[PlannedRun]) -> Iterator[tuple[str, list[PlannedRun]]]:
     for at in dict.fromkeys(entry.at for entry in entries):
         yield at, [entry for entry in entries if entry.at == at]
 
@@ -220,7 +220,12 @@ def _write(compared: Comparison, reference: str) -> None:
 
 
 def _figures(
-    scenario: Scenario, entries: list[Entry], out: Path, ours: str, baselines: list[str], dry: bool
+    scenario: Scenario,
+    entries: list[PlannedRun],
+    out: Path,
+    ours: str,
+    baselines: list[str],
+    dry: bool,
 ) -> None:
     from sim.compare import plots
     from sim.views.plots import draw
@@ -239,7 +244,7 @@ def _figures(
         plots.draw_over(compare.over.key, entries, out / "figures")
 
 
-def _shown(title: str, table: list[dict[str, Any]], entries: list[Entry]) -> Table:
+def _shown(title: str, table: list[dict[str, Any]], entries: list[PlannedRun]) -> Table:
     costed_as = open_run(entries[0].folder).summary["costed_as"]
     note = f"; costed as {costed_as}" if costed_as else ""
     view = Table(

@@ -25,7 +25,7 @@ from devices.power import radio
 from devices.profile import DeviceProfile
 from sim.kernel.absence import note_absence
 from sim.kernel.learned import joined
-from sim.kernel.spans import AWAY, Meter, recorded
+from sim.kernel.spans import AWAY, EnergyMeter, recorded
 from sim.kernel.work import Batch, ClientTask, Payload, Work
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Device:
             profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
         )
         self.conditions: Conditions | None = None
-        self.meter = Meter(world.env, self.power.idle_w)
+        self.meter = EnergyMeter(world.env, self.power.idle_w)
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0

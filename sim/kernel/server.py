@@ -14,7 +14,7 @@ from devices.compute import ComputeModel
 from devices.profile import DeviceProfile
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.learned import joined
-from sim.kernel.spans import Meter, recorded
+from sim.kernel.spans import EnergyMeter, recorded
 from sim.kernel.work import ClientTask, Payload, Work
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, world: World, profile: DeviceProfile, model: ComputeModel) -> None:
         self.world, self.profile, self.power = world, profile, model.engine.power
-        self.meter = Meter(
+        self.meter = EnergyMeter(
             world.env, 0.0
         )  # what a server draws while it has nothing to do is not the study's
         self._model, self._accelerator = model, simpy.Resource(world.env, capacity=1)

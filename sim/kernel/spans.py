@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sim.kernel.device import Device, Server
     from sim.world.charge import Charge
 
-Progress = Callable[[], tuple[float, float, float]]
+TransferProgress = Callable[[], tuple[float, float, float]]
 AWAY = ("offline", "battery")  # why a device goes that may come back
 
 
@@ -38,7 +38,7 @@ class Draw:
     __slots__ = ("counted_j", "j_per_byte", "progress", "since_s", "watts")
 
     def __init__(
-        self, since_s: float, watts: float, j_per_byte: float, progress: Progress | None
+        self, since_s: float, watts: float, j_per_byte: float, progress: TransferProgress | None
     ) -> None:
         self.since_s, self.watts, self.j_per_byte, self.progress = (
             since_s,
@@ -49,7 +49,7 @@ class Draw:
         self.counted_j = 0.0
 
 
-class Meter:
+class EnergyMeter:
     """The power of one actor over time, and the joules of each of its spans; a `battery` is told of
     every change.
     """
@@ -89,7 +89,7 @@ class Meter:
         return most_w, until_s
 
     def begin(
-        self, watts: float, j_per_byte: float = 0.0, progress: Progress | None = None
+        self, watts: float, j_per_byte: float = 0.0, progress: TransferProgress | None = None
     ) -> Draw:
         """A span opens."""
         if self.battery:

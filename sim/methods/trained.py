@@ -10,7 +10,7 @@ from pydantic import Field, model_serializer
 from sim.scenario.settings import OnlyFor, Settings
 
 
-class Trained(Settings):
+class TrainableSettings(Settings):
     """Settings whose `peft` (or whose kind) says what is trained, with sizes of LoRA and
     adapters.
     """
@@ -34,7 +34,9 @@ class Trained(Settings):
     """
 
     @model_serializer(mode="wrap")
-    def _without_targets(self, dump: Callable[[Trained], dict[str, Any]]) -> dict[str, Any]:
+    def _without_targets(
+        self, dump: Callable[[TrainableSettings], dict[str, Any]]
+    ) -> dict[str, Any]:
         """Who leaves the later setting alone keeps the digest."""
         return {
             key: value

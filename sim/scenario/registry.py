@@ -44,7 +44,7 @@ class MethodError(ValueError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Registration:
     """A method under one of its names, with the settings that go by this name."""
 
     method: Any
@@ -53,7 +53,7 @@ class Entry:
 
 M = TypeVar("M", bound=type)
 
-_known: dict[str, Entry] = {}
+_known: dict[str, Registration] = {}
 _listeners: list[Callable[[Any], None]] = []
 
 
@@ -77,12 +77,12 @@ def register(method: M, kind: str | None = None) -> M:
     for name in kinds:
         if name in _known and _identity(_known[name].method) != _identity(method):
             raise MethodError(f"{name} is {_known[name].method.__qualname__} already")
-        _known[name] = Entry(method, settings)
+        _known[name] = Registration(method, settings)
     _tell()
     return method
 
 
-def known() -> dict[str, Entry]:
+def known() -> dict[str, Registration]:
     """All registered methods by name; those of installed packages are looked for here."""
     _with_ours()
     for point in entry_points(group=GROUP):

@@ -157,10 +157,10 @@ def warm_up(learner: Learner, device: Device | None) -> None:
 
 def _warm_up_side_tuning(learner: AtServer) -> None:
     from learning.side.activations import Activations, encode
-    from learning.side.tuning import SideTuning
+    from learning.side.tuning import SideNetworkTrainer
 
     real, shape = learner.tuning.value, learner.shape
-    twin = SideTuning(shape, learner.config.side_network, real.training, {}, 0)
+    twin = SideNetworkTrainer(shape, learner.config.side_network, real.training, {}, 0)
     for backbone, width in shape.backbone_widths.items():
         values = np.zeros((4, shape.vectors, width), np.float32)
         targets = np.zeros(

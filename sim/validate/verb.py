@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sim.compare.runs import Entry, plan
+from sim.compare.runs import PlannedRun, plan
 from sim.kernel.vocabulary import SERVER_WORK
 from sim.kernel.writing import write_json
 from sim.results.run import Run, open_run
@@ -94,7 +94,7 @@ def validate(
 def _entries(scenario: Scenario, methods: list[str]) -> list[tuple[str, Scenario]]:
     if scenario.compare is None and not methods:
         return [(scenario.method.kind, scenario)]
-    entries: list[Entry] = plan(scenario, Path(), 1, methods)
+    entries: list[PlannedRun] = plan(scenario, Path(), 1, methods)
     return [(entry.label, entry.scenario) for entry in entries]
 
 

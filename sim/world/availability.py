@@ -48,7 +48,9 @@ def give(world: World, how: AnyAvailability | None, folder: Path) -> None:
             device.outcome = "never-ready"
 
 
-def _of_trace(streams: Streams, trace: models.Trace, shift: bool, id_: str) -> models.Availability:
+def _of_trace(
+    streams: Streams, trace: models.AvailabilityTrace, shift: bool, id_: str
+) -> models.Availability:
     return trace.of(streams.rng("availability", id_), shift)
 
 

@@ -2,9 +2,9 @@
 empty, it switches it off.
 
 A device idles all the time that it is not switched off, also between spans and before it joins;
-spans draw above that what they bear in joules (`spans.Meter`), the bytes of a transfer as they
-pass. An empty device is off, draws nothing, and is back when it is charged up to `resume_at`, as
-its charger says. So a battery never gives more than it held and was given.
+spans draw above that what they bear in joules (`spans.EnergyMeter`), the bytes of a transfer as
+they pass. An empty device is off, draws nothing, and is back when it is charged up to `resume_at`,
+as its charger says. So a battery never gives more than it held and was given.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import wrightomega
 
 from devices import profile
-from devices.thermal import RECOVERY, Fit, Throttle, fit, throttle_of
+from devices.thermal import RECOVERY, Throttle, ThrottleFit, fit, throttle_of
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "traces"
 PHONE = throttle_of(profile.load("phone-2024-flagship"))
@@ -98,13 +98,15 @@ def test_only_devices_that_throttle_have_a_throttle():
 @given(floor=st.floats(0.3, 0.9), tau_s=st.floats(10, 100), seed=st.integers(0, 99))
 def test_the_fit_finds_the_curve_it_was_given(floor, tau_s, seed):
     time_s = np.arange(400.0)
-    rate = Fit(50.0, floor, tau_s).rate(time_s) * np.random.default_rng(seed).lognormal(
+    rate = ThrottleFit(50.0, floor, tau_s).rate(time_s) * np.random.default_rng(seed).lognormal(
         0, 0.01, 400
     )
     found = fit(time_s, rate)
     assert found.floor == pytest.approx(floor, abs=0.03)
     assert found.burst == pytest.approx(50.0, rel=0.03)
-    np.testing.assert_allclose(found.rate(time_s), Fit(50.0, floor, tau_s).rate(time_s), rtol=0.02)
+    np.testing.assert_allclose(
+        found.rate(time_s), ThrottleFit(50.0, floor, tau_s).rate(time_s), rtol=0.02
+    )
 
 
 def test_the_fit_names_mistakes():

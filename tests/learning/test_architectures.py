@@ -36,7 +36,7 @@ from learning.federated.forward_gradient import (
 from learning.federated.trainable import TrainableClassifier
 from learning.side.activations import Activations, encode
 from learning.side.config import SideNetworkConfig, shape_for
-from learning.side.tuning import HeldOut, SideTuning, Training
+from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 
 torch.set_num_threads(1)
 CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
@@ -108,7 +108,7 @@ def side_tuning(name):
     uniform = np.full((len(IDS), CLASSES), 1 / CLASSES, np.float32)
     shape = shape_for(SideNetworkConfig(), layers, {"it": width}, CLASSES)
     held_out = {"it": HeldOut(states_NLD, uniform, LABELS.numpy())}
-    tuning = SideTuning(shape, SideNetworkConfig(), Training(), held_out, seed=0)
+    tuning = SideNetworkTrainer(shape, SideNetworkConfig(), Training(), held_out, seed=0)
     targets = np.eye(CLASSES, dtype=np.float32)[LABELS.numpy()] - uniform
     assert tuning.ingest(
         "it", encode(Activations(states_NLD, targets, np.arange(len(IDS))), "float32")

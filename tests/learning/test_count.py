@@ -18,7 +18,7 @@ from learning.backbones.catalogue import architecture, config_of, find
 from learning.backbones.huggingface import bare_model, hf_config
 from learning.cost import count
 from learning.cost.costs import Architecture, Cost
-from learning.cost.meter import Meter
+from learning.cost.meter import CostMeter
 
 BERT = dict(config_of(find("random-bert")))
 
@@ -90,7 +90,7 @@ def test_every_layer_of_a_cut_costs_the_same():
 
 def _live_peak(model, batch, tokens) -> int:
     ids = torch.randint(0, 2000, (batch, tokens))
-    mask, memory = torch.ones_like(ids), Meter()
+    mask, memory = torch.ones_like(ids), CostMeter()
     mask[0, -1] = (
         # without any padding transformers leaves the attention mask out, which a count cannot
         # foresee
@@ -125,7 +125,7 @@ def test_the_counted_peak_is_that_of_a_live_forward_on_real_tensors():
 
 
 def test_the_memory_counter_sees_births_deaths_and_views():
-    memory = Meter()
+    memory = CostMeter()
     with torch.no_grad(), memory:
         a = torch.zeros(1000)  # 4,000 bytes
         b = a + 1  # 8,000

@@ -15,7 +15,7 @@ from learning.backbones.huggingface import bare_model, hf_config
 from learning.backbones.tokens import Tokens
 from learning.cost import count_training as counting
 from learning.cost.count_training import count_step, count_training, training_architecture
-from learning.cost.meter import Meter
+from learning.cost.meter import CostMeter
 from learning.federated.local_training import LocalTraining, train
 from learning.federated.trainable import TrainableClassifier
 
@@ -107,7 +107,7 @@ def test_coefficients_give_what_a_fresh_count_gives(counted, kind, batch, tokens
 def test_a_live_step_on_real_tensors_peaks_where_counted(counted, kind):
     model = live(kind)
     ids = torch.randint(2, 2000, (8, 96))
-    mask, labels, memory = torch.ones_like(ids), torch.zeros(8, dtype=torch.long), Meter()
+    mask, labels, memory = torch.ones_like(ids), torch.zeros(8, dtype=torch.long), CostMeter()
     mask[0, -1] = 0
     memory.ignore([ids, mask, labels, *model.parameters(), *model.buffers()])
     with memory:

@@ -18,7 +18,7 @@ from learning.side.config import SideNetworkConfig, shape_for
 from learning.side.inference import InferenceError, SidePredictor, notes_for
 from learning.side.prediction_difference import backbone_prediction, difference
 from learning.side.readouts import compute
-from learning.side.tuning import HeldOut, SideTuning, Training
+from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 
 CLASSES = ["person", "place", "time"]
 ENTITIES = [["poet", "king", "author"], ["city", "river", "island"], ["year", "century", "month"]]
@@ -46,7 +46,7 @@ class Trained:
     """What a run leaves, the texts that it was scored on, and its scores."""
 
     folder: object
-    tuning: SideTuning
+    tuning: SideNetworkTrainer
     scores: dict
     texts: list
     second: list | None
@@ -102,7 +102,7 @@ def train(
             Activations(pooled[:120, vectors[name]], targets, np.arange(120)), "float16"
         )
         held_out[name] = HeldOut(pooled[120:, vectors[name]], y_b[120:], held_labels)
-    tuning = SideTuning(shape, config, Training(3e-3, 0.01, loss), held_out, 0)
+    tuning = SideNetworkTrainer(shape, config, Training(3e-3, 0.01, loss), held_out, 0)
     for name, data in uploads.items():
         tuning.ingest(name, data)
     rng = np.random.default_rng(0)

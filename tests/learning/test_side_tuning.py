@@ -10,7 +10,7 @@ from learning.side.activations import Activations, encode
 from learning.side.config import SideNetworkConfig, shape_for
 from learning.side.network import SideNetwork
 from learning.side.prediction_difference import difference
-from learning.side.tuning import HeldOut, SideTuning, Training
+from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 
 WIDTHS, CLASSES, BLOCKS = {"narrow": 16, "wide": 24}, 3, 2
 
@@ -48,7 +48,7 @@ WORLD = World()
 
 def tuning_of(config=None, training=None, seed=7, world=WORLD):
     config = config or SideNetworkConfig(bottleneck=4)
-    return SideTuning(
+    return SideNetworkTrainer(
         shape_for(config, BLOCKS, WIDTHS, CLASSES),
         config,
         training or Training(),
@@ -191,5 +191,7 @@ def test_evaluation_adds_the_backbones_own_prediction():
     y_b = np.eye(CLASSES, dtype=np.float32)[world.labels[300:]]
     right = {n: HeldOut(v[300:], y_b, world.labels[300:]) for n, v in world.values.items()}
     config = SideNetworkConfig()
-    fresh = SideTuning(shape_for(config, BLOCKS, WIDTHS, CLASSES), config, Training(), right, 0)
+    fresh = SideNetworkTrainer(
+        shape_for(config, BLOCKS, WIDTHS, CLASSES), config, Training(), right, 0
+    )
     assert fresh.evaluate() == {"narrow": 1.0, "wide": 1.0}  # y_s is zero at the start

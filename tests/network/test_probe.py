@@ -41,7 +41,7 @@ def serving():
     thread.join(5)
 
 
-def measure(port: int, seconds: float, **rest) -> probe.Probe:
+def measure(port: int, seconds: float, **rest) -> probe.LinkProbe:
     return asyncio.run(probe.measure("127.0.0.1", port, seconds, **rest))
 
 

@@ -351,7 +351,7 @@ def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_
         for i in range(8)
     ]
     lender = profile.load("laptop-ryzen-8945hs")
-    measured = calibrate_device.Measured(
+    measured = calibrate_device.DeviceMeasurements(
         rows,
         calibration.fit(rows, 1e10),
         "a machine",
@@ -388,7 +388,9 @@ def test_worked_number_of_the_docs():
     """MiniLM, 8 x 64 tokens, by the first calibration: 1.36 + 121.5 + 3.7 ms."""
     shape = shape_of("minilm", "forward", 8, 64)
     assert (shape.flop, shape.bytes_moved) == pytest.approx((11.18e9, 43.2e6), rel=1e-3)
-    fit = calibration.Fit({"simple": calibration.EngineFit(1.36e-3, 92.0e9, False)}, 11.7e9, True)
+    fit = calibration.ComputeFit(
+        {"simple": calibration.EngineFit(1.36e-3, 92.0e9, False)}, 11.7e9, True
+    )
     assert fit.seconds(
         calibration.Point("", "simple", shape.flop, shape.bytes_moved, 1.0)
     ) == pytest.approx(0.1265, abs=1e-4)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sim.compare.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
-from sim.compare.runs import Entry, candidates, is_done, plan, run_all
+from sim.compare.runs import PlannedRun, candidates, is_done, plan, run_all
 from sim.kernel.streams import Streams
 from sim.results.run import open_run
 from sim.scenario.file import load
@@ -141,7 +141,7 @@ def test_the_time_to_a_target_is_that_of_the_first_value_at_or_above_it(compared
     assert len({value for _, value in points}) > 1
     for target in {float(value) for _, value in points}:
         first_s = min(time_s for time_s, value in points if value >= target)
-        [row] = rows([Entry("lora", None, run.path)], "target", target)
+        [row] = rows([PlannedRun("lora", None, run.path)], "target", target)
         assert row["time_s"] == first_s
 
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
 
 def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
     scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
-    entry = Entry("ours", scenario, tmp_path / "somewhere")
+    entry = PlannedRun("ours", scenario, tmp_path / "somewhere")
     assert not is_done(entry, False, tmp_path)
     entry.folder.mkdir()
     (entry.folder / "manifest.json").write_text(

@@ -14,7 +14,7 @@ import torch
 from learning.federated.aggregation import is_finite
 from learning.federated.local_training import evaluate
 from sim.compare.cost_table import markdown, rows
-from sim.compare.runs import Entry
+from sim.compare.runs import PlannedRun
 from sim.kernel.learned import Learned, resolved
 from sim.kernel.server import Server
 from sim.methods.on_device.learner import LadderLearner, LocalPeftLearner
@@ -280,6 +280,6 @@ def test_tables_figures_and_the_command_line_say_diverged(mobifleet, scenario_fi
     assert run.summary["final"] is None and "diverged" in run.title
     outcome = mobifleet("compare", path, "--out", "table", "--processes", "1")
     assert outcome.code == 0, outcome.err
-    entries = [Entry(label, None, tmp_path / "table" / f"{label}-seed0") for label in methods]
+    entries = [PlannedRun(label, None, tmp_path / "table" / f"{label}-seed0") for label in methods]
     assert "| bad | diverged |" in markdown({"": rows(entries, "own")})
     assert "nan" not in (tmp_path / "table" / "table.md").read_text()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import devices.profile
 from devices.power import energy_j
 from devices.profile import Power
-from sim.kernel.spans import Meter
+from sim.kernel.spans import EnergyMeter
 from sim.results.summary import device_table, summary
 from sim.scenario.file import ScenarioError
 
@@ -189,7 +189,7 @@ def test_however_spans_overlap_the_idle_power_is_borne_once(spans):
     """
     env, borne = simpy.Environment(), []
     spans = [(state, min(a, b), max(a, b)) for state, a, b in spans]
-    meter = Meter(env, POWER.idle_w)
+    meter = EnergyMeter(env, POWER.idle_w)
 
     def live(state: str, start_s: float, end_s: float):
         yield env.timeout(start_s)
@@ -216,7 +216,7 @@ def test_worked_number_of_the_docs():
     10 + 10 J.
     """
     env, borne = simpy.Environment(), {}
-    meter = Meter(env, POWER.idle_w)
+    meter = EnergyMeter(env, POWER.idle_w)
 
     def live(what: str, start_s: float, seconds: float, watts: float):
         yield env.timeout(start_s)

@@ -11,7 +11,7 @@ import pytest
 from learning.side import taps
 from learning.side.activations import Activations, decode, encode
 from learning.side.prediction_difference import backbone_prediction, difference
-from learning.side.tuning import HeldOut, SideTuning, Training
+from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 from sim.kernel.learned import resolved
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.replay_cache import ReplayCache
@@ -49,7 +49,7 @@ def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):
     held = {"random-bert": HeldOut(vectors(test), y_b[test], labels[test])}
     seed = sim.streams.seed64("server/side-network") % 2**31
     training = Training(config.learning_rate, config.weight_decay, config.loss)
-    central = SideTuning(learner.shape, config.side_network, training, held, seed)
+    central = SideNetworkTrainer(learner.shape, config.side_network, training, held, seed)
     cache, losses = ReplayCache(sim.streams.rng("server/replay")), []
     # the clock decides only how many batches are there before each update; take that from the spans
     sizes = iter([4] * (len(samples) // 4))

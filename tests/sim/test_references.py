@@ -8,7 +8,7 @@ import pytest
 from learning.side.activations import Activations, encode
 from learning.side.config import SideNetworkConfig
 from learning.side.prediction_difference import difference
-from learning.side.tuning import SideTuning, Training
+from learning.side.tuning import SideNetworkTrainer, Training
 from sim.kernel.device import Device
 from sim.kernel.journal import Journal
 from sim.kernel.learned import resolved
@@ -158,7 +158,7 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
         "random-bert-l1",
     )
     seed = sim.streams.seed64("server/side-network") % 2**31
-    alone = SideTuning(
+    alone = SideNetworkTrainer(
         learner.shape,
         SideNetworkConfig(),
         Training(1e-3, 1.0, "squared-error"),
@@ -256,7 +256,7 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
     learner, device, name = sim.method.learner, sim.devices[2], "random-bert-l1"
     shared = learner._of[name]
     seed = sim.streams.seed64("local/side-network", device.id) % 2**31
-    alone = SideTuning(
+    alone = SideNetworkTrainer(
         shared.shape,
         SideNetworkConfig(),
         Training(3e-3, 0.0, "cross-entropy"),

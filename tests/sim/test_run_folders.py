@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from learning.backbones import assets
-from sim.compare.runs import Entry, run_all
+from sim.compare.runs import PlannedRun, run_all
 from sim.kernel.journal import Journal
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import (
@@ -169,7 +169,7 @@ def test_a_real_kill_in_the_first_manifest_blocks_nothing(
 
 
 def test_a_comparison_recovers_what_a_kill_left_of_its_runs(scenario, tmp_path):
-    entry = Entry("ours", scenario, tmp_path / "ours-seed0")
+    entry = PlannedRun("ours", scenario, tmp_path / "ours-seed0")
     (tmp_path / "ours-seed0").mkdir()
     (tmp_path / "ours-seed0" / LOCK).touch()
     run_all([entry], tmp_path, True, 1, lambda *_: None)
@@ -181,7 +181,11 @@ def test_a_comparison_leaves_a_strangers_folder_alone(scenario, tmp_path):
     (tmp_path / "ours-seed0" / "thesis.txt").write_text("years of work")
     with pytest.raises(RunDirectoryError, match="not empty"):
         run_all(
-            [Entry("ours", scenario, tmp_path / "ours-seed0")], tmp_path, True, 1, lambda *_: None
+            [PlannedRun("ours", scenario, tmp_path / "ours-seed0")],
+            tmp_path,
+            True,
+            1,
+            lambda *_: None,
         )
     assert [path.name for path in (tmp_path / "ours-seed0").iterdir()] == ["thesis.txt"]
 

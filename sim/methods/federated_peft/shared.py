@@ -22,7 +22,7 @@ from sim.kernel.work import ClientTask, Payload, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.on_call import InRounds, OnCall
-from sim.methods.trained import Trained
+from sim.methods.trained import TrainableSettings
 
 LEARNING_RATES = {
     "lora": 5e-3,
@@ -33,7 +33,7 @@ LEARNING_RATES = {
 }  # FedPETuning's for MRPC
 
 
-class PeftSettings(Trained):
+class PeftSettings(TrainableSettings):
     """What is trained on a device, and how."""
 
     local_epochs: int = Field(1, ge=1)

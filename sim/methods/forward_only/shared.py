@@ -19,13 +19,13 @@ from sim.kernel.learner import learner_for
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.on_call import InRounds
-from sim.methods.trained import Trained
+from sim.methods.trained import TrainableSettings
 
 if TYPE_CHECKING:
     from sim.methods.forward_only.learner import ForwardLearner
 
 
-class ForwardOnlySettings(Trained):
+class ForwardOnlySettings(TrainableSettings):
     """Settings of every forward-only federated method."""
 
     peft: Literal["lora", "adapter", "bitfit"] = "lora"

@@ -24,11 +24,11 @@ from sim.methods.side_tuning.learner import SideTuningLearner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learning.side.tuning import SideTuning
+    from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
 
-class Alone:
+class OnDeviceStates:
     """What the local learners share: the devices looked at and their states, to be mixed into a
     learner.
     """
@@ -113,7 +113,7 @@ class Alone:
         }
 
 
-class LocalPeftLearner(Alone, FederatedLearner):
+class LocalPeftLearner(OnDeviceStates, FederatedLearner):
     """Every device trains its own copy of the trainable part; backbones may be of any family, as
     nothing is averaged.
     """
@@ -158,7 +158,7 @@ class LocalPeftLearner(Alone, FederatedLearner):
         )
 
 
-class LadderLearner(Alone, RealLearner):
+class LadderLearner(OnDeviceStates, RealLearner):
     """Every device trains a side network of its own on its own activations."""
 
     def __init__(self, world: World, config: Any) -> None:
@@ -217,7 +217,7 @@ class LadderLearner(Alone, RealLearner):
         state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
         return tuning, state, tuning.evaluate()[backbone]
 
-    def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideTuning:
+    def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideNetworkTrainer:
         shared = self._of[backbone]
         tuning = shared.fresh(self.world.streams.seed64("local/side-network", device_id) % 2**31)
         tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))

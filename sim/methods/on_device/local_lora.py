@@ -17,10 +17,10 @@ from sim.kernel.learner import learner_for
 from sim.kernel.work import ClientTask, Work
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.on_device.learner import LocalPeftLearner
-from sim.methods.on_device.shared import Alone
+from sim.methods.on_device.shared import OnDeviceMethod
 
 
-class LocalLoRA(Alone, FederatedPeft):
+class LocalLoRA(OnDeviceMethod, FederatedPeft):
     """Every device trains LoRA alone; nothing is uploaded, and the accuracy is the mean over
     devices.
     """

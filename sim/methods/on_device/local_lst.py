@@ -18,11 +18,11 @@ from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.on_device.learner import LadderLearner
-from sim.methods.on_device.shared import Alone
+from sim.methods.on_device.shared import OnDeviceMethod
 from sim.methods.side_tuning.shared import SideTuningSettings, shape_over
 
 
-class LocalLST(Alone):
+class LocalLST(OnDeviceMethod):
     """Every device trains a ladder side network on its own activations; nothing is uploaded."""
 
     class Config(SideTuningSettings):

@@ -11,7 +11,7 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 
 
-class Alone:
+class OnDeviceMethod:
     """Every device trains alone, over and over; a method adds `rounds`, `own_round` and its
     learner.
     """

@@ -23,7 +23,7 @@ from sim.kernel.learner import RealLearner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learning.side.tuning import SideTuning
+    from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
 Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
@@ -136,12 +136,14 @@ class SideTuningLearner(RealLearner):
 
     # --- what the server computes
 
-    def fresh(self, seed: int) -> SideTuning:
+    def fresh(self, seed: int) -> SideNetworkTrainer:
         """An untrained side network of this learner's shape, to be judged on the held-out texts."""
-        from learning.side.tuning import SideTuning, Training
+        from learning.side.tuning import SideNetworkTrainer, Training
 
         training = Training(self.config.learning_rate, self.config.weight_decay, self.config.loss)
-        return SideTuning(self.shape, self.config.side_network, training, self._held_out, seed)
+        return SideNetworkTrainer(
+            self.shape, self.config.side_network, training, self._held_out, seed
+        )
 
     def ingest(self, backbone: str, data: Any, count: int) -> bool:
         """Decode a payload of so many records into the server's; False for one that holds nothing
@@ -188,7 +190,7 @@ class SideTuningLearner(RealLearner):
 
         return joined
 
-    def _revived(self, saved: Mapping[str, Tensor]) -> SideTuning:
+    def _revived(self, saved: Mapping[str, Tensor]) -> SideNetworkTrainer:
         return self.fresh(self._seed).load(saved)
 
     def evaluate(self) -> dict[str, float | None]:
@@ -242,7 +244,7 @@ def paired(values: np.ndarray, targets: np.ndarray) -> list[Record]:
     return list(zip(torch.from_numpy(values), torch.from_numpy(targets), strict=True))
 
 
-def _observed(tuning: SideTuning, backbone: str, batch: list[Record]) -> SideTuning:
+def _observed(tuning: SideNetworkTrainer, backbone: str, batch: list[Record]) -> SideNetworkTrainer:
     import torch
 
     tuning.observe(backbone, torch.stack([values for values, _ in batch]))
@@ -250,10 +252,10 @@ def _observed(tuning: SideTuning, backbone: str, batch: list[Record]) -> SideTun
 
 
 def _trained(
-    tuning: SideTuning, records: list[tuple[str, list[Record], int]]
-) -> tuple[SideTuning, float]:
+    tuning: SideNetworkTrainer, records: list[tuple[str, list[Record], int]]
+) -> tuple[SideNetworkTrainer, float]:
     return tuning, tuning.train([(backbone, *batch[row]) for backbone, batch, row in records])
 
 
-def _scores(tuning: SideTuning) -> dict[str, float]:
+def _scores(tuning: SideNetworkTrainer) -> dict[str, float]:
     return tuning.evaluate()

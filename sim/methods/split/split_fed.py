@@ -22,13 +22,13 @@ from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
 from sim.methods.split.shared import SplitSettings, SplitTraining
-from sim.methods.trained import Trained
+from sim.methods.trained import TrainableSettings
 
 
 class SplitFed(SplitTraining):
     """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
 
-    class Config(Trained, SplitSettings):
+    class Config(TrainableSettings, SplitSettings):
         """Settings of SplitFed."""
 
         kind: Literal["splitfed-v1", "splitfed-v2"]
