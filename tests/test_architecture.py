@@ -111,7 +111,7 @@ def test_a_module_keeps_to_its_place(path):
 LIGHT = {
     "": {"kept"},
     "backbones": {"assets", "catalogue", "tokens", "trial"},
-    "cost": {"cost_cache", "costs"},
+    "cost": {"cost_cache", "costs", "forward_pass"},
     "data": {"cells", "labels", "partition", "tables", "texts"},
     "side": {
         *("activation_store", "activations", "config", "prediction_difference", "readouts", "taps"),

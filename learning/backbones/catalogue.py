@@ -1,5 +1,5 @@
-"""Which backbones there are, by name, path or hub id, what they cost, and how text becomes their
-tokens. No torch.
+"""Which backbones there are, by name, path or hub id, and what files and configuration each has.
+No torch.
 
 A scenario names a backbone of `backbones.yaml`, optionally cut to its first k layers by the suffix
 `-lk`, or defines its own: a local model directory, a hub id, or a random initialisation of a
@@ -27,7 +27,6 @@ from inputs.files import (
     reading,
     regular_file,
 )
-from learning.cost.costs import Architecture
 
 _HERE = Path(__file__).parent
 _FORWARD_VERSION = 3  # to be raised whenever the same weights and tokens would give other bits
@@ -376,43 +375,3 @@ def sha256_of(file: Path) -> bytes:
     """The digest of what a file holds."""
     with reading(file, "a file"), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
-
-
-# --- cost
-# ------------------------------------------------------------------------------------------
-
-
-def architecture(spec: BackboneSpec) -> Architecture:
-    """The counted cost of the backbone: from `costs.json`, else from the user's cache, else counted
-    now.
-    """
-    config = config_of(spec)
-    if shipped := _shipped_costs().get(cost_key(config)):
-        return architecture_from_json(shipped)
-    from learning.cost.cost_cache import counted
-
-    def count() -> dict[str, Any]:
-        from learning.cost.count import count_architecture
-
-        return dataclasses.asdict(count_architecture(config))
-
-    return architecture_from_json(counted(spec.name, "a forward pass", config, count))
-
-
-def cost_key(config: Mapping[str, Any]) -> str:
-    """The name under which counted costs of a configuration are kept."""
-    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-@functools.cache
-def _shipped_costs() -> dict[str, Any]:
-    path = _HERE.parent / "cost" / "costs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def architecture_from_json(fields: Mapping[str, Any]) -> Architecture:
-    """An `Architecture` from its JSON form (lists become tuples)."""
-    counted: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in fields.items() if key != "name"
-    }
-    return Architecture(**counted)

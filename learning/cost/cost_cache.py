@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from inputs.files import first_line, is_ours
@@ -21,7 +22,7 @@ _COUNTERS = (
         f"cost/{name}"
         for name in ("costs", "count", "count_forward_only", "count_split", "count_training")
     ),
-    *(f"cost/{name}" for name in ("meter", "weightless")),
+    *(f"cost/{name}" for name in ("meter", "weightless", "weightless_classifier")),
 )
 
 
@@ -52,6 +53,11 @@ def counted(
         ) from error
     kept.keep(file, made)
     return json.loads(json.dumps(made))
+
+
+def cost_key(config: Mapping[str, Any]) -> str:
+    """The name under which the shipped counts of a configuration are kept."""
+    return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _counter() -> str:

@@ -77,7 +77,8 @@ def main() -> None:
     import json
     from pathlib import Path
 
-    from learning.backbones.catalogue import config_of, cost_key, find, names
+    from learning.backbones.catalogue import config_of, find, names
+    from learning.cost.cost_cache import cost_key
 
     cuts = {"minilm": (1, 2, 3, 4, 5), "smollm2": (4, 8, 12, 16, 24)}
     wanted = [*names(), *(f"{name}-l{k}" for name, depths in cuts.items() for k in depths)]

@@ -181,7 +181,7 @@ class _Counter:
         return PassCounts(**{name: value for name, value in made.items() if name != "saved"})
 
     def _model(self, config: Mapping[str, Any], positions: int | None = None) -> Any:
-        from learning.cost.weightless import weightless_classifier
+        from learning.cost.weightless_classifier import weightless_classifier
 
         return weightless_classifier(
             config, self.kind, self.classes, positions=positions, **self.options

@@ -173,7 +173,7 @@ def _count(
     is_cut: bool = False,
 ) -> PartArchitecture:
     from learning.cost.meter import LONG, coefficients
-    from learning.cost.weightless import weightless_classifier
+    from learning.cost.weightless_classifier import weightless_classifier
     from learning.federated.split import Part, require_apart
 
     def made(positions: int | None) -> tuple[Any, int]:

@@ -149,7 +149,7 @@ def _count(
     config: Mapping[str, Any], kind: str, head: str, options: Mapping[str, Any]
 ) -> TrainingArchitecture:
     from learning.cost.meter import LONG
-    from learning.cost.weightless import weightless_classifier
+    from learning.cost.weightless_classifier import weightless_classifier
 
     model, roomy = (
         weightless_classifier(config, kind, _CLASSES, positions=positions, head=head, **options)
@@ -193,7 +193,7 @@ def count_step(
     mask for every tensor that it thins, which training in this project never does (see
     `learning.federated.trainable`); other tools do.
     """
-    from learning.cost.weightless import weightless_classifier
+    from learning.cost.weightless_classifier import weightless_classifier
 
     model = weightless_classifier(config, kind, _CLASSES, dropout=dropout, **options)
     if checkpointing:

@@ -16,16 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from inputs.files import is_ours
-from learning.backbones.catalogue import BackboneError, BackboneSpec, cut, depth_of
+from learning.backbones.catalogue import BackboneError, cut, depth_of
 from learning.backbones.huggingface import bare_model, hf_config
 from learning.backbones.layers import stack
-from learning.cost.cost_cache import NAMELESS
 from learning.cost.costs import extrapolate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from learning.federated.trainable import TrainableClassifier
 
 _DROPOUTS = (
     "hidden_dropout_prob",
@@ -74,29 +71,6 @@ def weightless_like(made: Any) -> PreTrainedModel:
         _register_equal_shares()
         model.set_experts_implementation("equal_shares")
     return model
-
-
-def weightless_classifier(
-    config: Mapping[str, Any],
-    kind: str,
-    classes: int,
-    *,
-    positions: int | None = None,
-    dropout: float = 0.0,
-    **options: Any,
-) -> TrainableClassifier:
-    """The classifier of `learning.federated.trainable` around such a model; `options` are that
-    class's.
-    """
-    from learning.federated.trainable import TrainableClassifier
-
-    bare, spec = (
-        weightless(config, positions, dropout),
-        BackboneSpec(NAMELESS, "shape", NAMELESS, config=config),
-    )
-    with torch.device("meta"):
-        model = TrainableClassifier(spec, kind, classes, backbone=bare, **options)
-    return model.train(dropout > 0)
 
 
 def of_depth(config: Mapping[str, Any], count: Callable[[Mapping[str, Any]], Any]) -> Any:

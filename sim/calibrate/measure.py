@@ -1,7 +1,7 @@
 """Times real work on this machine: passes of packaged backbones, ceilings, steady load, joules.
 
 The FLOP and bytes beside each timing are those that the simulator charges
-(`learning.backbones.catalogue`, `learning.cost.count_training`), so that what is fitted to them
+(`learning.cost.forward_pass`, `learning.cost.count_training`), so that what is fitted to them
 predicts what the simulator asks for.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from devices.calibration import CalibrationError
 from learning.backbones import catalogue
 from learning.cost.costs import BYTES_PER_NUMBER
+from learning.cost.forward_pass import architecture
 
 FORWARD = "forward"
 TRAINED = ("lora", "bitfit")
@@ -73,7 +74,7 @@ def shape_of(
         )
     spec, width = catalogue.find(backbone), BYTES_PER_NUMBER[precision]
     if work == FORWARD:
-        cost = catalogue.architecture(spec).forward(batch, tokens, width)
+        cost = architecture(spec).forward(batch, tokens, width)
     else:
         from learning.cost.count_training import training_architecture
 

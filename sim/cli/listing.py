@@ -48,7 +48,8 @@ def links() -> Table:
 
 def backbones() -> Table:
     """Backbones of the catalogue, with the cost of one text of 128 tokens."""
-    from learning.backbones.catalogue import architecture, find, names
+    from learning.backbones.catalogue import find, names
+    from learning.cost.forward_pass import architecture
 
     table = _table("backbone", "what it is", "parameters", "forward, 128 tokens")
     for name, title in names().items():

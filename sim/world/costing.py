@@ -17,6 +17,7 @@ from inputs.files import located
 from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
 from learning.cost.costs import BYTES_PER_NUMBER, Architecture, Cost
+from learning.cost.forward_pass import architecture
 from sim.scenario.schema import Scenario, SizedData
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
     precision = {
         group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)
     }
-    architectures = {name: catalogue.architecture(spec) for name, spec in charged.items()}
+    architectures = {name: architecture(spec) for name, spec in charged.items()}
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     remarks = tuple(_beyond_positions(scenario, learned, charged, architectures))
     return FleetCosting(learned, charged, architectures, precision, fixed, remarks)

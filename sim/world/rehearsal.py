@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from learning.backbones import catalogue, trial
+from learning.cost.forward_pass import architecture
 from sim.kernel.host import single_threaded_torch
 from sim.scenario.checks import choices
 from sim.scenario.schema import Scenario, SizedData
@@ -30,7 +31,5 @@ def rehearse(scenario: Scenario, folder: Path = Path()) -> None:
             if not trial.has_passed(spec, longest):
                 single_threaded_torch()
                 trial.take(spec, longest)
-        elif (
-            positions := catalogue.architecture(catalogue.whole(spec)).positions or longest
-        ) < longest:
+        elif (positions := architecture(catalogue.whole(spec)).positions or longest) < longest:
             raise catalogue.too_long(name, longest, positions)

@@ -26,7 +26,7 @@ from learning.backbones.tokens import Tokens
 from learning.cost.count import count_architecture
 from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_training import measure_step
-from learning.cost.weightless import weightless_classifier
+from learning.cost.weightless_classifier import weightless_classifier
 from learning.federated import split
 from learning.federated.forward_gradient import (
     batch_loss,

@@ -14,6 +14,7 @@ from learning.backbones import catalogue
 from learning.backbones.backbone import Backbone
 from learning.backbones.catalogue import BackboneError, config_of, find, fingerprint
 from learning.backbones.tokens import Tokens, tokenise
+from learning.cost.forward_pass import architecture
 
 WORDS = [
     "[PAD]",
@@ -139,7 +140,7 @@ def test_a_hub_name_without_network_says_what_to_do(monkeypatch, tmp_path):
 
 def test_an_architecture_can_be_costed_but_not_run():
     spec = find("roberta-base")
-    assert catalogue.architecture(spec).layers == 12
+    assert architecture(spec).layers == 12
     with pytest.raises(
         BackboneError, match="an architecture without weights: it can be costed, not run"
     ):
@@ -161,7 +162,7 @@ def test_a_model_of_your_own_loads_from_its_directory(saved, own_cache):
         )
     expected = torch.cat(states).mean(dim=1).numpy()
     assert np.allclose(backbone.readouts(tokens)[0], expected, atol=1e-5)
-    counted = catalogue.architecture(spec)
+    counted = architecture(spec)
     assert counted.parameters == sum(p.numel() for p in backbone.model.parameters())
 
 
@@ -196,17 +197,14 @@ def test_a_model_whose_configuration_uses_other_words(tmp_path, own_cache):
     got = Backbone(find("mine", own)).readouts(Tokens([ids]), "last")[0]
     assert np.allclose(got, torch.cat(states)[:, -1].numpy(), atol=1e-5)
     assert Backbone(find("two", own)).layers == 2
-    counted = catalogue.architecture(find("mine", own))
+    counted = architecture(find("mine", own))
     assert (counted.layers, counted.hidden_size) == (3, 24)
 
 
 def test_a_model_of_a_short_context_can_be_costed(own_cache):
     config = {**config_of(find("random-bert")), "max_position_embeddings": 64}
-    counted = catalogue.architecture(find("mine", {"mine": {"random": config}}))
-    assert (
-        counted.forward(1, 50).flop
-        == catalogue.architecture(find("random-bert")).forward(1, 50).flop
-    )
+    counted = architecture(find("mine", {"mine": {"random": config}}))
+    assert counted.forward(1, 50).flop == architecture(find("random-bert")).forward(1, 50).flop
 
 
 def test_other_weights_have_another_fingerprint(saved, tmp_path):

@@ -8,12 +8,13 @@ import json
 import pytest
 
 from learning import kept
-from learning.backbones.catalogue import BackboneError, architecture, find
+from learning.backbones.catalogue import BackboneError, find
 from learning.cost import cost_cache
 from learning.cost.cost_cache import counted
 from learning.cost.count_forward_only import forward_architecture, jvp_pass
 from learning.cost.count_split import part_architecture
 from learning.cost.count_training import training_architecture
+from learning.cost.forward_pass import architecture
 
 TINY = {
     "model_type": "bert",
@@ -136,7 +137,7 @@ def test_every_counter_keeps_what_it_counts(cache, monkeypatch):
     fresh = [dataclasses.asdict(made) for made in all_of_them()]
     files = sorted((cache / "costs").iterdir())
     monkeypatch.setattr(
-        "learning.cost.weightless.weightless", lambda *_: pytest.fail("counted twice")
+        "learning.cost.weightless.weightless_like", lambda *_: pytest.fail("counted twice")
     )
     assert [dataclasses.asdict(made) for made in all_of_them()] == fresh
     assert sorted((cache / "costs").iterdir()) == files and not list(cache.glob("costs/*.tmp"))

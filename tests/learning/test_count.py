@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from learning.backbones import catalogue
-from learning.backbones.catalogue import architecture, config_of, find
+from learning.backbones.catalogue import config_of, find
 from learning.backbones.huggingface import bare_model, hf_config
-from learning.cost import count
+from learning.cost import cost_cache, count, forward_pass
 from learning.cost.costs import Architecture, Cost
+from learning.cost.forward_pass import architecture
 from learning.cost.meter import CostMeter
 
 BERT = dict(config_of(find("random-bert")))
@@ -143,8 +144,8 @@ def test_the_memory_counter_sees_births_deaths_and_views():
 @pytest.mark.parametrize("name", ["random-bert", "minilm-l2"])
 def test_shipped_costs_are_what_counting_gives_today(name):
     config = config_of(find(name))
-    shipped = catalogue.architecture_from_json(
-        catalogue._shipped_costs()[catalogue.cost_key(config)]
+    shipped = forward_pass.architecture_from_json(
+        forward_pass._shipped()[cost_cache.cost_key(config)]
     )
     assert shipped == count.count_architecture(config)
 
@@ -156,7 +157,7 @@ def test_shipped_costs_cover_the_catalogue_and_the_common_cuts():
         *(f"smollm2-l{k}" for k in (4, 8, 12, 16, 24)),
     ]
     file = json.loads((Path(count.__file__).parent / "costs.json").read_text())
-    assert {catalogue.cost_key(config_of(find(name))) for name in names} == set(file)
+    assert {cost_cache.cost_key(config_of(find(name))) for name in names} == set(file)
 
 
 def test_parameters_are_the_models_own(backbone):
@@ -205,7 +206,7 @@ def test_one_after_the_other_adds_work_and_keeps_the_higher_peak(a, b):
 def test_an_architecture_survives_json():
     counted = architecture(find("random-bert"))
     assert (
-        catalogue.architecture_from_json(json.loads(json.dumps(dataclasses.asdict(counted))))
+        forward_pass.architecture_from_json(json.loads(json.dumps(dataclasses.asdict(counted))))
         == counted
     )
     assert isinstance(counted, Architecture)

@@ -16,7 +16,8 @@ from learning.backbones.huggingface import bare_model, hf_config
 from learning.cost.count import count_architecture, count_forward
 from learning.cost.count_split import count_part
 from learning.cost.count_training import count_training, measure_step
-from learning.cost.weightless import alike, of_depth, weightless_classifier
+from learning.cost.weightless import alike, of_depth
+from learning.cost.weightless_classifier import weightless_classifier
 
 torch.set_num_threads(1)
 CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]

@@ -10,11 +10,12 @@ import sys
 import pytest
 import torch
 
-from learning.backbones.catalogue import architecture, config_of, find
+from learning.backbones.catalogue import config_of, find
 from learning.backbones.huggingface import bare_model, hf_config
 from learning.backbones.tokens import Tokens
 from learning.cost import count_training as counting
 from learning.cost.count_training import count_step, count_training, training_architecture
+from learning.cost.forward_pass import architecture
 from learning.cost.meter import CostMeter
 from learning.federated.local_training import LocalTraining, train
 from learning.federated.trainable import TrainableClassifier

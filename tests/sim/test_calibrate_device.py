@@ -15,6 +15,7 @@ import torch
 from devices import calibration, compute, profile
 from learning.backbones import catalogue
 from learning.cost.count_training import training_architecture
+from learning.cost.forward_pass import architecture
 from sim.calibrate import device as calibrate_device
 from sim.calibrate import measure as measure_device
 from sim.calibrate.device import Plan
@@ -132,7 +133,7 @@ def test_validation_says_how_far_a_profile_is_off_and_may_fail(mobifleet, tiny, 
 
 def test_the_flop_and_bytes_beside_a_timing_are_those_that_the_simulator_charges():
     spec = catalogue.find("minilm-narrow")
-    forward = catalogue.architecture(spec).forward(4, 32)
+    forward = architecture(spec).forward(4, 32)
     step = training_architecture(spec, "lora", 2).step(4, 32, "adamw")
     shapes = [shape_of("minilm-narrow", work, 4, 32) for work in ("forward", "lora")]
     assert [(s.flop, s.bytes_moved) for s in shapes] == [
@@ -227,7 +228,7 @@ def test_named_architectures_are_counted(tmp_path):
     timings, fitted = calibrate_device.read_table(
         write(tmp_path / "t.csv", "backbone,batch,tokens,seconds\n" + rows)
     )
-    cost = catalogue.architecture(catalogue.find("bert-base")).forward(4, 128)
+    cost = architecture(catalogue.find("bert-base")).forward(4, 128)
     assert fitted is None and (timings[-1].flop, timings[-1].bytes_moved) == (
         cost.flop,
         cost.bytes_moved,

@@ -331,7 +331,7 @@ def test_deep_models_follow_from_shallow_ones():
     """Derivatives from layer 2 of 5 on: the same FLOP as counted on all five layers at once."""
     from learning.backbones.catalogue import BackboneSpec, config_of
     from learning.cost.count_forward_only import _run_on
-    from learning.cost.weightless import weightless_classifier
+    from learning.cost.weightless_classifier import weightless_classifier
 
     config = {**config_of(find("random-bert")), "num_hidden_layers": 5}
     spec = BackboneSpec("five", "shape", "five", config=config)

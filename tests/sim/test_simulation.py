@@ -18,6 +18,7 @@ import pytest
 import devices.profile
 import network.profile
 from learning.backbones import catalogue
+from learning.cost.forward_pass import architecture
 from learning.side.activations import encoded_nbytes
 from sim.simulation import Simulation
 
@@ -115,7 +116,7 @@ def test_a_device_computes_and_uploads_by_the_formulas(simulate):
     sim = simulate(dry=True, **CALM)
     profile, link = devices.profile.load("jetson-tx2"), network.profile.load("lte")
     engine = profile.engine("simple")
-    cost = catalogue.architecture(catalogue.find("random-bert")).forward(4, 16)
+    cost = architecture(catalogue.find("random-bert")).forward(4, 16)
     compute_s = (
         engine.overhead_s
         + cost.flop / engine.flop_per_s
