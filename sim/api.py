@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import PrivateAttr
 from rich.console import Console
 
 from sim.scenario import SCENARIOS, file, registry
@@ -32,25 +31,12 @@ PATIENCE_S = 2.0  # what is over sooner shows no progress
 USUAL_WORKERS = min(4, os.cpu_count() or 1)
 
 
-class LoadedScenario(Scenario):
-    """A scenario that knows where its relative paths start: in the folder of the file that it was
-    loaded from.
-    """
-
-    _folder: Path = PrivateAttr(default=Path())
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the scenario's file."""
-        return self._folder
-
-
 def load(
     scenario: str | os.PathLike[str],
     overrides: Mapping[str, Any] | Iterable[str] = (),
     seed: int | None = None,
     allow_code: bool = False,
-) -> LoadedScenario:
+) -> Scenario:
     """A scenario of one's own by its path, or a shipped one by its name, checked as `mobifleet
     check` checks it.
 
@@ -73,7 +59,7 @@ def load(
     folder = folder_of(scenario)
     check = partial(problems, folder=folder)
     before = partial(registry.meet, folder=folder, allow_code=allow_code)
-    loaded = file.load(scenario, LoadedScenario, changes, [SCENARIOS], check, before)
+    loaded = file.load(scenario, Scenario, changes, [SCENARIOS], check, before)
     loaded._folder = folder
     return loaded
 
@@ -125,7 +111,7 @@ def run(
         done = run_scenario(
             scenario,
             place,
-            _start_of_paths(scenario),
+            scenario.folder,
             dry,
             resume,
             workers,
@@ -150,7 +136,7 @@ def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
     from sim.cli import check as verb
 
     scenario = _loaded(scenario)
-    return verb.answer(scenario, _start_of_paths(scenario))
+    return verb.answer(scenario, scenario.folder)
 
 
 def compare(
@@ -181,7 +167,7 @@ def compare(
     place = Path(out) if out is not None else Path("runs") / f"{scenario.name}-compare"
     return compare_scenario(
         scenario,
-        _start_of_paths(scenario),
+        scenario.folder,
         place,
         seeds,
         [methods] if isinstance(methods, str) else [*methods],
@@ -194,11 +180,6 @@ def compare(
 
 def _loaded(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
     return scenario if isinstance(scenario, Scenario) else load(scenario)
-
-
-def _start_of_paths(scenario: Scenario) -> Path:
-    """The folder of a scenario that was loaded; for one made in Python the working directory."""
-    return scenario.folder if isinstance(scenario, LoadedScenario) else Path()
 
 
 def _console(quiet: bool) -> Console:

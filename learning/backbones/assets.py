@@ -28,7 +28,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import platformdirs
-import yaml
+
+from inputs.files import read_yaml
 
 TABLE = Path(__file__).with_name("assets.yaml")
 
@@ -113,7 +114,7 @@ class AssetStatus:
 @cache
 def table(file: Path = TABLE) -> dict[str, Asset]:
     """Read the list of assets. Raises AssetError for a file name that would leave the cache."""
-    document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    document = read_yaml(file)
     wheels = {name: Wheel(name, **wheel) for name, wheel in document["wheels"].items()}
     assets = {}
     for name, entry in document["assets"].items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from rich.table import Table
 
+from inputs.files import read_yaml
 from inputs.units import format_bytes, format_seconds, format_si
 
 
@@ -91,9 +91,7 @@ def scenarios() -> Table:
 
     table = _table("scenario", "what it is")
     for path in sorted(Path(SCENARIOS).glob("*.yaml")):
-        table.add_row(
-            path.stem, str(yaml.safe_load(path.read_text(encoding="utf-8")).get("description", ""))
-        )
+        table.add_row(path.stem, str(read_yaml(path).get("description", "")))
     return table
 
 

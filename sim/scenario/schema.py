@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Discriminator, Field, Tag, model_serializer, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, model_serializer, model_validator
 
 from inputs.units import BitsPerSecond, Bytes, Seconds
 from learning.data.labels import MOST_CLASSES
@@ -396,6 +397,14 @@ class Scenario(Settings):
     """
     stop: Stop = Stop()
     compare: Compare | None = None
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start: the folder of the file that the scenario was loaded from, the
+        working directory for one made in Python.
+        """
+        return self._folder
 
     @model_validator(mode="after")
     def _looks_of_methods(self) -> Scenario:
@@ -453,11 +462,11 @@ def _may_name(methods: Any) -> None:
     Compare.model_fields["methods"].annotation = dict[
         Label, Annotated[methods, Field(discriminator="kind")]
     ]
-    Compare.model_rebuild(force=True)
-    for model in (Scenario, *Scenario.__subclasses__()):
-        field = model.model_fields["method"]
-        field.annotation, field.discriminator = methods, "kind"
-        model.model_rebuild(force=True)
+    field = Scenario.model_fields["method"]
+    field.annotation, field.discriminator = methods, "kind"
+    for model in (Compare, Scenario):
+        if model.__pydantic_complete__:  # else it is built when it is first used
+            model.model_rebuild(force=True)
     forget_schemas()
 
 

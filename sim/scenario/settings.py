@@ -22,7 +22,12 @@ class Settings(BaseModel):
     one of them without that is told so. Dataclasses among the settings may have it too.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,  # most are only ever read as a part of the scenario
+    )
     only_for: ClassVar[OnlyFor] = {}
 
 
