@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from devices.profile import DeviceProfile
+from devices.hardware import DeviceProfile
 
 
 def seconds(profile: DeviceProfile, engine: str, flop: float, bytes_moved: float = 0.0) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from devices.profile import Power
+from devices.hardware import Power
 
 STATES = ("compute", "uplink", "downlink", "idle")
 

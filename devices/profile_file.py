@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devices.profile import (
+from devices.hardware import (
     BASES,
     KINDS,
-    PROFILES,
     DeviceProfile,
     Engine,
     Measurement,
@@ -27,6 +26,7 @@ from devices.profile import (
 )
 from inputs.profiles import hint, located_problems, merged, quantity, read_layers
 
+PROFILES = Path(__file__).parent / "profiles"
 TYPICAL = {
     "board": "jetson-tx2",
     "phone": "phone-2024-flagship",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devices.profile import DeviceProfile
+from devices.hardware import DeviceProfile
 
 RECOVERY = 4.0  # tau_recover / tau; estimated at 3-5, as no measured series has pauses: sweep it
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -17,11 +17,9 @@ from rich.table import Table
 
 from devices import calibration, profile
 from devices.calibration import Errors, Point
-from devices.profile import DeviceProfile
+from devices.hardware import DeviceProfile
 from inputs.units import format_bytes, format_seconds, format_si
-
-if TYPE_CHECKING:
-    from sim.calibrate.device import DeviceMeasurements, Plan
+from sim.calibrate.device_plan import DeviceMeasurements, Plan
 
 BAR_MEAN_PCT, BAR_P95_PCT = 10.0, 25.0  # of shapes that the fit did not see
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito

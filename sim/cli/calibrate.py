@@ -93,12 +93,11 @@ def device(
         mobifleet calibrate device --from phone.csv --name my-phone --like phone-2024-flagship
     """
     from sim.calibrate import device as verb
+    from sim.calibrate.device_plan import Plan
 
     folder = out or Path("calibrations") / _held(name)
     names = [backbone.strip() for backbone in backbones.split(",")]
-    plan = verb.Plan(
-        name, folder, names, on, precision, threads, quick, train, sustained, like, seed
-    )
+    plan = Plan(name, folder, names, on, precision, threads, quick, train, sustained, like, seed)
     if table is not None and validate is not None:
         raise verb.CalibrationError(
             "--from and --validate exclude each other: fit a table first, then validate it"

@@ -12,22 +12,16 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sim.compare.planned_run import CompareError, PlannedRun
 from sim.results.run import Run, encode, open_run
 from sim.results.span_table import is_waste, of_devices
 from sim.views import escaping
 
-if TYPE_CHECKING:
-    from sim.compare.runs import PlannedRun
-
 CONVERGED_WITHIN = 0.005
-
-
-class CompareError(ValueError):
-    """A comparison cannot be made; the message says why."""
 
 
 COLUMNS = {

@@ -17,29 +17,17 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from sim.compare.cost_table import CompareError, rows
+from sim.compare.cost_table import rows
+from sim.compare.planned_run import CompareError, PlannedRun
 from sim.kernel.streams import Streams
 from sim.results.run_directory import empty, held, read_manifest
 from sim.scenario.file import ScenarioError, changed, digest, resolved
 from sim.scenario.named_files import changed_files, digests
 from sim.scenario.schema import Compare, Scenario
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of the comparison: a method by its label, at which value of `compare.over`, of which
-    scenario, where to.
-    """
-
-    label: str
-    scenario: Scenario
-    folder: Path
-    at: str = ""
 
 
 def plan(

@@ -33,8 +33,8 @@ from sim.compare.cost_table import (
     shown,
     write_csv,
 )
+from sim.compare.planned_run import PlannedRun
 from sim.compare.runs import (
-    PlannedRun,
     changed_inputs,
     compare_of,
     is_done,

@@ -21,8 +21,8 @@ import simpy
 from devices.availability import Availability
 from devices.compute import ComputeModel
 from devices.fleet import Member
+from devices.hardware import DeviceProfile
 from devices.power import radio
-from devices.profile import DeviceProfile
 from sim.kernel.absence import note_absence
 from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, EnergyMeter, recorded

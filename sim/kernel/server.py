@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import simpy
 
 from devices.compute import ComputeModel
-from devices.profile import DeviceProfile
+from devices.hardware import DeviceProfile
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.learned import joined
 from sim.kernel.spans import EnergyMeter, recorded

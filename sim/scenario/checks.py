@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
+import devices.hardware
 import devices.profile
 import network.profile
 from devices import availability as rhythms
@@ -189,7 +190,7 @@ def _device_problems(
         yield from _tried((*here, "engine"), partial(_engine, device, folder, engine))
 
 
-def _engine(device: str, folder: Path, engine: str) -> devices.profile.Engine:
+def _engine(device: str, folder: Path, engine: str) -> devices.hardware.Engine:
     return devices.profile.load(device, folder).engine(engine)
 
 

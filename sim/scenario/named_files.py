@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel
 
 import devices.availability
 import devices.profile
+import devices.profile_file
 import network.profile
 from inputs.files import located
 from inputs.profiles import is_file, place
@@ -59,7 +60,7 @@ class _Profile(NamedFile):
 
 class _Device(_Profile):
     __slots__ = ()
-    shipped = devices.profile.PROFILES
+    shipped = devices.profile_file.PROFILES
 
     def places(self, folder: Path) -> list[Path]:
         return devices.profile.files(self, folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from devices import compute, profile
+from devices import compute, hardware, profile
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "devices.md"
@@ -48,7 +48,7 @@ def engines_table() -> str:
     return table("| profile | engine | path | TFLOP/s | overhead, ms | power, W |", *rows)
 
 
-def measured() -> list[tuple[profile.DeviceProfile, profile.Measurement, float]]:
+def measured() -> list[tuple[hardware.DeviceProfile, hardware.Measurement, float]]:
     return [
         (p, m, compute.seconds(p, m.engine, m.flop, m.bytes_moved))
         for p in PROFILES

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devices import compute, power, profile
+from devices import compute, hardware, power, profile
 
 PHONE = """\
 name: my-phone
@@ -24,7 +24,7 @@ engines:
 def load(tmp_path):
     """Writes files into one folder and loads the last of them."""
 
-    def write(**files: str) -> profile.DeviceProfile:
+    def write(**files: str) -> hardware.DeviceProfile:
         for name, text in files.items():
             (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
         return profile.load(f"{name}.yaml", tmp_path)
@@ -61,7 +61,7 @@ def test_name_memory_and_one_rate_are_enough(load, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", profile.KINDS)
+@pytest.mark.parametrize("kind", hardware.KINDS)
 def test_a_device_of_any_kind_can_lend(kind, load):
     mine = load(one=PHONE + f"kind: {kind}\n")
     assert mine.kind == profile.load(mine.lender).kind == kind
@@ -177,7 +177,7 @@ engines:
 """,
         encoding="utf-8",
     )
-    with pytest.raises(profile.ProfileError) as caught:
+    with pytest.raises(hardware.ProfileError) as caught:
         profile.load(path)
     starts = [
         (4, "memory_bytes: found '16 KB', allowed: a number above 0 (unknown unit 'KB'"),
@@ -195,7 +195,7 @@ engines:
 
 
 def test_a_mistake_in_the_file_that_is_extended_is_said_of_that_file(load, tmp_path):
-    with pytest.raises(profile.ProfileError) as caught:
+    with pytest.raises(hardware.ProfileError) as caught:
         load(phone=PHONE.replace("90 GFLOP/s", "-1"), b="name: b\nextends: phone.yaml\n")
     [problem] = caught.value.problems
     assert problem.startswith(f"{tmp_path / 'phone.yaml'}, line 5: engines.simple.flop_per_s: ")
@@ -221,13 +221,13 @@ def test_a_mistake_in_the_file_that_is_extended_is_said_of_that_file(load, tmp_p
     ],
 )
 def test_what_cannot_be_extended_or_lent(files, message, load):
-    with pytest.raises(profile.ProfileError, match=message):
+    with pytest.raises(hardware.ProfileError, match=message):
         load(**files)
 
 
 def test_a_chain_that_is_too_long_is_refused(load):
     files = {f"p{i}": f"name: p{i}\nextends: p{i + 1}.yaml\n" for i in range(15)}
-    with pytest.raises(profile.ProfileError, match="more than 10 parents"):
+    with pytest.raises(hardware.ProfileError, match="more than 10 parents"):
         load(**{"p15": PHONE, **dict(reversed(files.items()))})
 
 
@@ -253,7 +253,7 @@ def test_whatever_stands_anywhere_is_read_or_refused_with_its_line(text, load, t
         node[key] = copy.deepcopy(rng.choice(ODD))
         try:
             load(odd=yaml.safe_dump(data))
-        except profile.ProfileError as error:
+        except hardware.ProfileError as error:
             refused += 1
             assert all(line.startswith(f"{tmp_path / 'odd.yaml'}, ") for line in error.problems)
     assert refused > 50

@@ -13,7 +13,7 @@ import statistics
 import pytest
 import yaml
 
-from devices import compute, profile
+from devices import compute, hardware, profile, profile_file
 
 REQUIRED = {
     "jetson-nano",
@@ -37,7 +37,7 @@ LONE_ROW = 0.01  # of the one row that gave an engine its rate
 
 
 def raw(name: str) -> dict:
-    return yaml.safe_load((profile.PROFILES / f"{name}.yaml").read_text())
+    return yaml.safe_load((profile_file.PROFILES / f"{name}.yaml").read_text())
 
 
 def numbers_in(node, where=""):
@@ -69,7 +69,7 @@ def test_every_number_of_a_shipped_profile_names_its_source(name):
             origin.source
             and origin.conditions
             and (origin.date or origin.version)
-            and origin.basis in profile.BASES
+            and origin.basis in hardware.BASES
         )
     for engine in loaded.engines.values():
         assert engine.power.idle_w <= min(
@@ -235,7 +235,7 @@ def test_a_fast_mode_draws_more_than_a_thrifty_one_and_eager_passes_less_than_ei
 
 def test_a_wrong_name_suggests_the_right_one():
     with pytest.raises(
-        profile.ProfileError, match=r"no device profile 'jetson-tx'.*did you mean .*jetson-tx2"
+        hardware.ProfileError, match=r"no device profile 'jetson-tx'.*did you mean .*jetson-tx2"
     ):
         profile.load("jetson-tx")
     with pytest.raises(ValueError, match="known: a100, h100"):
@@ -244,7 +244,7 @@ def test_a_wrong_name_suggests_the_right_one():
 
 def test_a_wrong_engine_names_the_engines():
     with pytest.raises(
-        profile.ProfileError, match=r"jetson-tx2 has no engine 'simpel'; did you mean simple\?"
+        hardware.ProfileError, match=r"jetson-tx2 has no engine 'simpel'; did you mean simple\?"
     ):
         profile.load("jetson-tx2").engine("simpel")
 
@@ -287,7 +287,7 @@ def test_an_engine_draws_its_own_power_and_a_file_with_one_compute_w_still_loads
     del data["power"]["compute_w"]
     path.write_text(yaml.safe_dump(data))
     with pytest.raises(
-        profile.ProfileError,
+        hardware.ProfileError,
         match=r"engines\.slow.compute_w: is missing, and so is power\.compute_w",
     ):
         profile.load(path)
@@ -360,7 +360,7 @@ def broken(change) -> dict:
 def test_a_malformed_profile_names_file_key_and_what_is_allowed(tmp_path, change, message):
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(broken(change)))
-    with pytest.raises(profile.ProfileError, match=message) as caught:
+    with pytest.raises(hardware.ProfileError, match=message) as caught:
         profile.load(path)
     assert str(path) in str(caught.value)
 
@@ -410,7 +410,7 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_refused_with_its_line(tmp
         path.write_text(yaml.safe_dump(data))
         try:
             profile.load(path)
-        except profile.ProfileError as error:
+        except hardware.ProfileError as error:
             refused += 1
             assert error.problems and all(
                 line.startswith((f"{path}, line ", f"device profile {path}"))
@@ -425,12 +425,12 @@ def test_whatever_stands_anywhere_in_a_file_is_read_or_refused_with_its_line(tmp
 def test_a_file_that_is_no_profile_is_refused(tmp_path, text):
     path = tmp_path / "odd.yml"
     path.write_text(text)
-    with pytest.raises(profile.ProfileError, match=r"odd\.yml"):
+    with pytest.raises(hardware.ProfileError, match=r"odd\.yml"):
         profile.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(profile.ProfileError, match=r"nowhere\.yaml: cannot be opened"):
+    with pytest.raises(hardware.ProfileError, match=r"nowhere\.yaml: cannot be opened"):
         profile.load(tmp_path / "nowhere.yaml")
 
 

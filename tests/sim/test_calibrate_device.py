@@ -17,16 +17,17 @@ from learning.backbones import catalogue
 from learning.cost.count_training import training_architecture
 from learning.cost.forward_pass import architecture
 from sim.calibrate import device as calibrate_device
+from sim.calibrate import device_plan
 from sim.calibrate import measure as measure_device
-from sim.calibrate.device import Plan
+from sim.calibrate.device_plan import Plan
 from sim.calibrate.measure import Bench, EnergyCounter, Shape, shape_of
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """A grid and budgets small enough for a test; the timings are real."""
-    monkeypatch.setattr(calibrate_device, "QUICK_BATCHES", (1, 8))
-    monkeypatch.setattr(calibrate_device, "QUICK_LENGTHS", (8, 16, 64, 128))
+    monkeypatch.setattr(device_plan, "QUICK_BATCHES", (1, 8))
+    monkeypatch.setattr(device_plan, "QUICK_LENGTHS", (8, 16, 64, 128))
     monkeypatch.setattr(Plan, "budget_s", 0.7)
     monkeypatch.setattr(
         Plan, "warm_up_s", 60.0
@@ -352,7 +353,7 @@ def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_
         for i in range(8)
     ]
     lender = profile.load("laptop-ryzen-8945hs")
-    measured = calibrate_device.DeviceMeasurements(
+    measured = device_plan.DeviceMeasurements(
         rows,
         calibration.fit(rows, 1e10),
         "a machine",

@@ -8,8 +8,9 @@ import signal
 import numpy as np
 import pytest
 
-from sim.compare.cost_table import CompareError, converged_at_s, costs_until, reductions, rows
-from sim.compare.runs import PlannedRun, candidates, is_done, plan, run_all
+from sim.compare.cost_table import converged_at_s, costs_until, reductions, rows
+from sim.compare.planned_run import CompareError, PlannedRun
+from sim.compare.runs import candidates, is_done, plan, run_all
 from sim.kernel.streams import Streams
 from sim.results.run import open_run
 from sim.scenario.file import load

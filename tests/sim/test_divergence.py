@@ -14,7 +14,7 @@ import torch
 from learning.federated.aggregation import is_finite
 from learning.federated.local_training import evaluate
 from sim.compare.cost_table import markdown, rows
-from sim.compare.runs import PlannedRun
+from sim.compare.planned_run import PlannedRun
 from sim.kernel.learned import Learned, resolved
 from sim.kernel.server import Server
 from sim.methods.on_device.learner import LadderLearner, LocalPeftLearner

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import devices.profile
+from devices.hardware import Power
 from devices.power import energy_j
-from devices.profile import Power
 from sim.kernel.spans import EnergyMeter
 from sim.results.summary import device_table, summary
 from sim.scenario.file import ScenarioError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import devices.profile
+import devices.profile_file
 import network.profile
 from sim.results.run import open_run
 from sim.scenario.checks import problems
@@ -77,7 +77,7 @@ def world(scenario_file, tmp_path):
     """A scenario that names a file of every kind; returns its path and, by the names that people
     see, the files.
     """
-    profile = yaml.safe_load((devices.profile.PROFILES / "jetson-tx2.yaml").read_text())
+    profile = yaml.safe_load((devices.profile_file.PROFILES / "jetson-tx2.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
     link = yaml.safe_load((network.profile.PROFILES / "lte.yaml").read_text())
     (tmp_path / "link.yaml").write_text(yaml.safe_dump({**link, "name": "link"}))
@@ -120,7 +120,7 @@ def world(scenario_file, tmp_path):
         for name in ("config.json", "model.safetensors", "tokenizer.json")
     }
     shipped = {"devices": ("raspberry-pi-4", "jetson-tx2", "a100"), "network": ("lte",)}
-    places = {"devices": devices.profile.PROFILES, "network": network.profile.PROFILES}
+    places = {"devices": devices.profile_file.PROFILES, "network": network.profile.PROFILES}
     files |= {
         f"{k}/profiles/{name}.yaml": places[k] / f"{name}.yaml"
         for k, names in shipped.items()
@@ -196,7 +196,7 @@ def test_the_manifest_says_what_files_held(mobifleet, scenario_file, tmp_path):
     inputs = open_run(tmp_path / "run").manifest["inputs"]
     assert inputs["texts.csv"] == sha256(tmp_path / "texts.csv")
     assert inputs["devices/profiles/jetson-tx2.yaml"] == sha256(
-        devices.profile.PROFILES / "jetson-tx2.yaml"
+        devices.profile_file.PROFILES / "jetson-tx2.yaml"
     )
 
 

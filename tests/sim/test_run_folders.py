@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from learning.backbones import assets
-from sim.compare.runs import PlannedRun, run_all
+from sim.compare.planned_run import PlannedRun
+from sim.compare.runs import run_all
 from sim.kernel.journal import Journal
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import (
