@@ -23,7 +23,7 @@ from sim.scenario.schema import Scenario
 
 if TYPE_CHECKING:
     from learning.data.texts import TextDataset
-    from sim.cli.check import Answer
+    from sim.cli.answer import Answer
     from sim.compare.verb import Comparison
     from sim.results.run import Run
 
@@ -133,10 +133,10 @@ def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
 
         print(mobifleet.check("my_study.yaml"))
     """
-    from sim.cli import check as verb
+    from sim.cli.answer import answer
 
     scenario = _loaded(scenario)
-    return verb.answer(scenario, scenario.folder)
+    return answer(scenario, scenario.folder)
 
 
 def compare(

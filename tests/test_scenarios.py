@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from learning.backbones.assets import AssetMissing
-from sim.cli.main import SCENARIOS
 from sim.kernel.streams import Streams
 from sim.results.summary import device_table, summary
 from sim.runner import run_scenario
+from sim.scenario import SCENARIOS
 from sim.scenario.checks import problems
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario, SizedData

@@ -1,175 +1,28 @@
-"""What `mobifleet check` says: what was read, who holds what, and what the scenario comes to if its
-dry run is a short one.
-"""
+"""`mobifleet check`: what a scenario was read as, and what it will take."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
-from rich.table import Table
-from rich.text import Text
-
-from inputs.units import format_bytes, format_seconds
-from sim.scenario.schema import Scenario, SizedData
-from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation, building
-from sim.world.links import described
-from sim.world.rehearsal import rehearse
-
-MOST_EVENTS = 10_000  # of a dry run that `check` waits for: a quarter of a second
-_SHOWN = 8  # kinds of one thing
+from sim.cli.options import AllowCode, Overrides, ScenarioName, Seed
+from sim.cli.terminal import console, show_remarks
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a scenario comes to: facts as (name, what), and what its reader has to know besides."""
+def check(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Validate a scenario and say what it read, who holds what, and what it will take, without
+    learning anything.
 
-    name: str
-    facts: tuple[tuple[str, str], ...]
-    remarks: tuple[str, ...]
+    Example:
 
-    def table(self) -> Table:
-        """The facts for a terminal."""
-        table = Table(
-            title=f"{self.name}: fine",
-            title_justify="left",
-            show_header=False,
-            box=None,
-            padding=(0, 2),
-        )
-        for name, what in self.facts:
-            table.add_row(name, Text(what))  # Text: what users named is no markup
-        return table
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: fine", *(f"{name}: {what}" for name, what in self.facts)]
-        return "\n".join([*lines, *(f"note: {remark}" for remark in self.remarks)])
-
-
-def answer(scenario: Scenario, folder: Path) -> Answer:
-    """Build the scenario's world dry, and run its clock to the end where that is soon.
-
-    `folder` is where its relative paths start. Raises what stands against the scenario, as a run
-    would.
+        mobifleet check my_study.yaml --set stop.target=0.8
     """
-    with building(scenario) as heard:
-        rehearse(scenario, folder)
-        sim = Simulation(scenario, folder, dry=True)
-    sim.remark(*heard)
-    facts = (*_about_data(sim), *_about_fleet(sim), *_foretold(sim))
-    return Answer(scenario.name, facts, tuple(sim.remarks))
+    from sim.api import load
+    from sim.cli.answer import answer
 
-
-def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
-    task, held, sized = sim.task, np.concatenate(sim.task.parts), sim.scenario.task.dataset
-    if task.texts is None and isinstance(sized, SizedData):
-        yield "data", f"by size alone: {sized.classes:,} classes, {sized.tokens:,} tokens a text"
-    elif task.texts is not None:
-        yield (
-            "data",
-            "\n".join(task.texts.sources or [f"{task.texts.name}: {len(task.texts):,} texts"]),
-        )
-        first, second = task.parts[0][0], task.texts.second_texts
-        words = [
-            _short(column[first]) for column in (task.texts.texts, second) if column is not None
-        ]
-        yield "a text", f"{' and '.join(words)}: {_printable(task.class_names[task.labels[first]])}"
-    trained, tested = (
-        np.bincount(task.labels[part], minlength=task.classes) for part in (held, task.test)
-    )
-    order = np.argsort(-(trained + tested), kind="stable")
-    counts = [f"{_printable(task.class_names[c])} {trained[c]:,} + {tested[c]:,}" for c in order]
-    yield "texts", f"{len(held):,} to train on, {len(task.test):,} to test on"
-    yield "classes", f"{task.classes:,} (training + test): {_some(counts)}"
-
-
-def _about_fleet(sim: Simulation) -> Iterator[tuple[str, str]]:
-    sizes = np.array([len(device.samples) for device in sim.devices])
-    low, high = sizes.min(), sizes.max()
-    spread = (
-        f"{low} to {high} texts each (median {np.median(sizes):g})"
-        if low < high
-        else f"{low} texts each"
-    )
-    yield "devices", f"{len(sim.devices):,}, with {spread}"
-    yield "device kinds", _mix(device.member.device for device in sim.devices)
-    yield "links", _mix(device.member.link or "none" for device in sim.devices)
-    if any(device.member.cell for device in sim.devices):
-        yield "cells", _mix(device.member.cell or "none" for device in sim.devices)
-    for read in described(sim.traces):
-        yield "trace", read
-    for name, architecture in sim.costing.architectures.items():
-        count = sum(device.backbone == name for device in sim.devices)
-        yield (
-            f"backbone {name}",
-            f"{count:,} devices, {architecture.layers} x {architecture.hidden_size}",
-        )
-    if sim.costing.charged_as:
-        yield "costed as", sim.costing.charged_as
-
-
-class _TooLong(Exception):
-    """The dry run has had more events than `check` waits for."""
-
-
-def _foretold(sim: Simulation) -> Iterator[tuple[str, str]]:
-    """What the method does, and what that takes: bytes and time do not depend on what is
-    learned.
-    """
-    yield "method", sim.scenario.method.kind
-    if not _ran(sim):
-        yield "it takes", f"more than {MOST_EVENTS:,} events: `mobifleet run --dry` says how long"
-        return
-    unless = ", or once the target is reached" if sim.scenario.stop.target is not None else ""
-    yield (
-        "it takes",
-        f"{format_seconds(sim.ended.at_s)} of virtual time ({sim.ended.reason}{unless}), "
-        f"{sim.updates:,} updates",
-    )
-    for name, kind in (("uplink", "upload"), ("downlink", "download")):
-        by_actor = sim.recorder.bytes_by_actor(kind)
-        nbytes = np.array([by_actor[device.id] for device in sim.devices])
-        spread = f"{format_bytes(nbytes.mean())} a device (largest {format_bytes(nbytes.max())})"
-        yield name, f"{format_bytes(nbytes.sum())}, {spread}"
-
-
-def _ran(sim: Simulation) -> bool:
-    """Run the clock to the end, or give up after so many events."""
-    if len(sim.devices) > MOST_EVENTS:
-        return False
-    looks = 0
-
-    def give_up() -> bool:
-        nonlocal looks
-        looks += 1
-        if looks * STEPS_BETWEEN_LOOKS > MOST_EVENTS:
-            raise _TooLong
-        return False
-
-    sim.watch.should_stop = give_up
-    try:
-        sim.run()
-    except _TooLong:
-        return False
-    return True
-
-
-def _mix(names: Iterable[str]) -> str:
-    return _some([f"{count:,} {_printable(name)}" for name, count in Counter(names).most_common()])
-
-
-def _some(words: list[str]) -> str:
-    return ", ".join(words[:_SHOWN]) + (
-        f" and {len(words) - _SHOWN:,} more" if len(words) > _SHOWN else ""
-    )
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+    chosen = load(scenario, overrides or (), seed, allow_code)
+    found = answer(chosen, chosen.folder)
+    console.print(found.table())
+    show_remarks(found.remarks)

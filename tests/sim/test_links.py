@@ -10,8 +10,8 @@ from inputs.files import FileProblem
 from network.errors import NetworkError
 from network.mobility import Journey
 from network.varying import ShiftedTrace, VaryingRate
-from sim.cli.main import SCENARIOS
 from sim.kernel.streams import Streams
+from sim.scenario import SCENARIOS
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
 from sim.scenario.schema import GroupSettings, Scenario

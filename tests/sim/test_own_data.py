@@ -304,7 +304,7 @@ def said_by(out: str) -> dict[str, str]:
 @pytest.fixture
 def check(mobifleet, monkeypatch):
     """What `check` says of a scenario, by row, and its notes."""
-    monkeypatch.setattr("sim.cli.main.console.width", 200, raising=False)
+    monkeypatch.setattr("sim.cli.terminal.console.width", 200, raising=False)
 
     def run(path, *argv) -> tuple[dict[str, str], str]:
         outcome = mobifleet("check", path, *argv)
@@ -371,7 +371,7 @@ def test_words_that_a_terminal_cannot_show_are_spelled(world, shell):
 
 def test_check_leaves_a_long_dry_run_to_run(world, check, monkeypatch):
     path = world({}, {"classes": 3, "tokens": 8}, train=4000, test=10)
-    monkeypatch.setattr("sim.cli.check.MOST_EVENTS", 200)
+    monkeypatch.setattr("sim.cli.answer.MOST_EVENTS", 200)
     said, _ = check(path)
     assert said["data"] == "by size alone: 3 classes, 8 tokens a text"
     assert said["it takes"] == "more than 200 events: `mobifleet run --dry` says how long"

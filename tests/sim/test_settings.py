@@ -8,8 +8,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from sim.cli.main import SCENARIOS
 from sim.methods import METHODS
+from sim.scenario import SCENARIOS
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, changed, load, resolved
 from sim.scenario.schema import Scenario

@@ -11,9 +11,9 @@ from devices.load import ALWAYS_QUIET, background_load, work_done_s
 from devices.memory import pressure
 from devices.profile import load as profile_of
 from devices.thermal import throttle_of
-from sim.cli.main import SCENARIOS
 from sim.kernel.streams import Streams
 from sim.results.summary import device_table, summary
+from sim.scenario import SCENARIOS
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
 from sim.scenario.schema import Scenario

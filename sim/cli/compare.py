@@ -1,0 +1,58 @@
+"""`mobifleet compare`: several methods on one scenario, in one table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli.options import AllowCode, Dry, Labels, Overrides, ScenarioName, Seed, labels_of
+from sim.cli.terminal import console
+
+
+def compare(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    allow_code: AllowCode = False,
+    seeds: Annotated[
+        int, typer.Option(help="Repeat with so many seeds and give 95 % intervals.", min=1)
+    ] = 1,
+    methods: Labels = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder; default runs/NAME-compare. Finished runs in it are kept."),
+    ] = None,
+    dry: Dry = False,
+    processes: Annotated[
+        int | None, typer.Option(help="Runs at a time; default one a core.", min=1)
+    ] = None,
+    tune: Annotated[
+        bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")
+    ] = True,
+) -> None:
+    """Run several methods on one scenario under common random numbers and put them into one table.
+
+    The scenario lists them under `compare: {methods: {label: {kind: ...}}}`. Writes table.csv,
+    table.md, table.tex and figures.
+
+    Examples:
+
+        mobifleet compare table1_small
+
+        mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
+    """
+    from sim.api import load
+    from sim.compare.verb import compare_scenario
+
+    chosen = load(scenario, overrides or (), seed, allow_code)
+    cores = processes or os.cpu_count() or 1
+    folder = out or Path("runs") / f"{chosen.name}-compare"
+    compared = compare_scenario(
+        chosen, chosen.folder, folder, seeds, labels_of(methods), dry, cores, console, tune
+    )
+    for table in compared.tables_for(console.width):
+        console.print(table)
+    console.print(f"written to {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,53 @@
+"""Arguments and options that several verbs take; those of one verb stand in its file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sim.cli.faults import UserError
+
+ScenarioName = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of a shipped one.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one value, e.g. task.train=500. Repeatable."
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Another seed than the scenario's.", min=0)]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the code of methods that the scenario names by file."),
+]
+Dry = Annotated[
+    bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone: nothing learns.")
+]
+Labels = Annotated[
+    str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")
+]
+ProfileName = Annotated[
+    str, typer.Option(help="Name of the profile; files go to calibrations/NAME.")
+]
+ProfileFolder = Annotated[Path | None, typer.Option("--out", help="Another output folder.")]
+
+
+def labels_of(methods: str | None) -> list[str]:
+    """The labels that `--methods` lists; none where it is not given."""
+    return [label.strip() for label in methods.split(",")] if methods else []
+
+
+def folder_of(name: str) -> Path:
+    """Where the files of a new profile go; its name is a folder's too, and stays inside
+    `calibrations/`.
+    """
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(
+            "--name: letters, digits, `.`, `_` and `-`, beginning with a letter or digit (got "
+            f"{name!r})"
+        )
+    return Path("calibrations") / name

@@ -1,0 +1,172 @@
+"""`mobifleet run`: a scenario to its end, and what it came to as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from sim.cli.faults import UserError
+from sim.cli.options import AllowCode, Dry, Overrides, ScenarioName, Seed
+from sim.cli.terminal import console, errors, show_remarks
+
+
+def run(
+    scenario: ScenarioName,
+    overrides: Overrides = None,
+    seed: Seed = None,
+    allow_code: AllowCode = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; default a fresh runs/NAME.")
+    ] = None,
+    dry: Dry = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run of this scenario.")
+    ] = False,
+    workers: Annotated[
+        str,
+        typer.Option(help="Host workers: a number, `auto`, or `ray`. Results do not depend on it."),
+    ] = "auto",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")
+    ] = False,
+    figures: Annotated[bool, typer.Option(help="Draw the figures at the end.")] = True,
+) -> None:
+    """Run a scenario and leave a run directory.
+
+    Examples:
+
+        mobifleet run quickstart
+
+        mobifleet run quickstart --seed 1 --set stop.target=0.75 --out runs/seed1
+
+        mobifleet run ten_thousand --dry
+    """
+    from sim.api import load
+    from sim.cli.live import LiveView
+    from sim.results.run_directory import newest_unfinished
+    from sim.runner import run_scenario
+    from sim.simulation import Interrupted
+
+    chosen = load(scenario, overrides or (), seed, allow_code)
+    if not (resume or out or dry) and (left := newest_unfinished(chosen)) is not None:
+        errors.print(
+            f"note: {left} holds an unfinished run of this scenario: --resume goes on with it"
+        )
+    with LiveView(console, quiet) as view:
+        try:
+            done = run_scenario(
+                chosen,
+                out,
+                chosen.folder,
+                dry,
+                resume,
+                _workers(workers),
+                view.watch,
+                figures,
+                view.stage,
+            )
+        except Interrupted as stopped:
+            if stopped.run is not None:
+                _show_summary(stopped.run)
+            errors.print(f"interrupted: {stopped}")
+            raise typer.Exit(130) from None
+    _show_summary(done)
+
+
+def _workers(text: str) -> int | str:
+    import re
+
+    from sim.api import USUAL_WORKERS
+
+    if text == "auto":
+        return USUAL_WORKERS
+    if text == "ray":
+        return text
+    if not re.fullmatch("[0-9]{1,4}", text) or int(text) < 1:
+        raise UserError(f"--workers: a number from 1, auto or ray (got {text!r})")
+    return int(text)
+
+
+def _show_summary(done) -> None:
+    from inputs.units import format_bytes, format_seconds, format_si
+
+    s = done.summary
+    table = Table(
+        title=done.title, title_justify="left", show_header=False, box=None, padding=(0, 2)
+    )
+    row = table.add_row
+    row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
+    if not s["dry"]:
+        row("accuracy", _accuracy(s))
+    if s["target"]["value"] is not None:
+        at = s["target"]["reached_at_s"]
+        reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"
+        row("target", f"{s['target']['value']}: {reached}")
+    totals, each = s["totals"], s["per_device"]
+    row("devices", ", ".join(f"{count} {name}" for name, count in sorted(s["outcomes"].items())))
+    row(
+        "uplink",
+        f"{format_bytes(totals['uplink_bytes'])}, {format_bytes(each['uplink_bytes']['mean'])} a "
+        "device",
+    )
+    row(
+        "downlink",
+        f"{format_bytes(totals['downlink_bytes'])}, {format_bytes(each['downlink_bytes']['mean'])} "
+        "a device",
+    )
+    row(
+        "device compute",
+        f"{format_si(totals['device_flop'], 'FLOP')}, {format_si(each['flop']['mean'], 'FLOP')} a "
+        "device",
+    )
+    row(
+        "device energy",
+        f"{format_si(totals['device_energy_j'], 'J')}, {format_si(each['energy_j']['mean'], 'J')} "
+        "a device",
+    )
+    row(
+        "device memory",
+        f"{format_bytes(each['peak_memory_bytes']['mean'])} (largest "
+        f"{format_bytes(each['peak_memory_bytes']['max'])})",
+    )
+    rounds = f" in {s['rounds']} rounds" if s.get("rounds") else ""
+    row(
+        "server",
+        f"{totals['updates']} updates{rounds}, busy {format_seconds(totals['server_busy_s'])}",
+    )
+    if s["costed_as"]:
+        charged = Text.assemble(
+            (s["costed_as"], "yellow"), " (time, bytes, FLOP and joules are that architecture's)"
+        )
+        row("costed as", charged)
+    if s["dry"]:
+        row("dry run", Text("nothing learned", "yellow"))
+    row(
+        "host",
+        f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, "
+        f"{format_bytes(s['host']['peak_rss_bytes'])}",
+    )
+    if recalled := s["host"].get("pieces_recalled"):
+        row(
+            "resumed",
+            f"{recalled} of {s['host']['pieces_of_learning']} pieces of learning from the "
+            "interrupted run",
+        )
+    row("digest", s["digest"][:16])
+    row("written to", str(done.path))
+    console.print(table)
+    show_remarks(s.get("remarks", []))
+
+
+def _accuracy(s) -> str:
+    if s["final"] is not None:
+        parts = ", ".join(
+            f"{name} {value:.3f}" for name, value in s["by_backbone"].items() if value is not None
+        )
+        return f"{s['final']:.3f} (best {s['best']:.3f}; {parts})"
+    best = f" (best before {s['best']:.3f})" if s["best"] is not None else ""
+    return ("diverged" if s.get("diverged") else "none: nothing was trained") + best
