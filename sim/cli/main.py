@@ -27,16 +27,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for name, verb in {
-    "run": run,
-    "plot": plot,
-    "compare": compare,
-    "validate": validate,
-    "check": check,
-    "list": list_,
-    "fetch": fetch,
-}.items():
-    app.command(name)(verb)
+app.command("run")(run)
+app.command("plot")(plot)
+app.command("compare")(compare)
+app.command("validate")(validate)
+app.command("check")(check)
+app.command("list")(list_)
+app.command("fetch")(fetch)
 
 calibrate = typer.Typer(
     name="calibrate",
