@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
-from sim.kernel.world import Ended
+from sim.kernel.world import Ended, Scores
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
@@ -114,7 +114,8 @@ class Simulation:
     the place of the scenario's data set.
     """
 
-    device_type, server_type = Device, Server
+    device_type: type[Device] = Device
+    server_type: type[Server] = Server
 
     def __init__(
         self,
@@ -134,8 +135,10 @@ class Simulation:
         self.store_folder = assets.cache_dir() / "activations"
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
-        self.target_reached, self.updates, self.accuracy = False, 0, None
-        self.tally, self.scores = Tally(), {}
+        self.target_reached, self.updates = False, 0
+        self.accuracy: float | None = None
+        self.scores: Scores = {}
+        self.tally = Tally()
         self.remarks: list[str] = []
         self.task: DividedTask = load_task(scenario, self.streams, folder, dry, texts)
         self.remark(
@@ -149,7 +152,7 @@ class Simulation:
         self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
         for what in links.doubts(scenario, self.traces):
             self.remark(what)
-        self.devices = self._devices(members, folder)
+        self.devices: Sequence[Device] = self._devices(members, folder)
         availability.give(self, scenario.availability, folder)
         self.server = self._server(folder)
         self._working = {device.id for device in self.devices}
@@ -230,8 +233,11 @@ class Simulation:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
         process = self.env.process(self._live(generator))
         self._alive[process] = actor
-        process.callbacks.append(lambda _: self._alive.pop(process))
+        process.callbacks.append(lambda _: self._forget(process))
         return process
+
+    def _forget(self, process: simpy.Process) -> None:
+        del self._alive[process]
 
     @staticmethod
     def _live(generator: Generator) -> Generator:
@@ -326,7 +332,8 @@ class Simulation:
         )  # see Scenario
         if not (first or last or self.updates % every == 0):
             return
-        now, scores = self.env.now, {}
+        now = self.env.now
+        scores: Scores = {}
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
             scores = learner.evaluate()
         for backbone, accuracy in scores.items():
@@ -338,9 +345,10 @@ class Simulation:
         if loss is not None and math.isfinite(known := self.host.know(loss)):
             self.recorder.metric(now, "loss", known)
         self.scores = scores
-        if scores and None not in scores.values():
+        whole = {name: score for name, score in scores.items() if score is not None}
+        if scores and len(whole) == len(scores):
             self.accuracy = math.fsum(
-                self._shares[backbone] * score for backbone, score in scores.items()
+                self._shares[backbone] * score for backbone, score in whole.items()
             )
             self.recorder.metric(now, "accuracy", self.accuracy)
             self._look_at_target(self.accuracy)
@@ -418,8 +426,7 @@ class Simulation:
             lengths[name][samples] = self.task.lengths(spec, samples)
         return lengths
 
-    @staticmethod
-    def _clock() -> simpy.Environment:
+    def _clock(self) -> simpy.Environment:
         return simpy.Environment()
 
     def _devices(self, members: list[fleet.Member], folder: Path) -> list[Device]:

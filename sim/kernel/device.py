@@ -167,8 +167,9 @@ class Device:
                 if self.task is None:
                     return
                 yield from client_round(self.task)
-                if not self.task.closed.triggered:
-                    yield from recorded(self, "wait", self.task.closed, self.power.idle_w)
+                closed = self.task.closed
+                if closed is not None and not closed.triggered:
+                    yield from recorded(self, "wait", closed, self.power.idle_w)
             except (
                 simpy.Interrupt
             ) as stop:  # it may come when the task has just been dropped for another reason

@@ -15,12 +15,17 @@ from sim.kernel.world import Scores, World
 class Learner(Protocol):
     """What a method's learner is asked by the world; its verbs are its own."""
 
-    diverged: str | None
-    """What of the server's model is no longer finite: its loss, its weights."""
-    has_one_model: bool
-    """That of the server, rather than one on each device."""
-    predicts_untrained: bool
-    """Whether what is there before the first update has an accuracy worth the name."""
+    @property
+    def diverged(self) -> str | None:
+        """What of the server's model is no longer finite: its loss, its weights."""
+
+    @property
+    def has_one_model(self) -> bool:
+        """That of the server, rather than one on each device."""
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """Whether what is there before the first update has an accuracy worth the name."""
 
     def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
         """A piece of work that takes time and begins `verb(*args)`."""
@@ -46,9 +51,18 @@ class RealLearner:
     run need not compute what it has computed before, and no learner knows of it.
     """
 
-    diverged: str | None = None
+    _diverged: str | None = None
     has_one_model = True
-    predicts_untrained = False
+
+    @property
+    def diverged(self) -> str | None:
+        """What of the server's model a verb has found not to be finite: `_diverged`."""
+        return self._diverged
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """Whether what is there before the first update has an accuracy: by default not."""
+        return False
 
     def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
         """A piece of work that takes time and begins `verb(*args)`."""

@@ -49,12 +49,12 @@ class Payload:
     version: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ClientTask:
     """What a server asks of a device: to work on version `version` of a model; `closed` happens
-    when that round ends.
+    when that round ends (None: there is no round to wait for).
     """
 
     version: int
     model: Any
-    closed: simpy.Event
+    closed: simpy.Event | None = None

@@ -46,17 +46,33 @@ class Ended:
 class LearningTask(Protocol):
     """The texts of the fleet: who holds which, and which are for testing."""
 
-    labels: np.ndarray
-    """[N] class numbers."""
-    class_names: tuple[str, ...]
-    test: np.ndarray
-    """Sample numbers to test on."""
-    parts: list[np.ndarray]
-    """Sample numbers that each device holds."""
-    texts: TextDataset | None
-    """None where the data are known by their size alone."""
-    fixed_tokens: int | None
-    max_tokens: int
+    @property
+    def labels(self) -> np.ndarray:
+        """[N] class numbers."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the class numbers."""
+
+    @property
+    def test(self) -> np.ndarray:
+        """Sample numbers to test on."""
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Sample numbers that each device holds."""
+
+    @property
+    def texts(self) -> TextDataset | None:
+        """None where the data are known by their size alone."""
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """Every text's length where the data are known by their size alone."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest that a text may be; the rest is cut off."""
 
     @property
     def classes(self) -> int:
@@ -72,14 +88,25 @@ class LearningTask(Protocol):
 class Costing(Protocol):
     """What the clock charges for each backbone of the fleet."""
 
-    learned: dict[str, BackboneSpec]
-    """What really learns, by the backbone's name in the scenario."""
-    charged: dict[str, BackboneSpec]
-    """What time, bytes and memory are charged as (`cost_as`)."""
-    architectures: dict[str, Architecture]
-    precision: dict[str, str]
-    """Number format of each group of the fleet."""
-    fixed_tokens: int | None
+    @property
+    def learned(self) -> dict[str, BackboneSpec]:
+        """What really learns, by the backbone's name in the scenario."""
+
+    @property
+    def charged(self) -> dict[str, BackboneSpec]:
+        """What time, bytes and memory are charged as (`cost_as`)."""
+
+    @property
+    def architectures(self) -> dict[str, Architecture]:
+        """What is charged for each backbone, counted."""
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """Number format of each group of the fleet."""
+
+    @property
+    def fixed_tokens(self) -> int | None:
+        """The length that every text is charged at; None: its own."""
 
     def depths(self) -> dict[str, int]:
         """Layers of each backbone as charged."""
@@ -116,17 +143,11 @@ class Links(Protocol):
 class World(Protocol):
     """One run of one scenario, as methods, learners, devices and the server know it."""
 
-    env: simpy.Environment
-    """The clock; `env.now` is the virtual time, s."""
     dry: bool
     """Whether nothing learns."""
     seed: int
-    task: LearningTask
-    costing: Costing
     streams: Streams
     """All randomness, by name."""
-    network: Links
-    devices: Sequence[Device]
     server: Server
     method: Method
     host: Host
@@ -138,6 +159,26 @@ class World(Protocol):
     updates: int
     store_folder: Path
     """Where activations of frozen backbones are kept between runs."""
+
+    @property
+    def env(self) -> simpy.Environment:
+        """The clock; `env.now` is the virtual time, s."""
+
+    @property
+    def task(self) -> LearningTask:
+        """The texts: who holds which."""
+
+    @property
+    def costing(self) -> Costing:
+        """What the clock charges."""
+
+    @property
+    def network(self) -> Links:
+        """How bytes travel."""
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """The fleet."""
 
     @property
     def devices_at_work(self) -> int:

@@ -102,11 +102,9 @@ def changed(instance: Model, key: str, value: Any) -> Model:
 
     What nobody has set stays unset, so that a default may follow from the new value.
     """
-    whole, spot = (
-        resolved(instance),
-        instance.model_dump(mode="json", by_alias=True, exclude_unset=True),
-    )
-    data = spot
+    data = instance.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    whole: Any = resolved(instance)
+    spot: Any = data
     *path, last = (
         int(step) if re.fullmatch("[0-9]{1,9}", step) else step for step in key.split(".")
     )

@@ -149,7 +149,7 @@ def spread(runs: list[Run]) -> dict[str, Any]:
 
 def ranking(simulated_s: dict[str, float], real_s: dict[str, float]) -> dict[str, Any]:
     """Both orders of the methods, fastest first, and the pairs on which they differ."""
-    orders = [sorted(times, key=times.get) for times in (simulated_s, real_s)]
+    orders = [sorted(times, key=times.__getitem__) for times in (simulated_s, real_s)]
     swapped = [
         [one, other]
         for one, other in combinations(simulated_s, 2)

@@ -29,20 +29,16 @@ def _rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     ours, repeats = result["agreement"], result["spread"]["against_first"]
     reals_s = ", ".join(f"{seconds:.3f}" for seconds in result["spread"]["makespans_s"])
     yield "makespan", f"{ours[0]['makespan']['simulated_s']:.3f} s", f"{reals_s} s"
-    yield (
-        "makespan, error",
-        *(_each(f"{one['makespan']['error']:+.2%}" for one in ones) for ones in (ours, repeats)),
-    )
-    yield (
-        "finish times, p50 / p95",
-        *(_percentiles([one["finish times"] for one in ones]) for ones in (ours, repeats)),
-    )
+    errors = [_each(f"{one['makespan']['error']:+.2%}" for one in ones) for ones in (ours, repeats)]
+    yield "makespan, error", errors[0], errors[1]
+    finish = [_percentiles([one["finish times"] for one in ones]) for ones in (ours, repeats)]
+    yield "finish times, p50 / p95", finish[0], finish[1]
     for group in ours[0]["spans"]:
-        cells = [
+        mine, theirs = (
             [one["spans"][group] for one in ones if group in one["spans"]]
             for ones in (ours, repeats)
-        ]
-        yield f"{group} ({cells[0][0]['n']}), p50 / p95; total", *map(_spans, cells)
+        )
+        yield f"{group} ({mine[0]['n']}), p50 / p95; total", _spans(mine), _spans(theirs)
     for kind in ("upload", "download"):
         yield (
             f"bytes, {kind}s",

@@ -69,7 +69,8 @@ class RealClock(simpy.Environment):
         """
         _, _, _, event = heappop(self._queue)
         self._now = self.elapsed()
-        callbacks, event.callbacks = event.callbacks, None
+        callbacks = event.callbacks
+        event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of what has happened
         for callback in callbacks:
             callback(event)
         if not event._ok and not hasattr(event, "_defused"):

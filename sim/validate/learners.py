@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sim.kernel.learner import Learner, RealLearner
+from sim.kernel.learner import Learner
 from sim.methods.federated_peft.fed_avg import FedAvg, FedAvgLearner
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
-from sim.methods.side_tuning.shared import SideTuning
+from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -30,23 +30,19 @@ SUPPORTED = {FedMobiLLM: "fed-mobillm", PaeMobiLLM: "pae-mobillm", FedAvg: "feda
 NOBODY = np.empty(0, dtype=np.int64)
 
 
-class OnDevice(RealLearner):
+class OnDevice(SideTuningLearner):
     """What a device of a side-tuning method computes: a forward pass when its time has come, and
-    the payload's bytes.
+    the payload's bytes; it prepares nothing.
     """
 
-    encode = SideTuningLearner.encode
+    _last: np.ndarray  # what the latest forward pass put out, which `encode` predicts from
 
-    def __init__(self, sim: Simulation, device: Device) -> None:
+    def __init__(self, sim: Simulation, config: SideTuningSettings, device: Device) -> None:
         from learning.backbones.backbone import Backbone
-        from learning.side import taps
 
-        self.config, self.world = sim.scenario.method, sim
+        super().__init__(sim, config)
         self._spec = sim.costing.learned[device.backbone]
         self._backbone = Backbone(self._spec)
-        layers = taps.sample(sim.costing.depths(), self.config.taps)[device.backbone]
-        self._vectors = [0, *layers] if sim.method.shape.start == "embedding" else layers
-        self._last: np.ndarray | None = None
         self._names: np.ndarray | None = None
         if self.config.backbone_prediction == "label-names":
             from learning.backbones.tokens import tokenise
@@ -61,7 +57,7 @@ class OnDevice(RealLearner):
             lambda: self._pass(self.world.task.tokens(self._spec, samples))
         ).result()
         self._last = readouts[:, -1]
-        return readouts[:, self._vectors]
+        return readouts[:, self.vectors[backbone]]
 
     def _pass(self, tokens: Any) -> np.ndarray:
         """One pass over the batch, padded to its longest text, which is what the clock charges for.
@@ -71,14 +67,14 @@ class OnDevice(RealLearner):
         """
         longest = int(tokens.lengths().max())
         return self._backbone._forward(
-            tokens, range(len(tokens)), longest, self.config.readout
+            tokens, np.arange(len(tokens)), longest, self.config.readout
         ).numpy()
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         from learning.side.prediction_difference import backbone_prediction
 
-        head = self.world.streams.rng("backbone/head", backbone)
         kind, classes = self.config.backbone_prediction, self.world.task.classes
+        head = self._head_stream(backbone)
         return backbone_prediction(kind, self._last, classes, self._names, head)
 
 
@@ -94,7 +90,7 @@ class AtServer(SideTuningLearner):
 def for_device(sim: Simulation, device: Device) -> Learner:
     """The device's share of the learning: its own backbone, and nobody else's texts."""
     if isinstance(sim.method, SideTuning):
-        return OnDevice(sim, device)
+        return OnDevice(sim, sim.method.config, device)
     learned = {device.backbone: sim.costing.learned[device.backbone]}
     view = _view(sim, [device], dataclasses.replace(sim.task, test=NOBODY), learned)
     return _federated(sim, view)
@@ -103,7 +99,7 @@ def for_device(sim: Simulation, device: Device) -> Learner:
 def for_server(sim: Simulation) -> Learner:
     """The server's share: the model, what it evaluates on, and no device's texts."""
     if isinstance(sim.method, SideTuning):
-        learner = AtServer(sim, sim.scenario.method)
+        learner = AtServer(sim, sim.method.config)
         learner.prepare()
         return learner
     return _federated(sim, _view(sim, [], sim.task, sim.costing.learned))
@@ -117,7 +113,9 @@ def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> S
 
 
 def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
-    return FedAvgLearner(view, *sim.method.learner_args, sim.scenario.method.server_optimiser)
+    method = sim.method
+    assert isinstance(method, FedAvg)  # `SUPPORTED` has no other that is not side-tuning
+    return FedAvgLearner(view, *method.learner_args, method.config.server_optimiser)
 
 
 def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
@@ -137,14 +135,14 @@ def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
     ):
         if name == backbone:  # strict=False: without `normalise: standard` there are none
             parts += [seen.mean.float(), (seen.squares / seen.count.clamp_min(1)).sqrt().float()]
-    return pack(dict(enumerate(parts)))
+    return pack({str(place): part for place, part in enumerate(parts)})
 
 
 def warm_up(learner: Learner, device: Device | None) -> None:
     """Compute a piece of each kind once and forget it: what a library sets up at its first call is
     no device's time.
     """
-    if isinstance(learner, OnDevice):
+    if isinstance(learner, OnDevice) and device is not None:
         learner.forward(device.backbone, device.samples[: learner.config.device_batch])
     elif isinstance(learner, FederatedLearner) and device is not None:
         from learning.federated.local_training import LocalTraining

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 import network.profile
@@ -49,14 +49,19 @@ def start_links(
         return ShapedRelay((HERE, target), up_bps * speed, down_bps * speed, access).start().port
 
     server = scenario.server
-    ingress = float("inf") if server.ingress is None else server.ingress
+    ingress = inf if server.ingress is None else server.ingress
     egress = ingress if server.egress is None else server.egress
     shared = (
         relay(server_port, ingress, egress)
         if isfinite(ingress) or isfinite(egress)
         else server_port
     )
-    cells = {name: relay(shared, cell.up, cell.down) for name, cell in scenario.cells.items()}
+    cells = {
+        name: relay(
+            shared, inf if cell.up is None else cell.up, inf if cell.down is None else cell.down
+        )
+        for name, cell in scenario.cells.items()
+    }
     ports = {}
     for device, link, cell in members:
         own = network.profile.load(link, folder)

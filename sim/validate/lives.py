@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any
 
 from sim.scenario.schema import Scenario
 from sim.validate.wire import Connection, connect, guests, listen
-from sim.validate.worlds import DeviceWorld, RealityError, ServerWorld
+from sim.validate.worlds import DeviceWorld, RealityError, RemoteDevice, ServerWorld
 
 PRIORITY = -10
 
@@ -35,7 +36,8 @@ class Lifeline:
     """
 
     def __init__(self, pipe: connection.Connection) -> None:
-        self._pipe, self._heard = pipe, queue.SimpleQueue()
+        self._pipe = pipe
+        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def say(self, **message: Any) -> None:
@@ -84,7 +86,8 @@ def device_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
     me = world.me
     world.method.learner = for_device(world, me)
     warm_up(world.method.learner, me)
-    begin, bye = queue.SimpleQueue(), threading.Event()
+    begin: queue.SimpleQueue[float] = queue.SimpleQueue()
+    bye = threading.Event()
 
     def control(header: dict, body: bytes, counted: int) -> None:
         if "begin" in header:
@@ -168,22 +171,24 @@ def _scenario(config: dict[str, Any]) -> tuple[Scenario, Path]:
     return Scenario.model_validate(config["scenario"]), Path(config["folder"])
 
 
-def _welcome_all(world: ServerWorld, listener, token: str) -> None:
+def _welcome_all(world: ServerWorld, listener: socket.socket, token: str) -> None:
     devices = {device.id: device for device in world.devices}
     missing = {(name, role) for name in devices for role in ("control", "data")}
     for guest in guests(listener, token):
-        who = (str(guest[1].get("device")), str(guest[1].get("role"))) if guest else None
-        if who in missing:
-            missing.discard(who)
-            _attach(world, devices[who[0]], who[1], guest[0])
-        elif guest:
-            guest[0].close()
+        if guest is not None:
+            sock, said = guest
+            who = str(said.get("device")), str(said.get("role"))
+            if who in missing:
+                missing.discard(who)
+                _attach(world, devices[who[0]], who[1], sock)
+            else:
+                sock.close()
         if not missing:
             break
     listener.close()
 
 
-def _attach(world: ServerWorld, device, role: str, sock) -> None:
+def _attach(world: ServerWorld, device: RemoteDevice, role: str, sock: socket.socket) -> None:
     def control(header: dict, body: bytes, counted: int) -> None:
         world.env.post(lambda: device.hear(header))
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from multiprocessing import connection
+from multiprocessing import connection, context
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,13 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        methods = multiprocessing.get_all_start_methods()
-        self._make = multiprocessing.get_context(
-            "forkserver" if "forkserver" in methods else "spawn"
-        )
-        if "forkserver" in methods:
-            self._make.set_forkserver_preload(
-                PRELOADED
-            )  # imported once, in a process that has no threads yet
+        self._make: context.ForkServerContext | context.SpawnContext
+        if "forkserver" in multiprocessing.get_all_start_methods():
+            self._make = multiprocessing.get_context("forkserver")
+            # imported once, in a process that has no threads yet
+            self._make.set_forkserver_preload(PRELOADED)
+        else:
+            self._make = multiprocessing.get_context("spawn")
         self._pipes: dict[connection.Connection, str] = {}
         self._processes: dict[str, multiprocessing.process.BaseProcess] = {}
 
@@ -86,8 +85,10 @@ class Processes:
     def hear(self, within_s: float) -> list[tuple[str, dict[str, Any]]]:
         """What the processes say next, within so many seconds; RealityError if one has died."""
         heard = []
-        for pipe in connection.wait(list(self._pipes), within_s):
-            name = self._pipes[pipe]
+        ready = connection.wait(list(self._pipes), within_s)
+        for pipe, name in list(self._pipes.items()):
+            if pipe not in ready:
+                continue
             try:
                 message = json.loads(pipe.recv_bytes())
             except (EOFError, OSError):

@@ -25,6 +25,7 @@ from sim.validate.agreement import agreement, ranking, spread, transfers_from_re
 from sim.validate.learners import SUPPORTED
 from sim.validate.processes import run_for_real
 from sim.validate.worlds import RealityError
+from sim.world.links import link_of
 from sim.world.rehearsal import rehearse
 
 REAL_S = 50.0  # the longest real run, where nobody chose the compression
@@ -163,7 +164,7 @@ def _one_method(
         raise RealityError(
             f"{label}: {unfit[0]} cannot hold its backbone; only fleets that can work are executed"
         )
-    members = [(device.id, device.member.link, device.member.cell) for device in fleet]
+    members = [(device.id, link_of(device.member), device.member.cell) for device in fleet]
     planned_s, reals, hosts = simulated.summary["virtual_time_s"], [], []
     for number in range(1, repeats + 1):
         name, load = f"{label}, real run {number} of {repeats}", os.getloadavg()[0]

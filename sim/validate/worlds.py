@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ import numpy as np
 import simpy
 
 from sim.kernel.device import Device
-from sim.kernel.learned import resolved
+from sim.kernel.learned import Learned, resolved
+from sim.kernel.learner import Learner
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Payload
+from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.scenario.schema import Scenario
 from sim.simulation import Ended, Simulation
 from sim.validate.clock import RealClock
@@ -36,6 +39,8 @@ class RealityError(ValueError):
 class RealWorld(Simulation):
     """A scenario's world on the wall's clock; what learns is set by whoever lives in it."""
 
+    env: RealClock
+
     def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
         self._speed = speed
         super().__init__(scenario, folder, dry=True)
@@ -45,31 +50,38 @@ class RealWorld(Simulation):
         return RealClock(self._speed)
 
 
+def _travelling(world: Simulation) -> FederatedLearner:
+    """The learner of a method whose model travels: of those executed, the federated ones alone."""
+    learner = world.method.learner
+    assert isinstance(learner, FederatedLearner)
+    return learner
+
+
 # --- a device's process
 
 
-@dataclass
-class RemoteTask:
+@dataclass(eq=False)
+class RemoteTask(ClientTask):
     """A task as a device sees it: the model is there once it has been downloaded."""
 
-    closed: simpy.Event
-    landed: simpy.Event
-    version: int = 0
-    model: Any = None
+    closed: simpy.Event = field(kw_only=True)
+    landed: simpy.Event = field(kw_only=True)
 
 
 class LocalDevice(Device):
-    """The device that lives in this process."""
+    """The device that lives in this process; it has both connections before its day begins."""
+
+    world: DeviceWorld
+    control: Connection
+    data: Connection
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.control: Connection | None = None
-        self.data: Connection | None = None
         self._tasks: dict[int, RemoteTask] = {}
         self._acknowledged: dict[int, simpy.Event] = {}
-        self._present: RemoteTask | None = None
+        self._present: RemoteTask
 
-    def upload(self, payload: Payload) -> Generator:
+    def upload(self, payload: Payload) -> Generator[simpy.Event, Any, None]:
         """Send the payload's bytes; done when the server has said how many of them landed."""
         start_s, self._acknowledged[payload.number] = self.world.env.now, self.world.env.event()
         header = {
@@ -77,19 +89,23 @@ class LocalDevice(Device):
             "records": len(payload.samples),
             "version": payload.version,
         }
-        self.data.send(header, resolved(payload.data))
+        body = resolved(payload.data)
+        assert isinstance(body, bytes)
+        self.data.send(header, body)
         nbytes = yield self._acknowledged[payload.number]
         del self._acknowledged[payload.number]
         self._record("upload", start_s, nbytes, self.power.uplink_w, [payload.number])
 
-    def download(self, nbytes: int) -> Generator:
+    def download(self, nbytes: int) -> Generator[simpy.Event, Any, None]:
         """Receive the model of the present task, which the server sends without being asked."""
         start_s, task = self.world.env.now, self._present
         body, nbytes = yield task.landed
-        task.model = self.world.method.learner.unpacked(self.backbone, body)
+        task.model = _travelling(self.world).unpacked(self.backbone, body)
         self._record("download", start_s, nbytes, self.power.downlink_w)
 
-    def _record(self, kind: str, start_s: float, nbytes: int, watts: float, flows=()) -> None:
+    def _record(
+        self, kind: str, start_s: float, nbytes: int, watts: float, flows: Sequence[int] = ()
+    ) -> None:
         now = self.world.env.now
         self.world.recorder.span(
             self.id, kind, start_s, now, nbytes, 0.0, watts * (now - start_s), "ok", flows
@@ -118,13 +134,14 @@ class LocalDevice(Device):
 
     def _task(self, number: int) -> RemoteTask:
         """By its number: news of a task may come before or after the bytes of its model."""
-        return self._tasks.setdefault(
-            number, RemoteTask(self.world.env.event(), self.world.env.event())
-        )
+        event = self.world.env.event
+        return self._tasks.setdefault(number, RemoteTask(0, None, closed=event(), landed=event()))
 
 
 class RemoteServer(Server):
     """The server as a device's process knows it: what is uploaded is there already."""
+
+    world: DeviceWorld
 
     def receive(self, payload: Payload) -> None:
         """It landed with its last byte."""
@@ -139,10 +156,11 @@ class DeviceWorld(RealWorld):
     """The world of one device's process."""
 
     device_type, server_type = LocalDevice, RemoteServer
+    devices: Sequence[LocalDevice]
 
     def __init__(self, scenario: Scenario, folder: Path, speed: float, me: str) -> None:
         super().__init__(scenario, folder, speed)
-        self.me: LocalDevice = next(device for device in self.devices if device.id == me)
+        self.me = next(device for device in self.devices if device.id == me)
 
     def live(self) -> dict[str, Any]:
         """This device's day; returns what the server needs to know of it."""
@@ -167,12 +185,16 @@ class DeviceWorld(RealWorld):
 
 
 class RemoteDevice(Device):
-    """A device that lives in a process of its own, as the server knows it."""
+    """A device that lives in a process of its own, as the server knows it; it has both
+    connections before its day begins.
+    """
+
+    world: ServerWorld
+    control: Connection
+    data: Connection
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.control: Connection | None = None
-        self.data: Connection | None = None
         self.report: dict[str, Any] = {}
         self.spans: list[dict[str, Any]] | None = None
         self._tasks = 0
@@ -188,19 +210,20 @@ class RemoteDevice(Device):
         if task is None:
             self.control.send({"task": None})
             return
-        learner = self.world.method.learner
+        learner = _travelling(self.world)
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
         self.data.send(
             {"task": number}, learner.packed(learner.part_of(self.backbone, resolved(task.model)))
         )
-        task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
+        if task.closed is not None:
+            task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
     def has(self, task: ClientTask) -> bool:
         """Nobody drops a task here: it has it until it has answered."""
-        return not task.closed.triggered
+        return task.closed is None or not task.closed.triggered
 
-    def download(self, nbytes: int) -> Generator:
+    def download(self, nbytes: int) -> Generator[simpy.Event, Any, None]:
         """Send it what it needs to predict, and wait for its word that this has landed."""
         start_s, watts = self.world.env.now, self.power.downlink_w
         self.data.send({"delivery": self.id}, self.world.shipped(self.backbone))
@@ -236,6 +259,8 @@ class RemoteDevice(Device):
 class LocalServer(Server):
     """The server that lives in this process."""
 
+    world: ServerWorld
+
     def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
         """As simulated, once all who have joined have been heard of: their word may still be on its
         way.
@@ -262,6 +287,7 @@ class ServerWorld(RealWorld):
     """
 
     device_type, server_type = RemoteDevice, LocalServer
+    devices: Sequence[RemoteDevice]
 
     def __init__(self, scenario: Scenario, folder: Path, speed: float) -> None:
         super().__init__(scenario, folder, speed)
@@ -273,10 +299,19 @@ class ServerWorld(RealWorld):
         from sim.validate.learners import shipped
 
         if backbone not in self._shipped:
-            self._shipped[backbone] = shipped(self.method.learner, backbone)
+            learner = self.method.learner
+            assert isinstance(learner, SideTuningLearner)  # no other method delivers anything
+            self._shipped[backbone] = shipped(learner, backbone)
         return self._shipped[backbone]
 
-    def after_update(self, learner, loss, records, first=False, last=False) -> None:
+    def after_update(
+        self,
+        learner: Learner,
+        loss: Learned | None,
+        records: int,
+        first: bool = False,
+        last: bool = False,
+    ) -> None:
         """Count; looking at the model would take real time, so that is left for the end."""
         self.updates += not (first or last)
 
@@ -303,7 +338,7 @@ class ServerWorld(RealWorld):
             self.env.step()
         for device in self.devices:
             device.finished_at_s = device.report["finished_at_s"]
-            for span in device.spans:
+            for span in device.spans or ():
                 self.recorder.span(**span)
         with contextlib.suppress(
             simpy.Interrupt

@@ -102,7 +102,7 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
         charged = {
             name: catalogue.find(as_ if isinstance(as_, str) else as_[name], own) for name in names
         }
-    precision = {
+    precision: dict[str, str] = {
         group.name or f"group-{i}": group.precision for i, group in enumerate(scenario.fleet)
     }
     architectures = {name: architecture(spec) for name, spec in charged.items()}

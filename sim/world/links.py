@@ -161,9 +161,7 @@ def build(
     load = functools.cache(functools.partial(network.profile.load, folder=folder))  # each once
     groups = [group for group in scenario.fleet for _ in range(group.count)]
     for member, group in zip(members, groups, strict=True):
-        if member.link is None:
-            raise NetworkError(f"{member.id} has no link: name one in its group")
-        profile = load(member.link)
+        profile = load(link_of(member))
         up, down = _rates(member.id, group, profile, traces, scenario.links.vary, streams)
         journey, handover_s = None, 0.0
         if group.mobility:
@@ -176,6 +174,13 @@ def build(
             member.id, profile, member.cell, up, down, scenario.links.tcp, journey, handover_s
         )
     return net
+
+
+def link_of(member: Member) -> str:
+    """The link that a member of a scenario's fleet has; NetworkError where there is none."""
+    if member.link is None:
+        raise NetworkError(f"{member.id} has no link: name one in its group")
+    return member.link
 
 
 def _rates(

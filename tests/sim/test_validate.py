@@ -403,6 +403,27 @@ def test_links_are_the_scenarios_and_in_series(two):
     )  # a tenth of a real second for a busy machine
 
 
+def test_a_cell_without_a_rate_one_way_holds_nothing_up_that_way(two):
+    scenario, _ = two()
+    cells = {"home": scenario.cells["home"].model_copy(update={"down": None})}
+    open_ = scenario.model_copy(update={"cells": cells})
+    with listen() as listener:
+        listener.settimeout(5)
+        ports = start_links(
+            open_, Path(), [("a", "wifi-home", "home")], listener.getsockname()[1], 1000.0
+        )
+        device = socket.create_connection(("127.0.0.1", ports["a"]))
+        server, _ = listener.accept()
+        for sender, receiver in ((device, server), (server, device)):
+            sender.sendall(bytes(5000))
+            receiver.settimeout(5)
+            left = 5000
+            while left:
+                left -= len(receiver.recv(left))
+        device.close()
+        server.close()
+
+
 # --- what is compared
 
 

@@ -204,7 +204,7 @@ class FederatedLearner(RealLearner):
         def joined() -> list[int]:
             left_out, is_finite = self.world.host.know(verdict)
             if not is_finite:
-                self.diverged = "weights"
+                self._diverged = "weights"
             return left_out
 
         return joined

@@ -185,7 +185,7 @@ class SideTuningLearner(RealLearner):
             if loss.is_new and not math.isfinite(
                 loss.value
             ):  # it would have ended the interrupted run
-                self.diverged = "loss"
+                self._diverged = "loss"
             return loss
 
         return joined
