@@ -26,7 +26,6 @@ from devices.compute import ComputeModel
 from learning.backbones import assets
 from learning.data.texts import TextDataset
 from network.way import LONGEST_S
-from sim.kernel.absence import note_absence
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.host import Host, single_threaded_torch
 from sim.kernel.journal import Journal
@@ -34,7 +33,7 @@ from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
-from sim.kernel.world import Ended, Scores
+from sim.kernel.world import Ended
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
@@ -45,7 +44,7 @@ from sim.world.task import DividedTask, load_task
 
 if TYPE_CHECKING:
     from sim.kernel.learned import Learned
-    from sim.kernel.learner import Learner
+    from sim.kernel.learner import Learner, Scores
     from sim.results.run import Run
 
 # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
@@ -255,7 +254,7 @@ class Simulation:
             device.outcome = str(stop.cause)
             raise
         finally:
-            note_absence(self, device)
+            device.note_absence()
             self._working.discard(device.id)
             self.server.wake()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import simpy
@@ -23,17 +23,26 @@ from devices.compute import ComputeModel
 from devices.fleet import Member
 from devices.hardware import DeviceProfile
 from devices.power import radio
-from sim.kernel.absence import note_absence
 from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, EnergyMeter, recorded
 from sim.kernel.work import Batch, ClientTask, Payload, Work
 
 if TYPE_CHECKING:
     from sim.kernel.world import World
-    from sim.world.conditions import Conditions
 
 COUNTED = "counted"  # of an answer that went into an update
 MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
+
+
+class WorkConditions(Protocol):
+    """What makes a device's day unlike its profile's (`sim.world.conditions`)."""
+
+    @property
+    def radio_by_rate(self) -> bool:
+        """Whether the radio draws by its rate, where the profile knows how much."""
+
+    def compute(self, work: Work, nominal_s: float) -> Generator:
+        """Let the seconds pass that work of so many nominal ones takes here and now."""
 
 
 class Device:
@@ -62,7 +71,7 @@ class Device:
         self.memory_bytes = (
             profile.memory_bytes if member.memory_bytes is None else member.memory_bytes
         )
-        self.conditions: Conditions | None = None
+        self.conditions: WorkConditions | None = None
         self.meter = EnergyMeter(world.env, self.power.idle_w)
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
@@ -191,11 +200,35 @@ class Device:
 
     # --- there or not; sim/world/availability.py says when
 
+    @property
+    def first_on_s(self) -> float:
+        """The first moment at which it has joined and is on; infinity if there is none."""
+        own, joined_s = self.availability, self.joined_at_s
+        return joined_s if own is None or own.is_on(joined_s) else own.next_change(joined_s)
+
+    def note_absence(self) -> None:
+        """An "offline" (or "empty") span, up to now, of a device that has joined and whose day goes
+        on, or ends now.
+        """
+        if not self.is_on and self.world.is_at_work(self):
+            start_s = max(self.off_since_s, self.first_on_s)
+            if start_s < self.world.env.now:
+                kind = "empty" if "battery" in self.off_for else "offline"
+                self.world.recorder.span(self.id, kind, start_s, self.world.env.now)
+        self.off_since_s = self.world.env.now
+
+    def leave(self, reason: str) -> None:
+        """Go for good: what it is doing ends with the reason as outcome, and nobody waits for
+        it.
+        """
+        self.is_gone = True
+        self.world.interrupt([self], reason)
+
     def go_off(self, why: str = "offline") -> None:
         """Go off, for one more of the reasons in `AWAY`: what it is doing ends now, and a task of
         the server's is dropped.
         """
-        note_absence(self.world, self)
+        self.note_absence()
         self.off_for |= {why}
         if not self.is_on:
             return
@@ -213,7 +246,7 @@ class Device:
         """That reason is gone; without any other be on again: what was begun goes on, and the
         server may ask.
         """
-        note_absence(self.world, self)
+        self.note_absence()
         self.off_for -= {why}
         if self.is_on or self.off_for:
             return

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 from learning.cost.costs import Cost
 from sim.kernel.work import Work
-from sim.kernel.world import Scores, World
+
+Scores = Mapping[str, float | None]
+"""Held-out accuracy by backbone; None says that a model's predictions are not finite."""
 
 
 class Learner(Protocol):
@@ -125,7 +127,14 @@ def _nothing(*args: object, **more: object) -> None:
 L = TypeVar("L")
 
 
-def learner_for(world: World, learner: type[L], *args: object) -> L:
+class MaybeDry(Protocol):
+    """A world, of which a learner's place asks only this."""
+
+    dry: bool
+    """Whether nothing learns."""
+
+
+def learner_for(world: MaybeDry, learner: type[L], *args: object) -> L:
     """The world's learner: `learner(world, *args)`, or what stands for it in a dry run."""
     if world.dry:
         return cast(L, DryLearner(learner))

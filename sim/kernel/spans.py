@@ -15,16 +15,52 @@ import functools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import simpy
 
-if TYPE_CHECKING:
-    from sim.kernel.device import Device, Server
-    from sim.world.charge import Charge
+from sim.kernel.recorder import Recorder
 
 TransferProgress = Callable[[], tuple[float, float, float]]
 AWAY = ("offline", "battery")  # why a device goes that may come back
+
+
+class PowerSource(Protocol):
+    """What an actor draws from, told of every change (a battery: `sim.world.charge`)."""
+
+    def held_j(self) -> float:
+        """What it holds now, J; called before a change."""
+
+    def watch(self) -> None:
+        """Called after a change: it may be empty earlier, or later."""
+
+
+class RecordedWorld(Protocol):
+    """Of a world, what a span needs."""
+
+    @property
+    def env(self) -> simpy.Environment:
+        """The clock; `env.now` is the virtual time, s."""
+
+    @property
+    def recorder(self) -> Recorder:
+        """Keeps the spans."""
+
+
+class Actor(Protocol):
+    """Whose spans are recorded: a device, or the server."""
+
+    @property
+    def id(self) -> str:
+        """What its spans are kept under."""
+
+    @property
+    def world(self) -> RecordedWorld:
+        """Where it acts."""
+
+    @property
+    def meter(self) -> EnergyMeter:
+        """Its power over time."""
 
 
 class Draw:
@@ -58,7 +94,7 @@ class EnergyMeter:
 
     def __init__(self, env: simpy.Environment, idle_w: float) -> None:
         self.env, self.idle_w = env, idle_w
-        self.battery: Charge | None = None
+        self.battery: PowerSource | None = None
         self._open: list[Draw] = []  # the first of them bears the idle power,
         self._bears_since_s = 0.0  # from this moment on
 
@@ -117,7 +153,7 @@ class EnergyMeter:
 
 
 def recorded(
-    who: Device | Server,
+    who: Actor,
     kind: str,
     event: simpy.Event,
     watts: float,
@@ -158,11 +194,11 @@ def recorded(
 
 
 @contextmanager
-def waiting(device: Device) -> Iterator[None]:
+def waiting(device: Actor) -> Iterator[None]:
     """Record that a device waits, idle, while the server works for it; one that is stopped takes
     its batch along.
     """
-    env, draw, outcome = device.world.env, device.meter.begin(device.power.idle_w), "ok"
+    env, draw, outcome = device.world.env, device.meter.begin(device.meter.idle_w), "ok"
     try:
         yield
     except simpy.Interrupt as stop:

@@ -6,7 +6,7 @@ is the world that runs on a simulated clock, `sim.validate.worlds` has those tha
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sim.kernel.host import Host
     from sim.kernel.learned import Learned
     from sim.kernel.learner import Learner
-    from sim.kernel.method import Method
     from sim.kernel.recorder import Recorder
     from sim.kernel.server import Server
     from sim.kernel.streams import Streams
@@ -149,7 +148,6 @@ class World(Protocol):
     streams: Streams
     """All randomness, by name."""
     server: Server
-    method: Method
     host: Host
     """Where learning is computed, and kept for a resumed run."""
     recorder: Recorder
@@ -220,7 +218,3 @@ class World(Protocol):
 
     def on_prepare(self, backbone: str, done: int, total: int) -> None:
         """Told of progress while a learner prepares what the run will need."""
-
-
-Scores = Mapping[str, float | None]
-"""Held-out accuracy by backbone; None says that a model's predictions are not finite."""

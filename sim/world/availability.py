@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from devices import availability as models
 from inputs.files import located
-from sim.kernel.absence import first_on_s, leave
 from sim.scenario.availability import AnyAvailability, Diurnal, DropOut, Traced
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def give(world: World, how: AnyAvailability | None, folder: Path) -> None:
         device.availability = own(device.id)
         if not device.availability.is_on(0.0):
             device.go_off()
-        if first_on_s(device) == inf and device.outcome == "ok":
+        if device.first_on_s == inf and device.outcome == "ok":
             device.outcome = "never-ready"
 
 
@@ -74,7 +73,7 @@ def start(world: World, drop_out: DropOut | None) -> None:
             drop_out is not None
             and (at_s := _leaving_s(world.streams, device, drop_out, index)) < inf
         ):
-            world.env.timeout(at_s).callbacks.append(functools.partial(_leave, world, device))
+            world.env.timeout(at_s).callbacks.append(functools.partial(_leave, device))
 
 
 def may_stall(world: World) -> bool:
@@ -93,7 +92,7 @@ def _come_and_go(world: World, device: Device, own: models.Availability) -> Gene
         if not is_on:
             device.go_off()
             if own.next_change(at_s) == inf:
-                leave(world, device, "never-back")
+                device.leave("never-back")
         else:
             device.come_on()
 
@@ -111,6 +110,6 @@ def _leaving_s(streams: Streams, device: Device, how: DropOut, index: int) -> fl
     return device.joined_at_s + when * how.within if is_leaving else inf
 
 
-def _leave(world: World, device: Device, _event: object) -> None:
+def _leave(device: Device, _event: object) -> None:
     if not device.is_gone:
-        leave(world, device, "dropped")
+        device.leave("dropped")

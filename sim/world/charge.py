@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import simpy
 
 from devices.battery import Battery, Charger, TopUp
-from sim.kernel.absence import leave
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -133,7 +132,7 @@ class Charge:
         if back_in_s < math.inf:
             self._look_in(back_in_s)
         else:
-            leave(self.device.world, self.device, "never-charged")
+            self.device.leave("never-charged")
 
 
 def charge_of(device: Device, capacity_j: float, settings: BatterySettings, share: float) -> Charge:
