@@ -22,6 +22,7 @@ PAGES = ["python", "add_a_device", "add_a_link", "add_a_data_set"]
 HERE = {status.asset.name for status in assets.status() if status.present}
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.fetched,
     pytest.mark.skipif(not {"minilm", "trec-questions"} <= HERE, reason="needs `mobifleet fetch`"),
 ]

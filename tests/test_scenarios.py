@@ -167,6 +167,7 @@ def real_run(scenario: Scenario, out: Path) -> dict:
     return run_scenario(scenario, out, SCENARIOS, figures=False).summary
 
 
+@pytest.mark.thorough
 @pytest.mark.fetched
 def test_quickstart_learns_far_more_than_the_commonest_class(quickstart):
     task = load_task(read("quickstart"), Streams(0), SCENARIOS, dry=False)
