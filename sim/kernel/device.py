@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,13 +26,27 @@ from devices.hardware import DeviceProfile
 from devices.power import radio
 from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, EnergyMeter, recorded
-from sim.kernel.work import Batch, ClientTask, Payload, Work
+from sim.kernel.work import Batch, ClientTask, Work
 
 if TYPE_CHECKING:
     from sim.kernel.world import World
 
 COUNTED = "counted"  # of an answer that went into an update
 MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What an upload carries: its number in the run, who sent how many records, its size, and
+    (unless dry) its bytes, or the `Learned` that will be these.
+    """
+
+    number: int
+    sender: Device
+    samples: np.ndarray
+    nbytes: int
+    data: Any = field(default=None, repr=False)
+    version: int = 0
 
 
 class WorkConditions(Protocol):

@@ -12,10 +12,10 @@ import simpy
 
 from devices.compute import ComputeModel
 from devices.hardware import DeviceProfile
-from sim.kernel.device import COUNTED, Device
+from sim.kernel.device import COUNTED, Device, Payload
 from sim.kernel.learned import joined
 from sim.kernel.spans import EnergyMeter, recorded
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 
 if TYPE_CHECKING:
     from sim.kernel.learner import Learner

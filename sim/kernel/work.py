@@ -1,20 +1,15 @@
-"""What devices and the server do and exchange: pieces of work, batches, payloads, and tasks that
-the server assigns.
-"""
+"""What devices and the server do: pieces of work, batches, and tasks that the server assigns."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import simpy
 
 from learning.cost.costs import Cost
-
-if TYPE_CHECKING:
-    from sim.kernel.device import Device
 
 
 @dataclass(frozen=True)
@@ -33,20 +28,6 @@ class Batch:
 
     samples: np.ndarray
     ready_s: float
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What an upload carries: its number in the run, who sent how many records, its size, and
-    (unless dry) its bytes, or the `Learned` that will be these.
-    """
-
-    number: int
-    sender: Device
-    samples: np.ndarray
-    nbytes: int
-    data: Any = field(default=None, repr=False)
-    version: int = 0
 
 
 @dataclass(eq=False)

@@ -8,10 +8,10 @@ import functools
 from collections.abc import Generator
 from typing import Any
 
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload
+from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from learning.data.texts import TextDataset
+from sim.kernel.device import Payload
 from sim.kernel.learned import resolved
-from sim.kernel.work import Payload
 from sim.scenario import registry
 from sim.scenario.schema import Scenario
 from sim.simulation import Simulation

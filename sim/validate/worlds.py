@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import simpy
 
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned, resolved
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload
+from sim.kernel.work import ClientTask
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.scenario.schema import Scenario

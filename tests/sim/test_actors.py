@@ -14,11 +14,11 @@ from devices.fleet import Member
 from learning.cost.costs import Cost
 from network.profile import LinkProfile
 from network.topology import Network
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.host import Host
 from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 
 TX2 = devices.profile.load("jetson-tx2")
 LINK = LinkProfile("line", up_bps=8000.0, down_bps=16000.0, latency_s=0.5, overhead_s=0.25)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sim.kernel.work import Payload
+from sim.kernel.device import Payload
 from sim.methods import METHODS
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.testing import check_method

@@ -17,10 +17,11 @@ from pydantic import Field, model_validator
 from learning.cost.costs import Cost
 from learning.federated.aggregation import ServerOptimiser, Staleness
 from learning.federated.local_training import LocalTraining
+from sim.kernel.device import Payload
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings

@@ -17,9 +17,9 @@ from pydantic import Field
 from learning.cost.costs import Cost
 from learning.cost.count_forward_only import lora_maps
 from learning.federated.aggregation import flex_lora_flop
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.flex_lora_learner import FlexLoRALearner
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft

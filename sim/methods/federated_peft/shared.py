@@ -15,10 +15,10 @@ from inputs.units import Seconds, format_seconds
 from learning.cost.costs import Cost
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.on_call import InRounds, OnCall

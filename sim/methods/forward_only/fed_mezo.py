@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from learning.federated.forward_gradient import PROBE_BYTES
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import FedMezoLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves

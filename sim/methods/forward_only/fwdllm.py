@@ -15,9 +15,9 @@ from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.federated.forward_gradient import PROBE_BYTES, warm_up_then_linear
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.methods.forward_only.learner import FwdLLMLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
 

@@ -21,9 +21,9 @@ from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_split import PassCounts
 from learning.federated.aggregation import ServerOptimiser
 from learning.federated.forward_gradient import deal
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import SpryLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings

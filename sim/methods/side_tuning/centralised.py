@@ -18,10 +18,10 @@ import simpy
 from pydantic import Field
 
 from learning.side.config import SideShape
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.reference_learners import ServerLearner
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings, shape_over

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from learning.side.full_activations import encoded_nbytes
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.side_tuning.shared import SideTuning

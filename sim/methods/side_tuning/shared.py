@@ -14,10 +14,10 @@ from pydantic import Field
 from learning.side.activations import encoded_nbytes
 from learning.side.config import SideNetworkConfig, SideShape, shape_for
 from learning.side.taps import sample
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache

@@ -12,8 +12,9 @@ from collections.abc import Generator
 from typing import Literal
 
 from learning.side.config import shape_for
+from sim.kernel.device import Payload
 from sim.kernel.server import Server
-from sim.kernel.work import Payload, Work
+from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.reference_learners import SeparateLearner

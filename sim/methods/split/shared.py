@@ -12,11 +12,11 @@ from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
-from sim.kernel.device import Device
+from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.spans import waiting
-from sim.kernel.work import ClientTask, Payload, Work
+from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.on_call import InRounds
 from sim.methods.split.charging import Charging
