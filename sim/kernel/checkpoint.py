@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+
+from sim.kernel.writing import Json
 
 RECORDS = {
     "ServerMoments": "learning.federated.aggregation",
@@ -24,12 +26,26 @@ RECORDS = {
 }  # the dataclasses that values may hold
 
 
+@runtime_checkable
+class Tensor(Protocol):
+    """What is asked of torch's tensors, which only learning imports."""
+
+    def detach(self) -> Tensor:
+        """Without its history."""
+
+    def clone(self) -> Tensor:
+        """A copy in memory of its own."""
+
+    def numpy(self) -> np.ndarray:
+        """The same memory as an array."""
+
+
 class Packed:
     """Values by their keys, ready to be written: references only, nothing is copied."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, object]) -> None:
         self._arrays: dict[str, np.ndarray] = {}
-        self._names: dict[tuple, str] = {}
+        self._names: dict[tuple[object, ...], str] = {}
         self._index = {key: self._plain(value) for key, value in values.items()}
 
     @property
@@ -40,11 +56,10 @@ class Packed:
     def write(self, path: Path, position: int, notes: int) -> None:
         """Write everything, with a checksum."""
         header = {"position": str(position), "notes": str(notes), "index": json.dumps(self._index)}
-        save_file(
-            self._arrays, path, {**header, "crc32": _sum(header, self._arrays, self._arrays.get)}
-        )
+        crc32 = _sum(header, self._arrays, self._arrays.__getitem__)
+        save_file(self._arrays, path, {**header, "crc32": crc32})
 
-    def _plain(self, value: Any) -> list:
+    def _plain(self, value: object) -> list[Json]:
         """[what it is, ...]: what JSON can hold of a value, with names for its arrays."""
         if value is None or isinstance(value, bool | int | float | str):
             return ["is", value]
@@ -54,14 +69,13 @@ class Packed:
             return ["array", self._name(value)]
         if isinstance(value, Mapping):
             return ["dict", [[self._plain(name), self._plain(one)] for name, one in value.items()]]
-        if type(value) in (list, tuple):
+        if isinstance(value, list | tuple) and type(value) in (list, tuple):
             return [type(value).__name__, [self._plain(one) for one in value]]
         if type(value).__name__ in RECORDS:
             return [type(value).__name__, [self._plain(one) for one in vars(value).values()]]
-        return [
-            "tensor",
-            self._name(value.detach().numpy()),
-        ]  # a tensor, or a value that no learner may store
+        if isinstance(value, Tensor):
+            return ["tensor", self._name(value.detach().numpy())]
+        raise TypeError(f"no learner may store a value of the type {type(value).__name__}")
 
     def _name(self, array: np.ndarray) -> str:
         where = (array.ctypes.data, array.dtype.str, array.shape, array.strides)
@@ -78,7 +92,8 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._shared = path, weakref.WeakValueDictionary()
+        self._path = path
+        self._shared: weakref.WeakValueDictionary[str, Tensor] = weakref.WeakValueDictionary()
         try:
             with safe_open(path, framework="numpy") as file:
                 header = dict(file.metadata())
@@ -94,29 +109,35 @@ class Checkpoint:
     def __contains__(self, key: str) -> bool:
         return key in self._index
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> object:
         with safe_open(self._path, framework="pt") as file:
-            return self._value(file, *self._index[key])
+            return self._value(file.get_tensor, self._index[key])
 
-    def _value(self, file: Any, what: str, content: Any) -> Any:
-        if what == "is":
-            return content
-        if what in ("bytes", "array"):
-            array = file.get_tensor(content).numpy().copy()
-            return array.tobytes() if what == "bytes" else array
-        if what == "tensor":
-            if content not in self._shared:
-                self._shared[content] = tensor = file.get_tensor(
-                    content
-                ).clone()  # not the file's own memory
-                return tensor
-            return self._shared[content]
-        if what == "dict":
-            return {self._value(file, *name): self._value(file, *one) for name, one in content}
-        made = [self._value(file, *one) for one in content]
-        if what in ("list", "tuple"):
-            return made if what == "list" else tuple(made)
-        return getattr(import_module(RECORDS[what]), what)(*made)
+    def _value(self, tensor_of: Callable[[str], Tensor], packed: Json) -> object:
+        match packed:
+            case ["is", content]:
+                return content
+            case ["bytes", str(name)]:
+                return tensor_of(name).numpy().tobytes()
+            case ["array", str(name)]:
+                return tensor_of(name).numpy().copy()
+            case ["tensor", str(name)]:
+                shared = self._shared.get(name)
+                if shared is None:  # a copy, which is not the file's own memory
+                    self._shared[name] = shared = tensor_of(name).clone()
+                return shared
+            case ["dict", list(pairs)]:
+                return {
+                    self._value(tensor_of, pair[0]): self._value(tensor_of, pair[1])
+                    for pair in pairs
+                    if isinstance(pair, list)
+                }
+            case [str(what), list(content)]:
+                made = [self._value(tensor_of, one) for one in content]
+                if what in ("list", "tuple"):
+                    return made if what == "list" else tuple(made)
+                return getattr(import_module(RECORDS[what]), what)(*made)
+        raise ValueError(f"{self._path}: {packed!r} is nothing that was written")
 
 
 def _sum(

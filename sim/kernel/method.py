@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import ClassVar, Protocol
 
+import simpy
 from pydantic import BaseModel
 
 from sim.kernel.device import Device
@@ -19,10 +20,10 @@ class Method(Protocol):
     """Its settings; their `kind` is what a scenario calls the method."""
     learner: Learner
 
-    def device(self, device: Device) -> Generator:
+    def device(self, device: Device) -> Generator[simpy.Event, None, None]:
         """All that a device does from its joining to its end."""
 
-    def server(self, server: Server) -> Generator:
+    def server(self, server: Server) -> Generator[simpy.Event, None, None]:
         """All that the server does from the start to the end of the training."""
 
     def peak_bytes(self, device: Device) -> int:

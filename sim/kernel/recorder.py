@@ -32,14 +32,17 @@ _METRIC_TYPES = {
 }
 
 
+Span = tuple[str, str, float, float, int, float, float, str, tuple[int, ...]]
+
+
 class Recorder:
     """Collects a run's spans (who did what from when to when) and metrics (a number at a
     moment).
     """
 
     def __init__(self) -> None:
-        self._spans: list[tuple] = []
-        self._metrics: list[tuple] = []
+        self._spans: list[Span] = []
+        self._metrics: list[tuple[float, str, float, str]] = []
         self.uplink_bytes = 0
         self.downlink_bytes = 0
 
@@ -128,7 +131,7 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _table(rows: list[tuple], types: dict[str, pa.DataType]) -> pa.Table:
+def _table(rows: Sequence[tuple[object, ...]], types: dict[str, pa.DataType]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else [()] * len(types)
     return pa.table(
         {

@@ -5,7 +5,6 @@ that were not finite.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 
 class Tally:
@@ -15,7 +14,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.rounds = self.without_answer = self.left_out = 0
-        self.diverged: dict[str, Any] | None = None
+        self.diverged: dict[str, str | int | float] | None = None
         self.missed: Counter[str] = Counter()
         self._of_this_round: list[str] = []
 

@@ -10,9 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from safetensors import SafetensorError
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+"""What JSON can hold."""
 
 
 class CannotWrite(ValueError):
@@ -55,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write JSON durably: flushed to the disk before it takes the place of what was there."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(data, file, indent=2)

@@ -59,7 +59,7 @@ def test_values_come_back_to_the_bit_and_share_what_they_shared(tmp_path):
     assert np.array_equal(read["array"], values["array"]) and read["array"].dtype == np.int64
     assert torch.equal(read["moments"].m["w"], shared + 1)
     assert read["plain"] == values["plain"]
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="no learner may store"):
         Packed({"object": object()})
 
 
