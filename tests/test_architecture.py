@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
+import networkx
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
@@ -71,6 +73,40 @@ def test_the_contracts_of_import_linter_hold():
     )
     assert found.returncode == 0, found.stdout + found.stderr
     assert "3 kept, 0 broken" in found.stdout
+
+
+def circles(*packages: str, **how: bool) -> list[set[str]]:
+    """Files that import one another in a circle, each with all that it is tangled with: imports
+    inside functions count, and those of types alone unless `how` leaves them out.
+    """
+    graph = grimp.build_graph(*packages, cache_dir=None, **how)
+    arrows = networkx.DiGraph(
+        (module, other)
+        for module in graph.modules
+        for other in graph.find_modules_directly_imported_by(module)
+    )
+    return [found for found in networkx.strongly_connected_components(arrows) if len(found) > 1]
+
+
+def test_a_circle_is_found_wherever_in_the_files_its_imports_stand(tmp_path, monkeypatch):
+    (tmp_path / "ring").mkdir()
+    files = {
+        "__init__": "",
+        "a": "from ring import b",
+        "b": "def later():\n    from ring.c import late",
+        "c": "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from ring.a import A",
+        "d": "import ring.a",
+    }
+    for name, text in files.items():
+        (tmp_path / "ring" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert circles("ring") == [{"ring.a", "ring.b", "ring.c"}]
+    assert not circles("ring", exclude_type_checking_imports=True)
+
+
+def test_files_import_one_another_in_a_circle_for_types_alone_and_at_most_three():
+    assert not circles(*PACKAGES, exclude_type_checking_imports=True)
+    assert not [found for found in circles(*PACKAGES) if len(found) > 3]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
