@@ -8,6 +8,9 @@ import functools
 from collections.abc import Generator
 from typing import Any
 
+import numpy as np
+
+from learning.cost.costs import Cost
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
@@ -35,6 +38,34 @@ class OnCall:
         """The seed of what is random in a device's work on a task."""
         return self.world.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
 
+    def batches(self, device: Device, task: ClientTask, count: int) -> list[np.ndarray]:
+        """So many batches of the device's texts, which are shuffled anew whenever all have been
+        used.
+        """
+        rng, size = (
+            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
+            self.config.device_batch,
+        )
+        made: list[np.ndarray] = []
+        while len(made) < count:
+            order = rng.permutation(device.samples)
+            made += [order[start : start + size] for start in range(0, len(order), size)]
+        return made[:count]
+
+    def steps(self, device: Device, epochs: int) -> int:
+        """How many batches so many epochs of the device are."""
+        return epochs * -(-len(device.samples) // self.config.device_batch)
+
+    def model_of(self, device: Device) -> Any:
+        """Which of the learner's models the device trains: a backbone's name, unless a method has
+        several of a backbone.
+        """
+        return device.backbone
+
+    def of_each(self, answers: list[Payload]) -> tuple[list[Any], list[Any]]:
+        """Of each answer, which model trained it and what it carries."""
+        return [self.model_of(p.sender) for p in answers], [p.data for p in answers]
+
 
 class InRounds(OnCall):
     """The server asks a cohort round by round; a method adds `client_round` and `server_round`."""
@@ -59,3 +90,10 @@ class InRounds(OnCall):
     ) -> Generator[Any, Any, list[Payload]]:
         """Ask the cohort and make an update of what comes; returns the answers that counted."""
         raise NotImplementedError
+
+
+def mean_and_step(nbytes: float) -> Cost:
+    """Of a mean and a step on so many bytes of float32: four FLOP a number, each read and
+    written.
+    """
+    return Cost(float(nbytes), 2.0 * nbytes)

@@ -48,3 +48,13 @@ class TrainableSettings(Settings):
     def trains(self) -> str:
         """lora, adapter, bitfit, full or head."""
         return self.peft
+
+    @property
+    def size(self) -> tuple[Any, ...]:
+        """What of it tells the size of what is trained: what costs are counted with."""
+        return self.rank, self.bottleneck, self.target_modules
+
+    def classifier(self, head: str) -> tuple[Any, ...]:
+        """What a `FederatedLearner` builds its `TrainableClassifier` of."""
+        sizes = (self.rank, self.alpha, self.bottleneck)
+        return self.trains, self.readout, *sizes, head, self.target_modules

@@ -148,7 +148,8 @@ def warm_up(learner: Learner, device: Device | None) -> None:
         from learning.federated.local_training import LocalTraining
 
         settings = LocalTraining(1, 2, 1e-9, 0.0, "adamw", 0.0)
-        learner.train(device.backbone, device.samples[:2], learner.state, settings, 0)
+        how = (device.backbone, device.samples[:2], learner.state, settings, 0)
+        learner.client(FedAvg.client_update, *how)
     elif isinstance(learner, AtServer):
         _warm_up_side_tuning(learner)
 

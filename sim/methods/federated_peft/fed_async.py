@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from learning.cost.costs import Cost
 from learning.federated.aggregation import ServerOptimiser, Staleness
 from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Payload
@@ -25,6 +23,7 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
+from sim.methods.on_call import mean_and_step
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
@@ -116,10 +115,9 @@ class FedAsync(FederatedPeft):
         return learner_for(self.world, FedAsyncLearner, *self.learner_args, self.config)
 
     @property
-    def training(self) -> Callable[..., object]:
+    def client_update(self) -> Callable[..., State]:
         """FedBuff's devices send what they changed."""
-        is_buffered = self.config.kind == "fedbuff"
-        return self.learner.train_delta if is_buffered else self.learner.train
+        return changed if self.config.kind == "fedbuff" else locally_trained
 
     def server(self, server: Server) -> Generator:
         """Keep so many devices at work; apply what lands, in its order."""
@@ -161,9 +159,8 @@ class FedAsync(FederatedPeft):
             self.world.recorder.metric(
                 self.world.env.now, "staleness", staleness, payload.sender.member.device
             )
-        numbers = sum(payload.nbytes / 4 for payload in buffer)
-        parts = ([p.sender.backbone for p in buffer], [p.data for p in buffer], stale)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.apply, *parts)
+        cost = mean_and_step(sum(payload.nbytes for payload in buffer))
+        return self.learner.work(cost, self.learner.apply, *self.of_each(buffer), stale)
 
 
 class FedAsyncLearner(FederatedLearner):
@@ -174,10 +171,6 @@ class FedAsyncLearner(FederatedLearner):
     def __init__(self, world: World, *model: Any) -> None:
         *model, self._config = model
         super().__init__(world, *model)
-
-    def train_delta(self, backbone: str, samples: np.ndarray, state: Learned, *how: Any) -> Learned:
-        """What a device's training changed, as bytes."""
-        return self.client(changed, backbone, samples, state, *how)
 
     def apply(
         self, backbones: Sequence[str], sent: Sequence[Learned], stalenesses: Sequence[int]

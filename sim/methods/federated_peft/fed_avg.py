@@ -8,14 +8,14 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from learning.federated.aggregation import ServerOptimiser
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 
 if TYPE_CHECKING:
@@ -56,8 +56,10 @@ class FedAvg(SynchronousPeft):
             """As the kind says."""
             return self.kind.removeprefix("fedavg-")
 
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+
     def new_learner(self) -> FedAvgLearner:
-        """Local training on devices (`locally_trained`), `server_update` at the server."""
+        """`server_update` at the server."""
         return learner_for(
             self.world, FedAvgLearner, *self.learner_args, self.config.server_optimiser
         )

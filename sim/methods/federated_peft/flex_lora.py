@@ -10,20 +10,45 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.cost.count_forward_only import lora_maps
-from learning.federated.aggregation import flex_lora_flop
+from learning.federated.aggregation import cut_rank, flex_lora, flex_lora_flop
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.flex_lora_learner import FlexLoRALearner
+from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 from sim.scenario.complaints import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.backbones.tokens import Tokens
+    from sim.kernel.learned import Learned
+
+Model = tuple[str, int]  # a backbone and the rank of its LoRA
+
+
+def server_update(
+    state: Mapping[str, Tensor],
+    memory: Any,
+    answers: Sequence[Mapping[str, Tensor]],
+    kept: Sequence[int],
+    weights: Sequence[float],
+    scalings: Sequence[float],
+    whole: tuple[int, float],
+) -> tuple[dict[str, Tensor], Any]:
+    """The mean of the dense updates, decomposed into LoRA of the `whole` (rank, scaling)."""
+    mine = ([weights[k] for k in kept], [scalings[k] for k in kept])
+    (mean,) = flex_lora(answers, *mine, [whole])
+    return {**state, **mean}, memory
 
 
 class FlexLoRA(SynchronousPeft):
@@ -50,6 +75,8 @@ class FlexLoRA(SynchronousPeft):
         def trains(self) -> str:
             """LoRA, always."""
             return "lora"
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
 
     def __init__(self, config: Config, world: World) -> None:
         names = {
@@ -83,7 +110,7 @@ class FlexLoRA(SynchronousPeft):
         ranks, member = self.config.ranks, device.member
         return ranks.get(member.group, ranks.get(member.device, self.config.rank))
 
-    def model_of(self, device: Device) -> tuple[str, int]:
+    def model_of(self, device: Device) -> Model:
         """A backbone with LoRA of a rank."""
         return device.backbone, self.rank_of(device)
 
@@ -112,3 +139,82 @@ class FlexLoRA(SynchronousPeft):
             default=0.0,
         )
         return Work(work.cost + Cost(flop), work.run)
+
+
+class FlexLoRALearner(FederatedLearner):
+    """Real LoRA of each device's own rank; `devices` says how many devices have each (backbone,
+    rank).
+
+    The server's state has the greatest rank, its directions in the order of their strength, so that
+    what a device downloads, the best approximation of its rank, is the first part of it. `alpha`
+    None stands for each model's own rank.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        devices: Counter[Model],
+        alpha: float | None,
+        readout: str,
+        bottleneck: int,
+        head: str,
+        target_modules: Sequence[str] | str | None = None,
+    ) -> None:
+        from learning.federated.trainable import TrainableClassifier
+
+        self.devices, self.alpha = devices, alpha
+        self.greatest = max(rank for _, rank in devices)
+        size = (alpha or self.greatest, bottleneck, head, target_modules)
+        super().__init__(world, "lora", readout, self.greatest, *size)
+        seed, whole = world.streams.seed64("server/model") % 2**31, self.models
+        self.models = {}
+        for name, rank in sorted(devices):
+            size = (rank, alpha or rank, bottleneck, seed)
+            model = TrainableClassifier(
+                *(world.costing.learned[name], "lora", world.task.classes, readout, *size),
+                head=head,
+                target_modules=target_modules,
+            )
+            for own, shared in zip(model.parameters(), whole[name].parameters(), strict=True):
+                if not own.requires_grad:
+                    own.data = (
+                        shared.data
+                    )  # the frozen weights are in memory once, whatever the ranks
+            self.models[name, rank] = model
+
+    def scaling(self, rank: int) -> float:
+        """The factor before B A."""
+        return (self.alpha or rank) / rank
+
+    def tokens(self, model: Any, samples: np.ndarray) -> Tokens:
+        """The samples as the tokens of a model's backbone."""
+        return super().tokens(model[0], samples)
+
+    def part_of(self, model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The server's state cut to a model's depth and rank."""
+        own, rank = super().part_of(model, state), model[1]
+        return cut_rank(own, rank, self.scaling(self.greatest), self.scaling(rank))
+
+    def aggregate(
+        self,
+        models: Sequence[Model],
+        received: Learned,
+        states: Sequence[Learned],
+        weights: Sequence[float],
+    ) -> Callable[[], list[int]]:
+        """The mean of the dense updates, decomposed; what nobody sent stays. Gives the places of
+        what is not finite.
+        """
+        scalings = [self.scaling(rank) for _, rank in models]
+        whole = (self.greatest, self.scaling(self.greatest))
+        return self.serve(server_update, models, states, weights, scalings, whole)
+
+    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[str, float | None]:
+        """Of every backbone: the mean over its devices, each with the model of its rank."""
+        scores: dict[str, list[float | None]] = {}
+        for (name, rank), score in super()._scores_of(state).items():
+            scores.setdefault(name, []).extend([score] * self.devices[name, rank])
+        return {
+            name: None if None in mine else math.fsum(mine) / len(mine)
+            for name, mine in scores.items()
+        }

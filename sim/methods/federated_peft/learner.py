@@ -98,12 +98,6 @@ class FederatedLearner(RealLearner):
 
         return restrict(state, self.models[backbone].trainable_parameters())
 
-    def train(
-        self, backbone: str, samples: np.ndarray, state: Learned, settings: LocalTraining, seed: int
-    ) -> Learned:
-        """What a device makes of the state it received, from its own texts, as bytes."""
-        return self.client(locally_trained, backbone, samples, state, settings, seed)
-
     def client(
         self,
         update: Callable[..., Any],
@@ -162,17 +156,28 @@ class FederatedLearner(RealLearner):
         sent: Any,
         *how: Any,
     ) -> tuple:
+        answers, kept, left_out = self.finite(state, backbones, sent)
+        if kept:
+            state, memory = update(state, memory, answers, kept, *how)
+        return state, memory, verdict_on(state, left_out)
+
+    def finite(
+        self, state: Mapping[str, Tensor], backbones: Sequence[Any], sent: Sequence[bytes]
+    ) -> tuple[list[Any], list[int], list[int]]:
+        """The finite ones of what was sent, unpacked; their places, and those of the others."""
         pairs = zip(backbones, sent, strict=True)
-        several = [self._states_in(name, data) for name, data in pairs]
+        several = [self.received(state, name, data) for name, data in pairs]
         whole = [{(i, n): t for i, one in enumerate(s) for n, t in one.items()} for s in several]
         kept, left_out = sorted_out(whole)
         answers = [states[0] if len(states) == 1 else states for states in several]
-        if kept:
-            state, memory = update(state, memory, [answers[k] for k in kept], kept, *how)
-        return state, memory, verdict_on(state, left_out)
+        return [answers[k] for k in kept], kept, left_out
 
-    def _states_in(self, backbone: Any, data: bytes) -> list[dict[str, Tensor]]:
-        """The states that a client update sent, in their order: each is as long as the first."""
+    def received(
+        self, state: Mapping[str, Tensor], backbone: Any, data: bytes
+    ) -> list[dict[str, Tensor]]:
+        """What a server whose model is `state` makes of what a client update sent: its states, in
+        their order. Each is as long as the first.
+        """
         size = len(self.packed(self.models[backbone].trainable_parameters()))
         return [
             self.unpacked(backbone, data[start : start + size])

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,8 @@ from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner
-from sim.methods.on_call import InRounds, OnCall
+from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
+from sim.methods.on_call import InRounds, OnCall, mean_and_step
 from sim.methods.trained import TrainableSettings
 
 LEARNING_RATES = {
@@ -77,6 +77,8 @@ class FederatedPeft(OnCall):
     """
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+    """(client, state, settings, seed) -> what the device sends, a pure function."""
 
     def __init__(self, config: PeftSettings, world: World) -> None:
         self.config, self.world, self.peft = config, world, config.trains
@@ -98,30 +100,16 @@ class FederatedPeft(OnCall):
             )
             for device in {self.model_of(device): device for device in world.devices}.values()
         }
-        self.learner_args = (
-            *(self.peft, config.readout, config.rank, config.alpha, config.bottleneck),
-            *(config.head, config.target_modules),
-        )
+        self.learner_args = config.classifier(config.head)
         self.learner = self.new_learner()
 
     def new_learner(self) -> FederatedLearner:
         """What learns."""
         return learner_for(self.world, FederatedLearner, *self.learner_args)
 
-    @property
-    def training(self) -> Callable[..., object]:
-        """The learner's verb for what a device does with the model that it received."""
-        return self.learner.train
-
     def rank_of(self, device: Device) -> int:
         """The rank of the device's LoRA."""
         return self.config.rank
-
-    def model_of(self, device: Device) -> Any:
-        """Which of the learner's models the device trains: a backbone's name, unless a method has
-        several of a backbone.
-        """
-        return device.backbone
 
     def nbytes(self, device: Device) -> int:
         """What a round carries each way: the trainable part of the device's model."""
@@ -158,9 +146,8 @@ class FederatedPeft(OnCall):
             Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak),
             self.seed(device, task.version),
         )
-        return self.learner.work(
-            cost, self.training, model, device.samples, task.model, self.settings, seed
-        )
+        how = (model, device.samples, task.model, self.settings, seed)
+        return self.learner.work(cost, self.learner.client, self.client_update, *how)
 
     def alone_s(self, device: Device) -> float:
         """Nominal seconds of a round of the device when nobody else sends: download, training,
@@ -211,13 +198,7 @@ class SynchronousPeft(InRounds, FederatedPeft):
 
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The server's mean and step: a few passes over the numbers."""
-        numbers = sum(payload.nbytes / 4 for payload in answers)
+        cost = mean_and_step(sum(payload.nbytes for payload in answers))
         weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
-        return self.learner.work(
-            Cost(4 * numbers, 8 * numbers),
-            self.learner.aggregate,
-            [self.model_of(p.sender) for p in answers],
-            sent,
-            [p.data for p in answers],
-            weights,
-        )
+        models, data = self.of_each(answers)
+        return self.learner.work(cost, self.learner.aggregate, models, sent, data, weights)

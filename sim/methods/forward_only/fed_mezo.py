@@ -9,24 +9,50 @@ seeds and scalars of the rounds it missed, or downloads the model again where th
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Literal
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from learning.federated.forward_gradient import PROBE_BYTES
+from learning.federated.aggregation import fed_avg
+from learning.federated.forward_gradient import (
+    PROBE_BYTES,
+    Probe,
+    decode_probes,
+    mezo_steps,
+    replay,
+)
 from sim.kernel.device import Device, Payload
+from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.forward_only.learner import FedMezoLearner
+from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    State = Mapping[str, Tensor]
+
+
+def client_update(
+    client: ForwardClient, state: State, seed: int, learning_rate: float, eps: float
+) -> list[Probe]:
+    """A step a batch along a direction of the seed's; the probes stand for the model after them."""
+    own = client.part_of(state)
+    return mezo_steps(client.losses, own, seed, learning_rate, eps)[1]
+
+
+def server_update(
+    state: State, memory: Any, answers: Sequence[State], kept: Sequence[int]
+) -> tuple[State, Any]:
+    """The mean of the devices' models, which the server has made of their probes."""
+    return fed_avg(state, answers, [1.0] * len(answers)), memory
 
 
 class FedMezo(ForwardOnly):
     """SPSA steps on devices, averaged every round, with shared seeds."""
-
-    Learner = FedMezoLearner
 
     class Config(ForwardOnlySettings):
         """Settings of FedMeZO."""
@@ -48,6 +74,11 @@ class FedMezo(ForwardOnly):
         super().__init__(config, world)
         self.probes_of_round: list[int] = []
         self.known: dict[str, int] = {}  # the version of the server's model that a device has
+
+    def new_learner(self) -> FedMezoLearner:
+        """Probes from devices (`client_update`), `server_update` at the server."""
+        peft = self.config.classifier("linear")
+        return learner_for(self.world, FedMezoLearner, self.config.learning_rate, *peft)
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Catch up with the server's model, take local steps, upload seeds and scalars."""
@@ -85,16 +116,9 @@ class FedMezo(ForwardOnly):
         batches = self.batches(device, task, c.local_steps)
         cost = self.passes(device, batches, counted.ahead, 2, 4 * counted.nbytes())
         cost += moves(missed + 3 * c.local_steps, counted.nbytes())  # ahead, behind and the step
-        seed = self.seed(device, task.version)
+        how = (self.seed(device, task.version), c.learning_rate, c.eps)
         return self.learner.work(
-            cost,
-            self.learner.probe,
-            device.backbone,
-            batches,
-            task.model,
-            seed,
-            c.learning_rate,
-            c.eps,
+            cost, self.learner.client, client_update, device.backbone, batches, task.model, *how
         )
 
     def server_round(
@@ -110,7 +134,16 @@ class FedMezo(ForwardOnly):
         """Make the devices' models of their probes, and average them."""
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in answers)
         cost = moves(self.config.local_steps + 1, nbytes)
-        names, data = [p.sender.backbone for p in answers], [p.data for p in answers]
-        return self.learner.work(
-            cost, self.learner.aggregate, names, data, self.config.learning_rate
-        )
+        return self.learner.work(cost, self.learner.serve, server_update, *self.of_each(answers))
+
+
+class FedMezoLearner(ForwardLearner):
+    """Makes the devices' models of their probes, at their learning rate."""
+
+    def __init__(self, world: World, learning_rate: float, *model: Any) -> None:
+        super().__init__(world, *model)
+        self._learning_rate = learning_rate
+
+    def received(self, state: State, backbone: str, data: bytes) -> list[dict[str, Tensor]]:
+        """The model of the device that sent these probes."""
+        return [replay(self.part_of(backbone, state), decode_probes(data), self._learning_rate)]

@@ -8,24 +8,64 @@ nearest to its last gradient. Defaults are the published ones (docs/forward_only
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
-from learning.federated.forward_gradient import PROBE_BYTES, warm_up_then_linear
+from learning.federated import forward_gradient as fg
+from learning.federated.aggregation import restrict
 from sim.kernel.device import Device, Payload
+from sim.kernel.learned import Learned
+from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
-from sim.methods.forward_only.learner import FwdLLMLearner
+from sim.kernel.world import World
+from sim.methods.federated_peft.learner import verdict_on
+from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
+from sim.methods.on_call import mean_and_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    State = Mapping[str, Tensor]
+
+
+def client_update(
+    client: ForwardClient,
+    state: State,
+    chosen: Sequence[Sequence[int]],
+    place: int,
+    h: float,
+    shared: bool,
+) -> State | list[fg.Probe]:
+    """The gradient along the directions whose seeds were chosen for the device's place: the mean of
+    s v, s over all batches. Where the seeds are shared, the probes (seed, s) stand for it.
+    """
+    own, seeds = client.part_of(state), chosen[place]
+    slopes = [probe.derivative for probe in fg.fwdllm_probes(client.losses, own, seeds, h)]
+    means = np.array(slopes).reshape(len(seeds), -1).mean(axis=1).astype(np.float32)
+    probes = [fg.Probe(seed, float(mean)) for seed, mean in zip(seeds, means, strict=True)]
+    return probes if shared else fg.gradient_of(probes, own)
+
+
+def server_update(
+    state: State, gradients: Sequence[State], learning_rate: float
+) -> tuple[State, State]:
+    """One step along the mean gradient, and that gradient, zero where nobody has a tensor."""
+    names = {name for gradient in gradients for name in gradient}
+    part = {name: tensor for name, tensor in state.items() if name in names}
+    new, mean = fg.fwdllm_step(part, gradients, learning_rate)
+    state = {**state, **new}
+    return state, {name: mean.get(name, tensor * 0) for name, tensor in state.items()}
 
 
 class FwdLLM(ForwardOnly):
     """Forward gradients with a variance gate."""
 
-    Learner = FwdLLMLearner
     requests = 0  # how many times, over all rounds
 
     class Config(ForwardOnlySettings):
@@ -55,6 +95,11 @@ class FwdLLM(ForwardOnly):
         """Upload 12 bytes a direction instead of the gradient, which the server then makes itself.
         """
 
+    def new_learner(self) -> FwdLLMLearner:
+        """Gradients from devices (`client_update`), `server_update` at the server."""
+        peft = self.config.classifier("linear")
+        return learner_for(self.world, FwdLLMLearner, self.config.shared_seeds, *peft)
+
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
         state, chosen, places, is_new = task.model
@@ -65,7 +110,7 @@ class FwdLLM(ForwardOnly):
         )
         payload = device.payload(
             device.samples,
-            PROBE_BYTES * directions if self.config.shared_seeds else nbytes,
+            fg.PROBE_BYTES * directions if self.config.shared_seeds else nbytes,
             data,
             task.version,
         )
@@ -84,7 +129,7 @@ class FwdLLM(ForwardOnly):
         are in memory.
         """
         counted, c = self.costs[device.backbone], self.config
-        batches = self.batches(device, task, -(-len(device.samples) // c.device_batch))
+        batches = self.batches(device, task, self.steps(device, epochs=1))
         cost = self.passes(
             device,
             batches,
@@ -96,16 +141,9 @@ class FwdLLM(ForwardOnly):
             not c.shared_seeds
         )  # ahead and behind of each batch, and into the gradient
         cost += moves(c.perturbations * moved, counted.nbytes())
+        how = (state, chosen, place, c.h, c.shared_seeds)
         return self.learner.work(
-            cost,
-            self.learner.probe,
-            device.backbone,
-            batches,
-            state,
-            chosen,
-            place,
-            c.h,
-            c.shared_seeds,
+            cost, self.learner.client, client_update, device.backbone, batches, *how
         )
 
     def server_round(
@@ -139,9 +177,12 @@ class FwdLLM(ForwardOnly):
 
     def step(self, payloads: list[Payload], gradients: Any, number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""
-        c, numbers = self.config, sum(self.costs[p.sender.backbone].nbytes() / 4 for p in payloads)
-        rate = warm_up_then_linear(number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.step, gradients, rate)
+        c, nbytes = self.config, sum(self.costs[p.sender.backbone].nbytes() for p in payloads)
+        rate = fg.warm_up_then_linear(
+            number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds
+        )
+        step = (self.learner.step, server_update, gradients, rate)
+        return self.learner.work(mean_and_step(nbytes), *step)
 
     def choosing(self, devices: list[Device], number: int) -> Work:
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there
@@ -167,12 +208,71 @@ class FwdLLM(ForwardOnly):
             if self.config.shared_seeds
             else Cost(nbytes / 4, 2 * nbytes)
         )
-        names, data = [p.sender.backbone for p in payloads], [p.data for p in payloads]
-        return self.learner.work(
-            cost,
-            self.learner.gather,
-            names,
-            data,
-            self.config.variance_threshold,
-            self.config.shared_seeds,
+        threshold = self.config.variance_threshold
+        return self.learner.work(cost, self.learner.gather, *self.of_each(payloads), threshold)
+
+
+class FwdLLMLearner(ForwardLearner):
+    """Directions chosen by the last global gradient; gradients gathered until they agree."""
+
+    gradient: Learned | None = None
+
+    def __init__(self, world: World, shared_seeds: bool, *model: Any) -> None:
+        super().__init__(world, *model)
+        self._shared_seeds = shared_seeds
+
+    def choose(
+        self, backbones: Sequence[str], seeds: Sequence[int], number: int, candidates: int
+    ) -> Learned:
+        """The seeds of so many directions for each device."""
+        now = (self.state, self.gradient)
+        return self.world.host.learn(self._chosen, *now, backbones, seeds, number, candidates)
+
+    def _chosen(self, state, gradient, backbones, seeds, number, candidates) -> list[list[int]]:
+        return [
+            fg.choose_directions(
+                own, seed, number, None if gradient is None else restrict(gradient, own), candidates
+            )
+            for backbone, seed in zip(backbones, seeds, strict=True)
+            for own in [self.part_of(backbone, state)]
+        ]
+
+    def received(self, state: State, backbone: str, data: bytes) -> list[dict[str, Tensor]]:
+        """A device's gradient, made of its probes where the seeds are shared."""
+        if not self._shared_seeds:
+            return super().received(state, backbone, data)
+        return [fg.gradient_of(fg.decode_probes(data), self.part_of(backbone, state))]
+
+    def gather(
+        self, backbones: Sequence[str], answers: Sequence[Learned], threshold: float | None
+    ) -> Callable[[], tuple[Learned, bool, list[int]]]:
+        """Gives the gradients that came, whether they disagree so much that more are needed, and
+        the places of those that are not finite, which are left out.
+        """
+        host, came = self.world.host, (self.state, backbones, answers)
+        gradients, left_out = host.learn(self._gathered, *came, stored=(True, True))
+        # the head is the one layer that backbones of any depth and kinds of any name share
+        watched = (gradients, "head.weight", threshold)
+        return lambda: (
+            gradients,
+            threshold is not None and host.look(fg.needs_more, *watched),
+            host.know(left_out),
         )
+
+    def _gathered(self, state: State, backbones, answers) -> tuple[list[State], list[int]]:
+        gradients, _, left_out = self.finite(state, backbones, answers)
+        return gradients, left_out
+
+    def step(
+        self, update: Callable[..., Any], gradients: Learned, learning_rate: float
+    ) -> Callable[[], list[int]]:
+        """One step along the mean gradient, which is remembered."""
+        how = (update, self.state, gradients, learning_rate)
+        self.state, self.gradient, verdict = self.world.host.learn(
+            self._stepped, *how, stored=(True, True, True)
+        )
+        return self.judged(verdict)
+
+    def _stepped(self, update: Callable[..., Any], *how: Any) -> tuple:
+        state, gradient = update(*how)
+        return state, gradient, verdict_on(state, [])

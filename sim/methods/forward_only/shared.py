@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -16,13 +16,10 @@ from learning.cost.count_forward_only import forward_architecture
 from learning.cost.count_split import PassCounts
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
-from sim.kernel.work import ClientTask
 from sim.kernel.world import World
+from sim.methods.forward_only.learner import ForwardLearner
 from sim.methods.on_call import InRounds
 from sim.methods.trained import TrainableSettings
-
-if TYPE_CHECKING:
-    from sim.methods.forward_only.learner import ForwardLearner
 
 
 class ForwardOnlySettings(TrainableSettings):
@@ -44,43 +41,22 @@ class ForwardOnlySettings(TrainableSettings):
 
 
 class ForwardOnly(InRounds):
-    """The devices' side of a forward-only method; a method adds `round`, `server` and its
-    learner.
+    """The devices' side of a forward-only method; a method adds `client_round` and
+    `server_round`, and says what learns (`new_learner`).
     """
-
-    Learner: type[ForwardLearner]
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
-        self.size = (world.task.classes, config.rank, config.bottleneck, config.target_modules)
+        self.size = (world.task.classes, *config.size)
         self.costs = {
             name: forward_architecture(spec, config.peft, *self.size)
             for name, spec in world.costing.charged.items()
         }
-        peft = (
-            config.peft,
-            config.readout,
-            config.rank,
-            config.alpha,
-            config.bottleneck,
-            "linear",
-            config.target_modules,
-        )
-        self.learner = learner_for(world, self.Learner, *peft)
+        self.learner = self.new_learner()
 
-    def batches(self, device: Device, task: ClientTask, count: int) -> list[np.ndarray]:
-        """So many batches of the device's texts, which are shuffled anew whenever all have been
-        used.
-        """
-        rng, size = (
-            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
-            self.config.device_batch,
-        )
-        made: list[np.ndarray] = []
-        while len(made) < count:
-            order = rng.permutation(device.samples)
-            made += [order[start : start + size] for start in range(0, len(order), size)]
-        return made[:count]
+    def new_learner(self) -> ForwardLearner:
+        """What learns."""
+        return learner_for(self.world, ForwardLearner, *self.config.classifier("linear"))
 
     def passes(
         self,

@@ -10,23 +10,55 @@ towards it (docs/forward_only_and_split.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_split import PassCounts
-from learning.federated.aggregation import ServerOptimiser
-from learning.federated.forward_gradient import deal
+from learning.federated.aggregation import ServerOptimiser, restrict
+from learning.federated.forward_gradient import deal, spry_server_step, spry_steps
 from sim.kernel.device import Device, Payload
+from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.forward_only.learner import SpryLearner
+from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings
+from sim.methods.on_call import mean_and_step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    State = Mapping[str, Tensor]
+
+
+def client_update(
+    client: ForwardClient,
+    state: State,
+    assigned: Sequence[str],
+    seed: int,
+    learning_rate: float,
+    weight_decay: float,
+    perturbations: int,
+) -> dict[str, Tensor]:
+    """The assigned tensors after one AdamW step a batch along s v; the others stay fixed."""
+    how = (assigned, seed, learning_rate, weight_decay, perturbations)
+    return spry_steps(client.losses, client.part_of(state), *how).state
+
+
+def server_update(
+    state: State,
+    moments: Any,
+    answers: Sequence[State],
+    kept: Sequence[int],
+    optimiser: ServerOptimiser,
+) -> tuple[State, Any]:
+    """The mean of each tensor over those who trained it, and the optimiser's step towards it."""
+    return spry_server_step(optimiser, state, answers, moments)
 
 
 @dataclass(frozen=True)
@@ -39,8 +71,6 @@ class YogiOptimiser(ServerOptimiser):
 
 class Spry(ForwardOnly):
     """Dealt tensors, forward-mode derivatives, FedYogi."""
-
-    Learner = SpryLearner
 
     class Config(ForwardOnlySettings):
         """Settings of Spry."""
@@ -61,6 +91,10 @@ class Spry(ForwardOnly):
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
         self.jvp = functools.cache(self._jvp)
+
+    def new_learner(self) -> SpryLearner:
+        """Dealt tensors on devices (`client_update`), `server_update` at the server."""
+        return learner_for(self.world, SpryLearner, *self.config.classifier("linear"))
 
     def _jvp(self, backbone: str, names: tuple[str, ...]) -> PassCounts:
         return jvp_pass(self.world.costing.charged[backbone], self.config.peft, names, *self.size)
@@ -103,17 +137,15 @@ class Spry(ForwardOnly):
         """
         (state, places), c = task.model, self.config
         names, counted = self.charged(device, task), self.costs[device.backbone]
-        batches = self.batches(
-            device, task, c.local_epochs * -(-len(device.samples) // c.device_batch)
-        )
+        batches = self.batches(device, task, self.steps(device, c.local_epochs))
         dealt = counted.nbytes(names)
         kept = counted.nbytes() + 5 * dealt
         cost = self.passes(device, batches, self.jvp(device.backbone, names), c.perturbations, kept)
         cost += Cost(0.0, 7 * dealt * len(batches))
-        how = (self.seed(device, task.version), c.learning_rate, c.weight_decay, c.perturbations)
-        own = self.learned(device, places[device.id])
+        own, seed = self.learned(device, places[device.id]), self.seed(device, task.version)
+        how = (state, own, seed, c.learning_rate, c.weight_decay, c.perturbations)
         return self.learner.work(
-            cost, self.learner.train_assigned, device.backbone, batches, state, own, *how
+            cost, self.learner.client, client_update, device.backbone, batches, *how
         )
 
     def server_round(
@@ -129,7 +161,21 @@ class Spry(ForwardOnly):
 
     def aggregation(self, places: dict[str, tuple[int, int]], answers: list[Payload]) -> Work:
         """The mean of each tensor and the server's step: a few passes over the numbers."""
-        numbers = sum(payload.nbytes / 4 for payload in answers)
+        cost = mean_and_step(sum(payload.nbytes for payload in answers))
         names = [self.learned(p.sender, places[p.sender.id]) for p in answers]
         parts = (names, [p.data for p in answers], self.config.server_optimiser)
-        return self.learner.work(Cost(4 * numbers, 8 * numbers), self.learner.aggregate, *parts)
+        return self.learner.work(cost, self.learner.serve, server_update, *parts)
+
+
+class SpryLearner(ForwardLearner):
+    """Knows what is dealt, and what each device was: `received` takes its names for a backbone."""
+
+    def names(self, backbone: str) -> list[str]:
+        """The trained tensors of a backbone in the order in which they are dealt."""
+        return list(self.models[backbone].trainable_parameters())
+
+    def received(self, state: State, names: Sequence[str], data: bytes) -> list[dict[str, Tensor]]:
+        """The tensors of these names."""
+        from learning.federated.state_codec import unpack
+
+        return [unpack(data, restrict(state, names))]

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learning.federated.local_training import LocalTraining
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import RealLearner
-from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
+from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 
 if TYPE_CHECKING:
@@ -129,17 +128,20 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
     def _require_one_family(self, deepest: str) -> None:
         pass
 
-    def train_alone(
-        self, backbone: str, samples: np.ndarray, device_id: str, settings: LocalTraining, seed: int
+    def client(
+        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Learned | None:
-        """A device's next state from its own last one; None for a device that is not looked at."""
+        """Begin a client update of the device `how[0]` from its own last state, which stays there;
+        None for a device that is not looked at.
+        """
+        device_id, *how = how
         if device_id not in self.evaluated or device_id in self.lost:
             return None
         last = self.states.get(device_id, self._initial[backbone])
-        return self.world.host.learn(self._trained_alone, backbone, samples, last, settings, seed)
+        return self.world.host.learn(self._updated, update, backbone, samples, last, *how)
 
-    def _trained_alone(self, backbone: str, samples: np.ndarray, *how: Any) -> dict[str, Tensor]:
-        return locally_trained(self.client_of(backbone, samples), *how)
+    def _updated(self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any):
+        return update(self.client_of(backbone, samples), *how)
 
     def score(self, device_id: str, backbone: str) -> float | None:
         """Held-out accuracy of a device's present state; a state is scored once."""

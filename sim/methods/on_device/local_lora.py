@@ -8,13 +8,14 @@ for itself.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.work import ClientTask, Work
+from sim.methods.federated_peft.learner import locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.on_device.learner import LocalPeftLearner
 from sim.methods.on_device.shared import OnDeviceMethod
@@ -43,6 +44,8 @@ class LocalLoRA(OnDeviceMethod, FederatedPeft):
             """LoRA, always."""
             return "lora"
 
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+
     @property
     def rounds(self) -> int:
         """How often each device passes over its texts."""
@@ -52,11 +55,6 @@ class LocalLoRA(OnDeviceMethod, FederatedPeft):
         """A state for each device that is looked at."""
         sample = self.config.evaluated_devices
         return learner_for(self.world, LocalPeftLearner, sample, *self.learner_args)
-
-    @property
-    def training(self) -> Callable[..., object]:
-        """From the device's own last state."""
-        return self.learner.train_alone
 
     def own_round(self, device: Device, number: int) -> Work:
         """The local epochs of a round, from the device's own last state."""

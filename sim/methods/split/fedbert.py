@@ -8,22 +8,76 @@ the bodies that the server trains for them.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
+from sim.kernel.learned import Learned, Taken
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
-from sim.methods.split.learner import FedBertLearner
+from sim.methods.split.learner import (
+    Held,
+    Ran,
+    Sent,
+    SplitLearner,
+    mask_of,
+    packed_vectors,
+    single_thread,
+    unpacked_vectors,
+)
 from sim.methods.split.shared import SplitSettings, SplitTraining
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.federated.split import AdamW, Moments, Part, Pass
+
+    State = Mapping[str, Tensor]
+
+
+def head_gradients(
+    held: Held, head: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
+) -> tuple[Tensor, State]:
+    """The first half of the client update, on the body's output: the gradient to send up, and the
+    head's own.
+    """
+    from learning.federated.split import learn
+
+    _, gradients, back_BTD = learn(head, held.state, h_BTD, mask_BT, labels_B)
+    return back_BTD, gradients
+
+
+def client_update(
+    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor, head: State
+) -> tuple[State, Moments]:
+    """The embeddings backward from the gradient that came down, and one step of them and the
+    head.
+    """
+    gradients, _ = passed.backward(gradient_BTD)
+    return optimiser.step(held.state, {**gradients, **head}, held.moments)
+
+
+def server_update(
+    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor
+) -> tuple[Tensor, State, Moments]:
+    """The body backward from the gradient that came up, and one step; first the gradient to send
+    down.
+    """
+    gradients, back_BTD = passed.backward(gradient_BTD)
+    return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
 class FedBert(SplitTraining):
     """Split learning with the head on the device."""
+
+    @property
+    def learner_class(self) -> type[SplitLearner]:
+        """What learns."""
+        return FedBertLearner
 
     class Config(SplitSettings):
         """Settings of FedBert; the defaults are its fine-tuning of MRPC."""
@@ -33,8 +87,6 @@ class FedBert(SplitTraining):
         learning_rate: float = Field(1e-5, gt=0)
         body: Literal["parallel", "sequential"] = "parallel"
         """A body for each client, averaged every round, or one body that serves clients in turn."""
-
-    Learner = FedBertLearner
 
     def __init__(self, config: Config, world: World) -> None:
         parts = {
@@ -46,8 +98,8 @@ class FedBert(SplitTraining):
             for name, spec in world.costing.charged.items()
         }
         peft = ("full", config.readout, 8, 8, 16)  # sizes of what full training has none of
-        SplitTraining.__init__(
-            self, config, world, parts, config.body == "parallel", config.learning_rate, 0, *peft
+        super().__init__(
+            config, world, parts, config.body == "parallel", config.learning_rate, 0, *peft
         )
 
     def batch(
@@ -66,15 +118,96 @@ class FedBert(SplitTraining):
         out = yield from self.served(device, task, up, ahead, self.learner.body, name, len(samples))
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = work(both, self.learner.loss, name, samples, slot[0], sent, out and out.data)
+        loss = (name, samples, slot[0], sent, out and out.data)
+        loss = work(both, self.learner.loss, head_gradients, *loss)
         gradient, head = (yield from device.compute(loss)) or (None, None)
         up = yield from self.exchange(
             device, task, samples, charge.wire_bytes(device, samples, 1), gradient
         )
         back = charge.backward(device, samples, 1)
-        gradient = yield from self.trained(device, task, up, back, self.learner.body_back, out)
+        body_back = (self.learner.body_back, server_update, out)
+        gradient = yield from self.trained(device, task, up, back, *body_back)
         yield from device.download(charge.wire_bytes(device, samples, 0))
-        finish = work(
-            charge.backward(device, samples, 0), self.learner.finish, slot, sent, gradient, head
-        )
+        finish = (self.learner.finish, client_update, slot, sent, gradient, head)
+        finish = work(charge.backward(device, samples, 0), *finish)
         return (yield from device.compute(finish))
+
+
+class FedBertLearner(SplitLearner):
+    """FedBert: parts 0 and 2 (device: embeddings, and readout with head) and 1 (server: the body);
+    labels stay.
+    """
+
+    own = (0, 2)
+
+    def _cut(self, model: Any, layers: int) -> Sequence[Any]:
+        from learning.federated.split import fedbert
+
+        return fedbert(model)
+
+    def body(self, backbone: str, count: int, held: Held, data: Learned) -> Sent:
+        """The server's layers on what came up; what goes down are vectors alone."""
+        return Sent(
+            *self.world.host.learn(
+                self._through_body, backbone, count, held, data, stored=(False, True)
+            )
+        )
+
+    def _through_body(
+        self, backbone: str, count: int, held: Held, data: bytes
+    ) -> tuple[Ran, bytes]:
+        from learning.federated import split
+
+        single_thread()
+        mask_BT = mask_of(np.frombuffer(data, "<i4", count))
+        ran = split.forward(
+            self.parts[backbone][1],
+            held.state,
+            unpacked_vectors(data[4 * count :], mask_BT),
+            mask_BT,
+        )
+        return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT)
+
+    def loss(
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: np.ndarray,
+        held: Held,
+        sent: Sent,
+        data: Learned,
+    ) -> tuple:
+        """Begin the head's part of a client update: the gradient to send up, and its own."""
+        how = (backbone, samples, held, sent.ran, data)
+        return self.world.host.learn(self._lost, update, *how, stored=(True, True))
+
+    def _lost(
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: np.ndarray,
+        held: Held,
+        ran: Ran,
+        data: bytes,
+    ) -> tuple[bytes, State]:
+        import torch
+
+        single_thread()
+        labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
+        h_BTD, head = unpacked_vectors(data, ran.mask_BT), self.parts[backbone][2]
+        back_BTD, gradients = update(held, head, h_BTD, ran.mask_BT, labels_B)
+        return packed_vectors(back_BTD, ran.mask_BT), gradients
+
+    def body_back(
+        self, update: Callable[..., Any], sent: Sent, held: Held, data: Learned
+    ) -> tuple[Learned, Held]:
+        """Begin a server update; the gradient of the embeddings goes down."""
+        return self.step_of(self._back_through_body, update, Taken(sent.ran), held, data)
+
+    def _back_through_body(
+        self, update: Callable[..., Any], ran: Ran, held: Held, data: bytes
+    ) -> tuple:
+        single_thread()
+        gradient_BTD = unpacked_vectors(data, ran.mask_BT)
+        back_BTD, *after = update(self.optimiser, held, ran.passed, gradient_BTD)
+        return packed_vectors(back_BTD, ran.mask_BT), *after

@@ -4,7 +4,7 @@ what is charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from sim.kernel.server import Server
 from sim.kernel.spans import waiting
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.on_call import InRounds
+from sim.methods.on_call import InRounds, mean_and_step
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
 from sim.scenario.settings import Settings
@@ -45,7 +45,7 @@ class SplitTraining(InRounds):
     `server` and its parts.
     """
 
-    Learner: type[SplitLearner] = SplitLearner
+    learner_class: type[SplitLearner]
 
     def __init__(
         self,
@@ -57,9 +57,9 @@ class SplitTraining(InRounds):
         *learner_args: Any,
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
-        self.charging = Charging(world, parts, self.Learner.own)
+        self.charging = Charging(world, parts, self.learner_class.own)
         step = {"learning_rate": learning_rate, "weight_decay": config.weight_decay}
-        self.learner = learner_for(world, self.Learner, step, *learner_args)
+        self.learner = learner_for(world, self.learner_class, step, *learner_args)
         self.copies: dict[
             str, Any
         ] = {}  # what the server trains for each device, or for all of them
@@ -67,7 +67,7 @@ class SplitTraining(InRounds):
 
     def peak_bytes(self, device: Device) -> int:
         """Of the device's own parts, trained on its longest batch."""
-        own, batches = self.charging.own, list(self.batches(device, ClientTask(0, None, None)))
+        own, batches = self.charging.own, self.texts(device, ClientTask(0, None, None))
         peaks = [
             self.charging.backward(device, samples, part).peak_bytes
             for samples in batches
@@ -82,7 +82,7 @@ class SplitTraining(InRounds):
         nbytes = self.charging.device_bytes(device)
         yield from device.download(nbytes)
         slot = [task.model]
-        for samples in self.batches(device, task):
+        for samples in self.texts(device, task):
             slot[:] = [(yield from self.batch(device, task, samples, slot))]
         (held,) = slot
         data = None if held is None else self.learner.answer(held)
@@ -91,15 +91,9 @@ class SplitTraining(InRounds):
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
         yield from device.send(device.payload(device.samples, nbytes, data, task.version))
 
-    def batches(self, device: Device, task: ClientTask) -> Iterator[np.ndarray]:
-        """The device's texts, shuffled anew every epoch."""
-        rng, size = (
-            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
-            self.config.device_batch,
-        )
-        for _ in range(self.config.local_epochs):
-            order = rng.permutation(device.samples)
-            yield from (order[start : start + size] for start in range(0, len(order), size))
+    def texts(self, device: Device, task: ClientTask) -> list[np.ndarray]:
+        """The batches of a round: the device's texts, shuffled anew every epoch."""
+        return self.batches(device, task, self.steps(device, self.config.local_epochs))
 
     def exchange(
         self, device: Device, task: ClientTask, samples: np.ndarray, nbytes: int, data: object
@@ -169,12 +163,7 @@ class SplitTraining(InRounds):
         nbytes = sum(
             p.nbytes + self.in_parallel * self.charging.server_bytes(p.sender) for p in answers
         )
-        cost, names, data = (
-            Cost(nbytes, 2 * nbytes),
-            [p.sender.backbone for p in answers],
-            [p.data for p in answers],
-        )
+        names, data = self.of_each(answers)
         copies = [self.copies.get(p.sender.id) for p in answers] if self.in_parallel else []
-        return self.learner.work(
-            cost, self.learner.aggregate, names, data, weights, copies, self.copies.get("all")
-        )
+        parts = (names, data, weights, copies, self.copies.get("all"))
+        return self.learner.work(mean_and_step(nbytes), self.learner.aggregate, *parts)

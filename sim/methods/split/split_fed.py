@@ -9,8 +9,8 @@ client parts alone are averaged (docs/forward_only_and_split.md).
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,15 +18,54 @@ from pydantic import Field
 from learning.backbones.catalogue import config_of, depth_of
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
+from sim.kernel.learned import Learned
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
+from sim.methods.split.learner import (
+    Held,
+    SplitLearner,
+    mask_of,
+    packed_vectors,
+    single_thread,
+    unpacked_vectors,
+)
 from sim.methods.split.shared import SplitSettings, SplitTraining
 from sim.methods.trained import TrainableSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.federated.split import AdamW, Moments, Part, Pass
+
+    State = Mapping[str, Tensor]
+
+
+def client_update(
+    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor
+) -> tuple[State, Moments]:
+    """The device's layers backward from the gradient that came down, and one step."""
+    gradients, _ = passed.backward(gradient_BTD)
+    return optimiser.step(held.state, gradients, held.moments)
+
+
+def server_update(
+    optimiser: AdamW, held: Held, part: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
+) -> tuple[Tensor, State, Moments]:
+    """The rest of the model on what came up, and one step; first the gradient to send down."""
+    from learning.federated.split import learn
+
+    _, gradients, back_BTD = learn(part, held.state, h_BTD, mask_BT, labels_B)
+    return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
 class SplitFed(SplitTraining):
     """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
+
+    @property
+    def learner_class(self) -> type[SplitLearner]:
+        """What learns."""
+        return SplitFedLearner
 
     class Config(TrainableSettings, SplitSettings):
         """Settings of SplitFed."""
@@ -44,10 +83,7 @@ class SplitFed(SplitTraining):
         bottleneck: int = Field(16, ge=1)
 
     def __init__(self, config: Config, world: World) -> None:
-        kind, size = (
-            config.peft,
-            (world.task.classes, config.rank, config.bottleneck, config.target_modules),
-        )
+        kind, size = config.peft, (world.task.classes, *config.size)
         specs = (*world.costing.learned.values(), *world.costing.charged.values())
         shallowest = min(depth_of(config_of(spec)) for spec in specs)
         if config.layers > shallowest:
@@ -68,16 +104,9 @@ class SplitFed(SplitTraining):
             config.learning_rate or LEARNING_RATES[kind],
             config.kind == "splitfed-v1",
         )
-        peft = (
-            kind,
-            config.readout,
-            config.rank,
-            config.alpha,
-            config.bottleneck,
-            "linear",
-            config.target_modules,
+        super().__init__(
+            config, world, parts, in_parallel, rate, config.layers, *config.classifier("linear")
         )
-        super().__init__(config, world, parts, in_parallel, rate, config.layers, *peft)
 
     def batch(
         self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
@@ -91,9 +120,40 @@ class SplitFed(SplitTraining):
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
         up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
-        gradient = yield from self.trained(
-            device, task, up, both, self.learner.learn, name, len(samples)
-        )
+        learn = (self.learner.learn, server_update, name, len(samples))
+        gradient = yield from self.trained(device, task, up, both, *learn)
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
-        return (yield from device.compute(work(back, self.learner.finish, slot, sent, gradient)))
+        finish = work(back, self.learner.finish, client_update, slot, sent, gradient)
+        return (yield from device.compute(finish))
+
+
+class SplitFedLearner(SplitLearner):
+    """Parts 0 (device: embeddings and the first `layers` layers) and 1 (server: the rest and the
+    head).
+    """
+
+    def _cut(self, model: Any, layers: int) -> Sequence[Part]:
+        from learning.federated.split import splitfed
+
+        return splitfed(model, layers)
+
+    def learn(
+        self, update: Callable[..., Any], backbone: str, count: int, held: Held, data: Learned
+    ) -> tuple[Learned, Held]:
+        """Begin a server update on `count` texts: the gradient to send down, and what is held."""
+        return self.step_of(self._learned, update, backbone, count, held, data)
+
+    def _learned(
+        self, update: Callable[..., Any], backbone: str, count: int, held: Held, data: bytes
+    ) -> tuple:
+        import torch
+
+        single_thread()
+        lengths, labels = np.frombuffer(data, "<i4", 2 * count).reshape(2, count)
+        mask_BT = mask_of(lengths)
+        h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
+        labels_B = torch.as_tensor(labels.astype(np.int64))
+        part = self.parts[backbone][1]
+        back_BTD, *after = update(self.optimiser, held, part, h_BTD, mask_BT, labels_B)
+        return packed_vectors(back_BTD, mask_BT), *after
