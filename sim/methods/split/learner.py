@@ -205,9 +205,10 @@ class SplitLearner(FederatedLearner):
 
 
 def single_thread() -> None:
+    """One thread of torch: the same bits in every worker."""
     import torch
 
-    torch.set_num_threads(1)  # the same bits in every worker
+    torch.set_num_threads(1)
 
 
 def mask_of(lengths: np.ndarray) -> Tensor:
@@ -218,12 +219,14 @@ def mask_of(lengths: np.ndarray) -> Tensor:
 
 
 def packed_vectors(h_BTD: Tensor, mask_BT: Tensor) -> bytes:
+    """The vectors of real tokens as bytes, float32."""
     from learning.federated.split import pack
 
     return pack(h_BTD, mask_BT).numpy().astype("<f4", copy=False).tobytes()
 
 
 def unpacked_vectors(data: bytes, mask_BT: Tensor) -> Tensor:
+    """Vectors [B, T, D] from such bytes."""
     import torch
 
     from learning.federated.split import unpack
