@@ -19,6 +19,7 @@ from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import RealLearner
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.updates import with_differences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,10 +191,15 @@ class LadderLearner(OnDeviceStates, RealLearner):
         return next(iter(self._of.values())).predicts_untrained
 
     def epoch(
-        self, backbone: str, samples: np.ndarray, device_id: str, number: int
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: np.ndarray,
+        device_id: str,
+        number: int,
     ) -> tuple[Learned, Learned] | None:
-        """One pass over the device's texts: its averaged weights after it, and their held-out
-        accuracy.
+        """Begin a client update, one pass over the device's texts: its averaged weights after it,
+        and their held-out accuracy. `update(trainer, records, batch, rng)`.
         """
         if device_id not in self.evaluated or device_id in self.lost:
             return None
@@ -203,26 +209,30 @@ class LadderLearner(OnDeviceStates, RealLearner):
         )
         how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
         self._tunings[device_id], *result = self.world.host.learn(
-            self._trained, before, *who, number, **how
+            self._trained, update, before, *who, number, **how
         )
         return tuple(result)
 
     def _trained(
-        self, tuning: Any, backbone: str, samples: np.ndarray, device_id: str, number: int
+        self,
+        update: Callable[..., Any],
+        tuning: Any,
+        backbone: str,
+        samples: np.ndarray,
+        device_id: str,
+        number: int,
     ) -> tuple:
         tuning = tuning or self._begin(backbone, samples, device_id)
-        order = self.world.streams.rng("local/order", f"{device_id}/{number}").permutation(
-            len(samples)
-        )
-        for start in range(0, len(order), self.config.device_batch):
-            tuning.step(order[start : start + self.config.device_batch].tolist())
+        rng = self.world.streams.rng("local/order", f"{device_id}/{number}")
+        tuning = update(tuning, len(samples), self.config.device_batch, rng)
         state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
         return tuning, state, tuning.evaluate()[backbone]
 
     def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideNetworkTrainer:
         shared = self._of[backbone]
         tuning = shared.fresh(self.world.streams.seed64("local/side-network", device_id) % 2**31)
-        tuning.ingest(backbone, shared.encode(backbone, samples, shared.forward(backbone, samples)))
+        activations = shared.forward(backbone, samples)
+        tuning.ingest(backbone, shared.encode(with_differences, backbone, samples, activations))
         return tuning
 
     def keep(self, device_id: str, result: tuple[Learned, Learned] | None) -> bool:

@@ -8,8 +8,9 @@ Defaults are LST's (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
@@ -20,6 +21,21 @@ from sim.kernel.world import World
 from sim.methods.on_device.learner import LadderLearner
 from sim.methods.on_device.shared import OnDeviceMethod
 from sim.methods.side_tuning.shared import SideTuningSettings, shape_over
+
+if TYPE_CHECKING:
+    from learning.side.tuning import SideNetworkTrainer
+
+
+def client_update(
+    trainer: SideNetworkTrainer, records: int, batch: int, rng: np.random.Generator
+) -> SideNetworkTrainer:
+    """One pass over the device's records in an order of the rng's, an AdamW step a batch; the
+    trainer that came is the one that goes on.
+    """
+    order = rng.permutation(records)
+    for start in range(0, records, batch):
+        trainer.step(order[start : start + batch].tolist())
+    return trainer
 
 
 class LocalLST(OnDeviceMethod):
@@ -82,6 +98,5 @@ class LocalLST(OnDeviceMethod):
                 )
         if self.config.cache:
             cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)
-        return self.learner.work(
-            cost, self.learner.epoch, device.backbone, device.samples, device.id, number
-        )
+        who = (device.backbone, device.samples, device.id, number)
+        return self.learner.work(cost, self.learner.epoch, client_update, *who)

@@ -10,7 +10,7 @@ privacy is what the difference buys.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from sim.kernel.world import World
 from sim.methods.side_tuning.reference_learners import ServerLearner
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings, shape_over
 from sim.methods.side_tuning.text_wire import encode_texts, texts_nbytes
+from sim.methods.side_tuning.updates import one_step, with_differences
 from sim.scenario.settings import OnlyFor
 
 
@@ -55,6 +56,9 @@ class Centralised(SideTuning):
         """
         wire: Literal["float32"] = "float32"
         """Activations stay at the server, unrounded."""
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)  # at the server
+    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
@@ -101,11 +105,8 @@ class Centralised(SideTuning):
             return False
         samples, flows = self.landed.popleft()
         activations = yield from server.compute(self.forward_pass(samples), flows, "forward")
-        data = self.learner.encode(self.backbone, samples, activations)
-        if self.learner.ingest(self.backbone, data, len(samples)):
-            self.cache.insert(self.backbone, len(samples))
-        else:
-            self.world.leave_out(None, "activations")
+        data = self.learner.encode(self.client_update, self.backbone, samples, activations)
+        self.keep(None, self.backbone, data, len(samples))
         return True
 
     def end(self, server: Server) -> Generator:

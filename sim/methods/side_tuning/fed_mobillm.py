@@ -9,13 +9,14 @@ the papers leave open is a documented setting here (docs/fed_mobillm.md).
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from sim.kernel.device import Device
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
+from sim.methods.side_tuning.updates import one_step, with_differences
 
 
 class FedMobiLLM(SideTuning):
@@ -38,6 +39,9 @@ class FedMobiLLM(SideTuning):
         server_batch: int = Field(32, ge=1)
         deliver: bool = True
         """After training, send each device the side network and its backbone's projections."""
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
+    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data, once."""

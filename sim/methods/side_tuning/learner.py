@@ -117,22 +117,25 @@ class SideTuningLearner(RealLearner):
         """
         return self.world.streams.rng("backbone/head", backbone)
 
-    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
-        """The payload's bytes: activations and prediction differences (for cross-entropy: labels
-        and predictions).
+    def encode(
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: np.ndarray,
+        activations: np.ndarray,
+    ) -> bytes:
+        """The payload's bytes, of what a client update makes of activations, labels and the
+        backbone's own prediction: `update(activations, labels, prediction, loss)`.
 
         None at all where the activations are not finite: no number format could say so.
         """
         from learning.side.activations import Activations, encode
-        from learning.side.prediction_difference import difference
 
         if not np.isfinite(activations).all():
             return b""
         labels, y_b = self.world.task.labels[samples], self._own_prediction(backbone, samples)
-        targets = difference(labels, y_b)
-        if self.config.loss == "cross-entropy":
-            targets = np.concatenate([targets + y_b, y_b], axis=1)
-        return encode(Activations(activations, targets, samples), self.config.wire)
+        made = update(activations, labels, y_b, self.config.loss)
+        return encode(Activations(*made, samples), self.config.wire)
 
     # --- what the server computes
 
@@ -175,11 +178,13 @@ class SideTuningLearner(RealLearner):
         for number in records:
             self.records[number] = None
 
-    def step(self, records: Sequence[int]) -> Callable[[], Learned]:
-        """One update on the records of these numbers; gives its loss."""
+    def step(self, update: Callable[..., Any], records: Sequence[int]) -> Callable[[], Learned]:
+        """Begin a server update on the records of these numbers, `update(trainer, records)`; gives
+        its loss.
+        """
         mine = [self.records[number] for number in sorted(records)]
         how = {"stored": (True, True), "revive": self._revived}
-        self.tuning, loss = self.world.host.learn(_trained, Taken(self.tuning), mine, **how)
+        self.tuning, loss = self.world.host.learn(_stepped, update, Taken(self.tuning), mine, **how)
 
         def joined() -> Learned:
             if loss.is_new and not math.isfinite(
@@ -251,10 +256,12 @@ def _observed(tuning: SideNetworkTrainer, backbone: str, batch: list[Record]) ->
     return tuning
 
 
-def _trained(
-    tuning: SideNetworkTrainer, records: list[tuple[str, list[Record], int]]
+def _stepped(
+    update: Callable[..., Any],
+    tuning: SideNetworkTrainer,
+    records: list[tuple[str, list[Record], int]],
 ) -> tuple[SideNetworkTrainer, float]:
-    return tuning, tuning.train([(backbone, *batch[row]) for backbone, batch, row in records])
+    return update(tuning, [(backbone, *batch[row]) for backbone, batch, row in records])
 
 
 def _scores(tuning: SideNetworkTrainer) -> dict[str, float]:

@@ -4,6 +4,9 @@ layers, at few bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from learning.side.full_activations import FullActivations, decode, encode, pooled
@@ -29,28 +32,21 @@ class MatrixLearner(SideTuningLearner):
             name: Backbone(self.world.costing.learned[name]) for name in self.vectors
         }
 
-    def matrices(self, backbone: str, samples: np.ndarray) -> Learned:
-        """The hidden states of a batch as the payload's bytes."""
-        return self.world.host.learn(self._payload, backbone, samples)
+    def matrices(self, update: Callable[..., Any], backbone: str, samples: np.ndarray) -> Learned:
+        """Begin a client update on a batch's hidden states: the payload's bytes."""
+        return self.world.host.learn(self._payload, update, backbone, samples)
 
-    def encode(self, backbone: str, samples: np.ndarray, activations: Learned) -> Learned:
+    def encode(self, update: Any, backbone: str, samples: Any, activations: Any) -> Any:
         """They are bytes already."""
         return activations
 
-    def _payload(self, backbone: str, samples: np.ndarray) -> bytes:
-        from learning.side.prediction_difference import difference
-
-        activations = self.states(backbone, samples)
-        if not np.isfinite(activations[0]).all():
+    def _payload(self, update: Callable[..., Any], backbone: str, samples: np.ndarray) -> bytes:
+        values, lengths = self.states(backbone, samples)
+        if not np.isfinite(values).all():
             return b""
-        labels = self.world.task.labels[samples]
-        if self.config.loss == "cross-entropy":
-            y_b = np.zeros((len(samples), self.world.task.classes), np.float32)
-        else:
-            y_b = self._own_prediction(backbone, samples)
-        return encode(
-            FullActivations(*activations, difference(labels, y_b), samples), self.config.bits
-        )
+        labels, y_b = self.world.task.labels[samples], self._own_prediction(backbone, samples)
+        values, targets = update(values, labels, y_b, self.config.loss)
+        return encode(FullActivations(values, lengths, targets, samples), self.config.bits)
 
     def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""

@@ -47,7 +47,8 @@ class MatrixUploads(SideTuning):
         width = self.shape.backbone_widths[device.backbone]
         kept = 4 * self.shape.vectors * int(lengths.sum()) * width
         cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
-        return self.learner.work(cost, self.learner.matrices, device.backbone, samples)
+        how = (self.client_update, device.backbone, samples)
+        return self.learner.work(cost, self.learner.matrices, *how)
 
     def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
         """Activations and targets, encoded; charged by the exact size of the charged shapes."""
@@ -56,7 +57,7 @@ class MatrixUploads(SideTuning):
         tokens = int(self.world.lengths(device, samples).sum())
         width, classes = self.shape.backbone_widths[device.backbone], self.world.task.classes
         shape = (len(samples), tokens, self.shape.vectors, width, classes)
-        data = self.learner.encode(device.backbone, samples, activations)
+        data = self.learner.encode(self.client_update, device.backbone, samples, activations)
         return device.payload(samples, encoded_nbytes(self.config.bits, *shape), data)
 
     def train_as_it_comes(self, server: Server) -> Generator:

@@ -9,8 +9,8 @@ this with differences for labels, one token for a matrix, and a cache.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar, Literal
 
 import simpy
 from pydantic import Field
@@ -19,6 +19,7 @@ from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
+from sim.methods.side_tuning.updates import one_step, with_labels
 
 
 class MobiLLM(MatrixUploads):
@@ -46,6 +47,9 @@ class MobiLLM(MatrixUploads):
         shortcut: Literal["matrix"] = "matrix"
         deliver: bool = True
         """After training, send each device the side network."""
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_labels)
+    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data, once an epoch: forward passes, with another process that sends what they

@@ -9,8 +9,8 @@ Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Generator
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,10 +18,8 @@ from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
+from sim.methods.side_tuning.updates import one_step, with_differences
 from sim.scenario.settings import OnlyFor
-
-if TYPE_CHECKING:
-    pass
 
 
 class PaeMobiLLM(MatrixUploads):
@@ -77,6 +75,9 @@ class PaeMobiLLM(MatrixUploads):
             arrived.
             """
             return 1 / self.epochs
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
+    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data: once with a cache at the server, once an epoch without."""

@@ -63,17 +63,25 @@ class SeparateLearner(RealLearner):
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
         return self._of[backbone].forward(backbone, samples)
 
-    def encode(self, backbone: str, samples: np.ndarray, activations: np.ndarray) -> bytes:
+    def encode(
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: np.ndarray,
+        activations: np.ndarray,
+    ) -> bytes:
         """The payload's bytes."""
-        return self._of[backbone].encode(backbone, samples, activations)
+        return self._of[backbone].encode(update, backbone, samples, activations)
 
     def ingest(self, backbone: str, data: Any, count: int) -> bool:
         """Decode a payload into its backbone's records; False for one that holds nothing usable."""
         return self._of[backbone].ingest(backbone, data, count)
 
-    def step_of(self, backbone: str, records: Sequence[int]) -> Callable[[], Learned]:
-        """One update of one backbone's side network; gives its loss."""
-        return self._of[backbone].step(records)
+    def step_of(
+        self, update: Callable[..., Any], backbone: str, records: Sequence[int]
+    ) -> Callable[[], Learned]:
+        """Begin a server update of one backbone's side network; gives its loss."""
+        return self._of[backbone].step(update, records)
 
     def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its own side network."""

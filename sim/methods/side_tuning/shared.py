@@ -4,7 +4,7 @@ and its shape.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -81,10 +81,14 @@ class SideTuning:
     """Devices pass over their texts with frozen backbones and upload what a side network needs; the
     server trains it on records from a cache, while they come and after.
 
-    A method adds `device`, and what of `server` differs.
+    A method adds `device`, and what of `server` differs, and names its updates (`updates.py`).
     """
 
     Learner: type[SideTuningLearner] = SideTuningLearner
+    client_update: ClassVar[Callable[..., Any]]
+    """(activations, labels, the backbone's own predictions, loss) -> vectors and targets."""
+    server_update: ClassVar[Callable[..., Any]]
+    """(trainer of the side network, records) -> trainer and loss."""
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
@@ -128,7 +132,7 @@ class SideTuning:
         """
         width = self.shape.backbone_widths[device.backbone]
         shape = (len(samples), self.shape.vectors, width, self.target_width)
-        data = self.learner.encode(device.backbone, samples, activations)
+        data = self.learner.encode(self.client_update, device.backbone, samples, activations)
         return device.payload(samples, encoded_nbytes(self.config.wire, *shape), data)
 
     # --- the server
@@ -171,10 +175,22 @@ class SideTuning:
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache, at random positions."""
-        if self.learner.ingest(payload.sender.backbone, payload.data, len(payload.samples)):
-            self.cache.insert(payload.sender.backbone, len(payload.samples))
+        self.keep(payload.sender, payload.sender.backbone, payload.data, len(payload.samples))
+
+    def keep(self, sender: Device | None, backbone: str, data: Any, count: int) -> None:
+        """So many records of a backbone, unless they are not finite."""
+        if self.learner.ingest(backbone, data, count):
+            self.cache_of(backbone).insert(backbone, count)
         else:
-            self.world.leave_out(payload.sender, "activations")
+            self.world.leave_out(sender, "activations")
+
+    def cache_of(self, backbone: str) -> ReplayCache:
+        """Where a backbone's records go."""
+        return self.cache
+
+    def shape_of(self, backbone: str) -> SideShape:
+        """The side network that a backbone has."""
+        return self.shape
 
     def next_update(self, share: float) -> Work | None:
         """The next update, if such a share of what the records grant allows for it."""
@@ -187,11 +203,13 @@ class SideTuning:
     def update(self, records: list[int]) -> Work:
         """One AdamW update of the side network and the projections on the drawn records."""
         cost = self.shape.training_step(self.cache.count_by_backbone(records))
-        return self.learner.work(cost, self.learner.step, records)
+        return self.learner.work(cost, self.learner.step, self.server_update, records)
 
     def end(self, server: Server) -> Generator:
         """The training is over; send every device what it needs to use the side network."""
         self.world.end_training(self.learner)
         if self.config.deliver:
             devices = self.world.present_devices()
-            yield from server.deliver(devices, lambda d: self.shape.shipped_bytes(d.backbone))
+            yield from server.deliver(
+                devices, lambda d: self.shape_of(d.backbone).shipped_bytes(d.backbone)
+            )

@@ -8,18 +8,17 @@ projections; whose turn it is follows from the budget.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
-from learning.side.config import shape_for
-from sim.kernel.device import Payload
-from sim.kernel.server import Server
+from learning.side.config import SideShape, shape_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.reference_learners import SeparateLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shared import require_updates
+from sim.methods.side_tuning.updates import one_step, with_differences
 
 
 class SingleSideNetwork(FedMobiLLM):
@@ -35,6 +34,9 @@ class SingleSideNetwork(FedMobiLLM):
         """
 
         kind: Literal["single-side-network"]
+
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
+    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
@@ -74,25 +76,15 @@ class SingleSideNetwork(FedMobiLLM):
         self.updates_of[name] += 1
         return self.update_of(name, self.caches[name].draw(self.config.server_batch))
 
-    def end(self, server: Server) -> Generator:
-        """The training is over; send every device its backbone's network."""
-        self.world.end_training(self.learner)
-        if self.config.deliver:
-            yield from server.deliver(
-                self.world.present_devices(),
-                lambda d: self.shapes[d.backbone].shipped_bytes(d.backbone),
-            )
+    def cache_of(self, backbone: str) -> ReplayCache:
+        """Of its own."""
+        return self.caches[backbone]
 
-    def ingest(self, payload: Payload) -> None:
-        """Into the cache of the payload's own backbone."""
-        if self.learner.ingest(payload.sender.backbone, payload.data, len(payload.samples)):
-            self.caches[payload.sender.backbone].insert(
-                payload.sender.backbone, len(payload.samples)
-            )
-        else:
-            self.world.leave_out(payload.sender, "activations")
+    def shape_of(self, backbone: str) -> SideShape:
+        """Of its own."""
+        return self.shapes[backbone]
 
     def update_of(self, name: str, records: list[int]) -> Work:
         """One AdamW update of one backbone's side network; it moves no other network's weights."""
         cost = self.shapes[name].training_step({name: len(records)})
-        return self.learner.work(cost, self.learner.step_of, name, records)
+        return self.learner.work(cost, self.learner.step_of, self.server_update, name, records)
