@@ -1,13 +1,16 @@
 """A trainable state on the wire: its numbers in float32, in the fixed order that both sides know;
-no header is needed.
+no header is needed. Its digest, and its file.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 
@@ -32,3 +35,17 @@ def unpack(data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state[name] = torch.from_numpy(part.astype(np.float32))
         start += tensor.numel()
     return state
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all names and numbers, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode() + tensor.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write(state: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file of the state, in a folder that is made if it is not there."""
+    path.parent.mkdir(exist_ok=True)
+    save_file({name: t.detach().contiguous().clone() for name, t in state.items()}, path)

@@ -8,8 +8,8 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from learning.federated.aggregation import ServerOptimiser
 from sim.kernel.learned import Learned
@@ -56,7 +56,7 @@ class FedAvg(SynchronousPeft):
             """As the kind says."""
             return self.kind.removeprefix("fedavg-")
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+    client_update = staticmethod(locally_trained)
 
     def new_learner(self) -> FedAvgLearner:
         """`server_update` at the server."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -76,7 +76,7 @@ class FlexLoRA(SynchronousPeft):
             """LoRA, always."""
             return "lora"
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+    client_update = staticmethod(locally_trained)
 
     def __init__(self, config: Config, world: World) -> None:
         names = {

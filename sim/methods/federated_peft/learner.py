@@ -5,7 +5,6 @@ averaged by the server.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,25 +228,17 @@ class FederatedLearner(RealLearner):
 
     def digest(self) -> str:
         """A digest of the server's state."""
-        digest = hashlib.sha256()
-        for name, tensor in self.state.value.items():
-            digest.update(name.encode() + tensor.detach().numpy().tobytes())
-        return digest.hexdigest()
+        from learning.federated.state_codec import digest
+
+        return digest(self.state.value)
 
     def save(self, folder: Path) -> None:
         """model/state.safetensors: the trained part, by the names of
         `learning.federated.trainable`.
         """
-        from safetensors.torch import save_file
+        from learning.federated.state_codec import write
 
-        folder.mkdir(exist_ok=True)
-        save_file(
-            {
-                name: tensor.detach().contiguous().clone()
-                for name, tensor in self.state.value.items()
-            },
-            folder / "state.safetensors",
-        )
+        write(self.state.value, folder / "state.safetensors")
 
 
 @dataclass(frozen=True)

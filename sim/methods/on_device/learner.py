@@ -7,7 +7,6 @@ evaluated ones are trained for real. Time, joules and memory are charged for all
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -89,21 +88,15 @@ class OnDeviceStates:
 
     def digest(self) -> str:
         """A digest of the evaluated devices' states."""
-        digest = hashlib.sha256()
-        for name, tensor in self._named_states().items():
-            digest.update(name.encode() + tensor.detach().numpy().tobytes())
-        return digest.hexdigest()
+        from learning.federated.state_codec import digest
+
+        return digest(self._named_states())
 
     def save(self, folder: Path) -> None:
         """model/states.safetensors: every evaluated device's tensors, as <device>/<name>."""
-        from safetensors.torch import save_file
+        from learning.federated.state_codec import write
 
-        folder.mkdir(exist_ok=True)
-        named = self._named_states()
-        save_file(
-            {n: t.detach().contiguous().clone() for n, t in named.items()},
-            folder / "states.safetensors",
-        )
+        write(self._named_states(), folder / "states.safetensors")
 
     def _named_states(self) -> dict[str, Tensor]:
         return {

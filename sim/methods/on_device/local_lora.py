@@ -7,8 +7,7 @@ for itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,7 +43,7 @@ class LocalLoRA(OnDeviceMethod, FederatedPeft):
             """LoRA, always."""
             return "lora"
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
+    client_update = staticmethod(locally_trained)
 
     @property
     def rounds(self) -> int:

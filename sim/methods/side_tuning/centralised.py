@@ -10,7 +10,7 @@ privacy is what the difference buys.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -57,8 +57,8 @@ class Centralised(SideTuning):
         wire: Literal["float32"] = "float32"
         """Activations stay at the server, unrounded."""
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)  # at the server
-    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
+    client_update = staticmethod(with_differences)  # the server does it on their behalf
+    server_update = staticmethod(one_step)
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world

@@ -9,8 +9,8 @@ the papers leave open is a documented setting here (docs/fed_mobillm.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from collections.abc import Generator
+from typing import Literal
 
 from pydantic import Field
 
@@ -40,8 +40,8 @@ class FedMobiLLM(SideTuning):
         deliver: bool = True
         """After training, send each device the side network and its backbone's projections."""
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
-    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
+    client_update = staticmethod(with_differences)
+    server_update = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data, once."""

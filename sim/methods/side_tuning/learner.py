@@ -214,10 +214,9 @@ class SideTuningLearner(RealLearner):
 
     def digest(self) -> str:
         """A digest of the shipped weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tuning.value.averaged.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        return digest.hexdigest()
+        from learning.federated.state_codec import digest
+
+        return digest(dict(sorted(self.tuning.value.averaged.state_dict().items())))
 
     def save(self, folder: Path) -> None:
         """model/side_network.safetensors with what is needed to use it."""

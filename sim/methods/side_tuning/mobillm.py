@@ -9,8 +9,8 @@ this with differences for labels, one token for a matrix, and a cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from collections.abc import Generator
+from typing import Literal
 
 import simpy
 from pydantic import Field
@@ -48,8 +48,8 @@ class MobiLLM(MatrixUploads):
         deliver: bool = True
         """After training, send each device the side network."""
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_labels)
-    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
+    client_update = staticmethod(with_labels)
+    server_update = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data, once an epoch: forward passes, with another process that sends what they

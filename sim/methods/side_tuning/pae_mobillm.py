@@ -9,8 +9,8 @@ Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from collections.abc import Generator
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,8 +76,8 @@ class PaeMobiLLM(MatrixUploads):
             """
             return 1 / self.epochs
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
-    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
+    client_update = staticmethod(with_differences)
+    server_update = staticmethod(one_step)
 
     def device(self, device: Device) -> Generator:
         """Its own data: once with a cache at the server, once an epoch without."""

@@ -8,8 +8,7 @@ projections; whose turn it is follows from the budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from learning.side.config import SideShape, shape_for
 from sim.kernel.work import Work
@@ -35,8 +34,8 @@ class SingleSideNetwork(FedMobiLLM):
 
         kind: Literal["single-side-network"]
 
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(with_differences)
-    server_update: ClassVar[Callable[..., Any]] = staticmethod(one_step)
+    client_update = staticmethod(with_differences)
+    server_update = staticmethod(one_step)
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
