@@ -185,7 +185,7 @@ def test_devices_that_diverge_alone_have_no_accuracy(kind, simulate, curve):
 @pytest.mark.parametrize(
     ("kind", "learner", "name"),
     [
-        ("local-lora", LocalPeftLearner, "train_alone"),
+        ("local-lora", LocalPeftLearner, "client"),
         ("local-lst", LadderLearner, "epoch"),
     ],
 )

@@ -21,6 +21,7 @@ from learning.federated.trainable import TrainableClassifier
 from sim.kernel.device import Device
 from sim.kernel.learned import resolved
 from sim.methods.split.shared import SplitTraining
+from sim.methods.split.split_fed import client_update
 
 KINDS = ("splitfed-v1", "splitfed-v2", "fedbert")
 SEQUENTIAL = {"kind": "fedbert", "body": "sequential"}
@@ -241,7 +242,7 @@ def test_a_step_lets_go_of_all_that_it_replaces(simulate):
     def step():
         sent = learner.embed("random-bert", samples, slot[0])
         vectors = sent.data.value[4 * len(samples) :]  # of the right size, as gradient
-        slot[:] = [learner.finish(slot, sent, vectors)]
+        slot[:] = [learner.finish(client_update, slot, sent, vectors)]
         return sent
 
     step()
