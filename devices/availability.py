@@ -26,8 +26,9 @@ import numpy as np
 
 from inputs.files import read_yaml
 from inputs.series import moments, read_table
+from inputs.shipped import Shipped, is_file
 
-PROFILES = Path(__file__).parent / "availability_profiles"
+PROFILES = Shipped(Path(__file__).parent / "availability_profiles", "mobifleet.rhythms")
 MOST_BYTES = 2**20  # of a profile
 DAY_S, HOUR_S = 86_400.0, 3_600.0
 # of the rhythm before time 0, so that sessions begun in the evening are under way at midnight
@@ -259,8 +260,8 @@ def by_trace(
 
 
 def names() -> list[str]:
-    """The shipped rhythms."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    """The shipped rhythms, then those of installed packages."""
+    return [*PROFILES]
 
 
 @cache
@@ -268,19 +269,17 @@ def load(name: str) -> Rhythm:
     """A shipped rhythm by name, or one of your own by the path of its YAML file; AvailabilityError
     says what is wrong.
     """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PROFILES / f"{name}.yaml"
-        if name not in names():
-            near = get_close_matches(name, names(), 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise AvailabilityError(
-                f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})"
-            )
+    path = Path(name) if is_file(name) else PROFILES.file(name)
+    if not is_file(name) and name not in PROFILES:
+        near = get_close_matches(name, names(), 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AvailabilityError(
+            f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})"
+        )
     data = read_yaml(path, MOST_BYTES)
     if not isinstance(data, dict) or not isinstance(data.get("kinds"), dict):
         raise AvailabilityError(
-            f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES}"
+            f"{path}: a rhythm is a mapping with kinds of sessions; see those in {PROFILES.folder}"
         )
     try:
         kinds = {str(key): _sessions(kind) for key, kind in data["kinds"].items()}

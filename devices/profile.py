@@ -13,12 +13,14 @@ from pathlib import Path
 from devices.hardware import DeviceProfile, ProfileError, nearest
 from devices.profile_file import PROFILES, read
 from inputs.files import FileProblem
-from inputs.profiles import is_file, place
+from inputs.shipped import is_file
 
 
 def names() -> list[str]:
-    """Names of the profiles that come with the package, sorted."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    """Names of the profiles that come with the package, sorted, then of those that installed
+    packages bring.
+    """
+    return [*PROFILES]
 
 
 def load(name_or_path: str | Path, folder: Path = Path()) -> DeviceProfile:
@@ -30,32 +32,29 @@ def load(name_or_path: str | Path, folder: Path = Path()) -> DeviceProfile:
     """
     name = str(name_or_path)
     if is_file(name):
-        return _read(name, folder)[0]
-    if name not in names():
-        hint = nearest(name, names())
+        return _read(PROFILES.file(name, folder))[0]
+    if name not in PROFILES:
+        hint = nearest(name, PROFILES)
         raise ProfileError(
             f"no device profile {name!r}{hint}; or give the path of a .yaml file of your own"
         )
-    return _bundled(name)
+    return _named(PROFILES[name])
 
 
 def files(name: str, folder: Path = Path()) -> list[Path]:
     """The files that a profile's numbers come from: its own first, then those that it extends or
     that lend to it; its own alone where it cannot be read.
     """
-    try:
-        return [PROFILES / f"{name}.yaml"] if not is_file(name) else _read(name, folder)[1]
-    except ProfileError:  # whoever reads it says so
-        return [place(name, folder)]
+    return PROFILES.files(name, folder, _read)
 
 
 @cache
-def _bundled(name: str) -> DeviceProfile:
-    return _read(PROFILES / f"{name}.yaml", Path())[0]
+def _named(path: Path) -> DeviceProfile:
+    return _read(path)[0]
 
 
-def _read(path: str | Path, folder: Path) -> tuple[DeviceProfile, list[Path]]:
+def _read(path: Path) -> tuple[DeviceProfile, list[Path]]:
     try:
-        return read(place(path, folder))
+        return read(path)
     except FileProblem as error:
         raise ProfileError(f"device profile {error}") from error

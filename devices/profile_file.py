@@ -24,9 +24,10 @@ from devices.hardware import (
     Provenance,
     nearest,
 )
-from inputs.profiles import hint, located_problems, merged, quantity, read_layers
+from inputs.profiles import hint, merged, quantity, read_layered
+from inputs.shipped import Shipped
 
-PROFILES = Path(__file__).parent / "profiles"
+PROFILES = Shipped(Path(__file__).parent / "profiles", "mobifleet.devices")
 TYPICAL = {
     "board": "jetson-tx2",
     "phone": "phone-2024-flagship",
@@ -59,23 +60,15 @@ def read(path: Path) -> tuple[DeviceProfile, list[Path]]:
 
     Raises ProfileError with all that is wrong with the file, FileProblem for one that is no YAML.
     """
-    problems: list[str] = []
-    layers = read_layers(path, PROFILES, NUMBERS, problems)
-    if problems:
-        raise ProfileError("\n".join(problems))
-    data = layers[-1].data
-    for layer in reversed(layers[:-1]):
-        data = _laid_over(layer.data, data)
-    files = [layer.path for layer in layers]
-    if isinstance(data, Mapping) and (len(layers) > 1 or layers[0].own):
+    said = read_layered(path, PROFILES, NUMBERS, ProfileError, _laid_over, NOT_INHERITED)
+    data, files, parser = said.data, [*said.files], _Parser()
+    if isinstance(data, Mapping) and (len(files) > 1 or said.own):
         data = {"title": str(data.get("name") or "?"), **data}
-    parser = _Parser()
-    if any(layer.own for layer in layers) and isinstance(data, Mapping):
+    if said.own and isinstance(data, Mapping):
         data, lenders = _with_what_is_lent(data, files[-1], parser)
         files += [file for file in lenders if file not in files]
     profile = parser.profile(data)
-    if parser.problems:
-        raise ProfileError("\n".join(located_problems(parser.problems, files)))
+    said.refuse(parser.problems, ProfileError)
     return profile, files
 
 
@@ -87,8 +80,7 @@ def _laid_over(child: Any, parent: Any) -> Any:
     """
     if not (isinstance(child, Mapping) and isinstance(parent, Mapping)):
         return child
-    parent = {key: value for key, value in parent.items() if key not in NOT_INHERITED}
-    power = child.get("power")
+    parent, power = dict(parent), child.get("power")
     if isinstance(power, Mapping) and isinstance(parent.get("power"), Mapping):
         outdated = {
             f"{way}_{what}"
@@ -118,10 +110,10 @@ def _with_what_is_lent(
     data = {"kind": "phone", **data}
     kind = data["kind"]
     typical = TYPICAL.get(kind) if isinstance(kind, str) else None
-    name = root.stem if root.parent == PROFILES else typical
+    name = root.stem if root.parent == PROFILES.folder else typical
     if name is None:
         return data, []  # the kind is wrong, as the parser says
-    whole = read_layers(PROFILES / f"{name}.yaml", PROFILES, NUMBERS, [])[0].data
+    whole = read_layered(PROFILES[name], PROFILES, NUMBERS, ProfileError).data
 
     def lent(where: Where, entry: Mapping[str, Any]) -> dict[str, Any]:
         parser.lent.append(".".join(map(str, where)))
@@ -155,7 +147,7 @@ def _with_what_is_lent(
         }
     if parser.lent:
         parser.lender = name
-    return data, [PROFILES / f"{name}.yaml"] if parser.lent else []
+    return data, [PROFILES[name]] if parser.lent else []
 
 
 def _whole_engine(

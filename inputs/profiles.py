@@ -12,15 +12,15 @@ plain, or as text with a unit. What the keys mean is the business of whoever rea
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inputs.files import located, read_yaml, yaml_lines
+from inputs.shipped import Shipped, is_file
 from inputs.units import parse
 
-SUFFIXES = (".yaml", ".yml")
 MOST_PARENTS = 10
 MOST_BYTES = 2**20  # of a profile
 OWN = "own"
@@ -29,35 +29,64 @@ _DIMENSIONS = {"_bytes": "B", "flop_per_s": "FLOP/s", "_bps": "bit/s", "_s": "s"
 
 
 @dataclass(frozen=True)
-class ProfileFile:
-    """What a file says, without its `extends` and `basis`; `own` where it says `basis: own`."""
+class Layered:
+    """What a profile's file says over those that it extends: `files`, its own first; `own` where
+    one of them says `basis: own`.
+    """
+
+    data: Any
+    files: list[Path]
+    own: bool
+
+    def refuse(
+        self, problems: Sequence[tuple[tuple[str | int, ...], str]], error: type[ValueError]
+    ) -> None:
+        """Raise the error with a line for each problem, if there are any."""
+        if problems:
+            raise error("\n".join(located_problems(problems, self.files)))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one file says, without its `extends` and `basis`; `own` where it says `basis: own`."""
 
     path: Path
     data: Any
     own: bool
 
 
-def is_file(name: str | Path) -> bool:
-    """Whether a profile is named by its file rather than by a shipped name."""
-    return str(name).endswith(SUFFIXES)
+def read_layered(
+    path: Path,
+    shipped: Shipped,
+    numbers: Collection[str],
+    error: type[ValueError],
+    over: Callable[[Any, Any], Any] | None = None,
+    not_inherited: Collection[str] = ("name",),
+) -> Layered:
+    """The file over those that it extends; plain numbers have become mappings.
 
-
-def place(name: str | Path, folder: Path = Path()) -> Path:
-    """Where a profile's file lies: below the scenario's folder, or else the working directory."""
-    near = located(name, folder)
-    return near if near.is_file() else located(name)
-
-
-def read_layers(
-    path: Path, shipped: Path, numbers: Collection[str], problems: list[str]
-) -> list[ProfileFile]:
-    """The file and those that it extends, the nearest first; plain numbers have become mappings.
-
-    `shipped` is the folder of the profiles that have names, `numbers` the keys under which a number
-    stands. Adds what is wrong with `extends` and `basis` to the problems; raises FileProblem for a
-    file that cannot be read.
+    `shipped` are the profiles that have names, `numbers` the keys under which a number stands;
+    `over` lays a child over its parent, which has lost the keys that are `not_inherited`. Raises
+    `error` for what is wrong with `extends` and `basis`, FileProblem for a file that cannot be
+    read.
     """
-    layers: list[ProfileFile] = []
+    problems: list[str] = []
+    layers = _layers(path, shipped, numbers, problems)
+    if problems:
+        raise error("\n".join(problems))
+    data = layers[-1].data
+    for layer in reversed(layers[:-1]):
+        if isinstance(data, Mapping):
+            data = {key: value for key, value in data.items() if key not in not_inherited}
+        data = (over or merged)(layer.data, data)
+    return Layered(data, [layer.path for layer in layers], any(layer.own for layer in layers))
+
+
+def _layers(
+    path: Path, shipped: Shipped, numbers: Collection[str], problems: list[str]
+) -> list[_Layer]:
+    """The file and those that it extends, the nearest first."""
+    layers: list[_Layer] = []
     while True:
         data, parent = read_yaml(path, MOST_BYTES), None
         own = isinstance(data, Mapping) and data.get("basis") == OWN
@@ -67,7 +96,7 @@ def read_layers(
                 problems += located_problems([(("basis",), what)], [path])
             parent = data.get("extends")
             data = {key: value for key, value in data.items() if key not in ("extends", "basis")}
-        layers.append(ProfileFile(path, _sourced(data, path, numbers) if own else data, own))
+        layers.append(_Layer(path, _sourced(data, path, numbers) if own else data, own))
         if parent is None:
             return layers
         path, what = _parent(path, parent, shipped, [layer.path for layer in layers])
@@ -76,14 +105,13 @@ def read_layers(
             return layers
 
 
-def _parent(here: Path, name: Any, shipped: Path, below: list[Path]) -> tuple[Path, str]:
+def _parent(here: Path, name: Any, shipped: Shipped, below: list[Path]) -> tuple[Path, str]:
     """The file that `extends` names, and what is wrong with that."""
-    known = sorted(path.stem for path in shipped.glob("*.yaml"))
     if not isinstance(name, str):
         return here, f"found {name!r}, allowed: a shipped profile's name, or a .yaml file"
-    path = located(name, here.parent) if is_file(name) else shipped / f"{name}.yaml"
-    if not is_file(name) and name not in known:
-        return here, f"no profile is called {name!r}; known: {', '.join(known)}"
+    if not is_file(name) and name not in shipped:
+        return here, f"no profile is called {name!r}; known: {', '.join(shipped)}"
+    path = located(name, here.parent) if is_file(name) else shipped[name]
     if not path.is_file():
         return here, f"no file {name!r} in the folder of {here.name}"
     if path.resolve() in [one.resolve() for one in below]:

@@ -27,19 +27,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from inputs.profiles import (
-    OWN,
-    hint,
-    is_file,
-    located_problems,
-    merged,
-    place,
-    quantity,
-    read_layers,
-)
+from inputs.profiles import OWN, hint, quantity, read_layered
+from inputs.shipped import Shipped, is_file
 from network.errors import NetworkError
 
-PROFILES = Path(__file__).parent / "profiles"
+PROFILES = Shipped(Path(__file__).parent / "profiles", "mobifleet.links")
 BASES = ("measured", "derived", "published", "estimated", OWN)
 REQUIRED = ("up_bps", "down_bps", "latency_s")
 OPTIONAL = ("overhead_s", "cv", "lag1", "loss", "window_bytes", "initial_window_bytes")
@@ -86,8 +78,8 @@ class LinkProfile:
 
 
 def names() -> list[str]:
-    """The shipped profiles, in alphabetical order."""
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+    """The shipped profiles, in alphabetical order, then those of installed packages."""
+    return [*PROFILES]
 
 
 def load(name_or_path: str | Path, folder: Path = Path()) -> LinkProfile:
@@ -97,45 +89,29 @@ def load(name_or_path: str | Path, folder: Path = Path()) -> LinkProfile:
     UnknownProfileError with the nearest name, FileProblem for a file that cannot be read, or
     NetworkError with a line for each mistake of a file.
     """
-    if is_file(name_or_path):
-        return _read(place(name_or_path, folder))[0]
-    name, known = str(name_or_path), names()
-    if name not in known:
-        near = get_close_matches(name.lower(), known, n=1, cutoff=0.3)
+    name = str(name_or_path)
+    if not is_file(name) and name not in PROFILES:
+        near = get_close_matches(name.lower(), names(), n=1, cutoff=0.3)
         hint = f"did you mean {near[0]!r}?" if near else "give a name or the path of a .yaml file."
         raise UnknownProfileError(
-            f"no link profile is called {name!r}: {hint} Known: {', '.join(known)}"
+            f"no link profile is called {name!r}: {hint} Known: {', '.join(names())}"
         )
-    return _read(PROFILES / f"{name}.yaml")[0]
+    return _read(PROFILES.file(name, folder))[0]
 
 
 def files(name: str, folder: Path = Path()) -> list[Path]:
     """The files that a profile's numbers come from: its own first, then those that it extends; its
     own alone where it cannot be read.
     """
-    if not is_file(name):
-        return [PROFILES / f"{name}.yaml"]
-    try:
-        return _read(place(name, folder))[1]
-    except ValueError:  # whoever reads it says so
-        return [place(name, folder)]
+    return PROFILES.files(name, folder, _read)
 
 
 def _read(path: Path) -> tuple[LinkProfile, list[Path]]:
-    said: list[str] = []
-    layers = read_layers(path, PROFILES, NUMBERS, said)
-    if said:
-        raise NetworkError("\n".join(said))
-    document = layers[-1].data
-    for layer in reversed(layers[:-1]):
-        parent = document.items() if isinstance(document, Mapping) else ()
-        document = merged(layer.data, {key: value for key, value in parent if key != "name"})
+    said = read_layered(path, PROFILES, NUMBERS, NetworkError)
     problems: list[tuple[tuple[str, ...], str]] = []
-    values, provenance = _parsed(document, problems)
-    files = [layer.path for layer in layers]
-    if problems:
-        raise NetworkError("\n".join(located_problems(problems, files)))
-    return LinkProfile(name=document["name"], **values, provenance=provenance), files
+    values, provenance = _parsed(said.data, problems)
+    said.refuse(problems, NetworkError)
+    return LinkProfile(name=said.data["name"], **values, provenance=provenance), said.files
 
 
 def _parsed(
@@ -145,7 +121,7 @@ def _parsed(
     values: dict[str, float] = {}
     provenance: dict[str, dict[str, str]] = {}
     if not isinstance(document, Mapping) or not isinstance(document.get("name"), str):
-        what = f"a link profile is a mapping with a name; see the shipped ones in {PROFILES}"
+        what = f"a link profile is a mapping with a name; see the shipped ones in {PROFILES.folder}"
         problems.append(((), what))
         document = document if isinstance(document, Mapping) else {}
     for key in document:

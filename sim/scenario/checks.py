@@ -4,16 +4,18 @@ that do not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 import devices.hardware
 import devices.profile
+import devices.profile_file
 import network.profile
 from devices import availability as rhythms
-from inputs.profiles import is_file, place
+from inputs.files import FileProblem
+from inputs.shipped import is_file, place
 from learning.backbones import catalogue
 from learning.data import texts as data
 from sim.scenario.arrivals import ListedJoin
@@ -30,15 +32,15 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
 
     `folder` is where profiles of one's own are looked for, before the working directory.
     """
-    link_names = set(network.profile.names())
     for index, group in enumerate(scenario.fleet):
         here = ("fleet", index)
         for device in choices(group.device):
             yield from _device_problems(here, device, choices(group.engine), folder)
         for link in choices(group.link):
-            found = list(_unknown((*here, "link"), link, link_names, "link", "list links", folder))
+            known = network.profile.PROFILES
+            found = list(_unknown((*here, "link"), link, known, "link", "list links", folder))
             yield from found
-            if not found and is_file(link):
+            if not found and known.file(link, folder).parent != known.folder:  # not ours
                 yield from _tried((*here, "link"), partial(network.profile.load, link, folder))
         for backbone in choices(group.backbone):
             yield from _tried((*here, "backbone"), partial(_with_weights, backbone, scenario))
@@ -182,7 +184,7 @@ def _device_problems(
     here: Where, device: str, engines: list[str], folder: Path
 ) -> Iterator[tuple[Where, str]]:
     """What is wrong with a device's name, its file, or the engines that are asked of it."""
-    where, known = (*here, "device"), set(devices.profile.names())
+    where, known = (*here, "device"), devices.profile_file.PROFILES
     found = list(_unknown(where, device, known, "device", "list devices", folder))
     found = found or list(_tried(where, lambda: devices.profile.load(device, folder)))
     yield from found
@@ -197,7 +199,7 @@ def _engine(device: str, folder: Path, engine: str) -> devices.hardware.Engine:
 def _unknown(
     where: Where,
     name: str,
-    known: set[str],
+    known: Collection[str],
     kind: str,
     listing: str | None,
     folder: Path | None = None,
@@ -205,7 +207,13 @@ def _unknown(
     """What is wrong with a name that is not known, and is no file, where one may be named: then it
     lies in `folder`, or in the working directory.
     """
-    if name in known or (folder is not None and is_file(name) and place(name, folder).is_file()):
+    if folder is not None and is_file(name) and place(name, folder).is_file():
+        return
+    try:
+        if name in known:
+            return
+    except FileProblem as error:  # of packages that bring such things
+        yield where, str(error)
         return
     if folder is not None and is_file(name):
         yield where, f"there is no file {name!r} in the scenario's folder, nor where Python runs"

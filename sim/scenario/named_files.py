@@ -20,7 +20,7 @@ import devices.profile
 import devices.profile_file
 import network.profile
 from inputs.files import located
-from inputs.profiles import is_file, place
+from inputs.shipped import Shipped, is_file
 from learning.backbones import catalogue
 from learning.data.texts import TextDataset
 from sim.scenario.registry import file_of
@@ -40,22 +40,19 @@ class _Profile(NamedFile):
     """The name of a shipped profile, or the path of a YAML file of one's own."""
 
     __slots__ = ()
-    shipped: Path
+    shipped: Shipped
 
     def files(self, folder: Path) -> Iterator[tuple[str, Path]]:
         """The profile's file, and those that it extends or that lend to it."""
         own, *others = self.places(folder)
-        yield str(self) if is_file(self) else self._shipped(own), own
+        yield str(self) if is_file(self) else self.shipped.title(own), own
         for path in others:
-            name = self._shipped(path) if path.parent == self.shipped else f"{self}: {path.name}"
-            yield name, path
+            is_named = self.shipped.get(path.stem) == path
+            yield self.shipped.title(path) if is_named else f"{self}: {path.name}", path
 
     def places(self, folder: Path) -> list[Path]:
         """Where these files lie, its own first."""
-        return [place(self, folder) if is_file(self) else self.shipped / f"{self}.yaml"]
-
-    def _shipped(self, path: Path) -> str:
-        return f"{self.shipped.parent.name}/{self.shipped.name}/{path.name}"
+        return [self.shipped.file(self, folder)]
 
 
 class _Device(_Profile):

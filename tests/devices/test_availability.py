@@ -352,7 +352,7 @@ def test_a_period_must_hold_the_trace(tmp_path):
 
 def _document(**change: object) -> str:
     """FLASH as a file, with something else in its short sessions."""
-    document = yaml.safe_load((PROFILES / "charging-wifi-locked.yaml").read_text(encoding="utf-8"))
+    document = yaml.safe_load((PROFILES["charging-wifi-locked"]).read_text(encoding="utf-8"))
     document["kinds"][min(document["kinds"])] |= change
     return yaml.safe_dump(document)
 

@@ -37,7 +37,7 @@ LONE_ROW = 0.01  # of the one row that gave an engine its rate
 
 
 def raw(name: str) -> dict:
-    return yaml.safe_load((profile_file.PROFILES / f"{name}.yaml").read_text())
+    return yaml.safe_load((profile_file.PROFILES[name]).read_text())
 
 
 def numbers_in(node, where=""):

@@ -77,9 +77,9 @@ def world(scenario_file, tmp_path):
     """A scenario that names a file of every kind; returns its path and, by the names that people
     see, the files.
     """
-    profile = yaml.safe_load((devices.profile_file.PROFILES / "jetson-tx2.yaml").read_text())
+    profile = yaml.safe_load((devices.profile_file.PROFILES["jetson-tx2"]).read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
-    link = yaml.safe_load((network.profile.PROFILES / "lte.yaml").read_text())
+    link = yaml.safe_load((network.profile.PROFILES["lte"]).read_text())
     (tmp_path / "link.yaml").write_text(yaml.safe_dump({**link, "name": "link"}))
     (tmp_path / "up.csv").write_text("time_s,bit/s\n0,1000000\n10,2000000\n")
     (tmp_path / "ingress.csv").write_text("time_s,bit/s\n0,1000000\n10,2000000\n")
@@ -122,7 +122,7 @@ def world(scenario_file, tmp_path):
     shipped = {"devices": ("raspberry-pi-4", "jetson-tx2", "a100"), "network": ("lte",)}
     places = {"devices": devices.profile_file.PROFILES, "network": network.profile.PROFILES}
     files |= {
-        f"{k}/profiles/{name}.yaml": places[k] / f"{name}.yaml"
+        f"{k}/profiles/{name}.yaml": places[k][name]
         for k, names in shipped.items()
         for name in names
     }
@@ -196,7 +196,7 @@ def test_the_manifest_says_what_files_held(mobifleet, scenario_file, tmp_path):
     inputs = open_run(tmp_path / "run").manifest["inputs"]
     assert inputs["texts.csv"] == sha256(tmp_path / "texts.csv")
     assert inputs["devices/profiles/jetson-tx2.yaml"] == sha256(
-        devices.profile_file.PROFILES / "jetson-tx2.yaml"
+        devices.profile_file.PROFILES["jetson-tx2"]
     )
 
 
