@@ -48,7 +48,7 @@ class Shipped(Mapping[str, Path]):
     folder, and for a name that two packages bring.
     """
 
-    folder: Path
+    folder: Path | None
     group: str
     reserved: frozenset[str] = frozenset()
     """Names of ours that stand for no file."""
@@ -56,16 +56,19 @@ class Shipped(Mapping[str, Path]):
     def __getitem__(self, name: str) -> Path:
         if (own := _in(self.folder).get(name)) is not None:
             return own
+        if name in self.reserved:
+            raise KeyError(name)
         first, *others = self._brought()[name]
         if others:
             raise FileProblem(
-                f"{others[0]}: {name!r} is the name of {first}, too; name one by file"
+                f"two packages bring {name!r}: name {first} or {others[0]} by its path"
             )
         return first
 
     def __iter__(self) -> Iterator[str]:
         own = _in(self.folder)
-        yield from (*own, *(name for name in sorted(self._brought()) if name not in own))
+        yield from own
+        yield from sorted(self._brought().keys() - own.keys() - self.reserved)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -76,7 +79,7 @@ class Shipped(Mapping[str, Path]):
         """
         if is_file(name):
             return place(name, folder)
-        return self.get(str(name), self.folder / f"{name}.yaml")
+        return self.get(str(name)) or (self.folder or Path()) / f"{name}.yaml"
 
     def files(
         self, name: str, folder: Path, read: Callable[[Path], tuple[Any, list[Path]]]
@@ -105,8 +108,8 @@ class Shipped(Mapping[str, Path]):
         return _brought(self.group, tuple(sys.path))
 
 
-def _in(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def _in(folder: Path | None) -> dict[str, Path]:
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 @functools.lru_cache(32)

@@ -8,13 +8,15 @@ text.
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from inputs.files import located
+from inputs.shipped import Shipped
 from learning.backbones import assets
+from learning.data import packaged
 from learning.data.labels import check_labels, doubts, number_classes
 from learning.data.tables import DataError, Layout, TextTable, read_file, read_object
 
@@ -49,21 +51,37 @@ class TextDataset:
 @dataclass(frozen=True)
 class DatasetInfo:
     """One line of a listing; the sizes are those of the pinned files, so that a listing reads none
-    of them.
+    of them. None is what a package does not say; its data sets are no assets.
     """
 
     name: str
     description: str
-    asset: str
-    texts: int
-    classes: int
-    clients: int | None
-    official_split: bool
+    asset: str | None
+    texts: int | None
+    classes: int | None
+    clients: int | None = None
+    official_split: bool = False
 
 
 def names() -> list[DatasetInfo]:
-    """Every named dataset with its sizes, without loading any."""
-    return list(_INFO.values())
+    """Every named dataset with its sizes, without loading any; ours, then those of packages."""
+    return [find(name) for name in (*_INFO, *PACKAGED)]
+
+
+def find(name: str) -> DatasetInfo:
+    """The line of a named data set; DataError for a name that is none, and for a package's that is
+    not described as it should be.
+    """
+    if name in _INFO:
+        return _INFO[name]
+    if name in PACKAGED:
+        return _info(name, packaged.read(PACKAGED[name]))
+    near = difflib.get_close_matches(name, [*_INFO, *PACKAGED], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"no data set is called {name!r}{hint} (`mobifleet list datasets` shows all; a file of "
+        "your own is given by its `path`)"
+    )
 
 
 def load(spec: object) -> TextDataset:
@@ -205,15 +223,17 @@ def _pair_up(labels: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> 
 # ------------------------------------------------------------------------------------------
 
 
+def _info(name: str, found: packaged.PackagedData) -> DatasetInfo:
+    sizes = [found.listed.get(key) for key in ("texts", "classes", "clients")]
+    return DatasetInfo(
+        name, found.listed.get("description", ""), None, *sizes, "test" in found.layout
+    )
+
+
 def _load_named(name: str) -> TextDataset:
-    if name not in _INFO:
-        near = difflib.get_close_matches(str(name), _INFO, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise DataError(
-            f"unknown dataset {name!r}.{hint} There are: {', '.join(_INFO)}; or give path: to a "
-            "file"
-        )
-    return _READERS[name](name, assets.path(_INFO[name].asset))
+    if (asset := find(name).asset) is None:
+        return replace(_load_own(packaged.read(PACKAGED[name]).layout), name=name)
+    return _READERS[name](name, assets.path(asset))
 
 
 def _trec(name: str, folder: Path) -> TextDataset:
@@ -364,23 +384,9 @@ _INFO = {
     info.name: info
     for info in (
         DatasetInfo(
-            "trec-questions",
-            "what a question asks for, coarse type",
-            "trec-questions",
-            5381,
-            6,
-            None,
-            False,
+            "trec-questions", "what a question asks for, coarse type", "trec-questions", 5381, 6
         ),
-        DatasetInfo(
-            "trec-fine",
-            "what a question asks for, fine type",
-            "trec-questions",
-            5381,
-            50,
-            None,
-            False,
-        ),
+        DatasetInfo("trec-fine", "what a question asks for, fine type", "trec-questions", 5381, 50),
         DatasetInfo(
             "rotten-tomatoes",
             "review fresh or rotten; client = film",
@@ -388,9 +394,8 @@ _INFO = {
             12752,
             2,
             507,
-            False,
         ),
-        DatasetInfo("sms-spam", "text message ham or spam", "sms-spam", 4522, 2, None, False),
+        DatasetInfo("sms-spam", "text message ham or spam", "sms-spam", 4522, 2),
         DatasetInfo(
             "hutto-amazon",
             "review sentence sentiment; client = review",
@@ -398,18 +403,9 @@ _INFO = {
             3600,
             2,
             299,
-            False,
         ),
-        DatasetInfo("hutto-tweets", "tweet sentiment", "hutto-sentiment", 4196, 2, None, False),
-        DatasetInfo(
-            "hutto-films",
-            "film review sentence sentiment",
-            "hutto-sentiment",
-            10566,
-            2,
-            None,
-            False,
-        ),
+        DatasetInfo("hutto-tweets", "tweet sentiment", "hutto-sentiment", 4196, 2),
+        DatasetInfo("hutto-films", "film review sentence sentiment", "hutto-sentiment", 10566, 2),
         DatasetInfo(
             "hutto-editorials",
             "editorial sentence sentiment; client = article",
@@ -417,18 +413,20 @@ _INFO = {
             4884,
             2,
             498,
-            False,
         ),
-        DatasetInfo("20newsgroups", "newsgroup of a post", "20newsgroups", 18821, 20, None, True),
-        DatasetInfo("reuters-r8", "topic of a news wire", "reuters-r8", 7674, 8, None, True),
+        DatasetInfo(
+            "20newsgroups", "newsgroup of a post", "20newsgroups", 18821, 20, official_split=True
+        ),
+        DatasetInfo(
+            "reuters-r8", "topic of a news wire", "reuters-r8", 7674, 8, official_split=True
+        ),
         DatasetInfo(
             "trec-pairs",
             "do two questions ask for the same type?",
             "trec-questions",
             5381,
             2,
-            None,
-            True,
+            official_split=True,
         ),
         DatasetInfo(
             "newsgroups-pairs",
@@ -436,11 +434,12 @@ _INFO = {
             "20newsgroups",
             18821,
             2,
-            None,
-            True,
+            official_split=True,
         ),
     )
 }
+PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(_INFO))
+"""The files that describe the data sets of installed packages."""
 
 # --- the user's own data
 # ------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sim.cli.faults import UserError
-from sim.cli.terminal import console
+from sim.cli.terminal import console, show_remarks
 
 
 def list_(
@@ -24,7 +24,7 @@ def list_(
 
         mobifleet list devices
     """
-    from sim.cli.listing import LISTINGS
+    from sim.cli.listing import LISTINGS, unseen
 
     if what not in LISTINGS:
         from sim.scenario.complaints import nearest
@@ -33,3 +33,4 @@ def list_(
             f"list: one of {', '.join(LISTINGS)} (got {what!r}){nearest(what, LISTINGS)}"
         )
     console.print(LISTINGS[what]())
+    show_remarks(unseen(what))

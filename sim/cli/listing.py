@@ -67,10 +67,8 @@ def datasets() -> Table:
 
     table = _table("data set", "what it is", "texts", "classes", "clients", "fetch")
     for info in names():
-        clients = "" if info.clients is None else str(info.clients)
-        table.add_row(
-            info.name, info.description, str(info.texts), str(info.classes), clients, info.asset
-        )
+        sizes = ("" if n is None else str(n) for n in (info.texts, info.classes, info.clients))
+        table.add_row(info.name, info.description, *sizes, info.asset or "comes with a package")
     return table
 
 
@@ -105,6 +103,21 @@ def assets() -> Table:
         here = "yes" if line.present else "no"
         table.add_row(a.name, a.description, format_bytes(a.download_bytes), a.licence, here)
     return table
+
+
+def unseen(what: str) -> list[str]:
+    """What to say of files of installed packages whose names are ours."""
+    from devices import profile_file
+    from learning.data import texts
+    from network import profile
+
+    homes = {
+        "devices": profile_file.PROFILES,
+        "links": profile.PROFILES,
+        "datasets": texts.PACKAGED,
+    }
+    files = homes[what].unseen() if what in homes else []
+    return [f"{path} is never read: {path.stem} is a name of mobifleet's" for path in files]
 
 
 LISTINGS = {

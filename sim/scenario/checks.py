@@ -57,14 +57,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     server = scenario.server
     yield from _device_problems(("server",), server.device, [server.engine], folder)
     if isinstance(scenario.task.dataset, str):
-        known = {info.name for info in data.names()}
-        yield from _unknown(
-            ("task", "dataset"),
-            scenario.task.dataset,
-            known,
-            "data set",
-            "list datasets",
-        )
+        yield from _tried(("task", "dataset"), partial(data.find, scenario.task.dataset))
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from scenario.ignored()

@@ -22,6 +22,7 @@ import network.profile
 from inputs.files import located
 from inputs.shipped import Shipped, is_file
 from learning.backbones import catalogue
+from learning.data import packaged, texts
 from learning.data.texts import TextDataset
 from sim.scenario.registry import file_of
 
@@ -76,6 +77,20 @@ class _Rhythm(_Profile):
     shipped = devices.availability.PROFILES
 
 
+class _Dataset(NamedFile):
+    """The name of a data set: of ours, which are pinned assets, or of a package's."""
+
+    __slots__ = ()
+
+    def files(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        """Of a package's the file that describes it, and those of its texts."""
+        if (path := texts.PACKAGED.get(self)) is None:
+            return
+        yield texts.PACKAGED.title(path), path
+        for file in packaged.files(path):
+            yield f"{self}: {file.name}", file
+
+
 class _ModelFolder(NamedFile):
     """A folder of the transformers library's format."""
 
@@ -103,6 +118,7 @@ class _HubModel(NamedFile):
 FilePath = Annotated[str, AfterValidator(NamedFile)]
 DeviceName = Annotated[str, AfterValidator(_Device)]
 LinkName = Annotated[str, AfterValidator(_Link)]
+DatasetName = Annotated[str, AfterValidator(_Dataset)]
 RhythmName = Annotated[str, AfterValidator(_Rhythm)]
 ModelFolder = Annotated[str, AfterValidator(_ModelFolder)]
 HubModel = Annotated[str, AfterValidator(_HubModel)]

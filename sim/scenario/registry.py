@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
@@ -87,7 +87,7 @@ def known() -> dict[str, Registration]:
     _with_ours()
     for point in entry_points(group=GROUP):
         if point.name not in _known:
-            register(point.load(), point.name)
+            register(_loaded(point), point.name)
     return dict(_known)
 
 
@@ -128,6 +128,14 @@ def file_of(kind: str) -> str | None:
     """The file that a method's name says it is in; None for another kind of name."""
     path, colon, _ = kind.rpartition(":")
     return path if colon and path.endswith(".py") else None
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise MethodError(f"entry point {point.name!r} of {GROUP}: {what}") from error
 
 
 def _with_ours() -> None:

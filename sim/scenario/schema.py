@@ -15,7 +15,14 @@ from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.scenario.availability import AnyAvailability, DropOut
 from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
-from sim.scenario.named_files import DeviceName, FilePath, HubModel, LinkName, ModelFolder
+from sim.scenario.named_files import (
+    DatasetName,
+    DeviceName,
+    FilePath,
+    HubModel,
+    LinkName,
+    ModelFolder,
+)
 from sim.scenario.settings import OnlyFor, Settings
 
 AnyMethod = Settings  # until methods are registered: see `_may_name`
@@ -154,7 +161,7 @@ class TaskSettings(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
     dataset: Annotated[
-        Annotated[str, Tag("str")]
+        Annotated[DatasetName, Tag("str")]
         | Annotated[OwnData, Tag("OwnData")]
         | Annotated[SizedData, Tag("SizedData")],
         Discriminator(_kind_of_data),
