@@ -229,7 +229,7 @@ def test_errors_in_files_say_what_was_found(tmp_path, file, content, spec, messa
 
 
 def test_errors_in_names_say_what_there_is(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="Did you mean 'trec-questions'"):
+    with pytest.raises(DataError, match="did you mean 'trec-questions'"):
         data.load("trec-question")
     with pytest.raises(DataError, match="exactly one of name, path, dataset"):
         data.load({"text": "a"})
