@@ -1,6 +1,6 @@
 """A SimPy clock that keeps pace with the wall: the real world's twin of `simpy.Environment`.
 
-Stories and verbs run on it unchanged. An event that lies ahead happens when its time has come on
+Processes and verbs run on it unchanged. An event that lies ahead happens when its time has come on
 the wall; what other threads have to tell (bytes that landed, a message) is posted and happens at
 once. An event that is late, because the host was busy with real work, happens late and says so:
 `now` is then the wall's time, never the planned one.

@@ -1,9 +1,9 @@
 """Who computes what for real: a device its own passes at that moment, the server its updates on
 what came over the wire.
 
-`SUPPORTED` names the methods whose computation and messages are known here; the stories themselves
-run unchanged. Those that end while devices are still at work (fedasync, fedbuff) or talk within a
-pass (splitfed) would need more messages.
+`SUPPORTED` names the methods whose computation and messages are known here; the processes
+themselves run unchanged. Those that end while devices are still at work (fedasync, fedbuff) or talk
+within a pass (splitfed) would need more messages.
 """
 
 from __future__ import annotations

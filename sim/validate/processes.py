@@ -16,8 +16,8 @@ from typing import Any
 
 from sim.scenario.file import resolved
 from sim.scenario.schema import Scenario
-from sim.validate.lives import device_life, links_life, live_in_process, server_life
-from sim.validate.worlds import RealityError
+from sim.validate.process_roles import device_role, links_role, run_role, server_role
+from sim.validate.worlds import RealRunError
 
 READY_S = 180.0  # real seconds that the processes may take until all are ready
 PRELOADED = [
@@ -67,24 +67,26 @@ class Processes:
                 process.kill()
                 process.join(5)
 
-    def start(self, name: str, life: Callable, config: dict[str, Any]) -> None:
+    def start(self, name: str, role: Callable, config: dict[str, Any]) -> None:
         """Start a process."""
         mine, its = multiprocessing.Pipe()
         process = self._make.Process(
-            target=live_in_process, args=(life, config, its), name=name, daemon=True
+            target=run_role, args=(role, config, its), name=name, daemon=True
         )
         process.start()
         its.close()
         self._pipes[mine], self._processes[name] = name, process
 
-    def say(self, name: str, **message: Any) -> None:
-        """Tell a process something."""
+    def send(self, name: str, **message: Any) -> None:
+        """Send a process a message."""
         pipe = next(pipe for pipe, its in self._pipes.items() if its == name)
         pipe.send_bytes(json.dumps(message).encode())
 
-    def hear(self, within_s: float) -> list[tuple[str, dict[str, Any]]]:
-        """What the processes say next, within so many seconds; RealityError if one has died."""
-        heard = []
+    def receive(self, within_s: float) -> list[tuple[str, dict[str, Any]]]:
+        """The messages of the processes that come within so many seconds; RealRunError if one has
+        died.
+        """
+        received = []
         ready = connection.wait(list(self._pipes), within_s)
         for pipe, name in list(self._pipes.items()):
             if pipe not in ready:
@@ -92,18 +94,18 @@ class Processes:
             try:
                 message = json.loads(pipe.recv_bytes())
             except (EOFError, OSError):
-                raise RealityError(self._epitaph(name)) from None
+                raise RealRunError(self._death_notice(name)) from None
             if "defect" in message:
                 raise RuntimeError(f"{name}: {message['defect']}")
             if "error" in message:
-                raise RealityError(f"{message['error']}{self._dead(besides=name)}")
+                raise RealRunError(f"{message['error']}{self._dead(besides=name)}")
             if "ended" in message:
                 del self._pipes[pipe]  # it may go now
                 pipe.close()
-            heard.append((name, message))
-        return heard
+            received.append((name, message))
+        return received
 
-    def _epitaph(self, name: str) -> str:
+    def _death_notice(self, name: str) -> str:
         process = self._processes[name]
         process.join(2)
         return (
@@ -134,7 +136,7 @@ def run_for_real(
     """Execute a scenario in processes and write its run directory; returns the real seconds of
     computing of each actor.
 
-    `members`: (device, link, cell) of the fleet. Raises RealityError when a process dies or the
+    `members`: (device, link, cell) of the fleet. Raises RealRunError when a process dies or the
     time limit passes.
     """
     environment = {
@@ -151,21 +153,21 @@ def run_for_real(
         "environment": {**environment, "OMP_NUM_THREADS": "1"},
     }
     with Processes() as processes:
-        processes.start("server", server_life, config)
+        processes.start("server", server_role, config)
         for device, _, _ in members:
-            processes.start(device, device_life, {**config, "device": device})
+            processes.start(device, device_role, {**config, "device": device})
         deadline_s, result = time.monotonic() + READY_S + limit_s, None
         on_progress("starting", {})
         while result is None:
             if time.monotonic() > deadline_s:
-                raise RealityError(f"the real run did not end within {READY_S + limit_s:.0f} s")
-            for name, message in processes.hear(0.5):
+                raise RealRunError(f"the real run did not end within {READY_S + limit_s:.0f} s")
+            for name, message in processes.receive(0.5):
                 if "port" in message:
                     control = message["port"]
-                    processes.start("links", links_life, {**config, "server_port": control})
+                    processes.start("links", links_role, {**config, "server_port": control})
                 elif "ports" in message:
                     for device, port in message["ports"].items():
-                        processes.say(device, control=control, data=port)
+                        processes.send(device, control=control, data=port)
                 elif name == "server" and "ended" in message:
                     result = message["ended"]
                 elif name == "server":

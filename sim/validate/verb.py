@@ -24,7 +24,7 @@ from sim.simulation import Simulation, building
 from sim.validate.agreement import agreement, ranking, spread, transfers_from_real_starts
 from sim.validate.learners import SUPPORTED
 from sim.validate.processes import run_for_real
-from sim.validate.worlds import RealityError
+from sim.validate.worlds import RealRunError
 from sim.world.links import link_of
 from sim.world.rehearsal import rehearse
 
@@ -63,7 +63,7 @@ def validate(
     validation.json holds.
 
     `compress`: virtual seconds in a real one, for all methods; default such that the longest run
-    takes `REAL_S`. Raises RealityError for what cannot be executed, or when a process dies;
+    takes `REAL_S`. Raises RealRunError for what cannot be executed, or when a process dies;
     whatever was finished by then is kept.
     """
     entries = [_executable(entry, folder) for entry in _entries(scenario, methods or [])]
@@ -78,7 +78,7 @@ def validate(
         longest_s = max(run.summary["virtual_time_s"] for run in simulated.values())
         compress = compress or longest_s / REAL_S
         if longest_s / compress > limit_s:
-            raise RealityError(
+            raise RealRunError(
                 f"a real run would take {longest_s / compress:.0f} s, more than the limit of "
                 f"{limit_s:.0f} s: "
                 f"use --compress {longest_s / limit_s * 1.25:.2g} or more, or a higher --limit"
@@ -100,13 +100,13 @@ def _entries(scenario: Scenario, methods: list[str]) -> list[tuple[str, Scenario
 
 
 def _executable(entry: tuple[str, Scenario], folder: Path) -> tuple[str, Scenario]:
-    """The scenario as both worlds run it, to its own end; RealityError if the real one could
+    """The scenario as both worlds run it, to its own end; RealRunError if the real one could
     not.
     """
     label, scenario = entry
     method, kinds = scenario.method, ", ".join(SUPPORTED.values())
     if method_of(method) not in SUPPORTED or getattr(method, "shortcut", "pivot") == "matrix":
-        raise RealityError(
+        raise RealRunError(
             f"{label}: {method.kind} is not executed for real; what is: {kinds} (single vectors)"
         )
     beyond = [
@@ -126,11 +126,11 @@ def _executable(entry: tuple[str, Scenario], folder: Path) -> tuple[str, Scenari
         *(["task.dataset (a size alone)"] if isinstance(scenario.task.dataset, SizedData) else []),
     ]
     if beyond:
-        raise RealityError(
+        raise RealRunError(
             f"{label}: {beyond[0]} is simulated only; leave it out of what is executed for real"
         )
     if (count := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
-        raise RealityError(
+        raise RealRunError(
             f"{count} devices would be as many processes; validate with at most {MOST_DEVICES}"
         )
     return label, scenario.model_copy(update={"stop": Stop()})
@@ -161,7 +161,7 @@ def _one_method(
     with building(scenario):
         fleet = Simulation(scenario, folder, dry=True).devices
     if unfit := [device.id for device in fleet if device.outcome == "oom"]:
-        raise RealityError(
+        raise RealRunError(
             f"{label}: {unfit[0]} cannot hold its backbone; only fleets that can work are executed"
         )
     members = [(device.id, link_of(device.member), device.member.cell) for device in fleet]

@@ -89,21 +89,21 @@ def connect(port: int, token: str, **who: Any) -> socket.socket:
     return sock
 
 
-def guests(
+def clients(
     listener: socket.socket, token: str
 ) -> Iterator[tuple[socket.socket, dict[str, Any]] | None]:
-    """Whoever connects and knows the token, with who it says it is; None whenever nobody has come
-    for a while.
+    """Connections of clients that know the token, with who they say they are; None whenever nobody
+    has come for a while.
 
-    Each is heard in a thread of its own, so that one who says nothing holds nobody off; strangers
-    are hung up on.
+    Each is read in a thread of its own, so that one who says nothing holds nobody off; who lacks
+    the token is disconnected.
     """
     known: queue.SimpleQueue[tuple[socket.socket, dict[str, Any]]] = queue.SimpleQueue()
     unknown = threading.BoundedSemaphore(MOST_UNKNOWN)
 
-    def hear(sock: socket.socket) -> None:
+    def admit(sock: socket.socket) -> None:
         try:
-            known.put((sock, _who(sock, token)))
+            known.put((sock, _identified(sock, token)))
         except (OSError, ValueError):
             sock.close()
         finally:
@@ -116,26 +116,26 @@ def guests(
             yield None
         else:
             if unknown.acquire(blocking=False):
-                threading.Thread(target=hear, args=(sock,), daemon=True).start()
+                threading.Thread(target=admit, args=(sock,), daemon=True).start()
             else:
                 sock.close()
         while not known.empty():
             yield known.get()
 
 
-def _who(sock: socket.socket, token: str) -> dict[str, Any]:
-    """Who a connection says it is; OSError or WireError for one that takes too long or is a
-    stranger.
+def _identified(sock: socket.socket, token: str) -> dict[str, Any]:
+    """Who a connection says it is; OSError or WireError for one that takes too long or has
+    no token.
     """
     until_s = time.monotonic() + HELLO_S
     lengths, got = _read(sock, LENGTHS.size, until_s)
     header_bytes, body_bytes = LENGTHS.unpack(lengths) if got == LENGTHS.size else (0, 0)
     if not 0 < header_bytes <= LONGEST_HELLO or body_bytes:
-        raise WireError("a stranger")
+        raise WireError("an unknown client")
     who = parse_json(_read(sock, header_bytes, until_s)[0].decode(), "a frame")
     said = who.pop("token", None) if isinstance(who, dict) else None
     if not isinstance(said, str) or not hmac.compare_digest(said.encode(), token.encode()):
-        raise WireError("a stranger")
+        raise WireError("an unknown client")
     sock.settimeout(None)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return who

@@ -1,8 +1,8 @@
-"""The two ends of the real world. Each process builds the scenario's world and lives its own part
+"""The two ends of the real world. Each process builds the scenario's world and runs its own part
 of what the method does.
 
 The verbs are those of `sim.kernel.device`; only what crosses the wire is replaced here: a device's
-`upload` and `download`, and what the server does to a device that lives elsewhere. Pacing needs no
+`upload` and `download`, and what the server does to a device of another process. Pacing needs no
 code: on a `RealClock` the host's real work fills the beginning of the modelled time, and work that
 takes longer makes its span longer.
 """
@@ -32,12 +32,12 @@ from sim.validate.clock import RealClock
 from sim.validate.wire import Connection
 
 
-class RealityError(ValueError):
+class RealRunError(ValueError):
     """The real run cannot be, or went wrong; the message says why."""
 
 
 class RealWorld(Simulation):
-    """A scenario's world on the wall's clock; what learns is set by whoever lives in it."""
+    """A scenario's world on the wall's clock; its process sets what learns."""
 
     env: RealClock
 
@@ -111,7 +111,7 @@ class LocalDevice(Device):
             self.id, kind, start_s, now, nbytes, 0.0, watts * (now - start_s), "ok", flows
         )
 
-    def hear(self, header: dict[str, Any]) -> None:
+    def on_control(self, header: dict[str, Any]) -> None:
         """A message of the server's."""
         if "landed" in header:
             self._acknowledged[header["payload"]].succeed(header["landed"])
@@ -127,7 +127,7 @@ class LocalDevice(Device):
             self._present.version = header["version"]
             self.assign(self._present)
 
-    def receive(self, header: dict[str, Any], body: bytes, counted: int) -> None:
+    def on_data(self, header: dict[str, Any], body: bytes, counted: int) -> None:
         """Bytes of the server's, all landed."""
         if "task" in header:
             self._task(header["task"]).landed.succeed((body, counted))
@@ -162,8 +162,8 @@ class DeviceWorld(RealWorld):
         super().__init__(scenario, folder, speed)
         self.me = next(device for device in self.devices if device.id == me)
 
-    def live(self) -> dict[str, Any]:
-        """This device's day; returns what the server needs to know of it."""
+    def execute(self) -> dict[str, Any]:
+        """Run this device's part of the method; returns what the server needs to know of it."""
         self.start(self.me, self._work_day(self.me, self.method.device(self.me)))
         while self._alive:
             self.env.step()
@@ -175,7 +175,7 @@ class DeviceWorld(RealWorld):
         }
 
     def spans(self) -> list[dict[str, Any]]:
-        """What this device did; asked for after its day, for making a table takes the host its
+        """What this device did; asked for at its end, for making a table takes the host its
         time.
         """
         return self.recorder.spans().to_pylist()
@@ -201,8 +201,8 @@ class RemoteDevice(Device):
         self._done = self.world.env.event()
         self._delivered = self.world.env.event()
 
-    def day(self) -> Generator:
-        """Until its process says that its day has ended."""
+    def until_done(self) -> Generator:
+        """Until its process says that it has ended."""
         yield self._done
 
     def assign(self, task: ClientTask | None) -> None:
@@ -233,7 +233,7 @@ class RemoteDevice(Device):
             self.id, "download", start_s, now, landed_bytes, 0.0, watts * (now - start_s)
         )
 
-    def hear(self, header: dict[str, Any]) -> None:
+    def on_control(self, header: dict[str, Any]) -> None:
         """A message of the device's."""
         if "is_serving" in header:
             self.is_serving = header["is_serving"]
@@ -248,7 +248,7 @@ class RemoteDevice(Device):
         elif "spans" in header:
             self.spans = header["spans"]
 
-    def receive(self, header: dict[str, Any], body: bytes, counted: int) -> None:
+    def on_data(self, header: dict[str, Any], body: bytes, counted: int) -> None:
         """A payload whose last byte has landed."""
         samples = np.zeros(
             header["records"], dtype=np.int64
@@ -257,12 +257,12 @@ class RemoteDevice(Device):
 
 
 class LocalServer(Server):
-    """The server that lives in this process."""
+    """The server of this process."""
 
     world: ServerWorld
 
     def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
-        """As simulated, once all who have joined have been heard of: their word may still be on its
+        """As simulated, once all who have joined have reported: their message may still be on its
         way.
         """
         sim = self.world
@@ -275,16 +275,14 @@ class LocalServer(Server):
         return (yield from super().select(count, version))
 
     def dismiss(self) -> Generator:
-        """Tell every device that there will be no more tasks, and hear each of them out."""
+        """Tell every device that there will be no more tasks, and wait for the end of each."""
         for device in self.world.devices:
             device.assign(None)
         yield self.world.env.all_of([device._done for device in self.world.devices])
 
 
 class ServerWorld(RealWorld):
-    """The world of the server's process; devices' spans join its own as each device ends its
-    day.
-    """
+    """The world of the server's process; devices' spans join its own as each device ends."""
 
     device_type, server_type = RemoteDevice, LocalServer
     devices: Sequence[RemoteDevice]
@@ -315,17 +313,17 @@ class ServerWorld(RealWorld):
         """Count; looking at the model would take real time, so that is left for the end."""
         self.updates += not (first or last)
 
-    def live(self, limit_s: float, on_look: Callable[[ServerWorld], None]) -> Ended:
-        """The whole day; RealityError when it lasts longer than so many real seconds."""
+    def execute(self, limit_s: float, on_look: Callable[[ServerWorld], None]) -> Ended:
+        """Run the method to its end; RealRunError when that takes longer than `limit_s`."""
         began = time.monotonic()
         for device in self.devices:
-            self.start(device, self._work_day(device, device.day()))
+            self.start(device, self._work_day(device, device.until_done()))
         self.start(None, self.method.server(self.server))
         while self._alive:
             self.env.step()
             on_look(self)
             if time.monotonic() - began > limit_s:
-                raise RealityError(
+                raise RealRunError(
                     f"the real run was still under way after {limit_s:.0f} s: use a higher "
                     "--compress"
                 )

@@ -35,13 +35,13 @@ from sim.validate.wire import (
     LENGTHS,
     Connection,
     WireError,
+    clients,
     connect,
     encode,
-    guests,
     listen,
     read_frame,
 )
-from sim.validate.worlds import RealityError
+from sim.validate.worlds import RealRunError
 
 SIDE = {"kind": "fed-mobillm", "replay": 4, "eager": 1, "server_batch": 8, "device_batch": 8}
 LORA = {"kind": "fedavg-lora", "rounds": 1, "participation": 1.0, "device_batch": 8}
@@ -138,7 +138,7 @@ def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
                 if process.name == "device-0001":
                     process.kill()
 
-    with pytest.raises(RealityError, match=r"device-0001.*exit code -9"):
+    with pytest.raises(RealRunError, match=r"device-0001.*exit code -9"):
         run_for_real(scenario, folder, tmp_path / "real", 0.2, members, 300, kill)
     assert not multiprocessing.active_children()
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_executed_is_said_before_anything_runs(two, tmp_path, cha
         scenario, folder = two(**changes)
     except ValueError as error:
         pytest.fail(f"the scenario itself is refused: {error}")
-    with pytest.raises(RealityError, match=words):
+    with pytest.raises(RealRunError, match=words):
         module.validate(scenario, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -191,12 +191,12 @@ def test_every_supported_method_is_one(two):
 def test_events_happen_at_their_time_on_the_wall():
     clock, happened = RealClock(speed=20.0), []
 
-    def story():
+    def events():
         for wait_s in (0.4, 0.0, 1.0):
             yield clock.timeout(wait_s)
             happened.append((clock.now, clock.elapsed()))
 
-    process = clock.process(story())
+    process = clock.process(events())
     began = time.monotonic()
     clock.begin(began)
     while process.is_alive:
@@ -209,14 +209,14 @@ def test_events_happen_at_their_time_on_the_wall():
 def test_work_fills_the_beginning_of_its_time_and_an_overrun_shows():
     clock, ended_s = RealClock(speed=10.0), []
 
-    def story():
+    def events():
         for work_s in (0.01, 0.06):  # 0.1 and 0.6 virtual seconds of real work in a piece of 0.4
             begun_s = clock.now
             time.sleep(work_s)
             yield clock.timeout(0.4)
             ended_s.append(clock.now - begun_s)
 
-    process = clock.process(story())
+    process = clock.process(events())
     clock.begin(time.monotonic())
     while process.is_alive:
         clock.step()
@@ -243,8 +243,8 @@ def iter_once(event, heard_s, clock):
 def test_a_failed_event_is_raised_as_simpy_does():
     clock = RealClock(speed=100.0)
     clock.begin(time.monotonic())
-    clock.event().fail(RealityError("broken"))
-    with pytest.raises(RealityError, match="broken"):
+    clock.event().fail(RealRunError("broken"))
+    with pytest.raises(RealRunError, match="broken"):
         clock.step()
 
 
@@ -294,9 +294,9 @@ def test_nonsense_ends_a_connection():
                 read_frame(other)
 
 
-def first_guest(door):
+def first_client(door):
     """Who comes first, however long nobody comes."""
-    return next(guest for guest in door if guest is not None)
+    return next(client for client in door if client is not None)
 
 
 def test_only_who_knows_the_token_is_let_in_and_nobody_else_is_read():
@@ -333,7 +333,7 @@ def test_only_who_knows_the_token_is_let_in_and_nobody_else_is_read():
             ends[-1].sendall(message)
             ends[-1].shutdown(socket.SHUT_WR)
         friend = connect(port, "secret", device="device-0000", role="data")
-        sock, who = first_guest(guests(listener, "secret"))
+        sock, who = first_client(clients(listener, "secret"))
         assert who == {"device": "device-0000", "role": "data"}
         for end in ends:
             with contextlib.suppress(ConnectionError):  # a reset where bytes had not been read

@@ -1,8 +1,7 @@
 """What each process of the real world does from its start to its end: a device, the server, the
 links.
 
-Its parent talks with it over a pipe: JSON, and the pipe is the lifeline. A process whose lifeline
-ends, ends at once.
+Its parent exchanges JSON with it over a pipe. A process whose pipe ends, ends at once.
 """
 
 from __future__ import annotations
@@ -24,42 +23,42 @@ from pathlib import Path
 from typing import Any
 
 from sim.scenario.schema import Scenario
-from sim.validate.wire import Connection, connect, guests, listen
-from sim.validate.worlds import DeviceWorld, RealityError, RemoteDevice, ServerWorld
+from sim.validate.wire import Connection, clients, connect, listen
+from sim.validate.worlds import DeviceWorld, RealRunError, RemoteDevice, ServerWorld
 
 PRIORITY = -10
 
 
-class Lifeline:
+class ParentPipe:
     """A child's end of the pipe to its parent; the process ends at once when the parent's end
     does.
     """
 
     def __init__(self, pipe: connection.Connection) -> None:
         self._pipe = pipe
-        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def say(self, **message: Any) -> None:
-        """Tell the parent something."""
+    def send(self, **message: Any) -> None:
+        """Send the parent a message."""
         self._pipe.send_bytes(json.dumps(message).encode())
 
-    def hear(self) -> dict[str, Any]:
-        """What the parent says next."""
-        return self._heard.get()
+    def receive(self) -> dict[str, Any]:
+        """The parent's next message, waited for."""
+        return self._received.get()
 
     def _listen(self) -> None:
         try:
             while True:
-                self._heard.put(json.loads(self._pipe.recv_bytes()))
+                self._received.put(json.loads(self._pipe.recv_bytes()))
         except (EOFError, OSError):
             os._exit(1)
 
 
-def live_in_process(
-    life: Callable[[dict, Lifeline], dict], config: dict[str, Any], pipe: connection.Connection
+def run_role(
+    role: Callable[[dict, ParentPipe], dict], config: dict[str, Any], pipe: connection.Connection
 ) -> None:
-    """The entry of every process: live, and tell the parent how it ended."""
+    """The entry of every process: play its role, and tell the parent how it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     os.environ.update(config["environment"])
     sys.setswitchinterval(5e-4)  # a thread with news should not wait 5 ms for one that computes
@@ -67,19 +66,21 @@ def live_in_process(
         OSError, AttributeError
     ):  # where permitted: what else the machine does should show less
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-    line = Lifeline(pipe)
+    parent = ParentPipe(pipe)
     try:
-        line.say(ended=life(config, line))
+        parent.send(ended=role(config, parent))
     except ValueError as error:
-        line.say(error=str(error))
+        parent.send(error=str(error))
         sys.exit(1)
     except Exception:
-        line.say(defect=traceback.format_exc())
+        parent.send(defect=traceback.format_exc())
         sys.exit(1)
 
 
-def device_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
-    """A device: build its world, connect, live its day, stay for what is delivered after it."""
+def device_role(config: dict[str, Any], parent: ParentPipe) -> dict[str, Any]:
+    """A device: build its world, connect, run its part of the method, stay for what is delivered
+    after it.
+    """
     from sim.validate.learners import for_device, warm_up
 
     world = DeviceWorld(*_scenario(config), config["speed"], config["device"])
@@ -95,44 +96,44 @@ def device_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
         elif "bye" in header:
             bye.set()
         else:
-            world.env.post(lambda: me.hear(header))
+            world.env.post(lambda: me.on_control(header))
 
     def data(header: dict, body: bytes, counted: int) -> None:
         if "delivery" in header:
             me.control.send({"delivered": counted})
         else:
-            world.env.post(lambda: me.receive(header, body, counted))
+            world.env.post(lambda: me.on_data(header, body, counted))
 
     def end() -> None:
         if not bye.is_set():
             world.env.post(lambda: _raise("the server's connection ended early"))
 
-    ports = line.hear()
+    ports = parent.receive()
     for name, on_frame in (("control", control), ("data", data)):
         sock = connect(ports[name], config["token"], device=me.id, role=name)
         setattr(me, name, Connection(sock, on_frame, end))
-    _quiet()
+    _freeze_garbage()
     world.env.begin(begin.get())
-    me.control.send({"done": world.live()})
+    me.control.send({"done": world.execute()})
     me.control.send({"spans": world.spans()})
     bye.wait(config["limit_s"])
     return {"torch_s": world.host.torch_s}
 
 
-def server_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
-    """The server: build its world, welcome every device, let the day pass, write the run
-    directory.
+def server_role(config: dict[str, Any], parent: ParentPipe) -> dict[str, Any]:
+    """The server: build its world, accept every device's connections, run its part of the method,
+    write the run directory.
     """
     from sim.validate.learners import for_server, warm_up
 
     listener = listen()
-    line.say(port=listener.getsockname()[1])
+    parent.send(port=listener.getsockname()[1])
     scenario, folder = _scenario(config)
     world = ServerWorld(scenario, folder, config["speed"])
     world.method.learner = for_server(world)
     warm_up(world.method.learner, None)
-    _welcome_all(world, listener, config["token"])
-    _quiet()
+    _accept_all(world, listener, config["token"])
+    _freeze_garbage()
     at_s = time.monotonic() + 0.3
     for device in world.devices:
         device.control.send({"begin": at_s})
@@ -144,9 +145,9 @@ def server_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
         if time.monotonic() - said_s > 0.5:
             said_s = time.monotonic()
             done = len(world.devices) - world.devices_at_work
-            line.say(now_s=world.env.now, devices_done=done, updates=world.updates)
+            parent.send(now_s=world.env.now, devices_done=done, updates=world.updates)
 
-    world.live(config["limit_s"], on_look)
+    world.execute(config["limit_s"], on_look)
     for device in world.devices:
         device.control.send({"bye": True})
     _write(world, Path(config["out"]), at_s)
@@ -156,14 +157,14 @@ def server_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
     }
 
 
-def links_life(config: dict[str, Any], line: Lifeline) -> dict[str, Any]:
+def links_role(config: dict[str, Any], parent: ParentPipe) -> dict[str, Any]:
     """The links: relays between all devices and the server, until the parent lets go."""
     from sim.validate.links import start_links
 
     members = [tuple(member) for member in config["members"]]
     where = (*_scenario(config), members, config["server_port"], config["speed"])
-    line.say(ports=start_links(*where))
-    line.hear()
+    parent.send(ports=start_links(*where))
+    parent.receive()
     return {}
 
 
@@ -171,12 +172,12 @@ def _scenario(config: dict[str, Any]) -> tuple[Scenario, Path]:
     return Scenario.model_validate(config["scenario"]), Path(config["folder"])
 
 
-def _welcome_all(world: ServerWorld, listener: socket.socket, token: str) -> None:
+def _accept_all(world: ServerWorld, listener: socket.socket, token: str) -> None:
     devices = {device.id: device for device in world.devices}
     missing = {(name, role) for name in devices for role in ("control", "data")}
-    for guest in guests(listener, token):
-        if guest is not None:
-            sock, said = guest
+    for client in clients(listener, token):
+        if client is not None:
+            sock, said = client
             who = str(said.get("device")), str(said.get("role"))
             if who in missing:
                 missing.discard(who)
@@ -190,28 +191,28 @@ def _welcome_all(world: ServerWorld, listener: socket.socket, token: str) -> Non
 
 def _attach(world: ServerWorld, device: RemoteDevice, role: str, sock: socket.socket) -> None:
     def control(header: dict, body: bytes, counted: int) -> None:
-        world.env.post(lambda: device.hear(header))
+        world.env.post(lambda: device.on_control(header))
 
     def data(header: dict, body: bytes, counted: int) -> None:
         device.control.send(
             {"payload": header["payload"], "landed": counted}
         )  # at once, whatever the server computes
-        world.env.post(lambda: device.receive(header, body, counted))
+        world.env.post(lambda: device.on_data(header, body, counted))
 
     def end() -> None:
         if device.spans is None:
             world.env.post(
-                lambda: _raise(f"{device.id} ({device.member.device}) ended before its story did")
+                lambda: _raise(f"{device.id} ({device.member.device}) ended before its part did")
             )
 
     setattr(device, role, Connection(sock, control if role == "control" else data, end))
 
 
 def _raise(message: str) -> None:
-    raise RealityError(message)
+    raise RealRunError(message)
 
 
-def _quiet() -> None:
+def _freeze_garbage() -> None:
     """No garbage collection of what was built: a sweep over it takes as long as a transfer."""
     gc.collect()
     gc.freeze()
