@@ -58,7 +58,7 @@ def load(
     changes += [f"seed={seed}"] if seed is not None else []
     folder = folder_of(scenario)
     check = partial(problems, folder=folder)
-    before = partial(registry.meet, folder=folder, allow_code=allow_code)
+    before = partial(registry.register_named, folder=folder, allow_code=allow_code)
     loaded = file.load(scenario, Scenario, changes, [SCENARIOS], check, before)
     loaded._folder = folder
     return loaded
@@ -115,7 +115,7 @@ def run(
             dry,
             resume,
             workers,
-            view.watch,
+            view.callbacks,
             figures,
             view.stage,
             texts,

@@ -30,8 +30,8 @@ from sim.results.summary import device_table, summary
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import digests
 from sim.scenario.schema import Scenario
-from sim.simulation import Interrupted, Simulation, Watch, building
-from sim.world.rehearsal import rehearse
+from sim.simulation import Interrupted, RunCallbacks, Simulation, building
+from sim.world.preflight import preflight
 
 
 def run_scenario(
@@ -41,7 +41,7 @@ def run_scenario(
     dry: bool = False,
     resume: bool = False,
     workers: int | str = 1,
-    watch: Watch | None = None,
+    callbacks: RunCallbacks | None = None,
     figures: bool = True,
     on_stage: Callable[[str], None] = lambda stage: None,
     texts: TextDataset | None = None,
@@ -57,7 +57,11 @@ def run_scenario(
     once). Raises RunDirectoryError, CannotResume, CannotWrite, and what building the world raises:
     all ValueError or AssetError with a message for the user.
     """
-    began, watch, inputs = time.perf_counter(), watch or Watch(), digests(scenario, folder, texts)
+    began, callbacks, inputs = (
+        time.perf_counter(),
+        callbacks or RunCallbacks(),
+        digests(scenario, folder, texts),
+    )
     with (
         folder_to_resume(scenario, out, inputs)
         if resume
@@ -71,17 +75,17 @@ def run_scenario(
         try:
             with building(scenario):
                 write_manifest(place, scenario, "running", dry=dry, inputs=inputs)
-            with _ctrl_c() as watch.should_stop:
+            with _ctrl_c() as callbacks.should_stop:
                 on_stage("preparing")
                 if not dry:
                     journal = Journal(place, resume)
-                with building(scenario) as heard:
+                with building(scenario) as warned:
                     if not dry:
-                        rehearse(scenario, folder)
-                    built = Simulation(scenario, folder, dry, workers, journal, watch, texts)
+                        preflight(scenario, folder)
+                    built = Simulation(scenario, folder, dry, workers, journal, callbacks, texts)
                     built.prepare()
                     sim = built
-                sim.remark(*heard, *journal.remarks, *_arithmetic_remarks(place, sim))
+                sim.remark(*warned, *journal.remarks, *_arithmetic_remarks(place, sim))
                 known = (
                     f"; {journal.position} pieces of learning are in the journal"
                     if journal.position

@@ -1,4 +1,4 @@
-"""Read this first: how a scenario becomes a world and how its day passes.
+"""Read this first: how a scenario becomes a world and how that runs.
 
 `Simulation` builds the fleet, the links and the server from profiles and named random streams,
 hands each device and the server to the method's two generators, and lets SimPy's clock run until
@@ -37,9 +37,9 @@ from sim.kernel.world import Ended
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
-from sim.world.closing import closing
 from sim.world.conditions import Conditions
 from sim.world.costing import FleetCosting, check_memory, costing_for
+from sim.world.end_remarks import end_remarks
 from sim.world.task import DividedTask, load_task
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ STEPS_BETWEEN_LOOKS = 20
 
 
 @dataclass
-class Watch:
+class RunCallbacks:
     """What someone who watches a run may hook into; called between events, never asked for
     anything.
     """
 
     on_prepare: Callable[[str, int, int], None] = lambda backbone, done, total: None
-    on_look: Callable[[Simulation], None] = lambda sim: None
+    on_progress: Callable[[Simulation], None] = lambda sim: None
     should_stop: Callable[[], bool] = lambda: False
 
 
@@ -84,19 +84,19 @@ def building(scenario: Scenario) -> Iterator[list[str]]:
     Gives the warnings of leaves, e.g. of a cache that takes nothing; they are to be remarks of the
     Simulation.
     """
-    heard = _Heard(logging.WARNING)
-    logging.getLogger("learning").addHandler(heard)
+    warned = _WarningCollector(logging.WARNING)
+    logging.getLogger("learning").addHandler(warned)
     try:
-        yield heard.texts
+        yield warned.texts
     except ValueError as error:
         if type(error) is not ValueError:  # the others say already whose fault it is
             raise
         raise CannotBuild(f"{scenario.name} cannot be built: {error}") from error
     finally:
-        logging.getLogger("learning").removeHandler(heard)
+        logging.getLogger("learning").removeHandler(warned)
 
 
-class _Heard(logging.Handler):
+class _WarningCollector(logging.Handler):
     def __init__(self, level: int) -> None:
         super().__init__(level)
         self.texts: list[str] = []
@@ -123,13 +123,13 @@ class Simulation:
         dry: bool = False,
         workers: int | str = 1,
         journal: Journal | None = None,
-        watch: Watch | None = None,
+        callbacks: RunCallbacks | None = None,
         texts: TextDataset | None = None,
     ) -> None:
         begin = time.perf_counter()
         if not dry:
             single_threaded_torch()
-        self.scenario, self.dry, self.watch = scenario, dry, watch or Watch()
+        self.scenario, self.dry, self.callbacks = scenario, dry, callbacks or RunCallbacks()
         self.seed = scenario.seed
         self.store_folder = assets.cache_dir() / "activations"
         self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers, journal)
@@ -152,7 +152,7 @@ class Simulation:
         for what in links.doubts(scenario, self.traces):
             self.remark(what)
         self.devices: Sequence[Device] = self._devices(members, folder)
-        availability.give(self, scenario.availability, folder)
+        availability.assign(self, scenario.availability, folder)
         self.server = self._server(folder)
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
@@ -170,7 +170,7 @@ class Simulation:
         self.build_s += time.perf_counter() - begin
         self._is_prepared = True
 
-    # --- the day
+    # --- the run
 
     def run(self) -> Ended:
         """Let the clock run to the end and return how it ended; a run may be run only once."""
@@ -182,16 +182,18 @@ class Simulation:
                 self._working.discard(device.id)
                 continue
             process = (
-                self._cannot(device) if device.outcome == "oom" else self.method.device(device)
+                self._without_memory(device)
+                if device.outcome == "oom"
+                else self.method.device(device)
             )
-            self.start(device, self._work_day(device, process))
+            self.start(device, self._device_process(device, process))
         self.start(None, self.method.server(self.server))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
         while self._alive:
             self._step_some()
-            self.watch.on_look(self)
-            if self.ended.reason == "running" and self.watch.should_stop():
+            self.callbacks.on_progress(self)
+            if self.ended.reason == "running" and self.callbacks.should_stop():
                 self.host.checkpoint(
                     is_last=True
                 )  # while everybody still holds what it has learned
@@ -200,12 +202,12 @@ class Simulation:
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
         for device in self.devices:
-            if device.outcome == "ok" and device.came_of_it not in (None, COUNTED):
+            if device.outcome == "ok" and device.task_outcome not in (None, COUNTED):
                 device.outcome, device.finished_at_s = (
-                    device.came_of_it,
+                    device.task_outcome,
                     None,
                 )  # it was there to the end, for nothing
-        for sentence in closing(self):
+        for sentence in end_remarks(self):
             self.remark(sentence)
         self._record_links()
         self.host.close()
@@ -230,7 +232,7 @@ class Simulation:
 
     def start(self, actor: Device | None, generator: Generator) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
-        process = self.env.process(self._live(generator))
+        process = self.env.process(self._until_stopped(generator))
         self._alive[process] = actor
         process.callbacks.append(lambda _: self._forget(process))
         return process
@@ -239,13 +241,13 @@ class Simulation:
         del self._alive[process]
 
     @staticmethod
-    def _live(generator: Generator) -> Generator:
+    def _until_stopped(generator: Generator) -> Generator:
         try:
             yield from generator
         except simpy.Interrupt:
             pass  # what it was doing has been recorded with the reason
 
-    def _work_day(self, device: Device, generator: Generator) -> Generator:
+    def _device_process(self, device: Device, generator: Generator) -> Generator:
         try:
             yield from generator
             if device.outcome == "ok":
@@ -258,7 +260,7 @@ class Simulation:
             self._working.discard(device.id)
             self.server.wake()
 
-    def _cannot(self, device: Device) -> Generator:
+    def _without_memory(self, device: Device) -> Generator:
         yield from device.arrive()
         self.recorder.span(device.id, "load", self.env.now, self.env.now, outcome="oom")
 
@@ -270,11 +272,11 @@ class Simulation:
 
     @property
     def devices_at_work(self) -> int:
-        """How many devices have not ended their day."""
+        """How many devices have not ended."""
         return len(self._working)
 
     def is_at_work(self, device: Device) -> bool:
-        """Whether the device's day goes on: it may still answer."""
+        """Whether the device has not ended: it may still answer."""
         return device.id in self._working
 
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:
@@ -341,7 +343,7 @@ class Simulation:
         self.recorder.metric(now, "updates", self.updates)
         self.recorder.metric(now, "uplink_bytes", self.recorder.uplink_bytes)
         self.recorder.metric(now, "cache_records", records)
-        if loss is not None and math.isfinite(known := self.host.know(loss)):
+        if loss is not None and math.isfinite(known := self.host.value_of(loss)):
             self.recorder.metric(now, "loss", known)
         self.scores = scores
         whole = {name: score for name, score in scores.items() if score is not None}
@@ -356,12 +358,12 @@ class Simulation:
             if learner.has_one_model and not first:
                 self._end_diverged("predictions")
 
-    def leave_out(self, device: Device | None, what: str) -> None:
+    def note_diverged(self, device: Device | None, what: str) -> None:
         """Note that what came (of a device; None: of the server's own) is not finite and goes into
         no update.
         """
         if device is not None:
-            device.fared("diverged")
+            device.note_outcome("diverged")
         self.tally.diverge(
             "server" if device is None else device.id, what, self.updates + 1, self.env.now
         )
@@ -409,8 +411,8 @@ class Simulation:
 
     def on_prepare(self, backbone: str, done: int, total: int) -> None:
         """Pass on how far the activations of a backbone are; stop if someone wants to."""
-        self.watch.on_prepare(backbone, done, total)
-        if self.watch.should_stop():
+        self.callbacks.on_prepare(backbone, done, total)
+        if self.callbacks.should_stop():
             raise Interrupted("while preparing; what was computed is stored, `--resume` goes on")
 
     # --- the world

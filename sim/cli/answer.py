@@ -17,7 +17,7 @@ from inputs.units import format_bytes, format_seconds
 from sim.scenario.schema import Scenario, SizedData
 from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation, building
 from sim.world.links import described
-from sim.world.rehearsal import rehearse
+from sim.world.preflight import preflight
 
 MOST_EVENTS = 10_000  # of a dry run that `check` waits for: a quarter of a second
 _SHOWN = 8  # kinds of one thing
@@ -56,7 +56,7 @@ def answer(scenario: Scenario, folder: Path) -> Answer:
     would.
     """
     with building(scenario) as heard:
-        rehearse(scenario, folder)
+        preflight(scenario, folder)
         sim = Simulation(scenario, folder, dry=True)
     sim.remark(*heard)
     facts = (*_about_data(sim), *_about_fleet(sim), *_foretold(sim))
@@ -149,7 +149,7 @@ def _ran(sim: Simulation) -> bool:
             raise _TooLong
         return False
 
-    sim.watch.should_stop = give_up
+    sim.callbacks.should_stop = give_up
     try:
         sim.run()
     except _TooLong:

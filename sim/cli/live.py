@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from inputs.units import format_bytes, format_seconds
-from sim.simulation import Simulation, Watch
+from sim.simulation import RunCallbacks, Simulation
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
 
 
 class LiveView:
-    """Shows preparation and the running clock; use as a context, and hand `watch` to the runner.
+    """Shows preparation and the running clock; use as a context, and hand `callbacks` to the
+    runner.
 
     Nothing is shown of what is over within `patience_s`.
     """
@@ -32,7 +33,7 @@ class LiveView:
         patience_s: float = 0.0,
     ) -> None:
         self.console, self.quiet = console, quiet
-        self.watch = Watch(on_prepare=self._prepare, on_look=self._look)
+        self.callbacks = RunCallbacks(on_prepare=self._prepare, on_progress=self._look)
         self._fancy = console.is_terminal and not quiet
         lines_s = SECONDS_BETWEEN_LINES if seconds_between_lines is None else seconds_between_lines
         self._every_s = 0.25 if self._fancy else lines_s

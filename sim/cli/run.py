@@ -65,7 +65,7 @@ def run(
                 dry,
                 resume,
                 _workers(workers),
-                view.watch,
+                view.callbacks,
                 figures,
                 view.stage,
             )

@@ -47,7 +47,7 @@ from sim.compare.runs import (
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
-from sim.world.rehearsal import rehearse
+from sim.world.preflight import preflight
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -118,7 +118,7 @@ def compare_scenario(
     """Run the comparison into `out`, saying on the console how far it is; CompareError for none."""
     entries = plan(scenario, out, seeds, only)
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
-        rehearse(world, folder)  # once, and not by every process again
+        preflight(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         compared = _compared(

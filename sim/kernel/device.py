@@ -61,7 +61,7 @@ class WorkConditions(Protocol):
 
 
 class Device:
-    """One device of the fleet and its day."""
+    """One device of the fleet and what it does."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class Device:
         self.samples, self.joined_at_s = samples, joined_at_s
         self.finished_at_s: float | None = None
         self.outcome = "ok"
-        self.came_of_it: str | None = (
-            None  # of the server's tasks, where it has had any: see `fared`
+        self.task_outcome: str | None = (
+            None  # of the server's tasks, where it has had any: see `note_outcome`
         )
         self.peak_memory_bytes = 0
         self.memory_bytes = (
@@ -122,7 +122,7 @@ class Device:
         """Run the work for real on the host while the device's own modelled seconds pass; returns
         its result.
         """
-        self.remember(work.cost.peak_bytes)
+        self.note_memory(work.cost.peak_bytes)
         seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
         result = work.run() if work.run else None
         yield from self._resumed(lambda: self._computing(work, seconds))
@@ -206,12 +206,12 @@ class Device:
         """Whether the device has this task still before it."""
         return self.task is task or any(assigned is task for assigned in self._assigned)
 
-    def fared(self, how: str) -> None:
+    def note_outcome(self, how: str) -> None:
         """Note what came of a task: late, offline, ... or "counted"; one answer that counted makes
-        the whole day good.
+        its run good.
         """
-        if self.came_of_it != COUNTED:
-            self.came_of_it = how
+        if self.task_outcome != COUNTED:
+            self.task_outcome = how
 
     # --- there or not; sim/world/availability.py says when
 
@@ -252,7 +252,7 @@ class Device:
         if self.task is not None:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
-            self.world.server.lose(self, why)
+            self.world.server.note_dropped(self, why)
         self._assigned = deque(task for task in self._assigned if task is None)
         for process in at_it:
             process.interrupt(why)
@@ -277,14 +277,14 @@ class Device:
         return (
             verb()
             if self.availability is None and self.meter.battery is None
-            else self._tried(verb)
+            else self._retried(verb)
         )
 
-    def _tried(self, verb: Callable[[], Generator]) -> Generator:
-        """Live a verb; after being offline begin it anew, except in a task of the server's, which
+    def _retried(self, verb: Callable[[], Generator]) -> Generator:
+        """Run a verb; after being offline begin it anew, except in a task of the server's, which
         is dropped.
 
-        A device that has begun `MOST_TRIES` times gives up and ends its day: what it does never
+        A device that has begun `MOST_TRIES` times gives up and ends: what it does never
         fits between two absences.
         """
         process = self.world.env.active_process
@@ -304,7 +304,7 @@ class Device:
                 del self._open_verbs[process]
         raise simpy.Interrupt("gave-up")
 
-    def remember(self, peak_bytes: int) -> None:
+    def note_memory(self, peak_bytes: int) -> None:
         """Note that the work's own memory, beside the backbone's weights, reached so many bytes."""
         self.peak_memory_bytes = max(self.peak_memory_bytes, self.held_bytes(peak_bytes))
 

@@ -29,8 +29,8 @@ class HostError(ValueError):
 class Host:
     """Runs functions inline (`workers=1`), on threads (`workers=N`) or on Ray (`workers="ray"`).
 
-    `learn`, `look` and `start` keep the order in which they were called (one lane); `map` spreads
-    independent pieces over all workers. `journal` remembers what was learned.
+    `learn`, `compute_now` and `start` keep the order in which they were called (one lane); `map`
+    spreads independent pieces over all workers. `journal` remembers what was learned.
     """
 
     def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
@@ -74,7 +74,7 @@ class Host:
         piece = Piece(function, arguments, stored)
         results = piece.results(self._key(function, arguments), revive)
         if is_past:
-            piece.leave_out(self.journal.fetch)
+            piece.skip(self.journal.fetch)
         else:
             future = self.start(piece.run)
             for learned in results:
@@ -85,7 +85,7 @@ class Host:
             )
         return results[0] if len(results) == 1 else tuple(results)
 
-    def look(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def compute_now(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """A small result (numbers, or lists and dicts of them) that somebody has to know now:
         noted, or computed in turn.
         """
@@ -99,9 +99,9 @@ class Host:
                 self.journal.note(key, value)
         return value
 
-    def know(self, learned: Learned) -> Any:
+    def value_of(self, learned: Learned) -> Any:
         """The value of a small result, noted."""
-        return self.look(_itself, learned)
+        return self.compute_now(_itself, learned)
 
     @property
     def is_replaying(self) -> bool:

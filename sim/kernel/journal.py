@@ -95,7 +95,7 @@ class Journal:
         if self._checkpoint is None or learned.key not in self._checkpoint:
             raise CannotResume.other_course()
         value = self._checkpoint[learned.key]
-        learned.become(learned.revive(value) if learned.revive else value)
+        learned.set(learned.revive(value) if learned.revive else value)
 
     def is_due(self, at_stake_s: float, learning_s: float) -> bool:
         """Whether so many seconds of learning, of so many in all, should not be at stake any

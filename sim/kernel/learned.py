@@ -34,7 +34,7 @@ class Learned:
     def given(cls, key: str, value: Any) -> Learned:
         """A value that every run makes by itself, and no checkpoint needs."""
         made = cls(key)
-        made.become(value)
+        made.set(value)
         return made
 
     @property
@@ -62,16 +62,16 @@ class Learned:
         """Whether there is a value, or a way to it."""
         return hasattr(self, "_value") or self.future is not None or self._make is not None
 
-    def become(self, value: Any) -> None:
-        """Have a value."""
+    def set(self, value: Any) -> None:
+        """Give it its value."""
         self._value = value
 
-    def come_by(self, make: Callable[[Learned], None]) -> None:
-        """Have a way to the value, to be gone when it is asked for."""
+    def set_source(self, make: Callable[[Learned], None]) -> None:
+        """Give it a way to its value, taken when it is asked for."""
         self._make = make
 
     def drop(self) -> None:
-        """Have neither value nor a way to it any more."""
+        """Take away its value and the way to it."""
         self.future = self._make = None
         if hasattr(self, "_value"):
             del self._value
@@ -118,7 +118,7 @@ class Piece:
         ]
         for learned, is_stored in zip(made, self._stored, strict=True):
             if not is_stored:
-                learned.come_by(self.compute)
+                learned.set_source(self.compute)
         self._results = [weakref.ref(learned) for learned in made]
         return made
 
@@ -133,13 +133,13 @@ class Piece:
             self._results, (made,) if len(self._stored) == 1 else made, strict=True
         ):
             if (learned := result()) is not None:
-                learned.become(value)
+                learned.set(value)
 
     def compute(self, _: Learned) -> None:
         """Run it for one of its results, in a run that had left it out."""
         self.run()
 
-    def leave_out(self, fetch: Callable[[Learned], None]) -> None:
+    def skip(self, fetch: Callable[[Learned], None]) -> None:
         """Do not run it: what was stored is fetched when it is asked for, the rest computed
         then.
         """
@@ -148,7 +148,7 @@ class Piece:
                 argument.learned.drop()
         for result, is_stored in zip(self._results, self._stored, strict=True):
             if is_stored:
-                result().come_by(fetch)
+                result().set_source(fetch)
         if all(self._stored):
             self._arguments = ()
 

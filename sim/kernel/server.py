@@ -37,7 +37,7 @@ class Server:
         self._model, self._accelerator = model, simpy.Resource(world.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = world.env.event()
-        self._is_short, self._lost = False, set()
+        self._is_short, self._dropped = False, set()
         self._payloads = 0
 
     def next_payload(self) -> int:
@@ -67,16 +67,16 @@ class Server:
             self._news = self.world.env.event()
             yield self._news
 
-    def lose(self, device: Device, why: str) -> None:
+    def note_dropped(self, device: Device, why: str) -> None:
         """Called by a device that has dropped its task."""
-        self._lost.add(device)
-        device.fared(why)
+        self._dropped.add(device)
+        device.note_outcome(why)
         self.wake()
 
-    def take_lost(self) -> set[Device]:
+    def take_dropped(self) -> set[Device]:
         """The devices that have dropped a task since the last call."""
-        lost, self._lost = self._lost, set()
-        return lost
+        dropped, self._dropped = self._dropped, set()
+        return dropped
 
     def note_return(self, device: Device) -> None:
         """Called by a device that is on again: a server that is short of devices looks again."""
@@ -147,7 +147,7 @@ class Server:
 
     def assign(self, device: Device, task: ClientTask) -> None:
         """Give a device a task; until its answer counts it is taken to be late."""
-        device.fared("late")
+        device.note_outcome("late")
         device.assign(task)
 
     def ask(
@@ -215,7 +215,7 @@ class Server:
         task.closed.succeed()
         return got
 
-    def take_in(
+    def aggregate(
         self, answers: Sequence[Payload], work: Work, flows: Sequence[int] | None = None
     ) -> Generator[Any, Any, list[Payload]]:
         """Make these answers' update (`work` gives the places of those it left out); returns those
@@ -235,10 +235,10 @@ class Server:
         """
         for place, payload in enumerate(answers):
             if place in left_out:
-                self.world.leave_out(payload.sender, "weights")
+                self.world.note_diverged(payload.sender, "weights")
                 self.world.tally.miss("diverged")
             else:
-                payload.sender.fared(COUNTED)
+                payload.sender.note_outcome(COUNTED)
         return [payload for place, payload in enumerate(answers) if place not in left_out]
 
     def compute(

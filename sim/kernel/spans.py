@@ -31,7 +31,7 @@ class PowerSource(Protocol):
     def held_j(self) -> float:
         """What it holds now, J; called before a change."""
 
-    def watch(self) -> None:
+    def follow(self) -> None:
         """Called after a change: it may be empty earlier, or later."""
 
 
@@ -135,7 +135,7 @@ class EnergyMeter:
         draw = Draw(self.env.now, watts, j_per_byte, progress)
         self._open.append(draw)
         if self.battery:
-            self.battery.watch()
+            self.battery.follow()
         return draw
 
     def end(self, draw: Draw, nbytes: float = 0.0) -> float:
@@ -148,7 +148,7 @@ class EnergyMeter:
             spared_s, self._bears_since_s = self._bears_since_s - draw.since_s, now
         self._open.remove(draw)
         if self.battery:
-            self.battery.watch()
+            self.battery.follow()
         return draw.watts * seconds - self.idle_w * spared_s + draw.j_per_byte * nbytes
 
 

@@ -48,7 +48,7 @@ SERVER_WORK = ("train", "forward", "choose", "gather", "aggregate")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a span or a device's day ended: `is_fine` if nothing went wrong, `is_lost` if what was
+    """How a span or a device's run ended: `is_fine` if nothing went wrong, `is_lost` if what was
     done was for nothing.
     """
 

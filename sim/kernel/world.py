@@ -180,10 +180,10 @@ class World(Protocol):
 
     @property
     def devices_at_work(self) -> int:
-        """How many devices have not ended their day."""
+        """How many devices have not ended."""
 
     def is_at_work(self, device: Device) -> bool:
-        """Whether the device's day goes on: it may still answer."""
+        """Whether the device has not ended: it may still answer."""
 
     def present_devices(self) -> list[Device]:
         """Devices that have joined, could take part and have not left for good."""
@@ -210,7 +210,7 @@ class World(Protocol):
     ) -> None:
         """Count a server update; every so often, look at the held-out texts."""
 
-    def leave_out(self, device: Device | None, what: str) -> None:
+    def note_diverged(self, device: Device | None, what: str) -> None:
         """Note that what came (None: of the server's own) is not finite and is in no update."""
 
     def end_training(self, learner: Learner) -> None:

@@ -78,7 +78,7 @@ def register(method: M, kind: str | None = None) -> M:
         if name in _known and _identity(_known[name].method) != _identity(method):
             raise MethodError(f"{name} is {_known[name].method.__qualname__} already")
         _known[name] = Registration(method, settings)
-    _tell()
+    _notify()
     return method
 
 
@@ -100,10 +100,10 @@ def on_change(listener: Callable[[Any], None]) -> None:
     """Tell, now and after every registration, the union of all methods' settings."""
     _with_ours()
     _listeners.append(listener)
-    listener(_any_of_them())
+    listener(_any_settings())
 
 
-def meet(
+def register_named(
     scenario: Any, folder: Path, allow_code: bool
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Register the methods that a scenario's data names and nobody has registered yet; yields
@@ -180,7 +180,7 @@ def _from_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise MethodError(_told(error, path)) from error
+        raise MethodError(_load_failure(error, path)) from error
     return module
 
 
@@ -191,7 +191,7 @@ def _from_package(name: str) -> ModuleType:
         raise MethodError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _told(error: Exception, path: Path) -> str:
+def _load_failure(error: Exception, path: Path) -> str:
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     at = "" if line is None else f", line {line}"
@@ -223,11 +223,11 @@ def _identity(method: Any) -> tuple[str, str]:
     return method.__module__, method.__qualname__
 
 
-def _any_of_them() -> Any:
+def _any_settings() -> Any:
     settings = list(dict.fromkeys(entry.settings for entry in _known.values()))
     return functools.reduce(operator.or_, settings)
 
 
-def _tell() -> None:
+def _notify() -> None:
     for listener in _listeners:
-        listener(_any_of_them())
+        listener(_any_settings())

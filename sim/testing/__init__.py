@@ -69,7 +69,7 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
         assert device.peak_memory_bytes <= most, (
             f"{device.id} took {device.peak_memory_bytes} bytes of memory; `peak_bytes` says {most}"
         )
-        assert device.outcome in ("ok", "ended"), f"{device.id} ended its day: {device.outcome}"
+        assert device.outcome in ("ok", "ended"), f"{device.id} ended: {device.outcome}"
     assert real.updates > 0, "no update was made"
     shrunk, _ = _run(given, dry=True, dropout={"times": [0.3 * real.ended.at_s, None, None]})
     assert shrunk.ended.reason in ("exhausted", "target"), (

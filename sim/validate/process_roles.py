@@ -140,14 +140,14 @@ def server_role(config: dict[str, Any], parent: ParentPipe) -> dict[str, Any]:
     world.env.begin(at_s)
     said_s = 0.0
 
-    def on_look(world: ServerWorld) -> None:
+    def on_progress(world: ServerWorld) -> None:
         nonlocal said_s
         if time.monotonic() - said_s > 0.5:
             said_s = time.monotonic()
             done = len(world.devices) - world.devices_at_work
             parent.send(now_s=world.env.now, devices_done=done, updates=world.updates)
 
-    world.execute(config["limit_s"], on_look)
+    world.execute(config["limit_s"], on_progress)
     for device in world.devices:
         device.control.send({"bye": True})
     _write(world, Path(config["out"]), at_s)

@@ -26,7 +26,7 @@ from sim.validate.learners import SUPPORTED
 from sim.validate.processes import run_for_real
 from sim.validate.worlds import RealRunError
 from sim.world.links import link_of
-from sim.world.rehearsal import rehearse
+from sim.world.preflight import preflight
 
 REAL_S = 50.0  # the longest real run, where nobody chose the compression
 MOST_DEVICES = 32
@@ -67,7 +67,7 @@ def validate(
     whatever was finished by then is kept.
     """
     entries = [_executable(entry, folder) for entry in _entries(scenario, methods or [])]
-    rehearse(scenario, folder)
+    preflight(scenario, folder)
     with new_folder(f"{scenario.name}-validate", out) as place:
         simulated: dict[str, Run] = {}
         for label, one in entries:

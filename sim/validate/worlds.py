@@ -69,7 +69,7 @@ class RemoteTask(ClientTask):
 
 
 class LocalDevice(Device):
-    """The device that lives in this process; it has both connections before its day begins."""
+    """The device of this process; it has both connections before it begins."""
 
     world: DeviceWorld
     control: Connection
@@ -164,7 +164,7 @@ class DeviceWorld(RealWorld):
 
     def execute(self) -> dict[str, Any]:
         """Run this device's part of the method; returns what the server needs to know of it."""
-        self.start(self.me, self._work_day(self.me, self.method.device(self.me)))
+        self.start(self.me, self._device_process(self.me, self.method.device(self.me)))
         while self._alive:
             self.env.step()
         return {
@@ -185,7 +185,7 @@ class DeviceWorld(RealWorld):
 
 
 class RemoteDevice(Device):
-    """A device that lives in a process of its own, as the server knows it; it has both
+    """A device, in a process of its own, as the server knows it; it has both
     connections before its day begins.
     """
 
@@ -313,15 +313,15 @@ class ServerWorld(RealWorld):
         """Count; looking at the model would take real time, so that is left for the end."""
         self.updates += not (first or last)
 
-    def execute(self, limit_s: float, on_look: Callable[[ServerWorld], None]) -> Ended:
+    def execute(self, limit_s: float, on_progress: Callable[[ServerWorld], None]) -> Ended:
         """Run the method to its end; RealRunError when that takes longer than `limit_s`."""
         began = time.monotonic()
         for device in self.devices:
-            self.start(device, self._work_day(device, device.until_done()))
+            self.start(device, self._device_process(device, device.until_done()))
         self.start(None, self.method.server(self.server))
         while self._alive:
             self.env.step()
-            on_look(self)
+            on_progress(self)
             if time.monotonic() - began > limit_s:
                 raise RealRunError(
                     f"the real run was still under way after {limit_s:.0f} s: use a higher "

@@ -1,4 +1,5 @@
-"""Who is there when: devices go off and on by their availability, never come, or drop out for good.
+"""Which device is there when: devices go off and on by their availability, never come, or drop out
+for good.
 
 One small process a device tells it of its own changes, so that an idle device costs no events but
 these. What being told does is the device's affair (`Device.go_off`, `come_on` in actors.py); what
@@ -28,7 +29,7 @@ MOST_S = (
 )  # of a run in which devices come and go and whose scenario names no horizon
 
 
-def give(world: World, how: AnyAvailability | None, folder: Path) -> None:
+def assign(world: World, how: AnyAvailability | None, folder: Path) -> None:
     """Give every device its availability; ValueError (AvailabilityError) for a rhythm or trace that
     cannot be used.
     """
@@ -66,9 +67,9 @@ def start(world: World, drop_out: DropOut | None) -> None:
     """Let devices come, go and drop out from now on."""
     for index, device in enumerate(world.devices):
         if device.availability is not None and device.outcome == "ok":
-            world.env.process(_come_and_go(world, device, device.availability))
+            world.env.process(_on_and_off(world, device, device.availability))
         if device.meter.battery and device.outcome == "ok":
-            device.meter.battery.watch()
+            device.meter.battery.follow()
         if (
             drop_out is not None
             and (at_s := _leaving_s(world.streams, device, drop_out, index)) < inf
@@ -81,7 +82,7 @@ def may_stall(world: World) -> bool:
     return any(device.availability or device.meter.battery for device in world.devices)
 
 
-def _come_and_go(world: World, device: Device, own: models.Availability) -> Generator:
+def _on_and_off(world: World, device: Device, own: models.Availability) -> Generator:
     # in the availability's own numbers: the clock's sums round differently
     at_s, is_on = 0.0, own.is_on(0.0)
     while (at_s := own.next_change(at_s)) < inf:

@@ -93,7 +93,7 @@ class Charge:
 
     # --- empty: it is off
 
-    def watch(self) -> None:
+    def follow(self) -> None:
         """See to it that somebody looks when the battery may be empty: no timer where an earlier
         one looks anyway.
         """
@@ -123,7 +123,7 @@ class Charge:
             self.device.come_on("battery")
         elif held_j <= self.rounding_j:
             self._switch_off()
-        self.watch()
+        self.follow()
 
     def _switch_off(self) -> None:
         self.device.go_off("battery")

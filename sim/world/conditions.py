@@ -1,8 +1,8 @@
-"""What makes one device's day unlike its profile's: heat, background load, its battery and the
+"""What makes one device unlike its profile: heat, background load, its battery and the
 memory others hold.
 
 A scenario's `devices` section turns each of them on; all are off by default. `Conditions` holds the
-state of one device and lives its pieces of work: how long each takes, and what cuts it short. The
+state of one device and runs its pieces of work: how long each takes, and what cuts it short. The
 models are in `devices/`.
 """
 
@@ -71,7 +71,7 @@ class Conditions:
         """Let the seconds pass that work of so many nominal ones takes here and now, through pauses
         and restarts.
 
-        Raises `simpy.Interrupt("oom")` in a device that gives up: it ends its day.
+        Raises `simpy.Interrupt("oom")` in a device that gives up, and ends.
         """
         device, done_s, kills, spent_s = self.device, 0.0, 0, 0.0
         needed = device.held_bytes(work.cost.peak_bytes)

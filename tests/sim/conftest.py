@@ -96,11 +96,11 @@ def simulate(scenario_file):
     """
 
     def run(
-        *overrides: str, dry=False, workers=1, journal=None, watch=None, dropped=None, **changes
+        *overrides: str, dry=False, workers=1, journal=None, callbacks=None, dropped=None, **changes
     ) -> Simulation:
         path = scenario_file(**changes)
         scenario = load(str(path), Scenario, overrides, [], problems)
-        sim = Simulation(scenario, path.parent, dry, workers, journal, watch)
+        sim = Simulation(scenario, path.parent, dry, workers, journal, callbacks)
         if dropped is not None:
             number, at_s = dropped
             sim.env.timeout(at_s).callbacks.append(

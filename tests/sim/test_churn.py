@@ -286,8 +286,8 @@ def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):
     assert device.has(task)
     device.go_off()
     assert not device.has(task)
-    assert sim.server.take_lost() == {device}
-    assert sim.server.take_lost() == set()
+    assert sim.server.take_dropped() == {device}
+    assert sim.server.take_dropped() == set()
 
 
 # --- for good
@@ -331,7 +331,7 @@ def test_a_device_that_never_comes_back_is_not_waited_for(kind, simulate, monkey
     def give(sim, how, folder):
         sim.devices[0].availability = once
 
-    monkeypatch.setattr("sim.world.availability.give", give)
+    monkeypatch.setattr("sim.world.availability.assign", give)
     sim = simulate(dry=True, method=small(kind), arrivals={"kind": "at-once"}, task=TASK)
     assert sim.ended.reason == "exhausted"
     assert sim.devices[0].outcome == "never-back"

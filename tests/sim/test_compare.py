@@ -334,7 +334,7 @@ def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(
     )
 
     def stop(sim):
-        assert sim.watch.should_stop()
+        assert sim.callbacks.should_stop()
         sim.ended.reason = "interrupted"
 
     with pytest.raises(KeyboardInterrupt):

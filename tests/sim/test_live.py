@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sim.cli.live import LiveView
-from sim.simulation import Watch
+from sim.simulation import RunCallbacks
 
 
 def console(terminal: bool) -> Console:
@@ -20,10 +20,10 @@ def watched(simulate):
     def run(view: LiveView, **settings) -> str:
         with view:
             view.stage("simulating")
-            sim = simulate(watch=view.watch, **settings)
+            sim = simulate(callbacks=view.callbacks, **settings)
             if view._live:
                 view._last_s = 0.0  # so long ago that it is time to draw the last state
-                view.watch.on_look(sim)
+                view.callbacks.on_progress(sim)
         return view.console.file.getvalue()
 
     return run
@@ -69,10 +69,10 @@ def test_quiet_shows_nothing(watched):
 def test_preparing_shows_how_far_it_is():
     view = LiveView(console(terminal=False), seconds_between_lines=1e9)
     with view:
-        view.watch.on_prepare("minilm", 0, 200)
-        view.watch.on_prepare("minilm", 100, 200)
-        view.watch.on_prepare("minilm", 200, 200)
-        view.watch.on_prepare("stored", 0, 0)
+        view.callbacks.on_prepare("minilm", 0, 200)
+        view.callbacks.on_prepare("minilm", 100, 200)
+        view.callbacks.on_prepare("minilm", 200, 200)
+        view.callbacks.on_prepare("stored", 0, 0)
     lines = view.console.file.getvalue().splitlines()
     assert lines == [
         "forward passes of minilm: 0/200 texts",
@@ -80,14 +80,17 @@ def test_preparing_shows_how_far_it_is():
     ]
     fancy = LiveView(console(terminal=True))
     with fancy:
-        fancy.watch.on_prepare("minilm", 0, 200)
-        fancy.watch.on_prepare("minilm", 100, 200)
+        fancy.callbacks.on_prepare("minilm", 0, 200)
+        fancy.callbacks.on_prepare("minilm", 100, 200)
     assert "100/200 texts" in fancy.console.file.getvalue()
 
 
 def test_looking_changes_nothing(simulate, mark):
     looks = []
     plain = mark(simulate())
-    assert mark(simulate(watch=Watch(on_look=lambda sim: looks.append(sim.env.now)))) == plain
+    assert (
+        mark(simulate(callbacks=RunCallbacks(on_progress=lambda sim: looks.append(sim.env.now))))
+        == plain
+    )
     assert looks == sorted(looks)
     assert len(looks) >= 2

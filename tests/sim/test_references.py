@@ -14,7 +14,7 @@ from sim.kernel.journal import Journal
 from sim.kernel.learned import resolved
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.text_wire import decode_texts
-from sim.simulation import Watch
+from sim.simulation import RunCallbacks
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -316,8 +316,8 @@ def test_an_interrupted_run_goes_on_to_the_same_digest(method, simulate, mark, t
         [],
         1 if method["kind"].startswith("local") else 5,
     )  # at each, twenty events have passed
-    watch = Watch(on_look=looks.append, should_stop=lambda: len(looks) >= enough)
-    stopped = simulate(method=method, journal=Journal(tmp_path, False, 0.0), watch=watch)
+    callbacks = RunCallbacks(on_progress=looks.append, should_stop=lambda: len(looks) >= enough)
+    stopped = simulate(method=method, journal=Journal(tmp_path, False, 0.0), callbacks=callbacks)
     assert stopped.ended.reason == "interrupted"
     resumed = simulate(method=method, journal=Journal(tmp_path, resume=True))
     assert resumed.ended.reason == "exhausted"

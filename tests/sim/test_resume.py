@@ -17,7 +17,7 @@ from sim.kernel.host import Host
 from sim.kernel.journal import CannotResume, Journal
 from sim.kernel.learned import Piece
 from sim.results.run import open_run
-from sim.simulation import Watch
+from sim.simulation import RunCallbacks
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 SIDE = {"device_batch": 4, "deliver": False}
@@ -177,8 +177,8 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_digest(method, simulate,
         [],
         1 if method["kind"].startswith("local") else 3,
     )  # at each, twenty events have passed
-    watch = Watch(on_look=looks.append, should_stop=lambda: len(looks) >= enough)
-    stopped = simulate(method=method, journal=Journal(tmp_path, False), watch=watch)
+    callbacks = RunCallbacks(on_progress=looks.append, should_stop=lambda: len(looks) >= enough)
+    stopped = simulate(method=method, journal=Journal(tmp_path, False), callbacks=callbacks)
     assert stopped.ended.reason == "interrupted"
     resumed = simulate(method=method, journal=Journal(tmp_path, resume=True))
     assert resumed.ended.reason == "exhausted"

@@ -32,7 +32,7 @@ from sim.scenario.checks import problems
 from sim.scenario.file import load
 from sim.scenario.named_files import digests
 from sim.scenario.schema import Scenario
-from sim.simulation import Interrupted, Simulation, Watch
+from sim.simulation import Interrupted, RunCallbacks, Simulation
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 HOLD = """
@@ -213,7 +213,7 @@ def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(
     for name in ("tiny", "tiny-2"):
         with pytest.raises(Interrupted):
             run_scenario(
-                scenario, tmp_path / "runs" / name, tmp_path, dry=True, watch=stopping_at_once()
+                scenario, tmp_path / "runs" / name, tmp_path, dry=True, callbacks=stopping_at_once()
             )
     with (
         held(tmp_path / "runs" / "tiny-2"),
@@ -225,7 +225,7 @@ def test_of_two_unfinished_runs_the_one_that_is_not_running_is_resumed(
 # --- told to stop
 
 
-def stopping_at_once() -> Watch:
+def stopping_at_once() -> RunCallbacks:
     """Asks this process to stop as soon as the clock runs."""
     asked = []
 
@@ -233,7 +233,7 @@ def stopping_at_once() -> Watch:
         if not asked:
             asked.append(os.kill(os.getpid(), signal.SIGINT))
 
-    return Watch(on_look=look)
+    return RunCallbacks(on_progress=look)
 
 
 SWEEP = """
@@ -274,7 +274,7 @@ def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(
 
 def test_the_exception_carries_what_was_written(scenario, tmp_path):
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, watch=stopping_at_once())
+        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, callbacks=stopping_at_once())
     assert stopped.value.run.summary["ended"] == "interrupted"
     assert "--resume" in str(stopped.value)
 
@@ -287,7 +287,9 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
         time.sleep(10)
 
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, watch=Watch(on_look=look))
+        run_scenario(
+            scenario, tmp_path / "run", tmp_path, dry=True, callbacks=RunCallbacks(on_progress=look)
+        )
     assert not isinstance(stopped.value, Interrupted)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
     assert (

@@ -23,7 +23,7 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
-from sim.methods.on_call import mean_and_step
+from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
@@ -128,17 +128,19 @@ class FedAsync(FederatedPeft):
             and not self.world.target_reached
             and self.world.devices_at_work
         ):
-            busy = {device for device in busy if self.world.is_at_work(device)} - server.take_lost()
+            busy = {
+                device for device in busy if self.world.is_at_work(device)
+            } - server.take_dropped()
             for device in server.free(slots - len(busy), taken, busy):
                 server.assign(device, self.task())
                 busy.add(device)
             yield from server.wait()
             for payload in server.take():
                 busy.discard(payload.sender)
-                payload.sender.fared("unused")  # until it is taken out of the buffer
+                payload.sender.note_outcome("unused")  # until it is taken out of the buffer
                 taken, buffer = taken + 1, [*buffer, payload]
                 if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
-                    counted = yield from server.take_in(buffer, self.aggregation(buffer))
+                    counted = yield from server.aggregate(buffer, self.aggregation(buffer))
                     buffer = []
                     if counted:
                         self.version += 1

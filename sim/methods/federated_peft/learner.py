@@ -206,7 +206,7 @@ class FederatedLearner(RealLearner):
         """
 
         def joined() -> list[int]:
-            left_out, is_finite = self.world.host.know(verdict)
+            left_out, is_finite = self.world.host.value_of(verdict)
             if not is_finite:
                 self._diverged = "weights"
             return left_out
@@ -215,7 +215,7 @@ class FederatedLearner(RealLearner):
 
     def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its part of the server's state."""
-        return self.world.host.look(self._scores_of, self.state)
+        return self.world.host.compute_now(self._scores_of, self.state)
 
     def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float]:
         from learning.federated.local_training import evaluate

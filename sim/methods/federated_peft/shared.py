@@ -21,7 +21,7 @@ from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
-from sim.methods.on_call import InRounds, OnCall, mean_and_step
+from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import TrainableSettings
 
 LEARNING_RATES = {
@@ -71,7 +71,7 @@ class RoundSettings(PeftSettings):
     """
 
 
-class FederatedPeft(OnCall):
+class FederatedPeft(ServerDriven):
     """The devices' side of federated PEFT, synchronous or not; a method adds the server's and says
     what learns (`new_learner`).
     """
@@ -160,7 +160,7 @@ class FederatedPeft(OnCall):
         return computing_s + self.world.network.alone_s(device.id, self.nbytes(device))
 
 
-class SynchronousPeft(InRounds, FederatedPeft):
+class SynchronousPeft(SynchronousRounds, FederatedPeft):
     """Rounds of federated PEFT: a cohort trains, the server waits for the slowest and averages."""
 
     def __init__(self, config: RoundSettings, world: World) -> None:
@@ -190,7 +190,7 @@ class SynchronousPeft(InRounds, FederatedPeft):
         answers = yield from server.ask(
             cohort, number, sent, min(self.wanted, len(cohort)), self.config.deadline
         )
-        return (yield from server.take_in(answers, self.aggregation(sent, answers)))
+        return (yield from server.aggregate(answers, self.aggregation(sent, answers)))
 
     def broadcast(self) -> Any:
         """What the cohort of a round receives: the server's model."""

@@ -126,7 +126,7 @@ class FedMezo(ForwardOnly):
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: ask, collect, make the devices' models of their probes and average them."""
         answers = yield from server.ask(asked, number, self.learner.state)
-        counted = yield from server.take_in(answers, self.aggregation(answers))
+        counted = yield from server.aggregate(answers, self.aggregation(answers))
         self.probes_of_round.append(sum(p.nbytes // PROBE_BYTES for p in counted))
         return counted
 

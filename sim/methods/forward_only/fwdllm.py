@@ -26,7 +26,7 @@ from sim.kernel.world import World
 from sim.methods.federated_peft.learner import verdict_on
 from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
-from sim.methods.on_call import mean_and_step
+from sim.methods.protocols import mean_and_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,8 +255,8 @@ class FwdLLMLearner(ForwardLearner):
         watched = (gradients, "head.weight", threshold)
         return lambda: (
             gradients,
-            threshold is not None and host.look(fg.needs_more, *watched),
-            host.know(left_out),
+            threshold is not None and host.compute_now(fg.needs_more, *watched),
+            host.value_of(left_out),
         )
 
     def _gathered(self, state: State, backbones, answers) -> tuple[list[State], list[int]]:

@@ -18,7 +18,7 @@ from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import ForwardLearner
-from sim.methods.on_call import InRounds
+from sim.methods.protocols import SynchronousRounds
 from sim.methods.trained import TrainableSettings
 
 
@@ -40,7 +40,7 @@ class ForwardOnlySettings(TrainableSettings):
     """Server updates between two evaluations."""
 
 
-class ForwardOnly(InRounds):
+class ForwardOnly(SynchronousRounds):
     """The devices' side of a forward-only method; a method adds `client_round` and
     `server_round`, and says what learns (`new_learner`).
     """

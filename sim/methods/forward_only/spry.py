@@ -28,7 +28,7 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings
-from sim.methods.on_call import mean_and_step
+from sim.methods.protocols import mean_and_step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,7 +157,7 @@ class Spry(ForwardOnly):
             device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)
         }
         answers = yield from server.ask(asked, number, (self.learner.state, places))
-        return (yield from server.take_in(answers, self.aggregation(places, answers)))
+        return (yield from server.aggregate(answers, self.aggregation(places, answers)))
 
     def aggregation(self, places: dict[str, tuple[int, int]], answers: list[Payload]) -> Work:
         """The mean of each tensor and the server's step: a few passes over the numbers."""

@@ -60,7 +60,7 @@ class OnDeviceStates:
 
         if state is not None:
             self.states[device_id] = state
-            if not self.world.host.look(is_finite, state):
+            if not self.world.host.compute_now(is_finite, state):
                 if not self.lost:
                     self.world.remark(
                         "accuracy is the mean of the devices whose model is finite: one that "
@@ -142,7 +142,7 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         state = self.states.get(device_id, self._initial[backbone])
         known = device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            self._scores[known] = state, self.world.host.look(self._score, backbone, state)
+            self._scores[known] = state, self.world.host.compute_now(self._score, backbone, state)
         return self._scores[known][1]
 
     def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
@@ -239,4 +239,4 @@ class LadderLearner(OnDeviceStates, RealLearner):
         """Held-out accuracy of a device's side network after its last epoch."""
         if device_id not in self._scores:
             return self._initial[backbone]
-        return self.world.host.know(self._scores[device_id])
+        return self.world.host.value_of(self._scores[device_id])

@@ -29,7 +29,7 @@ class OnDeviceMethod:
         for number in range(self.rounds):
             result = yield from device.compute(self.own_round(device, number))
             if not self.world.dry and not self.learner.keep(device.id, result):
-                self.world.leave_out(device, "weights")
+                self.world.note_diverged(device, "weights")
             self.world.after_update(self.learner, None, 0)
             self.world.server.wake()
 

@@ -98,7 +98,7 @@ class Centralised(SideTuning):
         """Whether all texts are at the server."""
         return self.config.kind == "centralised" or super().is_complete
 
-    def take_in(self, server: Server) -> Generator[simpy.Event, Any, bool]:
+    def take_arrivals(self, server: Server) -> Generator[simpy.Event, Any, bool]:
         """Forward passes over what has come, as soon as it has; they go before updates."""
         self.landed += [(payload.samples, [payload.number]) for payload in server.take()]
         if not self.landed:

@@ -200,7 +200,7 @@ class SideTuningLearner(RealLearner):
 
     def evaluate(self) -> dict[str, float | None]:
         """Accuracy by backbone on the held-out texts."""
-        return self.world.host.look(_scores, self.tuning)
+        return self.world.host.compute_now(_scores, self.tuning)
 
     def _of_test(self) -> dict[str, Any]:
         from learning.side.tuning import HeldOut

@@ -56,7 +56,7 @@ class MatrixLearner(SideTuningLearner):
         return full_states(self._backbones[backbone], tokens, self.vectors[backbone])
 
     def _is_usable(self, data: Learned) -> bool:
-        return self.world.host.look(bool, data)  # whether there is anything in it
+        return self.world.host.compute_now(bool, data)  # whether there is anything in it
 
     def _received(self, backbone: str, data: Learned) -> Learned:
         """The payload decoded and pooled: one vector a layer and text."""

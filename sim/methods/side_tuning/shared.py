@@ -142,7 +142,7 @@ class SideTuning:
         one, or at the target.
         """
         while not self.world.target_reached:
-            if (yield from self.take_in(server)):
+            if (yield from self.take_arrivals(server)):
                 continue
             share = 1.0 if self.is_complete else self.config.eager
             if (update := self.next_update(share)) is not None:
@@ -165,7 +165,7 @@ class SideTuning:
         """How many records the server has."""
         return len(self.cache)
 
-    def take_in(self, server: Server) -> Generator[simpy.Event, Any, bool]:
+    def take_arrivals(self, server: Server) -> Generator[simpy.Event, Any, bool]:
         """Put what has landed into the cache; True for who wants to look again before an update."""
         for payload in server.take():
             self.ingest(payload)
@@ -182,7 +182,7 @@ class SideTuning:
         if self.learner.ingest(backbone, data, count):
             self.cache_of(backbone).insert(backbone, count)
         else:
-            self.world.leave_out(sender, "activations")
+            self.world.note_diverged(sender, "activations")
 
     def cache_of(self, backbone: str) -> ReplayCache:
         """Where a backbone's records go."""

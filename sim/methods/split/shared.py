@@ -18,7 +18,7 @@ from sim.kernel.server import Server
 from sim.kernel.spans import waiting
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.on_call import InRounds, mean_and_step
+from sim.methods.protocols import SynchronousRounds, mean_and_step
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
 from sim.scenario.settings import Settings
@@ -40,7 +40,7 @@ class SplitSettings(Settings):
     """Rounds between two evaluations."""
 
 
-class SplitTraining(InRounds):
+class SplitTraining(SynchronousRounds):
     """The devices' side of split learning and what the server keeps; a method adds `batch`,
     `server` and its parts.
     """
@@ -153,7 +153,7 @@ class SplitTraining(InRounds):
             answers += yield from server.ask(devices, self.turns, model)
         landed = [p.number for p in answers]
         answers.sort(key=lambda p: p.sender.id)  # a sum's last bit must not tell who was faster
-        return (yield from server.take_in(answers, self.aggregation(answers), landed))
+        return (yield from server.aggregate(answers, self.aggregation(answers), landed))
 
     def aggregation(self, answers: list[Payload]) -> Work:
         """The means of what devices sent and, with clients in parallel, of the server's copies for

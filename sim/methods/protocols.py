@@ -18,7 +18,7 @@ from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 
 
-class OnCall:
+class ServerDriven:
     """Devices that serve: a method adds `client_round` and `server`."""
 
     config: Any
@@ -67,7 +67,7 @@ class OnCall:
         return [self.model_of(p.sender) for p in answers], [p.data for p in answers]
 
 
-class InRounds(OnCall):
+class SynchronousRounds(ServerDriven):
     """The server asks a cohort round by round; a method adds `client_round` and `server_round`."""
 
     @property

@@ -14,7 +14,7 @@ from sim.scenario.schema import Scenario, SizedData
 from sim.world.costing import own_backbones
 
 
-def rehearse(scenario: Scenario, folder: Path = Path()) -> None:
+def preflight(scenario: Scenario, folder: Path = Path()) -> None:
     """Raise BackboneError or FileProblem for the first backbone of the fleet that could not learn
     from the scenario's texts.
 

@@ -17,7 +17,7 @@ from learning.backbones.catalogue import BackboneError, find
 from sim.scenario.checks import problems
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
-from sim.world.rehearsal import rehearse
+from sim.world.preflight import preflight
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
@@ -439,4 +439,4 @@ def test_rehearsing_looks_at_every_backbone_that_a_mix_may_draw(own_model, scena
         arrivals={"kind": "at-once"},
     )
     with pytest.raises((BackboneError, FileProblem), match="no tokenizer"):
-        rehearse(load(str(path), Scenario, [], [], problems), path.parent)
+        preflight(load(str(path), Scenario, [], [], problems), path.parent)

@@ -22,7 +22,7 @@ ENDINGS = {
 AT_WORK = {*FINE, "stalled"}  # as whoever had no trouble of its own
 
 
-def closing(world: World) -> Iterator[str]:
+def end_remarks(world: World) -> Iterator[str]:
     """What whoever reads the result has to know about rounds and updates that came to nothing."""
     tally = world.tally
     if tally.diverged:
