@@ -18,7 +18,7 @@ from network import tcp
 from network.fair_link import FairLink, Transfer
 from network.mobility import Journey
 from network.profile import LinkProfile
-from network.way import Drives, Rate, Way
+from network.route import Rate, Route, TracedCapacities
 
 
 class LaneTransfer(Transfer):
@@ -41,34 +41,34 @@ class LaneTransfer(Transfer):
 class Lane:
     """One direction of one device's access link: transfers go through one at a time, in order.
 
-    `way` is what they pass: the device's own rate and the link that it is under. Rates and cells
+    `route` is what they pass: the device's own rate and the link that it is under. Rates and cells
     are looked at only while a transfer is under way: an idle device costs no events.
     """
 
     __slots__ = (
-        *("bound_bps", "delay_s", "drives", "env", "handover_s", "journey"),
-        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting", "way"),
+        *("bound_bps", "delay_s", "traced", "env", "handover_s", "journey"),
+        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting", "route"),
     )
 
     def __init__(
         self,
         env: simpy.Environment,
-        way: Way,
+        route: Route,
         profile: LinkProfile,
         uses_tcp: bool,
         handover_s: float,
-        drives: Drives,
+        traced: TracedCapacities,
     ):
         self.env = env
-        self.way = way
-        self.rate = way.rate
+        self.route = route
+        self.rate = route.rate
         self.profile = profile
         self.delay_s = profile.overhead_s + profile.latency_s
         self.uses_tcp = uses_tcp
         self.bound_bps = tcp.bound_bps(profile) if uses_tcp else inf
-        self.journey = way.journey
+        self.journey = route.journey
         self.handover_s = handover_s
-        self.drives = drives
+        self.traced = traced
         self.resent_bytes = 0.0
         self.sending: LaneTransfer | None = None
         self.waiting: deque[LaneTransfer] = deque()
@@ -134,7 +134,7 @@ class Lane:
         self.sending = transfer = self.waiting.popleft() if self.waiting else None
         if transfer is None:
             return
-        self.drives.wake()
+        self.traced.resume()
         delay_s = (
             self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
         )
@@ -153,7 +153,7 @@ class Lane:
         return self.rate if isinstance(self.rate, float | int) else self.rate.at(self.env.now)
 
     def _link(self) -> FairLink:
-        return self.way.link(self.env.now)
+        return self.route.link(self.env.now)
 
     def _join(self, transfer: LaneTransfer) -> None:
         if transfer.moved_bytes is not None:
@@ -172,7 +172,9 @@ class Lane:
         if transfer is None:
             return False
         if transfer.opens_s < now:
-            transfer.opens_s = self.way.opens(now) if self.way.carries(8 * transfer.nbytes) else inf
+            transfer.opens_s = (
+                self.route.opens(now) if self.route.carries(8 * transfer.nbytes) else inf
+            )
         return transfer.opens_s < inf
 
     def _at_change(

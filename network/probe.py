@@ -1,7 +1,7 @@
 """Measuring a path over TCP: one end listens, the other asks for bulk up, bulk down and small
 transfers.
 
-Each connection does one thing. The server greets with a line of JSON, the client answers with one
+Each connection does one thing. The server begins with a line of JSON, the client answers with one
 that says what it wants, and the server says that it may go on, or that somebody else is measuring:
 
     up     the client sends as fast as it can; after so many seconds the server answers what
@@ -37,8 +37,8 @@ PORT = 5207
 STEP_S = 0.1
 QUIET_S = 10.0  # nobody waits longer than this for a next byte
 TURN_S = 5.0  # for the client before to be seen off
-WISH_S = 5.0  # for a client to say what it wants
-LONGEST_WISH = 1024  # bytes
+REQUEST_S = 5.0  # for a client to say what it wants
+LONGEST_REQUEST = 1024  # bytes
 MOST_CLIENTS = 32  # connections at once, of which one measures and the others wait
 MOST_BYTES = 128 * 10**9  # that one client may send or get: ten minutes at 1.7 Gbit/s
 MOST_TRANSFERS = 1000
@@ -49,7 +49,7 @@ TRANSFER_BYTES = (1_000, 4_000, 16_000, 64_000, 256_000, 1_000_000)
 REPEATS = 3
 LARGEST_BYTES = 10_000_000
 BLOCK = bytes(65536)
-GREETING = {"mobifleet-link": 2}
+HELLO = {"mobifleet-link": 2}
 GO, BUSY = {"go": True}, {"busy": True}
 
 ProbeProgress = Callable[
@@ -87,7 +87,7 @@ async def listen(
         nonlocal here
         peer, here = str((writer.get_extra_info("peername") or ["gone"])[0]), here + 1
         try:
-            writer.write(_line(GREETING))
+            writer.write(_line(HELLO))
             if here > MOST_CLIENTS:
                 on_client(peer, f"sent away: {MOST_CLIENTS} others are connected")
                 writer.write(_line(BUSY))
@@ -102,7 +102,7 @@ async def listen(
                 await _SERVICES[do](reader, writer, seconds)
             finally:
                 turn.release()
-        except _Stranger as error:
+        except _NotOurs as error:
             on_client(peer, str(error))
         except (OSError, EOFError):
             pass  # gone, or silent: no news
@@ -243,16 +243,16 @@ class _Client:
             async with asyncio.timeout(QUIET_S):
                 reader, writer = await asyncio.open_connection(self.host, self.port, limit=2**20)
                 self.connect_s.append(loop.time() - began_s)
-                if (greeting := await _heard(reader)).keys() != GREETING.keys():
+                if (hello := await _read_message(reader)).keys() != HELLO.keys():
                     raise ValueError
-                if greeting != GREETING:
+                if hello != HELLO:
                     raise NetworkError(
                         f"{where} serves another version of this measurement: take the same at "
                         "both ends"
                     )
                 writer.write(_line(wish))
-            async with asyncio.timeout(WISH_S + TURN_S + QUIET_S):
-                turn = await _heard(reader)
+            async with asyncio.timeout(REQUEST_S + TURN_S + QUIET_S):
+                turn = await _read_message(reader)
         except TimeoutError:
             raise NetworkError(
                 f"no answer from {where} within {QUIET_S:g} s: check the address, and that no "
@@ -317,27 +317,27 @@ async def _in_time(coming: Awaitable[object], within_s: float) -> bool:
     return True
 
 
-class _Stranger(Exception):
+class _NotOurs(Exception):
     """A client that does not say what it wants; the message says what it did instead."""
 
 
 async def _wish(reader: asyncio.StreamReader) -> tuple[str, float]:
-    """What a client wants, and for how many seconds; _Stranger for anything else that it may send,
+    """What a client wants, and for how many seconds; _NotOurs for anything else that it may send,
     or nothing in time.
     """
     try:
-        async with asyncio.timeout(WISH_S):
+        async with asyncio.timeout(REQUEST_S):
             line = await reader.readuntil(b"\n")
-        wish = parse_json(line.decode(), "a wish") if len(line) <= LONGEST_WISH else None
+        wish = parse_json(line.decode(), "a wish") if len(line) <= LONGEST_REQUEST else None
     except TimeoutError:
-        raise _Stranger("asked for nothing in time") from None
+        raise _NotOurs("asked for nothing in time") from None
     except (EOFError, asyncio.LimitOverrunError, ValueError):
-        raise _Stranger("speaks another language") from None
+        raise _NotOurs("speaks another language") from None
     if not isinstance(wish, dict):
-        raise _Stranger("asked for something else")
+        raise _NotOurs("asked for something else")
     do, seconds = wish.get("do"), wish.get("seconds", 0)
     if not isinstance(do, str) or do not in _SERVICES or not _is_number(seconds, LONGEST_S):
-        raise _Stranger("asked for something else")
+        raise _NotOurs("asked for something else")
     return do, float(seconds)
 
 
@@ -432,7 +432,7 @@ async def _count(
             told_s = now_s
 
 
-async def _heard(reader: asyncio.StreamReader) -> dict[str, Any]:
+async def _read_message(reader: asyncio.StreamReader) -> dict[str, Any]:
     """The other end's next line, {} for one that is no object; ValueError for one that is no
     JSON.
     """

@@ -31,7 +31,7 @@ from network.fair_trunk import FairTrunk
 from network.lane import Lane, LaneTransfer
 from network.mobility import Journey
 from network.profile import LinkProfile
-from network.way import Drives, Rate, Way
+from network.route import Rate, Route, TracedCapacities
 from network.wifi import AirLink
 
 Key = TypeVar("Key")
@@ -94,7 +94,7 @@ class Network:
         self._lanes: dict[str, tuple[Lane, Lane]] = {}
         for name, trace in (traces or {}).items():
             _named(self.shared, name, "shared link").trace = trace
-        self._drives = Drives(
+        self._traced = TracedCapacities(
             env, [(link, link.trace) for link in self.shared.values() if link.trace], self._may_move
         )
 
@@ -134,8 +134,8 @@ class Network:
         ):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
-            way = Way(rate, links if journey else {None: links[cell]}, journey)
-            lane = Lane(self.env, way, profile, tcp, handover_s, self._drives)
+            route = Route(rate, links if journey else {None: links[cell]}, journey)
+            lane = Lane(self.env, route, profile, tcp, handover_s, self._traced)
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
 

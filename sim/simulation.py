@@ -25,7 +25,7 @@ from devices import fleet
 from devices.compute import ComputeModel
 from learning.backbones import assets
 from learning.data.texts import TextDataset
-from network.way import LONGEST_S
+from network.route import LONGEST_S
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.host import Host, single_threaded_torch
 from sim.kernel.journal import Journal

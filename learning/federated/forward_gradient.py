@@ -262,7 +262,7 @@ def replay(state: State, probes: Sequence[Probe], learning_rate: float) -> dict[
 # ------------------------------------------------------------------------------------------
 
 
-def deal(
+def assign_tensors(
     names: Sequence[str], clients: int, each: int = 2, shared: Sequence[str] = ()
 ) -> list[tuple[str, ...]]:
     """Which trainable tensors each sampled client trains: `each` at a time, round-robin, in the

@@ -23,10 +23,10 @@ from network.bandwidth import CapacityTrace, read_csv
 from network.errors import NetworkError
 from network.mobility import Journey
 from network.profile import LinkProfile
+from network.route import Rate
 from network.series import doubt
 from network.topology import Cell, Network
 from network.varying import ShiftedTrace, VaryingRate
-from network.way import Rate
 from sim.kernel.streams import Streams
 from sim.scenario.schema import GroupSettings, Scenario
 

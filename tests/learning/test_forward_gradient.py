@@ -279,7 +279,7 @@ def test_probes_cross_the_wire_unchanged(pairs):
 def test_every_tensor_is_dealt_and_the_round_goes_on(tensors, clients, each, head):
     names = [f"t{i}" for i in range(tensors)]
     shared = names[tensors - min(head, tensors) :]
-    hands = fg.deal(names, clients, each, shared)
+    hands = fg.assign_tensors(names, clients, each, shared)
     assert len(hands) == clients
     assert {name for hand in hands for name in hand} == set(names)
     assert all(len(set(hand)) == len(hand) and set(shared) <= set(hand) for hand in hands)
@@ -292,12 +292,16 @@ def test_every_tensor_is_dealt_and_the_round_goes_on(tensors, clients, each, hea
 
 def test_a_deal_by_hand():
     names = ["a1", "b1", "a2", "b2", "a3", "b3", "head"]
-    assert fg.deal(names, 2, 2, ["head"]) == [
+    assert fg.assign_tensors(names, 2, 2, ["head"]) == [
         ("a1", "b1", "a3", "b3", "head"),
         ("a2", "b2", "head"),
     ]
-    assert fg.deal(names, 4, 2, ["head"])[3] == ("a1", "b1", "head")  # more clients than portions
-    assert fg.deal(names[:3], 1, 2) == [("a1", "b1", "a2")]
+    assert fg.assign_tensors(names, 4, 2, ["head"])[3] == (
+        "a1",
+        "b1",
+        "head",
+    )  # more clients than portions
+    assert fg.assign_tensors(names[:3], 1, 2) == [("a1", "b1", "a2")]
 
 
 def test_spry_trains_what_it_was_dealt_with_the_slope_times_the_direction():
@@ -382,7 +386,7 @@ def test_spry_learns():
     for turn in range(8):
         returned = [
             fg.spry_steps([loss] * 3, state, hand, fg.direction_seed(turn, client), 0.02).state
-            for client, hand in enumerate(fg.deal(list(state), 4, 2, shared))
+            for client, hand in enumerate(fg.assign_tensors(list(state), 4, 2, shared))
         ]
         state, moments = fg.spry_server_step(
             ServerOptimiser("fedyogi", 0.05), state, returned, moments
@@ -410,7 +414,7 @@ def test_the_worked_numbers_of_the_docs():
     hidden_states = 16 * 128 * width * 4
     rank_8, rank_1 = roberta_lora(8).trainable_bytes, roberta_lora(1)
     names = list(rank_1.trainable_parameters())
-    hand = fg.deal(names, 100, 2, [name for name in names if name.startswith("head.")])[0]
+    hand = fg.assign_tensors(names, 100, 2, [name for name in names if name.startswith("head.")])[0]
     dealt = sum(rank_1.trainable_parameters()[name].nbytes for name in hand)
     probes = [len(fg.encode_probes([fg.Probe(1, 0.5)] * number)) for number in (20, 30)]
     mobillm = [encoded_nbytes(bits, 16, 16 * 256, 12, width, 2) for bits in (32, 8, 4)]

@@ -92,8 +92,8 @@ def play(arrivals, actions, capacity_bps, until_s=inf):
 
 
 def play_fair(arrivals, actions, capacity_bps):
-    """The same story on a fair link or, with a "trunk", on fair links under one: (transfers, what
-    carried them).
+    """The same schedule on a fair link or, with a "trunk", on fair links under one: (transfers,
+    what carried them).
     """
     env = simpy.Environment()
     if "trunk" in capacity_bps:
@@ -132,7 +132,7 @@ rates = st.one_of(st.sampled_from([0.0, 1e5, 3e5]), st.floats(1e3, 2e6))
 
 
 @st.composite
-def stories(draw, paths, caps, capacity_bps):
+def schedules(draw, paths, caps, capacity_bps):
     """(arrivals, actions, capacities) on the given links."""
     arrivals = draw(
         st.lists(st.tuples(times, sizes, caps, st.sampled_from(paths)), min_size=1, max_size=14)
@@ -145,9 +145,9 @@ def stories(draw, paths, caps, capacity_bps):
     return arrivals, actions, {name: draw(rates) for name in capacity_bps}
 
 
-def assert_equal(story):
-    sent, top = play_fair(*story)
-    finish, moved_bits = play(*story)
+def assert_equal(schedule):
+    sent, top = play_fair(*schedule)
+    finish, moved_bits = play(*schedule)
     for transfer, end, bits in zip(sent, finish, moved_bits, strict=True):
         if transfer.triggered and end is not None:
             assert transfer.value == pytest.approx(end, rel=1e-9, abs=1e-9)
@@ -167,7 +167,7 @@ STOPPED = [
 
 
 @settings(max_examples=250, deadline=None)
-@given(stories([LINK], st.one_of(st.just(inf), caps), ["link"]))
+@given(schedules([LINK], st.one_of(st.just(inf), caps), ["link"]))
 @example(
     (
         [(0.0, 1, 0.0, LINK), (0.0, 1, 100.30128565862833, LINK), (0.0, 1000, 130972.0, LINK)],
@@ -175,24 +175,24 @@ STOPPED = [
         {"link": 1e3},
     )
 )
-def test_one_link(story):
-    assert_equal(story)
+def test_one_link(schedule):
+    assert_equal(schedule)
 
 
 TREE = [("a", "trunk"), ("b", "trunk"), ("c", "trunk"), ("trunk",)]
 
 
 @settings(max_examples=300, deadline=None)
-@given(stories(TREE, caps, ["a", "b", "c", "trunk"]))
-def test_links_under_a_trunk(story):
-    assert_equal(story)
+@given(schedules(TREE, caps, ["a", "b", "c", "trunk"]))
+def test_links_under_a_trunk(schedule):
+    assert_equal(schedule)
 
 
 @pytest.mark.thorough
 @settings(max_examples=100, deadline=None)
-@given(stories(TREE[:3], st.one_of(st.just(inf), caps), ["a", "b", "c", "trunk"]))
-def test_links_under_a_trunk_without_caps(story):
-    assert_equal(story)
+@given(schedules(TREE[:3], st.one_of(st.just(inf), caps), ["a", "b", "c", "trunk"]))
+def test_links_under_a_trunk_without_caps(schedule):
+    assert_equal(schedule)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -218,9 +218,9 @@ def test_long_stories(seed):
         for t in rng.uniform(0, 6, 12)
     ]
     actions += [(6.5, "capacity", name, 1e6) for name in names]
-    story = arrivals, actions, {name: 2e6 if name == "trunk" else 1e6 for name in names}
-    assert_equal(story)
-    sent, top = play_fair(*story)
+    schedule = arrivals, actions, {name: 2e6 if name == "trunk" else 1e6 for name in names}
+    assert_equal(schedule)
+    sent, top = play_fair(*schedule)
     assert top.n_flows == 0 and all(transfer.triggered for transfer in sent)
     assert top.bytes_carried == pytest.approx(sum(a[1] for a in arrivals), rel=1e-9)
 

@@ -253,7 +253,7 @@ def test_the_serving_end_outlives_whatever_bytes_come():
 
 
 def test_silent_slow_and_many_clients_hold_nobody_off(monkeypatch):
-    monkeypatch.setattr(probe, "WISH_S", 2.0)
+    monkeypatch.setattr(probe, "REQUEST_S", 2.0)
     monkeypatch.setattr(probe, "MOST_CLIENTS", 8)
     with serving() as (port, told):
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]

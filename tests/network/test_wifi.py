@@ -185,8 +185,8 @@ def play(cells, arrivals, actions, ingress_bps):
 
 
 def play_air(cells, arrivals, actions, ingress_bps):
-    """The same story on the real thing, looked at between events: never more than the air, the wire
-    and the ingress.
+    """The same schedule on the real thing, looked at between events: never more than the air, the
+    wire and the ingress.
     """
     env = simpy.Environment()
     trunk = FairTrunk(env, ingress_bps)
@@ -231,7 +231,7 @@ wires = st.one_of(st.just(1e12), rates)
 
 
 @st.composite
-def stories(draw):
+def schedules(draw):
     cells = {
         "turns": (draw(wires), False, 1.0),
         "fair": (draw(wires), True, 1.0),
@@ -256,10 +256,10 @@ def stories(draw):
 
 
 @settings(max_examples=120, deadline=None)
-@given(stories())
-def test_any_story_of_three_channels_under_an_ingress(story):
-    finish, moved_bits = play(*story)
-    sent, trunk = play_air(*story)
+@given(schedules())
+def test_any_schedule_of_three_channels_under_an_ingress(schedule):
+    finish, moved_bits = play(*schedule)
+    sent, trunk = play_air(*schedule)
     for transfer, end, bits in zip(sent, finish, moved_bits, strict=True):
         if transfer.triggered and end is not None:
             assert transfer.value == pytest.approx(end, rel=1e-7, abs=1e-7)

@@ -32,7 +32,7 @@ def world():
     env = simpy.Environment()
     sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1), network=Network(env))
     sim.costing = SimpleNamespace(weight_bytes=lambda member: 1000)
-    sim.start = lambda actor, story: env.process(story)
+    sim.start = lambda actor, generator: env.process(generator)
     member = Member("device-0000", "jetson-tx2", "simple", "b", "line", None, None, "group-0")
     sim.network.attach(member.id, LINK)
     samples, ready_s = np.arange(10), np.arange(10) / 10
@@ -54,7 +54,7 @@ def test_compute_runs_the_work_and_returns_its_result_after_the_modelled_seconds
     seconds = TX2.engine("simple").overhead_s + 355e9 / TX2.engine("simple").flop_per_s
     got = []
 
-    def day():
+    def events():
         got.append(
             (
                 yield from world.device.compute(
@@ -63,7 +63,7 @@ def test_compute_runs_the_work_and_returns_its_result_after_the_modelled_seconds
             )
         )
 
-    world.env.process(day())
+    world.env.process(events())
     world.env.run()
     assert got == ["activations"]
     [span] = rows(world)
@@ -77,12 +77,12 @@ def test_an_error_of_the_work_surfaces_at_the_virtual_end(world):
     def wrong():
         return 1 / 0
 
-    def day():
+    def events():
         with pytest.raises(ZeroDivisionError):
             yield from world.device.compute(Work(Cost(flop=355e9), lambda: world.host.learn(wrong)))
         assert world.env.now > 1.0
 
-    world.env.process(day())
+    world.env.process(events())
     world.env.run()
     assert len(rows(world)) == 1
 
@@ -105,13 +105,13 @@ def test_transfers_take_overhead_latency_and_bytes_over_rate(verb, rate, watts, 
 def test_a_stopped_upload_records_what_had_passed(stop_s, passed, world):
     ended = []
 
-    def day():
+    def events():
         try:
             yield from world.device.upload(payload(world))
         except simpy.Interrupt as stop:
             ended.append(stop.cause)
 
-    process = world.env.process(day())
+    process = world.env.process(events())
     world.env.timeout(stop_s).callbacks.append(lambda _: process.interrupt("horizon"))
     world.env.run()
     [span] = rows(world)
@@ -121,13 +121,13 @@ def test_a_stopped_upload_records_what_had_passed(stop_s, passed, world):
 
 
 def test_arriving_draws_nothing_and_waiting_draws_idle_power(world):
-    def day():
+    def events():
         yield from world.device.arrive()
         assert world.env.now == 2.0
         yield from world.device.until(1.0)  # has passed
         yield from world.device.until(5.0)
 
-    world.env.process(day())
+    world.env.process(events())
     world.env.run()
     [span] = rows(world)
     assert (span["kind"], span["start_s"], span["end_s"]) == ("wait", 2.0, 5.0)

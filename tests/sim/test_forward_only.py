@@ -375,7 +375,7 @@ def test_spry_computes_a_pass_with_derivatives_a_batch(simulate, spans):
     places = sim.streams.rng("server/deal", 0).permutation(3)
     for device, place in zip(sim.devices, places, strict=True):
         [span] = spans(sim, kind="compute", actor=device.id)
-        hand = fg.deal(list(tensors), 3, 2, ["head.weight", "head.bias"])[place]
+        hand = fg.assign_tensors(list(tensors), 3, 2, ["head.weight", "head.bias"])[place]
         counted = jvp_pass(find("random-bert"), "lora", hand, 3, 4)
         rng = sim.streams.rng("local-training", f"{device.id}/0")
         orders = [rng.permutation(device.samples) for _ in range(2)]

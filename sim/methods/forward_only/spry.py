@@ -20,7 +20,7 @@ from learning.cost.costs import Cost
 from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_split import PassCounts
 from learning.federated.aggregation import ServerOptimiser, restrict
-from learning.federated.forward_gradient import deal, spry_server_step, spry_steps
+from learning.federated.forward_gradient import assign_tensors, spry_server_step, spry_steps
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -102,7 +102,7 @@ class Spry(ForwardOnly):
     def hand(self, names: Sequence[str], place: int, clients: int) -> tuple[str, ...]:
         """The tensors of the device at this place among so many."""
         shared = [name for name in names if name.startswith("head.")]
-        return deal(names, clients, self.config.tensors_each, shared)[place]
+        return assign_tensors(names, clients, self.config.tensors_each, shared)[place]
 
     def charged(self, device: Device, task: ClientTask) -> tuple[str, ...]:
         """The device's tensors of the architecture that is charged."""
@@ -151,7 +151,7 @@ class Spry(ForwardOnly):
     def server_round(
         self, server: Server, asked: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
-        """One round: deal the tensors in a random order, collect, average each tensor."""
+        """One round: assign the tensors in a random order, collect, average each tensor."""
         order = self.world.streams.rng("server/deal", number).permutation(len(asked))
         places = {
             device.id: (int(place), len(asked)) for device, place in zip(asked, order, strict=True)

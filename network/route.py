@@ -1,8 +1,8 @@
-"""Whether bits can ever pass on a way: its rates are functions of time, so that it can be known
+"""Whether bits can ever pass on a route: its rates are functions of time, so that it can be known
 without waiting.
 
 Capacities that come and go cost events only while there is something that they can move. A transfer
-whose way never opens wakes for nothing, and once no transfer under way can move, shared links are
+whose route never opens wakes for nothing, and once no transfer under way can move, shared links are
 left alone too: then nothing is left to happen, and whoever runs the clock sees that the run has
 come to a stand.
 """
@@ -24,7 +24,7 @@ LONGEST_S = 9e9  # 285 years: what ends later, or opens later, never does for an
 # a year at the highest rate: each step of a rate is an event, and nobody waits for so many
 LONGEST_TRANSFER_S = 3.2e7
 MOST_OPENINGS = (
-    100_000  # of gates on one way that never open at once, before they are taken never to do
+    100_000  # of gates on one route that never open at once, before they are taken never to do
 )
 
 
@@ -49,7 +49,7 @@ class Rate(Protocol):
         """The first time from t on at which it is above 0, s; inf if there is none."""
 
 
-class Way:
+class Route:
     """What the bits of a device pass in one direction: its own rate, the links that it enters,
     where it is meanwhile.
 
@@ -111,11 +111,11 @@ def _opens(gate: float | Rate, t_s: float) -> float:
     return gate.opens(t_s)
 
 
-class Drives:
+class TracedCapacities:
     """The shared links whose capacity follows a trace, each re-rated at every change while anything
     under way can move.
 
-    `may_move()` tells whether; `wake()` is to be called when something sets out.
+    `may_move()` tells whether; `resume()` is to be called when something sets out.
     """
 
     def __init__(
@@ -124,15 +124,15 @@ class Drives:
         links: Sequence[tuple[FairLink | FairTrunk, CapacityTrace]],
         may_move: Callable[[], bool],
     ):
-        self._env, self._may_move, self._asleep = env, may_move, list(links)
-        self.wake()
+        self._env, self._may_move, self._paused = env, may_move, list(links)
+        self.resume()
 
-    def wake(self) -> None:
-        """Give every link that slept the capacity of this moment, and those of the changes to
+    def resume(self) -> None:
+        """Give every paused link the capacity of this moment, and those of the changes to
         come.
         """
-        asleep, self._asleep = self._asleep, []
-        for link, trace in asleep:
+        paused, self._paused = self._paused, []
+        for link, trace in paused:
             self._follow(link, trace)
 
     def _follow(self, link: FairLink | FairTrunk, trace: CapacityTrace) -> None:
@@ -144,4 +144,4 @@ class Drives:
         if self._may_move():
             self._env.timeout(change_s - now).callbacks.append(lambda _: self._follow(link, trace))
         else:
-            self._asleep.append((link, trace))
+            self._paused.append((link, trace))

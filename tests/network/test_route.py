@@ -14,9 +14,9 @@ from network.bandwidth import CapacityTrace
 from network.fair_link import FairLink
 from network.mobility import Journey
 from network.profile import LinkProfile
+from network.route import LONGEST_S, Route
 from network.topology import Cell, Network
 from network.varying import ShiftedTrace, VaryingRate
-from network.way import LONGEST_S, Way
 
 PHONE = LinkProfile("phone", 8e6, 8e6, 0.01)
 ZERO, TURNS = CapacityTrace([0, 1], [0, 0], 2), CapacityTrace([0, 1], [0, 8e6], 2)
@@ -65,7 +65,7 @@ def test_all_that_lies_on_a_way_must_be_open_at_once():
     def opens_s(t_s, rate, trace=None):
         link = FairLink(simpy.Environment(), 1e9)
         link.trace = trace
-        return Way(rate, {None: link}).opens(t_s)
+        return Route(rate, {None: link}).opens(t_s)
 
     assert opens_s(0, 5e6) == 0 and opens_s(3.5, TURNS) == 3.5 and opens_s(2.5, TURNS) == 3
     assert opens_s(2.5, ZERO) == inf and opens_s(0, 0.0) == inf
@@ -77,15 +77,15 @@ def test_all_that_lies_on_a_way_must_be_open_at_once():
     )  # nobody waits for that
     cells = {"a": FairLink(simpy.Environment(), 0), "b": FairLink(simpy.Environment(), 1e6)}
     journey = Journey(["a", "b"], 10, rng())
-    found_s = Way(5e6, cells, journey).opens(0)
+    found_s = Route(5e6, cells, journey).opens(0)
     assert journey.at(found_s) == "b" and (found_s == 0 or journey.at(found_s - 1e-9) == "a")
-    assert Way(0.0, cells, journey).opens(0) == inf
+    assert Route(0.0, cells, journey).opens(0) == inf
 
 
 def test_a_rate_at_which_it_would_take_years_is_none():
     link = FairLink(simpy.Environment(), 1e9)
-    assert Way(1e-3, {None: link}).carries(3.1e4) and not Way(1e-3, {None: link}).carries(3.3e4)
-    assert Way(VaryingRate(1, 0.5, 0.5, rng()), {None: link}).carries(1e15)
+    assert Route(1e-3, {None: link}).carries(3.1e4) and not Route(1e-3, {None: link}).carries(3.3e4)
+    assert Route(VaryingRate(1, 0.5, 0.5, rng()), {None: link}).carries(1e15)
 
 
 # whatever repeats here goes on for ever, and none of it can move a bit
