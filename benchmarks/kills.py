@@ -35,7 +35,7 @@ LATE, MOST = (
 )  # of the learning: from where a kill is late, and what may then be computed again
 ROUNDS = {"participation": 1.0, "device_batch": 8, "evaluate_every": 1}
 METHODS = {
-    "fed-mobillm": {"kind": "fed-mobillm", "replay": 60, "deliver": False},
+    "fed-mobillm": {"kind": "fed-mobillm", "replay": 60, "ship_side_network": False},
     "fedavg-lora": {"kind": "fedavg-lora", "rounds": 8, **ROUNDS},
     "splitfed-v1": {"kind": "splitfed-v1", "rounds": 4, **ROUNDS},
     "fwdllm": {"kind": "fwdllm", "rounds": 4, "variance_threshold": 0.1, "most_asks": 2, **ROUNDS},

@@ -141,7 +141,9 @@ class Simulation:
         self.remarks: list[str] = []
         self.task: DividedTask = load_task(scenario, self.streams, folder, dry, texts)
         self.remark(
-            *self.task.remarks, *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored())
+            *scenario.renamed(),
+            *self.task.remarks,
+            *(f"{'.'.join(where)} {what}" for where, what in scenario.ignored()),
         )
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: FleetCosting = costing_for(scenario, members, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from sim.scenario.settings import FIRST_NAME, RENAMED
 from sim.scenario.yaml_tree import Node, Problem, dotted, shown
 
 MAX_SHOWN = 100  # problems
@@ -85,7 +86,9 @@ class _Spot:
         if isinstance(value, list) and isinstance(step, int) and step < len(value):
             child = value[step]
         else:
-            child = value.get(str(step)) if isinstance(value, dict) else None
+            child = None
+            if isinstance(value, dict):
+                child = value.get(str(step)) or value.get(FIRST_NAME.get(str(step), ""))
         self.owner, prefix = self.schema, self.schema.get("prefixItems", ())
         if isinstance(step, int):
             inner = prefix[step] if step < len(prefix) else self.schema.get("items")
@@ -151,6 +154,8 @@ def _complaint(spot: _Spot, item: Any) -> tuple[str, list[Any]]:
     if what == "unknown key":
         spot.place = spot.node.key if spot.node and spot.node.key else spot.place
         allowed = list(spot.owner.get("properties", ()))
+        if (now := RENAMED.get(str(spot.path[-1]))) in allowed:
+            return f"is the old name of {now}, which is given, too: leave one of them out", []
     elif kind in ("literal_error", "enum"):
         const = [spot.schema["const"]] if "const" in spot.schema else []
         allowed = spot.schema.get("enum") or const or re.findall("'([^']*)'", context["expected"])

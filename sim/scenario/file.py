@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sim.scenario.complaints import MAX_SHOWN, explained, nearest
-from sim.scenario.settings import unread
+from sim.scenario.settings import FIRST_NAME, OTHER_NAME, RENAMED, unread
 from sim.scenario.yaml_tree import MAX_DEPTH, Node, Place, Problem, dotted, read, shown
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -114,6 +114,8 @@ def changed(instance: Model, key: str, value: Any) -> Model:
             if isinstance(spot, dict):
                 spot.setdefault(step, whole)
             spot = spot[step]
+        if isinstance(whole, dict) and last not in whole:
+            last = RENAMED.get(last, last)
         whole[last]  # a new key would be a typing error
     except (KeyError, IndexError, TypeError):
         raise ScenarioError([f"nothing is called {key!r}"]) from None
@@ -127,9 +129,17 @@ def changed(instance: Model, key: str, value: Any) -> Model:
 def digest(data: dict[str, Any]) -> str:
     """SHA-256 of the data's canonical JSON (sorted keys, no spaces) in hex; raises ValueError on
     NaN and infinity.
+
+    A setting goes in by the first name that it had, so that a run under the old one is the same.
     """
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_by_first_names(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _by_first_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {FIRST_NAME.get(key, key): _by_first_names(inner) for key, inner in value.items()}
+    return [_by_first_names(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _error(problems: list[Problem]) -> ScenarioError:
@@ -257,7 +267,9 @@ def _merged(parent: Node, child: Node) -> Node:
     kinds = [node.value["kind"].value for node in (parent, child) if "kind" in node.value]
     if len(kinds) == 2 and kinds[0] != kinds[1]:
         return child
-    fields = dict(parent.value)
+    fields = {
+        key: node for key, node in parent.value.items() if OTHER_NAME.get(key) not in child.value
+    }
     for key, own in child.value.items():
         fields[key] = _merged(fields[key], own) if key in fields else own
     return replace(child, value=fields)
@@ -302,6 +314,7 @@ def _replaced(node: Node, keys: list[str], above: list[str], new: Node, place: P
             f"{dotted([*above, key])}: {dotted(above)} holds {shown(node.value)}, not a mapping",
         )
     fields = dict(node.value or {})
+    fields.pop(OTHER_NAME.get(key), None)
     child = fields.get(key, Node(None, place, key=place))
     fields[key] = replace(_replaced(child, rest, [*above, key], new, place), key=child.key)
     return replace(node, value=fields)

@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar, get_args
 from pydantic import create_model
 
 from inputs.files import located
-from sim.scenario.settings import Settings
+from sim.scenario.settings import RENAMED, Settings
 
 OURS = "sim.methods"  # registers our own; by name, as packages of others are
 GROUP = "mobifleet.methods"
@@ -216,6 +216,9 @@ def _settings_of(method: Any) -> type[Settings]:
     settings: Any = method.Config
     if not (isinstance(settings, type) and issubclass(settings, Settings)):
         raise MethodError(f"{method.__name__}.Config is not derived from Settings")
+    for old, now in RENAMED.items():
+        if {old, now} <= set(settings.model_fields):
+            raise MethodError(f"{method.__name__}.Config.{old} is called {now} now")
     return settings
 
 

@@ -23,7 +23,7 @@ from sim.scenario.named_files import (
     LinkName,
     ModelFolder,
 )
-from sim.scenario.settings import OnlyFor, Settings
+from sim.scenario.settings import OnlyFor, RenamedSettings, Settings, name_now
 
 AnyMethod = Settings  # until methods are registered: see `_may_name`
 
@@ -433,6 +433,21 @@ class Scenario(Settings):
             yield ("fresh_data",), f"{own}, which has all texts from the start: leave it out"
         if self.task.drift is not None and not getattr(self.method, "takes_texts_in_order", False):
             yield ("task", "drift"), f"{own}, which shuffles the texts of a device: leave it out"
+
+    def renamed(self) -> Iterator[str]:
+        """What it says by an old name, in words."""
+        methods = [("method", self.method)]
+        if self.compare:
+            methods += [(f"compare.methods.{n}", one) for n, one in self.compare.methods.items()]
+        for where, settings in methods:
+            for old, now in settings.renamed() if isinstance(settings, RenamedSettings) else ():
+                yield f"{where}.{old} is called {now} now: say that"
+        for label, dials in (
+            self.compare.tune.dials.items() if self.compare and self.compare.tune else ()
+        ):
+            for old in dials:
+                if (now := name_now(type(self.compare.methods[label]), old)) != old:
+                    yield f"compare.tune.dials.{label}.{old} is called {now} now: say that"
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:

@@ -5,14 +5,20 @@ by field.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from sim.scenario.yaml_tree import Node
 
 OnlyFor = Mapping[str, tuple[str, Callable[[Any], bool]]]
 """Field -> what it is for, in words, and whether these settings are that."""
+
+
+RENAMED = {"eager": "update_share_on_arrival", "deliver": "ship_side_network"}
+"""Old name of a setting -> its name now. The old ones are still taken, with a remark."""
+FIRST_NAME = {now: old for old, now in RENAMED.items()}
+OTHER_NAME = RENAMED | FIRST_NAME
 
 
 class Settings(BaseModel):
@@ -31,6 +37,36 @@ class Settings(BaseModel):
     only_for: ClassVar[OnlyFor] = {}
 
 
+class RenamedSettings(Settings):
+    """Settings some of which had other names once: what is said by an old name is taken for what it
+    is called now, unless that is said, too.
+    """
+
+    _old_names: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_old_names(cls, given: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(given, Mapping):
+            return make(given)
+        now = {old: name for old in given if (name := name_now(cls, old)) not in given}
+        made = make({now.get(key, key): value for key, value in given.items()})
+        made._old_names = tuple(now)
+        return made
+
+    def renamed(self) -> Iterator[tuple[str, str]]:
+        """What was said by an old name: (old, name now)."""
+        for old in self._old_names:
+            yield old, RENAMED[old]
+
+
+def name_now(settings: Any, name: str) -> str:
+    """What a setting is called now, where `name` is an old name of it."""
+    fields = getattr(settings, "model_fields", {})
+    now = RENAMED.get(name, name)
+    return now if now in fields and name not in fields else name
+
+
 def unread(settings: Any, given: Node) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """What was set and nothing will read: (where, what is wrong), in the order of the file.
 
@@ -44,7 +80,8 @@ def why_unread(settings: Any, name: str) -> str | None:
     """What a field is for where these settings are not that, so that nothing reads it; None where
     it is read.
     """
-    what, holds = _conditions(type(settings)).get(name, ("", lambda _: True))
+    conditions = _conditions(type(settings))
+    what, holds = conditions.get(name_now(type(settings), name), ("", lambda _: True))
     return None if holds(settings) else what
 
 

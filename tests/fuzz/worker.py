@@ -109,7 +109,7 @@ BASE = {
     "method": {
         "kind": "fed-mobillm",
         "replay": 5,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 8,
         "device_batch": 4,
     },

@@ -91,7 +91,7 @@ ONE = {
     "method": {
         "kind": "fed-mobillm",
         "replay": 5,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 4,
         "device_batch": 4,
     },

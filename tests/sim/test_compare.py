@@ -21,10 +21,10 @@ METHODS = {
     "ours": {
         "kind": "fed-mobillm",
         "replay": 20,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 8,
         "device_batch": 4,
-        "deliver": False,
+        "ship_side_network": False,
     },
     "lora": {
         "kind": "fedavg-lora",

@@ -182,7 +182,7 @@ def test_a_dry_run_is_the_real_one_for_every_loss_wire_and_tap(simulate):
     for overrides in (
         ("method.wire=int8", "method.taps=[0, 1]"),
         ("method.loss=cross-entropy", "method.wire=float32"),
-        ("method.side_network.start=zero", "method.eager=0.3"),
+        ("method.side_network.start=zero", "method.update_share_on_arrival=0.3"),
     ):
         assert without_learning(simulate(*overrides, dry=True)) == without_learning(
             simulate(*overrides)

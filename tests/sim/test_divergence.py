@@ -49,11 +49,16 @@ HUGE = {  # learning rates at which each method's model is soon not finite
     "fedmezo": {**FEDERATED["fedmezo"], "learning_rate": 1e30},
 }
 SIDE = {
-    "fed-mobillm": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8},
+    "fed-mobillm": {
+        "kind": "fed-mobillm",
+        "replay": 5,
+        "update_share_on_arrival": 1,
+        "server_batch": 8,
+    },
     "single-side-network": {
         "kind": "single-side-network",
         "replay": 5,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 8,
     },
     "pae-mobillm": {"kind": "pae-mobillm", "epochs": 3, "server_batch": 8},

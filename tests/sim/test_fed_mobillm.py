@@ -88,10 +88,15 @@ def test_it_learns_what_can_be_learned(simulate, curve):
 
 
 @pytest.mark.parametrize("replay", [0.01, 0.1, 1, 2.5, 7, 20])
-@pytest.mark.parametrize("eager", [0, 0.25, 1])
+@pytest.mark.parametrize("share", [0, 0.25, 1])
 @pytest.mark.parametrize("batch", [1, 7, 32, 1000])
-def test_the_server_spends_its_budget_and_no_more(replay, eager, batch, simulate):
-    method = {"kind": "fed-mobillm", "replay": replay, "eager": eager, "server_batch": batch}
+def test_the_server_spends_its_budget_and_no_more(replay, share, batch, simulate):
+    method = {
+        "kind": "fed-mobillm",
+        "replay": replay,
+        "update_share_on_arrival": share,
+        "server_batch": batch,
+    }
     if replay * 60 < batch:
         with pytest.raises(ValueError, match="no update is ever granted"):
             simulate(dry=True, method=method)
@@ -111,7 +116,7 @@ def test_no_update_precedes_the_samples_that_grant_it(simulate):
 
 
 def test_with_eagerness_0_training_begins_when_the_last_payload_has_landed(simulate):
-    spans = simulate("method.eager=0", dry=True).recorder.spans().to_pylist()
+    spans = simulate("method.update_share_on_arrival=0", dry=True).recorder.spans().to_pylist()
     last_s = max(s["end_s"] for s in spans if s["kind"] == "upload")
     assert min(s["start_s"] for s in spans if s["kind"] == "train") == last_s
 
@@ -168,7 +173,12 @@ def test_costing_leaves_the_accuracy_of_every_update_alone(simulate, curve):
     one = {
         **ONE,
         "jitter": False,
-        "method": {"kind": "fed-mobillm", "replay": 5, "eager": 0, "server_batch": 8},
+        "method": {
+            "kind": "fed-mobillm",
+            "replay": 5,
+            "update_share_on_arrival": 0,
+            "server_batch": 8,
+        },
     }
     plain, costed = simulate(**one), simulate(**one, cost_as={"backbone": "roberta-large"})
     assert curve(plain) == curve(costed)

@@ -37,10 +37,10 @@ ONE = {
     "method": {
         "kind": "fed-mobillm",
         "replay": 1,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 8,
         "device_batch": 8,
-        "deliver": False,
+        "ship_side_network": False,
     },
 }
 ROUNDS = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0, "device_batch": 8}

@@ -28,7 +28,12 @@ def fleet():
 
     def changes(given: dict, **more) -> dict:
         group = {"count": 3, "device": "jetson-tx2", "backbone": "mine", "link": "lte"}
-        method = {"kind": "fed-mobillm", "replay": 2, "eager": 1, "server_batch": 8}
+        method = {
+            "kind": "fed-mobillm",
+            "replay": 2,
+            "update_share_on_arrival": 1,
+            "server_batch": 8,
+        }
         return {"fleet": [group], "backbones": {"mine": given}, "method": method, **more}
 
     return changes

@@ -24,7 +24,7 @@ SMALL = {"server_batch": 8, "device_batch": 4, "replay": 5}
 METHODS = {
     "centralised": {"kind": "centralised", **SMALL},
     "upload-raw-text": {"kind": "upload-raw-text", **SMALL},
-    "single-side-network": {"kind": "single-side-network", "eager": 1, **SMALL},
+    "single-side-network": {"kind": "single-side-network", "update_share_on_arrival": 1, **SMALL},
     "local-lora": {"kind": "local-lora", "rounds": 3, "device_batch": 10, "evaluate_every": 3},
     "local-lst": {"kind": "local-lst", "epochs": 3, "device_batch": 5},
 }
@@ -79,8 +79,11 @@ def test_one_device_of_fed_mobillm_learns_what_side_tuning_at_the_server_learns(
     """Without rounding on the wire and with updates after all samples, who runs the backbone makes
     no difference.
     """
-    fed = simulate(method={"kind": "fed-mobillm", "wire": "float32", "eager": 0, **SMALL}, **ONE)
-    late = {"eager": 0} if kind == "upload-raw-text" else {}
+    fed = simulate(
+        method={"kind": "fed-mobillm", "wire": "float32", "update_share_on_arrival": 0, **SMALL},
+        **ONE,
+    )
+    late = {"update_share_on_arrival": 0} if kind == "upload-raw-text" else {}
     central = simulate(method={**METHODS[kind], **late}, **ONE)
     assert fed.updates == central.updates
     theirs, ours = (sim.method.learner.tuning.value.averaged.state_dict() for sim in (fed, central))
@@ -142,7 +145,9 @@ def test_a_backbone_that_nobody_runs_is_refused(mobifleet, scenario_file):
 
 
 def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate, spans):
-    shared = simulate(method={"kind": "fed-mobillm", "eager": 1, **SMALL}, dry=True)
+    shared = simulate(
+        method={"kind": "fed-mobillm", "update_share_on_arrival": 1, **SMALL}, dry=True
+    )
     single = simulate(method=METHODS["single-side-network"], dry=True)
     devices = ("compute", "upload")
     assert spans(shared, *devices, actor="device") == spans(single, *devices, actor="device")
@@ -150,7 +155,7 @@ def test_separate_side_networks_get_the_uploads_of_a_shared_one(simulate, spans)
 
 
 def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simulate, curve):
-    method = {**METHODS["single-side-network"], "eager": 0, "wire": "float32"}
+    method = {**METHODS["single-side-network"], "update_share_on_arrival": 0, "wire": "float32"}
     sim = simulate(method=method)
     learner, device, name = (
         sim.method.learner._of["random-bert-l1"],

@@ -34,7 +34,7 @@ class Quiet(FedMobiLLM):
 
     class Config(FedMobiLLM.Config):
         kind: str = "x"
-        deliver: bool = False
+        ship_side_network: bool = False
 """
 
 

@@ -20,14 +20,20 @@ from sim.results.run import open_run
 from sim.simulation import RunCallbacks
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
-SIDE = {"device_batch": 4, "deliver": False}
+SIDE = {"device_batch": 4, "ship_side_network": False}
 ROUNDS = {"rounds": 3, "participation": 1.0, "device_batch": 8, "evaluate_every": 1}
 METHODS = {
-    "fed-mobillm": {"kind": "fed-mobillm", "replay": 5, "eager": 1, "server_batch": 8, **SIDE},
+    "fed-mobillm": {
+        "kind": "fed-mobillm",
+        "replay": 5,
+        "update_share_on_arrival": 1,
+        "server_batch": 8,
+        **SIDE,
+    },
     "single-side-network": {
         "kind": "single-side-network",
         "replay": 5,
-        "eager": 1,
+        "update_share_on_arrival": 1,
         "server_batch": 8,
         **SIDE,
     },
@@ -52,7 +58,7 @@ METHODS = {
         **SIDE,
     },
     "pae-mobillm, no cache": {"kind": "pae-mobillm", "epochs": 2, "cache": False, **SIDE},
-    "mobillm": {"kind": "mobillm", "epochs": 2, "deliver": False},
+    "mobillm": {"kind": "mobillm", "epochs": 2, "ship_side_network": False},
     "local-lst": {"kind": "local-lst", "epochs": 3, "device_batch": 8},
     "local-lora": {"kind": "local-lora", "rounds": 3, "device_batch": 8},
     "fedavg-lora": {"kind": "fedavg-lora", **ROUNDS},

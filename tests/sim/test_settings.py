@@ -52,7 +52,7 @@ UNREAD = [
     ),
     *(
         ("kind: centralised", one, "upload-raw-text")
-        for one in ("eager: 0.25", "bytes_per_token: 4")
+        for one in ("update_share_on_arrival: 0.25", "bytes_per_token: 4")
     ),
     ("kind: pae-mobillm, cache: false", "server_batch: 8", "`cache: true`"),
 ]
@@ -144,7 +144,7 @@ def test_a_setting_of_another_section_that_nothing_reads_is_refused(
         ],
         ["method={kind: fedbuff, buffer: 3, server_optimiser: {kind: fedavgm, beta1: 0.8}}"],
         ["method={kind: pae-mobillm, server_batch: 8}"],
-        ["method={kind: upload-raw-text, eager: 0.1, bytes_per_token: 4}"],
+        ["method={kind: upload-raw-text, update_share_on_arrival: 0.1, bytes_per_token: 4}"],
         [
             "cells={a: {kind: cellular, gain: 2}, b: {kind: wifi, fair_uplink: true}}",
             "fleet.0.cell=a",

@@ -48,7 +48,7 @@ SMALL = {
 BESIDES = {
     "fedavg-adapter": {"bottleneck"},
     "fedbuff": {"buffer", "server_optimiser"},
-    "upload-raw-text": {"eager"},
+    "upload-raw-text": {"update_share_on_arrival"},
 }
 LIKE_OTHERS = {"fedavg-bitfit", "fedavg-full", "splitfed-v2"}
 # what a value is changed to where half of it, one more, or another of few words would be nothing to
@@ -84,7 +84,7 @@ BASES = {  # settings that must hold for another to be seen
 }
 CLOCK = {
     "cache",
-    "deliver",
+    "ship_side_network",
     "evaluate_every",
     "gradient_checkpointing",
     "overlap",

@@ -44,11 +44,11 @@ STORIES = {
         "fleet": [{**THREE[0], "memory": "512 KiB"}, THREE[1]],
         "out_of_memory": "record",
     },
-    "eager-half": {
+    "half-on-arrival": {
         "method": {
             "kind": "fed-mobillm",
             "replay": 3,
-            "eager": 0.5,
+            "update_share_on_arrival": 0.5,
             "server_batch": 8,
             "device_batch": 4,
         }
@@ -70,7 +70,7 @@ STORIES = {
         "method": {
             "kind": "fed-mobillm",
             "replay": 1,
-            "eager": 1,
+            "update_share_on_arrival": 1,
             "server_batch": 16,
             "device_batch": 16,
         },
@@ -211,7 +211,9 @@ def test_every_device_gets_the_side_network_and_its_own_projections_at_the_end(s
     assert sim.ended.at_s == max(s["end_s"] for s in downloads)
     assert not [
         s
-        for s in simulate("method.deliver=false", dry=True, **CALM).recorder.spans().to_pylist()
+        for s in simulate("method.ship_side_network=false", dry=True, **CALM)
+        .recorder.spans()
+        .to_pylist()
         if s["kind"] == "download"
     ]
 

@@ -43,7 +43,13 @@ from sim.validate.wire import (
 )
 from sim.validate.worlds import RealRunError
 
-SIDE = {"kind": "fed-mobillm", "replay": 4, "eager": 1, "server_batch": 8, "device_batch": 8}
+SIDE = {
+    "kind": "fed-mobillm",
+    "replay": 4,
+    "update_share_on_arrival": 1,
+    "server_batch": 8,
+    "device_batch": 8,
+}
 LORA = {"kind": "fedavg-lora", "rounds": 1, "participation": 1.0, "device_batch": 8}
 TWO = {
     "task": {"dataset": {"path": "texts.csv"}, "train": 32, "test": 12, "max_tokens": 16},

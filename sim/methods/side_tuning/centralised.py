@@ -39,7 +39,7 @@ class Centralised(SideTuning):
         """Settings of centralised side-tuning and of the upload of raw texts."""
 
         only_for: ClassVar[OnlyFor] = dict.fromkeys(
-            ("eager", "bytes_per_token"),
+            ("update_share_on_arrival", "bytes_per_token"),
             ("upload-raw-text", lambda settings: settings.kind == "upload-raw-text"),
         )
         kind: Literal["centralised", "upload-raw-text"]
@@ -47,7 +47,7 @@ class Centralised(SideTuning):
         """The server's backbone, one of the fleet's; default the one with the most parameters."""
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample that it has."""
-        eager: float = Field(0.25, ge=0, le=1)
+        update_share_on_arrival: float = Field(0.25, ge=0, le=1)
         """Share of them that is spent while devices still upload."""
         server_batch: int = Field(32, ge=1)
         bytes_per_token: float = Field(3.7, gt=0)

@@ -32,12 +32,12 @@ class FedMobiLLM(SideTuning):
         """Number format of uploaded activations."""
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""
-        eager: float = Field(0.25, ge=0, le=1)
+        update_share_on_arrival: float = Field(0.25, ge=0, le=1)
         """Share of the granted updates that is spent as samples arrive; the rest follows when all
         have arrived.
         """
         server_batch: int = Field(32, ge=1)
-        deliver: bool = True
+        ship_side_network: bool = True
         """After training, send each device the side network and its backbone's projections."""
 
     client_update = staticmethod(with_differences)

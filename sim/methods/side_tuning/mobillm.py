@@ -45,7 +45,7 @@ class MobiLLM(MatrixUploads):
         """Samples of one forward pass, one upload and one update of the server."""
         cache: Literal[False] = False
         shortcut: Literal["matrix"] = "matrix"
-        deliver: bool = True
+        ship_side_network: bool = True
         """After training, send each device the side network."""
 
     client_update = staticmethod(with_labels)

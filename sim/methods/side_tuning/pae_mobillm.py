@@ -48,7 +48,7 @@ class PaeMobiLLM(MatrixUploads):
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
         """Records of one update from the cache; without a cache every payload is one update."""
-        deliver: bool = True
+        ship_side_network: bool = True
         """After training, send each device the side network."""
 
         @model_validator(mode="after")
@@ -70,7 +70,7 @@ class PaeMobiLLM(MatrixUploads):
             return self.epochs
 
         @property
-        def eager(self) -> float:
+        def update_share_on_arrival(self) -> float:
             """The first epoch is trained as samples arrive, the others follow when all have
             arrived.
             """

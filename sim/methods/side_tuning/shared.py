@@ -21,10 +21,10 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
-from sim.scenario.settings import Settings
+from sim.scenario.settings import RenamedSettings
 
 
-class SideTuningSettings(Settings):
+class SideTuningSettings(RenamedSettings):
     """A side network over the sampled layers of a backbone, trained by AdamW."""
 
     takes_texts_as_they_come: ClassVar[bool] = True
@@ -144,7 +144,7 @@ class SideTuning:
         while not self.world.target_reached:
             if (yield from self.take_arrivals(server)):
                 continue
-            share = 1.0 if self.is_complete else self.config.eager
+            share = 1.0 if self.is_complete else self.config.update_share_on_arrival
             if (update := self.next_update(share)) is not None:
                 flows, self.fresh = self.fresh, []
                 loss = yield from server.compute(update, flows)
@@ -208,7 +208,7 @@ class SideTuning:
     def end(self, server: Server) -> Generator:
         """The training is over; send every device what it needs to use the side network."""
         self.world.end_training(self.learner)
-        if self.config.deliver:
+        if self.config.ship_side_network:
             devices = self.world.present_devices()
             yield from server.deliver(
                 devices, lambda d: self.shape_of(d.backbone).shipped_bytes(d.backbone)
