@@ -96,7 +96,7 @@ def _pick(choice: Name | Mapping[str, float], u: float, where: str) -> Name | st
             f"{where}: a mix needs weights of at least 0, one above 0, found {dict(choice)}"
         )
     edges = np.cumsum(weights) / math.fsum(weights)
-    # Rounding can leave the last edge a hair below u; a value of weight 0 is never the answer.
+    # Rounding can leave the last edge just below u; a value of weight 0 is never the answer.
     likely = [i for i, w in enumerate(weights) if w > 0]
     index = min(int(np.searchsorted(edges, u, side="right")), likely[-1])
     return list(choice)[index]

@@ -196,7 +196,7 @@ def _has_unit(table: SeriesTable, place: int) -> bool:
 
 
 def _time_column(table: SeriesTable, rates: int) -> int | None:
-    """The place of the column of time, None without one; of several that tell the same story the
+    """The place of the column of time, None without one; of several that say the same the
     first.
     """
     if not table.names:

@@ -93,7 +93,7 @@ def positions_of(model: nn.Module) -> int | None:
     positions.
 
     Such a table is an embedding, or computed rows, called by its positions. OPT and BART leave rows
-    free before its first, RoBERTa and its relatives all rows up to the padding's.
+    free before its first, the RoBERTa family all rows up to the padding's.
     """
     lengths = [
         rows.shape[0] for name, rows in model.named_buffers() if _is_table(name) and rows.dim() == 2

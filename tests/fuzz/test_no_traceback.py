@@ -1,5 +1,5 @@
 """More than a thousand damaged inputs: each ends with exit code 0 or 2 and words for the user, none
-writes astray.
+writes outside its folder.
 """
 
 import json

@@ -361,7 +361,7 @@ def test_another_process_loads_the_same_numbers(own_model):
     assert outcome.stdout.split() == [digest_of(folder)]
 
 
-# of 64 rows: RoBERTa's relatives cannot use the two up to the padding's; rotary and relative ones
+# of 64 rows: The RoBERTa family cannot use the two up to the padding's; rotary and relative ones
 # never end
 POSITIONS = {
     **dict.fromkeys(["RoBERTa", "XLM-R", "MPNet"], 62),

@@ -196,7 +196,7 @@ def test_links_under_a_trunk_without_caps(schedule):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_long_stories(seed):
+def test_long_schedules(seed):
     """Hundreds of transfers, with a trunk that binds now and then."""
     rng = np.random.default_rng(seed)
     n = 250

@@ -1,5 +1,5 @@
 """Federated PEFT on the clock, synchronous and asynchronous: against plain loops, formulas and
-stories told by hand.
+schedules worked out by hand.
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""FwdLLM, FedMeZO and Spry on the clock: against plain loops, formulas and stories told by hand."""
+"""FwdLLM, FedMeZO and Spry on the clock: against plain loops, formulas and schedules worked out by
+hand.
+"""
 
 import subprocess
 import sys
@@ -387,7 +389,7 @@ def test_spry_computes_a_pass_with_derivatives_a_batch(simulate, spans):
         assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + kept
 
 
-# --- stories
+# --- schedules
 # ------------------------------------------------------------------------------------------
 
 

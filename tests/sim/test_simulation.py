@@ -1,7 +1,7 @@
-"""Golden stories: every span of a tiny day with its virtual timestamps, as text, and the formulas
+"""Golden schedules: every span of a tiny run with its virtual timestamps, as text, and the formulas
 behind them by hand.
 
-A change of the story shows as a difference of tests/golden/*.txt. Where it is meant, write the
+A change of the schedule shows as a difference of tests/golden/*.txt. Where it is meant, write the
 files anew with
 
     UPDATE_GOLDEN=1 pytest tests/sim/test_simulation.py
@@ -29,7 +29,7 @@ THREE = [
     {"count": 1, "device": "raspberry-pi-5", "backbone": "random-bert", "link": "wifi-home"},
 ]
 CALM = {"task": BY_SIZE, "fleet": THREE, "jitter": False}
-STORIES = {
+SCHEDULES = {
     "plain": {},
     "horizon": {"stop": {"horizon": "1050 ms"}},
     "one-cell": {
@@ -53,7 +53,7 @@ STORIES = {
             "device_batch": 4,
         }
     },
-    # one of every other family, and a day of absences and heat; by hand in test_stories_by_hand.py
+    # one of every other family, and one of absences and heat; by hand in test_golden_by_hand.py
     "federated-peft": {
         "method": {"kind": "fedavg-lora", "rounds": 2, "participation": 0.67, "device_batch": 4}
     },
@@ -82,7 +82,7 @@ STORIES = {
 ABSENCES = "device,ready_start_s,ready_end_s\na,0,15\na,45,70.1\na,80,86400\n"
 
 
-def story(sim: Simulation) -> str:
+def schedule(sim: Simulation) -> str:
     """All spans as aligned text, in the order in which they ended."""
     lines = [
         f"{s['start_s']:12.6f} {s['end_s']:12.6f}  {s['actor']:<12} {s['kind']:<9} "
@@ -98,10 +98,10 @@ def story(sim: Simulation) -> str:
     return "\n".join([*lines, f"ended: {sim.ended.reason} at {sim.ended.at_s:.6f} s", ""])
 
 
-@pytest.mark.parametrize("name", STORIES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_the_story_is_as_it_was(name, simulate, tmp_path):
     (tmp_path / "absences.csv").write_text(ABSENCES, encoding="utf-8")
-    told = story(simulate(dry=True, **{**CALM, **STORIES[name]}))
+    told = schedule(simulate(dry=True, **{**CALM, **SCHEDULES[name]}))
     file = GOLDEN / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(told, encoding="utf-8")

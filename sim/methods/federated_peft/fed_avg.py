@@ -66,7 +66,7 @@ class FedAvg(SynchronousPeft):
 
 
 class FedAvgLearner(FederatedLearner):
-    """The learning of FedAvg and its relatives."""
+    """The learning of FedAvg and its variants."""
 
     def __init__(self, world: World, *model: Any) -> None:
         *model, self._optimiser = model

@@ -1,4 +1,4 @@
-"""What Fed MobiLLM and its relatives share: how a side network reads a backbone, how it is trained,
+"""What Fed MobiLLM and its variants share: how a side network reads a backbone, how it is trained,
 and its shape.
 """
 

@@ -1,4 +1,4 @@
-"""The golden stories of the other families, and the day of absences and heat, worked out by hand.
+"""The golden schedules of the other families, and that of absences and heat, worked out by hand.
 
 What is counted by hand here are FLOP, bytes, seconds and who waits for whom; the numbers of
 devices and links are their profiles', and weights read are the counted ones (microseconds here).
@@ -21,8 +21,8 @@ import devices.profile
 import network.profile
 from learning.side.activations import encoded_nbytes
 
-stories = runpy.run_path(str(Path(__file__).with_name("test_simulation.py")))
-CALM, STORIES, ABSENCES = (stories[name] for name in ("CALM", "STORIES", "ABSENCES"))
+golden = runpy.run_path(str(Path(__file__).with_name("test_simulation.py")))
+CALM, SCHEDULES, ABSENCES = (golden[name] for name in ("CALM", "SCHEDULES", "ABSENCES"))
 LAYER = 1_114_112
 TX2, PI, A100, PHONE = map(
     devices.profile.load, ("jetson-tx2", "raspberry-pi-5", "a100", "phone-2024-flagship")
@@ -34,7 +34,7 @@ LTE, WIFI = map(network.profile.load, ("lte", "wifi-home"))
 def told(simulate, tmp_path):
     def tell(name: str) -> list[dict]:
         (tmp_path / "absences.csv").write_text(ABSENCES, encoding="utf-8")
-        return simulate(dry=True, **{**CALM, **STORIES[name]})
+        return simulate(dry=True, **{**CALM, **SCHEDULES[name]})
 
     return tell
 
