@@ -49,7 +49,7 @@ def test_a_scenario_has_the_digest_that_it_had_under_the_old_names(scenario_file
 
 def test_check_and_run_say_what_it_is_called_now(mobifleet, scenario_file, tmp_path):
     path = scenario_file(method=METHOD | OLD)
-    assert all(text in " ".join(mobifleet("check", path).out.split()) for text in REMARKS)
+    assert words(mobifleet("check", path).err.splitlines()) == [f"note: {r}" for r in REMARKS]
     run = mobifleet("run", path, "--dry", "--no-figures", "--out", tmp_path / "run")
     assert run.code == 0
     done = open_run(tmp_path / "run")
