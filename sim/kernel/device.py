@@ -222,8 +222,8 @@ class Device:
         return joined_s if own is None or own.is_on(joined_s) else own.next_change(joined_s)
 
     def note_absence(self) -> None:
-        """An "offline" (or "empty") span, up to now, of a device that has joined and whose day goes
-        on, or ends now.
+        """An "offline" (or "empty") span, up to now, of a device that has joined and takes
+        part, or ends now.
         """
         if not self.is_on and self.world.is_at_work(self):
             start_s = max(self.off_since_s, self.first_on_s)
