@@ -53,6 +53,7 @@ class Registration:
 
 M = TypeVar("M", bound=type)
 
+_MODULE = "mobifleet_method_"  # begins the name of what a file of a user's becomes
 _known: dict[str, Registration] = {}
 _listeners: list[Callable[[Any], None]] = []
 
@@ -93,7 +94,7 @@ def known() -> dict[str, Registration]:
 
 def method_of(settings: Any) -> Any:
     """The method class whose settings these are."""
-    return _known[settings.kind].method
+    return (_known if settings.kind in _known else known())[settings.kind].method
 
 
 def on_change(listener: Callable[[Any], None]) -> None:
@@ -172,7 +173,7 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise MethodError(f"there is no file {path}")
     mark = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
-    name = f"mobifleet_method_{path.stem}_{mark}"
+    name = f"{_MODULE}{path.stem}_{mark}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks there
@@ -202,9 +203,32 @@ def _of_kind(settings: type[Settings], kind: str) -> type[Settings]:
     """The same settings under a name of their own."""
     literal: Any = Literal[kind]
     made: type[Settings] = create_model(
-        settings.__name__, __base__=settings, __doc__=settings.__doc__, kind=(literal, ...)
+        settings.__name__, __base__=(_Sent, settings), __doc__=settings.__doc__, kind=(literal, ...)
     )
     return made
+
+
+class _Sent(Settings):
+    """Settings that reach another process of the same run by their method: their class was made
+    here, and has no name to import.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings: Any = self
+        method = _known[settings.kind].method
+        file = sys.modules[method.__module__].__file__
+        in_file = method.__module__.startswith(_MODULE)
+        code = (file, method.__qualname__) if in_file else method
+        return _received, (code, settings.kind), self.__getstate__()
+
+
+def _received(code: Any, kind: str) -> Any:
+    """Settings of that kind, still empty; registers their method, which the sender was allowed."""
+    if kind not in _known:
+        _with_ours()
+        register(_found(":".join(code), Path()) if isinstance(code, tuple) else code, kind)
+    settings = _known[kind].settings
+    return settings.__new__(settings)
 
 
 def _settings_of(method: Any) -> type[Settings]:

@@ -72,6 +72,21 @@ def test_a_method_in_a_file_runs_checks_resumes_and_reads_back(
     assert "scaffold.py" in found.manifest["inputs"]  # another text of it is another run
 
 
+def test_a_method_in_a_file_reaches_the_processes_of_a_comparison(
+    mobifleet, scenario_file, scaffold_file, tmp_path
+):
+    plain = {"kind": "fedavg-lora", "rounds": 2, "device_batch": 8, "rank": 4}
+    path = scenario_file(
+        task={"dataset": {"classes": 3, "tokens": 16}, "train": 60, "test": 30},
+        compare={"methods": {"mine": SCAFFOLD, "theirs": plain}},
+    )
+    argv = ("compare", path, "--allow-code", "--dry", "--processes", 2, "--out", tmp_path / "out")
+    told = mobifleet(*argv)
+    assert told.code == 0, told.err
+    [mine] = (tmp_path / "out").rglob("mine*/summary.json")
+    assert open_run(mine.parent).summary["totals"]["updates"] == SCAFFOLD["rounds"]
+
+
 def test_a_mistake_in_its_settings_stands_at_its_place(scenario_file, scaffold_file, mobifleet):
     path = scenario_file(method={**SCAFFOLD, "rounds": 0, "learning_rte": 1})
     told = mobifleet("check", path, "--allow-code")
