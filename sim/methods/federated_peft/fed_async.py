@@ -16,12 +16,10 @@ from pydantic import Field, model_validator
 from learning.federated.aggregation import ServerOptimiser, Staleness
 from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Payload
-from sim.kernel.learned import Learned
-from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import Client, FederatedLearner, locally_trained
+from sim.methods.federated_peft.learner import Client, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import OnlyFor
@@ -110,10 +108,6 @@ class FedAsync(FederatedPeft):
         super().__init__(config, world)
         self.version = 0
 
-    def new_learner(self) -> FedAsyncLearner:
-        """`mixed_in` or `buffered` at the server."""
-        return learner_for(self.world, FedAsyncLearner, *self.learner_args, self.config)
-
     @property
     def client_update(self) -> Callable[..., State]:
         """FedBuff's devices send what they changed."""
@@ -161,28 +155,9 @@ class FedAsync(FederatedPeft):
             self.world.recorder.metric(
                 self.world.env.now, "staleness", staleness, payload.sender.member.device
             )
-        cost = mean_and_step(sum(payload.nbytes for payload in buffer))
-        return self.learner.work(cost, self.learner.apply, *self.of_each(buffer), stale)
-
-
-class FedAsyncLearner(FederatedLearner):
-    """The learning of FedAsync, on models that devices send, and of FedBuff, on what they
-    changed.
-    """
-
-    def __init__(self, world: World, *model: Any) -> None:
-        *model, self._config = model
-        super().__init__(world, *model)
-
-    def apply(
-        self, backbones: Sequence[str], sent: Sequence[Learned], stalenesses: Sequence[int]
-    ) -> Any:
-        """Mix one model in, or step on a buffer of changes; the result is the next version.
-
-        What is not finite is left out: gives its places.
-        """
-        c = self._config
+        c, answers = self.config, self.of_each(buffer)
+        how = (buffered, *answers, c.server_optimiser, stale)
         if c.kind == "fedasync":
-            mixing = c.mixing * c.staleness.weight(stalenesses[0])
-            return self.serve(mixed_in, backbones, sent, mixing)
-        return self.serve(buffered, backbones, sent, c.server_optimiser, stalenesses)
+            how = (mixed_in, *answers, c.mixing * c.staleness.weight(stale[0]))
+        cost = mean_and_step(sum(payload.nbytes for payload in buffer))
+        return self.learner.work(cost, self.learner.serve, *how)

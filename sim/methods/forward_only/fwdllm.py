@@ -181,8 +181,7 @@ class FwdLLM(ForwardOnly):
         rate = fg.warm_up_then_linear(
             number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds
         )
-        step = (self.learner.step, server_update, gradients, rate)
-        return self.learner.work(mean_and_step(nbytes), *step)
+        return self.learner.work(mean_and_step(nbytes), self.learner.step, gradients, rate)
 
     def choosing(self, devices: list[Device], number: int) -> Work:
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there
@@ -263,16 +262,14 @@ class FwdLLMLearner(ForwardLearner):
         gradients, _, left_out = self.finite(state, backbones, answers)
         return gradients, left_out
 
-    def step(
-        self, update: Callable[..., Any], gradients: Learned, learning_rate: float
-    ) -> Callable[[], list[int]]:
-        """One step along the mean gradient, which is remembered."""
-        how = (update, self.state, gradients, learning_rate)
+    def step(self, gradients: Learned, learning_rate: float) -> Callable[[], list[int]]:
+        """Begin a server update; its gradient is remembered."""
+        now = (self.state, gradients, learning_rate)
         self.state, self.gradient, verdict = self.world.host.learn(
-            self._stepped, *how, stored=(True, True, True)
+            self._stepped, *now, stored=(True, True, True)
         )
         return self.judged(verdict)
 
-    def _stepped(self, update: Callable[..., Any], *how: Any) -> tuple:
-        state, gradient = update(*how)
+    def _stepped(self, *now: Any) -> tuple:
+        state, gradient = server_update(*now)
         return state, gradient, verdict_on(state, [])

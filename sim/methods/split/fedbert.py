@@ -8,7 +8,7 @@ the bodies that the server trains for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -71,13 +71,74 @@ def server_update(
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
+class FedBertLearner(SplitLearner):
+    """FedBert: parts 0 and 2 (device: embeddings, and readout with head) and 1 (server: the body);
+    labels stay.
+    """
+
+    own = (0, 2)
+
+    def _cut(self, model: Any, layers: int) -> Sequence[Any]:
+        from learning.federated.split import fedbert
+
+        return fedbert(model)
+
+    def body(self, backbone: str, count: int, held: Held, data: Learned) -> Sent:
+        """The server's layers on what came up; what goes down are vectors alone."""
+        return Sent(
+            *self.world.host.learn(
+                self._through_body, backbone, count, held, data, stored=(False, True)
+            )
+        )
+
+    def _through_body(
+        self, backbone: str, count: int, held: Held, data: bytes
+    ) -> tuple[Ran, bytes]:
+        from learning.federated import split
+
+        single_thread()
+        mask_BT = mask_of(np.frombuffer(data, "<i4", count))
+        ran = split.forward(
+            self.parts[backbone][1],
+            held.state,
+            unpacked_vectors(data[4 * count :], mask_BT),
+            mask_BT,
+        )
+        return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT)
+
+    def loss(
+        self, backbone: str, samples: np.ndarray, held: Held, sent: Sent, data: Learned
+    ) -> tuple:
+        """Begin the first half of a client update: the gradient to send up, and the head's own."""
+        how = (backbone, samples, held, sent.ran, data)
+        return self.world.host.learn(self._lost, *how, stored=(True, True))
+
+    def _lost(
+        self, backbone: str, samples: np.ndarray, held: Held, ran: Ran, data: bytes
+    ) -> tuple[bytes, State]:
+        import torch
+
+        single_thread()
+        labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
+        h_BTD, head = unpacked_vectors(data, ran.mask_BT), self.parts[backbone][2]
+        back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B)
+        return packed_vectors(back_BTD, ran.mask_BT), gradients
+
+    def body_back(self, sent: Sent, held: Held, data: Learned) -> tuple[Learned, Held]:
+        """Begin a server update; the gradient of the embeddings goes down."""
+        return self.step_of(self._back_through_body, Taken(sent.ran), held, data)
+
+    def _back_through_body(self, ran: Ran, held: Held, data: bytes) -> tuple:
+        single_thread()
+        gradient_BTD = unpacked_vectors(data, ran.mask_BT)
+        back_BTD, *after = server_update(self.optimiser, held, ran.passed, gradient_BTD)
+        return packed_vectors(back_BTD, ran.mask_BT), *after
+
+
 class FedBert(SplitTraining):
     """Split learning with the head on the device."""
 
-    @property
-    def learner_class(self) -> type[SplitLearner]:
-        """What learns."""
-        return FedBertLearner
+    learner_class = FedBertLearner
 
     class Config(SplitSettings):
         """Settings of FedBert; the defaults are its fine-tuning of MRPC."""
@@ -118,96 +179,14 @@ class FedBert(SplitTraining):
         out = yield from self.served(device, task, up, ahead, self.learner.body, name, len(samples))
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = (name, samples, slot[0], sent, out and out.data)
-        loss = work(both, self.learner.loss, head_gradients, *loss)
+        loss = work(both, self.learner.loss, name, samples, slot[0], sent, out and out.data)
         gradient, head = (yield from device.compute(loss)) or (None, None)
         up = yield from self.exchange(
             device, task, samples, charge.wire_bytes(device, samples, 1), gradient
         )
         back = charge.backward(device, samples, 1)
-        body_back = (self.learner.body_back, server_update, out)
-        gradient = yield from self.trained(device, task, up, back, *body_back)
+        gradient = yield from self.trained(device, task, up, back, self.learner.body_back, out)
         yield from device.download(charge.wire_bytes(device, samples, 0))
         finish = (self.learner.finish, client_update, slot, sent, gradient, head)
         finish = work(charge.backward(device, samples, 0), *finish)
         return (yield from device.compute(finish))
-
-
-class FedBertLearner(SplitLearner):
-    """FedBert: parts 0 and 2 (device: embeddings, and readout with head) and 1 (server: the body);
-    labels stay.
-    """
-
-    own = (0, 2)
-
-    def _cut(self, model: Any, layers: int) -> Sequence[Any]:
-        from learning.federated.split import fedbert
-
-        return fedbert(model)
-
-    def body(self, backbone: str, count: int, held: Held, data: Learned) -> Sent:
-        """The server's layers on what came up; what goes down are vectors alone."""
-        return Sent(
-            *self.world.host.learn(
-                self._through_body, backbone, count, held, data, stored=(False, True)
-            )
-        )
-
-    def _through_body(
-        self, backbone: str, count: int, held: Held, data: bytes
-    ) -> tuple[Ran, bytes]:
-        from learning.federated import split
-
-        single_thread()
-        mask_BT = mask_of(np.frombuffer(data, "<i4", count))
-        ran = split.forward(
-            self.parts[backbone][1],
-            held.state,
-            unpacked_vectors(data[4 * count :], mask_BT),
-            mask_BT,
-        )
-        return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT)
-
-    def loss(
-        self,
-        update: Callable[..., Any],
-        backbone: str,
-        samples: np.ndarray,
-        held: Held,
-        sent: Sent,
-        data: Learned,
-    ) -> tuple:
-        """Begin the head's part of a client update: the gradient to send up, and its own."""
-        how = (backbone, samples, held, sent.ran, data)
-        return self.world.host.learn(self._lost, update, *how, stored=(True, True))
-
-    def _lost(
-        self,
-        update: Callable[..., Any],
-        backbone: str,
-        samples: np.ndarray,
-        held: Held,
-        ran: Ran,
-        data: bytes,
-    ) -> tuple[bytes, State]:
-        import torch
-
-        single_thread()
-        labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
-        h_BTD, head = unpacked_vectors(data, ran.mask_BT), self.parts[backbone][2]
-        back_BTD, gradients = update(held, head, h_BTD, ran.mask_BT, labels_B)
-        return packed_vectors(back_BTD, ran.mask_BT), gradients
-
-    def body_back(
-        self, update: Callable[..., Any], sent: Sent, held: Held, data: Learned
-    ) -> tuple[Learned, Held]:
-        """Begin a server update; the gradient of the embeddings goes down."""
-        return self.step_of(self._back_through_body, update, Taken(sent.ran), held, data)
-
-    def _back_through_body(
-        self, update: Callable[..., Any], ran: Ran, held: Held, data: bytes
-    ) -> tuple:
-        single_thread()
-        gradient_BTD = unpacked_vectors(data, ran.mask_BT)
-        back_BTD, *after = update(self.optimiser, held, ran.passed, gradient_BTD)
-        return packed_vectors(back_BTD, ran.mask_BT), *after

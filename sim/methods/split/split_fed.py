@@ -9,7 +9,7 @@ client parts alone are averaged (docs/forward_only_and_split.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -59,13 +59,37 @@ def server_update(
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
+class SplitFedLearner(SplitLearner):
+    """Parts 0 (device: embeddings and the first `layers` layers) and 1 (server: the rest and the
+    head).
+    """
+
+    def _cut(self, model: Any, layers: int) -> Sequence[Part]:
+        from learning.federated.split import splitfed
+
+        return splitfed(model, layers)
+
+    def learn(self, backbone: str, count: int, held: Held, data: Learned) -> tuple[Learned, Held]:
+        """Begin a server update on `count` texts: the gradient to send down, and what is held."""
+        return self.step_of(self._learned, backbone, count, held, data)
+
+    def _learned(self, backbone: str, count: int, held: Held, data: bytes) -> tuple:
+        import torch
+
+        single_thread()
+        lengths, labels = np.frombuffer(data, "<i4", 2 * count).reshape(2, count)
+        mask_BT = mask_of(lengths)
+        h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
+        labels_B = torch.as_tensor(labels.astype(np.int64))
+        part = self.parts[backbone][1]
+        back_BTD, *after = server_update(self.optimiser, held, part, h_BTD, mask_BT, labels_B)
+        return packed_vectors(back_BTD, mask_BT), *after
+
+
 class SplitFed(SplitTraining):
     """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
 
-    @property
-    def learner_class(self) -> type[SplitLearner]:
-        """What learns."""
-        return SplitFedLearner
+    learner_class = SplitFedLearner
 
     class Config(TrainableSettings, SplitSettings):
         """Settings of SplitFed."""
@@ -120,40 +144,9 @@ class SplitFed(SplitTraining):
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
         up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
-        learn = (self.learner.learn, server_update, name, len(samples))
+        learn = (self.learner.learn, name, len(samples))
         gradient = yield from self.trained(device, task, up, both, *learn)
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
         finish = work(back, self.learner.finish, client_update, slot, sent, gradient)
         return (yield from device.compute(finish))
-
-
-class SplitFedLearner(SplitLearner):
-    """Parts 0 (device: embeddings and the first `layers` layers) and 1 (server: the rest and the
-    head).
-    """
-
-    def _cut(self, model: Any, layers: int) -> Sequence[Part]:
-        from learning.federated.split import splitfed
-
-        return splitfed(model, layers)
-
-    def learn(
-        self, update: Callable[..., Any], backbone: str, count: int, held: Held, data: Learned
-    ) -> tuple[Learned, Held]:
-        """Begin a server update on `count` texts: the gradient to send down, and what is held."""
-        return self.step_of(self._learned, update, backbone, count, held, data)
-
-    def _learned(
-        self, update: Callable[..., Any], backbone: str, count: int, held: Held, data: bytes
-    ) -> tuple:
-        import torch
-
-        single_thread()
-        lengths, labels = np.frombuffer(data, "<i4", 2 * count).reshape(2, count)
-        mask_BT = mask_of(lengths)
-        h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
-        labels_B = torch.as_tensor(labels.astype(np.int64))
-        part = self.parts[backbone][1]
-        back_BTD, *after = update(self.optimiser, held, part, h_BTD, mask_BT, labels_B)
-        return packed_vectors(back_BTD, mask_BT), *after
