@@ -23,6 +23,11 @@ from sim.methods.side_tuning.shared import SideTuning
 class MatrixUploads(SideTuning):
     """Side-tuning whose uploads are whole matrices where `shortcut` says so."""
 
+    @property
+    def replays(self) -> bool:
+        """Not without a cache, where every payload is one update."""
+        return self.config.cache
+
     def new_learner(self) -> SideTuningLearner:
         """What learns from single vectors or from matrices."""
         kind = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner

@@ -55,9 +55,7 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
     server.
     """
     samples = sum(len(device.samples) for device in devices)
-    if (
-        getattr(config, "cache", True) and config.replay * samples < config.server_batch
-    ):  # else each payload is one
+    if config.replay * samples < config.server_batch:
         raise ValueError(
             f"method.replay: no update is ever granted, as replay {config.replay:g} x {samples} "
             "samples is less than the "
@@ -92,7 +90,8 @@ class SideTuning:
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
-        require_updates(config, world.devices)
+        if self.replays:
+            require_updates(config, world.devices)
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
         self.shape = self.new_shape()
         self.learner = self.new_learner()
@@ -154,6 +153,11 @@ class SideTuning:
             else:
                 break
         yield from self.end(server)
+
+    @property
+    def replays(self) -> bool:
+        """Whether updates are granted by records, of which the server draws from its cache."""
+        return True
 
     @property
     def is_complete(self) -> bool:
