@@ -11,6 +11,8 @@ import sys
 from contextlib import suppress
 from importlib.metadata import version
 
+from learning.host_device import host_device
+
 LIBRARIES = ("torch", "transformers", "numpy")
 # variables by which torch and its libraries are told to compute otherwise than the processor could
 CHOICES = (
@@ -24,14 +26,19 @@ CHOICES = (
 )
 
 
-@functools.cache
 def arithmetic() -> str:
     """How numbers are computed here, e.g. `linux x86_64 AuthenticAMD AVX2, torch 2.13.0+cpu,
-    transformers 5.1.0, numpy 2.4.0`.
+    transformers 5.1.0, numpy 2.4.0`, and then on which device, where it is not the CPU in float32.
 
     Torch chooses its kernels by what the processor is capable of (and lets variables choose), its
     matrix products also by the vendor; each choice sums in another order. Imports torch.
     """
+    host = host_device()
+    return _of_cpu() if host.is_plain else f"{_of_cpu()}, on {host.describe()}"
+
+
+@functools.cache
+def _of_cpu() -> str:
     import torch
 
     processor = [

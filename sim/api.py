@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from learning.host_device import HostDevice
 from sim.scenario import SCENARIOS, file, registry
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError
@@ -89,15 +90,19 @@ def run(
     figures: bool = True,
     quiet: bool = False,
     texts: TextDataset | None = None,
+    host: str = "cpu",
+    precision: str = "float32",
 ) -> Run:
     """Run a scenario and return the finished run: its summary, its tables, its folder.
 
     `scenario` is what `load` gave, or what `load` takes. The run directory is `out`, or a fresh
     `runs/<name>`; `dry` leaves the learning out (timing, bytes, FLOP and joules alone); `resume`
     goes on with the unfinished run of this scenario; `workers`, a number or "ray", moves the host's
-    time only; `texts` takes the place of the scenario's data set. `quiet` silences progress and
-    notes; the notes are in `run.summary["remarks"]`. Ctrl-C ends it in good order and raises
-    Interrupted; ValueErrors of mobifleet's say what stands against the scenario.
+    time only, and so does `host`, the torch device of the learning ("cpu", "cuda" or "mps";
+    `precision` "bfloat16" is faster there and coarser); `texts` takes the place of the scenario's
+    data set. `quiet` silences progress and notes; the notes are in `run.summary["remarks"]`. Ctrl-C
+    ends it in good order and raises Interrupted; ValueErrors of mobifleet's say what stands against
+    the scenario.
 
         run = mobifleet.run("quickstart", dry=True)
         run.summary["virtual_time_s"], run.devices().to_pandas()
@@ -119,6 +124,7 @@ def run(
             figures,
             view.stage,
             texts,
+            HostDevice(host, precision),
         )
     for remark in done.summary.get("remarks", ()):
         console.print(f"note: {remark}", style="yellow")
@@ -149,14 +155,17 @@ def compare(
     tune: bool = True,
     processes: int = 1,
     quiet: bool = False,
+    host: str = "cpu",
+    precision: str = "float32",
 ) -> Comparison:
     """Run the methods that a scenario lists under `compare` and return their tables, as `mobifleet
     compare` does.
 
     What comes back has `frames` (title of a table -> pandas.DataFrame, one row a method),
     `reductions` and the `folder`, which is `out` or `runs/<name>-compare`; finished runs in it are
-    kept. `methods` chooses labels, `seeds` repeats. With more `processes` than one, a script has to
-    start under `if __name__ == "__main__":`, for each process imports it again.
+    kept. `methods` chooses labels, `seeds` repeats; `host` and `precision` are those of `run`. With
+    more `processes` than one, a script has to start under `if __name__ == "__main__":`, for each
+    process imports it again.
 
         comparison = mobifleet.compare("table1_small", dry=True)
         next(iter(comparison.frames.values()))[["time_s", "uplink_bytes"]]
@@ -175,6 +184,7 @@ def compare(
         processes,
         _console(quiet),
         tune,
+        HostDevice(host, precision),
     )
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from learning.data.texts import TextDataset
+from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import CannotWrite, replacing, write_json
@@ -45,11 +46,12 @@ def run_scenario(
     figures: bool = True,
     on_stage: Callable[[str], None] = lambda stage: None,
     texts: TextDataset | None = None,
+    host: HostDevice = CPU,
 ) -> Run:
     """Run a scenario and return its run directory, read back.
 
     `texts` takes the place of the scenario's data set (e.g. `learning.data.texts.load` of a
-    `datasets.Dataset`).
+    `datasets.Dataset`); `host` is the torch device of the learning.
 
     `out` defaults to a fresh `runs/<name>`. Ctrl-C and SIGTERM end the run in good order: what
     happened until then is written, marked `interrupted`, and `resume=True` goes on from there; then
@@ -82,7 +84,9 @@ def run_scenario(
                 with building(scenario) as warned:
                     if not dry:
                         preflight(scenario, folder)
-                    built = Simulation(scenario, folder, dry, workers, journal, callbacks, texts)
+                    built = Simulation(
+                        scenario, folder, dry, workers, journal, callbacks, texts, host
+                    )
                     built.prepare()
                     sim = built
                 sim.remark(*warned, *journal.remarks, *_arithmetic_remarks(place, sim))
@@ -118,10 +122,16 @@ def _arithmetic_remarks(place: Path, sim: Simulation) -> list[str]:
     if sim.dry:
         return []
     from learning.arithmetic import arithmetic
+    from learning.host_device import host_device
 
     begun, here = computed_by(read_manifest(place)), arithmetic()
     write_manifest(
-        place, sim.scenario, "running", dry=False, arithmetic=[*begun, *({here} - {*begun})]
+        place,
+        sim.scenario,
+        "running",
+        dry=False,
+        host=host_device().describe(),
+        arithmetic=[*begun, *({here} - {*begun})],
     )
     others = [kind for kind in begun if kind != here]
     return [

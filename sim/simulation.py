@@ -25,6 +25,7 @@ from devices import fleet
 from devices.compute import ComputeModel
 from learning.backbones import assets
 from learning.data.texts import TextDataset
+from learning.host_device import CPU, HostDevice, compute_on
 from network.route import LONGEST_S
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.host import Host, single_threaded_torch
@@ -110,7 +111,7 @@ class Simulation:
 
     `folder` is where the scenario's relative paths start; `journal` keeps learning results for a
     resumed run; `dry` leaves the learning out: timing, bytes, FLOP and joules alone; `texts` takes
-    the place of the scenario's data set.
+    the place of the scenario's data set; `host` is where it is learned.
     """
 
     device_type: type[Device] = Device
@@ -125,9 +126,11 @@ class Simulation:
         journal: Journal | None = None,
         callbacks: RunCallbacks | None = None,
         texts: TextDataset | None = None,
+        host: HostDevice = CPU,
     ) -> None:
         begin = time.perf_counter()
         if not dry:
+            compute_on(host)
             single_threaded_torch()
         self.scenario, self.dry, self.callbacks = scenario, dry, callbacks or RunCallbacks()
         self.seed = scenario.seed

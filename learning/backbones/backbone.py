@@ -14,9 +14,10 @@ from learning.backbones.huggingface import has_segments
 from learning.backbones.layers import hidden_states, positions_of
 from learning.backbones.loading import load_model
 from learning.backbones.tokens import Tokens
+from learning.host_device import host_device
 
 READOUTS = ("first", "last", "mean")
-_ROWS, _LENGTH_STEP = 16, 8
+_LENGTH_STEP = 8
 
 
 class Backbone:
@@ -31,12 +32,14 @@ class Backbone:
 
     def __init__(self, spec: BackboneSpec) -> None:
         self.spec = spec
-        self.layers, self.model = depth_of(config_of(spec)), load_model(spec)
+        self.host = host_device()
+        self.layers = depth_of(config_of(spec))
+        self.model = self.host.place_frozen(load_model(spec))
         self.hidden_size, self.positions = (
             int(self.model.config.hidden_size),
             positions_of(self.model),
         )
-        self._rows = 1 if self.model._can_set_experts_implementation() else _ROWS
+        self._reads_alone = self.model._can_set_experts_implementation()
         self._segments = has_segments(self.model.config)
 
     @property
@@ -56,17 +59,18 @@ class Backbone:
         output.
 
         Kernels round differently for another shape of their input. So a text is always computed in
-        the same shape: padded to the next multiple of eight tokens, in a batch of exactly 16 rows;
-        alone, where experts get tokens of all rows at once. `progress` is called with the texts
-        done.
+        the same shape: padded to the next multiple of eight tokens, in a batch of exactly as many
+        rows as its length has on this device (16 on a CPU); alone, where experts get tokens of all
+        rows at once. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
         padded, done = self._padded(tokens.lengths()), 0
         for length in np.unique(padded):
             same = np.flatnonzero(padded == length)
-            for start in range(0, len(same), self._rows):
-                chosen = same[start : start + self._rows]
-                rows = np.resize(chosen, self._rows)  # a batch that is not full repeats its texts
+            at_once = 1 if self._reads_alone else self.host.rows(int(length))
+            for start in range(0, len(same), at_once):
+                chosen = same[start : start + at_once]
+                rows = np.resize(chosen, at_once)  # a batch that is not full repeats its texts
                 out[chosen] = self._forward(tokens, rows, int(length), readout)[
                     : len(chosen)
                 ].numpy()
@@ -97,7 +101,9 @@ class Backbone:
         states = self.states(ids_BT, mask_BT, segments_BT)
         self._require_even(states)
         with torch.inference_mode():
+            mask_BT = mask_BT.to(states[0].device)
             out_BLD = torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
+            out_BLD = out_BLD.float().cpu()
         if not torch.isfinite(out_BLD).all():
             raise BackboneError(
                 f"backbone {self.spec.name!r} turns a text of {length} tokens into NaN or infinity"
@@ -108,11 +114,15 @@ class Backbone:
         self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
     ) -> list[Tensor]:
         """What enters each layer, and the output, each [B, T, D], of right-padded ids and the mask
-        of real tokens.
+        of real tokens; on the model's device and in its format.
         """
-        inputs: dict[str, Tensor | bool] = {"input_ids": ids_BT, "attention_mask": mask_BT}
+        device = self.model.device
+        inputs: dict[str, Tensor | bool] = {
+            "input_ids": ids_BT.to(device),
+            "attention_mask": mask_BT.to(device),
+        }
         if self._segments and segments_BT is not None:
-            inputs["token_type_ids"] = segments_BT
+            inputs["token_type_ids"] = segments_BT.to(device)
         if hasattr(self.model.config, "use_cache"):
             inputs["use_cache"] = (
                 False  # keys and values are kept for generation; a single pass has no use for them
@@ -144,13 +154,11 @@ class Backbone:
 
 def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:
     """Right-pad to `length`, or to the longest: ids [B, T] and the mask of real tokens [B, T]."""
-    longest = length or max(len(ids) for ids in sequences)
-    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, ids in enumerate(sequences):
-        ids_BT[row, : len(ids)] = torch.from_numpy(ids.astype(np.int64))
-        mask_BT[row, : len(ids)] = 1
-    return ids_BT, mask_BT
+    lengths_B = np.array([len(ids) for ids in sequences])
+    is_real_BT = np.arange(length or int(lengths_B.max())) < lengths_B[:, None]
+    ids_BT = np.zeros(is_real_BT.shape, dtype=np.int64)
+    ids_BT[is_real_BT] = np.concatenate(sequences)
+    return torch.from_numpy(ids_BT), torch.from_numpy(is_real_BT.astype(np.int64))
 
 
 def _read(h_BTD: Tensor, mask_BT: Tensor, readout: str) -> Tensor:

@@ -36,14 +36,16 @@ from learning.federated.aggregation import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from learning.federated.trainable import TrainableClassifier
 
     State = Mapping[str, Tensor]
     Loss = Callable[[State], Tensor]
 
 
 def batch_loss(
-    model: nn.Module,
+    model: TrainableClassifier,
     ids_BT: Tensor,
     mask_BT: Tensor,
     labels_B: Tensor,
@@ -57,9 +59,9 @@ def batch_loss(
     from torch.func import functional_call
 
     def loss(state: State) -> Tensor:
-        return F.cross_entropy(
-            functional_call(model, dict(state), (ids_BT, mask_BT, segments_BT)), labels_B
-        )
+        own = {name: tensor.to(model.device) for name, tensor in state.items()}
+        logits_BC = functional_call(model, own, (ids_BT, mask_BT, segments_BT))
+        return F.cross_entropy(logits_BC, labels_B.to(logits_BC.device))
 
     return loss
 

@@ -76,36 +76,44 @@ def train(
     parameters = model.trainable_parameters()
     optimiser = _optimiser(list(parameters.values()), settings)
     rng, targets = np.random.default_rng(seed), torch.as_tensor(np.asarray(labels, dtype=np.int64))
-    summed, steps = 0.0, 0
+    state = {name: tensor.to(model.device) for name, tensor in state.items()}
+    correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
+    losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
     for _ in range(settings.epochs):
         for chosen in _batches(rng.permutation(len(tokens)), settings.batch):
-            loss = F.cross_entropy(model(*inputs(tokens, chosen)), targets[chosen])
+            with model.host.products():
+                logits = model(*inputs(tokens, chosen))
+            loss = F.cross_entropy(logits.float(), targets[chosen].to(logits.device))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if settings.proximal_mu:
                 for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
                     _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
-            for name, added in (correction or {}).items():
+            for name, added in correction.items():
                 _add_gradient(parameters[name], added)
             optimiser.step()
-            summed += float(loss.detach()) * len(chosen)
-            steps += 1
+            losses.append((loss.detach(), len(chosen)))
     optimiser.zero_grad(set_to_none=True)
-    return LocalResult(model.trainable(), summed / max(1, settings.epochs * len(tokens)), steps)
+    summed = sum(float(loss) * texts for loss, texts in losses)
+    mean_loss = summed / max(1, settings.epochs * len(tokens))
+    return LocalResult(model.trainable(), mean_loss, len(losses))
 
 
 def predict(
     model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tokens, batch: int = 64
 ) -> np.ndarray:
-    """Logits of every text, float32 [n, classes], computed in length-sorted batches."""
+    """Logits of every text, float32 [n, classes], computed in length-sorted batches; larger ones
+    than `batch` on an accelerator.
+    """
     import torch
 
     torch.set_num_threads(1)
     model.load_trainable(state)
     logits = np.empty((len(tokens), model.classes), dtype=np.float32)
-    with torch.inference_mode():
+    batch = max(batch, model.host.rows(int(tokens.lengths().max(initial=1))))
+    with torch.inference_mode(), model.host.products():
         for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
-            logits[chosen] = model(*inputs(tokens, chosen)).numpy()
+            logits[chosen] = model(*inputs(tokens, chosen)).float().cpu().numpy()
     return logits
 
 

@@ -72,6 +72,7 @@ class Part(nn.Module):
     ) -> None:
         super().__init__()
         self.embeds, self.readout = embeds, classifier.readout
+        self.device = classifier.device
         self._received: list[Tensor] = []
         of = classifier.backbone, classifier.spec.name
         self.backbone = None if layers is None else _piece(*of, layers, embeds, self._received)
@@ -109,7 +110,10 @@ class Part(nn.Module):
     def trainable(self) -> dict[str, Tensor]:
         """A copy of this part's trainable tensors, under the classifier's names."""
         return self.of(
-            {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
+            {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.named_parameters()
+            }
         )
 
     def of(self, state: State) -> dict[str, Tensor]:
@@ -185,7 +189,12 @@ class Pass:
         sources = [*leaves.values(), *([] if received is None else [received])]
         if attached is None or not sources:
             return {}, None
-        gradients = torch.autograd.grad(attached, sources, gradient, materialize_grads=True)
+        gradients = [
+            one.cpu()
+            for one in torch.autograd.grad(
+                attached, sources, gradient.to(attached.device), materialize_grads=True
+            )
+        ]
         return (
             dict(zip(leaves, gradients[: len(leaves)], strict=True)),
             None if received is None else gradients[-1],
@@ -196,15 +205,20 @@ def forward(
     part: Part, state: State, x: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
 ) -> Pass:
     """Run a part with the trainable tensors of `state` (which may hold more) on ids [B, T] or
-    received states [B, T, D].
+    received states [B, T, D]. What it gives lies in the CPU's memory.
     """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in part.of(state).items()}
-    received = x.detach().requires_grad_() if x.is_floating_point() else None
+    x, mask_BT = x.detach().to(part.device), mask_BT.to(part.device)
+    segments_BT = None if segments_BT is None else segments_BT.to(part.device)
+    leaves = {
+        name: tensor.detach().to(part.device).requires_grad_()
+        for name, tensor in part.of(state).items()
+    }
+    received = x.requires_grad_() if x.is_floating_point() else None
     with torch.enable_grad():
         attached = functional_call(
             part, leaves, (x if received is None else received, mask_BT, segments_BT)
         )
-    return Pass(attached.detach(), attached, leaves, received)
+    return Pass(attached.detach().cpu(), attached, leaves, received)
 
 
 def learn(

@@ -41,7 +41,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of all names and numbers, in their order."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
-        digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

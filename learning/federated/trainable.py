@@ -25,6 +25,7 @@ from learning.backbones.backbone import _read
 from learning.backbones.catalogue import BackboneError, BackboneSpec, layer_of
 from learning.backbones.huggingface import has_segments
 from learning.backbones.loading import load_model
+from learning.host_device import CPU, host_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,20 +117,31 @@ class TrainableClassifier(nn.Module):
                 "choose another kind"
             )
         _start(self, seed)
+        self.host = host_device() if backbone is None else CPU
+        if backbone is None:
+            self.host.place(self)
         self._named = dict(
             sorted(((n, p) for n, p in self.named_parameters() if p.requires_grad), key=_place)
         )
         self.eval()
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Logits [B, C] of right-padded token ids [B, T] with a mask of real tokens [B, T]."""
+        """Logits [B, C] of right-padded token ids [B, T] with a mask of real tokens [B, T], on the
+        model's device.
+        """
+        ids_BT, mask_BT = ids_BT.to(self.device), mask_BT.to(self.device)
         inputs: dict[str, Tensor | bool] = {"input_ids": ids_BT, "attention_mask": mask_BT}
         if segments_BT is not None and has_segments(self.backbone.config):
-            inputs["token_type_ids"] = segments_BT
+            inputs["token_type_ids"] = segments_BT.to(self.device)
         if hasattr(self.backbone.config, "use_cache"):
             inputs["use_cache"] = False
         h_BTD = self.backbone(**inputs).last_hidden_state
         return self.head(_read(h_BTD, mask_BT, self.readout))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.backbone.device
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The live trainable parameters in the fixed order; their names are those of
@@ -138,8 +150,10 @@ class TrainableClassifier(nn.Module):
         return dict(self._named)
 
     def trainable(self) -> dict[str, Tensor]:
-        """A copy of the trainable part, head included, in the fixed order."""
-        return {name: parameter.detach().clone() for name, parameter in self._named.items()}
+        """A copy of the trainable part, head included, in the fixed order, in the CPU's memory."""
+        return {
+            name: parameter.detach().to("cpu", copy=True) for name, parameter in self._named.items()
+        }
 
     def load_trainable(self, state: Mapping[str, Tensor]) -> None:
         """Take a state as `trainable` gives it; ValueError if its names or shapes are not this

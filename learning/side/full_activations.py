@@ -65,7 +65,7 @@ def full_states(
     ids_BT, mask_BT, segments_BT = inputs(tokens, range(len(tokens)))
     states = backbone.states(ids_BT, mask_BT, segments_BT)
     kept = torch.stack([states[layer][mask_BT.bool()] for layer in layers])
-    return kept.numpy(), tokens.lengths()
+    return kept.float().cpu().numpy(), tokens.lengths()
 
 
 def pooled(activations: FullActivations, readout: str) -> np.ndarray:

@@ -125,14 +125,15 @@ class SideNetwork(nn.Module):
         if self.config.normalise == "standard":
             standardiser = self.standardisers[_key(backbone)]
             assert isinstance(standardiser, Standardiser), "as they were all made"
-            standardiser.observe(a_BVM)
+            standardiser.observe(a_BVM.to(self.head.weight.device))
 
     def forward(
         self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None
     ) -> Tensor:
         """`a_BVM`: the uploaded vectors [B, vectors, d_m]; `dropout`: the generator of this step's
-        mask, None to predict.
+        mask (drawn on the CPU, so the same on any device), None to predict.
         """
+        a_BVM = a_BVM.to(self.head.weight.device)
         if self.config.normalise == "standard":
             a_BVM = self.standardisers[_key(backbone)](a_BVM)
         elif self.config.normalise == "layer":
@@ -144,7 +145,8 @@ class SideNetwork(nn.Module):
             a_BVD = a_BVM
         if dropout is not None and self.config.dropout > 0:
             keep = 1 - self.config.dropout
-            a_BVD = a_BVD * (torch.rand(a_BVD.shape, generator=dropout) < keep) / keep
+            is_kept = torch.rand(a_BVD.shape, generator=dropout) < keep
+            a_BVD = a_BVD * is_kept.to(a_BVD.device) / keep
         blocks_VBD = list(a_BVD.unbind(dim=1))
         if self.shape.start == "embedding":
             h_BD = blocks_VBD.pop(0)

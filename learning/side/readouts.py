@@ -13,13 +13,13 @@ import numpy as np
 
 from learning.backbones.catalogue import BackboneSpec, fingerprint
 from learning.backbones.tokens import Tokens
+from learning.host_device import HostDevice, host_device
 from learning.side.activation_store import ActivationStore
 
 if TYPE_CHECKING:
     from learning.backbones.backbone import Backbone
 
 Map = Callable[[Callable[..., np.ndarray], Iterable[tuple]], Iterator[np.ndarray]]
-CHUNK = 128
 
 
 def pooled_activations(
@@ -39,7 +39,8 @@ def pooled_activations(
     mark = fingerprint(spec)
     values, missing = store.load(mark, readout, tokens)
     missing = missing[np.argsort(tokens.lengths()[missing], kind="stable")]
-    pieces = [_subset(tokens, missing[i : i + CHUNK]) for i in range(0, len(missing), CHUNK)]
+    size = host_device().texts
+    pieces = [_subset(tokens, missing[i : i + size]) for i in range(0, len(missing), size)]
     progress(0, len(missing))
     done = 0
     for piece, computed in zip(
@@ -59,7 +60,7 @@ def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
 
     torch.set_num_threads(1)  # the same bits in every worker
     with _LOADING:
-        backbone = _loaded(spec)
+        backbone = _loaded(spec, host_device())
     return backbone.readouts(tokens, readout)
 
 
@@ -69,7 +70,7 @@ _LOADING = (
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(spec: BackboneSpec) -> Backbone:
+def _loaded(spec: BackboneSpec, _: HostDevice) -> Backbone:
     from learning.backbones.backbone import Backbone
 
     return Backbone(spec)

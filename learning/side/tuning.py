@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learning.host_device import host_device
 from learning.side.activations import decode
 from learning.side.config import SideNetworkConfig, SideShape
 from learning.side.network import SideNetwork, save_side_network
@@ -56,8 +57,9 @@ class SideNetworkTrainer:
         seed: int,
     ) -> None:
         self.training, self.seed, self.held_out = training, seed, held_out
-        self.network = SideNetwork(shape, config, seed)
-        self.averaged = SideNetwork(shape, config, seed).eval()
+        place = host_device().place_side_network
+        self.network = place(SideNetwork(shape, config, seed))
+        self.averaged = place(SideNetwork(shape, config, seed)).eval()
         self.optimiser = torch.optim.AdamW(
             _decay_groups(self.network, training.weight_decay), lr=training.learning_rate
         )
@@ -104,7 +106,8 @@ class SideNetworkTrainer:
         loss = torch.zeros(())
         for backbone, mine in sorted(by_backbone.items()):
             values, targets = (torch.stack(parts) for parts in zip(*mine, strict=True))
-            loss = loss + self._loss(self.network(values, backbone, masks), targets) / len(records)
+            y_s_BC = self.network(values, backbone, masks)
+            loss = loss + self._loss(y_s_BC, targets.to(y_s_BC.device)) / len(records)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -136,7 +139,7 @@ class SideNetworkTrainer:
         scores = {}
         with torch.inference_mode():
             for backbone, held in self.held_out.items():
-                y_s = self.averaged(torch.from_numpy(held.values), backbone)
+                y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
                 y_b = torch.from_numpy(held.prediction)
                 predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
                 is_finite = bool(predicted.isfinite().all())
@@ -151,14 +154,15 @@ class SideNetworkTrainer:
         save_side_network(self.averaged, path, **notes)
 
     def saved(self) -> dict[str, Tensor]:
-        """Everything but records that training goes on from: the live tensors, for whoever copies
-        or writes them at once.
+        """Everything but records that training goes on from: the live tensors (of an accelerator:
+        copies), for whoever copies or writes them at once.
         """
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         for index, parameter in enumerate(self._parameters()):
             for name, value in self.optimiser.state[parameter].items():
                 tensors[f"optimiser.{index}.{name}"] = value
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
         return {**tensors, "steps": torch.tensor(self.steps)}
 
     def load(self, saved: Mapping[str, Tensor]) -> SideNetworkTrainer:
@@ -166,8 +170,9 @@ class SideNetworkTrainer:
         self.network.load_state_dict(_under("network.", saved))
         self.averaged.load_state_dict(_under("averaged.", saved))
         for index, parameter in enumerate(self._parameters()):
-            self.optimiser.state[parameter] = {
-                k: v.clone() for k, v in _under(f"optimiser.{index}.", saved).items()
+            self.optimiser.state[parameter] = {  # its count of steps is on the CPU, as AdamW has it
+                k: v.to("cpu" if k == "step" else parameter.device, copy=True)
+                for k, v in _under(f"optimiser.{index}.", saved).items()
             }
         self.steps = int(saved["steps"])
         return self

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from sim.cli.options import AllowCode, Dry, Labels, Overrides, ScenarioName, Seed, labels_of
+from learning.host_device import HostDevice
+from sim.cli.options import (
+    AllowCode,
+    Dry,
+    HostName,
+    Labels,
+    Overrides,
+    Precision,
+    ScenarioName,
+    Seed,
+    labels_of,
+)
 from sim.cli.terminal import console
 
 
@@ -32,6 +43,8 @@ def compare(
     tune: Annotated[
         bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")
     ] = True,
+    host: HostName = "cpu",
+    precision: Precision = "float32",
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
@@ -50,8 +63,9 @@ def compare(
     chosen = load(scenario, overrides or (), seed, allow_code)
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
+    where, only = HostDevice(host, precision), labels_of(methods)
     compared = compare_scenario(
-        chosen, chosen.folder, folder, seeds, labels_of(methods), dry, cores, console, tune
+        chosen, chosen.folder, folder, seeds, only, dry, cores, console, tune, where
     )
     for table in compared.tables_for(console.width):
         console.print(table)

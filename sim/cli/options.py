@@ -27,6 +27,13 @@ AllowCode = Annotated[
 Dry = Annotated[
     bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone: nothing learns.")
 ]
+HostName = Annotated[
+    str, typer.Option("--host", help="Where the learning is computed: cpu, cuda or mps.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="Of its matrix products: float32, or bfloat16 (faster on a GPU, coarser)."),
+]
 Labels = Annotated[
     str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")
 ]

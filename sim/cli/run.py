@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from learning.host_device import HostDevice
 from sim.cli.faults import UserError
-from sim.cli.options import AllowCode, Dry, Overrides, ScenarioName, Seed
+from sim.cli.options import AllowCode, Dry, HostName, Overrides, Precision, ScenarioName, Seed
 from sim.cli.terminal import console, errors, show_remarks
 
 
@@ -34,6 +35,8 @@ def run(
         bool, typer.Option("--quiet", "-q", help="No progress, only the final table.")
     ] = False,
     figures: Annotated[bool, typer.Option(help="Draw the figures at the end.")] = True,
+    host: HostName = "cpu",
+    precision: Precision = "float32",
 ) -> None:
     """Run a scenario and leave a run directory.
 
@@ -68,6 +71,7 @@ def run(
                 view.callbacks,
                 figures,
                 view.stage,
+                host=HostDevice(host, precision),
             )
         except Interrupted as stopped:
             if stopped.run is not None:

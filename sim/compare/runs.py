@@ -21,6 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from learning.host_device import CPU, HostDevice
 from sim.compare.cost_table import rows
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.kernel.streams import Streams
@@ -116,6 +117,7 @@ def run_all(
     dry: bool,
     processes: int,
     on_done: Callable[[PlannedRun, int, int], None],
+    host: HostDevice = CPU,
 ) -> None:
     """Run what is not done yet, in so many processes; an interrupted comparison goes on where it
     stopped.
@@ -124,13 +126,13 @@ def run_all(
     done = len(entries) - len(missing)
     if processes <= 1 or len(missing) <= 1:
         for entry in missing:
-            _run_one(entry, folder, dry)
+            _run_one(entry, folder, dry, host)
             done += 1
             on_done(entry, done, len(entries))
         return
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(min(processes, len(missing)), spawn, _die_with_parent) as pool:
-        pending = {pool.submit(_run_one, entry, folder, dry): entry for entry in missing}
+        pending = {pool.submit(_run_one, entry, folder, dry, host): entry for entry in missing}
         try:
             for future in as_completed(pending):
                 future.result()
@@ -141,7 +143,7 @@ def run_all(
             raise
 
 
-def _run_one(entry: PlannedRun, folder: Path, dry: bool) -> None:
+def _run_one(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice) -> None:
     """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in
     its place goes.
     """
@@ -149,7 +151,16 @@ def _run_one(entry: PlannedRun, folder: Path, dry: bool) -> None:
     from sim.runner import run_scenario
 
     def run(resume: bool) -> None:
-        run_scenario(entry.scenario, entry.folder, folder, dry, resume, workers=1, figures=False)
+        run_scenario(
+            entry.scenario,
+            entry.folder,
+            folder,
+            dry,
+            resume,
+            workers=1,
+            figures=False,
+            host=host,
+        )
 
     if is_begun := _is_same(entry, dry) and not changed_inputs(entry, dry, folder):
         with suppress(CannotResume):  # by other code: it is run anew

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from learning.host_device import CPU, HostDevice
 from sim.compare.cost_table import (
     COLUMNS,
     has_learned,
@@ -114,6 +115,7 @@ def compare_scenario(
     processes: int,
     console: Console,
     tune: bool = True,
+    host: HostDevice = CPU,
 ) -> Comparison:
     """Run the comparison into `out`, saying on the console how far it is; CompareError for none."""
     entries = plan(scenario, out, seeds, only)
@@ -122,7 +124,7 @@ def compare_scenario(
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         compared = _compared(
-            scenario, entries, folder, out, seeds, only, dry, processes, console, tune
+            scenario, entries, folder, out, seeds, only, dry, processes, console, tune, host
         )
         reference = compare_of(scenario).reference or compared.ours
         _write(compared, reference)
@@ -141,6 +143,7 @@ def _compared(
     processes: int,
     console: Console,
     tune: bool,
+    host: HostDevice,
 ) -> Comparison:
     def run(some: list[PlannedRun], what: str) -> None:
         changed = Counter(
@@ -165,7 +168,7 @@ def _compared(
                 progress.update(bar, completed=count)
                 console.print(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
 
-            run_all(some, folder, dry, processes, done)
+            run_all(some, folder, dry, processes, done, host)
 
     run(entries, "run")
     for sentence in _of_other_machines(entries):

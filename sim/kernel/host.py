@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
 from sim.kernel.learned import Learned, Piece, key_of, resolved
 
@@ -41,6 +42,10 @@ class Host:
         self._alive: weakref.WeakSet[Learned] = weakref.WeakSet()
         self._ray, self._pool, self._lane = None, None, None
         if workers == "ray":
+            if host_device().name != "cpu":
+                raise HostError(
+                    f"--workers ray computes on CPUs: choose --host cpu (got {host_device().name})"
+                )
             self._ray = _start_ray()
         elif isinstance(workers, int) and workers >= 1:
             if workers > 1:
@@ -203,14 +208,17 @@ def _itself(value: Any) -> Any:
 
 
 def single_threaded_torch() -> None:
-    """One torch thread a worker and deterministic kernels: the same bits however many workers there
-    are.
+    """One torch thread a worker and deterministic kernels (on an accelerator: where there are any):
+    the same bits however many workers there are.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
+    is_cpu = host_device().name == "cpu"
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=not is_cpu)
+    # against reading memory that nobody wrote; on an accelerator it costs a kernel a tensor
+    torch.utils.deterministic.fill_uninitialized_memory = is_cpu  # type: ignore[attr-defined]
 
 
 def _one_thread() -> None:

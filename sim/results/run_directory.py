@@ -265,6 +265,7 @@ def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONS},
         "inputs": before.get("inputs", {}),
+        "host": before.get("host"),
         "arithmetic": computed_by(before),
         "begun_at": before.get("begun_at", now),
         "written_at": now,

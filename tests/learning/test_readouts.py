@@ -7,8 +7,11 @@ import pytest
 
 from learning.backbones import catalogue
 from learning.backbones.tokens import Tokens
+from learning.host_device import HostDevice
 from learning.side import readouts
-from learning.side.readouts import CHUNK, pooled_activations
+from learning.side.readouts import pooled_activations
+
+CHUNK = HostDevice().texts
 
 SPEC = catalogue.find("random-bert")
 

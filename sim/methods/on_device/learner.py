@@ -218,7 +218,7 @@ class LadderLearner(OnDeviceStates, RealLearner):
         tuning = tuning or self._begin(backbone, samples, device_id)
         rng = self.world.streams.rng("local/order", f"{device_id}/{number}")
         tuning = update(tuning, len(samples), self.config.device_batch, rng)
-        state = {name: tensor.clone() for name, tensor in tuning.averaged.state_dict().items()}
+        state = {n: t.to("cpu", copy=True) for n, t in tuning.averaged.state_dict().items()}
         return tuning, state, tuning.evaluate()[backbone]
 
     def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideNetworkTrainer:

@@ -1,0 +1,152 @@
+"""Where the host computes what is learned: on which torch device, and in which number format.
+
+One choice a process; without one, the CPU in float32. Models alone lie on an accelerator: they take
+what they are given there, and what others see of them (states, activations, bytes) is float32 in
+the CPU's memory again, whatever the choice. So nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Module = TypeVar("Module", bound=nn.Module)
+
+HOSTS = ("cpu", "cuda", "mps")
+PRECISIONS = ("float32", "bfloat16")
+_CPU_ROWS, _CPU_TEXTS = 16, 128
+_TEXTS = 4096
+_TOKENS_A_GB = 800  # of a batch: 65,536 on a card of 80 GB
+_MPS_TOKENS = 8192
+
+
+class HostDeviceError(ValueError):
+    """The host has no such device; the message says what to choose instead."""
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """A torch device by its name, and the number format of matrix products on it.
+
+    In `bfloat16` a frozen backbone reads with weights of that format, and a trained one keeps
+    float32 weights, with bfloat16 in its products (torch's autocast). Raises HostDeviceError for a
+    name or precision that is unknown; whether the device is there is seen by `compute_on`.
+    """
+
+    name: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for option, chosen, known in (
+            ("--host", self.name, HOSTS),
+            ("--precision", self.precision, PRECISIONS),
+        ):
+            if chosen not in known:
+                raise HostDeviceError(f"{option} is one of {', '.join(known)} (got {chosen!r})")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is the CPU in float32."""
+        return self == CPU
+
+    def place(self, model: Module) -> Module:
+        """The model on this device, its numbers as they are."""
+        return model.to(self.name)
+
+    def place_frozen(self, model: Module) -> Module:
+        """The model on this device, its weights in this precision; tables of positions stay."""
+        if self.precision == "bfloat16":
+            for parameter in model.parameters():
+                parameter.data = parameter.data.bfloat16()
+        return self.place(model)
+
+    def place_side_network(self, network: Module) -> Module:
+        """A side network on this device, unless it lacks the float64 of its running statistics."""
+        return network if self.name == "mps" else self.place(network)
+
+    def products(self) -> Any:
+        """A context in which the matrix products of training are of this precision."""
+        import torch
+
+        return torch.autocast(self.name, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def rows(self, length: int) -> int:
+        """How many texts of a length go through a frozen backbone at once.
+
+        Fixed for a device and a length, so that a text always has the same bits: 16 on a CPU, whose
+        caches they fill; on an accelerator as many as keep it busy and its memory holds.
+        """
+        if self.name == "cpu":
+            return _CPU_ROWS
+        return max(_CPU_ROWS, self._tokens() // length)
+
+    @property
+    def texts(self) -> int:
+        """How many texts make one piece of work for a frozen backbone."""
+        return _CPU_TEXTS if self.name == "cpu" else _TEXTS
+
+    def _tokens(self) -> int:
+        """Tokens of a batch, a power of two."""
+        if self.name == "mps":
+            return _MPS_TOKENS
+        import torch
+
+        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
+        return 1 << int(_TOKENS_A_GB * memory_gb).bit_length() - 1
+
+    def describe(self) -> str:
+        """The device's own name and the precision, e.g. `cuda (NVIDIA A100, CUDA 12.4),
+        float32`.
+        """
+        what = self.name
+        if self.name == "cuda":
+            import torch
+
+            what += f" ({torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda})"
+        return f"{what}, {self.precision}"
+
+
+CPU = HostDevice()
+_chosen = CPU
+
+
+def host_device() -> HostDevice:
+    """The device that was chosen for this process."""
+    return _chosen
+
+
+def compute_on(host: HostDevice) -> None:
+    """Choose the device of every model that is made from now on; HostDeviceError where torch does
+    not see it here.
+    """
+    global _chosen
+    if host.name == "cuda":
+        _set_up_cuda()
+    elif host.name == "mps":
+        _require_mps()
+    _chosen = host
+
+
+def _set_up_cuda() -> None:
+    # cuBLAS reads it when it begins, and without it may sum in another order each time
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise HostDeviceError(
+            f"--host cuda: torch {torch.__version__} sees no CUDA device here; install a CUDA "
+            "build of torch and a driver, or choose --host cpu"
+        )
+
+
+def _require_mps() -> None:
+    import torch
+
+    if not torch.backends.mps.is_available():
+        raise HostDeviceError(
+            f"--host mps: torch {torch.__version__} sees no Apple GPU here; choose --host cpu"
+        )
