@@ -74,29 +74,38 @@ def train(
     torch.set_num_threads(1)  # the same bits in every worker
     model.load_trainable(state)
     parameters = model.trainable_parameters()
-    optimiser = _optimiser(list(parameters.values()), settings)
-    rng, targets = np.random.default_rng(seed), torch.as_tensor(np.asarray(labels, dtype=np.int64))
+    optimiser = new_optimiser(list(parameters.values()), settings)
+    targets = torch.as_tensor(np.asarray(labels, dtype=np.int64))
     state = {name: tensor.to(model.device) for name, tensor in state.items()}
     correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
-    for _ in range(settings.epochs):
-        for chosen in _batches(rng.permutation(len(tokens)), settings.batch):
-            with model.host.products():
-                logits = model(*inputs(tokens, chosen))
-            loss = F.cross_entropy(logits.float(), targets[chosen].to(logits.device))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if settings.proximal_mu:
-                for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
-                    _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
-            for name, added in correction.items():
-                _add_gradient(parameters[name], added)
-            optimiser.step()
-            losses.append((loss.detach(), len(chosen)))
+    for chosen in batches_of(len(tokens), settings, seed):
+        with model.host.products():
+            logits = model(*inputs(tokens, chosen))
+        loss = F.cross_entropy(logits.float(), targets[chosen].to(logits.device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if settings.proximal_mu:
+            for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
+                _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
+        for name, added in correction.items():
+            _add_gradient(parameters[name], added)
+        optimiser.step()
+        losses.append((loss.detach(), len(chosen)))
     optimiser.zero_grad(set_to_none=True)
     summed = sum(float(loss) * texts for loss, texts in losses)
     mean_loss = summed / max(1, settings.epochs * len(tokens))
     return LocalResult(model.trainable(), mean_loss, len(losses))
+
+
+def batches_of(texts: int, settings: LocalTraining, seed: int) -> list[np.ndarray]:
+    """The places of the texts in every step's batch, epoch after epoch."""
+    rng = np.random.default_rng(seed)
+    return [
+        chosen
+        for _ in range(settings.epochs)
+        for chosen in _batches(rng.permutation(texts), settings.batch)
+    ]
 
 
 def predict(
@@ -157,10 +166,12 @@ def _batches(order: np.ndarray, batch: int) -> Iterator[np.ndarray]:
     return (order[start : start + batch] for start in range(0, len(order), batch))
 
 
-def _optimiser(parameters: list[Tensor], settings: LocalTraining):
+def new_optimiser(parameters: list[Tensor], settings: LocalTraining, matrix: int = 2):
+    """The optimiser of the settings; what has fewer dimensions than a `matrix` does not decay."""
     import torch
 
-    matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+    matrices = [p for p in parameters if p.ndim >= matrix]
+    others = [p for p in parameters if p.ndim < matrix]
     groups = [
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},

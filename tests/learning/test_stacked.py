@@ -1,0 +1,92 @@
+"""Devices trained together, against each trained alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from learning.backbones.catalogue import find
+from learning.backbones.tokens import Tokens
+from learning.federated.local_training import LocalTraining, train
+from learning.federated.stacked import Holding, can_be_stacked, train_together
+from learning.federated.trainable import TrainableClassifier
+
+torch.set_num_threads(1)
+TEXTS = (7, 12, 1, 8)  # of the devices: other numbers of steps, and batches that are not full
+
+
+def devices_of(model, pairs=False, seed=3):
+    """Devices with texts of their own, each from another state than the others'."""
+    rng, devices = np.random.default_rng(seed), []
+    for texts in TEXTS:
+        ids = [rng.integers(2, 2000, rng.integers(2, 12)).astype(np.int32) for _ in range(texts)]
+        segments = [(np.arange(len(i)) > 1).astype(np.int32) for i in ids] if pairs else None
+        state = {
+            name: tensor + torch.from_numpy(rng.normal(0, 0.02, tensor.shape)).float()
+            for name, tensor in model.trainable().items()
+        }
+        labels = rng.integers(3, size=texts)
+        devices.append(Holding(state, Tokens(ids, segments), labels, int(rng.integers(1 << 30))))
+    return devices
+
+
+@pytest.mark.parametrize("name", ["random-bert", "random-llama"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("lora", {"rank": 4, "head": "dense"}), ("adapter", {"bottleneck": 8}), ("head", {})],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        LocalTraining(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", proximal_mu=0.3),
+        LocalTraining(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.1),
+    ],
+    ids=["sgd", "adamw"],
+)
+def test_devices_trained_together_are_what_each_is_alone(name, kind, options, settings):
+    model = TrainableClassifier(find(name), kind, classes=3, **options)
+    devices = devices_of(model, pairs=name == "random-bert")
+    together = train_together(model, devices, settings)
+    for device, one in zip(devices, together, strict=True):
+        alone = train(model, device.state, device.tokens, device.labels, settings, device.seed)
+        assert one.steps == alone.steps
+        assert one.mean_loss == pytest.approx(alone.mean_loss, rel=1e-5)
+        assert list(one.state) == list(alone.state)
+        for key, tensor in alone.state.items():
+            moved = (tensor - device.state[key]).norm()
+            # AdamW divides by a gradient's size: what is nearly zero is rounding
+            slack = 1e-4 if settings.optimiser == "sgd" else 1e-2
+            assert (one.state[key] - tensor).norm() <= slack * moved + 1e-7, key
+
+
+def test_a_device_that_has_ended_keeps_what_it_had_then():
+    model = TrainableClassifier(find("random-bert"), "head", classes=3)
+    settings = LocalTraining(epochs=1, batch=4, learning_rate=1e-2)
+    short, long = (devices_of(model)[k] for k in (2, 1))
+    (alone,) = train_together(model, [short], settings)
+    _, beside = train_together(model, [long, short], settings)
+    assert beside.steps == 1
+    for key, tensor in alone.state.items():
+        assert torch.allclose(beside.state[key], tensor, atol=1e-6)
+
+
+def test_the_model_itself_is_left_as_it_was():
+    model = TrainableClassifier(find("random-bert"), "lora", classes=3)
+    before = model.trainable()
+    train_together(model, devices_of(model), LocalTraining(batch=4))
+    assert all(tensor.equal(before[name]) for name, tensor in model.trainable().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["full", "bitfit"])
+def test_what_is_no_linear_map_is_refused(kind):
+    model = TrainableClassifier(find("random-bert"), kind, classes=3)
+    assert not can_be_stacked(model)
+    with pytest.raises(ValueError, match=kind):
+        train_together(model, devices_of(model), LocalTraining())
+
+
+def test_a_device_without_texts_is_refused():
+    model = TrainableClassifier(find("random-bert"), "head", classes=3)
+    empty = Holding(model.trainable(), Tokens([]), np.empty(0, int), 0)
+    with pytest.raises(ValueError, match="without texts"):
+        train_together(model, [empty], LocalTraining())
