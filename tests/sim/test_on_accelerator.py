@@ -1,62 +1,89 @@
-"""`--host` and `--precision`: where a run's learning was computed, and whether it comes to the
-same.
+"""`--host` and `--precision`: where a run's learning was computed, and whether it comes to the same
+as on the CPU. Where there is no accelerator, what needs one is skipped.
 """
+
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
-import mobifleet
+import mobifleet as api
 from learning.backbones import assets
 from learning.host_device import CPU, HostDevice, HostDeviceError, compute_on
 from sim.kernel.host import Host, HostError
 from sim.results.run_directory import read_manifest
 
-SMALL = {"task.train": 60, "task.test": 40, "fleet.0.count": 3}
-METHODS = {
-    "fedavg": {"kind": "fedavg-lora", "rounds": 2, "participation": 0.5},
-    "fwdllm": {"kind": "fwdllm", "rounds": 1},
-    "split": {"kind": "splitfed-v1", "rounds": 1},
-}
+every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
+KINDS, CALM, small = (every_method[name] for name in ("KINDS", "CALM", "small"))
+ACCELERATORS = ["cuda", "mps"]
 
 
 @pytest.fixture(autouse=True)
 def on_the_cpu_again():
     yield
     compute_on(CPU)
-    torch.use_deterministic_algorithms(False)
 
 
-def run(out, **how):
-    try:
-        return mobifleet.run("quickstart", out=out, figures=False, quiet=True, **how)
-    except (HostDeviceError, assets.AssetMissing) as error:
-        pytest.skip(str(error))
+@pytest.fixture
+def run(tmp_path):
+    def run(scenario, name, **how):
+        try:
+            compute_on(HostDevice(how.get("host", "cpu")))
+            return api.run(scenario, out=tmp_path / name, figures=False, quiet=True, **how)
+        except (HostDeviceError, assets.AssetMissing) as error:
+            pytest.skip(str(error))
+
+    return run
 
 
 @pytest.mark.fetched
 @pytest.mark.thorough
-@pytest.mark.parametrize("host", ["cuda", "mps"])
-def test_the_quickstart_comes_within_a_point_of_the_cpu_and_twice_to_the_same(tmp_path, host):
-    there = run(tmp_path / "there", host=host)
-    again = run(tmp_path / "again", host=host)
-    here = run(tmp_path / "here")
+@pytest.mark.parametrize("host", ACCELERATORS)
+def test_the_quickstart_comes_within_a_point_of_the_cpu_and_twice_to_the_same(run, host):
+    there = run("quickstart", "there", host=host)
+    again = run("quickstart", "again", host=host)
+    here = run("quickstart", "here")
     assert abs(there.summary["final"] - here.summary["final"]) <= 0.01
     assert there.summary["digest"] == again.summary["digest"]
     assert read_manifest(there.path)["host"].startswith(host)
-    for whole in ("virtual_time_s", "totals"):
-        assert there.summary[whole] == here.summary[whole]
 
 
-def test_the_manifest_names_where_a_run_was_computed(tmp_path, own_backbone_scenario):
-    done = mobifleet.run(
-        own_backbone_scenario, out=tmp_path / "run", figures=False, precision="bfloat16"
-    )
+@pytest.mark.parametrize("host", ACCELERATORS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_runs_there_and_takes_the_same_virtual_time(run, kind, host, scenario_file):
+    file = scenario_file(**CALM, method=small(kind))
+    there = run(file, "there", host=host)
+    here = run(file, "here")
+    for what in ("ended", "virtual_time_s", "totals", "outcomes"):
+        assert there.summary[what] == here.summary[what], what
+
+
+def test_the_manifest_names_where_a_run_was_computed(run, scenario_file):
+    done = run(scenario_file(), "run", precision="bfloat16")
     manifest = read_manifest(done.path)
     assert manifest["host"] == "cpu, bfloat16"
     assert manifest["arithmetic"][0].endswith("on cpu, bfloat16")
+    plain = read_manifest(run(scenario_file(), "plain").path)
+    assert plain["host"] == "cpu, float32" and ", on " not in plain["arithmetic"][0]
 
 
 def test_ray_computes_on_cpus_alone(monkeypatch):
     monkeypatch.setattr("sim.kernel.host.host_device", lambda: HostDevice("cuda"))
     with pytest.raises(HostError, match="--host cpu"):
         Host("ray")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+@pytest.mark.parametrize("verb", ["run", "compare"])
+def test_a_device_that_is_not_there_is_one_message(verb, mobifleet, scenario_file):
+    compare = {"methods": {"ours": {"kind": "fed-mobillm"}}}
+    found = mobifleet(verb, scenario_file(compare=compare), "--host", "cuda")
+    assert found.code == 2
+    assert "--host cuda: torch" in found.err and "--host cpu" in found.err
+    assert len(found.err.splitlines()) == 1
+
+
+def test_an_unknown_device_is_refused_in_a_dry_run_too(mobifleet):
+    found = mobifleet("run", "quickstart", "--dry", "--host", "tpu")
+    assert (found.code, found.err) == (2, "--host is one of cpu, cuda, mps (got 'tpu')\n")
