@@ -1,0 +1,49 @@
+"""The benchmarks run, and give the figures that they say: counts and results, never times."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from learning.host_device import CPU, compute_on
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def gpu():
+    spec = spec_from_file_location("gpu_benchmark", FOLDER / "gpu.py")
+    module = sys.modules["gpu_benchmark"] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    compute_on(CPU)
+
+
+def test_a_rehearsal_of_the_accelerator_gives_every_figure(gpu, tmp_path):
+    out = tmp_path / "found.json"
+    found = gpu.main(["--rehearse", "--out", str(out), "--only", "card,forward,stacked,side"])
+    assert not [part for part, figures in found.items() if "failed" in figures]
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    for precision in ("float32", "bfloat16"):
+        assert {*found["forward"]["random-bert"][precision]} == {"states_by_rows", "readouts"}
+        round_ = found["stacked"][precision]
+        assert round_["steps"] == gpu.TINY.devices * 2
+        slack = 1e-4 if precision == "float32" else 0.05
+        assert all(round_[f"{k}_at_once"]["update_off_max"] < slack for k in gpu.TINY.at_once)
+
+
+def test_a_part_that_fails_leaves_the_others(gpu, tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu.PARTS, "forward", lambda bench: 1 / 0)
+    found = gpu.main(["--rehearse", "--out", str(tmp_path / "f.json"), "--only", "forward,card"])
+    assert "ZeroDivisionError" in found["forward"]["failed"]
+    assert "failed" not in found["card"]
+
+
+def test_products_are_counted_as_published(gpu):
+    """At 128 tokens, by torch's own counter; OPT-1.3B less its head of 50,272 words."""
+    head = 2 * 128 * 2048 * 50272 / 1e9
+    for name, gflop in (("roberta-base", 22.348), ("opt-1.3b", 338.816 - head)):
+        counted = gpu.forward_flop(gpu.catalogue.find(name), 128) / 1e9
+        assert counted == pytest.approx(gflop, rel=1e-3)
