@@ -50,7 +50,7 @@ class Payload:
 
 
 class WorkConditions(Protocol):
-    """What makes a device's day unlike its profile's (`sim.world.conditions`)."""
+    """What makes a device unlike its profile (`sim.world.conditions`)."""
 
     @property
     def radio_by_rate(self) -> bool:

@@ -186,7 +186,7 @@ class DeviceWorld(RealWorld):
 
 class RemoteDevice(Device):
     """A device, in a process of its own, as the server knows it; it has both
-    connections before its day begins.
+    connections before it begins.
     """
 
     world: ServerWorld

@@ -2,7 +2,7 @@
 for good.
 
 One small process a device tells it of its own changes, so that an idle device costs no events but
-these. What being told does is the device's affair (`Device.go_off`, `come_on` in actors.py); what
+these. What that does to it is in `Device.go_off` and `come_on`; what
 is drawn follows from the device's own streams alone.
 """
 

@@ -183,7 +183,7 @@ def test_the_shipped_parameters_are_those_of_the_fit(trace, tmp_path):
     assert load(str(tmp_path / "again.yaml")) == FLASH
 
 
-def foretold_by_half(intervals, windows):
+def predicted_from_half(intervals, windows):
     """How far a rhythm fitted to half of the phones is off the other half, and the shares by hour
     of both.
     """
@@ -196,7 +196,7 @@ def foretold_by_half(intervals, windows):
 
 
 def test_a_rhythm_fitted_to_half_of_the_phones_foretells_the_other_half(trace):
-    off, profiles = foretold_by_half(*trace)
+    off, profiles = predicted_from_half(*trace)
     assert off < 0.08
     assert np.abs(np.subtract(*profiles)).max() < 0.04
 
@@ -214,7 +214,7 @@ def test_a_rhythm_fitted_to_half_of_the_phones_that_are_shipped_foretells_the_ot
     assert len(rows) == 100 and read_trace(path).devices.keys() == rows.keys()
     windows = {device: (mine[0][0], mine[-1][1]) for device, mine in rows.items()}
     intervals = {device: [(a, b) for a, b in mine if b > a] for device, mine in rows.items()}
-    off, profiles = foretold_by_half(intervals, windows)
+    off, profiles = predicted_from_half(intervals, windows)
     assert off < 0.1
     assert np.abs(np.subtract(*profiles)).max() < 0.15
     assert np.mean(profiles[0]) == pytest.approx(np.mean(profiles[1]), rel=0.35)

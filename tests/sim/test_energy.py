@@ -153,7 +153,7 @@ def test_the_sum_over_spans_is_the_integral_of_the_power(kind, simulate, tmp_pat
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_devices_that_compute_and_send_at_once_idle_once(bits, simulate):
-    """Closed form of `devices.power` over each device's day: MobiLLM, whose uploads overlap the
+    """Closed form of `devices.power` over each device's run: MobiLLM, whose uploads overlap the
     next forward pass.
     """
     sim = simulate(dry=True, method={**small("mobillm"), "bits": bits}, **CALM)
@@ -422,7 +422,7 @@ def test_what_bytes_will_take_is_there_before_they_are_sent(simulate):
 
 
 def test_what_nobody_charges_is_gone_when_it_is_empty(simulate):
-    """On three in a thousand without a charger: it computes until it is empty, and its day ends
+    """On three in a thousand without a charger: it computes until it is empty, and it ends
     there.
     """
     sim = simulate(

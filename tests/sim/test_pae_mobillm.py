@@ -241,7 +241,7 @@ def test_the_next_forward_pass_overlaps_the_upload(simulate, spans):
 
 
 def test_in_steady_state_a_batch_takes_as_long_as_the_slowest_stage(simulate, spans):
-    """With constant stages (equal lengths, one private link) the device's day is first batch + (n -
+    """With constant stages (equal lengths, one private link) the device's run is first batch + (n -
     1) slowest stages.
     """
     equal = {"cost_as": {"backbone": {"random-bert": "random-bert"}, "tokens": 16}}

@@ -429,7 +429,7 @@ def test_a_dry_run_needs_no_weights(own_model, mobifleet, scenario_file, fleet):
     assert "no model.safetensors" in mobifleet("check", path).err
 
 
-def test_rehearsing_looks_at_every_backbone_that_a_mix_may_draw(own_model, scenario_file):
+def test_preflight_looks_at_every_backbone_that_a_mix_may_draw(own_model, scenario_file):
     fleet = [
         {
             "count": 1,
