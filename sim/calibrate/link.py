@@ -192,7 +192,7 @@ def report(
     }
     found_moments = {way: moments(bps) for way, bps in varied.items()}
     variations = {way: fit_variation(bps) for way, bps in varied.items()}
-    held_out = {way: predicted_half(bps) for way, bps in varied.items() if len(bps) >= HELD_OUT_S}
+    held_out = {way: cross_validated(bps) for way, bps in varied.items() if len(bps) >= HELD_OUT_S}
 
     numbers = _numbers(found, found_moments, varied, lender)
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +288,7 @@ def _write_series(path: Path, bps: np.ndarray, step_s: float) -> None:
     path.write_text("time_s,capacity_bps\n" + "".join(rows), encoding="utf-8")
 
 
-def predicted_half(series_bps: np.ndarray) -> dict[str, tuple[RateMoments, RateMoments] | str]:
+def cross_validated(series_bps: np.ndarray) -> dict[str, tuple[RateMoments, RateMoments] | str]:
     """(drawn from a fit on one part, measured in the other) for every other minute, and for the
     second half.
 

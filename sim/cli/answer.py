@@ -59,7 +59,7 @@ def answer(scenario: Scenario, folder: Path) -> Answer:
         preflight(scenario, folder)
         sim = Simulation(scenario, folder, dry=True)
     sim.remark(*heard)
-    facts = (*_about_data(sim), *_about_fleet(sim), *_foretold(sim))
+    facts = (*_about_data(sim), *_about_fleet(sim), *_expected(sim))
     return Answer(scenario.name, facts, tuple(sim.remarks))
 
 
@@ -115,7 +115,7 @@ class _TooLong(Exception):
     """The dry run has had more events than `check` waits for."""
 
 
-def _foretold(sim: Simulation) -> Iterator[tuple[str, str]]:
+def _expected(sim: Simulation) -> Iterator[tuple[str, str]]:
     """What the method does, and what that takes: bytes and time do not depend on what is
     learned.
     """

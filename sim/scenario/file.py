@@ -114,7 +114,7 @@ def changed(instance: Model, key: str, value: Any) -> Model:
             if isinstance(spot, dict):
                 spot.setdefault(step, whole)
             spot = spot[step]
-        if isinstance(whole, dict) and last not in whole:
+        if isinstance(last, str) and last not in whole:
             last = RENAMED.get(last, last)
         whole[last]  # a new key would be a typing error
     except (KeyError, IndexError, TypeError):

@@ -2,8 +2,8 @@
 for good.
 
 One small process a device tells it of its own changes, so that an idle device costs no events but
-these. What that does to it is in `Device.go_off` and `come_on`; what
-is drawn follows from the device's own streams alone.
+these. What that does to it is in `Device.go_off` and `come_on`; what is drawn follows from
+the device's own streams alone.
 """
 
 from __future__ import annotations
