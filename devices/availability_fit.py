@@ -82,10 +82,8 @@ def describe(sessions: Intervals, windows: Mapping[str, tuple[float, float]]) ->
     """What a rhythm is compared by: share of time on by hour (24), quantiles of session lengths and
     of devices' shares.
     """
-    on_s, watched_s = (
-        _time_by_hour(sessions),
-        _time_by_hour({d: [window] for d, window in windows.items()}),
-    )
+    on_s = _time_by_hour(sessions)
+    watched_s = _time_by_hour({d: [window] for d, window in windows.items()})
     lengths = [b - a for mine in sessions.values() for a, b in mine]
     share = on_s.sum(axis=1) / watched_s.sum(axis=1)
     return {
@@ -138,7 +136,8 @@ def _two_kinds(
     near = np.array(
         [np.isin(hour, [(h - 1) % 24, h, (h + 1) % 24]) for h in range(24)], dtype=float
     )
-    share, laws = np.full(24, 0.1), [(np.full(24, 6.5), 1.3), (np.full(24, 9.8), 0.6)]
+    share = np.full(24, 0.1)
+    laws = [(np.full(24, 6.5), 1.3), (np.full(24, 9.8), 0.6)]
     for _ in range(200):
         density = [
             np.exp(-(((logs - m[hour]) / sd) ** 2) / 2) / sd / ndtr((m[hour] - low) / sd)
@@ -182,11 +181,10 @@ def _shared_variance(residuals: np.ndarray, weight: np.ndarray, device: np.ndarr
     """The variance that a device's sessions have in common: the weighted mean product of two of its
     residuals.
     """
-    total, square = (
-        np.bincount(device, weight * residuals),
-        np.bincount(device, (weight * residuals) ** 2),
-    )
-    pairs, own = np.bincount(device, weight) ** 2, np.bincount(device, weight**2)
+    total = np.bincount(device, weight * residuals)
+    square = np.bincount(device, (weight * residuals) ** 2)
+    pairs = np.bincount(device, weight) ** 2
+    own = np.bincount(device, weight**2)
     return max(0.0, float((total**2 - square).sum() / max((pairs - own).sum(), 1e-9)))
 
 

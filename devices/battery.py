@@ -90,7 +90,9 @@ class Battery:
         """
         if charge_j == level_j:
             return 0.0
-        falling, now_s, within_s = charge_j > level_j, start_s, min(within_s, LONGEST_S)
+        falling = charge_j > level_j
+        now_s = start_s
+        within_s = min(within_s, LONGEST_S)
         for watts, until_s in self._pieces(start_s):
             net_w = watts - drain_w
             end_j = (
@@ -165,4 +167,5 @@ class TopUp:
                 return max(
                     0.0, charge_j + (self.watts * is_plugged - drain_w) * seconds
                 ), is_plugged
-            charge_j, seconds = self.goal_j if is_plugged else self.low_j, seconds - turn_s
+            charge_j = self.goal_j if is_plugged else self.low_j
+            seconds -= turn_s

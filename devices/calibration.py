@@ -24,10 +24,9 @@ ENOUGH_SPREAD = (
     4.0  # largest over smallest FLOP (bytes), below which a slope cannot be told from a constant
 )
 TRUSTED_RESIDUAL = 0.05
-BELIEVED, LEAST_SINKING = (
-    0.4,
-    0.03,
-)  # explained variance and depth of a sinking that is more than noise: over 60
+# explained variance and depth of a sinking that is more than noise: over 60
+BELIEVED = 0.4
+LEAST_SINKING = 0.03
 # blocks, noise of autocorrelation 0.8 explains 0.22 (95th percentile), sinking phones 0.44-0.95
 CALM = 0.9  # share of the best processor share, above which a timing counts as undisturbed
 FASTEST_CACHE = (
@@ -320,7 +319,10 @@ def block_rates(
     """Passes a second in blocks of about `block_s` of a continuous load: (start of each block, rate
     in it).
     """
-    starts, rates, count, spent_s = [], [], 0, 0.0
+    starts = []
+    rates = []
+    count = 0
+    spent_s = 0.0
     for at, each_s in zip(at_s, seconds, strict=True):
         if count == 0:
             starts.append(at)
@@ -339,7 +341,8 @@ def fit_sustained(at_s: Sequence[float], rate_per_s: Sequence[float]) -> Sustain
     otherwise the rate is steady. Give about 60 rates (`block_rates`): more are noisier, fewer hide
     a short tau. Raises CalibrationError below ten rates.
     """
-    at, rate = np.asarray(at_s, dtype=float), np.asarray(rate_per_s, dtype=float)
+    at = np.asarray(at_s, dtype=float)
+    rate = np.asarray(rate_per_s, dtype=float)
     if len(at) < 10:
         raise CalibrationError(
             f"{len(at)} rates are too few to see a rate sink; load the machine for longer"

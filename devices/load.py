@@ -70,10 +70,9 @@ def background_load(
         nonlocal busy
         now, busy = busy, not busy
         seconds = rng.exponential(busy_s if now else quiet_s)
-        uniform, normal = (
-            rng.random(),
-            rng.standard_normal(),
-        )  # both, so that settings do not shift the stream
+        # both, so that settings do not shift the stream
+        uniform = rng.random()
+        normal = rng.standard_normal()
         return float(seconds), left[0] + (left[1] - left[0]) * uniform if now else math.exp(
             sigma * normal
         )
@@ -94,7 +93,9 @@ def work_seconds(
         room_s = factor * throttle.done_s(heat, end_s - now_s)
         if room_s >= missing_s:
             break
-        missing_s, heat, now_s = missing_s - room_s, throttle.after_work(heat, end_s - now_s), end_s
+        missing_s -= room_s
+        heat = throttle.after_work(heat, end_s - now_s)
+        now_s = end_s
     return now_s - start_s + throttle.seconds(heat, missing_s / factor)
 
 
@@ -102,7 +103,9 @@ def work_done_s(
     throttle: Throttle, load: Spells, heat: float, start_s: float, seconds: float
 ) -> float:
     """Nominal seconds of work that get done in so many real ones from `start_s`."""
-    now_s, done_s, stop_s = start_s, 0.0, start_s + seconds
+    now_s = start_s
+    done_s = 0.0
+    stop_s = start_s + seconds
     for factor, end_s in load.from_(start_s):
         until_s = min(end_s, stop_s)
         done_s += factor * throttle.done_s(heat, until_s - now_s)

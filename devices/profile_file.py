@@ -61,7 +61,9 @@ def read(path: Path) -> tuple[DeviceProfile, list[Path]]:
     Raises ProfileError with all that is wrong with the file, FileProblem for one that is no YAML.
     """
     said = read_layered(path, PROFILES, NUMBERS, ProfileError, _laid_over, NOT_INHERITED)
-    data, files, parser = said.data, [*said.files], _Parser()
+    data = said.data
+    files = [*said.files]
+    parser = _Parser()
     if isinstance(data, Mapping) and (len(files) > 1 or said.own):
         data = {"title": str(data.get("name") or "?"), **data}
     if said.own and isinstance(data, Mapping):

@@ -121,7 +121,10 @@ def text_lines(
     Decoded and refused as by `read_text`; FileProblem too for a line of MOST_CELL_CHARACTERS or
     more.
     """
-    path, number, codec, start = regular_file(path, most_bytes), 0, "", b""
+    path = regular_file(path, most_bytes)
+    number = 0
+    codec = ""
+    start = b""
     try:
         with path.open("rb") as raw:
             start = raw.read(200)
@@ -240,10 +243,8 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
     """
     import yaml  # here, for `mobifleet --help` reads no YAML
 
-    text, fast = (
-        read_text(path, most_bytes=most_bytes),
-        getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-    )
+    text = read_text(path, most_bytes=most_bytes)
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _require_shallow(
             path, yaml.parse(text, Loader=fast)
@@ -295,7 +296,8 @@ def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
     """Raise FileProblem for what whoever walks the data would walk too deep into, or for ever."""
     around: list[str | None] = []  # the anchors of what is open
     for event in events:
-        kind, place = event.__class__.__name__, f"{path}, line {event.start_mark.line + 1}"
+        kind = event.__class__.__name__
+        place = f"{path}, line {event.start_mark.line + 1}"
         if kind.endswith("StartEvent"):
             around.append(getattr(event, "anchor", None))
         elif kind.endswith("EndEvent"):

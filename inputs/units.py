@@ -83,10 +83,9 @@ def parse(value: object, dimension: str, *, signed: bool = False) -> float:
         match = _QUANTITY.fullmatch(value)
         if not match or len(value) > 100:
             raise ValueError(_expected(dimension))
-        number, unit = (
-            match[1],
-            match[2] and match[2].replace("\u03bc", "\u00b5"),
-        )  # Greek mu, micro sign: one µs
+        # Greek mu, micro sign: one µs
+        number = match[1]
+        unit = match[2] and match[2].replace("\u03bc", "\u00b5")
         if unit is not None and unit not in units:
             raise ValueError(_unit_hint(unit, dimension))
         result = float(_EXACT.multiply(Decimal(number), units[unit or dimension]))
@@ -119,7 +118,8 @@ def _unit_hint(unit: str, dimension: str) -> str:
             )
     bits = re.fullmatch(r"([kKMGTP]?)b(/s)?", unit)
     if bits and dimension in ("B", "bit/s"):
-        prefix, per_s = bits[1].replace("K", "k"), "/s" if dimension == "bit/s" else ""
+        prefix = bits[1].replace("K", "k")
+        per_s = "/s" if dimension == "bit/s" else ""
         other = f", '{prefix}bit/s' for bits" if per_s else "; sizes are in bytes, not bits"
         return f"'{unit}' could mean bits or bytes: write '{prefix}B{per_s}' for bytes{other}"
     if unit == "m" and dimension == "s":

@@ -45,7 +45,10 @@ class CapacityTrace:
             raise NetworkError(
                 f"a trace's period_s ({period_s}) must lie after its last time ({times[-1]})"
             )
-        self.times_s, self.capacity_bps, self.period_s, self.source = times, rates, period_s, source
+        self.times_s = times
+        self.capacity_bps = rates
+        self.period_s = period_s
+        self.source = source
         self._lasts_s = inf if period_s is None else period_s  # each period
         self.peak_bps = max(rates)
         self._is_steady = min(rates) == self.peak_bps

@@ -119,13 +119,12 @@ def fit_variation(series_bps: np.ndarray, step_s: float = 1.0) -> Variation:
     values = series_bps[~np.isnan(series_bps)]
     lags = np.arange(1, max(3, min(60, len(series_bps) // 10)) + 1)
     measured = autocorrelation(_normal_scores(series_bps), lags)
-    lags, measured = lags[np.isfinite(measured)], measured[np.isfinite(measured)]
+    lags = lags[np.isfinite(measured)]
+    measured = measured[np.isfinite(measured)]
     best = (np.inf, 0.0, step_s, 0.0, 0.0)  # independent steps, should no two lie near each other
     for slow_steps in np.geomspace(2, 4 * lags[-1], 40) if len(lags) else ():
-        slow, slow_lost = (
-            np.exp(-lags / slow_steps),
-            _lost(np.exp(-1 / slow_steps), len(series_bps)),
-        )
+        slow = np.exp(-lags / slow_steps)
+        slow_lost = _lost(np.exp(-1 / slow_steps), len(series_bps))
         for fast_lag1 in np.linspace(0, min(0.95, slow[0] - 0.01), 24):
             fast, fast_lost = fast_lag1**lags, _lost(fast_lag1, len(series_bps))
             # measured = (model - lost) / (1 - lost), with model and lost both linear in the share
@@ -268,7 +267,8 @@ def fit_transfers(nbytes: Sequence[float], seconds: Sequence[float]) -> tuple[fl
     Least squares of the relative errors. The fixed part is at least 0, the rate infinite where time
     does not grow with size.
     """
-    sizes, took_s = np.asarray(nbytes, dtype=float), np.asarray(seconds, dtype=float)
+    sizes = np.asarray(nbytes, dtype=float)
+    took_s = np.asarray(seconds, dtype=float)
     design = np.stack([np.ones_like(sizes), 8 * sizes], axis=1) / took_s[:, None]
     (fixed_s, per_bit_s), *_ = np.linalg.lstsq(design, np.ones_like(sizes), rcond=None)
     return max(0.0, float(fixed_s)), 1 / float(per_bit_s) if per_bit_s > 0 else float("inf")

@@ -61,7 +61,8 @@ def read_iperf3(path: str | Path) -> tuple[ThroughputSeries, ...]:
         if test.get("protocol", "TCP") == "UDP":
             raise _udp(document, path)
         at_server = document.get("server_output_json") or {}
-        is_server, is_reverse = "accepted_connection" in start, bool(test.get("reverse"))
+        is_server = "accepted_connection" in start
+        is_reverse = bool(test.get("reverse"))
         both = any("sum_bidir_reverse" in interval for interval in intervals)
         found = (
             {"up": "sum", "down": "sum_bidir_reverse"}
@@ -166,10 +167,8 @@ def _udp(document: Object, path: str | Path) -> FileProblem:
     tells.
     """
     total = document.get("end", {}).get("sum", {})
-    sent_bps, lost_pct = (
-        _told(total.get("bits_per_second"), MOST_BPS),
-        _told(total.get("lost_percent"), 100),
-    )
+    sent_bps = _told(total.get("bits_per_second"), MOST_BPS)
+    lost_pct = _told(total.get("lost_percent"), 100)
     told = ""
     if sent_bps is not None and lost_pct is not None:
         told = (

@@ -67,7 +67,8 @@ def per_second(series_bps: np.ndarray, step_s: float) -> np.ndarray:
         whole = len(series_bps) // n
         means_bps: np.ndarray = np.reshape(series_bps[: whole * n], (whole, n)).mean(axis=1)
         return means_bps
-    ends_s, whole = np.arange(len(series_bps) + 1) * step_s, int(len(series_bps) * step_s)
+    ends_s = np.arange(len(series_bps) + 1) * step_s
+    whole = int(len(series_bps) * step_s)
 
     def passed(values: np.ndarray) -> np.ndarray:
         """What a rate comes to in each whole second."""

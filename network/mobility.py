@@ -43,7 +43,9 @@ class Journey:
             )
         if order not in ("random", "tour"):
             raise NetworkError(f"the order of a journey is 'random' or 'tour', not {order!r}")
-        self.cells, self.mean_stay_s, self.order = list(cells), mean_stay_s, order
+        self.cells = list(cells)
+        self.mean_stay_s = mean_stay_s
+        self.order = order
         self._rng = rng
         self._starts_s = [0.0]
         self._stops = [int(rng.integers(len(cells)))]  # indices into `cells`

@@ -18,7 +18,9 @@ class Occupancy:
 
     def __init__(self) -> None:
         self.bits = 0.0
-        self._from_s, self._until_s, self._bits_by_then = array("d"), array("d"), array("d")
+        self._from_s = array("d")
+        self._until_s = array("d")
+        self._bits_by_then = array("d")
 
     def note(self, from_s: float, until_s: float, bits: float) -> None:
         """So many bits passed in this time, which begins where the last one ended, or later."""
@@ -35,11 +37,9 @@ class Occupancy:
         """A copy in which that is noted too."""
         copy = Occupancy()
         copy.bits = self.bits
-        copy._from_s, copy._until_s, copy._bits_by_then = (
-            self._from_s[:],
-            self._until_s[:],
-            self._bits_by_then[:],
-        )
+        copy._from_s = self._from_s[:]
+        copy._until_s = self._until_s[:]
+        copy._bits_by_then = self._bits_by_then[:]
         copy.note(from_s, until_s, bits)
         return copy
 

@@ -85,7 +85,8 @@ async def listen(
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal here
-        peer, here = str((writer.get_extra_info("peername") or ["gone"])[0]), here + 1
+        peer = str((writer.get_extra_info("peername") or ["gone"])[0])
+        here += 1
         try:
             writer.write(_line(HELLO))
             if here > MOST_CLIENTS:
@@ -414,7 +415,10 @@ async def _count(
     `seconds` if cut.
     """
     loop = asyncio.get_running_loop()
-    counts, began_s, told_s, nbytes = [0] * max(1, round(seconds / STEP_S)), None, 0.0, 0
+    counts = [0] * max(1, round(seconds / STEP_S))
+    began_s = None
+    told_s = 0.0
+    nbytes = 0
     while True:
         data = await (
             wait(reader.read(2**20)) if wait else asyncio.wait_for(reader.read(2**20), QUIET_S)

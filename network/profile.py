@@ -164,5 +164,6 @@ def _out_of_bounds(key: str, value: float) -> str:
     elif key in ("lag1", "loss"):
         good, bound = 0 <= value < 1, ">= 0 and below 1"
     else:
-        good, bound = 0 <= value < inf, "finite and >= 0" + (" s" if key.endswith("_s") else "")
+        good = 0 <= value < inf
+        bound = "finite and >= 0" + (" s" if key.endswith("_s") else "")
     return "" if good else f"must be {bound}, not {value}"

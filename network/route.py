@@ -124,7 +124,9 @@ class TracedCapacities:
         links: Sequence[tuple[FairLink | FairTrunk, CapacityTrace]],
         may_move: Callable[[], bool],
     ):
-        self._env, self._may_move, self._paused = env, may_move, list(links)
+        self._env = env
+        self._may_move = may_move
+        self._paused = list(links)
         self.resume()
 
     def resume(self) -> None:

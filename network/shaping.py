@@ -91,7 +91,9 @@ class ShapedRelay:
         burst_bytes: float = 0.0,
         host: str = "127.0.0.1",
     ):
-        self.target, self.host, self.access = target, host, tuple(access)
+        self.target = target
+        self.host = host
+        self.access = tuple(access)
         self._up = _Bottleneck(up_bps, burst_bytes)
         self._down = _Bottleneck(up_bps if down_bps is None else down_bps, burst_bytes)
         self.ports: list[int] = []

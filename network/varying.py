@@ -50,7 +50,9 @@ class VaryingRate:
                 "period_steps >= 1"
             )
         self.step_s, self.period_steps = step_s, period_steps
-        self._mean_bps, self._variance, self._rng = mean_bps, log(1 + cv * cv), rng
+        self._mean_bps = mean_bps
+        self._variance = log(1 + cv * cv)
+        self._rng = rng
         self._rho = log(1 + lag1 * cv * cv) / self._variance if cv else 0.0
         self._state: float | None = None
         self._bps = array("d")

@@ -59,11 +59,9 @@ def run_scenario(
     once). Raises RunDirectoryError, CannotResume, CannotWrite, and what building the world raises:
     all ValueError or AssetError with a message for the user.
     """
-    began, callbacks, inputs = (
-        time.perf_counter(),
-        callbacks or RunCallbacks(),
-        digests(scenario, folder, texts),
-    )
+    began = time.perf_counter()
+    callbacks = callbacks or RunCallbacks()
+    inputs = digests(scenario, folder, texts)
     with (
         folder_to_resume(scenario, out, inputs)
         if resume

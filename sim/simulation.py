@@ -132,10 +132,14 @@ class Simulation:
         if not dry:
             compute_on(host)
             single_threaded_torch()
-        self.scenario, self.dry, self.callbacks = scenario, dry, callbacks or RunCallbacks()
+        self.scenario = scenario
+        self.dry = dry
+        self.callbacks = callbacks or RunCallbacks()
         self.seed = scenario.seed
         self.store_folder = assets.cache_dir() / "activations"
-        self.env, self.recorder, self.host = self._clock(), Recorder(), Host(workers, journal)
+        self.env = self._clock()
+        self.recorder = Recorder()
+        self.host = Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates = False, 0
         self.accuracy: float | None = None
@@ -208,10 +212,9 @@ class Simulation:
         self.ended.at_s = self.env.now
         for device in self.devices:
             if device.outcome == "ok" and device.task_outcome not in (None, COUNTED):
-                device.outcome, device.finished_at_s = (
-                    device.task_outcome,
-                    None,
-                )  # it was there to the end, for nothing
+                # it was there to the end, for nothing
+                device.outcome = device.task_outcome
+                device.finished_at_s = None
         for sentence in end_remarks(self):
             self.remark(sentence)
         self._record_links()
@@ -379,11 +382,9 @@ class Simulation:
         server's process.
         """
         self.tally.diverge("server", what, self.updates, self.env.now)
-        self.accuracy, self.scores, self.ended.reason = (
-            None,
-            dict.fromkeys(self._shares),
-            "diverged",
-        )
+        self.accuracy = None
+        self.scores = dict.fromkeys(self._shares)
+        self.ended.reason = "diverged"
         self.recorder.metric(self.env.now, "updates", self.updates)
         self.recorder.metric(self.env.now, "uplink_bytes", self.recorder.uplink_bytes)
         self._interrupt(
@@ -436,11 +437,9 @@ class Simulation:
         return simpy.Environment()
 
     def _devices(self, members: list[fleet.Member], folder: Path) -> list[Device]:
-        s, counts, ids = (
-            self.scenario,
-            [len(part) for part in self.task.parts],
-            [member.id for member in members],
-        )
+        s = self.scenario
+        counts = [len(part) for part in self.task.parts]
+        ids = [member.id for member in members]
         joined_s = arrivals.joining_times(s.arrivals, len(members), self.streams, folder)
         ready = arrivals.data_times(s.fresh_data, counts, ids, joined_s, self.streams, folder)
         profiles = {

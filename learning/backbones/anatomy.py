@@ -78,7 +78,9 @@ def _of_configuration(from_dict: Callable[..., PreTrainedConfig], text: str) -> 
         return {name for name, gradient in zip(weights, found, strict=True) if gradient is not None}
 
     inside = {name for name in weights if name.startswith(f"{layers}.")}
-    first, second, end = seen.entered[0], seen.entered[min(1, len(seen.entered) - 1)], seen.output
+    first = seen.entered[0]
+    second = seen.entered[min(1, len(seen.entered) - 1)]
+    end = seen.output
     embeds, ran_first = reached([first[0]]), reached([seen.left[0]])
     ran_all, used = reached([seen.left[-1]]), reached([end])
     beside = ran_first - embeds - inside
@@ -173,7 +175,8 @@ def divisible(model: PreTrainedModel, name: str) -> Anatomy:
     """The anatomy of a model that can be cut between its layers; BackboneError, saying why, for any
     other.
     """
-    found, where = anatomy(model), f"backbone {name!r} ({model.config.model_type})"
+    found = anatomy(model)
+    where = f"backbone {name!r} ({model.config.model_type})"
     if found.repeats:
         raise BackboneError(
             f"{where}: its layers share their weights, so they cannot be on two sides of a cut"

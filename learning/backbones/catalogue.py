@@ -312,7 +312,8 @@ def small_files(spec: BackboneSpec) -> list[Path]:
     """What else is read of the model's folder: configuration and tokenizer; FileProblem for what is
     no regular file.
     """
-    folder, kinds = directory(spec), [kind for kind in MODEL_FILES if kind != "*.safetensors"]
+    folder = directory(spec)
+    kinds = [kind for kind in MODEL_FILES if kind != "*.safetensors"]
     found = sorted({path for kind in kinds for path in folder.glob(kind) if not path.is_dir()})
     return [regular_file(path, MOST_BYTES) for path in found]
 
@@ -324,7 +325,8 @@ def weight_files(spec: BackboneSpec) -> list[Path]:
     Raises BackboneError or FileProblem for none, a missing part, or what is no regular file.
     """
     folder = directory(spec)
-    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    file = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
     if file.exists():
         return [regular_file(file)]
     if not index.exists():

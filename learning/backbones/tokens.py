@@ -78,7 +78,8 @@ def tokenise(
     if are_pairs and segments:
         marked = [_array(spec, s) for s in segments]
         made = dataclasses.replace(made, segments=marked)
-        kinds, most = max(s.max() for s in marked) + 1, config_of(spec).get("type_vocab_size")
+        kinds = max(s.max() for s in marked) + 1
+        most = config_of(spec).get("type_vocab_size")
         if isinstance(most, int) and kinds > most > 1:
             raise BackboneError(
                 f"backbone {spec.name!r}: its tokenizer marks {kinds} kinds of segments, its model "
@@ -108,7 +109,8 @@ def _warn_of_unknown(
     spec: BackboneSpec, tokenizer: Any, ids: Sequence[Sequence[int]], around: int
 ) -> None:
     model = getattr(tokenizer, "model", None)
-    name, unknown = getattr(model, "unk_token", None), getattr(model, "unk_id", None)
+    name = getattr(model, "unk_token", None)
+    unknown = getattr(model, "unk_id", None)
     if name is not None:
         unknown = tokenizer.token_to_id(name)
     if unknown is not None and 2 * sum(i.count(unknown) for i in ids) > sum(

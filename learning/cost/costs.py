@@ -163,7 +163,8 @@ class TrainingArchitecture:
         all gradients. The optimiser reads the numbers, their gradients and its own, and writes all
         but the gradients; its few FLOP a number are left out.
         """
-        counts, width = (self.checkpointed if checkpointing else self.plain), bytes_per_number / 4
+        counts = self.checkpointed if checkpointing else self.plain
+        width = bytes_per_number / 4
         peak = max(
             _polynomial(counts.peak_feed_forward, tokens),
             _polynomial(counts.peak_attention, tokens),

@@ -95,10 +95,8 @@ def jvp_pass(
     """
     options = peft_options(kind, rank, bottleneck, target_modules)
     counter = _Counter(spec.name, config_of(spec), kind, classes, options)
-    depth, below = (
-        depth_of(counter.config),
-        [layer_of(name) for name in names if not name.startswith("head.")],
-    )
+    depth = depth_of(counter.config)
+    below = [layer_of(name) for name in names if not name.startswith("head.")]
     if not below:  # the head's own derivatives are a product of [D] and [D, C]
         return counter.ahead(counter.config)
     first = min(0 if layer is None else layer for layer in below)
@@ -198,13 +196,15 @@ def _run_on(model: Any, names: Sequence[str]) -> Any:
     def run(batch: int, tokens: int) -> list[Reading]:
         with torch.device("meta"):
             ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
-            mask_BT, labels_B = torch.ones_like(ids_BT), torch.zeros(batch, dtype=torch.long)
+            mask_BT = torch.ones_like(ids_BT)
+            labels_B = torch.zeros(batch, dtype=torch.long)
             loss = batch_loss(model, ids_BT, mask_BT, labels_B)
             state = {
                 name: parameter.detach() for name, parameter in model.trainable_parameters().items()
             }
             own = {name: state[name] for name in names}
-            v, meter = {name: torch.empty_like(tensor) for name, tensor in own.items()}, CostMeter()
+            v = {name: torch.empty_like(tensor) for name, tensor in own.items()}
+            meter = CostMeter()
             meter.ignore(
                 [ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers(), *v.values()]
             )

@@ -96,7 +96,8 @@ def part_architecture(
     Raises ValueError for more layers than the backbone has, and BackboneError for an architecture
     that cannot be split.
     """
-    config, options = config_of(spec), peft_options(kind, rank, bottleneck, target_modules)
+    config = config_of(spec)
+    options = peft_options(kind, rank, bottleneck, target_modules)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
     is_cut = layers is not None and 0 < layers < depth_of(config)
@@ -237,7 +238,8 @@ def _run_on(part: Any, entering: int) -> Callable[[int, int], Any]:
             ahead = Reading(meter.flop, meter.bytes_moved, meter.peak_bytes, meter.operators)
             gradients = ran.backward(torch.ones_like(ran.output))
         del gradients
-        flop, moved = meter.flop - ahead.flop, meter.bytes_moved - ahead.bytes_moved
+        flop = meter.flop - ahead.flop
+        moved = meter.bytes_moved - ahead.bytes_moved
         return [ahead, Reading(flop, moved, meter.peak_bytes, meter.operators - ahead.operators)]
 
     return run

@@ -80,8 +80,10 @@ def _with_classes(
     """The same with `classes` outputs: forward, weight gradients and (unless nothing below learns)
     input gradients.
     """
-    more, products = classes - _CLASSES, 2 if (counted.kind, head) == ("head", "linear") else 3
-    numbers, flop = more * (counted.head_inputs + 1), products * 2 * more * counted.head_inputs
+    more = classes - _CLASSES
+    products = 2 if (counted.kind, head) == ("head", "linear") else 3
+    numbers = more * (counted.head_inputs + 1)
+    flop = products * 2 * more * counted.head_inputs
 
     def with_outputs(step: StepCounts) -> StepCounts:
         return dataclasses.replace(step, flop=(step.flop[0] + flop, *step.flop[1:]))
@@ -229,14 +231,13 @@ def measure_step(model: Any, batch: int, tokens: int) -> Reading:
 
     with torch.device("meta"):
         ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
-        mask_BT, labels_B, meter = (
-            torch.ones_like(ids_BT),
-            torch.zeros(batch, dtype=torch.long),
-            CostMeter(),
-        )
+        mask_BT = torch.ones_like(ids_BT)
+        labels_B = torch.zeros(batch, dtype=torch.long)
+        meter = CostMeter()
         known = [ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers()]
         meter.ignore(known)
-        weights, saved = {tensor.untyped_storage()._cdata for tensor in known}, {}
+        weights = {tensor.untyped_storage()._cdata for tensor in known}
+        saved = {}
 
         def keep(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()

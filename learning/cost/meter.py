@@ -116,10 +116,8 @@ class _Traits:
 
 @functools.cache
 def _traits(func: Any) -> _Traits:
-    is_view, gathers = (
-        func.is_view or func is _ATEN._unsafe_view.default,
-        func is _ATEN.embedding.default,
-    )
+    is_view = func.is_view or func is _ATEN._unsafe_view.default
+    gathers = func is _ATEN.embedding.default
     return _Traits(
         not (is_view or func._schema.is_mutable),
         func in _QUESTIONS,
@@ -149,7 +147,8 @@ def _looked_up(
     if known is not None:
         return _fresh(known)
     out = func(*args, **kwargs)
-    outputs, own = [*_tensors((out,))], {tensor.untyped_storage()._cdata for tensor in inputs}
+    outputs = [*_tensors((out,))]
+    own = {tensor.untyped_storage()._cdata for tensor in inputs}
     if all(tensor.is_meta and tensor.untyped_storage()._cdata not in own for tensor in outputs):
         _made[key] = _shapes(out)
     return out
@@ -178,11 +177,10 @@ def _fresh(shapes: Any) -> Any:
 # --- from readings to coefficients
 # -----------------------------------------------------------------------------------
 
-TINY, SHORT, LONG = (
-    (4, 8, 12),
-    (32, 48, 64),
-    (1024, 1280, 1536),
-)  # tokens at which coefficients are fitted
+# tokens at which coefficients are fitted
+TINY = (4, 8, 12)
+SHORT = (32, 48, 64)
+LONG = (1024, 1280, 1536)
 # so many texts that what does not grow with the batch is lost in rounding
 _MANY = 2**20
 

@@ -295,10 +295,8 @@ def _numbered(file: Path, column: str, count: int) -> int:
 
 
 def _jsonl_rows(file: Path, layout: Layout) -> Rows:
-    wanted, loads = (
-        list(layout.columns.values()),
-        json.JSONDecoder(object_pairs_hook=_each_name_once).decode,
-    )
+    wanted = list(layout.columns.values())
+    loads = json.JSONDecoder(object_pairs_hook=_each_name_once).decode
     for number, line in enumerate(files.text_lines(file, layout.encoding), start=1):
         if not line.strip():
             continue

@@ -119,19 +119,19 @@ def server_step(
     beta1) d, then v = beta2 v + (1 - beta2) d^2, or v = v - (1 - beta2) d^2 sign(v - d^2), and x +
     eta m / (sqrt(v) + tau), without correction of the bias. Raises ValueError for an unknown kind.
     """
-    kind, eta, beta1, beta2, tau = (
-        settings.kind,
-        settings.learning_rate,
-        settings.beta1,
-        settings.beta2,
-        settings.tau,
-    )
+    kind = settings.kind
+    eta = settings.learning_rate
+    beta1 = settings.beta1
+    beta2 = settings.beta2
+    tau = settings.tau
     if kind not in ("fedavg", "fedavgm", "fedadam", "fedyogi"):
         raise ValueError(
             f"server optimiser {kind!r} is not one of fedavg, fedavgm, fedadam, fedyogi"
         )
     moments = moments or ServerMoments()
-    new, new_m, new_v = dict(x), dict(moments.m), dict(moments.v)
+    new = dict(x)
+    new_m = dict(moments.m)
+    new_v = dict(moments.v)
     for name, d in delta.items():
         m = moments.m.get(name, d * 0)
         if kind == "fedavg":

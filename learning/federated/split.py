@@ -279,7 +279,9 @@ class AdamW:
         """
         moments = moments or Moments(0, {}, {})
         steps, (b1, b2) = moments.steps + 1, self.betas
-        fresh, first, second = dict(state), dict(moments.first), dict(moments.second)
+        fresh = dict(state)
+        first = dict(moments.first)
+        second = dict(moments.second)
         for name, g in gradients.items():
             first[name] = b1 * first.get(name, torch.zeros_like(g)) + (1 - b1) * g
             second[name] = b2 * second.get(name, torch.zeros_like(g)) + (1 - b2) * g * g
@@ -376,7 +378,9 @@ def _acting(
     layer: nn.Module, forward: Callable[..., object], modules: Mapping[str, nn.Module | None]
 ) -> nn.Module:
     twin = copy.copy(layer)
-    twin._modules, twin._parameters, twin._buffers = dict(modules), {}, {}
+    twin._modules = dict(modules)
+    twin._parameters = {}
+    twin._buffers = {}
     twin._forward_hooks, twin._forward_pre_hooks = OrderedDict(), OrderedDict()
     twin.forward = forward
     return twin
@@ -395,7 +399,8 @@ def _entered(layer: nn.Module, received: list[Tensor]) -> nn.Module:
         )
 
     twin = copy.copy(layer)
-    twin._forward_pre_hooks, twin._forward_pre_hooks_with_kwargs = OrderedDict(), OrderedDict()
+    twin._forward_pre_hooks = OrderedDict()
+    twin._forward_pre_hooks_with_kwargs = OrderedDict()
     twin.register_forward_pre_hook(enter, with_kwargs=True)
     return twin
 

@@ -83,7 +83,10 @@ class TrainableClassifier(nn.Module):
             )
         if head not in HEADS:
             raise ValueError(f"{head!r} is not a head; choose one of {', '.join(HEADS)}")
-        self.spec, self.kind, self.readout, self.classes = spec, kind, readout, classes
+        self.spec = spec
+        self.kind = kind
+        self.readout = readout
+        self.classes = classes
         with torch.random.fork_rng(
             devices=[]
         ):  # building draws values from the global stream; `_start` replaces them

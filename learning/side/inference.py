@@ -133,7 +133,9 @@ class SidePredictor:
         return compute(self.spec, tokens, self.notes["readout"])
 
     def _own_prediction(self, last_layer_ND: np.ndarray) -> np.ndarray:
-        kind, names, rng = self.notes["backbone_prediction"], None, None
+        kind = self.notes["backbone_prediction"]
+        names = None
+        rng = None
         if kind == "label-names":
             names = self._pooled(self.class_names)[:, -1]
         if kind == "random-head":

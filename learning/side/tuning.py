@@ -76,7 +76,8 @@ class SideNetworkTrainer:
         many it held.
         """
         received = decode(data)
-        values, targets = torch.from_numpy(received.values), torch.from_numpy(received.targets)
+        values = torch.from_numpy(received.values)
+        targets = torch.from_numpy(received.targets)
         self.observe(backbone, values)
         self._records += [
             (backbone, value, target) for value, target in zip(values, targets, strict=True)

@@ -69,7 +69,8 @@ def calibrate(plan: Plan, console: Console) -> DeviceMeasurements:
 
 def _measure(plan: Plan, table: Path, steps: Steps) -> DeviceMeasurements:
     steps.stage("loading backbones and counting their FLOP")
-    bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+    bench = Bench(plan.device, plan.precision, plan.threads, plan.seed)
+    shapes = plan.shapes()
     bench.load(shapes)
     counter = measure.EnergyCounter(plan.device)
     forward = [shape for shape in shapes if shape.work == FORWARD]
@@ -83,7 +84,8 @@ def _measure(plan: Plan, table: Path, steps: Steps) -> DeviceMeasurements:
 
     kept = _warm(bench, shapes, plan, steps)
     steps.stage("ceilings: matrix product and memory copy")
-    gemm_flop_per_s, copy_bytes_per_s = bench.gemm_flop_per_s(), bench.copy_bytes_per_s()
+    gemm_flop_per_s = bench.gemm_flop_per_s()
+    copy_bytes_per_s = bench.copy_bytes_per_s()
     timings = _rounds(bench, kept, plan, table, steps)
 
     steps.stage("fitting")
@@ -117,7 +119,10 @@ def _steady_load(
 ) -> tuple[Sustained, float | None]:
     """The same pass for `plan.load_s`: how the rate sinks, and the mean watts of computing."""
     steps.stage(f"steady load: {shape.workload}", plan.load_s)
-    at_s, seconds, began_j, began_s = [], [], counter.joules(), time.perf_counter()
+    at_s = []
+    seconds = []
+    began_j = counter.joules()
+    began_s = time.perf_counter()
     with _csv(plan.folder / "sustained.csv", ("at_s", "seconds", "cpu_share")) as write:
         for at, timed in measure.steady_load(bench, shape, plan.load_s):
             write((f"{at:.6f}", f"{timed.seconds:.9f}", f"{timed.cpu_share:.4f}"))
@@ -211,7 +216,8 @@ def fit_table(table: Path, plan: Plan, console: Console) -> DeviceMeasurements:
         p.engine: lender.engines.get(p.engine, lender.engines[first]).overhead_s for p in points
     }
     fit = calibration.fit(points, lender.memory_bandwidth_bytes_per_s, overheads)
-    title, shares = f"{plan.name}, fitted to {table.name}", [t.cpu_share for t in timings]
+    title = f"{plan.name}, fitted to {table.name}"
+    shares = [t.cpu_share for t in timings]
     measured = DeviceMeasurements(
         points,
         fit,
@@ -285,7 +291,8 @@ def _timing(row: Mapping[str, str], where: str) -> Timing:
     if (row.get("flop") or "").strip():
         workload = (row.get("workload") or "").strip() or f"{number('flop'):g} FLOP"
         return Timing(workload, engine, number("flop"), number("bytes_moved", 0.0), seconds, share)
-    batch, tokens = int(number("batch", whole=True)), int(number("tokens", whole=True))
+    batch = int(number("batch", whole=True))
+    tokens = int(number("tokens", whole=True))
     precision = (row.get("precision") or "float32").strip()
     shape = measure.shape_of((row.get("backbone") or "").strip(), work, batch, tokens, precision)
     return Timing(
@@ -310,7 +317,8 @@ def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with Steps(console) as steps:
         steps.stage("loading backbones and counting their FLOP")
-        bench, shapes = Bench(plan.device, plan.precision, plan.threads, plan.seed), plan.shapes()
+        bench = Bench(plan.device, plan.precision, plan.threads, plan.seed)
+        shapes = plan.shapes()
         bench.load(shapes)
         kept = _warm(bench, shapes, plan, steps)
         timings = _rounds(bench, kept, plan, plan.folder / "validation.csv", steps)

@@ -141,7 +141,9 @@ class Bench:
             )
         if threads:
             torch.set_num_threads(threads)
-        self.device, self.precision, self.threads = device, precision, torch.get_num_threads()
+        self.device = device
+        self.precision = precision
+        self.threads = torch.get_num_threads()
         # on an idle machine the same as the clock's, on a busy one what the clock's would be
         # without the others
         self.by_processor_time = device == "cpu" and self.threads == 1
@@ -168,7 +170,8 @@ class Bench:
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         work()
         self._synchronise()
-        seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+        seconds = time.perf_counter() - began_s
+        cpu_s = time.process_time() - began_cpu_s
         if self.device == "cuda":
             return Timed(seconds, 1.0)
         share = min(1.0, cpu_s / (seconds * self.threads))

@@ -64,7 +64,9 @@ def answer(scenario: Scenario, folder: Path) -> Answer:
 
 
 def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
-    task, held, sized = sim.task, np.concatenate(sim.task.parts), sim.scenario.task.dataset
+    task = sim.task
+    held = np.concatenate(sim.task.parts)
+    sized = sim.scenario.task.dataset
     if task.texts is None and isinstance(sized, SizedData):
         yield "data", f"by size alone: {sized.classes:,} classes, {sized.tokens:,} tokens a text"
     elif task.texts is not None:

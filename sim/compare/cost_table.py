@@ -75,7 +75,8 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
     def until(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return np.concatenate([[0.0], np.cumsum(np.where(chosen, values, 0.0)[order])])[ended]
 
-    nbytes, everything = spans["nbytes"].to_numpy().astype(float), np.ones(len(end_s), dtype=bool)
+    nbytes = spans["nbytes"].to_numpy().astype(float)
+    everything = np.ones(len(end_s), dtype=bool)
     up, down = (until(nbytes, kind == way) / len(devices) for way in ("upload", "download"))
     peak = devices["peak_memory_bytes"].to_numpy()
     peak = peak[peak > 0]

@@ -96,7 +96,8 @@ class Comparison:
 
     def tables_for(self, width: int) -> Iterator[Table]:
         """The tables and what was saved, for a terminal of so many characters."""
-        abreast, saved = max(1, (width - FIRST_COLUMN) // COLUMN), self.reductions
+        abreast = max(1, (width - FIRST_COLUMN) // COLUMN)
+        saved = self.reductions
         for title, table in self.tables.items():
             for first in range(0, len(table), abreast):
                 yield _shown(title, table[first : first + abreast], self.entries)
@@ -182,7 +183,8 @@ def _compared(
         if compare.tune is not None and tune:
             trials = tuning_plan(scenario, out, only)
             run(trials, "tuning")
-            to_target, how = tuned(scenario, trials, out, seeds), ", every method tuned"
+            to_target = tuned(scenario, trials, out, seeds)
+            how = ", every method tuned"
             run(to_target, "tuned")
         for at, mine in _by_world(to_target):
             tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
@@ -285,10 +287,8 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
         box=None,
         header_style="bold",
     )
-    view.caption, view.caption_justify = (
-        f"left out: {'; '.join(left_out)}" if left_out else None,
-        "left",
-    )
+    view.caption = f"left out: {'; '.join(left_out)}" if left_out else None
+    view.caption_justify = "left"
     for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():

@@ -99,7 +99,8 @@ class Checkpoint:
                 header = dict(file.metadata())
                 if header.pop("crc32") != _sum(header, file.keys(), file.get_tensor):
                     raise ValueError("its content is not what was written")
-            self.position, self.notes = int(header["position"]), int(header["notes"])
+            self.position = int(header["position"])
+            self.notes = int(header["notes"])
             self._index = json.loads(header["index"])
         except Exception as error:  # whatever a damaged file makes its readers say
             raise ValueError(

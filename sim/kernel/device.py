@@ -74,7 +74,10 @@ class Device:
         ready_s: np.ndarray,
         client: str | None = None,
     ) -> None:
-        self.world, self.member, self.profile, self.client = world, member, profile, client
+        self.world = world
+        self.member = member
+        self.profile = profile
+        self.client = client
         self.id, self.backbone, self.power = member.id, member.backbone, model.engine.power
         self.samples, self.joined_at_s = samples, joined_at_s
         self.finished_at_s: float | None = None

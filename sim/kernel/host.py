@@ -35,7 +35,9 @@ class Host:
     """
 
     def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
-        self.torch_s, self.pieces, self.journal = 0.0, 0, journal or Journal(None)
+        self.torch_s = 0.0
+        self.pieces = 0
+        self.journal = journal or Journal(None)
         self._prepared_s = self._saved_s = (
             0.0  # of torch_s, what passed before the first piece and what is not at stake
         )
@@ -126,7 +128,8 @@ class Host:
         """
         if not self.journal.keeps or self.is_replaying:
             return
-        position, at_stake_s = self.pieces, math.inf if is_last else self.torch_s - self._saved_s
+        position = self.pieces
+        at_stake_s = math.inf if is_last else self.torch_s - self._saved_s
 
         def write() -> bool:
             alive = [learned for learned in self._alive if learned.is_there]

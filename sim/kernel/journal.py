@@ -51,20 +51,18 @@ class Journal:
     def __init__(
         self, folder: Path | None, resume: bool = False, seconds_between_checkpoints: float = 10.0
     ) -> None:
-        self.keeps, self.position, self.remarks = folder is not None, 0, []
-        self._every_s, self._seconds_a_byte, self._not_before_s = (
-            seconds_between_checkpoints,
-            2e-9,
-            0.0,
-        )
+        self.keeps = folder is not None
+        self.position = 0
+        self.remarks = []
+        self._every_s = seconds_between_checkpoints
+        self._seconds_a_byte = 2e-9
+        self._not_before_s = 0.0
         self._notes: dict[str, Any] = {}
         self._checkpoint: Any = None
         if folder is None:
             return
-        self._file, self._checkpoint_file = (
-            folder / "journal.jsonl",
-            folder / "checkpoint.safetensors",
-        )
+        self._file = folder / "journal.jsonl"
+        self._checkpoint_file = folder / "checkpoint.safetensors"
         if resume:
             self._read()
         else:

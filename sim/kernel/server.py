@@ -34,7 +34,8 @@ class Server:
         self.meter = EnergyMeter(
             world.env, 0.0
         )  # what a server draws while it has nothing to do is not the study's
-        self._model, self._accelerator = model, simpy.Resource(world.env, capacity=1)
+        self._model = model
+        self._accelerator = simpy.Resource(world.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = world.env.event()
         self._is_short, self._dropped = False, set()

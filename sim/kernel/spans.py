@@ -76,12 +76,10 @@ class Draw:
     def __init__(
         self, since_s: float, watts: float, j_per_byte: float, progress: TransferProgress | None
     ) -> None:
-        self.since_s, self.watts, self.j_per_byte, self.progress = (
-            since_s,
-            watts,
-            j_per_byte,
-            progress,
-        )
+        self.since_s = since_s
+        self.watts = watts
+        self.j_per_byte = j_per_byte
+        self.progress = progress
         self.counted_j = 0.0
 
 
@@ -118,10 +116,8 @@ class EnergyMeter:
         for draw in self._open:
             if draw.j_per_byte:
                 _, bytes_per_s, holds_until_s = draw.progress()
-                most_w, until_s = (
-                    most_w + draw.j_per_byte * bytes_per_s,
-                    min(until_s, holds_until_s),
-                )
+                most_w += draw.j_per_byte * bytes_per_s
+                until_s = min(until_s, holds_until_s)
         return most_w, until_s
 
     def begin(
@@ -145,7 +141,8 @@ class EnergyMeter:
         now = self.env.now
         spared_s = seconds = now - draw.since_s  # of idle power, which another span bore
         if self._open[0] is draw:
-            spared_s, self._bears_since_s = self._bears_since_s - draw.since_s, now
+            spared_s = self._bears_since_s - draw.since_s
+            self._bears_since_s = now
         self._open.remove(draw)
         if self.battery:
             self.battery.follow()
@@ -171,10 +168,8 @@ def recorded(
     """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the
     bytes, until then.
     """
-    env, draw = (
-        who.world.env,
-        who.meter.begin(watts, j_per_byte, progress and functools.partial(progress, event)),
-    )
+    env = who.world.env
+    draw = who.meter.begin(watts, j_per_byte, progress and functools.partial(progress, event))
     start = env.now
     try:
         yield event
@@ -198,7 +193,9 @@ def waiting(device: Actor) -> Iterator[None]:
     """Record that a device waits, idle, while the server works for it; one that is stopped takes
     its batch along.
     """
-    env, draw, outcome = device.world.env, device.meter.begin(device.meter.idle_w), "ok"
+    env = device.world.env
+    draw = device.meter.begin(device.meter.idle_w)
+    outcome = "ok"
     try:
         yield
     except simpy.Interrupt as stop:

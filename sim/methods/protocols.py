@@ -42,10 +42,8 @@ class ServerDriven:
         """So many batches of the device's texts, which are shuffled anew whenever all have been
         used.
         """
-        rng, size = (
-            self.world.streams.rng("local-training", f"{device.id}/{task.version}"),
-            self.config.device_batch,
-        )
+        rng = self.world.streams.rng("local-training", f"{device.id}/{task.version}")
+        size = self.config.device_batch
         made: list[np.ndarray] = []
         while len(made) < count:
             order = rng.permutation(device.samples)

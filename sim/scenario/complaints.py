@@ -55,7 +55,8 @@ class _Spot:
         for step in loc:
             branches = self.schema.get("oneOf") or self.schema.get("anyOf")
             if branches:
-                self.schema, self.in_branch = self.branch(branches, str(step)), True
+                self.schema = self.branch(branches, str(step))
+                self.in_branch = True
             elif step != "[key]":  # pydantic's word for the key itself, not its value
                 self.enter(step)
 
@@ -99,12 +100,10 @@ class _Spot:
                 self.schema.get("additionalProperties"),
             )
             inner = self.schema.get("properties", {}).get(step, others)
-        self.schema, self.node, self.path, self.in_branch = (
-            self.settled(inner),
-            child,
-            (*self.path, step),
-            False,
-        )
+        self.schema = self.settled(inner)
+        self.node = child
+        self.path = (*self.path, step)
+        self.in_branch = False
         self.place = child.place if child else self.place
 
 

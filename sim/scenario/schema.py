@@ -27,10 +27,9 @@ from sim.scenario.settings import OnlyFor, RenamedSettings, Settings, name_now
 
 AnyMethod = Settings  # until methods are registered: see `_may_name`
 
-MOST_TEXTS, MOST_DEVICES = (
-    2_000_000,
-    2_000_000,
-)  # so that a slip of the keyboard is an error, not all memory
+# so that a slip of the keyboard is an error, not all memory
+MOST_TEXTS = 2_000_000
+MOST_DEVICES = 2_000_000
 
 Looking = TypeVar("Looking", bound=Settings)
 

@@ -165,9 +165,12 @@ def _one_method(
             f"{label}: {unfit[0]} cannot hold its backbone; only fleets that can work are executed"
         )
     members = [(device.id, link_of(device.member), device.member.cell) for device in fleet]
-    planned_s, reals, hosts = simulated.summary["virtual_time_s"], [], []
+    planned_s = simulated.summary["virtual_time_s"]
+    reals = []
+    hosts = []
     for number in range(1, repeats + 1):
-        name, load = f"{label}, real run {number} of {repeats}", os.getloadavg()[0]
+        name = f"{label}, real run {number} of {repeats}"
+        load = os.getloadavg()[0]
 
         def progress(stage: str, facts: dict[str, Any], name: str = name) -> None:
             if stage == "starting":

@@ -23,7 +23,9 @@ from typing import Any
 from inputs.files import parse_json
 
 LENGTHS = struct.Struct("<IQ")
-LONGEST_HEADER, LONGEST_BODY, LONGEST_HELLO = 64 * 2**20, 4 * 2**30, 4096
+LONGEST_HEADER = 64 * 2**20
+LONGEST_BODY = 4 * 2**30
+LONGEST_HELLO = 4096
 CHUNK_BYTES = 2**18  # memory grows by what has come, not by what is announced
 HERE = "127.0.0.1"
 HELLO_S = 10.0  # how long whoever connects may take, in all, to say who it is

@@ -83,7 +83,8 @@ class LocalDevice(Device):
 
     def upload(self, payload: Payload) -> Generator[simpy.Event, Any, None]:
         """Send the payload's bytes; done when the server has said how many of them landed."""
-        start_s, self._acknowledged[payload.number] = self.world.env.now, self.world.env.event()
+        start_s = self.world.env.now
+        self._acknowledged[payload.number] = self.world.env.event()
         header = {
             "payload": payload.number,
             "records": len(payload.samples),
@@ -327,11 +328,9 @@ class ServerWorld(RealWorld):
                     f"the real run was still under way after {limit_s:.0f} s: use a higher "
                     "--compress"
                 )
-        self.ended.reason, self.ended.at_s, self.torch_s = (
-            "exhausted",
-            self.env.now,
-            self.host.torch_s,
-        )
+        self.ended.reason = "exhausted"
+        self.ended.at_s = self.env.now
+        self.torch_s = self.host.torch_s
         while any(device.spans is None for device in self.devices):
             self.env.step()
         for device in self.devices:

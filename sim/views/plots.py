@@ -91,7 +91,8 @@ def timeline_figure(run: Run) -> Figure:
     `MAX_ROWS` of them.
     """
     devices = run.devices()
-    names, classes = devices["device"].to_pylist(), devices["device_class"].to_pylist()
+    names = devices["device"].to_pylist()
+    classes = devices["device_class"].to_pylist()
     finish_s = finish_times(devices)
     shown = [row for row, _ in islice(sampling_order(devices), MAX_ROWS)]
     shown.sort(key=lambda row: (classes[row], finish_s[row], names[row]))

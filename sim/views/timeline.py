@@ -262,7 +262,10 @@ class _Plan:
         """The drawings of devices in `order` that fit what is left; None when not all of them do,
         unless `partly`.
         """
-        slices, tracks, fitting, open_classes = self.slices_left, self.tracks_left, [], set()
+        slices = self.slices_left
+        tracks = self.tracks_left
+        fitting = []
+        open_classes = set()
         for row, reason in order:
             actor = self.actor_of_name.get(names[row])
             if actor is None:
@@ -451,7 +454,8 @@ def _running_sum(
     """
     time_ns = np.concatenate([start_ns, end_ns])
     order = np.argsort(time_ns, kind="stable")
-    time_ns, value = time_ns[order], np.concatenate([weight, -weight])[order].cumsum()
+    time_ns = time_ns[order]
+    value = np.concatenate([weight, -weight])[order].cumsum()
     last = np.append(time_ns[1:] != time_ns[:-1], True)[: len(time_ns)]
     return time_ns[last], value[last]
 

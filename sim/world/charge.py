@@ -145,7 +145,8 @@ def charge_of(device: Device, capacity_j: float, settings: BatterySettings, shar
     if settings.hours and watts is not None:
         charger = Charger(watts, *settings.hours, settings.starts_at)
     battery = Battery(capacity_j, charger)
-    low_j, goal_j = settings.stop_below * capacity_j, settings.resume_at * capacity_j
+    low_j = settings.stop_below * capacity_j
+    goal_j = settings.resume_at * capacity_j
     top_up = (
         None
         if charger or watts is None

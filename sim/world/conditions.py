@@ -41,11 +41,9 @@ class Conditions:
 
     def __init__(self, device: Device, settings: Varying, streams: Streams) -> None:
         s, profile, id_ = settings, device.profile, device.id
-        self.device, self.settings, self.radio_by_rate = (
-            device,
-            settings,
-            settings.radio_power_by_rate,
-        )
+        self.device = device
+        self.settings = settings
+        self.radio_by_rate = settings.radio_power_by_rate
         self.throttle = (s.thermal and throttle_of(profile, s.thermal_recovery)) or NO_THROTTLE
         self.load = ALWAYS_QUIET
         if s.background_load:
@@ -73,7 +71,10 @@ class Conditions:
 
         Raises `simpy.Interrupt("oom")` in a device that gives up, and ends.
         """
-        device, done_s, kills, spent_s = self.device, 0.0, 0, 0.0
+        device = self.device
+        done_s = 0.0
+        kills = 0
+        spent_s = 0.0
         needed = device.held_bytes(work.cost.peak_bytes)
         while True:
             yield from self._charge()
@@ -81,7 +82,8 @@ class Conditions:
             self.heat = self.throttle.after_rest(self.heat, start_s - self._cool_since_s)
             at = (self.throttle, self.load, self.heat, start_s)
             seconds, outcome = work_seconds(*at, nominal_s - done_s), "ok"
-            low_s, short_s = self._low_in_s(seconds), self._short_in_s(needed, seconds)
+            low_s = self._low_in_s(seconds)
+            short_s = self._short_in_s(needed, seconds)
             if min(low_s, short_s) < seconds:
                 seconds, outcome = (low_s, "low-battery") if low_s < short_s else (short_s, "oom")
             piece_s = nominal_s - done_s if outcome == "ok" else work_done_s(*at, seconds)

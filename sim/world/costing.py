@@ -124,10 +124,8 @@ def _beyond_positions(
     longest = data.tokens if isinstance(data, SizedData) else scenario.task.max_tokens
     tokens = (scenario.cost_as and scenario.cost_as.tokens) or longest
     for name, spec in learned.items():
-        positions, stated = (
-            architectures[name].positions,
-            catalogue.config_of(spec).get("max_position_embeddings"),
-        )
+        positions = architectures[name].positions
+        stated = catalogue.config_of(spec).get("max_position_embeddings")
         if positions is not None and charged[name] == spec and longest > positions:
             raise catalogue.too_long(name, longest, positions)
         if positions is not None and tokens > positions:

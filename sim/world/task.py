@@ -97,7 +97,8 @@ def load_task(
         fixed = dataset.tokens
         classes = dataset.classes
         names = tuple(map(str, range(classes)))
-        n_train, n_test = (settings.train or 10_000) + settings.validation, settings.test or 1_000
+        n_train = (settings.train or 10_000) + settings.validation
+        n_test = settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
         clients = None
@@ -135,7 +136,9 @@ def _judged(
     """The texts to judge on, without copies of those that devices hold unless these are wanted; and
     what to know of them.
     """
-    remarks, drawn, is_copy = list(texts.remarks), len(test), data.copies(texts, held, test)
+    remarks = list(texts.remarks)
+    drawn = len(test)
+    is_copy = data.copies(texts, held, test)
     n_copies = int(is_copy.sum())
     if n_copies and texts.keep_test_copies:
         remarks.append(

@@ -88,10 +88,8 @@ class FlexLoRA(SynchronousPeft):
                 f"method.ranks: {odd} is no group or device of the fleet "
                 f"({known}){nearest(odd, names)}"
             )
-        widest, narrowest = (
-            max([config.rank, *config.ranks.values()]),
-            min(world.costing.widths().values()),
-        )
+        widest = max([config.rank, *config.ranks.values()])
+        narrowest = min(world.costing.widths().values())
         if widest > narrowest:
             raise ValueError(
                 f"method.ranks: {widest} is more than the width of the narrowest backbone, "
@@ -119,7 +117,8 @@ class FlexLoRA(SynchronousPeft):
         else is counted.
         """
         model = next(model for model in self.costs if model[0] == backbone)
-        counted, a = self.costs[model], self.world.costing.architectures[backbone]
+        counted = self.costs[model]
+        a = self.world.costing.architectures[backbone]
         width, classes, config = counted.head_inputs, self.world.task.classes, self.config
         head = (width + 1) * (classes + (width if config.head == "dense" else 0))
         if counted.trainable - head == 4 * a.layers * model[1] * a.hidden_size:
@@ -132,7 +131,8 @@ class FlexLoRA(SynchronousPeft):
         SVD.
         """
         work = super().aggregation(sent, answers)
-        most, ranks = max(rank for _, rank in self.costs), [self.rank_of(p.sender) for p in answers]
+        most = max(rank for _, rank in self.costs)
+        ranks = [self.rank_of(p.sender) for p in answers]
         maps = [self.maps(name) for name in sorted({p.sender.backbone for p in answers})]
         flop = max(
             (math.fsum(flex_lora_flop(ranks, most, *map_) for map_ in own) for own in maps),

@@ -84,10 +84,8 @@ class FederatedLearner(RealLearner):
 
     def tokens(self, backbone: str, samples: np.ndarray) -> Tokens:
         """The samples as the backbone's tokens."""
-        rows, whole = (
-            [self._row[backbone][int(sample)] for sample in samples],
-            self._tokens[backbone],
-        )
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        whole = self._tokens[backbone]
         segments = None if whole.segments is None else [whole.segments[row] for row in rows]
         return Tokens([whole.ids[row] for row in rows], segments)
 
@@ -220,7 +218,8 @@ class FederatedLearner(RealLearner):
     def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float]:
         from learning.federated.local_training import evaluate
 
-        test, labels = self.world.task.test, self.world.task.labels[self.world.task.test]
+        test = self.world.task.test
+        labels = self.world.task.labels[self.world.task.test]
         return {
             name: evaluate(model, self.part_of(name, state), self.tokens(name, test), labels)
             for name, model in self.models.items()

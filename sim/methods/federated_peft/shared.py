@@ -130,7 +130,8 @@ class FederatedPeft(ServerDriven):
 
     def local_training(self, device: Device, task: ClientTask) -> Work:
         """The local epochs, real and charged."""
-        model, lengths = self.model_of(device), self.world.lengths(device, device.samples)
+        model = self.model_of(device)
+        lengths = self.world.lengths(device, device.samples)
         counted, epoch = self.costs[model], Cost()
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
@@ -138,14 +139,10 @@ class FederatedPeft(ServerDriven):
             epoch += counted.step(
                 len(batch), tokens, self.optimiser, self.config.gradient_checkpointing
             )
-        epochs, peak = (
-            self.config.local_epochs,
-            epoch.peak_bytes + counted.optimiser_bytes(self.optimiser),
-        )
-        cost, seed = (
-            Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak),
-            self.seed(device, task.version),
-        )
+        epochs = self.config.local_epochs
+        peak = epoch.peak_bytes + counted.optimiser_bytes(self.optimiser)
+        cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
+        seed = self.seed(device, task.version)
         how = (model, device.samples, task.model, self.settings, seed)
         return self.learner.work(cost, self.learner.client, self.client_update, *how)
 

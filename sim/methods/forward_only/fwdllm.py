@@ -103,7 +103,8 @@ class FwdLLM(ForwardOnly):
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
         state, chosen, places, is_new = task.model
-        nbytes, directions = self.costs[device.backbone].nbytes(), self.config.perturbations
+        nbytes = self.costs[device.backbone].nbytes()
+        directions = self.config.perturbations
         yield from device.download(8 * directions + is_new * nbytes)
         data = yield from device.compute(
             self.probing(device, task, state, chosen, places[device.id])
@@ -177,7 +178,8 @@ class FwdLLM(ForwardOnly):
 
     def step(self, payloads: list[Payload], gradients: Any, number: int) -> Work:
         """One step along the mean gradient: a few passes over the numbers."""
-        c, nbytes = self.config, sum(self.costs[p.sender.backbone].nbytes() for p in payloads)
+        c = self.config
+        nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in payloads)
         rate = fg.warm_up_then_linear(
             number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds
         )
@@ -187,9 +189,11 @@ class FwdLLM(ForwardOnly):
         """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there
         is a gradient.
         """
-        c, numbers = self.config, sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
+        c = self.config
+        numbers = sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
         drawn = c.perturbations * c.candidates * numbers if number > 0 else 0.0
-        names, seeds = [d.backbone for d in devices], [self.seed(d, self.requests) for d in devices]
+        names = [d.backbone for d in devices]
+        seeds = [self.seed(d, self.requests) for d in devices]
         return self.learner.work(
             Cost(7 * drawn, 8 * drawn),
             self.learner.choose,

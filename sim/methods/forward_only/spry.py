@@ -142,7 +142,8 @@ class Spry(ForwardOnly):
         kept = counted.nbytes() + 5 * dealt
         cost = self.passes(device, batches, self.jvp(device.backbone, names), c.perturbations, kept)
         cost += Cost(0.0, 7 * dealt * len(batches))
-        own, seed = self.learned(device, places[device.id]), self.seed(device, task.version)
+        own = self.learned(device, places[device.id])
+        seed = self.seed(device, task.version)
         how = (state, own, seed, c.learning_rate, c.weight_decay, c.perturbations)
         return self.learner.work(
             cost, self.learner.client, client_update, device.backbone, batches, *how

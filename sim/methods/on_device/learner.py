@@ -196,10 +196,8 @@ class LadderLearner(OnDeviceStates, RealLearner):
         """
         if device_id not in self.evaluated or device_id in self.lost:
             return None
-        who, before = (
-            (backbone, samples, device_id),
-            Taken(self._tunings[device_id]) if number else None,
-        )
+        who = (backbone, samples, device_id)
+        before = Taken(self._tunings[device_id]) if number else None
         how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
         self._tunings[device_id], *result = self.world.host.learn(
             self._trained, update, before, *who, number, **how

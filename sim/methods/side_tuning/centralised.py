@@ -136,7 +136,8 @@ class Centralised(SideTuning):
 
     def forward_pass(self, samples: np.ndarray) -> Work:
         """The backbone over a batch, at the server."""
-        fixed, spec = self.world.costing.fixed_tokens, self.world.costing.learned[self.backbone]
+        fixed = self.world.costing.fixed_tokens
+        spec = self.world.costing.learned[self.backbone]
         tokens = fixed or int(self.world.task.lengths(spec, samples).max())
         return self.learner.work(
             self.architecture.forward(len(samples), tokens),

@@ -133,7 +133,8 @@ class SideTuningLearner(RealLearner):
 
         if not np.isfinite(activations).all():
             return b""
-        labels, y_b = self.world.task.labels[samples], self._own_prediction(backbone, samples)
+        labels = self.world.task.labels[samples]
+        y_b = self._own_prediction(backbone, samples)
         made = update(activations, labels, y_b, self.config.loss)
         return encode(Activations(*made, samples), self.config.wire)
 

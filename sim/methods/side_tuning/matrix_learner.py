@@ -44,7 +44,8 @@ class MatrixLearner(SideTuningLearner):
         values, lengths = self.states(backbone, samples)
         if not np.isfinite(values).all():
             return b""
-        labels, y_b = self.world.task.labels[samples], self._own_prediction(backbone, samples)
+        labels = self.world.task.labels[samples]
+        y_b = self._own_prediction(backbone, samples)
         values, targets = update(values, labels, y_b, self.config.loss)
         return encode(FullActivations(values, lengths, targets, samples), self.config.bits)
 

@@ -60,7 +60,8 @@ class MatrixUploads(SideTuning):
         if self.config.shortcut == "pivot":
             return super().payload(device, samples, activations)
         tokens = int(self.world.lengths(device, samples).sum())
-        width, classes = self.shape.backbone_widths[device.backbone], self.world.task.classes
+        width = self.shape.backbone_widths[device.backbone]
+        classes = self.world.task.classes
         shape = (len(samples), tokens, self.shape.vectors, width, classes)
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
         return device.payload(samples, encoded_nbytes(self.config.bits, *shape), data)

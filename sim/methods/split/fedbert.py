@@ -120,7 +120,8 @@ class FedBertLearner(SplitLearner):
 
         single_thread()
         labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
-        h_BTD, head = unpacked_vectors(data, ran.mask_BT), self.parts[backbone][2]
+        h_BTD = unpacked_vectors(data, ran.mask_BT)
+        head = self.parts[backbone][2]
         back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B)
         return packed_vectors(back_BTD, ran.mask_BT), gradients
 

@@ -67,7 +67,8 @@ class SplitTraining(SynchronousRounds):
 
     def peak_bytes(self, device: Device) -> int:
         """Of the device's own parts, trained on its longest batch."""
-        own, batches = self.charging.own, self.texts(device, ClientTask(0, None, None))
+        own = self.charging.own
+        batches = self.texts(device, ClientTask(0, None, None))
         peaks = [
             self.charging.backward(device, samples, part).peak_bytes
             for samples in batches
@@ -140,7 +141,9 @@ class SplitTraining(SynchronousRounds):
         self, server: Server, asked: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: all clients at once or one by one, then the means."""
-        model, answers, turns = None if self.world.dry else self.learner.held, [], [asked]
+        model = None if self.world.dry else self.learner.held
+        answers = []
+        turns = [asked]
         if self.in_parallel:
             self.copies = {}
         else:

@@ -124,10 +124,8 @@ class SplitFed(SplitTraining):
             )
             for name, spec in world.costing.charged.items()
         }
-        rate, in_parallel = (
-            config.learning_rate or LEARNING_RATES[kind],
-            config.kind == "splitfed-v1",
-        )
+        rate = config.learning_rate or LEARNING_RATES[kind]
+        in_parallel = config.kind == "splitfed-v1"
         super().__init__(
             config, world, parts, in_parallel, rate, config.layers, *config.classifier("linear")
         )
