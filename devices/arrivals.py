@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inputs.series import moments, read_table
+from inputs.series import instants, read_table
 
 HOUR_S, DAY_S = 3_600.0, 86_400.0
 
@@ -180,7 +180,7 @@ def read_times(path: Path) -> dict[str, np.ndarray]:
     table = read_table(path)
     at = table.place_of(lambda words: words[:1] == ["time"], "time_s")
     who = next((place for place, name in enumerate(table.names) if name.lower() == "device"), None)
-    read = moments(table, at)
+    read = instants(table, at)
     if read.is_absolute:
         raise table.problem(
             0, at, "counts from 1970, and a run from 0: give seconds from its beginning"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from inputs.files import read_yaml
-from inputs.series import moments, read_table
+from inputs.series import instants, read_table
 from inputs.shipped import Shipped, is_file
 
 PROFILES = Shipped(Path(__file__).parent / "availability_profiles", "mobifleet.rhythms")
@@ -344,7 +344,7 @@ def read_trace(path: Path, period_s: float | None = None) -> AvailabilityTrace:
         table.place_of(partial(_begins, ["ready", edge]), f"ready_{edge}_s")
         for edge in ("start", "end")
     ]
-    starts, ends = (moments(table, place) for place in at)
+    starts, ends = (instants(table, place) for place in at)
     found: dict[str, list[tuple[float, float]]] = {}
     for row, (device, start, end) in enumerate(
         zip(table.cells(who), starts.seconds, ends.seconds, strict=True)

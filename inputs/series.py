@@ -371,7 +371,7 @@ def times(table: SeriesTable, place: int) -> Times:
     )
 
 
-def moments(table: SeriesTable, place: int) -> Times:
+def instants(table: SeriesTable, place: int) -> Times:
     """As `times`, for rows in any order: a unit must be said, and times of day, which do not say
     the day, are refused.
     """

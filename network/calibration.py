@@ -187,7 +187,7 @@ class Number(TypedDict):
 def number(
     value: float, source: str, date: str, conditions: str, basis: str = "measured"
 ) -> Number:
-    """A number for `write_profile`, to four significant digits."""
+    """A number for `write_link_profile`, to four significant digits."""
     return {
         "value": _rounded(value),
         "basis": basis,
@@ -201,7 +201,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{PLACES}g}")
 
 
-def write_profile(path: str | Path, name: str, numbers: Mapping[str, Number]) -> None:
+def write_link_profile(path: str | Path, name: str, numbers: Mapping[str, Number]) -> None:
     """A link profile that `network.profile.load` reads; `numbers` as `number` makes them, by the
     profile's fields.
     """

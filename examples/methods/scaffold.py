@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from learning.cost.costs import Cost
-from learning.federated.aggregation import difference, weighted_mean
+from learning.federated.aggregation import model_delta, weighted_mean
 from learning.federated.local_training import train
 from sim.kernel.learner import learner_for
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -28,7 +28,7 @@ def client_update(client, state, c, c_own, settings, seed):
     y = train(client.model, x, client.tokens, client.labels, settings, seed, drift)
     moved_per_gradient = settings.learning_rate * y.steps
     c_new = {name: (x[name] - y.state[name]) / moved_per_gradient - drift[name] for name in x}
-    return [difference(y.state, x), difference(c_new, c_own)], c_new
+    return [model_delta(y.state, x), model_delta(c_new, c_own)], c_new
 
 
 def server_update(state, c, answers, kept, rate, devices):

@@ -111,11 +111,11 @@ def _kind(kind: type) -> str:
 def shown(cell: object) -> str:
     """A cell in a message, cut to the width of one."""
     try:
-        return cut("null" if cell is None else " ".join(repr(cell).split()))
+        return shortened("null" if cell is None else " ".join(repr(cell).split()))
     except RecursionError:
         return "nested too deeply to be shown"
 
 
-def cut(words: str) -> str:
+def shortened(words: str) -> str:
     """The beginning of something long."""
     return words if len(words) <= 60 else f"{words[:57]}..."

@@ -334,8 +334,8 @@ def _parquet_rows(file: Path, layout: Layout) -> Rows:
             type_ = schema.field(column).type
             if pa.types.is_nested(type_):
                 raise DataError(
-                    f"{file}: column {column!r} is of type {cells.cut(str(type_))}, not of texts, "
-                    "words or numbers"
+                    f"{file}: column {column!r} is of type {cells.shortened(str(type_))}, not of "
+                    "texts, words or numbers"
                 )
         _check_size(file, table.metadata, wanted)
         for batch in table.iter_batches(batch_size=_BATCH, columns=list(dict.fromkeys(wanted))):

@@ -52,7 +52,7 @@ def fed_avg(x: State, states: Sequence[State], weights: Sequence[float]) -> dict
     return {**x, **weighted_mean(states, weights)}
 
 
-def difference(trained: State, received: State) -> dict[str, Tensor]:
+def model_delta(trained: State, received: State) -> dict[str, Tensor]:
     """The delta of every tensor of `trained`."""
     return {name: tensor - received[name] for name, tensor in trained.items()}
 

@@ -30,7 +30,7 @@ import numpy as np
 from learning.federated.aggregation import (
     ServerMoments,
     ServerOptimiser,
-    difference,
+    model_delta,
     server_step,
     weighted_mean,
 )
@@ -345,7 +345,7 @@ def spry_server_step(
     A tensor that nobody returned stays as it is.
     """
     mean = weighted_mean(returned, [1.0] * len(returned))
-    return server_step(settings, state, difference(mean, state), moments)
+    return server_step(settings, state, model_delta(mean, state), moments)
 
 
 def cosine(a: State, b: State) -> float:

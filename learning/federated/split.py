@@ -235,14 +235,14 @@ def learn(
     return (float(loss.detach()), *ran.backward(gradient_BC))
 
 
-def pack(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+def pack_rows(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """The rows of real tokens alone [N, D]: padding need not cross the wire, since nothing reads
     it.
     """
     return h_BTD[mask_BT.bool()]
 
 
-def unpack(rows_ND: Tensor, mask_BT: Tensor) -> Tensor:
+def unpack_rows(rows_ND: Tensor, mask_BT: Tensor) -> Tensor:
     """The inverse of `pack`, with zeros where there is no token: [B, T, D]."""
     h_BTD = rows_ND.new_zeros(*mask_BT.shape, rows_ND.shape[-1])
     h_BTD[mask_BT.bool()] = rows_ND

@@ -34,7 +34,7 @@ from devices.hardware import DeviceProfile
 from sim.calibrate import measure
 from sim.calibrate.device_plan import DeviceMeasurements, Plan
 from sim.calibrate.measure import FORWARD, Bench, Shape
-from sim.calibrate.profile_report import write_profile, write_report, write_validation
+from sim.calibrate.profile_report import write_device_profile, write_report, write_validation
 
 COLUMNS = (
     *("workload", "engine", "backbone", "work", "batch", "tokens"),
@@ -62,7 +62,7 @@ def calibrate(plan: Plan, console: Console) -> DeviceMeasurements:
             hint = f"the timings so far are in {table}; `{how}` fits them"
         console.print(f"interrupted: {hint}")
         raise
-    write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
+    write_device_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
     write_report(measured, plan, console)
     return measured
 
@@ -205,7 +205,7 @@ def fit_table(table: Path, plan: Plan, console: Console) -> DeviceMeasurements:
             "for example --like phone-2024-flagship (`mobifleet list devices` shows all)"
         )
     lender = plan.lender()
-    timings, fitted = read_table(table)
+    timings, fitted = read_timings(table)
     points = calibration.medians(timings)
     if fitted is None:
         points = calibration.hold_out(points, np.random.default_rng(plan.seed))
@@ -228,12 +228,12 @@ def fit_table(table: Path, plan: Plan, console: Console) -> DeviceMeasurements:
         cpu_share=float(np.median(shares)),
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
-    write_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
+    write_device_profile(measured, lender, plan.name, plan.folder / "profile.yaml")
     write_report(measured, plan, console)
     return measured
 
 
-def read_table(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | None]:
+def read_timings(path: Path) -> tuple[list[Timing], dict[tuple[str, str], bool] | None]:
     """The timings of a CSV, and which (engine, workload) its column `fitted` lets the fit see (None
     without it).
 
@@ -309,7 +309,7 @@ def _timing(row: Mapping[str, str], where: str) -> Timing:
 # ------------------------------------------------------------------------------------------
 
 
-def validate(name_or_path: str, plan: Plan, console: Console) -> Errors:
+def validate_profile(name_or_path: str, plan: Plan, console: Console) -> Errors:
     """Time this machine again and say how far a profile is off; nothing of the profile is
     changed.
     """

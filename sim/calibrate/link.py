@@ -33,7 +33,7 @@ from network.calibration import (
     fit_variation,
     moments,
     number,
-    write_profile,
+    write_link_profile,
     write_variations,
 )
 from network.errors import NetworkError
@@ -99,7 +99,7 @@ def serve(host: str, port: int, console: Console) -> None:
         console.print("closed")
 
 
-def measure(address: str, port: int, seconds: float, console: Console) -> Found:
+def measure_link(address: str, port: int, seconds: float, console: Console) -> Found:
     """Measure the path to a listening end, `seconds` of bulk each way; `port` where it names none.
     Raises NetworkError.
     """
@@ -196,7 +196,7 @@ def report(
 
     numbers = _numbers(found, found_moments, varied, lender)
     folder.mkdir(parents=True, exist_ok=True)
-    write_profile(folder / "profile.yaml", name, numbers)
+    write_link_profile(folder / "profile.yaml", name, numbers)
     for way, (bps, step_s) in steps.items():
         _write_series(folder / f"{way}.csv", bps, step_s)
     if variations:

@@ -31,7 +31,7 @@ FORMULA = "seconds = overhead + FLOP / rate + bytes / bandwidth"
 # ------------------------------------------------------------------------------------------
 
 
-def write_profile(
+def write_device_profile(
     measured: DeviceMeasurements, lender: DeviceProfile, name: str, path: Path
 ) -> DeviceProfile:
     """Write the profile, each number with its source, and return it as `devices.profile` reads

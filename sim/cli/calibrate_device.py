@@ -93,7 +93,7 @@ def calibrate_device(
     if table is not None:
         verb.fit_table(table, plan, plain)
     elif validate is not None:
-        found = verb.validate(validate, plan, plain)
+        found = verb.validate_profile(validate, plan, plain)
         if fail_above is not None and found.mean_pct > fail_above:
             raise typer.Exit(1)
     else:

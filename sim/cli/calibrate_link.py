@@ -87,7 +87,7 @@ def calibrate_link(
         verb.serve(host, port, plain)
         return
     found = (
-        verb.measure(to, port, seconds, plain)
+        verb.measure_link(to, port, seconds, plain)
         if to
         else verb.read(files or (), unit, direction, column)
     )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
-from sim.kernel.learned import Learned, Piece, key_of, resolved
+from sim.kernel.learned import Learned, Piece, key_of, with_values
 
 Result = TypeVar("Result")
 
@@ -101,7 +101,7 @@ class Host:
         if value is UNKNOWN:
             if self.is_replaying:
                 raise CannotResume.other_course()
-            value = self.start(lambda: function(*map(resolved, arguments))).result()
+            value = self.start(lambda: function(*map(with_values, arguments))).result()
             if self.journal.keeps:
                 self.journal.note(key, value)
         return value

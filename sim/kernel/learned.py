@@ -127,7 +127,7 @@ class Piece:
         arguments = self._arguments
         if all(self._stored):
             self._arguments = ()
-        made = self._function(*map(resolved, arguments))
+        made = self._function(*map(with_values, arguments))
         del arguments
         for result, value in zip(
             self._results, (made,) if len(self._stored) == 1 else made, strict=True
@@ -153,18 +153,18 @@ class Piece:
             self._arguments = ()
 
 
-def resolved(argument: Any) -> Any:
+def with_values(argument: Any) -> Any:
     """The argument with the values of all results in it."""
     if isinstance(argument, Learned):
         return argument.value
     if isinstance(argument, Taken):
         return argument.take()
     if isinstance(argument, tuple) and hasattr(argument, "_fields"):
-        return type(argument)(*map(resolved, argument))
+        return type(argument)(*map(with_values, argument))
     if isinstance(argument, list | tuple):
-        return type(argument)(map(resolved, argument))
+        return type(argument)(map(with_values, argument))
     if isinstance(argument, dict):
-        return {name: resolved(value) for name, value in argument.items()}
+        return {name: with_values(value) for name, value in argument.items()}
     return argument
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from learning.data.texts import TextDataset
 from sim.kernel.device import Payload
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 from sim.scenario import registry
 from sim.scenario.schema import Scenario
 from sim.simulation import Simulation
@@ -54,7 +54,7 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
         "`world.streams`, or an update is not a pure function"
     )
     for payload in payloads:
-        data = resolved(payload.data)
+        data = with_values(payload.data)
         assert data is None or len(data) == payload.nbytes, (
             f"payload {payload.number} of {payload.sender.id} is {len(data)} bytes and is charged "
             f"as {payload.nbytes}"

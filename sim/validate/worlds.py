@@ -20,7 +20,7 @@ import numpy as np
 import simpy
 
 from sim.kernel.device import Device, Payload
-from sim.kernel.learned import Learned, resolved
+from sim.kernel.learned import Learned, with_values
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask
@@ -90,7 +90,7 @@ class LocalDevice(Device):
             "records": len(payload.samples),
             "version": payload.version,
         }
-        body = resolved(payload.data)
+        body = with_values(payload.data)
         assert isinstance(body, bytes)
         self.data.send(header, body)
         nbytes = yield self._acknowledged[payload.number]
@@ -215,7 +215,8 @@ class RemoteDevice(Device):
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
         self.data.send(
-            {"task": number}, learner.packed(learner.part_of(self.backbone, resolved(task.model)))
+            {"task": number},
+            learner.packed(learner.part_of(self.backbone, with_values(task.model))),
         )
         if task.closed is not None:
             task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))

@@ -48,7 +48,7 @@ def read_traces(scenario: Scenario, folder: Path) -> dict[str, CapacityTrace]:
         if path is not None
     }
     files = own | {trace for trace in scenario.traces.values() if isinstance(trace, str)}
-    traces = {path: read_trace(path, folder) for path in sorted(files)}
+    traces = {path: read_capacity_trace(path, folder) for path in sorted(files)}
     traces |= {
         f"traces.{name}": CapacityTrace(t.times, t.capacity, t.period)
         for name, t in scenario.traces.items()
@@ -64,7 +64,7 @@ def read_traces(scenario: Scenario, folder: Path) -> dict[str, CapacityTrace]:
     return traces
 
 
-def read_trace(path: str, folder: Path) -> CapacityTrace:
+def read_capacity_trace(path: str, folder: Path) -> CapacityTrace:
     """A trace that repeats: its last step lasts as long as the one before it.
 
     A relative path must lead to a file below `folder`. Raises NetworkError if it does not,

@@ -13,11 +13,11 @@ from learning.backbones.tokens import Tokens
 from learning.federated.aggregation import (
     ServerOptimiser,
     Staleness,
-    difference,
     fed_async,
     fed_avg,
     fed_buff,
     flex_lora,
+    model_delta,
     restrict,
     server_step,
     weighted_mean,
@@ -120,7 +120,7 @@ def test_weights_that_make_no_mean_are_refused():
 
 def test_fed_avg_as_a_server_step_is_the_mean():
     x, sent = state(0), [state(1), state(2)]
-    delta = weighted_mean([difference(s, x) for s in sent], [1, 3])
+    delta = weighted_mean([model_delta(s, x) for s in sent], [1, 3])
     new, moments = server_step(ServerOptimiser(), x, delta)
     assert close(new, fed_avg(x, sent, [1, 3])) and not moments.m and not moments.v
 

@@ -175,9 +175,9 @@ def test_padding_need_not_cross_the_wire(name):
     _, expected = whole_gradients(classifier, *batch)
 
     def wire(h_BTD, mask_BT):
-        rows_ND = split.pack(h_BTD, mask_BT)
+        rows_ND = split.pack_rows(h_BTD, mask_BT)
         assert rows_ND.shape == (22, h_BTD.shape[-1])
-        return split.unpack(rows_ND, mask_BT)
+        return split.unpack_rows(rows_ND, mask_BT)
 
     _, client, server = splitfed_gradients(classifier, 1, *batch, wire=wire)
     assert_same({**client, **server}, expected)

@@ -24,7 +24,7 @@ from network.calibration import (
     moments,
     number,
     read_variations,
-    write_profile,
+    write_link_profile,
     write_variations,
 )
 from network.errors import NetworkError
@@ -116,7 +116,7 @@ def test_fixed_cost_and_rate_of_exact_transfers_are_found(fixed_s, rate_bps, siz
 def test_a_written_profile_is_read_back(tmp_path):
     path = tmp_path / "mine.yaml"
     numbers = {"up_bps": 1.23456e7, "down_bps": 5e7, "latency_s": 0.02, "cv": 0.4, "lag1": 0.8}
-    write_profile(
+    write_link_profile(
         path,
         "mine",
         {key: number(value, "a test", "2026", "none: at home") for key, value in numbers.items()},
@@ -130,7 +130,7 @@ def test_a_written_profile_is_read_back(tmp_path):
         "conditions": "none: at home",
     }
     with pytest.raises(NetworkError, match="finite"):
-        write_profile(path, "mine", {"up_bps": number(inf, "a", "b", "c")})
+        write_link_profile(path, "mine", {"up_bps": number(inf, "a", "b", "c")})
 
 
 # ---- measured uplinks, held out

@@ -226,7 +226,7 @@ def test_a_table_of_a_shipped_profile_reproduces_its_rows_within_the_stated_erro
 
 def test_named_architectures_are_counted(tmp_path):
     rows = "".join(f"bert-base,{b},{t},{b * t / 1000}\n" for b in (1, 2, 4) for t in (32, 64, 128))
-    timings, fitted = calibrate_device.read_table(
+    timings, fitted = calibrate_device.read_timings(
         write(tmp_path / "t.csv", "backbone,batch,tokens,seconds\n" + rows)
     )
     cost = architecture(catalogue.find("bert-base")).forward(4, 128)
@@ -272,7 +272,7 @@ def test_named_architectures_are_counted(tmp_path):
 )
 def test_a_table_that_cannot_be_read_is_one_clear_message(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        calibrate_device.read_table(write(tmp_path / "t.csv", text))
+        calibrate_device.read_timings(write(tmp_path / "t.csv", text))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,9 @@ def test_an_interruption_keeps_every_timing_and_says_how_to_fit_them(
     assert found.code == 130 and "--from calibrations/cut/measurements.csv" in " ".join(
         found.out.split()
     )
-    timings, _ = calibrate_device.read_table(tmp_path / "calibrations" / "cut" / "measurements.csv")
+    timings, _ = calibrate_device.read_timings(
+        tmp_path / "calibrations" / "cut" / "measurements.csv"
+    )
     assert len(timings) == 200 - 1 - 1 - 16  # one pass to load, sixteen to warm up, one cut off
     assert not (tmp_path / "calibrations" / "cut" / "profile.yaml").exists()
     assert calibration.fit(calibration.medians(timings), 2e10).engines["simple"].flop_per_s > 0
@@ -346,7 +348,7 @@ def test_rapl_counters_add_up_over_packages_and_wrap_around(tmp_path):
 
 
 def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_path):
-    from sim.calibrate.profile_report import write_profile
+    from sim.calibrate.profile_report import write_device_profile
 
     rows = [
         calibration.Point(str(i), "simple", 1e9 * 2**i, 1e6, 0.01 * 2**i, repeats=3, cv=0.03)
@@ -365,7 +367,7 @@ def test_measured_watts_replace_the_lent_ones_and_the_radio_keeps_its_share(tmp_
         energy_sources=["RAPL package-0"],
         sustained=calibration.Sustained(0.8, 30.0, 5.0, 60.0, 0.9, 0.02),
     )
-    made = write_profile(measured, lender, "mine", tmp_path / "profile.yaml")
+    made = write_device_profile(measured, lender, "mine", tmp_path / "profile.yaml")
     power, lent = made.engine("simple").power, lender.engine("simple").power
     assert (power.compute_w, power.idle_w) == (21.0, 3.0)
     assert power.uplink_w - 3.0 == pytest.approx(lent.uplink_w - lent.idle_w)

@@ -117,7 +117,7 @@ def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
     with ShapedRelay(("127.0.0.1", port), 4e6, 12e6, [Access(latency_s=0.015)]) as relay:
         shown = (tmp_path / "out.txt").open("w", encoding="utf-8")
         console = Console(file=shown, width=200)
-        found = calibrate_link.measure(f"127.0.0.1:{relay.port}", 0, 1.0, console)
+        found = calibrate_link.measure_link(f"127.0.0.1:{relay.port}", 0, 1.0, console)
         link = calibrate_link.report(found, "shaped", tmp_path / "shaped", None, console)
     assert (link.up_bps, link.down_bps) == pytest.approx((4e6, 12e6), rel=0.1)
     assert 0.015 <= link.latency_s < 0.02

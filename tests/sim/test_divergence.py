@@ -15,7 +15,7 @@ from learning.federated.aggregation import is_finite
 from learning.federated.local_training import evaluate
 from sim.compare.cost_table import markdown, rows
 from sim.compare.planned_run import PlannedRun
-from sim.kernel.learned import Learned, resolved
+from sim.kernel.learned import Learned, with_values
 from sim.kernel.server import Server
 from sim.methods.on_device.learner import LadderLearner, LocalPeftLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
@@ -87,7 +87,7 @@ def one_sends_nan(monkeypatch):
 
     def spoilt(self, payload):
         if payload.sender.id == "device-0001" and payload.data:
-            spoilt = resolved(payload.data)[:-4] + struct.pack("<f", math.nan)
+            spoilt = with_values(payload.data)[:-4] + struct.pack("<f", math.nan)
             payload = dataclasses.replace(payload, data=spoilt)
         receive(self, payload)
 
@@ -123,7 +123,7 @@ def test_what_is_left_is_the_mean_of_the_others(one_sends_nan, simulate, monkeyp
     sim = simulate(method={**FEDERATED["fedavg-full"], "rounds": 1}, **WORLD)
     learner = sim.method.learner
     states = [
-        learner.unpacked("random-bert", resolved(p.data))
+        learner.unpacked("random-bert", with_values(p.data))
         for p in sent
         if p.sender.id != "device-0001"
     ]

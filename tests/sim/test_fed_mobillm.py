@@ -12,7 +12,7 @@ from learning.side import taps
 from learning.side.activations import Activations, decode, encode
 from learning.side.prediction_difference import backbone_prediction, difference
 from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.replay_cache import ReplayCache
 
@@ -129,7 +129,7 @@ def test_every_record_is_uploaded_exactly_once(device_batch, simulate, payloads)
     assert set(sent) == {int(sample) for device in sim.devices for sample in device.samples}
     assert len(sent) == 60
     for payload in payloads:
-        received = decode(resolved(payload.data))
+        received = decode(with_values(payload.data))
         assert received.samples.tolist() == payload.samples.tolist()
         assert len(payload.samples) <= device_batch
         assert set(payload.samples.tolist()) <= set(payload.sender.samples.tolist())
@@ -148,12 +148,12 @@ def test_the_charged_bytes_are_the_real_bytes(wire, loss, start, simulate, paylo
     )
     assert payloads
     for payload in payloads:
-        assert len(resolved(payload.data)) == payload.nbytes
-    assert sim.recorder.uplink_bytes == sum(len(resolved(payload.data)) for payload in payloads)
+        assert len(with_values(payload.data)) == payload.nbytes
+    assert sim.recorder.uplink_bytes == sum(len(with_values(payload.data)) for payload in payloads)
     if (
         loss == "squared-error"
     ):  # the server sees differences to the backbone's prediction, not labels as such
-        assert decode(resolved(payloads[0].data)).targets.shape[1] == 3
+        assert decode(with_values(payloads[0].data)).targets.shape[1] == 3
 
 
 def test_costing_as_another_architecture_changes_charges_and_not_learning(simulate, payloads):
@@ -162,8 +162,10 @@ def test_costing_as_another_architecture_changes_charges_and_not_learning(simula
     costed = simulate("jitter=false", cost_as={"backbone": "bert-base", "tokens": 16})
     assert costed.costing.charged_as == "bert-base at 16 tokens"
     assert plain.costing.charged_as is None
-    assert {resolved(p.data) for p in payloads[:own]} == {resolved(p.data) for p in payloads[own:]}
-    assert all(payload.nbytes > len(resolved(payload.data)) for payload in payloads[own:])
+    assert {with_values(p.data) for p in payloads[:own]} == {
+        with_values(p.data) for p in payloads[own:]
+    }
+    assert all(payload.nbytes > len(with_values(payload.data)) for payload in payloads[own:])
     assert costed.updates == plain.updates
     assert costed.recorder.uplink_bytes > 5 * plain.recorder.uplink_bytes
     assert costed.ended.at_s > plain.ended.at_s

@@ -15,7 +15,7 @@ from learning.backbones.catalogue import find
 from learning.cost.count_training import training_architecture
 from learning.federated.aggregation import Staleness
 from learning.federated.trainable import TrainableClassifier
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 from sim.methods.federated_peft.fed_async import FedAsync
 from sim.world.costing import DoesNotFit
 
@@ -168,11 +168,11 @@ def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatc
         stale.append(version - payload.version)
         a, sent = (
             0.6 / (1 + stale[-1]) ** 0.5,
-            sim.method.learner.unpacked("random-bert", resolved(payload.data)),
+            sim.method.learner.unpacked("random-bert", with_values(payload.data)),
         )
-        for name, x in resolved(before).items():
+        for name, x in with_values(before).items():
             torch.testing.assert_close(
-                resolved(after)[name], (1 - a) * x + a * sent[name], atol=1e-6, rtol=0
+                with_values(after)[name], (1 - a) * x + a * sent[name], atol=1e-6, rtol=0
             )
     assert len(applied) == 9 and max(stale) > 1
 
@@ -199,7 +199,7 @@ def test_a_buffer_is_one_step_on_its_changes_each_by_its_age(simulate, monkeypat
     for version, buffer in enumerate(buffers):
         ages = [version - payload.version for payload in buffer]
         aged = aged or (version > 1 and len(set(ages)) > 1)  # one is older than the other, and late
-        changes = [learner.unpacked("random-bert", resolved(payload.data)) for payload in buffer]
+        changes = [learner.unpacked("random-bert", with_values(payload.data)) for payload in buffer]
         for name in x:
             d = sum(c[name] / (1 + age) ** 0.5 for c, age in zip(changes, ages, strict=True)) / 2
             new, m[name], v[name] = stepped("fedadam", x[name], d, m[name], v[name], 0.01)

@@ -16,7 +16,7 @@ from learning.backbones.catalogue import find
 from learning.cost.count_forward_only import forward_architecture, jvp_pass
 from learning.federated import forward_gradient as fg
 from learning.federated.trainable import TrainableClassifier
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "jitter": False}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
@@ -210,7 +210,7 @@ def test_every_byte_charged_is_a_byte_sent(method, scenario_file, spans):
     receive = sim.server.receive
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
     sim.run()
-    assert sent and all(len(resolved(payload.data)) == payload.nbytes for payload in sent)
+    assert sent and all(len(with_values(payload.data)) == payload.nbytes for payload in sent)
     assert sorted(p.nbytes for p in sent) == sorted(s["nbytes"] for s in spans(sim, kind="upload"))
 
 
@@ -269,7 +269,7 @@ def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
     sim.run()
     for number in range(3):
         made = [
-            fg.replay(state, fg.decode_probes(resolved(p.data)), 0.02)
+            fg.replay(state, fg.decode_probes(with_values(p.data)), 0.02)
             for p in sent
             if p.version == number
         ]

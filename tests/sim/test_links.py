@@ -199,12 +199,12 @@ def test_a_trace_that_cannot_be_had_is_told_in_one_message(tmp_path, file, text,
     if text is not None:
         (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises((NetworkError, FileProblem), match=message):
-        links.read_trace(file, folder)
+        links.read_capacity_trace(file, folder)
 
 
 def test_packets_delivered_are_a_trace_of_their_own_period(tmp_path):
     (tmp_path / "down.trace").write_text("400\n900\n1100\n1500\n")
-    trace = links.read_trace("down.trace", tmp_path)
+    trace = links.read_capacity_trace("down.trace", tmp_path)
     assert (trace.times_s, trace.capacity_bps, trace.period_s) == ([0, 1], [24_000, 48_000], 1.5)
 
 
@@ -321,13 +321,13 @@ def test_a_scenario_that_names_no_file_says_where_its_traces_stand(simulate):
 def test_a_trace_repeats_after_its_last_step_and_may_lie_anywhere_if_named_in_full(tmp_path):
     elsewhere = tmp_path / "measured.csv"
     elsewhere.write_text("5,8e6\n6,4e6\n8,2e6\n")
-    trace = links.read_trace(str(elsewhere), tmp_path / "study")
+    trace = links.read_capacity_trace(str(elsewhere), tmp_path / "study")
     assert (trace.times_s, trace.period_s) == (
         [0, 1, 3],
         5,
     )  # the last step lasts 2 s, as the one before it
     elsewhere.write_text("0,8e6\n")
-    assert links.read_trace(str(elsewhere), tmp_path).at(1e6) == 8e6
+    assert links.read_capacity_trace(str(elsewhere), tmp_path).at(1e6) == 8e6
 
 
 def test_the_command_line_tells_of_a_missing_trace_without_a_traceback(mobifleet, scenario_file):

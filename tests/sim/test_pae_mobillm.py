@@ -12,7 +12,7 @@ from learning.side import activations, full_activations, taps
 from learning.side.network import SideNetwork
 from learning.side.prediction_difference import difference
 from sim.kernel.device import Device
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -53,8 +53,8 @@ def test_a_dry_run_takes_the_same_time_and_bytes(method, simulate):
 @pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
 def test_the_charged_bytes_are_the_real_bytes(method, simulate, payloads):
     sim = simulate(method=method)
-    assert sum(len(resolved(p.data)) for p in payloads) == sim.recorder.uplink_bytes
-    assert all(len(resolved(p.data)) == p.nbytes for p in payloads)
+    assert sum(len(with_values(p.data)) for p in payloads) == sim.recorder.uplink_bytes
+    assert all(len(with_values(p.data)) == p.nbytes for p in payloads)
     delivered = sum(sim.method.shape.shipped_bytes(d.backbone) for d in sim.devices)
     assert sim.recorder.downlink_bytes == delivered
 
@@ -166,14 +166,14 @@ def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, m
 
 def test_the_server_sees_no_labels(simulate, payloads):
     sim = simulate(method=VARIANTS["matrix"])
-    received = full_activations.decode(resolved(payloads[0].data), 64)
+    received = full_activations.decode(with_values(payloads[0].data), 64)
     labels = sim.task.labels[received.samples]
     np.testing.assert_allclose(
         received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3
     )
     payloads.clear()
     simulate(method=PAE)
-    assert activations.decode(resolved(payloads[0].data)).targets.shape == (4, 3)
+    assert activations.decode(with_values(payloads[0].data)).targets.shape == (4, 3)
 
 
 def test_fresh_samples_are_sent_as_they_come(simulate, spans):
@@ -211,7 +211,7 @@ def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, pa
     scales = 3 * tokens * 2 if bits < 16 else 0
     assert len(payloads) == 3
     for payload in payloads:
-        assert payload.nbytes == len(resolved(payload.data))
+        assert payload.nbytes == len(with_values(payload.data))
         assert (
             0 <= payload.nbytes - values - scales - 60 * (4 + 4 + 2 * 3) <= 500
         )  # lengths, numbers, targets; a header
@@ -220,7 +220,7 @@ def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, pa
 def test_mobillm_sends_labels(simulate, payloads):
     sim = simulate(method=MOBILLM)
     for payload in payloads[:5]:
-        received = full_activations.decode(resolved(payload.data), 64)
+        received = full_activations.decode(with_values(payload.data), 64)
         assert received.targets.tolist() == np.eye(3)[sim.task.labels[received.samples]].tolist()
 
 

@@ -11,7 +11,7 @@ from learning.side.prediction_difference import difference
 from learning.side.tuning import SideNetworkTrainer, Training
 from sim.kernel.device import Device
 from sim.kernel.journal import Journal
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.text_wire import decode_texts
 from sim.simulation import RunCallbacks
@@ -107,10 +107,10 @@ def test_raw_texts_arrive_as_they_were(simulate, monkeypatch, spans):
     )
     for payload in made:
         expected = [(texts.texts[s], "", int(texts.labels[s])) for s in payload.samples]
-        assert decode_texts(resolved(payload.data)) == expected
+        assert decode_texts(with_values(payload.data)) == expected
         assert (
             payload.nbytes
-            == len(resolved(payload.data))
+            == len(with_values(payload.data))
             == sum(10 + len(text.encode()) for text, *_ in expected)
         )
     assert sim.recorder.uplink_bytes == sum(payload.nbytes for payload in made)

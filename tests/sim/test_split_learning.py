@@ -19,7 +19,7 @@ from learning.cost.count_training import count_step
 from learning.federated.local_training import inputs
 from learning.federated.trainable import TrainableClassifier
 from sim.kernel.device import Device
-from sim.kernel.learned import resolved
+from sim.kernel.learned import with_values
 from sim.methods.split.shared import SplitTraining
 from sim.methods.split.split_fed import client_update
 
@@ -64,7 +64,7 @@ def kept(monkeypatch):
 
     def spy(self, device, done):
         gradient = keep(self, device, done)
-        made.append((device.id, len(resolved(gradient))))
+        made.append((device.id, len(with_values(gradient))))
         return gradient
 
     monkeypatch.setattr(SplitTraining, "keep", spy)
@@ -86,7 +86,7 @@ def test_a_dry_run_has_the_spans_of_the_real_one(kind, simulate):
 def test_every_byte_is_the_papers(kind, simulate, sent, kept):
     sim = simulate(method=method(kind, rounds=1, local_epochs=2))
     for payload in sent:
-        assert len(resolved(payload.data)) == payload.nbytes
+        assert len(with_values(payload.data)) == payload.nbytes
     assert {s["nbytes"] for s in spans_of(sim, None, "download")} >= {nbytes for _, nbytes in kept}
     for device in sim.devices:
         lengths, model = (
@@ -116,7 +116,7 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
     ups = [p for p in sent if len(p.samples) < len(p.sender.samples)]
     assert len(ups) > 3
     for payload in ups:
-        header = np.frombuffer(resolved(payload.data), "<i4", 2 * len(payload.samples)).reshape(
+        header = np.frombuffer(with_values(payload.data), "<i4", 2 * len(payload.samples)).reshape(
             2, -1
         )
         assert header[0].tolist() == sim.lengths(payload.sender, payload.samples).tolist()
@@ -128,7 +128,7 @@ def test_labels_go_up_in_splitfed_and_stay_in_fedbert(simulate, sent):
     ):  # no room for a label: a length a text and vectors, or vectors alone, or the trained parts
         vectors = 4 * 64 * int(sim.lengths(payload.sender, payload.samples).sum())
         own = sim.method.charging.device_bytes(payload.sender)
-        assert len(resolved(payload.data)) in {vectors, vectors + 4 * len(payload.samples), own}
+        assert len(with_values(payload.data)) in {vectors, vectors + 4 * len(payload.samples), own}
 
 
 @pytest.mark.thorough
@@ -154,8 +154,8 @@ def test_costing_as_another_architecture_charges_its_shapes(kind, other, simulat
         assert costed.method.charging.device_bytes(device) == 4 * sum(outer + first)
     assert costed.updates == plain.updates
     # clients in parallel learn the same whatever the clock says
-    assert Counter(resolved(p.data) for p in sent[:own]) == Counter(
-        resolved(p.data) for p in sent[own:]
+    assert Counter(with_values(p.data) for p in sent[:own]) == Counter(
+        with_values(p.data) for p in sent[own:]
     )
 
 
@@ -423,7 +423,7 @@ def test_it_learns(kind, simulate):
 def test_lora_is_split_too(simulate, sent):
     sim = simulate(method=method("splitfed-v1", peft="lora", rounds=1), fleet=ONE_DEPTH)
     before = sim.method.learner.models["random-bert"]
-    assert all(len(resolved(payload.data)) == payload.nbytes for payload in sent)
+    assert all(len(with_values(payload.data)) == payload.nbytes for payload in sent)
     assert 0 < sim.method.charging.device_bytes(sim.devices[0]) < before.trainable_bytes
 
 

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 State = Mapping[str, "Tensor"]
 
 
-def changed(client: Client, state: State, settings: LocalTraining, seed: int) -> State:
+def local_delta(client: Client, state: State, settings: LocalTraining, seed: int) -> State:
     """FedBuff's client update: what local epochs change of the state that came."""
-    from learning.federated.aggregation import difference
+    from learning.federated.aggregation import model_delta
 
-    return difference(locally_trained(client, state, settings, seed), state)
+    return model_delta(locally_trained(client, state, settings, seed), state)
 
 
 def mixed_in(
@@ -111,7 +111,7 @@ class FedAsync(FederatedPeft):
     @property
     def client_update(self) -> Callable[..., State]:
         """FedBuff's devices send what they changed."""
-        return changed if self.config.kind == "fedbuff" else locally_trained
+        return local_delta if self.config.kind == "fedbuff" else locally_trained
 
     def server(self, server: Server) -> Generator:
         """Keep so many devices at work; apply what lands, in its order."""

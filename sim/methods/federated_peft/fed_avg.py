@@ -34,9 +34,9 @@ def server_update(
     weights: Sequence[float],
 ) -> tuple[State, Any]:
     """The mean of what the answers changed, and the server optimiser's step along it."""
-    from learning.federated.aggregation import difference, server_step, weighted_mean
+    from learning.federated.aggregation import model_delta, server_step, weighted_mean
 
-    deltas = [difference(answer, received) for answer in answers]
+    deltas = [model_delta(answer, received) for answer in answers]
     return server_step(optimiser, state, weighted_mean(deltas, [weights[k] for k in kept]), moments)
 
 

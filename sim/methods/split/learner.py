@@ -220,16 +220,16 @@ def mask_of(lengths: np.ndarray) -> Tensor:
 
 def packed_vectors(h_BTD: Tensor, mask_BT: Tensor) -> bytes:
     """The vectors of real tokens as bytes, float32."""
-    from learning.federated.split import pack
+    from learning.federated.split import pack_rows
 
-    return pack(h_BTD, mask_BT).numpy().astype("<f4", copy=False).tobytes()
+    return pack_rows(h_BTD, mask_BT).numpy().astype("<f4", copy=False).tobytes()
 
 
 def unpacked_vectors(data: bytes, mask_BT: Tensor) -> Tensor:
     """Vectors [B, T, D] from such bytes."""
     import torch
 
-    from learning.federated.split import unpack
+    from learning.federated.split import unpack_rows
 
     rows = np.frombuffer(data, "<f4").reshape(int(mask_BT.sum()), -1).astype(np.float32)
-    return unpack(torch.from_numpy(rows), mask_BT)
+    return unpack_rows(torch.from_numpy(rows), mask_BT)
