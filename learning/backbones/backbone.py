@@ -35,10 +35,8 @@ class Backbone:
         self.host = host_device()
         self.layers = depth_of(config_of(spec))
         self.model = self.host.place_frozen(load_model(spec))
-        self.hidden_size, self.positions = (
-            int(self.model.config.hidden_size),
-            positions_of(self.model),
-        )
+        self.hidden_size = int(self.model.config.hidden_size)
+        self.positions = positions_of(self.model)
         self._reads_alone = self.model._can_set_experts_implementation()
         self._segments = has_segments(self.model.config)
 
