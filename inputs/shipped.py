@@ -109,7 +109,8 @@ class Shipped(Mapping[str, Path]):
 
 
 def _in(folder: Path | None) -> dict[str, Path]:
-    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    found = () if folder is None else folder.glob("*.yaml")
+    return dict(sorted((path.stem, path) for path in found))
 
 
 @functools.lru_cache(32)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sim.api import check, compare, load, run
     from sim.results.run import Run, open_run
     from sim.scenario.file import ScenarioError
+    from sim.scenario.partitions import register_partition
     from sim.scenario.registry import register
     from sim.simulation import Interrupted
 
@@ -32,6 +33,7 @@ _HOMES = {
     "compare": "sim.api",
     "open_run": "sim.results.run",
     "register": "sim.scenario.registry",
+    "register_partition": "sim.scenario.partitions",
     "Run": "sim.results.run",
     "ScenarioError": "sim.scenario.file",
     "Interrupted": "sim.simulation",
@@ -46,6 +48,7 @@ __all__ = [
     "load",
     "open_run",
     "register",
+    "register_partition",
     "run",
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from learning.host_device import HostDevice
-from sim.scenario import SCENARIOS, file, registry
+from sim.scenario import SCENARIOS, file, partitions, registry
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError
 from sim.scenario.schema import Scenario
@@ -43,9 +43,9 @@ def load(
 
     `overrides` change single values, as `--set` does: a mapping of dotted paths, or texts such as
     `"stop.target=0.75"`. What comes back is frozen, knows its folder (`scenario.folder`), and goes
-    to `run`, `check` and `compare`. `allow_code` lets the scenario name a method in a file or
-    module of its own (`kind: my_file.py:MyMethod`), whose code is run. Raises ScenarioError with
-    every mistake and its place.
+    to `run`, `check` and `compare`. `allow_code` lets the scenario name a method or a
+    partition in a file or module of its own (`kind: my_file.py:MyMethod`), whose code is run.
+    Raises ScenarioError with every mistake and its place.
 
         scenario = mobifleet.load("my_study.yaml", {"stop.target": 0.75, "fleet.0.count": 20})
     """
@@ -59,7 +59,11 @@ def load(
     changes += [f"seed={seed}"] if seed is not None else []
     folder = folder_of(scenario)
     check = partial(problems, folder=folder)
-    before = partial(registry.register_named, folder=folder, allow_code=allow_code)
+
+    def before(plain: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for kind in (registry, partitions):
+            yield from kind.register_named(plain, folder, allow_code)
+
     loaded = file.load(scenario, Scenario, changes, [SCENARIOS], check, before)
     loaded._folder = folder
     return loaded

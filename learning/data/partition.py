@@ -6,6 +6,9 @@ was given: to divide a train part, pass `labels[train]` and read `train[indices]
 hand out each index exactly once.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 
 MOST_SHARES = 20_000_000  # a second or two
@@ -117,6 +120,36 @@ def natural(
         chosen = rng.permutation(qualified)[:n_clients]
     of_owner = _groups(owner_of)
     return [rng.permutation(of_owner[owner]) for owner in chosen]
+
+
+def own(
+    divide: Callable[..., object],
+    name: str,
+    labels: np.ndarray,
+    n_clients: int,
+    rng: np.random.Generator,
+    min_size: int,
+    settings: Mapping[str, object],
+) -> list[np.ndarray]:
+    """As `divide(labels, n_clients, rng, min_size, **settings)` has it, which has to give an array
+    of indices a client, none of them twice; PartitionError, with its `name`, where it does not.
+    """
+    _check(len(labels), n_clients, min_size)
+    try:
+        given: Any = divide(labels.copy(), n_clients, rng, min_size, **settings)
+        parts = [np.asarray(part) for part in given]
+        held = np.concatenate(parts)
+    except Exception as error:
+        raise PartitionError(f"{name}: {type(error).__name__}: {error}") from error
+    if len(parts) != n_clients:
+        raise PartitionError(f"{name} gives {len(parts)} parts for {n_clients} clients")
+    if any(part.ndim != 1 or part.dtype.kind not in "iu" for part in parts):
+        raise PartitionError(f"{name} gives something else than arrays [n] of whole numbers")
+    if len(held) and not 0 <= held.min() <= held.max() < len(labels):
+        raise PartitionError(f"{name} gives indices outside the {len(labels)} labels")
+    if len(np.unique(held)) < len(held):
+        raise PartitionError(f"{name} gives a text to two clients, or twice to one")
+    return _checked(parts, min_size)
 
 
 def _groups(values: np.ndarray) -> list[np.ndarray]:

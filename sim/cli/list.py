@@ -14,7 +14,8 @@ def list_(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="devices, links, backbones, datasets, methods, scenarios or assets"
+            metavar="WHAT",
+            help="devices, links, backbones, datasets, methods, partitions, scenarios or assets",
         ),
     ],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from rich.table import Table
 
@@ -83,6 +84,21 @@ def methods() -> Table:
     return table
 
 
+def partitions() -> Table:
+    """Partitions of texts over devices, and functions of one's own that are registered."""
+    from sim.scenario import partitions
+    from sim.scenario.schema import AnyPartition
+
+    table = _table("partition", "what it is")
+    for settings in get_args(AnyPartition):
+        [kind] = get_args(settings.model_fields["kind"].annotation)
+        table.add_row(kind, " ".join((settings.__doc__ or "").split()))
+    for name, function in partitions.known().items():
+        what = (function.__doc__ or "").split("\n\n")[0]
+        table.add_row(f"own, function: {name}", " ".join(what.split()))
+    return table
+
+
 def scenarios() -> Table:
     """Shipped scenarios."""
     from sim.scenario import SCENARIOS
@@ -121,5 +137,6 @@ def unseen(what: str) -> list[str]:
 
 
 LISTINGS = {
-    f.__name__: f for f in (devices, links, backbones, datasets, methods, scenarios, assets)
+    f.__name__: f
+    for f in (devices, links, backbones, datasets, methods, partitions, scenarios, assets)
 }

@@ -22,7 +22,10 @@ Overrides = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Another seed than the scenario's.", min=0)]
 AllowCode = Annotated[
     bool,
-    typer.Option("--allow-code", help="Run the code of methods that the scenario names by file."),
+    typer.Option(
+        "--allow-code",
+        help="Run the code of methods and partitions that the scenario names by file.",
+    ),
 ]
 Dry = Annotated[
     bool, typer.Option("--dry", help="Timing, bytes, FLOP and joules alone: nothing learns.")

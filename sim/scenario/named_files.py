@@ -115,6 +115,18 @@ class _HubModel(NamedFile):
         yield from _of_model(str(self), place)
 
 
+class _Code(NamedFile):
+    """A function's name: registered, or with its file or module before a colon."""
+
+    __slots__ = ()
+
+    def files(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        """The file, if it names one."""
+        if (file := file_of(self)) is not None:
+            yield file, located(file, folder)
+
+
+CodeName = Annotated[str, AfterValidator(_Code)]
 FilePath = Annotated[str, AfterValidator(NamedFile)]
 DeviceName = Annotated[str, AfterValidator(_Device)]
 LinkName = Annotated[str, AfterValidator(_Link)]

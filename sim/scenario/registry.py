@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import operator
 import sys
 import traceback
@@ -88,7 +89,7 @@ def known() -> dict[str, Registration]:
     _with_ours()
     for point in entry_points(group=GROUP):
         if point.name not in _known:
-            register(_loaded(point), point.name)
+            register(entry_point(point), point.name)
     return dict(_known)
 
 
@@ -120,7 +121,7 @@ def register_named(
             yield where, f"{kind} is code, and a scenario is data: say --allow-code to run it"
             continue
         try:
-            register(_found(kind, folder), kind)
+            register(named_code(kind, folder), kind)
         except MethodError as error:
             yield where, str(error)
 
@@ -131,12 +132,13 @@ def file_of(kind: str) -> str | None:
     return path if colon and path.endswith(".py") else None
 
 
-def _loaded(point: EntryPoint) -> Any:
+def entry_point(point: EntryPoint) -> Any:
+    """What an installed package brings; MethodError where that cannot be imported."""
     try:
         return point.load()
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise MethodError(f"entry point {point.name!r} of {GROUP}: {what}") from error
+        raise MethodError(f"entry point {point.name!r} of {point.group}: {what}") from error
 
 
 def _with_ours() -> None:
@@ -156,17 +158,35 @@ def _kinds(scenario: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield (*where, "kind"), given["kind"]
 
 
-def _found(kind: str, folder: Path) -> type:
-    """The class that `place:Name` names."""
+def named_code(
+    kind: str, folder: Path, is_wanted: Callable[[Any], bool] = inspect.isclass, what: str = "class"
+) -> Any:
+    """What `place:Name` names, a class or `what` is wanted; MethodError where it is none."""
     place, _, name = kind.rpartition(":")
     module = _from_file(located(place, folder)) if file_of(kind) else _from_package(place)
-    method = getattr(module, name, None)
-    if not isinstance(method, type):
-        classes = [n for n, value in vars(module).items() if isinstance(value, type)]
-        near = get_close_matches(name, classes, n=1)
+    found = getattr(module, name, None)
+    if not is_wanted(found):
+        others = [n for n, value in vars(module).items() if is_wanted(value)]
+        near = get_close_matches(name, others, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise MethodError(f"{place} has no class {name}{hint}")
-    return method
+        raise MethodError(f"{place} has no {what} {name}{hint}")
+    return found
+
+
+def code_of(code: Any) -> Any:
+    """What to send to another process of the same run for a class or function: itself, by its
+    name, or where it stands if its module is a file of the user's.
+    """
+    if not code.__module__.startswith(_MODULE):
+        return code
+    return f"{sys.modules[code.__module__].__file__}:{code.__qualname__}"
+
+
+def from_code(
+    code: Any, is_wanted: Callable[[Any], bool] = inspect.isclass, what: str = "class"
+) -> Any:
+    """What `code_of` was given in the other process, which was allowed to run it."""
+    return named_code(code, Path(), is_wanted, what) if isinstance(code, str) else code
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -215,18 +235,15 @@ class _Sent(Settings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings: Any = self
-        method = _known[settings.kind].method
-        file = sys.modules[method.__module__].__file__
-        in_file = method.__module__.startswith(_MODULE)
-        code = (file, method.__qualname__) if in_file else method
+        code = code_of(_known[settings.kind].method)
         return _received, (code, settings.kind), self.__getstate__()
 
 
 def _received(code: Any, kind: str) -> Any:
-    """Settings of that kind, still empty; registers their method, which the sender was allowed."""
+    """Settings of that kind, still empty; registers their method."""
     if kind not in _known:
         _with_ours()
-        register(_found(":".join(code), Path()) if isinstance(code, tuple) else code, kind)
+        register(from_code(code), kind)
     settings = _known[kind].settings
     return settings.__new__(settings)
 

@@ -10,12 +10,13 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, model_serializer, m
 
 from inputs.units import BitsPerSecond, Bytes, Seconds
 from learning.data.labels import MOST_CLASSES
-from sim.scenario import registry
+from sim.scenario import partitions, registry
 from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
 from sim.scenario.availability import AnyAvailability, DropOut
 from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
 from sim.scenario.named_files import (
+    CodeName,
     DatasetName,
     DeviceName,
     FilePath,
@@ -76,6 +77,27 @@ class Natural(Settings):
     choose: Literal["largest", "random"] = "random"
 
 
+class OwnPartition(Settings):
+    """A function of one's own divides the labels, as `learning.data.partition.iid` does."""
+
+    kind: Literal["own"]
+    function: CodeName
+    """`my_file.py:divide` or `my_package.module:divide`, which need `--allow-code`, or a registered
+    name.
+    """
+    min_size: int = Field(1, ge=1)
+    settings: dict[str, Any] = {}
+    """What else the function is given, by name."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            partitions.received,
+            (type(self), *partitions.sent(self.function)),
+            self.__getstate__(),
+        )
+
+
+AnyPartition = Iid | Dirichlet | Shards | Natural | OwnPartition
 Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
 """A column by its name, or by its number from 1 in a table without a header."""
 
@@ -175,9 +197,7 @@ class TaskSettings(Settings):
     judge_on: Literal["test", "validation"] = "test"
     """The texts that accuracy is taken on."""
     max_tokens: int = Field(64, ge=4, le=8192)
-    partition: Annotated[Iid | Dirichlet | Shards | Natural, Field(discriminator="kind")] = Iid(
-        kind="iid"
-    )
+    partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
     """The order in which a device's texts come; by default random."""
 

@@ -15,7 +15,18 @@ from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, partition
 from learning.data import texts as data
 from sim.kernel.streams import Streams
-from sim.scenario.schema import Dirichlet, Drift, Iid, Natural, OwnData, Scenario, Shards, SizedData
+from sim.scenario.partitions import function_of
+from sim.scenario.schema import (
+    Dirichlet,
+    Drift,
+    Iid,
+    Natural,
+    OwnData,
+    OwnPartition,
+    Scenario,
+    Shards,
+    SizedData,
+)
 
 CHARACTERS_AT_ONCE = 2_000_000
 
@@ -223,4 +234,9 @@ def _divide(
                 clients[train], n_devices, rng, how.min_size, largest=how.choose == "largest"
             )
             return [train[part] for part in parts], [str(clients[train[part[0]]]) for part in parts]
+        case OwnPartition():
+            divide = function_of(how.function)
+            parts = partition.own(
+                divide, how.function, labels[train], n_devices, rng, how.min_size, how.settings
+            )
     return [train[part] for part in parts], None

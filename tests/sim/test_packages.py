@@ -68,7 +68,7 @@ def methods_as_before():
     yield
     registry._known.clear()
     registry._known.update(before)
-    registry._tell()
+    registry._notify()
 
 
 @pytest.fixture
