@@ -224,10 +224,9 @@ def _pair_up(labels: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> 
 
 
 def _info(name: str, found: packaged.PackagedData) -> DatasetInfo:
-    sizes = [found.listed.get(key) for key in ("texts", "classes", "clients")]
-    return DatasetInfo(
-        name, found.listed.get("description", ""), None, *sizes, "test" in found.layout
-    )
+    listed = found.listed
+    sizes = listed.get("texts"), listed.get("classes"), listed.get("clients")
+    return DatasetInfo(name, listed.get("description", ""), None, *sizes, "test" in found.layout)
 
 
 def _load_named(name: str) -> TextDataset:

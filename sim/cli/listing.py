@@ -123,16 +123,16 @@ def assets() -> Table:
 
 def unseen(what: str) -> list[str]:
     """What to say of files of installed packages whose names are ours."""
-    from devices import profile_file
-    from learning.data import texts
-    from network import profile
-
-    homes = {
-        "devices": profile_file.PROFILES,
-        "links": profile.PROFILES,
-        "datasets": texts.PACKAGED,
-    }
-    files = homes[what].unseen() if what in homes else []
+    match what:
+        case "devices":
+            from devices.profile_file import PROFILES as shipped
+        case "links":
+            from network.profile import PROFILES as shipped
+        case "datasets":
+            from learning.data.texts import PACKAGED as shipped
+        case _:
+            return []
+    files = shipped.unseen()
     return [f"{path} is never read: {path.stem} is a name of mobifleet's" for path in files]
 
 

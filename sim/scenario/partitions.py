@@ -80,7 +80,7 @@ def sent(name: str) -> tuple[str, Any]:
     return name, code_of(function_of(name))
 
 
-def received(settings: type, name: str, code: Any) -> Any:
+def received(settings: Any, name: str, code: Any) -> Any:
     """Settings of that class, still empty; registers the function that they name."""
     _known.setdefault(name, from_code(code, inspect.isfunction, "function"))
     return settings.__new__(settings)

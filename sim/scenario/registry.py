@@ -222,10 +222,11 @@ def _load_failure(error: Exception, path: Path) -> str:
 def _of_kind(settings: type[Settings], kind: str) -> type[Settings]:
     """The same settings under a name of their own."""
     literal: Any = Literal[kind]
-    made: type[Settings] = create_model(
+    model: Any = create_model(
         settings.__name__, __base__=(_Sent, settings), __doc__=settings.__doc__, kind=(literal, ...)
     )
-    return made
+    named: type[Settings] = model
+    return named
 
 
 class _Sent(Settings):
