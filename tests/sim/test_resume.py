@@ -424,7 +424,9 @@ def test_a_replay_on_another_course_is_refused(half_done, simulate, monkeypatch,
 
     step = SideTuningLearner.step
     monkeypatch.setattr(
-        SideTuningLearner, "step", lambda self, records: step(self, records[:-1])
+        SideTuningLearner,
+        "step",
+        lambda self, update, records: step(self, update, records[:-1]),
     )  # other code
     with pytest.raises(CannotResume, match="run the scenario anew, without --resume"):
         half_done()
