@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import create_model
 
@@ -222,11 +222,10 @@ def _load_failure(error: Exception, path: Path) -> str:
 def _of_kind(settings: type[Settings], kind: str) -> type[Settings]:
     """The same settings under a name of their own."""
     literal: Any = Literal[kind]
-    model: Any = create_model(
+    made = create_model(
         settings.__name__, __base__=(_Sent, settings), __doc__=settings.__doc__, kind=(literal, ...)
     )
-    named: type[Settings] = model
-    return named
+    return cast("type[Settings]", made)
 
 
 class _Sent(Settings):
