@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
+from sim.kernel.work import Process, Steps
 from sim.kernel.world import Ended
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
@@ -238,7 +239,7 @@ class Simulation:
                 )  # whoever still waits waits for bytes that no link will ever carry
             self.env.step()
 
-    def start(self, actor: Device | None, generator: Generator) -> simpy.Process:
+    def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
         process = self.env.process(self._until_stopped(generator))
         self._alive[process] = actor
@@ -249,13 +250,13 @@ class Simulation:
         del self._alive[process]
 
     @staticmethod
-    def _until_stopped(generator: Generator) -> Generator:
+    def _until_stopped(generator: Process) -> Steps[None]:
         try:
             yield from generator
         except simpy.Interrupt:
             pass  # what it was doing has been recorded with the reason
 
-    def _device_process(self, device: Device, generator: Generator) -> Generator:
+    def _device_process(self, device: Device, generator: Process) -> Steps[None]:
         try:
             yield from generator
             if device.outcome == "ok":
@@ -268,7 +269,7 @@ class Simulation:
             self._working.discard(device.id)
             self.server.wake()
 
-    def _without_memory(self, device: Device) -> Generator:
+    def _without_memory(self, device: Device) -> Steps[None]:
         yield from device.arrive()
         self.recorder.span(device.id, "load", self.env.now, self.env.now, outcome="oom")
 
@@ -322,7 +323,7 @@ class Simulation:
     def after_update(
         self,
         learner: Learner,
-        loss: Learned | None,
+        loss: Learned[float] | None,
         records: int,
         first: bool = False,
         last: bool = False,

@@ -156,6 +156,18 @@ LIGHT = {
 DRAW = ("plots", "figure", "saving_figures")  # imported by whoever draws, when it draws
 
 
+def test_the_kernel_says_what_everything_is():
+    found = {
+        f"{path.name}:{node.lineno}"
+        for path in (REPOSITORY / "sim" / "kernel").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Name) and node.id == "Any")
+        or (isinstance(node, ast.Attribute) and node.attr == "Any")
+        or (isinstance(node, ast.alias) and node.name == "Any")
+    }
+    assert not found, "Any tells neither a reader nor mypy anything"
+
+
 def test_a_public_class_has_a_name_of_its_own():
     """Who reads `Task` or `Server` in a message, a trace or a search finds one thing."""
     found = {}

@@ -11,7 +11,7 @@ Symbols are the papers'.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -57,7 +57,7 @@ def model_delta(trained: State, received: State) -> dict[str, Tensor]:
     return {name: tensor - received[name] for name, tensor in trained.items()}
 
 
-def restrict(x: State, like: State) -> dict[str, Tensor]:
+def restrict(x: State, like: Iterable[str]) -> dict[str, Tensor]:
     """The tensors of `x` that `like` has, in its order: what a shallower device downloads."""
     return {name: x[name] for name in like}
 

@@ -12,9 +12,9 @@ late.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import simpy
@@ -26,7 +26,7 @@ from devices.hardware import DeviceProfile
 from devices.power import radio
 from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, EnergyMeter, recorded
-from sim.kernel.work import Batch, ClientTask, Work
+from sim.kernel.work import Batch, ClientTask, Process, Result, Steps, Work
 
 if TYPE_CHECKING:
     from sim.kernel.world import World
@@ -45,7 +45,7 @@ class Payload:
     sender: Device
     samples: np.ndarray
     nbytes: int
-    data: Any = field(default=None, repr=False)
+    data: object = field(default=None, repr=False)
     version: int = 0
 
 
@@ -56,7 +56,7 @@ class WorkConditions(Protocol):
     def radio_by_rate(self) -> bool:
         """Whether the radio draws by its rate, where the profile knows how much."""
 
-    def compute(self, work: Work, nominal_s: float) -> Generator:
+    def compute(self, work: Work[object], nominal_s: float) -> Steps[None]:
         """Let the seconds pass that work of so many nominal ones takes here and now."""
 
 
@@ -99,11 +99,11 @@ class Device:
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
         self.is_serving = False
-        self.task: ClientTask | None = None
-        self._assigned: deque[ClientTask | None] = deque()
+        self.task: ClientTask[object] | None = None
+        self._assigned: deque[ClientTask[object] | None] = deque()
         self._called = world.env.event()
 
-    def arrive(self) -> Generator:
+    def arrive(self) -> Steps[None]:
         """Be absent until the joining time, and until it is on; an absent device draws no power of
         the study's.
         """
@@ -116,12 +116,12 @@ class Device:
             here = slice(start, start + size)
             yield Batch(self.samples[here], float(self._ready_s[here].max()))
 
-    def until(self, time_s: float) -> Generator:
+    def until(self, time_s: float) -> Steps[None]:
         """Wait, idle, until a moment; nothing happens if it has passed."""
         if time_s > self.world.env.now:
             yield from self._resumed(lambda: self._wait(time_s))
 
-    def compute(self, work: Work) -> Generator[Any, Any, Any]:
+    def compute(self, work: Work[Result]) -> Steps[Result | None]:
         """Run the work for real on the host while the device's own modelled seconds pass; returns
         its result.
         """
@@ -143,9 +143,7 @@ class Device:
         number = self.world.server.next_payload()
         return Payload(number, self, samples, nbytes, data, version)
 
-    def send(
-        self, payload: Payload, into_inbox: bool = True
-    ) -> Generator[simpy.Event, Any, Payload]:
+    def send(self, payload: Payload, into_inbox: bool = True) -> Steps[Payload]:
         """Upload a payload, and hand it over: it lies in the server's inbox with its last byte.
 
         `into_inbox=False` is for what the server is waiting for at that moment.
@@ -155,17 +153,17 @@ class Device:
             self.world.server.receive(payload)
         return payload
 
-    def upload(self, payload: Payload) -> Generator:
+    def upload(self, payload: Payload) -> Steps[None]:
         """Send a payload's bytes to the server through whatever links lie between."""
         link = self.world.network.upload
         yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
 
-    def download(self, nbytes: int) -> Generator:
+    def download(self, nbytes: int) -> Steps[None]:
         """Receive bytes from the server."""
         link = self.world.network.download
         yield from self._transfer("download", link, nbytes, "downlink")
 
-    def assign(self, task: ClientTask | None) -> None:
+    def assign(self, task: ClientTask[object] | None) -> None:
         """Called by the server: one more task (which a device that is off never hears of), or None:
         there will be no more.
         """
@@ -175,7 +173,7 @@ class Device:
         if not self._called.triggered:
             self._called.succeed()
 
-    def serve(self, client_round: Callable[[ClientTask], Generator]) -> Generator:
+    def serve(self, client_round: Callable[[ClientTask[object]], Process]) -> Steps[None]:
         """Run `client_round` for every task that the server assigns, then wait, idle, until that
         round is closed.
 
@@ -205,7 +203,7 @@ class Device:
             finally:
                 self.task = None
 
-    def has(self, task: ClientTask) -> bool:
+    def has(self, task: ClientTask[object]) -> bool:
         """Whether the device has this task still before it."""
         return self.task is task or any(assigned is task for assigned in self._assigned)
 
@@ -252,7 +250,7 @@ class Device:
             return
         self.is_on, self._back = False, self.world.env.event()
         at_it = dict.fromkeys(self._open_verbs)
-        if self.task is not None:
+        if self.task is not None and self._serving is not None:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
             self.world.server.note_dropped(self, why)
@@ -272,18 +270,18 @@ class Device:
         self._back.succeed()
         self.world.server.note_return(self)
 
-    def _until_on(self) -> Generator:
+    def _until_on(self) -> Steps[None]:
         while not self.is_on:
             yield self._back
 
-    def _resumed(self, verb: Callable[[], Generator]) -> Generator:
+    def _resumed(self, verb: Callable[[], Steps[None]]) -> Steps[None]:
         return (
             verb()
             if self.availability is None and self.meter.battery is None
             else self._retried(verb)
         )
 
-    def _retried(self, verb: Callable[[], Generator]) -> Generator:
+    def _retried(self, verb: Callable[[], Steps[None]]) -> Steps[None]:
         """Run a verb; after being offline begin it anew, except in a task of the server's, which
         is dropped.
 
@@ -291,6 +289,7 @@ class Device:
         fits between two absences.
         """
         process = self.world.env.active_process
+        assert process is not None  # verbs are run by processes
         if process in self._open_verbs:  # a verb within a verb
             yield from verb()
             return
@@ -316,8 +315,14 @@ class Device:
         return self.world.costing.weight_bytes(self.member) + peak_bytes
 
     def timed(
-        self, kind: str, seconds: float, watts: float, flop: float = 0.0, outcome="ok", done=None
-    ) -> Generator:
+        self,
+        kind: str,
+        seconds: float,
+        watts: float,
+        flop: float = 0.0,
+        outcome: str = "ok",
+        done: Callable[[float], float] | None = None,
+    ) -> Steps[None]:
         """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP
         in a part of them.
         """
@@ -326,11 +331,11 @@ class Device:
             self, kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done
         )
 
-    def _wait(self, time_s: float) -> Generator:
+    def _wait(self, time_s: float) -> Steps[None]:
         left_s = max(0.0, time_s - self.world.env.now)
         yield from self.timed("wait", left_s, self.power.idle_w)
 
-    def _computing(self, work: Work, seconds: float) -> Generator:
+    def _computing(self, work: Work[object], seconds: float) -> Steps[None]:
         if self.conditions:
             return self.conditions.compute(work, seconds)
         return self.timed("compute", seconds, self.power.compute_w, work.cost.flop)
@@ -342,16 +347,22 @@ class Device:
         nbytes: int,
         way: str,
         flows: Sequence[int] = (),
-    ) -> Generator:
-        watts, j_per_byte = radio(
-            self.power, way, bool(self.conditions) and self.conditions.radio_by_rate
-        )
-        what = {
-            "nbytes": nbytes,
-            "flows": flows,
-            "abort": self.world.network.abort,
-            "j_per_byte": j_per_byte,
-        }
-        if j_per_byte:
-            what["progress"] = self.world.network.progress
-        yield from self._resumed(lambda: recorded(self, kind, link(self.id, nbytes), watts, **what))
+    ) -> Steps[None]:
+        by_rate = self.conditions is not None and self.conditions.radio_by_rate
+        watts, j_per_byte = radio(self.power, way, by_rate)
+        network = self.world.network
+
+        def transfer() -> Steps[None]:
+            return recorded(
+                self,
+                kind,
+                link(self.id, nbytes),
+                watts,
+                nbytes=nbytes,
+                flows=flows,
+                abort=network.abort,
+                j_per_byte=j_per_byte,
+                progress=network.progress if j_per_byte else None,
+            )
+
+        yield from self._resumed(transfer)

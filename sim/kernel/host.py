@@ -7,6 +7,7 @@ result.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -14,13 +15,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import TypeVar, cast, overload
 
 from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
 from sim.kernel.learned import Learned, Piece, key_of, with_values
 
 Result = TypeVar("Result")
+Second = TypeVar("Second")
+Third = TypeVar("Third")
 
 
 class HostError(ValueError):
@@ -41,8 +45,10 @@ class Host:
         self._prepared_s = self._saved_s = (
             0.0  # of torch_s, what passed before the first piece and what is not at stake
         )
-        self._alive: weakref.WeakSet[Learned] = weakref.WeakSet()
-        self._ray, self._pool, self._lane = None, None, None
+        self._alive: weakref.WeakSet[Learned[object]] = weakref.WeakSet()
+        self._ray: ModuleType | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._lane: ThreadPoolExecutor | None = None
         if workers == "ray":
             if host_device().name != "cpu":
                 raise HostError(
@@ -58,13 +64,49 @@ class Host:
 
     # --- the learning, which an interrupted run takes up again
 
+    @overload
     def learn(
         self,
-        function: Callable[..., Any],
-        *arguments: Any,
+        function: Callable[..., tuple[Result, Second]],
+        *arguments: object,
+        stored: tuple[bool, bool],
+        revive: Callable[..., Result] | None = None,
+    ) -> tuple[Learned[Result], Learned[Second]]: ...
+
+    @overload
+    def learn(
+        self,
+        function: Callable[..., tuple[Result, Second, Third]],
+        *arguments: object,
+        stored: tuple[bool, bool, bool],
+        revive: Callable[..., Result] | None = None,
+    ) -> tuple[Learned[Result], Learned[Second], Learned[Third]]: ...
+
+    @overload
+    def learn(
+        self,
+        function: Callable[..., Result],
+        *arguments: object,
+        stored: tuple[bool] = (True,),
+        revive: Callable[..., Result] | None = None,
+    ) -> Learned[Result]: ...
+
+    @overload
+    def learn(
+        self,
+        function: Callable[..., object],
+        *arguments: object,
+        stored: Sequence[bool],
+        revive: Callable[..., object] | None = None,
+    ) -> Learned[object] | tuple[Learned[object], ...]: ...
+
+    def learn(
+        self,
+        function: Callable[..., object],
+        *arguments: object,
         stored: Sequence[bool] = (True,),
-        revive: Callable[[Any], Any] | None = None,
-    ) -> Any:
+        revive: Callable[..., object] | None = None,
+    ) -> Learned[object] | tuple[Learned[object], ...]:
         """Begin a piece of learning: `function`, pure, on arguments of which results of other
         pieces may be a part.
 
@@ -92,23 +134,25 @@ class Host:
             )
         return results[0] if len(results) == 1 else tuple(results)
 
-    def compute_now(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def compute_now(self, function: Callable[..., Result], *arguments: object) -> Result:
         """A small result (numbers, or lists and dicts of them) that somebody has to know now:
         noted, or computed in turn.
         """
         key = self._key(function, arguments)
-        value = self.journal.noted(key)
-        if value is UNKNOWN:
-            if self.is_replaying:
-                raise CannotResume.other_course()
-            value = self.start(lambda: function(*map(with_values, arguments))).result()
-            if self.journal.keeps:
-                self.journal.note(key, value)
+        noted = self.journal.noted(key)
+        if noted is not UNKNOWN:
+            return cast(Result, noted)  # by its key it is what this function gave
+        if self.is_replaying:
+            raise CannotResume.other_course()
+        value = self.start(lambda: function(*map(with_values, arguments))).result()
+        if self.journal.keeps:
+            self.journal.note(key, value)
         return value
 
-    def value_of(self, learned: Learned) -> Any:
+    def value_of(self, learned: Learned[Result]) -> Result:
         """The value of a small result, noted."""
-        return self.compute_now(_itself, learned)
+        known: Callable[..., Result] = _itself
+        return self.compute_now(known, learned)
 
     @property
     def is_replaying(self) -> bool:
@@ -146,7 +190,7 @@ class Host:
         """What learning has taken in this process."""
         return self.torch_s - self._prepared_s
 
-    def _key(self, function: Callable[..., Any], arguments: Sequence[Any]) -> str:
+    def _key(self, function: Callable[..., object], arguments: Sequence[object]) -> str:
         return key_of(function, arguments) if self.journal.keeps else ""
 
     # --- anything else
@@ -167,7 +211,9 @@ class Host:
             done.set_exception(error)
         return done
 
-    def map(self, function: Callable[..., Result], items: Iterable[tuple]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[..., Result], items: Iterable[tuple[object, ...]]
+    ) -> Iterator[Result]:
         """`function(*item)` of each item, in order; independent pieces, computed at once as far as
         workers reach.
         """
@@ -177,7 +223,7 @@ class Host:
             yield from (self._ray.get(reference) for reference in pending)
         elif self._pool:
             futures = [
-                self._pool.submit(self._timed, lambda item=item: function(*item)) for item in items
+                self._pool.submit(self._timed, functools.partial(function, *item)) for item in items
             ]
             try:
                 yield from (future.result() for future in futures)
@@ -185,7 +231,7 @@ class Host:
                 for future in futures:
                     future.cancel()
         else:
-            yield from (self._timed(lambda item=item: function(*item)) for item in items)
+            yield from (self._timed(functools.partial(function, *item)) for item in items)
 
     def close(self, at_once: bool = False) -> None:
         """Let the workers go: with what was started done, joined or not, as it is without threads;
@@ -206,7 +252,7 @@ class Host:
             self.torch_s += time.perf_counter() - begin
 
 
-def _itself(value: Any) -> Any:
+def _itself(value: Result) -> Result:
     return value
 
 
@@ -232,7 +278,7 @@ def _one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def _start_ray() -> Any:
+def _start_ray() -> ModuleType:
     try:
         import ray
     except ImportError as error:
@@ -244,4 +290,5 @@ def _start_ray() -> Any:
         include_dashboard=False,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
-    return ray
+    module: ModuleType = ray
+    return module

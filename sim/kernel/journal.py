@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inputs.files import FileProblem, parse_json, read_text
 from sim.kernel.learned import Learned
 from sim.kernel.writing import replacing, writing
+
+if TYPE_CHECKING:
+    from sim.kernel.checkpoint import Checkpoint
 
 UNKNOWN = object()
 SHARE_AT_STAKE = 0.1  # of the learning so far that a kill may cost, where checkpoints are cheap
@@ -53,12 +56,12 @@ class Journal:
     ) -> None:
         self.keeps = folder is not None
         self.position = 0
-        self.remarks = []
+        self.remarks: list[str] = []
         self._every_s = seconds_between_checkpoints
         self._seconds_a_byte = 2e-9
         self._not_before_s = 0.0
-        self._notes: dict[str, Any] = {}
-        self._checkpoint: Any = None
+        self._notes: dict[str, object] = {}
+        self._checkpoint: Checkpoint | None = None
         if folder is None:
             return
         self._file = folder / "journal.jsonl"
@@ -76,11 +79,11 @@ class Journal:
 
     # --- notes
 
-    def noted(self, key: str) -> Any:
+    def noted(self, key: str) -> object:
         """The small result of this history, or UNKNOWN."""
         return self._notes.get(key, UNKNOWN)
 
-    def note(self, key: str, value: Any) -> None:
+    def note(self, key: str, value: object) -> None:
         """Write down a small result: numbers, or lists and dicts of them."""
         self._notes[key] = value
         with writing(self._file), self._file.open("a", encoding="utf-8") as file:
@@ -88,7 +91,7 @@ class Journal:
 
     # --- checkpoints
 
-    def fetch(self, learned: Learned) -> None:
+    def fetch(self, learned: Learned[object]) -> None:
         """Give a result of the interrupted run its value; CannotResume if that run never had it."""
         if self._checkpoint is None or learned.key not in self._checkpoint:
             raise CannotResume.other_course()
@@ -103,7 +106,7 @@ class Journal:
         return self.keeps and at_stake_s >= max(least_s, self._not_before_s)
 
     def checkpoint(
-        self, position: int, alive: Iterable[Learned], at_stake_s: float, learning_s: float
+        self, position: int, alive: Iterable[Learned[object]], at_stake_s: float, learning_s: float
     ) -> bool:
         """Write all values that can still be asked for, if that takes little time beside what is at
         stake; whether it did.
@@ -115,7 +118,7 @@ class Journal:
             with suppress(
                 CannotResume
             ):  # it was gone when the interrupted run wrote, so nobody asks for it
-                values[learned.key] = learned.value.saved() if learned.revive else learned.value
+                values[learned.key] = learned.saved()
         packed = Packed(values)
         packing_s = time.perf_counter() - begin
         expected_s = packing_s + self._seconds_a_byte * packed.nbytes
@@ -169,11 +172,11 @@ class Journal:
         self.remarks = [f"{problem}; what the interrupted run had learned is computed again"]
 
 
-def _line(key: str, value: Any) -> str:
+def _line(key: str, value: object) -> str:
     return json.dumps({"key": key, "value": value, "sum": _sum(key, value)}) + "\n"
 
 
-def _parsed(line: str) -> tuple[str, Any]:
+def _parsed(line: str) -> tuple[str, object]:
     """Key and value of a line; ValueError for one that was not written so."""
     entry = parse_json(line, "journal")
     if not isinstance(entry, dict) or entry.get("sum") != _sum(
@@ -183,5 +186,5 @@ def _parsed(line: str) -> tuple[str, Any]:
     return entry["key"], entry["value"]
 
 
-def _sum(key: Any, value: Any) -> str:
+def _sum(key: object, value: object) -> str:
     return hashlib.blake2b(json.dumps([key, value]).encode(), digest_size=8).hexdigest()

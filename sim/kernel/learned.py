@@ -10,14 +10,26 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Generic, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+Result = TypeVar("Result")
 
-class Learned:
+
+@runtime_checkable
+class Saveable(Protocol):
+    """A value that a checkpoint cannot write as it is."""
+
+    def saved(self) -> object:
+        """What it can write instead, and `revive` makes the value of."""
+
+
+class Learned(Generic[Value_co]):
     """One result: its key and, once its piece has run, its value. `future` is that of the piece's
     running, `make` another way to its value; `revive` makes the value of what its `saved()` gives,
     where a checkpoint cannot write it as it is.
@@ -25,20 +37,22 @@ class Learned:
 
     __slots__ = ("__weakref__", "_make", "_value", "future", "key", "revive")
 
-    def __init__(self, key: str, revive: Callable[[Any], Any] | None = None) -> None:
-        self.key, self.revive = key, revive
-        self.future: Future | None = None
-        self._make: Callable[[Learned], None] | None = None
+    _value: Value_co
 
-    @classmethod
-    def given(cls, key: str, value: Any) -> Learned:
+    def __init__(self, key: str, revive: Callable[..., object] | None = None) -> None:
+        self.key, self.revive = key, revive
+        self.future: Future[None] | None = None
+        self._make: Callable[[Learned[object]], None] | None = None
+
+    @staticmethod
+    def given(key: str, value: Value) -> Learned[Value]:
         """A value that every run makes by itself, and no checkpoint needs."""
-        made = cls(key)
+        made: Learned[Value] = Learned(key)
         made.set(value)
         return made
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Value_co:
         """The value, waited for, fetched or computed if it is not there yet; raises what went wrong
         with its piece.
         """
@@ -62,11 +76,20 @@ class Learned:
         """Whether there is a value, or a way to it."""
         return hasattr(self, "_value") or self.future is not None or self._make is not None
 
-    def set(self, value: Any) -> None:
+    def set(self, value: object) -> None:
         """Give it its value."""
-        self._value = value
+        # of the type that the piece's function says: who hands it over has not looked
+        self._value = cast(Value_co, value)
 
-    def set_source(self, make: Callable[[Learned], None]) -> None:
+    def saved(self) -> object:
+        """What a checkpoint can write of the value."""
+        value = self.value
+        if self.revive is None:
+            return value
+        assert isinstance(value, Saveable)
+        return value.saved()
+
+    def set_source(self, make: Callable[[Learned[object]], None]) -> None:
         """Give it a way to its value, taken when it is asked for."""
         self._make = make
 
@@ -82,10 +105,10 @@ class Taken:
     from then on.
     """
 
-    def __init__(self, learned: Learned) -> None:
+    def __init__(self, learned: Learned[object]) -> None:
         self.learned, self.key = learned, learned.key
 
-    def take(self) -> Any:
+    def take(self) -> object:
         """The value, which is dropped here."""
         value = self.learned.value
         self.learned.drop()
@@ -101,19 +124,19 @@ class Piece:
     """
 
     def __init__(
-        self, function: Callable[..., Any], arguments: Sequence[Any], stored: Sequence[bool]
+        self, function: Callable[..., object], arguments: Sequence[object], stored: Sequence[bool]
     ) -> None:
         self._function, self._arguments, self._stored = function, arguments, stored
-        self._results: list[weakref.ref[Learned]] = []
+        self._results: list[weakref.ref[Learned[object]]] = []
 
-    def results(self, key: str, revive: Callable[[Any], Any] | None) -> list[Learned]:
+    def results(self, key: str, revive: Callable[..., object] | None) -> list[Learned[object]]:
         """What it will give."""
         ends = (
             [""]
             if len(self._stored) == 1
             else [f".{number}" for number in range(len(self._stored))]
         )
-        made = [
+        made: list[Learned[object]] = [
             Learned(key + end, revive if number == 0 else None) for number, end in enumerate(ends)
         ]
         for learned, is_stored in zip(made, self._stored, strict=True):
@@ -129,17 +152,16 @@ class Piece:
             self._arguments = ()
         made = self._function(*map(with_values, arguments))
         del arguments
-        for result, value in zip(
-            self._results, (made,) if len(self._stored) == 1 else made, strict=True
-        ):
+        values = made if len(self._stored) > 1 and isinstance(made, Iterable) else (made,)
+        for result, value in zip(self._results, values, strict=True):
             if (learned := result()) is not None:
                 learned.set(value)
 
-    def compute(self, _: Learned) -> None:
+    def compute(self, _: Learned[object]) -> None:
         """Run it for one of its results, in a run that had left it out."""
         self.run()
 
-    def skip(self, fetch: Callable[[Learned], None]) -> None:
+    def skip(self, fetch: Callable[[Learned[object]], None]) -> None:
         """Do not run it: what was stored is fetched when it is asked for, the rest computed
         then.
         """
@@ -147,20 +169,20 @@ class Piece:
             if isinstance(argument, Taken):
                 argument.learned.drop()
         for result, is_stored in zip(self._results, self._stored, strict=True):
-            if is_stored:
-                result().set_source(fetch)
+            if is_stored and (learned := result()) is not None:
+                learned.set_source(fetch)
         if all(self._stored):
             self._arguments = ()
 
 
-def with_values(argument: Any) -> Any:
+def with_values(argument: object) -> object:
     """The argument with the values of all results in it."""
     if isinstance(argument, Learned):
         return argument.value
     if isinstance(argument, Taken):
         return argument.take()
-    if isinstance(argument, tuple) and hasattr(argument, "_fields"):
-        return type(argument)(*map(with_values, argument))
+    if isinstance(argument, tuple) and (make := getattr(argument, "_make", None)):  # a named one
+        return make(map(with_values, argument))
     if isinstance(argument, list | tuple):
         return type(argument)(map(with_values, argument))
     if isinstance(argument, dict):
@@ -168,12 +190,12 @@ def with_values(argument: Any) -> Any:
     return argument
 
 
-def joined(result: Any) -> Any:
+def joined(result: Result | Callable[[], Result]) -> Result:
     """What a verb gave, at the virtual end of its work: the pieces of what is learned have run, or
     raise what went wrong (those that were left out stay so); a function is called, for what is to
     happen only then.
     """
-    if isinstance(result, Learned) and result.is_new:
+    if isinstance(result, Learned) and result.future is not None:
         result.future.result()
     elif isinstance(result, tuple):
         for one in result:
@@ -181,14 +203,14 @@ def joined(result: Any) -> Any:
     return result() if callable(result) else result
 
 
-def key_of(function: Callable[..., Any], arguments: Sequence[Any]) -> str:
+def key_of(function: Callable[..., object], arguments: Sequence[object]) -> str:
     """The name of what a function gives for these arguments."""
     digest = hashlib.blake2b(function.__qualname__.encode(), digest_size=16)
     _feed(digest.update, arguments)
     return digest.hexdigest()
 
 
-def _feed(update: Callable[[bytes], None], argument: Any) -> None:
+def _feed(update: Callable[[bytes], None], argument: object) -> None:
     if isinstance(argument, Learned | Taken):
         update(b"<" + argument.key.encode())
     elif isinstance(argument, np.ndarray):
@@ -200,7 +222,8 @@ def _feed(update: Callable[[bytes], None], argument: Any) -> None:
     elif isinstance(argument, Mapping):
         _feed(update, list(argument.items()))
     elif callable(argument):
-        update(b"!" + argument.__qualname__.encode())
+        function: Callable[..., object] = argument
+        update(b"!" + function.__qualname__.encode())
     elif type(argument).__repr__ is object.__repr__:
         raise TypeError(f"a {type(argument).__name__} has no name that another run would give it")
     else:

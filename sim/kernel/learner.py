@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar, cast, overload
 
 from learning.cost.costs import Cost
-from sim.kernel.work import Work
+from sim.kernel.work import Result, Work
 
 Scores = Mapping[str, float | None]
 """Held-out accuracy by backbone; None says that a model's predictions are not finite."""
+
+
+Arguments = ParamSpec("Arguments")
 
 
 class Learner(Protocol):
@@ -29,7 +32,23 @@ class Learner(Protocol):
     def predicts_untrained(self) -> bool:
         """Whether what is there before the first update has an accuracy worth the name."""
 
-    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
+    @overload
+    def work(
+        self,
+        cost: Cost,
+        verb: Callable[Arguments, Callable[[], Result]],
+        *args: Arguments.args,
+        **more: Arguments.kwargs,
+    ) -> Work[Result]: ...
+
+    @overload
+    def work(
+        self,
+        cost: Cost,
+        verb: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **more: Arguments.kwargs,
+    ) -> Work[Result]:
         """A piece of work that takes time and begins `verb(*args)`."""
 
     def prepare(self) -> None:
@@ -66,9 +85,29 @@ class RealLearner:
         """Whether what is there before the first update has an accuracy: by default not."""
         return False
 
-    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
-        """A piece of work that takes time and begins `verb(*args)`."""
-        return Work(cost, functools.partial(verb, *args))
+    @overload
+    def work(
+        self,
+        cost: Cost,
+        verb: Callable[Arguments, Callable[[], Result]],
+        *args: Arguments.args,
+        **more: Arguments.kwargs,
+    ) -> Work[Result]: ...
+
+    @overload
+    def work(
+        self,
+        cost: Cost,
+        verb: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **more: Arguments.kwargs,
+    ) -> Work[Result]: ...
+
+    def work(
+        self, cost: Cost, verb: Callable[..., object], *args: object, **more: object
+    ) -> Work[object]:
+        """A piece of work that takes time and begins `verb(*args, **more)`."""
+        return Work(cost, functools.partial(verb, *args, **more))
 
     def prepare(self) -> None:
         """Nothing, unless a learner has something to compute beforehand."""
@@ -85,7 +124,7 @@ class DryLearner:
     predicts_untrained = False
     state: object = None
 
-    def __init__(self, learner: type) -> None:
+    def __init__(self, learner: Callable[..., object]) -> None:
         self._learner = learner
 
     def __getattr__(self, verb: str) -> Callable[..., None]:
@@ -93,7 +132,9 @@ class DryLearner:
             raise AttributeError(f"{self._learner.__name__} has no verb {verb!r}")
         return _nothing
 
-    def work(self, cost: Cost, verb: Callable[..., object], *args: object) -> Work:
+    def work(
+        self, cost: Cost, verb: Callable[..., object], *args: object, **more: object
+    ) -> Work[None]:
         """A piece of work that only takes time."""
         return Work(cost)
 
@@ -134,7 +175,7 @@ class MaybeDry(Protocol):
     """Whether nothing learns."""
 
 
-def learner_for(world: MaybeDry, learner: type[L], *args: object) -> L:
+def learner_for(world: MaybeDry, learner: Callable[..., L], *args: object) -> L:
     """The world's learner: `learner(world, *args)`, or what stands for it in a dry run."""
     if world.dry:
         return cast(L, DryLearner(learner))

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import simpy
 
@@ -15,13 +15,13 @@ from devices.hardware import DeviceProfile
 from sim.kernel.device import COUNTED, Device, Payload
 from sim.kernel.learned import joined
 from sim.kernel.spans import EnergyMeter, recorded
-from sim.kernel.work import ClientTask, Work
+from sim.kernel.work import ClientTask, Result, Steps, Work
 
 if TYPE_CHECKING:
     from sim.kernel.learner import Learner
     from sim.kernel.world import World
 
-ServerRound = Callable[[list[Device], int], Generator[Any, Any, list[Payload]]]
+ServerRound = Callable[[list[Device], int], Generator[simpy.Event, None, list[Payload]]]
 
 
 class Server:
@@ -38,7 +38,8 @@ class Server:
         self._accelerator = simpy.Resource(world.env, capacity=1)
         self._inbox: deque[Payload] = deque()
         self._news = world.env.event()
-        self._is_short, self._dropped = False, set()
+        self._is_short = False
+        self._dropped: set[Device] = set()
         self._payloads = 0
 
     def next_payload(self) -> int:
@@ -62,7 +63,7 @@ class Server:
         if not self._news.triggered:
             self._news.succeed()
 
-    def wait(self) -> Generator:
+    def wait(self) -> Steps[None]:
         """Sleep until something lands or a device ends."""
         if not self._inbox:
             self._news = self.world.env.event()
@@ -84,7 +85,7 @@ class Server:
         if self._is_short and device.is_serving:
             self.wake()
 
-    def select(self, count: int, version: int) -> Generator[Any, Any, list[Device]]:
+    def select(self, count: int, version: int) -> Steps[list[Device]]:
         """A random sample of so many devices that have joined and are on.
 
         Waits until that many have joined (or all that ever will); for devices that are off it waits
@@ -124,7 +125,7 @@ class Server:
         wanted: int,
         learner: Learner,
         server_round: ServerRound,
-    ) -> Generator:
+    ) -> Steps[None]:
         """Ask so many devices in every round and run `server_round` with them (it returns the
         answers that counted), until there are no more rounds, the target is reached or no device
         is at work; then let the devices go and end the training.
@@ -146,7 +147,7 @@ class Server:
         yield from self.dismiss()
         self.world.end_training(learner)
 
-    def assign(self, device: Device, task: ClientTask) -> None:
+    def assign(self, device: Device, task: ClientTask[object]) -> None:
         """Give a device a task; until its answer counts it is taken to be late."""
         device.note_outcome("late")
         device.assign(task)
@@ -155,14 +156,14 @@ class Server:
         self,
         devices: Sequence[Device],
         version: int,
-        model: Any,
+        model: object,
         wanted: int | None = None,
         deadline_s: float | None = None,
-    ) -> Generator[Any, Any, list[Payload]]:
+    ) -> Steps[list[Payload]]:
         """Give these devices a task and collect their answers: of all of them, or of so many as are
         wanted.
         """
-        task = ClientTask(version, model, self.world.env.event())
+        task: ClientTask[object] = ClientTask(version, model, self.world.env.event())
         for device in devices:
             self.assign(device, task)
         return (
@@ -171,7 +172,7 @@ class Server:
             )
         )
 
-    def dismiss(self) -> Generator:
+    def dismiss(self) -> Steps[None]:
         """Tell every device that there will be no more tasks."""
         for device in self.world.devices:
             device.assign(None)
@@ -179,11 +180,11 @@ class Server:
 
     def collect(
         self,
-        task: ClientTask,
+        task: ClientTask[object],
         devices: Sequence[Device],
         wanted: int,
         deadline_s: float | None = None,
-    ) -> Generator[Any, Any, list[Payload]]:
+    ) -> Steps[list[Payload]]:
         """Wait until so many of the devices have answered a task, or the deadline; close it and
         return what came.
 
@@ -191,7 +192,8 @@ class Server:
         go. The waiting is a span of the server's: a synchronous server waits for its slowest
         device.
         """
-        start, got = self.world.env.now, []
+        start = self.world.env.now
+        got: list[Payload] = []
         deadline = None if deadline_s is None else self.world.env.timeout(deadline_s)
         while True:
             got += [payload for payload in self.take() if payload.version == task.version]
@@ -213,12 +215,16 @@ class Server:
                 gone = "offline" if self.world.is_at_work(device) else device.outcome
                 self.world.tally.miss("late" if device in open_ else gone)
         self.world.interrupt(open_, "late")
-        task.closed.succeed()
+        if task.closed is not None:
+            task.closed.succeed()
         return got
 
     def aggregate(
-        self, answers: Sequence[Payload], work: Work, flows: Sequence[int] | None = None
-    ) -> Generator[Any, Any, list[Payload]]:
+        self,
+        answers: Sequence[Payload],
+        work: Work[Collection[int]],
+        flows: Sequence[int] | None = None,
+    ) -> Steps[list[Payload]]:
         """Make these answers' update (`work` gives the places of those it left out); returns those
         that counted.
 
@@ -243,8 +249,8 @@ class Server:
         return [payload for place, payload in enumerate(answers) if place not in left_out]
 
     def compute(
-        self, work: Work, flows: Sequence[int] = (), kind: str = "train"
-    ) -> Generator[Any, Any, Any]:
+        self, work: Work[Result], flows: Sequence[int] = (), kind: str = "train"
+    ) -> Steps[Result | None]:
         """Queue for the accelerator, then run the work for real while its modelled seconds pass;
         returns its result.
         """
@@ -258,7 +264,7 @@ class Server:
             )
         return joined(result)
 
-    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Generator:
+    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Steps[None]:
         """Send every device its bytes, all at once through the shared links; ends when the last has
         them.
         """

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import simpy
 
 from sim.kernel.recorder import Recorder
+from sim.kernel.work import Steps
 
 TransferProgress = Callable[[], tuple[float, float, float]]
 AWAY = ("offline", "battery")  # why a device goes that may come back
@@ -105,7 +106,7 @@ class EnergyMeter:
         """Joules that the bytes of open spans have taken since the last time somebody asked."""
         new_j = 0.0
         for draw in self._open:
-            if draw.j_per_byte:
+            if draw.j_per_byte and draw.progress is not None:
                 byte_j = draw.j_per_byte * draw.progress()[0]
                 new_j, draw.counted_j = new_j + byte_j - draw.counted_j, byte_j
         return new_j
@@ -114,7 +115,7 @@ class EnergyMeter:
         """Watts that the bytes of open spans may take at most, and until when that holds, s."""
         most_w, until_s = 0.0, math.inf
         for draw in self._open:
-            if draw.j_per_byte:
+            if draw.j_per_byte and draw.progress is not None:
                 _, bytes_per_s, holds_until_s = draw.progress()
                 most_w += draw.j_per_byte * bytes_per_s
                 until_s = min(until_s, holds_until_s)
@@ -164,7 +165,7 @@ def recorded(
     abort: Callable[[simpy.Event], float] | None = None,
     progress: Callable[[simpy.Event], tuple[float, float, float]] | None = None,
     done: Callable[[float], float] | None = None,
-) -> Generator:
+) -> Steps[None]:
     """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the
     bytes, until then.
     """

@@ -6,7 +6,7 @@ is the world that runs on a simulated clock, `sim.validate.worlds` has those tha
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sim.kernel.server import Server
     from sim.kernel.streams import Streams
     from sim.kernel.tally import Tally
+    from sim.kernel.work import Process
 
 
 @dataclass
@@ -191,7 +192,7 @@ class World(Protocol):
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
         """Tokens of the samples for the device's backbone, shape [n]."""
 
-    def start(self, actor: Device | None, generator: Generator) -> simpy.Process:
+    def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) do something beside what it does."""
 
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:
@@ -203,7 +204,7 @@ class World(Protocol):
     def after_update(
         self,
         learner: Learner,
-        loss: Learned | None,
+        loss: Learned[float] | None,
         records: int,
         first: bool = False,
         last: bool = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer
 
@@ -32,6 +32,13 @@ class TrainableSettings(Settings):
     """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for
     the architecture.
     """
+
+    if TYPE_CHECKING:  # fields of every such settings, each with a default of its own
+        peft: str  # where `trains` does not say it otherwise
+        rank: int
+        alpha: float
+        bottleneck: int
+        readout: str
 
     @model_serializer(mode="wrap")
     def _without_targets(

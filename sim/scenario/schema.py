@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_serializer, model_validator
 
@@ -26,13 +26,19 @@ from sim.scenario.named_files import (
 )
 from sim.scenario.settings import OnlyFor, RenamedSettings, Settings, name_now
 
-AnyMethod = Settings  # until methods are registered: see `_may_name`
+if TYPE_CHECKING:
+
+    class AnyMethod(Settings):
+        """What the settings of every method have."""
+
+        kind: str
+
+else:
+    AnyMethod = Settings  # until methods are registered: see `_may_name`
 
 # so that a slip of the keyboard is an error, not all memory
 MOST_TEXTS = 2_000_000
 MOST_DEVICES = 2_000_000
-
-Looking = TypeVar("Looking", bound=Settings)
 
 Weight = Annotated[float, Field(ge=0)]
 Mix = str | dict[str, Weight]
@@ -439,8 +445,9 @@ class Scenario(Settings):
         """
         if "evaluate_every" in self.model_fields_set:
             self.__dict__["method"] = _looking(self.method, self.evaluate_every)
-            for label, method in self.compare.methods.items() if self.compare else ():
-                self.compare.methods[label] = _looking(method, self.evaluate_every)
+            methods = {} if self.compare is None else self.compare.methods
+            for label, method in methods.items():
+                methods[label] = _looking(method, self.evaluate_every)
         return self
 
     def ignored(self) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -459,11 +466,12 @@ class Scenario(Settings):
         if self.compare:
             methods += [(f"compare.methods.{n}", one) for n, one in self.compare.methods.items()]
         for where, settings in methods:
-            for old, now in settings.renamed() if isinstance(settings, RenamedSettings) else ():
-                yield f"{where}.{old} is called {now} now: say that"
-        for label, dials in (
-            self.compare.tune.dials.items() if self.compare and self.compare.tune else ()
-        ):
+            if isinstance(settings, RenamedSettings):
+                for old, now in settings.renamed():
+                    yield f"{where}.{old} is called {now} now: say that"
+        if self.compare is None or self.compare.tune is None:
+            return
+        for label, dials in self.compare.tune.dials.items():
             for old in dials:
                 if (now := name_now(type(self.compare.methods[label]), old)) != old:
                     yield f"compare.tune.dials.{label}.{old} is called {now} now: say that"
@@ -484,7 +492,7 @@ class Scenario(Settings):
         return {name: own.model_dump() for name, own in self.backbones.items()}
 
 
-def _looking(method: Looking, every: int) -> Looking:
+def _looking(method: AnyMethod, every: int) -> AnyMethod:
     """A method's settings with another default for `evaluate_every`, if they have one that nobody
     has set.
     """
@@ -493,9 +501,10 @@ def _looking(method: Looking, every: int) -> Looking:
         or "evaluate_every" in method.model_fields_set
     ):
         return method
-    return type(method).model_construct(
+    made: AnyMethod = type(method).model_construct(
         method.model_fields_set, **{**dict(method), "evaluate_every": every}
     )
+    return made
 
 
 def _may_name(methods: Any) -> None:

@@ -55,9 +55,10 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
     )
     for payload in payloads:
         data = with_values(payload.data)
+        which = f"payload {payload.number} of {payload.sender.id}"
+        assert data is None or isinstance(data, bytes), f"{which} is {data!r:.60}, and no bytes"
         assert data is None or len(data) == payload.nbytes, (
-            f"payload {payload.number} of {payload.sender.id} is {len(data)} bytes and is charged "
-            f"as {payload.nbytes}"
+            f"{which} is {len(data)} bytes and is charged as {payload.nbytes}"
         )
     sent = real.recorder.bytes_by_actor("upload")
     for device in real.devices:

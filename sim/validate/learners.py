@@ -122,10 +122,13 @@ def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
     """What a device needs to predict, float32: the shared part, its own projections, mean and
     deviation of its vectors.
     """
+    from torch import Tensor
+
     from learning.federated.state_codec import pack
+    from learning.side.network import Standardiser
 
     network = learner.tuning.value.averaged
-    parts = [
+    parts: list[Tensor] = [
         p for module in (network.adapters, network.norm, network.head) for p in module.parameters()
     ]
     projection = network.projection(backbone)
@@ -133,7 +136,8 @@ def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
     for name, seen in zip(
         network.shape.backbone_widths, network.standardisers.values(), strict=False
     ):
-        if name == backbone:  # strict=False: without `normalise: standard` there are none
+        # strict=False: without `normalise: standard` there are none
+        if name == backbone and isinstance(seen, Standardiser):
             parts += [seen.mean.float(), (seen.squares / seen.count.clamp_min(1)).sqrt().float()]
     return pack({str(place): part for place, part in enumerate(parts)})
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned, with_values
 from sim.kernel.learner import Learner
 from sim.kernel.server import Server
-from sim.kernel.work import ClientTask
+from sim.kernel.work import ClientTask, Steps
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.scenario.schema import Scenario
@@ -211,13 +211,11 @@ class RemoteDevice(Device):
         if task is None:
             self.control.send({"task": None})
             return
-        learner = _travelling(self.world)
+        learner, model = _travelling(self.world), with_values(task.model)
+        assert isinstance(model, Mapping)
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
-        self.data.send(
-            {"task": number},
-            learner.packed(learner.part_of(self.backbone, with_values(task.model))),
-        )
+        self.data.send({"task": number}, learner.packed(learner.part_of(self.backbone, model)))
         if task.closed is not None:
             task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
@@ -276,7 +274,7 @@ class LocalServer(Server):
             yield from self.wait()
         return (yield from super().select(count, version))
 
-    def dismiss(self) -> Generator:
+    def dismiss(self) -> Steps[None]:
         """Tell every device that there will be no more tasks, and wait for the end of each."""
         for device in self.world.devices:
             device.assign(None)
@@ -307,7 +305,7 @@ class ServerWorld(RealWorld):
     def after_update(
         self,
         learner: Learner,
-        loss: Learned | None,
+        loss: Learned[float] | None,
         records: int,
         first: bool = False,
         last: bool = False,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 import simpy
@@ -26,7 +25,7 @@ from sim.world.charge import charge_of
 if TYPE_CHECKING:
     from sim.kernel.device import Device
     from sim.kernel.streams import Streams
-    from sim.kernel.work import Work
+    from sim.kernel.work import Steps, Work
 
 NO_THROTTLE = Throttle(1.0, 1.0, 1.0)
 
@@ -65,7 +64,7 @@ class Conditions:
             self.taken = pressure(streams.rng("memory-pressure", id_), p.every, p.share)
         self.heat, self._cool_since_s = 0.0, 0.0
 
-    def compute(self, work: Work, nominal_s: float) -> Generator:
+    def compute(self, work: Work, nominal_s: float) -> Steps[None]:
         """Let the seconds pass that work of so many nominal ones takes here and now, through pauses
         and restarts.
 
@@ -105,7 +104,7 @@ class Conditions:
                 yield from self._restart(needed, kills)
         self._note(nominal_s / spent_s if spent_s else 1.0)
 
-    def _charge(self) -> Generator:
+    def _charge(self) -> Steps[None]:
         """If the battery is low, wait until it is charged."""
         while self.charge and self.charge.is_low():
             env, wait_s = self.device.world.env, self.charge.goes_on_in_s()
@@ -127,7 +126,7 @@ class Conditions:
             shortage_at_s(self.taken, self.device.memory_bytes, needed, now, now + within_s) - now
         )
 
-    def _restart(self, needed: float, kills: int) -> Generator:
+    def _restart(self, needed: float, kills: int) -> Steps[None]:
         """After an out-of-memory kill: wait until the work fits again, or give up."""
         p, taken, device = self.settings.memory_pressure, self.taken, self.device
         assert p and taken, "memory pressure alone kills"

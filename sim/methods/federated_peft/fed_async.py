@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from learning.federated.aggregation import ServerOptimiser, Staleness
 from learning.federated.local_training import LocalTraining
-from sim.kernel.device import Payload
+from sim.kernel.device import Device, Payload
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
@@ -115,7 +115,9 @@ class FedAsync(FederatedPeft):
 
     def server(self, server: Server) -> Generator:
         """Keep so many devices at work; apply what lands, in its order."""
-        busy, taken, buffer = set(), 0, []
+        taken = 0
+        busy: set[Device] = set()
+        buffer: list[Payload] = []
         slots = max(1, round(self.config.concurrency * len(self.world.devices)))
         while (
             taken < self.config.answers
@@ -144,9 +146,7 @@ class FedAsync(FederatedPeft):
 
     def task(self) -> ClientTask:
         """The present model, to be worked on without any round to wait for."""
-        closed = self.world.env.event()
-        closed.succeed()
-        return ClientTask(self.version, self.learner.state, closed)
+        return ClientTask(self.version, self.learner.state)
 
     def aggregation(self, buffer: list[Payload]) -> Work:
         """Mixing or stepping; the staleness of each answer is noted as it is applied."""
@@ -156,7 +156,7 @@ class FedAsync(FederatedPeft):
                 self.world.env.now, "staleness", staleness, payload.sender.member.device
             )
         c, answers = self.config, self.of_each(buffer)
-        how = (buffered, *answers, c.server_optimiser, stale)
+        how: tuple[Any, ...] = (buffered, *answers, c.server_optimiser, stale)
         if c.kind == "fedasync":
             how = (mixed_in, *answers, c.mixing * c.staleness.weight(stale[0]))
         cost = mean_and_step(sum(payload.nbytes for payload in buffer))

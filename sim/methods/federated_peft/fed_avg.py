@@ -15,7 +15,7 @@ from learning.federated.aggregation import ServerOptimiser
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
+from sim.methods.federated_peft.learner import RoundLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class FedAvg(SynchronousPeft):
         )
 
 
-class FedAvgLearner(FederatedLearner):
+class FedAvgLearner(RoundLearner):
     """The learning of FedAvg and its variants."""
 
     def __init__(self, world: World, *model: Any) -> None:
-        *model, self._optimiser = model
-        super().__init__(world, *model)
+        *classifier, self._optimiser = model
+        super().__init__(world, *classifier)
 
     def aggregate(
         self,

@@ -23,7 +23,7 @@ from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
+from sim.methods.federated_peft.learner import RoundLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 from sim.scenario.complaints import nearest
 
@@ -66,7 +66,7 @@ class FlexLoRA(SynchronousPeft):
         """
         rank: int = Field(8, ge=1)
         """The rank of all others."""
-        alpha: float | None = Field(None, gt=0)
+        alpha: float | None = Field(None, gt=0)  # type: ignore[assignment]  # None: each rank's own
         """LoRA's alpha; default each device's own rank (as FedPETuning's), so that every update is
         B A itself.
         """
@@ -141,7 +141,7 @@ class FlexLoRA(SynchronousPeft):
         return Work(work.cost + Cost(flop), work.run)
 
 
-class FlexLoRALearner(FederatedLearner):
+class FlexLoRALearner(RoundLearner):
     """Real LoRA of each device's own rank; `devices` says how many devices have each (backbone,
     rank).
 
@@ -164,14 +164,14 @@ class FlexLoRALearner(FederatedLearner):
 
         self.devices, self.alpha = devices, alpha
         self.greatest = max(rank for _, rank in devices)
-        size = (alpha or self.greatest, bottleneck, head, target_modules)
-        super().__init__(world, "lora", readout, self.greatest, *size)
+        size = (self.greatest, alpha or self.greatest, bottleneck)
+        super().__init__(world, "lora", readout, *size, head, target_modules)
         seed, whole = world.streams.seed64("server/model") % 2**31, self.models
         self.models = {}
         for name, rank in sorted(devices):
-            size = (rank, alpha or rank, bottleneck, seed)
             model = TrainableClassifier(
-                *(world.costing.learned[name], "lora", world.task.classes, readout, *size),
+                *(world.costing.learned[name], "lora", world.task.classes, readout),
+                *(rank, alpha or rank, bottleneck, seed),
                 head=head,
                 target_modules=target_modules,
             )
@@ -209,12 +209,13 @@ class FlexLoRALearner(FederatedLearner):
         whole = (self.greatest, self.scaling(self.greatest))
         return self.serve(server_update, models, states, weights, scalings, whole)
 
-    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[str, float | None]:
+    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float | None]:
         """Of every backbone: the mean over its devices, each with the model of its rank."""
         scores: dict[str, list[float | None]] = {}
         for (name, rank), score in super()._scores_of(state).items():
             scores.setdefault(name, []).extend([score] * self.devices[name, rank])
+        finite = {name: [one for one in mine if one is not None] for name, mine in scores.items()}
         return {
-            name: None if None in mine else math.fsum(mine) / len(mine)
+            name: math.fsum(finite[name]) / len(mine) if len(finite[name]) == len(mine) else None
             for name, mine in scores.items()
         }

@@ -50,7 +50,7 @@ class FederatedLearner(RealLearner):
         self.world = world
         self._memory: Learned | None = None  # of the server, beside the model: moments and the like
         seed = world.streams.seed64("server/model") % 2**31
-        self.models = {
+        self.models: dict[Any, TrainableClassifier] = {
             name: TrainableClassifier(
                 *(spec, peft, world.task.classes, readout, rank, alpha, bottleneck, seed),
                 head=head,
@@ -99,7 +99,7 @@ class FederatedLearner(RealLearner):
         self,
         update: Callable[..., Any],
         backbone: str,
-        samples: np.ndarray,
+        samples: Any,
         *how: Any,
         results: int = 1,
     ) -> Any:
@@ -120,7 +120,7 @@ class FederatedLearner(RealLearner):
         data = b"".join(map(self.packed, states))
         return (data, *kept) if kept else data
 
-    def client_of(self, backbone: str, samples: np.ndarray) -> Client:
+    def client_of(self, backbone: str, samples: Any) -> object:
         """What a client update computes with."""
         return Client(
             self.models[backbone],
@@ -130,7 +130,7 @@ class FederatedLearner(RealLearner):
         )
 
     def serve(
-        self, update: Callable[..., Any], backbones: Sequence[str], sent: Any, *how: Any
+        self, update: Callable[..., Any], backbones: Sequence[Any], sent: Any, *how: Any
     ) -> Any:
         """Begin a server update: `update(state, memory, answers, kept, *how)`, a pure function that
         gives the next state and memory; `answers` are the finite ones of what was sent, unpacked,
@@ -215,7 +215,7 @@ class FederatedLearner(RealLearner):
         """Held-out accuracy of every backbone with its part of the server's state."""
         return self.world.host.compute_now(self._scores_of, self.state)
 
-    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float]:
+    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float | None]:
         from learning.federated.local_training import evaluate
 
         test = self.world.task.test
@@ -240,6 +240,20 @@ class FederatedLearner(RealLearner):
         write(self.state.value, folder / "state.safetensors")
 
 
+class RoundLearner(FederatedLearner):
+    """The learning of synchronous rounds: a method adds `aggregate`."""
+
+    def aggregate(
+        self,
+        models: Sequence[Any],
+        received: Learned,
+        sent: Sequence[Learned],
+        weights: Sequence[float],
+    ) -> Callable[[], list[int]]:
+        """Begin the server's update on what came; gives the places of what was left out."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Client:
     """What a client update computes with: a model, a device's texts, and its part of a state."""
@@ -260,7 +274,7 @@ def locally_trained(
     return train(client.model, own, client.tokens, client.labels, settings, seed).state
 
 
-def sorted_out(states: Sequence[Mapping[str, Tensor]]) -> tuple[list[int], list[int]]:
+def sorted_out(states: Sequence[Mapping[Any, Tensor]]) -> tuple[list[int], list[int]]:
     """The places of the finite states, and of the others, which shall go into no mean."""
     from learning.federated.aggregation import is_finite
 

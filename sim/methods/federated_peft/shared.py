@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -20,7 +20,7 @@ from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner, locally_trained
+from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import TrainableSettings
 
@@ -77,8 +77,12 @@ class FederatedPeft(ServerDriven):
     """
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(locally_trained)
-    """(client, state, settings, seed) -> what the device sends, a pure function."""
+    learner: FederatedLearner
+
+    @property
+    def client_update(self) -> Callable[..., Any]:
+        """(client, state, settings, seed) -> what the device sends, a pure function."""
+        return locally_trained
 
     def __init__(self, config: PeftSettings, world: World) -> None:
         self.config, self.world, self.peft = config, world, config.trains
@@ -159,6 +163,8 @@ class FederatedPeft(ServerDriven):
 
 class SynchronousPeft(SynchronousRounds, FederatedPeft):
     """Rounds of federated PEFT: a cohort trains, the server waits for the slowest and averages."""
+
+    learner: RoundLearner
 
     def __init__(self, config: RoundSettings, world: World) -> None:
         super().__init__(config, world)

@@ -54,6 +54,8 @@ def server_update(
 class FedMezo(ForwardOnly):
     """SPSA steps on devices, averaged every round, with shared seeds."""
 
+    learner: FedMezoLearner
+
     class Config(ForwardOnlySettings):
         """Settings of FedMeZO."""
 

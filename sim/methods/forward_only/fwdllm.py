@@ -66,6 +66,7 @@ def server_update(
 class FwdLLM(ForwardOnly):
     """Forward gradients with a variance gate."""
 
+    learner: FwdLLMLearner
     requests = 0  # how many times, over all rounds
 
     class Config(ForwardOnlySettings):
@@ -153,7 +154,9 @@ class FwdLLM(ForwardOnly):
         """One round: ask the same devices until the gradients that came agree, then make one step
         along their mean.
         """
-        payloads, gradients, left_out = [], None, []
+        gradients: Learned | None = None
+        payloads: list[Payload] = []
+        left_out: list[int] = []
         for ask in range(max(self.config.asks, self.config.most_asks)):
             if not (devices := [device for device in devices if self.world.is_at_work(device)]):
                 break

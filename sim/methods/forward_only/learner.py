@@ -36,7 +36,7 @@ class ForwardClient:
 class ForwardLearner(FederatedLearner):
     """Losses of batches as functions of a state; what is sent are states or probes."""
 
-    def client_of(self, backbone: str, batches: Sequence[np.ndarray]) -> ForwardClient:
+    def client_of(self, backbone: str, batches: Any) -> ForwardClient:
         """What a client update computes with."""
         part_of = functools.partial(self.part_of, backbone)
         return ForwardClient(self.losses(backbone, batches), part_of)

@@ -45,6 +45,8 @@ class ForwardOnly(SynchronousRounds):
     `server_round`, and says what learns (`new_learner`).
     """
 
+    learner: ForwardLearner
+
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
         self.size = (world.task.classes, *config.size)

@@ -72,6 +72,8 @@ class YogiOptimiser(ServerOptimiser):
 class Spry(ForwardOnly):
     """Dealt tensors, forward-mode derivatives, FedYogi."""
 
+    learner: SpryLearner
+
     class Config(ForwardOnlySettings):
         """Settings of Spry."""
 

@@ -52,7 +52,7 @@ class OnDeviceStates:
         }
         self.states, self.lost = {}, set()
 
-    def keep(self, device_id: str, state: Learned | None) -> bool:
+    def keep(self, device_id: str, state: Any) -> bool:
         """A device has a new state (None: nobody looks at it); False where it is no longer
         finite.
         """
@@ -68,6 +68,10 @@ class OnDeviceStates:
                     )
                 self.lost.add(device_id)
         return device_id not in self.lost
+
+    def score(self, device_id: str, backbone: str) -> float | None:
+        """Held-out accuracy of a device's present state."""
+        raise NotImplementedError
 
     def evaluate(self) -> dict[str, float | None]:
         """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own
@@ -123,18 +127,25 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         pass
 
     def client(
-        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
+        self,
+        update: Callable[..., Any],
+        backbone: str,
+        samples: Any,
+        *how: Any,
+        results: int = 1,
     ) -> Learned | None:
         """Begin a client update of the device `how[0]` from its own last state, which stays there;
         None for a device that is not looked at.
         """
-        device_id, *how = how
+        device_id, *more = how
         if device_id not in self.evaluated or device_id in self.lost:
             return None
         last = self.states.get(device_id, self._initial[backbone])
-        return self.world.host.learn(self._updated, update, backbone, samples, last, *how)
+        return self.world.host.learn(self._updated, update, backbone, samples, last, *more)
 
-    def _updated(self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any):
+    def _updated(
+        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
+    ) -> Any:
         return update(self.client_of(backbone, samples), *how)
 
     def score(self, device_id: str, backbone: str) -> float | None:
@@ -198,11 +209,13 @@ class LadderLearner(OnDeviceStates, RealLearner):
             return None
         who = (backbone, samples, device_id)
         before = Taken(self._tunings[device_id]) if number else None
-        how = {"stored": (True, True, True), "revive": lambda saved: self._begin(*who).load(saved)}
-        self._tunings[device_id], *result = self.world.host.learn(
-            self._trained, update, before, *who, number, **how
+        self._tunings[device_id], state, score = self.world.host.learn(
+            self._trained,
+            *(update, before, *who, number),
+            stored=(True, True, True),
+            revive=lambda saved: self._begin(*who).load(saved),
         )
-        return tuple(result)
+        return state, score
 
     def _trained(
         self,
@@ -226,11 +239,12 @@ class LadderLearner(OnDeviceStates, RealLearner):
         tuning.ingest(backbone, shared.encode(with_differences, backbone, samples, activations))
         return tuning
 
-    def keep(self, device_id: str, result: tuple[Learned, Learned] | None) -> bool:
-        """A device has ended an epoch; False where its side network is no longer finite."""
-        if result is None:
-            return super().keep(device_id, None)
-        state, self._scores[device_id] = result
+    def keep(self, device_id: str, state: Any) -> bool:
+        """A device has ended an epoch, which gave state and score (None: nobody looks at it); False
+        where its side network is no longer finite.
+        """
+        if state is not None:
+            state, self._scores[device_id] = state
         return super().keep(device_id, state)
 
     def score(self, device_id: str, backbone: str) -> float | None:

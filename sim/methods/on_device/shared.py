@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 from sim.kernel.device import Device
@@ -18,8 +18,15 @@ class OnDeviceMethod:
 
     world: World
     learner: Any
-    rounds: int
-    own_round: Callable[[Device, int], Work]
+
+    @property
+    def rounds(self) -> int:
+        """How often each device passes over its texts."""
+        raise NotImplementedError
+
+    def own_round(self, device: Device, number: int) -> Work:
+        """What a device computes in a round."""
+        raise NotImplementedError
 
     def device(self, device: Device) -> Generator:
         """Its own texts, over and over, once they are all there."""

@@ -104,7 +104,7 @@ class Centralised(SideTuning):
         if not self.landed:
             return False
         samples, flows = self.landed.popleft()
-        activations = yield from server.compute(self.forward_pass(samples), flows, "forward")
+        activations: Any = yield from server.compute(self.forward_pass(samples), flows, "forward")
         data = self.learner.encode(self.client_update, self.backbone, samples, activations)
         self.keep(None, self.backbone, data, len(samples))
         return True

@@ -135,8 +135,8 @@ class SideTuningLearner(RealLearner):
             return b""
         labels = self.world.task.labels[samples]
         y_b = self._own_prediction(backbone, samples)
-        made = update(activations, labels, y_b, self.config.loss)
-        return encode(Activations(*made, samples), self.config.wire)
+        values, targets = update(activations, labels, y_b, self.config.loss)
+        return encode(Activations(values, targets, samples), self.config.wire)
 
     # --- what the server computes
 
@@ -166,7 +166,7 @@ class SideTuningLearner(RealLearner):
     def _is_usable(self, data: Any) -> bool:
         return bool(data)
 
-    def _received(self, backbone: str, data: bytes) -> Learned:
+    def _received(self, backbone: str, data: Any) -> Learned:
         """A payload decoded: [(vectors, target), ...]."""
         from learning.side.activations import decode
 
@@ -184,8 +184,12 @@ class SideTuningLearner(RealLearner):
         its loss.
         """
         mine = [self.records[number] for number in sorted(records)]
-        how = {"stored": (True, True), "revive": self._revived}
-        self.tuning, loss = self.world.host.learn(_stepped, update, Taken(self.tuning), mine, **how)
+        self.tuning, loss = self.world.host.learn(
+            _stepped,
+            *(update, Taken(self.tuning), mine),
+            stored=(True, True),
+            revive=self._revived,
+        )
 
         def joined() -> Learned:
             if loss.is_new and not math.isfinite(
@@ -224,14 +228,14 @@ class SideTuningLearner(RealLearner):
         from learning.side.inference import notes_for
 
         folder.mkdir(exist_ok=True)
-        heads = {}
+        heads, texts = {}, self.world.task.texts
         if self.config.backbone_prediction == "random-head":
             heads = {name: self._head_stream(name) for name in self.vectors}
         notes = notes_for(
             {name: self.world.costing.learned[name] for name in self.vectors},
             self.vectors,
             self.world.task.class_names,
-            pairs=self.world.task.texts.second_texts is not None,
+            pairs=texts is not None and texts.second_texts is not None,
             heads=heads,
             readout=self.config.readout,
             backbone_prediction=self.config.backbone_prediction,
@@ -264,5 +268,5 @@ def _stepped(
     return update(tuning, [(backbone, *batch[row]) for backbone, batch, row in records])
 
 
-def _scores(tuning: SideNetworkTrainer) -> dict[str, float]:
+def _scores(tuning: SideNetworkTrainer) -> dict[str, float | None]:
     return tuning.evaluate()

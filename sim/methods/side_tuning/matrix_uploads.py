@@ -23,14 +23,16 @@ from sim.methods.side_tuning.shared import SideTuning
 class MatrixUploads(SideTuning):
     """Side-tuning whose uploads are whole matrices where `shortcut` says so."""
 
+    learner: MatrixLearner  # a `SideTuningLearner`, where single vectors are sent
+
     @property
     def replays(self) -> bool:
         """Not without a cache, where every payload is one update."""
         return self.config.cache
 
-    def new_learner(self) -> SideTuningLearner:
+    def new_learner(self) -> MatrixLearner:
         """What learns from single vectors or from matrices."""
-        kind = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner
+        kind: type = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner
         return learner_for(self.world, kind, self.config)
 
     def peak_bytes(self, device: Device) -> int:

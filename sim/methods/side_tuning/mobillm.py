@@ -10,7 +10,7 @@ this with differences for labels, one token for a matrix, and a cache.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Literal
+from typing import Any, Literal
 
 import simpy
 from pydantic import Field
@@ -69,7 +69,7 @@ class MobiLLM(MatrixUploads):
         yield ready.put((None, None))
         yield sender
 
-    def sending(self, device: Device, ready: simpy.Store) -> Generator:
+    def sending(self, device: Device, ready: simpy.Store) -> Generator[simpy.Event, Any, None]:
         """Upload batch after batch, as they become ready."""
         while True:
             payload, sent = yield ready.get()

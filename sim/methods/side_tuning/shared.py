@@ -82,7 +82,8 @@ class SideTuning:
     A method adds `device`, and what of `server` differs, and names its updates (`updates.py`).
     """
 
-    Learner: type[SideTuningLearner] = SideTuningLearner
+    Learner: ClassVar[type] = SideTuningLearner
+    learner: SideTuningLearner
     client_update: ClassVar[Callable[..., Any]]
     """(activations, labels, the backbone's own predictions, loss) -> vectors and targets."""
     server_update: ClassVar[Callable[..., Any]]

@@ -26,13 +26,14 @@ class SingleSideNetwork(FedMobiLLM):
     """
 
     Learner = SeparateLearner
+    learner: SeparateLearner  # type: ignore[assignment]  # with the same verbs
 
     class Config(FedMobiLLM.Config):
         """Settings of separate side networks: those of Fed MobiLLM; updates are granted to the
         sample's own network.
         """
 
-        kind: Literal["single-side-network"]
+        kind: Literal["single-side-network"]  # type: ignore[assignment]  # tells the two apart
 
     client_update = staticmethod(with_differences)
     server_update = staticmethod(one_step)

@@ -4,6 +4,7 @@ crosses between them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
 from sim.kernel.device import Device
+from sim.kernel.world import World
 
 
 class Charging:
@@ -19,7 +21,7 @@ class Charging:
     """
 
     def __init__(
-        self, world, parts: dict[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
+        self, world: World, parts: Mapping[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
     ) -> None:
         self.world, self.parts, self.own = world, parts, own
 

@@ -48,6 +48,7 @@ def head_gradients(
     from learning.federated.split import learn
 
     _, gradients, back_BTD = learn(head, held.state, h_BTD, mask_BT, labels_B)
+    assert back_BTD is not None  # the head has received vectors
     return back_BTD, gradients
 
 
@@ -68,6 +69,7 @@ def server_update(
     down.
     """
     gradients, back_BTD = passed.backward(gradient_BTD)
+    assert back_BTD is not None  # the body has received vectors
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
@@ -139,6 +141,7 @@ class FedBertLearner(SplitLearner):
 class FedBert(SplitTraining):
     """Split learning with the head on the device."""
 
+    learner: FedBertLearner
     learner_class = FedBertLearner
 
     class Config(SplitSettings):
@@ -171,7 +174,7 @@ class FedBert(SplitTraining):
         embeddings.
         """
         charge, name, work = self.charging, device.backbone, self.learner.work
-        sent = yield from device.compute(
+        sent: Any = yield from device.compute(
             work(charge.forward(device, samples, 0), self.learner.embed, name, samples, slot[0])
         )
         nbytes = charge.wire_bytes(device, samples, 0, numbers=1)  # each text's length
@@ -181,13 +184,14 @@ class FedBert(SplitTraining):
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
         loss = work(both, self.learner.loss, name, samples, slot[0], sent, out and out.data)
-        gradient, head = (yield from device.compute(loss)) or (None, None)
+        made: Any = (yield from device.compute(loss)) or (None, None)
+        gradient, head = made
         up = yield from self.exchange(
             device, task, samples, charge.wire_bytes(device, samples, 1), gradient
         )
         back = charge.backward(device, samples, 1)
         gradient = yield from self.trained(device, task, up, back, self.learner.body_back, out)
         yield from device.download(charge.wire_bytes(device, samples, 0))
-        finish = (self.learner.finish, client_update, slot, sent, gradient, head)
-        finish = work(charge.backward(device, samples, 0), *finish)
+        last = charge.backward(device, samples, 0)
+        finish = work(last, self.learner.finish, client_update, slot, sent, gradient, head)
         return (yield from device.compute(finish))

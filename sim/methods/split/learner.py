@@ -8,7 +8,6 @@ its optimiser's moments. Bytes are float32 vectors of the real tokens, after eac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,11 +67,13 @@ class SplitLearner(FederatedLearner):
 
     own: tuple[int, ...] = (0,)
 
-    def __init__(self, world: World, step: Mapping[str, float], layers: int, *args: Any) -> None:
+    def __init__(
+        self, world: World, learning_rate: float, weight_decay: float, layers: int, *args: Any
+    ) -> None:
         from learning.federated.split import AdamW
 
         super().__init__(world, *args)
-        self.optimiser = AdamW(**step)
+        self.optimiser = AdamW(learning_rate, weight_decay=weight_decay)
         self.parts = {name: self._cut(model, layers) for name, model in self.models.items()}
         on_device = {
             name for parts in self.parts.values() for own in self.own for name in parts[own].names
@@ -186,7 +187,7 @@ class SplitLearner(FederatedLearner):
         states = [
             self.unpacked(backbone, data) for backbone, data in zip(backbones, answers, strict=True)
         ]
-        parts = []
+        parts: list[State] = [{} for _ in states]
         if copies:
             trained = [self.models[backbone].trainable_parameters() for backbone in backbones]
             server_names = [[n for n in self._server_names if n in own] for own in trained]
@@ -194,7 +195,7 @@ class SplitLearner(FederatedLearner):
                 {n: copy[n] for n in own} for copy, own in zip(copies, server_names, strict=True)
             ]
         kept, left_out = sorted_out(
-            [{**one, **part} for one, part in zip_longest(states, parts, fillvalue={})]
+            [{**one, **part} for one, part in zip(states, parts, strict=True)]
         )
         server = {} if shared is None else restrict(shared, self._server_names)
         if kept:

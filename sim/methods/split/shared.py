@@ -4,7 +4,7 @@ what is charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -42,24 +42,29 @@ class SplitSettings(Settings):
 
 class SplitTraining(SynchronousRounds):
     """The devices' side of split learning and what the server keeps; a method adds `batch`,
-    `server` and its parts.
+    `learner_class` and its parts.
     """
 
-    learner_class: type[SplitLearner]
+    learner: SplitLearner
+
+    @property
+    def learner_class(self) -> type[SplitLearner]:
+        """What learns."""
+        raise NotImplementedError
 
     def __init__(
         self,
         config: Any,
         world: World,
-        parts: dict[str, tuple[PartArchitecture, ...]],
+        parts: Mapping[str, tuple[PartArchitecture, ...]],
         in_parallel: bool,
         learning_rate: float,
         *learner_args: Any,
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
         self.charging = Charging(world, parts, self.learner_class.own)
-        step = {"learning_rate": learning_rate, "weight_decay": config.weight_decay}
-        self.learner = learner_for(world, self.learner_class, step, *learner_args)
+        step = (learning_rate, config.weight_decay)
+        self.learner = learner_for(world, self.learner_class, *step, *learner_args)
         self.copies: dict[
             str, Any
         ] = {}  # what the server trains for each device, or for all of them
@@ -91,6 +96,14 @@ class SplitTraining(SynchronousRounds):
         if device.id in self.copies:
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
         yield from device.send(device.payload(device.samples, nbytes, data, task.version))
+
+    def batch(
+        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
+    ) -> Generator[Any, Any, Any]:
+        """A step of the device and the server on a batch; returns what the device then holds, in
+        place of what is in the slot.
+        """
+        raise NotImplementedError
 
     def texts(self, device: Device, task: ClientTask) -> list[np.ndarray]:
         """The batches of a round: the device's texts, shuffled anew every epoch."""
@@ -124,13 +137,13 @@ class SplitTraining(SynchronousRounds):
 
     def trained(
         self, device: Device, task: ClientTask, payload: Payload, *what: Any
-    ) -> Generator[Any, Any, bytes | None]:
+    ) -> Generator[Any, Any, Any]:
         """The same where the server makes a step: what it trained is kept; returns the gradient for
         the device.
         """
         return self.keep(device, (yield from self.served(device, task, payload, *what)))
 
-    def keep(self, device: Device, done: tuple[bytes, Any] | None) -> bytes | None:
+    def keep(self, device: Device, done: tuple[Any, Any] | None) -> Any:
         """Keep what the server trained; returns what it has for the device."""
         if done is None:
             return None
@@ -142,7 +155,7 @@ class SplitTraining(SynchronousRounds):
     ) -> Generator[Any, Any, list[Payload]]:
         """One round: all clients at once or one by one, then the means."""
         model = None if self.world.dry else self.learner.held
-        answers = []
+        answers: list[Payload] = []
         turns = [asked]
         if self.in_parallel:
             self.copies = {}
@@ -167,6 +180,8 @@ class SplitTraining(SynchronousRounds):
             p.nbytes + self.in_parallel * self.charging.server_bytes(p.sender) for p in answers
         )
         names, data = self.of_each(answers)
-        copies = [self.copies.get(p.sender.id) for p in answers] if self.in_parallel else []
+        copies: list[Any] = (
+            [self.copies.get(p.sender.id) for p in answers] if self.in_parallel else []
+        )
         parts = (names, data, weights, copies, self.copies.get("all"))
         return self.learner.work(mean_and_step(nbytes), self.learner.aggregate, *parts)

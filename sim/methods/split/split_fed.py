@@ -56,6 +56,7 @@ def server_update(
     from learning.federated.split import learn
 
     _, gradients, back_BTD = learn(part, held.state, h_BTD, mask_BT, labels_B)
+    assert back_BTD is not None  # this part has received vectors
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
 
@@ -89,6 +90,7 @@ class SplitFedLearner(SplitLearner):
 class SplitFed(SplitTraining):
     """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
 
+    learner: SplitFedLearner
     learner_class = SplitFedLearner
 
     class Config(TrainableSettings, SplitSettings):
@@ -136,7 +138,7 @@ class SplitFed(SplitTraining):
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
         ahead = charge.forward(device, samples, 0)
-        sent = yield from device.compute(
+        sent: Any = yield from device.compute(
             work(ahead, self.learner.embed, name, samples, slot[0], True)
         )
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
