@@ -29,7 +29,7 @@ METHOD_OF = {
 # where a file holds two methods, or no server learns; all others say client_update, server_update
 NAMES = {
     "fedasync": ("locally_trained", "mixed_in"),
-    "fedbuff": ("changed", "buffered"),
+    "fedbuff": ("local_delta", "buffered"),
     "local-lora": ("client_update",),
     "local-lst": ("client_update",),
 }
