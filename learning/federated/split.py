@@ -190,7 +190,7 @@ class Pass:
         if attached is None or not sources:
             return {}, None
         gradients = [
-            one.cpu()
+            _in_memory(one)
             for one in torch.autograd.grad(
                 attached, sources, gradient.to(attached.device), materialize_grads=True
             )
@@ -218,7 +218,12 @@ def forward(
         attached = functional_call(
             part, leaves, (x if received is None else received, mask_BT, segments_BT)
         )
-    return Pass(attached.detach().cpu(), attached, leaves, received)
+    return Pass(_in_memory(attached.detach()), attached, leaves, received)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """In the CPU's memory; a tensor without numbers, of a pass that is counted, as it is."""
+    return x if x.is_meta else x.cpu()
 
 
 def learn(
