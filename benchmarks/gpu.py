@@ -38,10 +38,12 @@ import mobifleet
 from learning.backbones import assets, catalogue
 from learning.backbones.backbone import Backbone
 from learning.backbones.tokens import Tokens
-from learning.federated.local_training import LocalTraining, train
+from learning.federated.local_training import LocalResult, LocalTraining, train
 from learning.federated.stacked import Holding, train_together
 from learning.federated.trainable import TrainableClassifier
 from learning.host_device import CPU, HostDevice, compute_on
+from learning.side.config import SideNetworkConfig, SideShape
+from learning.side.tuning import SideNetworkTrainer, Training
 from sim.kernel.host import single_threaded_torch
 
 # dense bfloat16 products on tensor cores as the makers' data sheets state them, FLOP/s
@@ -63,7 +65,7 @@ class Sizes:
     batches: int = 4
     rows: tuple[int, ...] = (16, 64, 256, 512)
     devices: int = 100
-    at_once: tuple[int, ...] = (10, 25, 100)
+    at_once: tuple[int, ...] = (10, 100)
     trained: str = "roberta-base"
     texts: int = 64
     longest: int = 32
@@ -114,14 +116,16 @@ class Bench:
     def seconds(self, work: Callable[[], Any], repeats: int = 0) -> float:
         """The median of a few repetitions, after one that warms up."""
         work()
-        taken = []
-        for _ in range(repeats or self.sizes.repeats):
-            self.wait()
-            begin = time.perf_counter()
-            work()
-            self.wait()
-            taken.append(time.perf_counter() - begin)
+        taken = [self.timed(work)[1] for _ in range(repeats or self.sizes.repeats)]
         return statistics.median(taken)
+
+    def timed(self, work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+        """What it gives, and how long that took, once."""
+        self.wait()
+        begin = time.perf_counter()
+        made = work(*arguments)
+        self.wait()
+        return made, time.perf_counter() - begin
 
     def shares(self, flop_per_s: float) -> dict[str, float]:
         """A rate, and what share of the card's peak in bfloat16 it is."""
@@ -156,6 +160,13 @@ def card(bench: Bench) -> dict[str, Any]:
     target = torch.empty_like(source)
     copied_s = bench.seconds(lambda: target.copy_(source))
     found["copy_gb_per_s"] = 2 * bench.sizes.copy_bytes / copied_s / 1e9
+    one = torch.ones((), device=bench.host)
+
+    def launches() -> None:
+        for _ in range(1000):
+            one.add_(1)
+
+    found["launch_us"] = bench.seconds(launches) * 1e3
     known = [peak for name, peak in STATED_BF16.items() if name in found["name"]]
     bench.stated = found["stated_bfloat16_flop_per_s"] = known[0] if known else None
     return found
@@ -195,7 +206,7 @@ def forwards_of(bench: Bench, spec: catalogue.BackboneSpec) -> dict[str, Any]:
         backbone.host = bench.on(precision)
         backbone.host.place_frozen(backbone.model)
         rates, is_slow = {}, precision == "float32"  # ten times as slow: less of it
-        whole_batch = backbone.host.rows(tokens)
+        whole_batch = backbone.host.rows(tokens, backbone.hidden_size)
         for rows in bench.sizes.rows[:2] if is_slow else sorted({*bench.sizes.rows, whole_batch}):
             ids = torch.randint(5, vocabulary, (rows, tokens), device=bench.host)
             mask = torch.ones_like(ids)
@@ -235,43 +246,31 @@ def stacked(bench: Bench) -> dict[str, Any]:
         bench.on(precision)
         model = TrainableClassifier(random_weights(sizes.trained), "lora", 2, head="dense")
         devices = round_of(sizes, model)
-        alone: list[Any] = []
 
-        def one_by_one(model=model, devices=devices, alone=alone) -> None:
-            alone[:] = [
-                train(model, d.state, d.tokens, d.labels, settings, d.seed) for d in devices
-            ]
+        def one_by_one(some: list[Holding], model: Any = model) -> list[LocalResult]:
+            return [train(model, d.state, d.tokens, d.labels, settings, d.seed) for d in some]
 
-        one_by_one_s = bench.seconds(one_by_one, 2)
-        here = found[precision] = {
-            "one_by_one_s": one_by_one_s,
-            "steps": sum(r.steps for r in alone),
-        }
+        def together(some: list[Holding], at_once: int, model: Any = model) -> list[LocalResult]:
+            groups = [some[start : start + at_once] for start in range(0, len(some), at_once)]
+            return [one for group in groups for one in train_together(model, group, settings)]
+
+        one_by_one(devices[:2])
+        alone, alone_s = bench.timed(one_by_one, devices)
+        here = found[precision] = {"one_by_one_s": alone_s, "steps": sum(r.steps for r in alone)}
         for at_once in sizes.at_once:
-            together: list[Any] = []
-
-            def all_at_once(
-                model=model, devices=devices, together=together, at_once=at_once
-            ) -> None:
-                together.clear()
-                for start in range(0, len(devices), at_once):
-                    together.extend(
-                        train_together(model, devices[start : start + at_once], settings)
-                    )
-
             try:
-                taken_s = bench.seconds(all_at_once, 2)
+                together(devices[:at_once], at_once)
+                made, taken_s = bench.timed(together, devices, at_once)
             except torch.OutOfMemoryError:
                 here[f"{at_once}_at_once"] = "out of memory"
                 torch.cuda.empty_cache()
                 continue
-            off = [apart(d.state, a, b) for d, a, b in zip(devices, alone, together, strict=True)]
+            pairs = list(zip(alone, made, strict=True))
+            off = [apart(devices[0].state, a, b) for a, b in pairs]
             here[f"{at_once}_at_once"] = {
                 "taken_s": taken_s,
-                "times_as_fast": one_by_one_s / taken_s,
-                "mean_loss_off": max(
-                    abs(a.mean_loss - b.mean_loss) for a, b in zip(alone, together, strict=True)
-                ),
+                "times_as_fast": alone_s / taken_s,
+                "mean_loss_off": max(abs(a.mean_loss - b.mean_loss) for a, b in pairs),
                 "update_off_median": statistics.median(off),
                 "update_off_max": max(off),
             }
@@ -301,31 +300,38 @@ def apart(start: Any, one: Any, other: Any) -> float:
 
 
 def side(bench: Bench) -> dict[str, Any]:
-    """Milliseconds of a step on 32 records of two backbones of unlike width, twelve blocks."""
-    from learning.side.config import SideNetworkConfig, SideShape
-    from learning.side.tuning import SideNetworkTrainer, Training
+    """Milliseconds of a step on 32 records: of a network of twelve blocks beside two backbones of
+    unlike width, and of the quickstart's, of two.
+    """
+    found = {}
+    for name, shape in (
+        ("large", SideShape(12, 768, 96, 6, {"a": 768, "b": 384})),
+        ("small", SideShape(2, 384, 48, 6, {"a": 384})),
+    ):
+        here = found[name] = {"numbers": shape.parameters()}
+        for host in dict.fromkeys((CPU, HostDevice(bench.host))):
+            compute_on(host)
+            trainer, records = side_network(shape)
+            for network in (trainer.network, trainer.averaged):
+                host.place(network)
 
-    widths, blocks, found = {"a": 768, "b": 384}, 12, {}
-    rng = np.random.default_rng(0)
-    values = {
-        n: rng.normal(0, 1, (64, blocks + 1, w)).astype(np.float32) for n, w in widths.items()
-    }
-    target = torch.from_numpy(rng.normal(0, 1, 6).astype(np.float32))
-    for host in dict.fromkeys((CPU, HostDevice(bench.host))):
-        compute_on(host)
-        shape = SideShape(blocks, 768, 96, 6, widths)
-        trainer = SideNetworkTrainer(shape, SideNetworkConfig(), Training(), {}, seed=0)
-        records = []
-        for name, mine in values.items():
-            trainer.observe(name, torch.from_numpy(mine))
-            records += [(name, torch.from_numpy(value), target) for value in mine[:16]]
+            def run(trainer: Any = trainer, records: Any = records) -> None:
+                for _ in range(bench.sizes.side_steps):
+                    trainer.train(records)
 
-        def run(trainer=trainer, records=records) -> None:
-            for _ in range(bench.sizes.side_steps):
-                trainer.train(records)
-
-        found[f"{host.name}_ms_a_step"] = bench.seconds(run, 3) / bench.sizes.side_steps * 1e3
+            here[f"{host.name}_ms_a_step"] = bench.seconds(run, 3) / bench.sizes.side_steps * 1e3
     return found
+
+
+def side_network(shape: SideShape) -> tuple[SideNetworkTrainer, list[Any]]:
+    rng, records = np.random.default_rng(0), []
+    trainer = SideNetworkTrainer(shape, SideNetworkConfig(), Training(), {}, seed=0)
+    target = torch.from_numpy(rng.normal(0, 1, shape.classes).astype(np.float32))
+    for name, width in shape.backbone_widths.items():
+        values = torch.from_numpy(rng.normal(0, 1, (64, shape.vectors, width)).astype(np.float32))
+        trainer.observe(name, values)
+        records += [(name, v, target) for v in values[: 32 // len(shape.backbone_widths)]]
+    return trainer, records
 
 
 # --- the quickstart
@@ -338,7 +344,7 @@ def quickstart(bench: Bench) -> dict[str, Any]:
     for host in hosts:
         with tempfile.TemporaryDirectory() as folder:
             use_cache_without_activations(Path(folder))
-            for state in ("cold", "warm"):
+            for state in ("cold", "warm") if host.precision == "float32" else ("cold",):
                 begin = time.perf_counter()
                 run = mobifleet.run(
                     scenario,
@@ -374,28 +380,35 @@ def use_cache_without_activations(folder: Path) -> None:
 
 
 def tests(bench: Bench) -> dict[str, Any]:
-    """How the tests that hold the card's results to the CPU's came out, and which failed."""
+    """How the tests that hold the card's results to the CPU's came out, file by file."""
+    return {file: outcome(bench, file) for file in bench.sizes.tests}
+
+
+def outcome(bench: Bench, file: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider"]
+    command += ["-o", "addopts=-q --import-mode=importlib --strict-markers"]
+    command += ["-n", "6"] if find_spec("xdist") and bench.host == "cuda" else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", *bench.sizes.tests, f"--junitxml={report}"]
-        command += ["-o", "addopts=-q --import-mode=importlib --strict-markers"]
-        command += ["-n", "6"] if find_spec("xdist") and bench.host == "cuda" else []
-        done = subprocess.run(
-            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=420, check=False
-        )
+        command += [f"--junitxml={report}"]
+        try:
+            done = subprocess.run(
+                command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            return {"failed": [f"not over after {error.timeout:.0f} s"]}
         cases = list(ET.parse(report).getroot().iter("testcase")) if report.exists() else []
-    outcomes = {"passed": 0, "skipped": 0}
-    failed = []
+    found: dict[str, Any] = {"passed": 0, "skipped": 0, "failed": []}
     for case in cases:
-        kinds = {child.tag for child in case}
-        if kinds & {"failure", "error"}:
-            text = next(child for child in case if child.tag in ("failure", "error"))
-            failed.append(f"{case.get('name')}: {(text.get('message') or '')[:300]}")
+        kinds = {child.tag: child for child in case}
+        if wrong := kinds.get("failure", kinds.get("error")):
+            found["failed"].append(f"{case.get('name')}: {(wrong.get('message') or '')[:300]}")
         else:
-            outcomes["skipped" if "skipped" in kinds else "passed"] += 1
+            found["skipped" if "skipped" in kinds else "passed"] += 1
     if done.returncode not in (0, 1):
-        failed.append(done.stdout[-1500:] + done.stderr[-500:])
-    return {**outcomes, "failed": failed}
+        found["failed"].append(done.stdout[-1500:] + done.stderr[-500:])
+    print(f"  {file}: {found}", flush=True)
+    return found
 
 
 PARTS = {

@@ -8,11 +8,12 @@ the CPU's memory again, whatever the choice. So nothing else has to know of it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     Module = TypeVar("Module", bound=nn.Module)
 
@@ -20,8 +21,10 @@ HOSTS = ("cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bfloat16")
 _CPU_ROWS, _CPU_TEXTS = 16, 128
 _TEXTS = 4096
-_TOKENS_A_GB = 800  # of a batch: 65,536 on a card of 80 GB
-_MPS_TOKENS = 8192
+_MOST_TOKENS = 1 << 17  # of a batch: more fills no card better
+_NUMBERS_A_GB = 1_600_000  # of a batch's hidden states: 65,536 tokens of width 2048 on 85 GB
+_MPS_GB = 8
+_LEAST_SIDE_NETWORK = 1_000_000  # numbers: a step of a smaller one is over before it is launched
 
 
 class HostDeviceError(ValueError):
@@ -65,8 +68,12 @@ class HostDevice:
         return self.place(model)
 
     def place_side_network(self, network: Module) -> Module:
-        """A side network on this device, unless it lacks the float64 of its running statistics."""
-        return network if self.name == "mps" else self.place(network)
+        """A side network on this device, if it is large enough to gain by that and the device has
+        the float64 of its running statistics.
+        """
+        numbers = sum(parameter.numel() for parameter in network.parameters())
+        is_better_here = self.name == "mps" or numbers < _LEAST_SIDE_NETWORK
+        return network if is_better_here else self.place(network)
 
     def products(self) -> Any:
         """A context in which the matrix products of training are of this precision."""
@@ -74,29 +81,45 @@ class HostDevice:
 
         return torch.autocast(self.name, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def rows(self, length: int) -> int:
-        """How many texts of a length go through a frozen backbone at once.
+    def rows(self, length: int, width: int) -> int:
+        """How many texts of a length go at once through a frozen backbone of a width.
 
-        Fixed for a device and a length, so that a text always has the same bits: 16 on a CPU, whose
-        caches they fill; on an accelerator as many as keep it busy and its memory holds.
+        Fixed for a device, so that a text always has the same bits: 16 on a CPU, whose caches they
+        fill; on an accelerator as many as keep it busy and its memory holds.
         """
         if self.name == "cpu":
             return _CPU_ROWS
-        return max(_CPU_ROWS, self._tokens() // length)
+        held = int(_NUMBERS_A_GB * self._memory_gb() / width)
+        tokens = min(_MOST_TOKENS, 1 << max(1, held).bit_length() - 1)  # a power of two
+        return max(_CPU_ROWS, tokens // length)
 
     @property
     def texts(self) -> int:
         """How many texts make one piece of work for a frozen backbone."""
         return _CPU_TEXTS if self.name == "cpu" else _TEXTS
 
-    def _tokens(self) -> int:
-        """Tokens of a batch, a power of two."""
-        if self.name == "mps":
-            return _MPS_TOKENS
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy a result into the CPU's memory; gives what waits for it."""
+        if self.name != "cuda":
+            here = tensor.cpu()
+            return lambda: here
         import torch
 
-        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
-        return 1 << int(_TOKENS_A_GB * memory_gb).bit_length() - 1
+        copy, copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+        copied.record()
+
+        def fetched() -> Tensor:
+            copied.synchronize()
+            return copy
+
+        return fetched
+
+    def _memory_gb(self) -> float:
+        if self.name == "mps":
+            return _MPS_GB
+        import torch
+
+        return torch.cuda.get_device_properties(0).total_memory / 1e9
 
     def describe(self) -> str:
         """The device's own name and the precision, e.g. `cuda (NVIDIA A100, CUDA 12.4),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -62,20 +64,26 @@ class Backbone:
         rows at once. `progress` is called with the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        padded, done = self._padded(tokens.lengths()), 0
-        for length in np.unique(padded):
-            same = np.flatnonzero(padded == length)
-            at_once = 1 if self._reads_alone else self.host.rows(int(length))
-            for start in range(0, len(same), at_once):
-                chosen = same[start : start + at_once]
-                rows = np.resize(chosen, at_once)  # a batch that is not full repeats its texts
-                out[chosen] = self._forward(tokens, rows, int(length), readout)[
-                    : len(chosen)
-                ].numpy()
-                done += len(chosen)
-                if progress:
-                    progress(done)
+        begun = (
+            (chosen, self._begin(tokens, np.resize(chosen, at_once), length, readout, len(chosen)))
+            for chosen, at_once, length in self._batches(tokens)
+        )  # a batch that is not full repeats its texts
+        done = 0
+        for chosen, result in _one_ahead(begun):
+            out[chosen] = result().numpy()
+            done += len(chosen)
+            if progress:
+                progress(done)
         return out
+
+    def _batches(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, int, int]]:
+        """Texts of one padded length, how many rows their batch has, and that length."""
+        padded = self._padded(tokens.lengths())
+        for length in map(int, np.unique(padded)):
+            same = np.flatnonzero(padded == length)
+            at_once = 1 if self._reads_alone else self.host.rows(length, self.hidden_size)
+            for start in range(0, len(same), at_once):
+                yield same[start : start + at_once], at_once, length
 
     def read_alone(self, ids_T: np.ndarray) -> None:
         """Let the model read one text, as long as `readouts` would make it; BackboneError where it
@@ -89,7 +97,20 @@ class Backbone:
             raise too_long(self.spec.name, int(lengths_N.max()), most)
         return np.minimum(-(-lengths_N // _LENGTH_STEP) * _LENGTH_STEP, most)
 
-    def _forward(self, tokens: Tokens, chosen: np.ndarray, length: int, readout: str) -> Tensor:
+    def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
+        return self._begin(tokens, chosen, length, readout, len(chosen))()
+
+    def _begin(
+        self,
+        tokens: Tokens,
+        chosen: Sequence[int] | np.ndarray,
+        length: int,
+        readout: str,
+        wanted: int,
+    ) -> Callable[[], Tensor]:
+        """Begin a pass; gives what waits for its first `wanted` rows [wanted, layers + 1, D], which
+        an accelerator may still be computing.
+        """
         ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen], length)
         segments_BT = (
             None
@@ -101,12 +122,18 @@ class Backbone:
         with torch.inference_mode():
             mask_BT = mask_BT.to(states[0].device)
             out_BLD = torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
-            out_BLD = out_BLD.float().cpu()
-        if not torch.isfinite(out_BLD).all():
-            raise BackboneError(
-                f"backbone {self.spec.name!r} turns a text of {length} tokens into NaN or infinity"
-            )
-        return out_BLD
+            is_finite = self.host.fetch(torch.isfinite(out_BLD).all())
+            fetched = self.host.fetch(out_BLD[:wanted].float())
+
+        def result() -> Tensor:
+            if not is_finite():
+                raise BackboneError(
+                    f"backbone {self.spec.name!r} turns a text of {length} tokens into NaN or "
+                    "infinity"
+                )
+            return fetched()
+
+        return result
 
     def states(
         self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
@@ -148,6 +175,16 @@ class Backbone:
                 f"states of width {' and '.join(map(str, widths))}: no side network fits beside it "
                 "(train the model itself)"
             )
+
+
+Item = TypeVar("Item")
+
+
+def _one_ahead(begun: Iterator[Item]) -> Iterator[Item]:
+    """Each item after the next one has been begun, too: so an accelerator never waits for us."""
+    for item, _ in pairwise(chain(begun, (None,))):
+        assert item is not None
+        yield item
 
 
 def pad(sequences: Sequence[np.ndarray], length: int | None = None) -> tuple[Tensor, Tensor]:

@@ -72,11 +72,11 @@ def train(
     if len(tokens) == 0:
         raise ValueError("a device without texts has nothing to train on")
     torch.set_num_threads(1)  # the same bits in every worker
+    state = {name: tensor.to(model.device) for name, tensor in state.items()}
     model.load_trainable(state)
     parameters = model.trainable_parameters()
     optimiser = new_optimiser(list(parameters.values()), settings)
     targets = torch.as_tensor(np.asarray(labels, dtype=np.int64))
-    state = {name: tensor.to(model.device) for name, tensor in state.items()}
     correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
     for chosen in batches_of(len(tokens), settings, seed):
@@ -119,7 +119,8 @@ def predict(
     torch.set_num_threads(1)
     model.load_trainable(state)
     logits = np.empty((len(tokens), model.classes), dtype=np.float32)
-    batch = max(batch, model.host.rows(int(tokens.lengths().max(initial=1))))
+    longest = int(tokens.lengths().max(initial=1))
+    batch = max(batch, model.host.rows(longest, model.head.in_features))
     with torch.inference_mode(), model.host.products():
         for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
             logits[chosen] = model(*inputs(tokens, chosen)).float().cpu().numpy()

@@ -142,10 +142,11 @@ def tuning():
 
 
 @other_devices
-def test_the_side_network_takes_the_same_steps(other, slack):
+def test_the_side_network_takes_the_same_steps(monkeypatch, other, slack):
     here, records = tuning()
     losses = [here.train(records[step::4]) for step in range(4)]
     go_to(other)
+    monkeypatch.setattr(host_device, "_LEAST_SIDE_NETWORK", 0)
     there, _ = tuning()
     assert off([there.train(records[step::4]) for step in range(4)], losses) < slack
     saved = there.saved()
@@ -283,14 +284,27 @@ def test_the_store_keeps_apart_what_each_precision_computed():
 def test_batches_of_another_size_read_the_same(monkeypatch):
     tokens, backbone = texts(70), Backbone(find("random-bert"))
     here = backbone.readouts(tokens)
-    monkeypatch.setattr(HostDevice, "rows", lambda self, length: 512 // length)
+    monkeypatch.setattr(HostDevice, "rows", lambda self, length, width: 512 // length)
     assert np.allclose(backbone.readouts(tokens), here, rtol=1e-5, atol=1e-6)
 
 
 def test_batches_on_a_card_are_as_large_as_its_memory_holds(monkeypatch):
-    for gigabytes, tokens in ((80, 32_768), (85, 65_536), (24, 16_384)):
+    for gigabytes, width, tokens in (
+        (85, 2048, 65_536),
+        (85, 768, 131_072),
+        (24, 2048, 16_384),
+        (8, 384, 32_768),
+    ):
         card = type("Card", (), {"total_memory": gigabytes * 10**9})
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
-        assert HostDevice("cuda").rows(8) == tokens // 8
-        assert HostDevice("cuda").rows(4096) == max(16, tokens // 4096)
-    assert HostDevice("cpu").rows(8) == HostDevice("cpu").rows(512) == 16
+        assert HostDevice("cuda").rows(8, width) == tokens // 8
+        assert HostDevice("cuda").rows(4096, width) == max(16, tokens // 4096)
+    assert CPU.rows(8, 384) == CPU.rows(512, 2048) == 16
+
+
+def test_a_small_side_network_stays_on_the_cpu(accelerator):
+    small, large = nn.Linear(10, 10), nn.Linear(1000, 1000)
+    place = HostDevice("cuda").place_side_network
+    assert place(small).weight.device.type == "cpu"
+    assert place(large).weight.device.type == "meta"
+    assert HostDevice("mps").place_side_network(nn.Linear(1000, 1000)).weight.device.type == "cpu"
