@@ -48,6 +48,7 @@ NO_FILES = {
         "Compare.baselines",
         "OwnData.text",
         "OwnData.text_b",
+        "OwnPartition.settings",
         "OwnData.label",
         "OwnData.client",
     ),
