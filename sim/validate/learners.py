@@ -67,7 +67,7 @@ class OnDevice(SideTuningLearner):
         """
         longest = int(tokens.lengths().max())
         return self._backbone._forward(
-            tokens, np.arange(len(tokens)), longest, self.config.readout
+            tokens, range(len(tokens)), longest, self.config.readout
         ).numpy()
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:

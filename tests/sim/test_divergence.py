@@ -253,8 +253,10 @@ def test_activations_that_are_not_finite_are_no_records(kind, learner, simulate,
 
 
 def test_logits_that_are_not_finite_are_no_prediction():
+    from learning.host_device import CPU
+
     class Broken(torch.nn.Module):
-        classes = 2
+        classes, host = 2, CPU
 
         def load_trainable(self, state):
             self.state = state
