@@ -257,6 +257,7 @@ def test_logits_that_are_not_finite_are_no_prediction():
 
     class Broken(torch.nn.Module):
         classes, host = 2, CPU
+        head = torch.nn.Linear(1, 2)  # what evaluation asks the width of a batch
 
         def load_trainable(self, state):
             self.state = state
