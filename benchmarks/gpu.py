@@ -400,12 +400,12 @@ def outcome(bench: Bench, file: str) -> dict[str, Any]:
         cases = list(ET.parse(report).getroot().iter("testcase")) if report.exists() else []
     found: dict[str, Any] = {"passed": 0, "skipped": 0, "failed": []}
     for case in cases:
-        kinds = {child.tag: child for child in case}
-        if wrong := kinds.get("failure", kinds.get("error")):
-            found["failed"].append(f"{case.get('name')}: {(wrong.get('message') or '')[:300]}")
+        kinds = {child.tag: child.get("message") or "" for child in case}
+        if wrong := kinds.keys() & {"failure", "error"}:
+            found["failed"].append(f"{case.get('name')}: {kinds[wrong.pop()][:300]}")
         else:
             found["skipped" if "skipped" in kinds else "passed"] += 1
-    if done.returncode not in (0, 1):
+    if done.returncode and not found["failed"]:
         found["failed"].append(done.stdout[-1500:] + done.stderr[-500:])
     print(f"  {file}: {found}", flush=True)
     return found

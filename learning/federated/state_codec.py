@@ -22,13 +22,18 @@ def pack(state: Mapping[str, Tensor]) -> bytes:
     )
 
 
+def nbytes(like: Mapping[str, Tensor]) -> int:
+    """How many bytes `pack` makes of a state of these shapes."""
+    return 4 * sum(tensor.numel() for tensor in like.values())
+
+
 def unpack(data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state that was packed, by the names and shapes of `like`; ValueError if the size is
     another.
     """
-    numbers = np.frombuffer(data, dtype="<f4")
-    if len(numbers) != sum(tensor.numel() for tensor in like.values()):
+    if len(data) != nbytes(like):
         raise ValueError(f"{len(data)} bytes are no state of {len(like)} tensors like these")
+    numbers = np.frombuffer(data, dtype="<f4")
     state, start = {}, 0
     for name, tensor in like.items():
         part = numbers[start : start + tensor.numel()].reshape(tensor.shape)

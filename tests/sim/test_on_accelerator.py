@@ -59,6 +59,45 @@ def test_every_method_runs_there_and_takes_the_same_virtual_time(run, kind, host
         assert there.summary[what] == here.summary[what], what
 
 
+@pytest.fixture
+def another_memory(monkeypatch):
+    """As if models lay in another memory than the CPU's: whoever reads one's numbers there, without
+    copying them over, is refused, as by torch.
+    """
+    placed: dict[int, torch.UntypedStorage] = {}  # by its address, which is nobody else's then
+
+    def place(self, model):
+        for tensor in (*model.parameters(), *model.buffers()):
+            storage = tensor.untyped_storage()
+            placed[storage.data_ptr()] = storage
+        return model
+
+    def numpy(self, *how, plain=torch.Tensor.numpy, **more):
+        if self.numel() and self.untyped_storage().data_ptr() in placed:
+            raise TypeError("can't convert a tensor of another memory to numpy")
+        return plain(self, *how, **more)
+
+    monkeypatch.setattr(HostDevice, "place", place)
+    monkeypatch.setattr(torch.Tensor, "numpy", numpy)
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    monkeypatch.setattr("learning.host_device._LEAST_SIDE_NETWORK", 0)
+    return placed
+
+
+FEW = ("fed-mobillm", "fedavg-lora", "local-lora")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.thorough) for kind in KINDS],
+)
+def test_no_method_reads_a_model_in_the_memory_of_another_device(
+    kind, run, scenario_file, another_memory
+):
+    done = run(scenario_file(**CALM, method=small(kind)), "run")
+    assert done.summary["ended"] != "diverged" and another_memory
+
+
 def test_the_manifest_names_where_a_run_was_computed(run, scenario_file):
     done = run(scenario_file(), "run", precision="bfloat16")
     manifest = read_manifest(done.path)

@@ -175,7 +175,9 @@ class FederatedLearner(RealLearner):
         """What a server whose model is `state` makes of what a client update sent: its states, in
         their order. Each is as long as the first.
         """
-        size = len(self.packed(self.models[backbone].trainable_parameters()))
+        from learning.federated.state_codec import nbytes
+
+        size = nbytes(self.models[backbone].trainable_parameters())
         return [
             self.unpacked(backbone, data[start : start + size])
             for start in range(0, len(data), size)
