@@ -114,6 +114,8 @@ class Processes:
         )
 
     def _dead(self, besides: str) -> str:
+        others = [p.sentinel for name, p in self._processes.items() if name != besides]
+        connection.wait(others, 1)  # what is heard may come before the death that caused it is seen
         dead = [
             n
             for n, p in self._processes.items()

@@ -2,6 +2,7 @@
 give away.
 """
 
+import contextlib
 import csv
 import functools
 import os
@@ -43,8 +44,14 @@ TINY = {
 
 
 @pytest.fixture(scope="session")
-def session_cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def session_cache(tmp_path_factory, request) -> Path:
+    """An empty cache but for counted costs, which are kept by the source of what counts them: they
+    outlive the session, and the processes of one share them.
+    """
+    made = tmp_path_factory.mktemp("cache")
+    with contextlib.suppress(OSError):  # Windows lets few make links: each session counts anew
+        (made / "costs").symlink_to(request.config.cache.mkdir("costs"), target_is_directory=True)
+    return made
 
 
 @pytest.fixture(autouse=True)
