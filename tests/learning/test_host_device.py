@@ -212,10 +212,15 @@ def classifier(kind):
 
 
 def test_a_frozen_backbone_takes_its_inputs_along(accelerator):
-    backbone = Backbone(find("random-llama"))
+    backbone, given = Backbone(find("random-llama")), {}
+    backbone.model.register_forward_pre_hook(
+        lambda _, args, named: given.update(named), with_kwargs=True
+    )
     with accelerator:
         states = backbone.states(*pad(texts(4).ids))
-    assert {h_BTD.device.type for h_BTD in states} == {"meta"}
+    inputs = [x for x in given.values() if isinstance(x, torch.Tensor)]
+    assert len(inputs) == 2
+    assert {x.device.type for x in [*inputs, *states]} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
