@@ -14,17 +14,11 @@ WORKER = Path(__file__).with_name("worker.py")
 MOST_BYTES = 2**30  # of memory, beyond what the libraries take by themselves
 # the worker reports its own peak; torch and transformers alone come to about 0.6 GB
 LIBRARIES_BYTES = 0.8 * 2**30
-# a process each; `make test` takes the first, `make thorough` all
-SOME = {"scenarios": 60, "models": 8, "runs": 8, "data": 30, "series": 12}
-PARTS = (
-    SOME,
-    *(
-        pytest.param(part, marks=pytest.mark.thorough)
-        for part in ({"scenarios": 620, "models": 50, "runs": 40}, {"data": 240, "series": 142})
-    ),
-)
+# a process each, 1,100 inputs
+PARTS = ({"scenarios": 620, "models": 50, "runs": 40}, {"data": 240, "series": 150})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "counts", PARTS, ids=lambda counts: "-".join(f"{n}-{kind}" for kind, n in counts.items())
 )

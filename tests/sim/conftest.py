@@ -17,6 +17,7 @@ import typer.main
 import yaml
 
 from sim.cli import main as cli
+from sim.scenario import registry
 from sim.scenario.checks import problems
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
@@ -41,6 +42,36 @@ TINY = {
     },
     "evaluate_every": 5,
 }
+
+
+ONE_OF_EACH_FAMILY = {
+    "fed-mobillm",
+    "fedavg-lora",
+    "fedbuff",
+    "fwdllm",
+    "splitfed-v1",
+    "local-lora",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What goes over kinds of methods tries one of each family in `make test`, or the first that it
+    goes over, and all in `make thorough`.
+    """
+    ours = registry.known()
+    seen = {}
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if (kind := params.get("kind")) not in ours:
+            continue
+        others = tuple(repr(value) for name, value in params.items() if name != "kind")
+        seen.setdefault((item.path, item.originalname, others), []).append((kind, item))
+    for over in seen.values():
+        fast = ONE_OF_EACH_FAMILY & {kind for kind, _ in over} or {over[0][0]}
+        for kind, item in over:
+            if kind not in fast:
+                item.add_marker(pytest.mark.thorough)
 
 
 @pytest.fixture(scope="session")

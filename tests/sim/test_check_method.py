@@ -14,13 +14,9 @@ from sim.testing import check_method
 
 small = runpy.run_path(str(Path(__file__).with_name("test_settings_count.py")))
 KINDS = small["KINDS"]
-FAST = ("fed-mobillm", "fedavg-lora")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [k if k in FAST else pytest.param(k, marks=pytest.mark.thorough) for k in KINDS],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_method_of_ours_keeps_its_promises(kind):
     settings = small["small"](kind)
     if kind == "fwdllm":

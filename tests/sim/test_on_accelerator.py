@@ -84,13 +84,7 @@ def another_memory(monkeypatch):
     return placed
 
 
-FEW = ("fed-mobillm", "fedavg-lora", "local-lora")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [kind if kind in FEW else pytest.param(kind, marks=pytest.mark.thorough) for kind in KINDS],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_method_reads_a_model_in_the_memory_of_another_device(
     kind, run, scenario_file, another_memory
 ):

@@ -33,7 +33,6 @@ NAMES = {
     "local-lora": ("client_update",),
     "local-lst": ("client_update",),
 }
-FAST = ("fed-mobillm", "fwdllm", "splitfed-v1")
 OF_THE_SIMULATION = {"World", "Device", "Server", "Payload", "ClientTask", "Work", "Learned"}
 
 
@@ -57,9 +56,7 @@ def test_a_methods_file_names_its_updates_and_these_know_of_no_simulation(kind):
             assert not words & OF_THE_SIMULATION and parameter.name != "self", (name, parameter)
 
 
-@pytest.mark.parametrize(
-    "kind", [k if k in FAST else pytest.param(k, marks=pytest.mark.thorough) for k in METHOD_OF]
-)
+@pytest.mark.parametrize("kind", METHOD_OF)
 def test_updates_are_pure_and_what_is_learned_is_theirs(kind, simulate, monkeypatch):
     def learned():
         return simulate(method=small["small"](kind), **small["WORLD"]).method.learner.digest()
