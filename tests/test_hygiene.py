@@ -102,3 +102,74 @@ def test_every_package_says_that_it_is_typed():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     for package in project["tool"]["mypy"]["files"]:
         assert (REPOSITORY / package / "py.typed").is_file()
+
+
+SAID = re.compile(r'^[ ]*r?"""(.*?)"""|(?:^|[ ])#(.*?)$', re.M | re.S)  # docstrings, comments
+
+
+def said_and_code(path: Path) -> tuple[str, str]:
+    """What a file says to its reader, and what it says to the machine."""
+    text = "" if path.suffix in BINARY else path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return text, ""
+    said = "\n".join(docstring or comment for docstring, comment in SAID.findall(text))
+    return said, SAID.sub("", text)
+
+
+def is_there(dotted: str) -> bool:
+    """Whether `sim.kernel.work.ClientTask` is: folders, perhaps a module, a name that it holds."""
+    place, parts = REPOSITORY, dotted.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if not parts:
+        return True
+    module = place / "__init__.py"
+    if (place / f"{parts[0]}.py").is_file():
+        module = place / f"{parts.pop(0)}.py"
+    text = module.read_text(encoding="utf-8") if module.is_file() else ""
+    return not parts or bool(re.search(rf"\b{parts[0]}\b", text))
+
+
+def test_files_modules_settings_and_functions_that_pages_and_comments_name_are_there():
+    """A file of the reader's own is called `my_...`, or is named as one that holds something
+    (`median.py:Median`); capitals stand for any name. What once was is the changelog's to say.
+    """
+    texts = {path: said_and_code(path) for path in tracked()}
+    files = [path.relative_to(REPOSITORY).as_posix() for path in texts]
+    ends = {"/".join(name.split("/")[-n:]) for name in files for n in range(1, name.count("/") + 2)}
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    words = {word for _, code in texts.values() for word in re.findall(r"\w+", code)}
+    words |= {path.stem for path in texts}
+    words |= {"x86_64", "AuthenticAMD", "PeftModel", "iperf_api", "rateMbps", "rx_KB"}
+    words |= {"y_hat", "delta_y", "_flop", "_j", "sustained_"}
+    gone = []
+    for path, (said, _) in texts.items():
+        own = set(re.findall(r"(\w+\.py):\w", said))
+        for file in re.findall(r"(?<![\w./-])(?:[\w.-]+/)*\w+\.(?:py|yaml|md|json)\b", said):
+            ours = file.endswith(".py") or file.partition("/")[0] in folders
+            placeholder = re.search(r"[A-Z]{4}|my_", file) and not file.endswith(".md")
+            if ours and not placeholder and file not in ends | own:
+                gone += [(path.name, file)]
+        for dotted in re.findall(r"(?<![\w./-])(?:sim|learning|inputs)(?:\.[a-zA-Z]\w*)+", said):
+            if not is_there(dotted):
+                gone += [(path.name, dotted)]
+        for quoted in re.findall(r"`([^`\n]+)`", said) if path.name != "CHANGELOG.md" else ():
+            for word in re.findall(r"(?<![\w./<>-])[A-Za-z_]\w*", quoted):
+                telling = re.search(r"_|[a-z][A-Z]", word) and not re.match(r"my_|My", word)
+                if telling and word not in words:
+                    gone += [(path.name, word)]
+    assert not gone
+
+
+def test_links_between_pages_lead_somewhere():
+    def anchors(page: Path) -> set[str]:
+        heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+        return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+    for path in tracked():
+        if path.suffix == ".md":
+            for link in re.findall(r"\]\(([^)\s:]+)\)", path.read_text(encoding="utf-8")):
+                file, _, anchor = link.partition("#")
+                page = path.parent / file if file else path
+                assert page.exists(), (path, link)
+                assert not anchor or anchor in anchors(page), (path, link)
