@@ -53,10 +53,11 @@ class FetchView:
             self.console.print(
                 f"{asset}: {done_bytes / 1e6:.1f}/{total_bytes / 1e6:.1f} MB {note}",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def summary(self) -> None:
         """Where things lie now."""
         from learning.backbones.assets import cache_dir
 
-        self.console.print(f"fetched into {cache_dir()}")
+        self.console.print(f"fetched into {cache_dir()}", soft_wrap=True)

@@ -91,7 +91,9 @@ class LiveView:
             self._show(Group(self._bars))
         elif self._is_time() or (done in (0, total) and self._is_long):
             self.console.print(
-                f"forward passes of {backbone}: {done}/{total} texts", highlight=False
+                f"forward passes of {backbone}: {done}/{total} texts",
+                highlight=False,
+                soft_wrap=True,
             )
 
     def _look(self, sim: Simulation) -> None:
@@ -100,7 +102,7 @@ class LiveView:
         if self._live:
             self._show(_panel(sim, self._rate(sim)))
         else:
-            self.console.print(_line(sim, self._rate(sim)), highlight=False)
+            self.console.print(_line(sim, self._rate(sim)), highlight=False, soft_wrap=True)
 
     def _is_time(self) -> bool:
         now = time.perf_counter()

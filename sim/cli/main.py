@@ -90,7 +90,16 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Simulate fleets of unlike mobile devices that fine-tune a language model together."""
+    """Simulate fleets of unlike mobile devices that fine-tune a language model together.
+
+    Examples:
+
+        mobifleet run quickstart
+
+        mobifleet list scenarios
+
+        mobifleet run --help
+    """
 
 
 if __name__ == "__main__":

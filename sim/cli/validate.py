@@ -65,7 +65,8 @@ def validate(
         raise typer.Exit(130) from None
     for table in tables(found):
         console.print(table)
-    console.print(f"{conclusion(found)}\nwritten to {found['path']}", highlight=False)
+    console.print(conclusion(found), highlight=False)
+    console.print(f"written to {found['path']}", highlight=False, soft_wrap=True)
     bars = headline(found)
     is_far = fail_above is not None and bars["worst_makespan_error"] > fail_above / 100
     if fail_above is not None and (is_far or not bars["bytes_exact"] or not bars["ranking_agrees"]):

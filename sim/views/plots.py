@@ -395,8 +395,8 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
     """The share of devices that have finished against virtual time, a line a class (one run) or a
     line a run.
 
-    Devices that never finished count in the share, so their line stops below 1. One run names its
-    slowest devices.
+    Devices that never finished count in the share, so their line stops below 1. One run names the
+    devices that finish last.
     """
     lines: list[tuple[str, np.ndarray]] = []
     if len(runs) == 1:
@@ -431,12 +431,12 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
     title = "device class (finished)" if len(runs) == 1 else "run (finished)"
     handles, texts = ax.get_legend_handles_labels()
     if len(runs) == 1:
-        slowest = [
+        last = [
             row for row in np.argsort(-finish_s, kind="stable") if np.isfinite(finish_s[row])
         ][:3]
         handles.append(Line2D([], [], linestyle=""))
-        texts.append("slowest")
-        for row in slowest:
+        texts.append("last to finish")
+        for row in last:
             of_class, at_s = codes[row], finish_s[row]
             same = finish_s[codes == of_class]
             colour = COLOURS[sorted(classes).index(classes[of_class]) % len(COLOURS)]

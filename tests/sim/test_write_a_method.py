@@ -41,3 +41,7 @@ def test_the_median_is_one():
         {"w": torch.zeros(2), "v": torch.ones(1)}, None, answers, [0, 1, 2]
     )
     assert state["w"].tolist() == [2.0, -2.0] and state["v"].tolist() == [1.0] and memory is None
+    deep = {"w": torch.zeros(2), "v": torch.tensor([5.0])}  # of a backbone with more layers
+    for mixed in ([deep, *answers[1:]], [*answers[1:], deep]):
+        state, _ = space["server_update"]({"w": torch.ones(2), "v": torch.ones(1)}, None, mixed, [])
+        assert state["w"].tolist() == [2.0, -2.0] and state["v"].tolist() == [5.0]
