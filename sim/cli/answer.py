@@ -83,7 +83,7 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
         np.bincount(task.labels[part], minlength=task.classes) for part in (held, task.test)
     )
     order = np.argsort(-(trained + tested), kind="stable")
-    counts = [f"{_printable(task.class_names[c])} {trained[c]:,} + {tested[c]:,}" for c in order]
+    counts = [f"{_printable(task.class_names[c])}: {trained[c]:,} + {tested[c]:,}" for c in order]
     yield "texts", f"{len(held):,} to train on, {len(task.test):,} to test on"
     yield "classes", f"{task.classes:,} (training + test): {_some(counts)}"
 

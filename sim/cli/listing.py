@@ -10,7 +10,6 @@ from rich.table import Table
 from inputs.files import read_yaml
 from inputs.units import format_bytes, format_seconds, format_si
 
-
 # columns of words, which take the lines that a narrow terminal needs; names stay whole
 PROSE = {"what it is", "licence"}
 

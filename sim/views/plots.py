@@ -412,8 +412,10 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
     done = [of_line_s[np.isfinite(of_line_s)] for _, of_line_s in lines]
     if not sum(map(len, done)):
         return None
-    last_s = max(finished_s.max(initial=0.0) for finished_s in done)
-    unit, unit_s = _time_unit(last_s)
+    ends_s = [end_s for finished_s in done if (end_s := finished_s.max(initial=0.0)) > 0]
+    last_s = max(ends_s, default=0.0)
+    spread = len(runs) > 1 and last_s > 30 * min(ends_s, default=0.0)  # else upright lines at 0
+    unit, unit_s = ("s", 1.0) if spread else _time_unit(last_s)
     figure, (ax,) = _figure(2.9, 1, run_title=_title(runs), note=_note(runs))
     for number, ((label, of_line_s), finished_s) in enumerate(zip(lines, done, strict=True)):
         share = np.arange(len(finished_s) + 1) / len(of_line_s)
@@ -422,18 +424,17 @@ def finish_times_figure(runs: Sequence[Run]) -> Figure | None:
         dashes = ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
         style = {"color": COLOURS[number % len(COLOURS)], "linestyle": dashes, "linewidth": 1.3}
         ax.step(at, np.append(share, share[-1]), where="post", label=text, **style)
-    ax.set(
-        xlabel=f"finish time [{unit}]",
-        ylabel="share of devices finished",
-        ylim=(0, 1.04),
-        xlim=(0, last_s * 1.03 / unit_s),
-    )
+    ax.set(xlabel=f"finish time [{unit}]", ylabel="share of devices finished")
+    ax.set(ylim=(0, 1.04), xlim=(0, last_s * 1.03 / unit_s))
+    if spread:
+        every_s = np.concatenate(done)
+        ax.set(xscale="log", xlim=(every_s[every_s > 0].min() / 1.1, last_s * 1.1))
     title = "device class (finished)" if len(runs) == 1 else "run (finished)"
     handles, texts = ax.get_legend_handles_labels()
     if len(runs) == 1:
-        last = [
-            row for row in np.argsort(-finish_s, kind="stable") if np.isfinite(finish_s[row])
-        ][:3]
+        last = [row for row in np.argsort(-finish_s, kind="stable") if np.isfinite(finish_s[row])][
+            :3
+        ]
         handles.append(Line2D([], [], linestyle=""))
         texts.append("last to finish")
         for row in last:

@@ -326,7 +326,7 @@ def test_check_says_what_it_read_who_holds_what_and_what_it_takes(
     said, notes = check(path)
     assert said["data"].endswith("d.csv: 161 rows, split at commas (guessed), utf-8")
     assert said["texts"].startswith("90 to train on, ") and said["texts"].endswith(" to test on")
-    assert said["classes"].startswith("2 (training + test): ") and "a " in said["classes"]
+    assert said["classes"].startswith("2 (training + test): ") and "a: " in said["classes"]
     assert said["devices"] == "4, with 22 to 23 texts each (median 22.5)"
     assert (said["device kinds"], said["links"]) == ("4 jetson-tx2", "4 wifi-home")
     assert "classes" not in notes

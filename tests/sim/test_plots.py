@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -287,6 +288,21 @@ def test_several_runs_share_axes_and_are_told_apart(tmp_path):
         "synthetic · fed-mobillm · seed 1" in labels
         and "synthetic · fed-mobillm · seed 2" in labels
     )
+
+
+def test_runs_of_seconds_and_of_hours_are_both_seen(tmp_path):
+    quick, slow = write_run(tmp_path / "quick", 6, 4), write_run(tmp_path / "slow", 6, 4, seed=1)
+    table = pq.read_table(slow / "devices.parquet")
+    column = table.schema.get_field_index("finished_at_s")
+    later = pc.multiply(table["finished_at_s"], 1000.0)
+    pq.write_table(table.set_column(column, "finished_at_s", later), slow / "devices.parquet")
+    [ax] = finish_times_figure([open_run(quick), open_run(slow)]).axes
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "finish time [s]"
+    first_s = pc.min(pq.read_table(quick / "devices.parquet")["finished_at_s"]).as_py()
+    limits = (first_s / 1.1, pc.max(later).as_py() * 1.1)
+    assert ax.get_xlim() == pytest.approx(limits)
+    [ax] = finish_times_figure([open_run(slow), open_run(slow)]).axes
+    assert ax.get_xscale() == "linear"
 
 
 def test_small_and_empty_runs_draw_what_there_is(tmp_path):
