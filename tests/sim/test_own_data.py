@@ -356,7 +356,7 @@ def test_check_shows_texts_and_names_as_they_are(world, check):
         check(path)
     said, _ = check(path, "--set", "task.dataset.keep_test_copies=true")
     assert said["a text"] in (r"'[red]a\x1b[31m': [b]", r"'c': '\x1b[1m'")
-    assert "[b] " in said["classes"] and r"'\x1b[1m' " in said["classes"]
+    assert "[b]: " in said["classes"] and r"'\x1b[1m': " in said["classes"]
 
 
 def test_words_that_a_terminal_cannot_show_are_spelled(world, shell):
