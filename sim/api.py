@@ -20,6 +20,7 @@ from learning.host_device import HostDevice
 from sim.scenario import SCENARIOS, file, partitions, registry
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError
+from sim.scenario.own_code import in_own_code
 from sim.scenario.schema import Scenario
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def load(
         for kind in (registry, partitions):
             yield from kind.register_named(plain, folder, allow_code)
 
-    loaded = file.load(scenario, Scenario, changes, [SCENARIOS], check, before)
+    with in_own_code():
+        loaded = file.load(scenario, Scenario, changes, [SCENARIOS], check, before)
     loaded._folder = folder
     return loaded
 

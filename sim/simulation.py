@@ -36,6 +36,7 @@ from sim.kernel.streams import Streams
 from sim.kernel.tally import Tally
 from sim.kernel.work import Process, Steps
 from sim.kernel.world import Ended
+from sim.scenario.own_code import MethodError, generator_of, in_own_code, refuse_no_event
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
 from sim.world import arrivals, availability, links
@@ -167,10 +168,16 @@ class Simulation:
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
         self._shares = _shares([device.backbone for device in self.devices])
-        self.method = method_of(scenario.method)(scenario.method, self)
-        check_memory(self.method, self.devices, scenario.out_of_memory)
+        with in_own_code():
+            self.method = method_of(scenario.method)(scenario.method, self)
+            if not hasattr(self.method, "learner"):
+                raise MethodError(
+                    f"{type(self.method).__name__} sets no `learner` when it is built"
+                )
+            check_memory(self.method, self.devices, scenario.out_of_memory)
         self.build_s, self._is_prepared = time.perf_counter() - begin, False
 
+    @in_own_code()
     def prepare(self) -> None:
         """Compute what learning needs before the clock starts, e.g. activations of frozen
         backbones; `run` does it where it has not been done.
@@ -182,6 +189,7 @@ class Simulation:
 
     # --- the run
 
+    @in_own_code()
     def run(self) -> Ended:
         """Let the clock run to the end and return how it ended; a run may be run only once."""
         if not self._is_prepared:
@@ -194,10 +202,10 @@ class Simulation:
             process = (
                 self._without_memory(device)
                 if device.outcome == "oom"
-                else self.method.device(device)
+                else generator_of("device", self.method.device(device))
             )
             self.start(device, self._device_process(device, process))
-        self.start(None, self.method.server(self.server))
+        self.start(None, generator_of("server", self.method.server(self.server)))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
         while self._alive:
@@ -237,7 +245,11 @@ class Simulation:
                 self.stop(
                     "stalled"
                 )  # whoever still waits waits for bytes that no link will ever carry
-            self.env.step()
+            try:
+                self.env.step()
+            except RuntimeError as error:
+                refuse_no_event(self.env.active_process, error)
+                raise
 
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""

@@ -19,6 +19,7 @@ from sim.cli.plot import plot
 from sim.cli.run import run
 from sim.cli.terminal import console, errors
 from sim.cli.validate import validate
+from sim.scenario.own_code import OwnCodeError
 
 app = typer.Typer(
     name="mobifleet",
@@ -68,7 +69,8 @@ def main() -> None:
         sys.exit(0)
     except Exception as error:
         message = faults.of_the_user(error)
-        if message is None and os.environ.get(faults.TRACEBACK):
+        is_code = message is None or isinstance(error, OwnCodeError)
+        if is_code and os.environ.get(faults.TRACEBACK):
             raise
         if message != "":  # as of a command that has shown its help
             errors.print(faults.ours(error) if message is None else message)

@@ -76,6 +76,7 @@ def _worlds(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
 
 
 def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
+    scenario.recall_names()
     try:
         return changed(scenario, key, value)
     except ScenarioError as error:

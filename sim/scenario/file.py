@@ -93,7 +93,7 @@ def resolved(instance: BaseModel) -> dict[str, Any]:
     A set has no order that every process agrees on: a model whose digest should mean something
     holds lists instead.
     """
-    return instance.model_dump(mode="json", by_alias=True)
+    return _dumped(instance)
 
 
 def changed(instance: Model, key: str, value: Any) -> Model:
@@ -102,7 +102,7 @@ def changed(instance: Model, key: str, value: Any) -> Model:
 
     What nobody has set stays unset, so that a default may follow from the new value.
     """
-    data = instance.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data = _dumped(instance, exclude_unset=True)
     whole: Any = resolved(instance)
     spot: Any = data
     *path, last = (
@@ -134,6 +134,15 @@ def digest(data: dict[str, Any]) -> str:
     """
     text = json.dumps(_by_first_names(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _dumped(instance: BaseModel, exclude_unset: bool = False) -> dict[str, Any]:
+    """As JSON-able data. Settings of code of the user's may be of a class that its name means no
+    more, of which pydantic would warn; they are dumped as what they are.
+    """
+    return instance.model_dump(
+        mode="json", by_alias=True, exclude_unset=exclude_unset, warnings=False
+    )
 
 
 def _by_first_names(value: Any) -> Any:

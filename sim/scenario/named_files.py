@@ -24,7 +24,7 @@ from inputs.shipped import Shipped, is_file
 from learning.backbones import catalogue
 from learning.data import packaged, texts
 from learning.data.texts import TextDataset
-from sim.scenario.registry import file_of
+from sim.scenario.own_code import file_of
 
 
 class NamedFile(str):

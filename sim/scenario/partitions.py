@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from sim.scenario.registry import MethodError, code_of, entry_point, from_code, named_code
+from sim.scenario.own_code import MethodError, code_of, entry_point, from_code, named_code, note
 
 GROUP = "mobifleet.partitions"
 WHERE = ("task", "partition", "function")
@@ -26,10 +26,13 @@ _known: dict[str, Callable[..., Any]] = {}
 def register_partition(divide: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Let scenarios name a function that divides texts: `partition: {kind: own, function: name}`.
 
-    Raises MethodError for a name that another function has.
+    Raises MethodError for what is no function, and for a name that another one has.
 
         mobifleet.register_partition(by_length, "by-length")
     """
+    if not callable(divide) or not hasattr(divide, "__qualname__"):
+        raise MethodError(f"{divide!r:.60} is no function that divides texts")
+    note(divide)
     if _known.setdefault(name, divide) is not divide:
         raise MethodError(f"{name} is {_known[name].__qualname__} already")
     return divide
@@ -43,11 +46,22 @@ def known() -> dict[str, Callable[..., Any]]:
     return dict(_known)
 
 
-def function_of(name: str) -> Callable[..., Any]:
-    """The function of that name; MethodError for code that nobody has allowed to run."""
-    if name not in _known and name not in known():
+def find(name: str) -> Callable[..., Any] | None:
+    """The function that a name means now; None for code that nobody has allowed to run."""
+    return _known[name] if name in _known else known().get(name)
+
+
+def allowed(divide: Callable[..., Any] | None, name: str) -> Callable[..., Any]:
+    """The function that a name meant; MethodError for code that nobody has allowed to run."""
+    if divide is None:
         raise MethodError(f"no function {name} is registered; `load` does it with --allow-code")
-    return _known[name]
+    return divide
+
+
+def recall(name: str, divide: Callable[..., Any] | None) -> None:
+    """Let a name mean what it meant when a scenario was loaded."""
+    if divide is not None:
+        _known[name] = divide
 
 
 def register_named(
@@ -75,12 +89,13 @@ def register_named(
         yield WHERE, str(error)
 
 
-def sent(name: str) -> tuple[str, Any]:
+def sent(divide: Callable[..., Any] | None) -> Any:
     """What another process of the same run needs to have the function, too."""
-    return name, code_of(function_of(name))
+    return None if divide is None else code_of(divide)
 
 
-def received(settings: Any, name: str, code: Any) -> Any:
-    """Settings of that class, still empty; registers the function that they name."""
-    _known.setdefault(name, from_code(code, inspect.isfunction, "function"))
-    return settings.__new__(settings)
+def received(settings: Any, given: Mapping[str, Any], code: Any) -> Any:
+    """Settings of that class; the function that they name is what `sent` gave."""
+    if code is not None:
+        _known[given["function"]] = from_code(code, inspect.isfunction, "function")
+    return settings.model_validate(given)

@@ -9,24 +9,21 @@ they need `--allow-code`, or `allow_code=True` in Python.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import operator
-import sys
-import traceback
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, TypeVar, cast, get_args
 
 from pydantic import create_model
+from pydantic.errors import PydanticUserError
 
-from inputs.files import located
+from inputs.files import first_line
+from sim.scenario.own_code import MethodError, code_of, entry_point, from_code, named_code, note
 from sim.scenario.settings import RENAMED, Settings
 
 OURS = "sim.methods"  # registers our own; by name, as packages of others are
@@ -38,10 +35,13 @@ PARTS = {
     "peak_bytes": "a method peak_bytes(self, device): the most memory it takes on the device",
 }
 """What a class must have to be a method, and what that is."""
-
-
-class MethodError(ValueError):
-    """What a scenario or a caller names as a method is none; the message says what is missing."""
+CALLS = {
+    "": "config, world",
+    "device": "self, device",
+    "server": "self, server",
+    "peak_bytes": "self, device",
+}
+"""With what the class and its parts are called."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Registration:
 
 M = TypeVar("M", bound=type)
 
-_MODULE = "mobifleet_method_"  # begins the name of what a file of a user's becomes
 _known: dict[str, Registration] = {}
+"""What each name means now."""
+_methods: dict[type[Settings], Any] = {}
+"""Whose settings they are, of all that any name has meant."""
 _listeners: list[Callable[[Any], None]] = []
 
 
@@ -77,10 +79,11 @@ def register(method: M, kind: str | None = None) -> M:
     if not kinds:
         raise MethodError(f"{method.__qualname__}.Config has no `kind`: say one with `kind=...`")
     for name in kinds:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise MethodError(f"{name!r} is no name for a method: letters, digits, `.`, `-`, `_`")
         if name in _known and _identity(_known[name].method) != _identity(method):
             raise MethodError(f"{name} is {_known[name].method.__qualname__} already")
-        _known[name] = Registration(method, settings)
-    _notify()
+    _name({name: Registration(method, settings) for name in kinds})
     return method
 
 
@@ -95,7 +98,9 @@ def known() -> dict[str, Registration]:
 
 def method_of(settings: Any) -> Any:
     """The method class whose settings these are."""
-    return (_known if settings.kind in _known else known())[settings.kind].method
+    if type(settings) in _methods:
+        return _methods[type(settings)]
+    return known()[settings.kind].method
 
 
 def on_change(listener: Callable[[Any], None]) -> None:
@@ -112,33 +117,44 @@ def register_named(
     (where, what is wrong) for those that cannot be.
     """
     for where, kind in _kinds(scenario):
-        if kind in _known:
-            continue
         if ":" not in kind:
-            known()  # perhaps of an installed package; an unknown name is told with all others
+            if kind not in _known:
+                known()  # perhaps of a package; an unknown name is told with all others
             continue
         if not allow_code:
             yield where, f"{kind} is code, and a scenario is data: say --allow-code to run it"
             continue
         try:
-            register(named_code(kind, folder), kind)
+            _name_code(kind, named_code(kind, folder))
         except MethodError as error:
             yield where, str(error)
 
 
-def file_of(kind: str) -> str | None:
-    """The file that a method's name says it is in; None for another kind of name."""
-    path, colon, _ = kind.rpartition(":")
-    return path if colon and path.endswith(".py") else None
+def recall(*settings: Any) -> None:
+    """Let the names of these settings mean what they meant when they were loaded."""
+    _name({one.kind: Registration(method_of(one), type(one)) for one in settings})
 
 
-def entry_point(point: EntryPoint) -> Any:
-    """What an installed package brings; MethodError where that cannot be imported."""
-    try:
-        return point.load()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise MethodError(f"entry point {point.name!r} of {point.group}: {what}") from error
+def _name_code(kind: str, method: Any) -> None:
+    """Let the name of code mean a class, which is another one when it is found in another folder,
+    or its file has changed.
+    """
+    if kind not in _known or _known[kind].method is not method:
+        _name({kind: Registration(method, _of_kind(_settings_of(method), kind))})
+
+
+def _name(registrations: Mapping[str, Registration]) -> None:
+    new = {name: one for name, one in registrations.items() if _known.get(name) != one}
+    for one in new.values():
+        _methods[one.settings] = one.method
+    _known.update(new)
+    if new:
+        _notify()
+
+
+def _notify() -> None:
+    for listener in _listeners:
+        listener(_any_settings())
 
 
 def _with_ours() -> None:
@@ -158,67 +174,6 @@ def _kinds(scenario: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
             yield (*where, "kind"), given["kind"]
 
 
-def named_code(
-    kind: str, folder: Path, is_wanted: Callable[[Any], bool] = inspect.isclass, what: str = "class"
-) -> Any:
-    """What `place:Name` names, a class or `what` is wanted; MethodError where it is none."""
-    place, _, name = kind.rpartition(":")
-    module = _from_file(located(place, folder)) if file_of(kind) else _from_package(place)
-    found = getattr(module, name, None)
-    if not is_wanted(found):
-        others = [n for n, value in vars(module).items() if is_wanted(value)]
-        near = get_close_matches(name, others, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise MethodError(f"{place} has no {what} {name}{hint}")
-    return found
-
-
-def code_of(code: Any) -> Any:
-    """What to send to another process of the same run for a class or function: itself, by its
-    name, or where it stands if its module is a file of the user's.
-    """
-    if not code.__module__.startswith(_MODULE):
-        return code
-    return f"{sys.modules[code.__module__].__file__}:{code.__qualname__}"
-
-
-def from_code(
-    code: Any, is_wanted: Callable[[Any], bool] = inspect.isclass, what: str = "class"
-) -> Any:
-    """What `code_of` was given in the other process, which was allowed to run it."""
-    return named_code(code, Path(), is_wanted, what) if isinstance(code, str) else code
-
-
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise MethodError(f"there is no file {path}")
-    mark = hashlib.blake2b(str(path.resolve()).encode(), digest_size=6).hexdigest()
-    name = f"{_MODULE}{path.stem}_{mark}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise MethodError(_load_failure(error, path)) from error
-    return module
-
-
-def _from_package(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise MethodError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _load_failure(error: Exception, path: Path) -> str:
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    at = "" if line is None else f", line {line}"
-    return f"{path}{at}: {type(error).__name__}: {error}"
-
-
 def _of_kind(settings: type[Settings], kind: str) -> type[Settings]:
     """The same settings under a name of their own."""
     literal: Any = Literal[kind]
@@ -235,15 +190,14 @@ class _Sent(Settings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings: Any = self
-        code = code_of(_known[settings.kind].method)
+        code = code_of(method_of(settings))
         return _received, (code, settings.kind), self.__getstate__()
 
 
 def _received(code: Any, kind: str) -> Any:
     """Settings of that kind, still empty; registers their method."""
-    if kind not in _known:
-        _with_ours()
-        register(from_code(code), kind)
+    _with_ours()
+    _name_code(kind, from_code(code))
     settings = _known[kind].settings
     return settings.__new__(settings)
 
@@ -260,7 +214,32 @@ def _settings_of(method: Any) -> type[Settings]:
     for old, now in RENAMED.items():
         if {old, now} <= set(settings.model_fields):
             raise MethodError(f"{method.__name__}.Config.{old} is called {now} now")
+    if not method.__module__.startswith(f"{OURS}."):
+        note(method)
+        _check_fits(method, settings)
     return settings
+
+
+def _check_fits(method: Any, settings: type[Settings]) -> None:
+    """MethodError for what would fail only later, and for everybody: settings that cannot be read
+    at all, or lack what a base class asks of them, and verbs that take something else.
+    """
+    for base in method.__mro__:
+        if "Config" in vars(base) and not issubclass(settings, base.Config):
+            raise MethodError(
+                f"{method.__name__}.Config has to be derived from {base.__name__}.Config, as "
+                f"{method.__name__} is from {base.__name__}"
+            )
+    for part, called in CALLS.items():
+        try:
+            inspect.signature(getattr(method, part) if part else method).bind(*called.split(", "))
+        except TypeError as error:
+            call = f"{method.__name__}.{part}({called})" if part else f"{method.__name__}({called})"
+            raise MethodError(f"it has to be called as {call}: {error}") from error
+    try:
+        settings.model_rebuild(force=True)
+    except (PydanticUserError, NameError, TypeError) as error:
+        raise MethodError(f"{method.__name__}.Config: {first_line(error)}") from error
 
 
 def _identity(method: Any) -> tuple[str, str]:
@@ -270,8 +249,3 @@ def _identity(method: Any) -> tuple[str, str]:
 def _any_settings() -> Any:
     settings = list(dict.fromkeys(entry.settings for entry in _known.values()))
     return functools.reduce(operator.or_, settings)
-
-
-def _notify() -> None:
-    for listener in _listeners:
-        listener(_any_settings())

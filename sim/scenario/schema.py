@@ -94,13 +94,20 @@ class OwnPartition(Settings):
     min_size: int = Field(1, ge=1)
     settings: dict[str, Any] = {}
     """What else the function is given, by name."""
+    _divide: Callable[..., Any] | None = PrivateAttr(None)
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the function that the name means now: in another folder it may mean another."""
+        self._divide = partitions.find(self.function)
+
+    @property
+    def divide(self) -> Callable[..., Any]:
+        """The function; MethodError for code that nobody has allowed to run."""
+        return partitions.allowed(self._divide, self.function)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            partitions.received,
-            (type(self), *partitions.sent(self.function)),
-            self.__getstate__(),
-        )
+        given = self.model_dump(exclude_unset=True)
+        return partitions.received, (type(self), given, partitions.sent(self._divide))
 
 
 AnyPartition = Iid | Dirichlet | Shards | Natural | OwnPartition
@@ -475,6 +482,12 @@ class Scenario(Settings):
             for old in dials:
                 if (now := name_now(type(self.compare.methods[label]), old)) != old:
                     yield f"compare.tune.dials.{label}.{old} is called {now} now: say that"
+
+    def recall_names(self) -> None:
+        """Let names of code mean what they meant when this was loaded."""
+        registry.recall(self.method, *(self.compare.methods.values() if self.compare else ()))
+        if isinstance(how := self.task.partition, OwnPartition):
+            partitions.recall(how.function, how._divide)
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, dump: Callable[[Scenario], dict[str, Any]]) -> dict[str, Any]:

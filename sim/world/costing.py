@@ -18,6 +18,7 @@ from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
 from learning.cost.costs import BYTES_PER_NUMBER, Architecture, Cost
 from learning.cost.forward_pass import architecture
+from sim.scenario.own_code import MethodError
 from sim.scenario.schema import Scenario, SizedData
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ def _check_peak(
     runs).
     """
     needed = peak_bytes(device)
+    if not isinstance(needed, int | np.integer) or needed < 0:
+        raise MethodError(f"`peak_bytes` gives {needed!r} for {device.id}, and no number of bytes")
     if needed <= device.memory_bytes:
         return
     others = {other.backbone: other for other in fleet if other.backbone != device.backbone}

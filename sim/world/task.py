@@ -15,7 +15,6 @@ from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, partition
 from learning.data import texts as data
 from sim.kernel.streams import Streams
-from sim.scenario.partitions import function_of
 from sim.scenario.schema import (
     Dirichlet,
     Drift,
@@ -235,7 +234,7 @@ def _divide(
             )
             return [train[part] for part in parts], [str(clients[train[part[0]]]) for part in parts]
         case OwnPartition():
-            divide = function_of(how.function)
+            divide = how.divide
             parts = partition.own(
                 divide, how.function, labels[train], n_devices, rng, how.min_size, how.settings
             )
