@@ -96,9 +96,10 @@ class Comparison:
 
     def tables_for(self, width: int) -> Iterator[Table]:
         """The tables and what was saved, for a terminal of so many characters."""
-        abreast = max(1, (width - FIRST_COLUMN) // COLUMN)
         saved = self.reductions
         for title, table in self.tables.items():
+            column = max([COLUMN, *(len(row["method"]) + 2 for row in table)])  # names stay whole
+            abreast = max(1, (width - FIRST_COLUMN) // column)
             for first in range(0, len(table), abreast):
                 yield _shown(title, table[first : first + abreast], self.entries)
             if title in saved:

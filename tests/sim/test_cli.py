@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from sim.cli.listing import LISTINGS
 
@@ -70,6 +71,22 @@ def test_lists_answer_without_the_heavy_modules(what, mobifleet):
     outcome = mobifleet("list", what)
     assert (outcome.code, outcome.err) == (0, "")
     assert len(outcome.out.splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("datasets", "newsgroups-pairs hutto-sentiment"),
+        ("assets", "distilbert-cased"),
+        ("backbones", "paraphrase-minilm-l3"),
+        ("devices", "laptop-ryzen-8945hs int8-batched-maxq"),
+    ],
+)
+def test_names_to_copy_stay_whole_on_a_narrow_terminal(what, names, mobifleet, monkeypatch):
+    monkeypatch.setattr("sim.cli.list.console", Console(width=80, markup=False))
+    said = mobifleet("list", what).out
+    assert set(names.split()) <= set(said.split())
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_check_list_and_a_dry_run_import_nothing_heavy(probe, scenario_file, tmp_path):
