@@ -213,10 +213,10 @@ def test_events_happen_at_their_time_on_the_wall():
 
 
 def test_work_fills_the_beginning_of_its_time_and_an_overrun_shows():
-    clock, ended_s = RealClock(speed=10.0), []
+    clock, ended_s = RealClock(speed=1.0), []
 
     def events():
-        for work_s in (0.01, 0.06):  # 0.1 and 0.6 virtual seconds of real work in a piece of 0.4
+        for work_s in (0.01, 0.7):  # in a piece of 0.4; a busy machine may add a third of a second
             begun_s = clock.now
             time.sleep(work_s)
             yield clock.timeout(0.4)
@@ -226,7 +226,7 @@ def test_work_fills_the_beginning_of_its_time_and_an_overrun_shows():
     clock.begin(time.monotonic())
     while process.is_alive:
         clock.step()
-    assert 0.4 <= ended_s[0] < ended_s[1] and ended_s[1] >= 0.6
+    assert 0.4 <= ended_s[0] < 0.7 <= ended_s[1]
 
 
 def test_what_another_thread_posts_happens_without_waiting_for_the_next_event():
