@@ -264,18 +264,26 @@ def names() -> list[str]:
     return [*PROFILES]
 
 
-@cache
-def load(name: str) -> Rhythm:
-    """A shipped rhythm by name, or one of your own by the path of its YAML file; AvailabilityError
-    says what is wrong.
+def load(name: str, folder: Path = Path()) -> Rhythm:
+    """A shipped rhythm by name, or one of your own by the path of its YAML file, which is looked
+    for below `folder` and then in the working directory; AvailabilityError says what is wrong.
     """
-    path = Path(name) if is_file(name) else PROFILES.file(name)
+    path = PROFILES.file(name, folder)
     if not is_file(name) and name not in PROFILES:
         near = get_close_matches(name, names(), 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise AvailabilityError(
             f"no rhythm is called {name!r}{hint} (there are: {', '.join(names())})"
         )
+    return _read(path) if is_file(name) else _named(path)
+
+
+@cache
+def _named(path: Path) -> Rhythm:
+    return _read(path)
+
+
+def _read(path: Path) -> Rhythm:
     data = read_yaml(path, MOST_BYTES)
     if not isinstance(data, dict) or not isinstance(data.get("kinds"), dict):
         raise AvailabilityError(

@@ -249,7 +249,10 @@ def read_yaml(path: str | Path, most_bytes: int = MOST_BYTES) -> Any:
         _require_shallow(
             path, yaml.parse(text, Loader=fast)
         )  # loading recurses, in C without a limit
-        return fast(text).get_single_data()
+        loader = fast(text)
+        node = loader.get_single_node()
+        _require_single_keys(path, node)
+        return None if node is None else loader.construct_document(node)
     except FileProblem:
         raise
     except Exception:
@@ -308,6 +311,25 @@ def _require_shallow(path: str | Path, events: Iterable[Any]) -> None:
             )
         if len(around) > MOST_YAML_DEPTH:
             raise FileProblem(f"{place}: not YAML that can be read (nested too deep)")
+
+
+def _require_single_keys(path: str | Path, root: Any) -> None:
+    """Raise FileProblem for a mapping that gives a key twice: one of the two would be lost."""
+    stack, seen = [] if root is None else [root], set()
+    while stack:
+        node = stack.pop()
+        if id(node) in seen or not isinstance(node.value, list):
+            continue
+        seen.add(id(node))
+        pairs = [pair for pair in node.value if isinstance(pair, tuple)]
+        stack += [value for _, value in pairs] or node.value
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in pairs:
+            line, name = key.start_mark.line + 1, (key.tag, str(key.value))
+            if name in lines:
+                what = f"{name[1][:60]!r} is given twice (first in line {lines[name]})"
+                raise FileProblem(f"{path}, line {line}: {what}")
+            lines[name] = line
 
 
 def read_rows(

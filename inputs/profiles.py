@@ -12,12 +12,13 @@ plain, or as text with a unit. What the keys mean is the business of whoever rea
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inputs.files import located, read_yaml, yaml_lines
+from inputs.files import FileProblem, located, read_yaml, yaml_lines
 from inputs.shipped import Shipped, is_file
 from inputs.units import parse
 
@@ -111,8 +112,11 @@ def _parent(here: Path, name: Any, shipped: Shipped, below: list[Path]) -> tuple
         return here, f"found {name!r}, allowed: a shipped profile's name, or a .yaml file"
     if not is_file(name) and name not in shipped:
         return here, f"no profile is called {name!r}; known: {', '.join(shipped)}"
-    path = located(name, here.parent) if is_file(name) else shipped[name]
-    if not path.is_file():
+    try:
+        path = located(name, here.parent) if is_file(name) else shipped[name]
+    except FileProblem as error:
+        return here, str(error)
+    if not os.path.isfile(path):
         return here, f"no file {name!r} in the folder of {here.name}"
     if path.resolve() in [one.resolve() for one in below]:
         return here, f"{name!r} leads back to this file"

@@ -13,6 +13,7 @@ Such files are data: nothing of the package is imported, and a name of ours stay
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def place(name: str | Path, folder: Path = Path()) -> Path:
     directory.
     """
     near = located(name, folder)
-    return near if near.is_file() else located(name)
+    return near if os.path.isfile(near) else located(name)  # False for a name too long, too
 
 
 @dataclass(frozen=True)

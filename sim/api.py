@@ -74,7 +74,7 @@ def load(
 def folder_of(scenario: str | os.PathLike[str]) -> Path:
     """Where a scenario's relative paths start: its file's folder, or that of the shipped ones."""
     for path in (Path(f"{os.fspath(scenario)}{suffix}") for suffix in file.SUFFIXES):
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name that is too long, too
             return path.parent
     return SCENARIOS
 

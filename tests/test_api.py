@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import mobifleet
+from devices.availability import PROFILES
 from sim import api
 from sim.scenario.named_files import changed_files, digests
 
@@ -215,3 +217,29 @@ def test_compare_gives_frames(study, tmp_path, capsys):
     assert "run 2/2 lora-seed0" in capsys.readouterr().err
     one = mobifleet.compare(path, out=tmp_path / "one", dry=True, methods="lora", quiet=True)
     assert list(one.frames["totals"].index) == ["lora"] and capsys.readouterr() == ("", "")
+
+
+def test_a_rhythm_of_ones_own_lies_beside_the_scenario(study, tmp_path, monkeypatch):
+    text = PROFILES["charging-wifi-locked"].read_text(encoding="utf-8")
+    path = study(availability={"kind": "diurnal", "rhythm": "mine.yaml"})
+    file = path.parent / "mine.yaml"
+    monkeypatch.chdir(tmp_path)
+    ready = {}
+    for share in (0, 1):
+        file.write_text(re.sub("never_ready: .*", f"never_ready: {share}", text), encoding="utf-8")
+        out = path.parent / f"run{share}"
+        run = mobifleet.run(path, out=out, dry=True, quiet=True, figures=False)
+        ready[share] = run.summary["outcomes"].get("never-ready", 0)
+        assert "mine.yaml" in run.manifest["inputs"]
+    assert ready == {0: 0, 1: len(run.devices())}
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".yaml", "~nobody-is-called-so/x.yaml", "a\0.yaml"])
+def test_a_name_that_no_file_can_have_is_told_at_its_place(study, name):
+    fleet = [{**STUDY["fleet"][0], "device": name, "link": name}]
+    with pytest.raises(mobifleet.ScenarioError) as caught:
+        mobifleet.load(study(fleet=fleet))
+    device, link = caught.value.problems
+    assert ": fleet.0.device: " in device and ": fleet.0.link: " in link
+    with pytest.raises(mobifleet.ScenarioError, match=r"no such scenario file|cannot be opened"):
+        mobifleet.load(name)

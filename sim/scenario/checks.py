@@ -4,6 +4,7 @@ that do not fit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -93,8 +94,9 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
                 f"{len(scenario.dropout.times)} drop-out times for {total} devices",
             )
     if isinstance(scenario.availability, Diurnal):
-        rhythm = scenario.availability.rhythm
-        yield from _tried(("availability", "rhythm"), partial(rhythms.load, rhythm))
+        rhythm, where = scenario.availability.rhythm, ("availability", "rhythm")
+        found = list(_unknown(where, rhythm, rhythms.PROFILES, "rhythm", None, folder))
+        yield from found or _tried(where, partial(rhythms.load, rhythm, folder))
     if scenario.cost_as:
         costed = scenario.cost_as.backbone
         for name in [costed] if isinstance(costed, str) else costed.values():
@@ -200,12 +202,12 @@ def _unknown(
     """What is wrong with a name that is not known, and is no file, where one may be named: then it
     lies in `folder`, or in the working directory.
     """
-    if folder is not None and is_file(name) and place(name, folder).is_file():
-        return
     try:
+        if folder is not None and is_file(name) and os.path.isfile(place(name, folder)):
+            return
         if name in known:
             return
-    except FileProblem as error:  # of packages that bring such things
+    except FileProblem as error:  # of a home of nobody's, or packages that bring such things
         yield where, str(error)
         return
     if folder is not None and is_file(name):

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from inputs.files import first_line, is_ours, located, read_bytes
+from inputs.files import FileProblem, first_line, is_ours, located, read_bytes
 
 _MODULE = "mobifleet_method_"  # begins the name of what a file of a user's becomes
 _sources: set[str] = set()
@@ -54,7 +55,7 @@ def named_code(
     place, _, name = kind.rpartition(":")
     if not place or not name:
         raise MethodError(f"{kind!r} names no {what}: say `my_file.py:Name` or `my_package:Name`")
-    module = _from_file(located(place, folder)) if file_of(kind) else _from_package(place)
+    module = _from_file(place, folder) if file_of(kind) else _from_package(place)
     found = getattr(module, name, None)
     if not is_wanted(found):
         others = [n for n, value in vars(module).items() if is_wanted(value)]
@@ -146,10 +147,16 @@ class _Unkept(SourceFileLoader):
         raise OSError("no compiled code is kept")
 
 
-def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise MethodError(f"there is no file {path}")
-    text = read_bytes(path)
+def _from_file(place: str, folder: Path) -> ModuleType:
+    try:
+        path = located(place, folder)
+        if not os.path.isfile(path):  # False for a name that is too long, too
+            raise MethodError(
+                f"there is no file {path if str(path).isprintable() else repr(str(path))}"
+            )
+        text = read_bytes(path)
+    except FileProblem as error:
+        raise MethodError(str(error)) from None
     mark = hashlib.blake2b(str(path.resolve()).encode() + b"\0" + text, digest_size=6)
     name = f"{_MODULE}{path.stem}_{mark.hexdigest()}"
     if name in sys.modules:

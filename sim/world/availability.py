@@ -37,7 +37,10 @@ def assign(world: World, how: AnyAvailability | None, folder: Path) -> None:
         trace = models.read_trace(located(how.path, folder), how.period)
         own = functools.partial(_of_trace, world.streams, trace, how.shift)
     elif isinstance(how, Diurnal):
-        own = functools.partial(_own_rhythm, world.streams, how)
+        rhythm = models.load(how.rhythm, folder)
+        if how.never_ready is not None:
+            rhythm = replace(rhythm, never_ready=how.never_ready)
+        own = functools.partial(_of_rhythm, world.streams, rhythm, how.starts_at)
     else:
         return
     for device in world.devices:
@@ -54,12 +57,11 @@ def _of_trace(
     return trace.of(streams.rng("availability", id_), shift)
 
 
-def _own_rhythm(streams: Streams, how: Diurnal, id_: str) -> models.Availability:
-    rhythm = models.load(how.rhythm)
-    if how.never_ready is not None:
-        rhythm = replace(rhythm, never_ready=how.never_ready)
+def _of_rhythm(
+    streams: Streams, rhythm: models.Rhythm, starts_at_s: float, id_: str
+) -> models.Availability:
     return models.by_rhythm(
-        rhythm, lambda part: streams.rng("availability", f"{id_}/{part}"), how.starts_at
+        rhythm, lambda part: streams.rng("availability", f"{id_}/{part}"), starts_at_s
     )
 
 

@@ -372,7 +372,6 @@ def test_profiles_that_cannot_be_are_refused(tmp_path):
         ("kinds: {}", "not a rhythm .*missing"),
     ):
         path.write_text(text)
-        load.cache_clear()
         with pytest.raises(AvailabilityError, match=says):
             load(str(path))
     path.write_text("{{")

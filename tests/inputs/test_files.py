@@ -249,3 +249,19 @@ def test_yaml_that_stands_within_itself_is_refused_by_name(tmp_path, text):
     file.write_text("a: &a [1]\nb: *a\n")
     assert read_yaml(file) == {"a": [1], "b": [1]}
     assert yaml_lines(file) == {(): 1, ("a",): 1, ("a", 0): 1, ("b",): 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3\n", r"line 3: 'a' is given twice \(first in line 1\)"),
+        ("a:\n- {b: 1}\n- c: 1\n  d: {e: 1, e: 2}\n", r"line 4: 'e' is given twice"),
+    ],
+)
+def test_yaml_that_gives_a_key_twice_is_refused(tmp_path, text, says):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(FileProblem, match=says):
+        read_yaml(file)
+    file.write_text("a: {b: 1, '1': 2, 1: 3}\nc: {b: 1}\n")  # 1 and '1' are two keys
+    assert read_yaml(file) == {"a": {"b": 1, "1": 2, 1: 3}, "c": {"b": 1}}
