@@ -161,15 +161,19 @@ def test_files_modules_settings_and_functions_that_pages_and_comments_name_are_t
     assert not gone
 
 
-def test_links_between_pages_lead_somewhere():
+def test_links_between_pages_lead_somewhere_and_to_every_page():
     def anchors(page: Path) -> set[str]:
         heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
         return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
+    linked = set()
     for path in tracked():
         if path.suffix == ".md":
             for link in re.findall(r"\]\(([^)\s:]+)\)", path.read_text(encoding="utf-8")):
                 file, _, anchor = link.partition("#")
                 page = path.parent / file if file else path
                 assert page.exists(), (path, link)
+                linked |= {page.resolve()} - {path.resolve()}
                 assert not anchor or anchor in anchors(page), (path, link)
+    pages = {path.resolve() for path in tracked() if path.match("docs/*.md")}
+    assert not pages - linked
