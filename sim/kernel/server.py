@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ServerRound = Callable[[list[Device], int], Generator[simpy.Event, None, list[Payload]]]
 
+MOST_SLEEPLESS = 10_000  # waits in a row that find something in the inbox and take nothing
+
 
 class Server:
     """The server: an inbox of payloads and one accelerator with a first-come-first-served queue."""
@@ -41,6 +43,7 @@ class Server:
         self._is_short = False
         self._dropped: set[Device] = set()
         self._payloads = 0
+        self._sleepless = 0
 
     def next_payload(self) -> int:
         """The number of one more payload of this run."""
@@ -56,6 +59,7 @@ class Server:
         """Everything that has landed since the last call, in order of landing."""
         taken = list(self._inbox)
         self._inbox.clear()
+        self._sleepless = 0
         return taken
 
     def wake(self) -> None:
@@ -64,10 +68,17 @@ class Server:
             self._news.succeed()
 
     def wait(self) -> Steps[None]:
-        """Sleep until something lands or a device ends."""
+        """Sleep until something lands or a device ends; not at all while the inbox holds something.
+
+        Raises RuntimeError for a loop that would wait so for ever, taking nothing.
+        """
         if not self._inbox:
             self._news = self.world.env.event()
             yield self._news
+            return
+        self._sleepless += 1
+        if self._sleepless > MOST_SLEEPLESS:
+            raise RuntimeError("waits in a loop and takes nothing: call `server.take()`")
 
     def note_dropped(self, device: Device, why: str) -> None:
         """Called by a device that has dropped its task."""

@@ -47,6 +47,11 @@ def cut(labels, n_clients, rng, min_size):
             "    def server(self, server):\n        yield from server.wait()\n        sys.exit(3)",
             "line 9: SystemExit: 3",
         ),
+        (
+            "    def server(self, server):\n"
+            "        while True:\n            yield from server.wait()",
+            "line 9: RuntimeError: waits in a loop and takes nothing",
+        ),
         ("    def peak_bytes(self, device):\n        return None", "`peak_bytes` gives None"),
         ("    def peak_bytes(self, device):\n        return 1 / 0", "line 8: ZeroDivisionError"),
         ("    def __init__(self, config, world):\n        pass", "sets no `learner`"),
