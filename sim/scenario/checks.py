@@ -94,9 +94,10 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
                 f"{len(scenario.dropout.times)} drop-out times for {total} devices",
             )
     if isinstance(scenario.availability, Diurnal):
-        rhythm, where = scenario.availability.rhythm, ("availability", "rhythm")
-        found = list(_unknown(where, rhythm, rhythms.PROFILES, "rhythm", None, folder))
-        yield from found or _tried(where, partial(rhythms.load, rhythm, folder))
+        rhythm = scenario.availability.rhythm
+        spot = ("availability", "rhythm")
+        wrong = list(_unknown(spot, rhythm, rhythms.PROFILES, "rhythm", None, folder))
+        yield from wrong or _tried(spot, partial(rhythms.load, rhythm, folder))
     if scenario.cost_as:
         costed = scenario.cost_as.backbone
         for name in [costed] if isinstance(costed, str) else costed.values():
