@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from learning.host_device import HostDevice
@@ -81,9 +82,15 @@ def folder_of(scenario: str | os.PathLike[str]) -> Path:
 
 def _as_text(key: str, value: Any) -> str:
     try:
-        return f"{key}={json.dumps(value, allow_nan=False)}"  # JSON is YAML, too
+        text = json.dumps(value, allow_nan=False, default=_plain)
+        return f"{key}={text}"  # JSON is YAML, too
     except (TypeError, ValueError) as error:
         raise ScenarioError([f"override {key!r}: {error}"]) from None
+
+
+def _plain(value: Any) -> Any:
+    """What numpy's numbers and arrays hold, and what a path says."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else os.fspath(value)
 
 
 def run(

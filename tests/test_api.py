@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -243,3 +244,17 @@ def test_a_name_that_no_file_can_have_is_told_at_its_place(study, name):
     assert ": fleet.0.device: " in device and ": fleet.0.link: " in link
     with pytest.raises(mobifleet.ScenarioError, match=r"no such scenario file|cannot be opened"):
         mobifleet.load(name)
+
+
+def test_overrides_may_be_numbers_of_numpy_and_paths(study):
+    changes = {"seed": np.int64(5), "stop.target": np.float32(0.5), "description": Path("a/b")}
+    loaded = mobifleet.load(study(), changes)
+    assert (loaded.seed, loaded.stop.target, loaded.description) == (5, 0.5, str(Path("a/b")))
+    with pytest.raises(mobifleet.ScenarioError, match="override 'seed'"):
+        mobifleet.load(study(), {"seed": object()})
+
+
+def test_a_comparison_of_no_seeds_is_refused(study, tmp_path):
+    path = study(compare={"methods": {"a": {"kind": "fed-mobillm"}}})
+    with pytest.raises(ValueError, match=r"seeds: at least 1 \(got 0\)"):
+        mobifleet.compare(path, seeds=0, dry=True, quiet=True, out=tmp_path / "out")

@@ -38,6 +38,8 @@ def plan(
     that it lacks.
     """
     labels = compare_of(scenario).methods
+    if seeds < 1:
+        raise CompareError(f"seeds: at least 1 (got {seeds})")
     if unknown := [label for label in only if label not in labels]:
         raise CompareError(
             f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: "
