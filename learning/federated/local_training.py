@@ -7,6 +7,7 @@ in one torch thread. The settings can be read without importing torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -93,7 +94,7 @@ def train(
         optimiser.step()
         losses.append((loss.detach(), len(chosen)))
     optimiser.zero_grad(set_to_none=True)
-    summed = sum(float(loss) * texts for loss, texts in losses)
+    summed = math.fsum(float(loss) * texts for loss, texts in losses)
     mean_loss = summed / max(1, settings.epochs * len(tokens))
     return LocalResult(model.trainable(), mean_loss, len(losses))
 
