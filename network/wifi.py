@@ -176,9 +176,11 @@ class AirLink(FairLink):
         """
         by_cap = self._capped_by_cap
         while True:
-            level = self._highest_level()
             while by_cap and by_cap[0][2]._ticket != by_cap[0][1]:
                 heappop(by_cap)
+            if not by_cap or not by_cap[0][0]:  # nobody moves at a cap, whatever rounding has left
+                self._capped_bps = self._capped_airtime = 0.0
+            level = self._highest_level()
             if not by_cap or -by_cap[0][0] <= level:
                 break
             transfer = heappop(by_cap)[2]

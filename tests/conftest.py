@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
 # `make test` tries the same examples every time; `pytest --hypothesis-profile explore` looks for
 # new ones
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.register_profile("repeatable", derandomize=True, deadline=None)  # machines may be busy
 settings.load_profile("repeatable")
+# Hypothesis also draws numbers that stand in the modules imported so far, which are others in every
+# process of a session: the same examples are the same without them alone
+providers._get_local_constants = lambda: providers._local_constants
 
 # a shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)

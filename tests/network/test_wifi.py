@@ -270,6 +270,18 @@ def test_any_schedule_of_three_channels_under_an_ingress(schedule):
     assert trunk.bytes_carried == pytest.approx(sum(moved_bits) / 8, rel=1e-7, abs=1e-2)
 
 
+def test_an_ingress_of_nothing_moves_nothing_whatever_rounding_left():
+    """Beside a station at no rate, sums of the others' caps leave 1e-11 bit/s when these go."""
+    cells = {"gain": (1e12, True, 1.0)}
+    arrivals = [
+        (0.0, 1, "gain", 0.0, inf),
+        (2.0, 1, "gain", 162144.0129294306, inf),
+        (2.0, 2, "gain", 1e5, inf),
+    ]
+    sent, trunk = play_air(cells, arrivals, [(2.0, "ingress", None, 0.0)], 1e12)
+    assert not any(transfer.triggered for transfer in sent) and trunk.bytes_carried == 0
+
+
 def test_a_long_busy_period_does_not_drift():
     """One station stays while 5,000 transfers of others come and go: what the air carried is what
     they sent.
