@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Mapping[str, Tensor]
+    State = Mapping[str, Tensor]  # what is trained: tensors by name
 
 
 # --- means

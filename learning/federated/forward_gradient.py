@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,9 +38,9 @@ from learning.federated.aggregation import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.federated.aggregation import State
     from learning.federated.trainable import TrainableClassifier
 
-    State = Mapping[str, Tensor]
     Loss = Callable[[State], Tensor]
 
 

@@ -49,9 +49,9 @@ from learning.federated.trainable import TrainableClassifier
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Tree = TypeVar("Tree", bound=nn.Module)
+    from learning.federated.aggregation import State
 
-State = Mapping[str, Tensor]
+Tree = TypeVar("Tree", bound=nn.Module)
 
 # --- the cut
 # ------------------------------------------------------------------------------------------

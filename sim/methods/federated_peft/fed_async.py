@@ -8,7 +8,7 @@ moment it is applied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -25,10 +25,7 @@ from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-
-State = Mapping[str, "Tensor"]
+    from learning.federated.aggregation import State
 
 
 def local_delta(client: Client, state: State, settings: LocalTraining, seed: int) -> State:

@@ -8,7 +8,7 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from learning.federated.aggregation import ServerOptimiser
@@ -19,9 +19,7 @@ from sim.methods.federated_peft.learner import RoundLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-State = Mapping[str, "Tensor"]
+    from learning.federated.aggregation import State
 
 
 def server_update(

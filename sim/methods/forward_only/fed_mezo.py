@@ -9,7 +9,7 @@ seeds and scalars of the rounds it missed, or downloads the model again where th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -33,7 +33,7 @@ from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, mo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Mapping[str, Tensor]
+    from learning.federated.aggregation import State
 
 
 def client_update(

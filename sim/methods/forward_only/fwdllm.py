@@ -8,7 +8,7 @@ nearest to its last gradient. Defaults are the published ones (docs/forward_only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from sim.methods.protocols import mean_and_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Mapping[str, Tensor]
+    from learning.federated.aggregation import State
 
 
 def client_update(

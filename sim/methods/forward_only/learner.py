@@ -8,7 +8,7 @@ Each call of a device is a pure function of its batches, the state it received a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from sim.methods.federated_peft.learner import FederatedLearner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Mapping[str, Tensor]
+    from learning.federated.aggregation import State
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ towards it (docs/forward_only_and_split.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +33,7 @@ from sim.methods.protocols import mean_and_step
 if TYPE_CHECKING:
     from torch import Tensor
 
-    State = Mapping[str, Tensor]
+    from learning.federated.aggregation import State
 
 
 def client_update(

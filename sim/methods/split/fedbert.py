@@ -8,7 +8,7 @@ the bodies that the server trains for them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,9 +34,8 @@ from sim.methods.split.shared import SplitSettings, SplitTraining
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.federated.aggregation import State
     from learning.federated.split import AdamW, Moments, Part, Pass
-
-    State = Mapping[str, Tensor]
 
 
 def head_gradients(

@@ -19,10 +19,9 @@ from sim.methods.federated_peft.learner import FederatedLearner, sorted_out
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.federated.aggregation import State
     from learning.federated.split import Pass
     from sim.kernel.world import World
-
-    State = Mapping[str, Tensor]
 
 
 class Held(NamedTuple):

@@ -9,7 +9,7 @@ client parts alone are averaged (docs/forward_only_and_split.md).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,9 +36,8 @@ from sim.methods.trained import TrainableSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.federated.aggregation import State
     from learning.federated.split import AdamW, Moments, Part, Pass
-
-    State = Mapping[str, Tensor]
 
 
 def client_update(
