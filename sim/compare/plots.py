@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 
-from sim.compare.cost_table import COLUMNS, converged_at_s, costs_at, costs_until
+from sim.compare.costs import COLUMNS, converged_at_s, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
 from sim.results.run import Run, open_run
 from sim.views.plots import COLOURS, STYLE, _figure

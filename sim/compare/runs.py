@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from learning.host_device import CPU, HostDevice
-from sim.compare.cost_table import rows
 from sim.compare.planned_run import CompareError, PlannedRun
+from sim.compare.table import rows
 from sim.kernel.streams import Streams
 from sim.results.run_directory import empty, held, read_manifest
 from sim.scenario.file import ScenarioError, changed, digest, resolved

@@ -23,17 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 from learning.host_device import CPU, HostDevice
-from sim.compare.cost_table import (
-    COLUMNS,
-    has_learned,
-    headings,
-    latex,
-    markdown,
-    reductions,
-    rows,
-    shown,
-    write_csv,
-)
+from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import PlannedRun
 from sim.compare.runs import (
     changed_inputs,
@@ -45,6 +35,8 @@ from sim.compare.runs import (
     tuned,
     tuning_plan,
 )
+from sim.compare.table import has_learned, reductions, rows
+from sim.compare.write import headings, latex, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario

@@ -8,9 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from sim.compare.cost_table import converged_at_s, costs_until, reductions, rows
+from sim.compare.costs import converged_at_s, costs_until
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.runs import candidates, is_done, plan, run_all
+from sim.compare.table import reductions, rows
 from sim.kernel.streams import Streams
 from sim.results.run import open_run
 from sim.scenario.file import load

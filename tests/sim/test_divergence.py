@@ -13,8 +13,9 @@ import torch
 
 from learning.federated.aggregation import is_finite
 from learning.federated.local_training import evaluate
-from sim.compare.cost_table import markdown, rows
 from sim.compare.planned_run import PlannedRun
+from sim.compare.table import rows
+from sim.compare.write import markdown
 from sim.kernel.learned import Learned, with_values
 from sim.kernel.server import Server
 from sim.methods.on_device.learner import LadderLearner, LocalPeftLearner

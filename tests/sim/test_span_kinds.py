@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sim.compare.cost_table import costs_until
+from sim.compare.costs import costs_until
 from sim.kernel.vocabulary import KINDS as SPAN_KINDS
 from sim.kernel.vocabulary import OUTCOMES, STATES, colours_of
 from sim.results.run import FINE, open_run

@@ -1,0 +1,99 @@
+"""What one run had cost up to a moment, mean a device; and the moments up to which it is counted.
+
+Costs are counted up to two moments: the end of a method's own convergence (the first time within
+half a point of its own best, as the papers count) and the time it reaches the common target.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sim.results.run import Run, encode
+from sim.results.span_table import is_waste, of_devices
+
+CONVERGED_WITHIN = 0.005
+
+
+COLUMNS = {
+    "final": "accuracy, final",
+    "best": "accuracy, best",
+    "time_s": "time",
+    "flop": "compute a device",
+    "uplink_bytes": "uplink a device",
+    "downlink_bytes": "downlink a device",
+    "communication_bytes": "communication a device",
+    "peak_memory_bytes": "peak memory a device",
+    "energy_j": "energy a device",
+    "waiting_s": "waiting a device",
+    "wasted_bytes": "wasted bytes",
+    "updates": "updates",
+}
+
+
+def converged_at_s(run: Run) -> float | None:
+    """The first time within half a point of the run's own best accuracy; None without any
+    accuracy.
+    """
+    time_s, accuracy = run.curve("accuracy")
+    if not len(accuracy):
+        return None
+    return float(time_s[np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN)])
+
+
+def reached_at_s(run: Run, target: float | None) -> float | None:
+    """The first time at the target or above; None if it never got there, or without one."""
+    time_s, accuracy = run.curve("accuracy")
+    if target is None or not len(accuracy) or accuracy.max() < target:
+        return None
+    return float(time_s[np.argmax(accuracy >= target)])
+
+
+def costs_until(run: Run, until_s: float) -> dict[str, float]:
+    """Mean costs a device of everything that had ended by a moment, and the whole fleet's wasted
+    bytes.
+    """
+    return {name: float(values[0]) for name, values in costs_at(run, np.array([until_s])).items()}
+
+
+def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
+    """The same at each of some moments [n], each cost as float64 [n].
+
+    Peak memory is of the whole run, the mean over the devices that did any work.
+    """
+    spans = run.spans(["actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome"])
+    spans = of_devices(spans)
+    end_s, devices = spans["end_s"].to_numpy(), run.devices()
+    order = np.argsort(end_s, kind="stable")
+    ended = np.searchsorted(end_s[order], times_s, side="right")
+    code, kinds = encode(spans["kind"])
+    kind = np.array(kinds, dtype=object)[code]
+
+    def until(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.concatenate([[0.0], np.cumsum(np.where(chosen, values, 0.0)[order])])[ended]
+
+    nbytes = spans["nbytes"].to_numpy().astype(float)
+    everything = np.ones(len(end_s), dtype=bool)
+    up, down = (until(nbytes, kind == way) / len(devices) for way in ("upload", "download"))
+    peak = devices["peak_memory_bytes"].to_numpy()
+    peak = peak[peak > 0]
+    return {
+        "time_s": np.asarray(times_s, dtype=float),
+        "flop": until(spans["flop"].to_numpy(), kind == "compute") / len(devices),
+        "uplink_bytes": up,
+        "downlink_bytes": down,
+        "communication_bytes": up + down,
+        "peak_memory_bytes": np.full(
+            len(times_s), math.fsum(peak) / len(peak) if len(peak) else 0.0
+        ),
+        "energy_j": until(spans["joules"].to_numpy(), everything) / len(devices),
+        "waiting_s": until(end_s - spans["start_s"].to_numpy(), kind == "wait") / len(devices),
+        "wasted_bytes": until(nbytes, is_waste(spans)),
+        "updates": _last_before(*run.curve("updates"), times_s),
+    }
+
+
+def _last_before(at_s: np.ndarray, value: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+    """What a metric had last been noted as at each moment; 0 before its first note."""
+    return np.concatenate([[0.0], value])[np.searchsorted(at_s, times_s, side="right")]
