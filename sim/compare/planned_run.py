@@ -1,22 +1,9 @@
-"""What a comparison is made of: one run of one method, and why there is none."""
+"""Why there is no comparison; what it is made of are the planned runs of a sweep."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from sim.sweep.planned_run import PlannedRun, SweepError
 
-from sim.scenario.schema import Scenario
+__all__ = ["CompareError", "PlannedRun"]
 
 
-class CompareError(ValueError):
+class CompareError(SweepError):
     """A comparison cannot be made; the message says why."""
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of the comparison: a method by its label, at which value of `compare.over`, of which
-    scenario, where to.
-    """
-
-    label: str
-    scenario: Scenario
-    folder: Path
-    at: str = ""

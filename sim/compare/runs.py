@@ -1,4 +1,4 @@
-"""Several methods on one scenario: which runs that takes, and running those that are not there yet.
+"""Several methods on one scenario: which runs that takes. `sim.sweep.engine` runs them.
 
 Every method runs with the same named random streams, so what is not the method's doing is the same
 for all: fleet, data, arrivals, links. With `compare.over` the same is done at each value of one of
@@ -10,24 +10,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
-import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
-from multiprocessing import connection
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from learning.host_device import CPU, HostDevice
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.table import rows
 from sim.kernel.streams import Streams
-from sim.results.run_directory import empty, held, read_manifest
-from sim.scenario.file import ScenarioError, changed, digest, resolved
-from sim.scenario.named_files import changed_files, digests
+from sim.scenario.file import ScenarioError, changed
 from sim.scenario.schema import Compare, Scenario
 
 
@@ -83,109 +74,6 @@ def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
         return changed(scenario, key, value)
     except ScenarioError as error:
         raise CompareError(f"{where}: {key}={value!r} cannot be: {error}") from None
-
-
-def is_done(entry: PlannedRun, dry: bool, folder: Path) -> bool:
-    """Whether there already is a finished run of exactly this scenario and what its files hold, dry
-    or not as asked.
-
-    `folder` is where the scenario's relative paths start.
-    """
-    finished = read_manifest(entry.folder).get("status") == "finished"
-    return finished and _is_same(entry, dry) and not changed_inputs(entry, dry, folder)
-
-
-def changed_inputs(entry: PlannedRun, dry: bool, folder: Path) -> list[str]:
-    """The files that held something else when the run of this scenario in the folder was begun;
-    none without one.
-    """
-    if not _is_same(entry, dry):
-        return []
-    return changed_files(
-        read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder)
-    )
-
-
-def _is_same(entry: PlannedRun, dry: bool) -> bool:
-    manifest = read_manifest(entry.folder)
-    return (
-        manifest.get("scenario_digest") == digest(resolved(entry.scenario))
-        and manifest.get("dry", False) == dry
-    )
-
-
-def run_all(
-    entries: list[PlannedRun],
-    folder: Path,
-    dry: bool,
-    processes: int,
-    on_done: Callable[[PlannedRun, int, int], None],
-    host: HostDevice = CPU,
-) -> None:
-    """Run what is not done yet, in so many processes; an interrupted comparison goes on where it
-    stopped.
-    """
-    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
-    done = len(entries) - len(missing)
-    if processes <= 1 or len(missing) <= 1:
-        for entry in missing:
-            _run_one(entry, folder, dry, host)
-            done += 1
-            on_done(entry, done, len(entries))
-        return
-    spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(min(processes, len(missing)), spawn, _die_with_parent) as pool:
-        pending = {pool.submit(_run_one, entry, folder, dry, host): entry for entry in missing}
-        try:
-            for future in as_completed(pending):
-                future.result()
-                done += 1
-                on_done(pending[future], done, len(entries))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _run_one(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice) -> None:
-    """Run it, or go on with what was begun of it; a run of another scenario, or of other files, in
-    its place goes.
-    """
-    from sim.kernel.journal import CannotResume
-    from sim.runner import run_scenario
-
-    def run(resume: bool) -> None:
-        run_scenario(
-            entry.scenario,
-            entry.folder,
-            folder,
-            dry,
-            resume,
-            workers=1,
-            figures=False,
-            host=host,
-        )
-
-    if is_begun := _is_same(entry, dry) and not changed_inputs(entry, dry, folder):
-        with suppress(CannotResume):  # by other code: it is run anew
-            return run(resume=True)
-    if is_begun or read_manifest(entry.folder):
-        with held(entry.folder):
-            empty(entry.folder)
-    run(resume=False)
-
-
-def _die_with_parent() -> None:
-    """A comparison that is killed takes its runs along, as Ctrl-C does; their folders are free for
-    the next one.
-    """
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None, "a process of the pool has one"
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 # --- every method's own dials, chosen with one equal budget

@@ -25,21 +25,13 @@ from rich.table import Table
 from learning.host_device import CPU, HostDevice
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import PlannedRun
-from sim.compare.runs import (
-    changed_inputs,
-    compare_of,
-    is_done,
-    plan,
-    run_all,
-    target_of,
-    tuned,
-    tuning_plan,
-)
+from sim.compare.runs import compare_of, plan, target_of, tuned, tuning_plan
 from sim.compare.table import has_learned, reductions, rows
 from sim.compare.write import headings, latex, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
+from sim.sweep.engine import changed_inputs, is_done, run_all
 from sim.world.preflight import preflight
 
 if TYPE_CHECKING:

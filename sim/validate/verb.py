@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sim.compare.runs import PlannedRun, plan
+from sim.compare.runs import plan
 from sim.kernel.vocabulary import SERVER_WORK
 from sim.kernel.writing import write_json
 from sim.results.run import Run, open_run
@@ -21,6 +21,7 @@ from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario, SizedData, Stop
 from sim.scenario.settings import Settings
 from sim.simulation import Simulation, building
+from sim.sweep.planned_run import PlannedRun
 from sim.validate.agreement import agreement, ranking, spread, transfers_from_real_starts
 from sim.validate.learners import SUPPORTED
 from sim.validate.processes import run_for_real

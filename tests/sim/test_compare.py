@@ -10,12 +10,13 @@ import pytest
 
 from sim.compare.costs import converged_at_s, costs_until
 from sim.compare.planned_run import CompareError, PlannedRun
-from sim.compare.runs import candidates, is_done, plan, run_all
+from sim.compare.runs import candidates, plan
 from sim.compare.table import reductions, rows
 from sim.kernel.streams import Streams
 from sim.results.run import open_run
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
+from sim.sweep.engine import is_done, run_all
 from sim.world.task import load_task
 
 METHODS = {

@@ -16,7 +16,6 @@ import pytest
 
 from learning.backbones import assets
 from sim.compare.planned_run import PlannedRun
-from sim.compare.runs import run_all
 from sim.kernel.journal import Journal
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import (
@@ -33,6 +32,7 @@ from sim.scenario.file import load
 from sim.scenario.named_files import digests
 from sim.scenario.schema import Scenario
 from sim.simulation import Interrupted, RunCallbacks, Simulation
+from sim.sweep.engine import run_all
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 HOLD = """

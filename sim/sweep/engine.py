@@ -1,0 +1,227 @@
+"""Running what is planned and not there yet, in several processes, so that nothing is lost whatever
+ends it.
+
+A run is its folder: who calls again with the same plan takes up what was begun and leaves alone
+what is finished. What is the same run is told by the digests of its scenario and of the files that
+it names. Processes heed their parent: they end their runs in good order when it is stopped, and at
+once when it is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from inputs.files import FileProblem, is_ours, read_text
+from learning.host_device import CPU, HostDevice
+from sim.kernel.writing import replacing
+from sim.results.run_directory import empty, held, read_manifest
+from sim.scenario.file import digest, resolved
+from sim.scenario.named_files import changed_files, digests
+from sim.sweep.planned_run import PlannedRun, SweepError
+
+FAILED = "failed.txt"  # in the folder of a run that failed: one line that says why
+KILLED = "its process ended without a word (was it killed, did the machine run out of memory?)"
+
+OnDone = Callable[[PlannedRun, int, int], None]
+"""Told of each run that has ended: which, how many of how many that is."""
+
+
+def is_done(entry: PlannedRun, dry: bool, folder: Path) -> bool:
+    """Whether there already is a finished run of exactly this scenario and what its files hold, dry
+    or not as asked.
+
+    `folder` is where the scenario's relative paths start.
+    """
+    finished = read_manifest(entry.folder).get("status") == "finished"
+    return finished and _is_same(entry, dry) and not changed_inputs(entry, dry, folder)
+
+
+def changed_inputs(entry: PlannedRun, dry: bool, folder: Path) -> list[str]:
+    """The files that held something else when the run of this scenario in the folder was begun;
+    none without one.
+    """
+    if not _is_same(entry, dry):
+        return []
+    return changed_files(
+        read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder)
+    )
+
+
+def _is_same(entry: PlannedRun, dry: bool) -> bool:
+    manifest = read_manifest(entry.folder)
+    return (
+        manifest.get("scenario_digest") == digest(resolved(entry.scenario))
+        and manifest.get("dry", False) == dry
+    )
+
+
+def failure(entry: PlannedRun) -> str | None:
+    """Why the run failed when it was last tried, in one line; None if it did not."""
+    try:
+        return read_text(entry.folder / FAILED).strip()
+    except FileProblem:
+        return None
+
+
+def run_all(
+    entries: list[PlannedRun],
+    folder: Path,
+    dry: bool,
+    processes: int,
+    on_done: OnDone,
+    host: HostDevice = CPU,
+    keep_going: bool = False,
+) -> None:
+    """Run what is not done yet, in so many processes; what was interrupted goes on where it
+    stopped.
+
+    The first run that fails ends it with its error. With `keep_going` a failure is written into the
+    run's folder (`failure` reads it) and the others go on. Ctrl-C and SIGTERM end all runs under
+    way in good order, and then raise KeyboardInterrupt.
+    """
+    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
+    ended = len(entries) - len(missing)
+
+    def end(entry: PlannedRun) -> None:
+        nonlocal ended
+        ended += 1
+        on_done(entry, ended, len(entries))
+
+    work = (folder, dry, host, keep_going)
+    with _sigterm_is_ctrl_c():
+        if processes <= 1 or len(missing) <= 1:
+            for entry in missing:
+                _run(entry, *work)
+                end(entry)
+            return
+        left = _in_processes(missing, min(processes, len(missing)), work, end)
+        for entry in left:  # alone, it is clear which one it is whose process dies
+            if _in_processes([entry], 1, work, end):
+                if not keep_going:
+                    raise SweepError(f"{entry.folder}: {KILLED}")
+                _note_failure(entry, KILLED)
+                end(entry)
+
+
+def _in_processes(
+    entries: list[PlannedRun], count: int, work: tuple[Any, ...], end: Callable[[PlannedRun], None]
+) -> list[PlannedRun]:
+    """Run them in so many processes; those that are left where one of the processes died."""
+    spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
+    ear, mouth = spawn.Pipe(duplex=False)
+    left = list(entries)
+    with ear, mouth, ProcessPoolExecutor(count, spawn, _heed_parent, (ear,)) as pool:
+        try:
+            pending = {pool.submit(_run, entry, *work): entry for entry in entries}
+            for future in as_completed(pending):
+                future.result()
+                left.remove(pending[future])
+                end(pending[future])
+        except BrokenProcessPool:
+            return left
+        except BaseException:
+            mouth.close()  # what the processes hear
+            try:
+                pool.shutdown(cancel_futures=True)
+            except KeyboardInterrupt:  # who asks again does not want to wait
+                for process in multiprocessing.active_children():
+                    process.kill()
+            raise
+    return []
+
+
+_stopped = threading.Event()  # in a process of the pool: nothing new is begun
+
+
+def _heed_parent(ear: connection.Connection) -> None:
+    """End the run under way in good order when the parent is stopped, and at once when it is gone:
+    its folder is free for the next one.
+
+    In a session of its own a process does not hear the terminal's Ctrl-C, which is the parent's.
+    """
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "a process of the pool has one"
+        if parent.sentinel not in connection.wait([parent.sentinel, ear]):
+            _stopped.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+            connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice, keep_going: bool) -> None:
+    """Run it, or go on with what was begun of it; why it fails is noted, or raised."""
+    if _stopped.is_set():
+        raise KeyboardInterrupt
+    with suppress(OSError):
+        (entry.folder / FAILED).unlink()
+    try:
+        _run_or_resume(entry, folder, dry, host)
+    except Exception as error:
+        if not keep_going:
+            raise
+        what = str(error) if is_ours(error) else f"{type(error).__name__}: {error}"
+        _note_failure(entry, what)
+
+
+def _note_failure(entry: PlannedRun, why: str) -> None:
+    entry.folder.mkdir(parents=True, exist_ok=True)
+    with replacing(entry.folder / FAILED) as temporary:
+        temporary.write_text(" ".join(why.split()) + "\n", encoding="utf-8")
+
+
+def _run_or_resume(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice) -> None:
+    """A run of another scenario, or of other files, in its place goes."""
+    from sim.kernel.journal import CannotResume
+    from sim.runner import run_scenario
+
+    def run(resume: bool) -> None:
+        run_scenario(
+            entry.scenario,
+            entry.folder,
+            folder,
+            dry,
+            resume,
+            workers=1,
+            figures=False,
+            host=host,
+        )
+
+    if is_begun := _is_same(entry, dry) and not changed_inputs(entry, dry, folder):
+        with suppress(CannotResume):  # by other code: it is run anew
+            return run(resume=True)
+    if is_begun or read_manifest(entry.folder):
+        with held(entry.folder):
+            empty(entry.folder)
+    run(resume=False)
