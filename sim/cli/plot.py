@@ -19,8 +19,18 @@ def plot(
         Path | None, typer.Option(help="Folder for the figures; default RUN/figures.")
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="png, pdf or both, with a comma.")
+        str, typer.Option("--format", help="png, pdf, svg, or several with commas.")
     ] = "png",
+    width: Annotated[
+        float, typer.Option(help="Width in inches: 7 for a page, 3.3 for a column.", min=2, max=20)
+    ] = 7.0,
+    title: Annotated[
+        bool, typer.Option("--title/--no-title", help="The run's name and seed above each figure.")
+    ] = True,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="What a run is called, once a run; runs of one label are one line."),
+    ] = None,
 ) -> None:
     """Draw the timeline, accuracy, bytes and energy by class, and finish times of one or more runs.
 
@@ -29,14 +39,21 @@ def plot(
         mobifleet plot runs/quickstart
 
         mobifleet plot runs/seed0 runs/seed1 --out figures --format png,pdf
+
+        mobifleet plot runs/quickstart --format pdf --width 3.3 --no-title
+
+        mobifleet plot runs/a runs/b --label "ours, 8 bit" --label LoRA
     """
     from sim.results.run import open_run
+    from sim.views.page import Page
     from sim.views.plots import draw
 
     wanted = formats.split(",")
-    if unknown := set(wanted) - {"png", "pdf"}:
-        raise UserError(f"--format: png, pdf or png,pdf (got {sorted(unknown)[0]!r})")
+    if unknown := set(wanted) - {"png", "pdf", "svg"}:
+        raise UserError(f"--format: png, pdf or svg, with commas (got {sorted(unknown)[0]!r})")
+    if label and len(label) != len(runs):
+        raise UserError(f"--label: give one for each of the {len(runs)} runs (got {len(label)})")
     opened = [open_run(path) for path in runs]
     folder = out or (runs[0] / "figures" if len(runs) == 1 else Path("figures"))
-    for path in draw(opened, folder, wanted):
+    for path in draw(opened, folder, wanted, labels=label, page=Page(width, title)):
         console.print(str(path))

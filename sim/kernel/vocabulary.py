@@ -30,18 +30,18 @@ class Kind:
 KINDS = {  # in the order of legends
     "wait": Kind("idle", "#D9D9D9", "waiting"),
     "charge": Kind("idle", "#F0E442"),
-    "offline": Kind("off", "#A6A6A6"),
-    "empty": Kind("off", "#4D4D4D"),  # switched off by its battery
+    "offline": Kind("off", "#595959"),
+    "empty": Kind("off", "#663300"),  # switched off by its battery
     "download": Kind("downlink", "#56B4E9"),
     "upload": Kind("uplink", "#D55E00", "uploading"),
     "compute": Kind("compute", "#0072B2", "computing"),
     "load": Kind("compute", "#000000"),  # of a model that does not fit
     "train": Kind("compute", "#009E73"),  # from here on the server's
     "forward": Kind("compute", "#CC79A7"),
-    "choose": Kind("compute", "#8C6D1F"),
-    "gather": Kind("compute", "#117733"),
+    "choose": Kind("compute", "#330099"),
+    "gather": Kind("compute", "#00FF99"),
     "aggregate": Kind("compute", "#E69F00"),
-    "carry": Kind("off", "#555555"),  # a link's: what it draws is nobody's
+    "carry": Kind("off", "#8C8C8C"),  # a link's: what it draws is nobody's
 }
 SERVER_WORK = ("train", "forward", "choose", "gather", "aggregate")
 

@@ -12,22 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from sim.kernel.vocabulary import KINDS
 from sim.results.run import RunError, open_run
-from sim.views.plots import (
-    BINS,
-    MAX_ROWS,
-    STYLE,
-    accuracy_figure,
-    coverage,
-    devices_figure,
-    draw,
-    finish_times_figure,
-    timeline_figure,
-)
+from sim.views.gantt import BINS, MAX_ROWS, ROW, THINNEST, coverage, stacked, timeline_figure
+from sim.views.page import COLOURS, STYLE, Page, line_style
+from sim.views.plots import accuracy_figure, devices_figure, draw, finish_times_figure
+
+COLUMN = Page(3.3, is_titled=False)
 
 write_run = runpy.run_path(str(Path(__file__).with_name("synthetic_run.py")))["write_run"]
 
@@ -142,55 +137,79 @@ def test_coverage_is_the_overlap_of_every_span_with_every_bin(spans):
     np.testing.assert_allclose(coverage(row, start, end, 3, 7), expected, atol=1e-12)
 
 
+def at(ax, x, y):
+    """The colours that are drawn at a place of the Gantt chart, in data coordinates."""
+    found = []
+    for drawn in ax.collections:
+        for path in drawn.get_paths():
+            if path.get_extents().contains(x, y) and path.contains_point((x, y)):
+                found.append(to_hex(drawn.get_facecolor()[0]).upper())
+    return found
+
+
 def test_the_timeline_shows_who_was_busy_when_and_marks_what_failed(run):
     (ax,) = timeline_figure(run).axes
     spans = [span for span in run.spans().to_pylist() if not span["actor"].startswith("link:")]
     rows = dict(
         zip([label.get_text() for label in ax.get_yticklabels()], ax.get_yticks(), strict=True)
     )
-    strips = {round(np.mean(image.get_extent()[2:]), 6): image for image in ax.images}
-    assert len(strips) == len(rows)
     last_s = max(span["end_s"] for span in spans)
-    for name, y in rows.items():
-        alpha = strips[round(y, 6)].get_array()[0, :, 3]
-        middles_s = (np.arange(BINS) + 0.5) * last_s / BINS
+    bin_s = last_s / BINS
+    unit_s = 60.0 if "[min]" in ax.get_xlabel() else 1.0
+    for name, y in [*rows.items()][::6]:
         mine = [span for span in spans if span["actor"] == name]
-        busy = np.array(
-            [any(span["start_s"] <= at_s < span["end_s"] for span in mine) for at_s in middles_s]
-        )
-        assert np.all(alpha[busy] > 0)
-        width_s = last_s / BINS
-        idle = [
-            all(s["end_s"] < at - width_s or s["start_s"] > at + width_s for s in mine)
-            for at in middles_s
-        ]
-        assert np.all(alpha[np.array(idle)] == 0) and (np.any(idle) or name == "server")
-    device = next(name for name in rows if name != "server")
-    compute = next(span for span in spans if span["actor"] == device and span["kind"] == "compute")
-    middle = int((compute["start_s"] + compute["end_s"]) / 2 / last_s * BINS)
-    np.testing.assert_allclose(
-        strips[round(rows[device], 6)].get_array()[0, middle, :3], to_rgb("#0072B2")
-    )
+        for at_s in (np.arange(0, BINS, 23) + 0.5) * bin_s:
+            bottom = at(ax, at_s / unit_s, y - ROW / 2 + 0.01)
+            near = {
+                s["kind"] for s in mine if s["start_s"] < at_s + bin_s and s["end_s"] > at_s - bin_s
+            }
+            assert set(bottom) <= {KINDS[kind].colour for kind in near}
+            whole = [s for s in mine if s["start_s"] < at_s - bin_s and s["end_s"] > at_s + bin_s]
+            for span in whole:  # it fills the bin, so the row from bottom to top
+                colour = [KINDS[span["kind"]].colour]
+                assert bottom == colour == at(ax, at_s / unit_s, y + ROW / 2 - 0.01)
     (crosses,) = (line for line in ax.lines if line.get_marker() == "x")
     assert len(crosses.get_xdata()) == sum(span["outcome"] != "ok" for span in spans) > 0
 
 
-def test_a_half_busy_server_looks_half_busy(tmp_path):
+shares = st.lists(st.floats(0, 1), min_size=4, max_size=4)
+
+
+@given(shares)
+def test_what_alternates_within_a_bin_shares_its_height_and_nothing_is_lost(share):
+    bottom, top = stacked(np.array(share).reshape(4, 1, 1))
+    height = (top - bottom).ravel()
+    assert np.all((height > 0) == (np.array(share) > 1e-12)) and height.sum() <= 1 + 1e-12
+    if sum(share) <= 1 and all(s == 0 or s >= THINNEST for s in share):
+        np.testing.assert_allclose(height, share)
+
+
+def of_server(tmp_path, kinds, busy_s):
+    """The Gantt chart of a server that does kinds in turn, a second each, far more than bins."""
     path = write_run(tmp_path / "run", n_devices=2, batches=2)
     spans = pq.read_table(path / "spans.parquet")
-    n = 5000  # far more steps than bins
-    busy = {
-        "actor": ["server"] * n,
-        "kind": ["train"] * n,
-        "outcome": ["ok"] * n,
-        "flows": [[]] * n,
-    }
-    busy |= {"start_s": np.arange(n) * 1.0, "end_s": np.arange(n) + 0.5}
-    busy |= {"nbytes": np.zeros(n, dtype=int), "flop": np.zeros(n), "joules": np.zeros(n)}
-    table = pa.table({key: busy[key] for key in spans.column_names})
+    n = 6000
+    steps = {"actor": ["server"] * n, "outcome": ["ok"] * n, "flows": [[]] * n}
+    steps |= {"kind": [kinds[i % len(kinds)] for i in range(n)]}
+    steps |= {"start_s": np.arange(n) * 1.0, "end_s": np.arange(n) + busy_s}
+    steps |= {"nbytes": np.zeros(n, dtype=int), "flop": np.zeros(n), "joules": np.zeros(n)}
+    table = pa.table({key: steps[key] for key in spans.column_names})
     pq.write_table(table.cast(spans.schema), path / "spans.parquet")
-    server = timeline_figure(open_run(path)).axes[0].images[0]
-    assert np.mean(server.get_array()[0, :, 3]) == pytest.approx(0.5, abs=0.02)
+    return timeline_figure(open_run(path)).axes[0]
+
+
+def test_a_half_busy_server_looks_half_busy(tmp_path):
+    [drawn] = of_server(tmp_path, ["train"], 0.5).collections
+    [path] = drawn.get_paths()
+    assert path.get_extents().height == pytest.approx(0.5 * ROW, abs=0.01)
+
+
+def test_spans_that_alternate_keep_the_colours_of_the_legend(tmp_path):
+    ax = of_server(tmp_path, ["train", "aggregate"], 1.0)
+    legend = {to_hex(patch.get_facecolor()) for patch in ax.get_legend().get_patches()}
+    assert legend == {to_hex(drawn.get_facecolor()[0]) for drawn in ax.collections}
+    low, high = (at(ax, 0.8, y) for y in (-ROW / 4, ROW / 4))
+    assert low == [KINDS["train"].colour] and high == [KINDS["aggregate"].colour]
 
 
 def test_rows_go_by_class_and_then_by_finish(run):
@@ -279,15 +298,98 @@ def test_finish_times_stop_at_the_share_that_finished_and_name_the_slowest(run):
     assert any(slowest["device"] in text and slowest["link"] in text for text in said)
 
 
+def labels_of(figure):
+    return [line.get_label() for line in figure.axes[0].lines]
+
+
 def test_several_runs_share_axes_and_are_told_apart(tmp_path):
-    runs = [open_run(write_run(tmp_path / f"r{seed}", 6, 4, seed=seed)) for seed in (1, 2)]
+    runs = [open_run(write_run(tmp_path / name, 6, 4, method=name)) for name in ("lora", "lst")]
     files = draw(runs, tmp_path)
     assert [file.name for file in files] == ["accuracy.png", "finish_times.png"]
-    labels = [line.get_label() for line in accuracy_figure(runs).axes[0].lines]
-    assert (
-        "synthetic · fed-mobillm · seed 1" in labels
-        and "synthetic · fed-mobillm · seed 2" in labels
-    )
+    assert {"lora", "lst"} <= set(labels_of(accuracy_figure(runs)))
+    assert {"lora (5 of 6)", "lst (5 of 6)"} <= set(labels_of(finish_times_figure(runs)))
+    named = [r"ours, 8 bit_$\alpha$ / 100 %", "x" * 60]
+    assert set(named) <= set(labels_of(accuracy_figure(runs, named)))
+    twice = [runs[0], runs[0]]  # of one seed, so no seeds of one line: their folders tell them
+    assert len(set(labels_of(accuracy_figure(twice)))) >= 2
+
+
+def test_seeds_are_one_line_with_a_band(tmp_path):
+    runs = [open_run(write_run(tmp_path / f"r{seed}", 6, 4, seed=seed)) for seed in (1, 2, 3)]
+    figure = accuracy_figure(runs)
+    assert "fed-mobillm (3 seeds)" in labels_of(figure)
+    middle = line(figure.axes[0], "fed-mobillm (3 seeds)")
+    [band] = figure.axes[0].collections
+    at = middle.get_xdata()
+    each = np.stack([np.interp(at, *run.curve("accuracy")) for run in runs])
+    np.testing.assert_allclose(middle.get_ydata(), each.mean(axis=0))
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert (low, high) == pytest.approx((each.min(), each.max()))
+    assert "fed-mobillm (17 of 18)" in labels_of(finish_times_figure(runs))
+
+
+def test_finish_times_stand_beside_times_since_joining(run, tmp_path):
+    absolute, since = finish_times_figure([run]).axes
+    rows = [row for row in run.devices().to_pylist() if row["finished_at_s"] is not None]
+    for ax, begun_s in ((absolute, lambda row: 0.0), (since, lambda row: row["joined_at_s"])):
+        name = rows[0]["device_class"]
+        mine = [row for row in rows if row["device_class"] == name]
+        (step,) = (one for one in ax.lines if one.get_label().startswith(f"{name} ("))
+        unit_s = 60.0 if "[min]" in ax.get_xlabel() else 1.0
+        expected = sorted((row["finished_at_s"] - begun_s(row)) / unit_s for row in mine)
+        np.testing.assert_allclose(step.get_xdata()[1:-1], expected)
+    path = write_run(tmp_path / "together", 4, 2)
+    table = pq.read_table(path / "devices.parquet")
+    at = table.schema.get_field_index("joined_at_s")
+    zero = pa.array(np.zeros(4))
+    pq.write_table(table.set_column(at, "joined_at_s", zero), path / "devices.parquet")
+    assert len(finish_times_figure([open_run(path)]).axes) == 1  # it would say the same twice
+
+
+@pytest.mark.parametrize(
+    "make", [timeline_figure, devices_figure, lambda run, page: accuracy_figure([run], None, page)]
+)
+def test_a_column_of_a_paper_has_its_width_and_no_title_of_the_run(run, make):
+    figure = make(run, page=COLUMN)
+    assert figure.get_size_inches()[0] == 3.3
+    said = [text.get_text() for text in texts(figure)]
+    assert not any(run.title in text for text in said) and "costed as roberta-large" in said
+
+
+def test_lines_are_told_apart_by_the_colour_blind():
+    """Simulated after Machado et al. 2009 (their matrices for the whole loss of one cone), in
+    CIELAB, where 2.3 is a difference that is just noticed.
+    """
+    sight = {
+        "all cones": np.eye(3),
+        "no red": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+        "no green": [
+            [0.3673, 0.8606, -0.2280],
+            [0.2801, 0.6725, 0.0474],
+            [-0.0118, 0.0429, 0.9689],
+        ],
+        "no blue": [
+            [1.2555, -0.0767, -0.1788],
+            [-0.0784, 0.9309, 0.1476],
+            [0.0047, 0.6914, 0.3039],
+        ],
+    }
+
+    def lab(colour, loss):
+        rgb = np.array(to_rgb(colour))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        xyz_of = [[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]]
+        xyz = xyz_of @ np.clip(np.array(loss) @ linear, 0, 1) / np.array([0.9505, 1.0, 1.0888])
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+    kinds = [kind.colour for name, kind in KINDS.items() if name != "carry"]  # a link's, alone
+    for colours in (COLOURS, kinds):
+        for loss in sight.values():
+            seen = [lab(colour, loss) for colour in colours]
+            apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+            assert min(apart) > 14
+    assert len({tuple(line_style(number).items()) for number in range(32)}) == 32
 
 
 def test_runs_of_seconds_and_of_hours_are_both_seen(tmp_path):
@@ -296,12 +398,12 @@ def test_runs_of_seconds_and_of_hours_are_both_seen(tmp_path):
     column = table.schema.get_field_index("finished_at_s")
     later = pc.multiply(table["finished_at_s"], 1000.0)
     pq.write_table(table.set_column(column, "finished_at_s", later), slow / "devices.parquet")
-    [ax] = finish_times_figure([open_run(quick), open_run(slow)]).axes
+    ax = finish_times_figure([open_run(quick), open_run(slow)], ["quick", "slow"]).axes[0]
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "finish time [s]"
     first_s = pc.min(pq.read_table(quick / "devices.parquet")["finished_at_s"]).as_py()
     limits = (first_s / 1.1, pc.max(later).as_py() * 1.1)
     assert ax.get_xlim() == pytest.approx(limits)
-    [ax] = finish_times_figure([open_run(slow), open_run(slow)]).axes
+    ax = finish_times_figure([open_run(slow), open_run(slow)], ["a", "b"]).axes[0]
     assert ax.get_xscale() == "linear"
 
 
