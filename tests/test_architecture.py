@@ -153,7 +153,13 @@ LIGHT = {
         *("activation_store", "activations", "config", "prediction_difference", "readouts", "taps"),
     },
 }
-DRAW = ("plots", "figure", "saving_figures")  # imported by whoever draws, when it draws
+DRAW = (
+    "gantt",
+    "page",
+    "plots",
+    "figure",
+    "saving_figures",
+)  # imported by whoever draws, when it draws
 
 
 def test_the_kernel_says_what_everything_is():

@@ -28,7 +28,7 @@ def draw(
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    from sim.views.plots import STYLE
+    from sim.views.page import STYLE
     from sim.views.saving_figures import save
 
     beside_bps = np.array(trace.capacity_bps)[: len(series_bps)]

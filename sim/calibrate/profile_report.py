@@ -448,7 +448,7 @@ def draw_fit(points: Sequence[Point], predicted_s: Sequence[float], title: str, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from sim.views.plots import STYLE
+    from sim.views.page import STYLE
     from sim.views.saving_figures import save
 
     with matplotlib.style.context(STYLE):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from sim.compare.costs import COLUMNS, converged_at_s, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
 from sim.results.run import Run, open_run
-from sim.views.plots import COLOURS, STYLE, _figure
+from sim.views.page import FULL_WIDTH, STYLE, line_style
 from sim.views.saving_figures import save
 
 PANELS = ("flop", "communication_bytes", "time_s")
@@ -39,9 +40,9 @@ def draw_reductions(
         return None
     mine = costs_until(runs[ours], until_s)
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _figure(2.9, len(PANELS), run_title=f"what {ours} saves", note="")
+        figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title=f"what {ours} saves", note="")
         for number, label in enumerate(baselines):
-            run, colour = runs[label], COLOURS[number % len(COLOURS)]
+            run, style = runs[label], line_style(number)
             time_s, converged = run.curve("accuracy")[0], converged_at_s(run)
             if converged is None or run.curve("accuracy")[1].max() < learned:
                 continue
@@ -50,12 +51,14 @@ def draw_reductions(
             for ax, name in zip(axes, PANELS, strict=True):
                 with np.errstate(divide="ignore"):
                     saved = 100 * (1 - mine[name] / cost[name])
-                ax.plot(
-                    cost["updates"], saved, color=colour, label=label if ax is axes[0] else None
-                )
-                ax.plot(
-                    cost["updates"][here], saved[here], "o", color=colour, markeredgecolor="white"
-                )
+                named: dict[str, Any] = {"label": label} if ax is axes[0] else {}
+                ax.plot(cost["updates"], saved, **style, **named)
+                dot: dict[str, Any] = {
+                    "marker": "o",
+                    "color": style["color"],
+                    "markeredgecolor": "white",
+                }
+                ax.plot(cost["updates"][here], saved[here], linestyle="", **dot)
         for ax, name in zip(axes, PANELS, strict=True):
             ax.set(
                 title=COLUMNS[name],
@@ -83,7 +86,7 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
     """
     values = list(dict.fromkeys(entry.at for entry in entries))
     with matplotlib.style.context(["default", STYLE]):
-        figure, (ax,) = _figure(2.9, 1, run_title=f"accuracy against {key}", note="")
+        figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"accuracy against {key}", note="")
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
             best = [
                 [
@@ -102,10 +105,8 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
                 [max(seeds) for seeds in best] - middle,
             ]
             at = np.arange(len(values)) + 0.04 * number
-            colour = COLOURS[number % len(COLOURS)]
-            ax.errorbar(
-                at, middle, np.abs(spread), label=label, color=colour, marker="o", capsize=2
-            )
+            style = line_style(number) | {"marker": "o", "capsize": 2}
+            ax.errorbar(at, middle, np.abs(spread), label=label, **style)
         ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
         ax.set(xlabel=key, ylabel="best accuracy")
         figure.legend(loc="outside right center")

@@ -225,7 +225,8 @@ def _figures(
         first = {
             e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed
         }
-        draw(list(first.values()), out / at / "figures")
+        each = [open_run(e.folder) for e in mine]
+        draw(each, out / at / "figures", labels=[e.label for e in mine])
         against = [label for label in baselines if label in first and label != ours]
         if ours in first and against and not dry:
             claims = {str(column): saved for column, saved in compare.claims.items()}

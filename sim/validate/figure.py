@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from sim.kernel.vocabulary import colours_of
 from sim.results.run import Run
-from sim.views.plots import STYLE, WIDTH_IN
+from sim.views.page import FULL_WIDTH, STYLE
 from sim.views.saving_figures import save
 
 MOST_DEVICES = 12
@@ -29,7 +29,9 @@ def draw_overlay(simulated: Run, real: Run, title: str, path: Path) -> Path:
     place = {actor: -1.0 * row - (0.3 if row else 0.0) for row, actor in enumerate(labels)}
     last_s = max(run.summary["virtual_time_s"] for run in (simulated, real))
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(WIDTH_IN, 1.2 + 0.42 * len(labels)), layout="constrained")
+        figure = Figure(
+            figsize=(FULL_WIDTH.width_in, 1.2 + 0.42 * len(labels)), layout="constrained"
+        )
         FigureCanvasAgg(figure)
         ax = figure.subplots()
         drawn = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -110,14 +111,8 @@ def timeline_figure(run: Run, page: Page = FULL_WIDTH) -> Figure:
         total = classes.count(name)
         part = 1 < len(places) < total
         label = f"{name}\n{len(places)} of {total:,}" if part else name
-        ax.text(
-            1.01,
-            np.mean(places),
-            label,
-            transform=ax.get_yaxis_transform(),
-            fontsize=7,
-            va="center",
-        )
+        beside: dict[str, Any] = {"transform": ax.get_yaxis_transform(), "fontsize": 7}
+        ax.text(1.01, float(np.mean(places)), label, va="center", **beside)
         ax.axhline(max(places) + 0.5, color="#999999", linewidth=0.5)
     ax.legend(
         handles=handles,

@@ -72,8 +72,8 @@ class Page:
             height_in = 0.16 * (len(handles) // 2 + 1)
             figure.set_size_inches(self.width_in, figure.get_size_inches()[1] + height_in)
             how |= {"ncols": 2}
-        where = "lower center" if self.is_narrow else "right center"
-        figure.legend(handles, labels, loc=f"outside {where}", **how)
+        how["loc"] = "outside lower center" if self.is_narrow else "outside right center"
+        figure.legend(handles, labels, **how)
 
 
 FULL_WIDTH = Page()

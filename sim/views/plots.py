@@ -9,6 +9,7 @@ in the style of `mobifleet.mplstyle`.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -118,11 +119,12 @@ def accuracy_figure(
         note=note_of(measured),
         sharey=True,
     )
+    style: dict[str, Any]
     if len(measured) == 1:
         run = measured[0]
-        for place, group in enumerate(sorted(set(_groups(run)) - {""})):
+        for place, backbone in enumerate(sorted(set(_groups(run)) - {""})):
             style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 0.9, "alpha": 0.9}
-            _learning(axes, [run], group, (unit_s, unit_bytes), label=group, **style)
+            _learning(axes, [run], backbone, (unit_s, unit_bytes), label=backbone, **style)
         style = {"color": "black", "linewidth": 1.8}
         _learning(axes, [run], "", (unit_s, unit_bytes), label="fleet", **style)
         _mark_target(axes, [run], (unit_s, unit_bytes), t_unit, "black")
@@ -171,7 +173,7 @@ def _learning(
         sent = sent_bytes[before] if len(sent_s) else np.full(len(time_s), np.nan)
         curves.append((time_s / units[0], sent / units[1], value))
     few = max(len(value) for *_, value in curves) <= 30
-    marker = {"marker": "o", "markersize": 2.5} if few else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if few else {}
     for way, ax in enumerate(axes):
         lines = [(curve[way], curve[2]) for curve in curves if not np.isnan(curve[way]).any()]
         if not lines:
@@ -205,13 +207,18 @@ def _mark_target(
     targets = [run.target for run in runs]
     if any(target.get("reached_at_s") is None for target in targets):
         return
-    style = {"marker": "D", "markersize": 5, "color": colour, "markeredgecolor": "white"}
+    style: dict[str, Any] = {
+        "marker": "D",
+        "markersize": 5,
+        "color": colour,
+        "markeredgecolor": "white",
+    }
     style |= {"zorder": 5, "ls": ""}
     at = targets[0]["value"]
     reached = np.mean([target["reached_at_s"] for target in targets]) / units[0]
     axes[0].plot(reached, at, label=f"{number(at)} after {number(reached)} {unit}", **style)
-    sent = [target.get("uplink_bytes") for target in targets]
-    if None not in sent:
+    sent = [target["uplink_bytes"] for target in targets if target.get("uplink_bytes") is not None]
+    if len(sent) == len(targets):
         axes[1].plot(np.mean(sent) / units[1], at, **style)
 
 
