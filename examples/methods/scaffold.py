@@ -45,12 +45,13 @@ def server_update(state, c, answers, kept, rate, devices):
 class Scaffold(SynchronousPeft):
     """Federated PEFT with control variates against the drift of unlike devices."""
 
-    optimiser = "sgd"
-
     class Config(RoundSettings):
         """Settings of SCAFFOLD."""
 
         peft: Literal["lora", "adapter", "bitfit", "full", "head"] = "lora"
+        optimiser: Literal["sgd"] = "sgd"
+        momentum: float = Field(0.0, ge=0, le=0)
+        schedule: Literal["constant"] = "constant"  # option II divides by steps of one length
         learning_rate: float = Field(0.05, gt=0)
         server_learning_rate: float = Field(1.0, gt=0)
 

@@ -83,7 +83,8 @@ BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 # --- training
 # ------------------------------------------------------------------------------------------
 
-OPTIMISER_NUMBERS = {"sgd": 0, "adamw": 2}  # numbers kept for each trained one: AdamW's two moments
+# numbers kept for each trained one: the velocity of SGD with momentum, AdamW's two moments
+OPTIMISER_NUMBERS = {"sgd": 0, "momentum": 1, "adamw": 2}
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class TrainingArchitecture:
         return round((self.parameters - self.trainable) * bytes_per_number) + self.trainable_bytes
 
     def optimiser_bytes(self, optimiser: str = "adamw") -> int:
-        """Bytes that the optimiser keeps between steps, in float32."""
+        """Bytes that the optimiser, one of `OPTIMISER_NUMBERS`, keeps between steps, in float32."""
         return 4 * OPTIMISER_NUMBERS[optimiser] * self.trainable
 
     def saved_bytes(

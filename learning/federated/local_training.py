@@ -27,6 +27,8 @@ class LocalTraining:
     """How a device trains in one round; the defaults are FedPETuning's (Zhang et al., Findings of
     ACL 2023) for LoRA.
 
+    `momentum` is that of sgd (v = momentum v + g, w -= rate v). With the `linear` schedule step t
+    of T makes 1 - t / T of the learning rate, t from 0, anew in each round; `constant` all of it.
     `weight_decay` is decoupled for adamw and spares biases and norms (tensors of one dimension);
     `proximal_mu` is FedProx's mu (Li et al., MLSys 2020): it adds mu / 2 |w - w_received|^2 to the
     loss.
@@ -40,6 +42,17 @@ class LocalTraining:
     weight_decay: float = 0.0
     optimiser: Literal["adamw", "sgd"] = "adamw"
     proximal_mu: float = 0.0
+    momentum: float = 0.0
+    schedule: Literal["linear", "constant"] = "linear"
+
+    @property
+    def charged_as(self) -> str:
+        """The entry of `learning.cost.costs.OPTIMISER_NUMBERS` that the optimiser's state has."""
+        return "momentum" if self.optimiser == "sgd" and self.momentum else self.optimiser
+
+    def share_of_rate(self, step: int, steps: int) -> float:
+        """What share of the learning rate step `step` of `steps` makes, counted from 0."""
+        return 1 - step / steps if self.schedule == "linear" else 1.0
 
 
 class LocalResult(NamedTuple):
@@ -80,7 +93,10 @@ def train(
     targets = torch.as_tensor(np.asarray(labels, dtype=np.int64))
     correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
-    for chosen in batches_of(len(tokens), settings, seed):
+    todo = batches_of(len(tokens), settings, seed)
+    for number, chosen in enumerate(todo):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
         with model.host.products():
             logits = model(*inputs(tokens, chosen))
         loss = F.cross_entropy(logits.float(), targets[chosen].to(logits.device))
@@ -181,5 +197,5 @@ def new_optimiser(parameters: list[Tensor], settings: LocalTraining, matrix: int
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate)
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     raise ValueError(f"optimiser {settings.optimiser!r} is not one of adamw, sgd")

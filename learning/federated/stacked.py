@@ -82,7 +82,7 @@ def train_together(
         losses_K.sum().backward()
         if settings.proximal_mu:
             stack.pull_back(settings.proximal_mu)
-        optimiser.step()
+        stack.step(optimiser, [settings.share_of_rate(number, len(todo[k])) for k in working])
         for place, k in enumerate(working):
             losses[k].append(losses_K.detach()[place] * len(chosen[place]))
         ending = [place for place, k in enumerate(working) if number + 1 == len(todo[k])]
@@ -136,6 +136,22 @@ class _Stack:
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None, "the loss depends on every trainable tensor"
             parameter.grad.add_(parameter.detach() - self.received[name], alpha=mu)
+
+    def step(self, optimiser: torch.optim.Optimizer, shares: Sequence[float]) -> None:
+        """A step in which each of the first K devices goes so large a share of the way: steps of
+        SGD and AdamW are in proportion to the learning rate, which devices of unlike length have
+        decayed unlike.
+        """
+        if all(share == 1 for share in shares):
+            optimiser.step()
+            return
+        before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        optimiser.step()
+        share_K = next(iter(before.values())).new_tensor(shares)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                here, there = before[name][: len(shares)], parameter[: len(shares)]
+                there.copy_(torch.lerp(here, there, share_K.view(-1, *[1] * (here.dim() - 1))))
 
     def states(self, places: Sequence[int]) -> list[dict[str, Tensor]]:
         """Copies of these devices' present states, in the CPU's memory."""

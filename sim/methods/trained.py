@@ -9,6 +9,13 @@ from pydantic import Field, model_serializer
 
 from sim.scenario.settings import OnlyFor, Settings
 
+_LATER = {  # settings that came later, and what was done before them
+    "target_modules": None,
+    "optimiser": "adamw",
+    "momentum": 0.0,
+    "schedule": "constant",
+}
+
 
 class TrainableSettings(Settings):
     """Settings whose `peft` (or whose kind) says what is trained, with sizes of LoRA and
@@ -41,14 +48,13 @@ class TrainableSettings(Settings):
         readout: str
 
     @model_serializer(mode="wrap")
-    def _without_targets(
-        self, dump: Callable[[TrainableSettings], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Who leaves the later setting alone keeps the digest."""
+    def _without_later(self, dump: Callable[[TrainableSettings], dict[str, Any]]) -> dict[str, Any]:
+        """Who leaves a later setting at a default that is what was done before keeps the digest."""
+        fields = type(self).model_fields
         return {
-            key: value
-            for key, value in dump(self).items()
-            if key != "target_modules" or value is not None
+            name: value
+            for name, value in dump(self).items()
+            if name not in _LATER or not (value == _LATER[name] == fields[name].default)
         }
 
     @property

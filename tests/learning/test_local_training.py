@@ -49,6 +49,7 @@ def plain_loop(model, state, tokens, labels, settings, seed):
             w[name].copy_(tensor)
     moments = {name: [torch.zeros_like(t), torch.zeros_like(t)] for name, t in state.items()}
     rng, step, losses = np.random.default_rng(seed), 0, []
+    steps = settings.epochs * -(-len(labels) // settings.batch)
     for _ in range(settings.epochs):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), settings.batch):
@@ -62,18 +63,22 @@ def plain_loop(model, state, tokens, labels, settings, seed):
             pull = sum(((w[name] - state[name]) ** 2).sum() for name in state)
             loss = loss + settings.proximal_mu / 2 * pull
             gradients = torch.autograd.grad(loss, [w[name] for name in state])
+            rate = settings.learning_rate
+            if settings.schedule == "linear":
+                rate *= (steps - step + 1) / steps
             with torch.no_grad():
                 for name, g in zip(state, gradients, strict=True):
                     decay = settings.weight_decay if state[name].ndim >= 2 else 0.0
-                    if settings.optimiser == "sgd":
-                        w[name] -= settings.learning_rate * (g + decay * w[name])
-                        continue
                     m, v = moments[name]
-                    w[name] *= 1 - settings.learning_rate * decay
+                    if settings.optimiser == "sgd":
+                        m.mul_(settings.momentum).add_(g + decay * w[name])
+                        w[name] -= rate * m
+                        continue
+                    w[name] *= 1 - rate * decay
                     m.mul_(0.9).add_(0.1 * g)
                     v.mul_(0.999).add_(0.001 * g * g)
                     m_hat, v_hat = m / (1 - 0.9**step), v / (1 - 0.999**step)
-                    w[name] -= settings.learning_rate * m_hat / (v_hat.sqrt() + 1e-8)
+                    w[name] -= rate * m_hat / (v_hat.sqrt() + 1e-8)
     return {name: w[name].detach() for name in state}, float(np.mean(losses)), step
 
 
@@ -82,10 +87,18 @@ def plain_loop(model, state, tokens, labels, settings, seed):
     [
         LocalTraining(epochs=2, batch=7, learning_rate=0.05, weight_decay=0.1, optimiser="sgd"),
         LocalTraining(epochs=1, batch=8, learning_rate=0.05, optimiser="sgd", proximal_mu=0.5),
+        LocalTraining(
+            epochs=2, batch=7, learning_rate=0.02, weight_decay=0.1, optimiser="sgd", momentum=0.9
+        ),
+        LocalTraining(epochs=2, batch=7, learning_rate=0.05, optimiser="sgd", schedule="constant"),
         LocalTraining(epochs=2, batch=7, learning_rate=2e-3, weight_decay=0.1),
+        LocalTraining(epochs=2, batch=7, learning_rate=2e-3, schedule="constant"),
         LocalTraining(epochs=1, batch=8, learning_rate=2e-3, proximal_mu=1.0),
     ],
-    ids=["sgd", "sgd-fedprox", "adamw", "adamw-fedprox"],
+    ids=[
+        *("sgd", "sgd-fedprox", "momentum", "sgd-constant"),
+        *("adamw", "adamw-constant", "adamw-fedprox"),
+    ],
 )
 @pytest.mark.parametrize("kind", ["lora", "adapter"])
 def test_a_round_is_that_of_a_plain_loop(kind, settings):
@@ -100,6 +113,31 @@ def test_a_round_is_that_of_a_plain_loop(kind, settings):
     for name in state:
         assert not torch.equal(ours.state[name], state[name])
         assert torch.allclose(ours.state[name], theirs[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "lengths"), [("linear", [4, 3, 2, 1]), ("constant", [4, 4, 4, 4])]
+)
+def test_steps_of_a_round_shrink_to_nothing(schedule, lengths, monkeypatch):
+    """Four steps of SGD along gradients of all ones, at a rate of 0.4: 0.4, 0.3, 0.2 and 0.1 under
+    FedPETuning's schedule (linear, no warm-up), and in the next round again.
+    """
+    model, (tokens, labels) = classifier("head"), toy(16)
+    settings = LocalTraining(batch=4, learning_rate=0.4, optimiser="sgd", schedule=schedule)
+    made, step = [], torch.optim.SGD.step
+
+    def along_ones(optimiser):
+        before = model.head.bias.detach().clone()
+        for parameter in model.trainable_parameters().values():
+            parameter.grad = torch.ones_like(parameter)
+        step(optimiser)
+        made.append((before - model.head.bias.detach()).tolist())
+
+    monkeypatch.setattr(torch.optim.SGD, "step", along_ones)
+    state = model.trainable()
+    for seed in (0, 1):
+        state = train(model, state, tokens, labels, settings, seed=seed).state
+    assert np.allclose(made, [[length / 10] * 2 for length in lengths * 2], atol=1e-6)
 
 
 @pytest.mark.thorough

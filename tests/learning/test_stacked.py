@@ -38,9 +38,13 @@ def devices_of(model, pairs=False, seed=3):
     "settings",
     [
         LocalTraining(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", proximal_mu=0.3),
+        LocalTraining(
+            epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", momentum=0.9, weight_decay=0.1
+        ),
+        LocalTraining(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", schedule="constant"),
         LocalTraining(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.1),
     ],
-    ids=["sgd", "adamw"],
+    ids=["sgd", "momentum", "constant", "adamw"],
 )
 def test_devices_trained_together_are_what_each_is_alone(name, kind, options, settings):
     model = TrainableClassifier(find(name), kind, classes=3, **options)

@@ -3,12 +3,14 @@ schedules worked out by hand.
 """
 
 import dataclasses
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import get_linear_schedule_with_warmup
 
 from learning.backbones.backbone import pad
 from learning.backbones.catalogue import find
@@ -16,6 +18,7 @@ from learning.cost.count_training import training_architecture
 from learning.federated.aggregation import Staleness
 from learning.federated.trainable import TrainableClassifier
 from sim.kernel.learned import with_values
+from sim.kernel.work import ClientTask
 from sim.methods.federated_peft.fed_async import FedAsync
 from sim.world.costing import DoesNotFit
 
@@ -49,8 +52,10 @@ def stepped(kind, x, d, m, v, eta):
     return x + eta * m / (torch.sqrt(v) + 1e-3), m, v
 
 
-def plain_loop(sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", eta=1.0):
-    """The state after so many rounds of whole models in plain PyTorch."""
+def plain_loop(
+    sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", eta=1.0, sgd=None, linear=True
+):
+    """The state after so many rounds of whole models in plain PyTorch; `sgd` holds its settings."""
     seed = sim.streams.seed64("server/model") % 2**31
     model = TrainableClassifier(
         find("random-bert"), "full", 3, "mean", 8, 8, 16, seed, head="dense"
@@ -69,15 +74,18 @@ def plain_loop(sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", 
             others = [
                 {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0}
             ]
-            optimiser = torch.optim.AdamW(
-                [{"params": decayed}, *others], lr=1e-3, weight_decay=decay
-            )
+            groups = [{"params": decayed}, *others]
+            if sgd is None:
+                optimiser = torch.optim.AdamW(groups, lr=1e-3, weight_decay=decay)
+            else:
+                optimiser = torch.optim.SGD(groups, weight_decay=decay, **sgd)
             tokens, labels = (
                 sim.method.learner.tokens("random-bert", device.samples),
                 sim.task.labels[device.samples],
             )
             local = sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31
             order = np.random.default_rng(local).permutation(len(labels))
+            schedule = get_linear_schedule_with_warmup(optimiser, 0, math.ceil(len(order) / 8))
             for start in range(0, len(order), 8):
                 chosen = order[start : start + 8]
                 ids, mask = pad([tokens.ids[i] for i in chosen])
@@ -88,6 +96,8 @@ def plain_loop(sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", 
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                if linear:
+                    schedule.step()
             made.append(model.trainable())
             weights.append(len(labels) if weighted else 1)
         for name, x in state.items():
@@ -106,6 +116,12 @@ LOOPS = {
     ),  # with a rate of 1e-3 it shrinks a weight by a hundredth a step
     "proximal": ({"proximal_mu": 0.5}, {"mu": 0.5}),
     "weighted": ({"weigh_by_samples": True}, {"weighted": True}),
+    "constant": ({"schedule": "constant"}, {"linear": False}),
+    "sgd": ({"optimiser": "sgd", "learning_rate": 0.05}, {"sgd": {"lr": 0.05}}),
+    "momentum": (
+        {"optimiser": "sgd", "learning_rate": 0.02, "momentum": 0.9},
+        {"sgd": {"lr": 0.02, "momentum": 0.9}},
+    ),
     "fedavgm": ({"server_optimiser": {"kind": "fedavgm"}}, {"server": "fedavgm"}),
     **{
         kind: (
@@ -234,6 +250,34 @@ def test_memory_is_needed_for_weights_a_step_and_adamws_two_moments(simulate):
     simulate(fleet=[{**EQUAL[0], "memory": most}], method=ROUNDS, dry=True, **AT_ONCE)
     with pytest.raises(DoesNotFit):
         simulate(fleet=[{**EQUAL[0], "memory": most - 1}], method=ROUNDS, dry=True, **AT_ONCE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, 2), ({"optimiser": "sgd"}, 0), ({"optimiser": "sgd", "momentum": 0.9}, 1)],
+)
+@pytest.mark.parametrize("method", ["fedavg-lora", "fedasync", "local-lora"])
+def test_an_optimiser_costs_what_it_keeps(method, settings, kept, simulate, spans):
+    """AdamW keeps two numbers for each trained one, momentum one, plain SGD none: 4 bytes of memory
+    each, and read and written in every step. Numbers of random-bert with LoRA of rank 8 and the
+    dense head of three classes: 2 x 2 x 8 x (64 + 64) + 64 x 65 + 3 x 65.
+    """
+    trained = 2 * 2 * 8 * 128 + 64 * 65 + 3 * 65
+    own = {"rounds": 1} if method != "fedasync" else {"answers": 1, "concurrency": 0.4}
+    world = {"fleet": EQUAL, "dry": True, **AT_ONCE}
+    sims = [
+        simulate(method={"kind": method, **own, **extra}, **world)
+        for extra in (settings, {"optimiser": "sgd"})
+    ]
+    ours, plain = ([s for s in spans(sim, "compute") if s["actor"] != "server"] for sim in sims)
+    device = sims[0].devices[0]
+    peaks = [sim.method.peak_bytes(sim.devices[0]) for sim in sims]
+    assert peaks[0] - peaks[1] == 4 * kept * trained
+    assert [s["flop"] for s in ours] == [s["flop"] for s in plain]
+    steps = -(-len(device.samples) // 32)
+    moved = [sim.method.local_training(sim.devices[0], ClientTask(0, None, None)) for sim in sims]
+    more = moved[0].cost.bytes_moved - moved[1].cost.bytes_moved
+    assert more == 2 * 4 * kept * trained * steps
 
 
 def test_every_local_epoch_is_charged(simulate, spans):

@@ -68,6 +68,7 @@ CHANGED = {
     "warm_up": 1.0,
     "variance_threshold": 1e9,
     "bottleneck": 5,
+    "momentum": 0.9,
 }
 BASES = {  # settings that must hold for another to be seen
     ("fwdllm", "asks"): {"variance_threshold": 1e9},
@@ -75,6 +76,10 @@ BASES = {  # settings that must hold for another to be seen
     ("fwdllm", "most_asks"): {"variance_threshold": 1e-12, "most_asks": 2},
     ("pae-mobillm", "bits"): {"shortcut": "matrix"},
     ("fwdllm", "warm_up"): {"warm_up": 0.0, "rounds": 4},
+    **{
+        (kind, "momentum"): {"optimiser": "sgd", "learning_rate": 0.05}
+        for kind in ("fedavg-lora", "fedasync", "flexlora", "local-lora")
+    },
     **{
         (kind, f"server_optimiser.{name}"): {"server_optimiser": {"kind": "fedadam"}}
         for kind in ("fedavg-lora", "fedbuff")

@@ -47,6 +47,7 @@ class FedAvg(SynchronousPeft):
         """Settings of synchronous federated PEFT."""
 
         kind: Literal["fedavg-lora", "fedavg-adapter", "fedavg-bitfit", "fedavg-full"]
+        schedule: Literal["linear", "constant"] = "linear"
         server_optimiser: ServerOptimiser = ServerOptimiser()
 
         @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import TrainableSettings
+from sim.scenario.settings import OnlyFor
 
 LEARNING_RATES = {
     "lora": 5e-3,
@@ -36,10 +37,18 @@ LEARNING_RATES = {
 class PeftSettings(TrainableSettings):
     """What is trained on a device, and how."""
 
+    only_for: ClassVar[OnlyFor] = {
+        "momentum": ("sgd", lambda settings: settings.optimiser == "sgd"),
+    }
     local_epochs: int = Field(1, ge=1)
     device_batch: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of sgd."""
+    schedule: Literal["linear", "constant"] = "constant"
+    """The learning rate within a round: decaying linearly to zero (FedPETuning), or constant."""
     weight_decay: float = Field(0.0, ge=0)
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx's mu."""
@@ -76,7 +85,6 @@ class FederatedPeft(ServerDriven):
     what learns (`new_learner`).
     """
 
-    optimiser: Literal["adamw", "sgd"] = "adamw"
     learner: FederatedLearner
 
     @property
@@ -91,8 +99,10 @@ class FederatedPeft(ServerDriven):
             batch=config.device_batch,
             learning_rate=config.learning_rate or LEARNING_RATES[self.peft],
             weight_decay=config.weight_decay,
-            optimiser=self.optimiser,
+            optimiser=config.optimiser,
             proximal_mu=config.proximal_mu,
+            momentum=config.momentum,
+            schedule=config.schedule,
         )
         self.costs = {
             self.model_of(device): training_architecture(
@@ -141,10 +151,13 @@ class FederatedPeft(ServerDriven):
             batch = lengths[start : start + self.config.device_batch]
             tokens = self.world.costing.fixed_tokens or int(batch.max())
             epoch += counted.step(
-                len(batch), tokens, self.optimiser, self.config.gradient_checkpointing
+                len(batch),
+                tokens,
+                self.settings.charged_as,
+                self.config.gradient_checkpointing,
             )
         epochs = self.config.local_epochs
-        peak = epoch.peak_bytes + counted.optimiser_bytes(self.optimiser)
+        peak = epoch.peak_bytes + counted.optimiser_bytes(self.settings.charged_as)
         cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
         seed = self.seed(device, task.version)
         how = (model, device.samples, task.model, self.settings, seed)
