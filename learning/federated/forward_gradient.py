@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,7 +80,7 @@ class Probe:
     derivative: float
 
 
-def direction_seed(seed: int, step: int) -> int:
+def direction_seed(seed: int, step: int | str) -> int:
     """The seed (63 bits) of the direction of one step or candidate, by a fixed hash of (seed,
     step).
     """
@@ -127,9 +127,7 @@ def moved(state: State, v: State, by: float) -> dict[str, Tensor]:
 
 
 def gradient_of(probes: Sequence[Probe], like: State) -> dict[str, Tensor]:
-    """The mean of s v over probes: what a device uploads, or what a server that shares the seeds
-    computes itself.
-    """
+    """The mean of s v over probes."""
     total = {name: tensor.detach() * 0 for name, tensor in like.items()}
     for probe in probes:
         total = moved(total, direction(like, probe.seed), probe.derivative)
@@ -156,43 +154,72 @@ PROBE_BYTES = _PROBE.itemsize
 # ------------------------------------------------------------------------------------------
 
 
-def choose_directions(
-    like: State, seed: int, number: int, last_gradient: State | None = None, candidates: int = 10
-) -> list[int]:
-    """The seeds of the directions that a FwdLLM device probes: of `candidates` times as many, those
-    nearest to the last global gradient by cosine (of equals the earlier one); the first ones where
-    there is no such gradient yet.
+def candidate(like: State, pool: int, numbers: Mapping[str, int]) -> dict[str, Tensor]:
+    """A direction: of each tensor the candidate of this number of the pool of this seed, drawn from
+    N(0, I). Each follows from (pool, number, name) alone.
     """
-    seeds = [
-        direction_seed(seed, step)
-        for step in range(number * (1 if last_gradient is None else candidates))
-    ]
-    if last_gradient is None:
-        return seeds
-    nearness = [cosine(direction(like, one), last_gradient) for one in seeds]
-    return [seeds[i] for i in sorted(range(len(seeds)), key=lambda i: -nearness[i])[:number]]
+    return {name: _drawn(like[name], pool, numbers[name], name) for name in like}
 
 
-def fwdllm_probes(
-    losses: Sequence[Loss], state: State, seeds: Sequence[int], h: float = 0.01
-) -> list[Probe]:
-    """One probe a direction and local batch: two forward passes each. `gradient_of` them is the
-    device's gradient.
+def _drawn(like: Tensor, pool: int, number: int, name: str) -> Tensor:
+    import torch
+
+    seed = direction_seed(pool, f"{number}/{name}")
+    return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def nearest_candidates(
+    last_gradient: State, pool: int, number: int, candidates: int = 10
+) -> dict[str, list[int]]:
+    """FwdLLM's filter, tensor by tensor: of `candidates` times `number` directions those `number`
+    whose cosine with the last global gradient is highest, the nearest first (of equals the earlier
+    one).
+
+    So one direction is put together of tensors of several candidates.
     """
-    return [
-        Probe(seed, central_difference(loss, state, v, h))
-        for seed in seeds
-        for v in [direction(state, seed)]
-        for loss in losses
-    ]
+    import torch
+
+    chosen = {}
+    for name, gradient in last_gradient.items():
+        goal_P, cosines = gradient.flatten(), []
+        chunk = max(1, _CHUNK // goal_P.numel())  # a square head's pool would fill the memory
+        for start in range(0, candidates * number, chunk):
+            numbers = range(start, min(start + chunk, candidates * number))
+            pool_NP = torch.stack([_drawn(goal_P, pool, one, name) for one in numbers])
+            cosines.append(torch.cosine_similarity(pool_NP, goal_P, dim=-1))
+        order = torch.cat(cosines).argsort(descending=True, stable=True)
+        chosen[name] = order[:number].tolist()
+    return chosen
+
+
+_CHUNK = 2**22  # numbers
+
+
+def slopes_along(
+    losses: Sequence[Loss], state: State, directions: Sequence[State], h: float = 0.01
+) -> np.ndarray:
+    """The derivative of the mean loss along each direction, in float32: two forward passes a loss
+    and direction.
+    """
+    slopes = [[central_difference(loss, state, v, h) for loss in losses] for v in directions]
+    return np.array(slopes, dtype=np.float32).mean(axis=1, dtype=np.float32)
+
+
+def fwdllm_gradient(slopes: Sequence[float], directions: Sequence[State]) -> dict[str, Tensor]:
+    """The mean of s v: what a device uploads, or what a server makes itself that knows the
+    directions.
+    """
+    total = {name: tensor * 0 for name, tensor in directions[0].items()}
+    for slope, v in zip(slopes, directions, strict=True):
+        total = moved(total, v, float(slope))
+    return {name: tensor / len(directions) for name, tensor in total.items()}
 
 
 def half_mean_variance(gradients: Sequence[Tensor]) -> float:
     """How much the means of the two halves of the received gradients of one watched tensor differ.
 
     The unbiased variance of the two half-means, |a - b|^2 / 2 an entry, averaged over the entries.
-    With an odd number the first half is the smaller. Infinite for fewer than two gradients. That
-    halves are compared is published; that entries are averaged is our reading.
+    With an odd number the first half is the smaller. Infinite for fewer than two gradients.
     """
     import torch
 
@@ -346,12 +373,3 @@ def spry_server_step(
     """
     mean = weighted_mean(returned, [1.0] * len(returned))
     return server_step(settings, state, model_delta(mean, state), moments)
-
-
-def cosine(a: State, b: State) -> float:
-    """Cosine between two states taken as one long vector; 0 if one of them is zero."""
-    dot, aa, bb = (
-        math.fsum(float((x[name] * y[name]).sum()) for name in sorted(a))
-        for x, y in ((a, b), (a, a), (b, b))
-    )
-    return dot / math.sqrt(aa * bb) if aa * bb > 0 else 0.0

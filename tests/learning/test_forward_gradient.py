@@ -150,36 +150,44 @@ def test_the_mean_forward_gradient_is_the_gradient(mode):
 # ------------------------------------------------------------------------------------------
 
 
-def test_candidates_are_those_nearest_to_the_last_gradient():
+def test_candidates_are_of_each_tensor_those_nearest_to_the_last_gradient():
+    """A tenth of 40, by the cosine of each tensor alone, as in the published trainer."""
     _, state = logistic()
     last = {"w": torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0]), "b": torch.tensor([1.0])}
-    chosen = fg.choose_directions(state, seed=3, number=4, last_gradient=last)
-    everyone = [fg.direction_seed(3, step) for step in range(40)]
-    flat = torch.cat([last[name] for name in ("b", "w")])
-
-    def near(seed):
-        v = torch.cat([fg.direction(state, seed)[name] for name in ("b", "w")])
-        return float(F.cosine_similarity(v, flat, dim=0))
-
-    assert chosen == sorted(everyone, key=near, reverse=True)[:4]
-    assert fg.choose_directions(state, 3, 4) == everyone[:4]
+    chosen = fg.nearest_candidates(last, pool=3, number=4)
+    for name, goal in last.items():
+        everyone = [fg.candidate(state, 3, dict.fromkeys(state, i))[name] for i in range(40)]
+        flat = torch.stack([v.flatten() for v in everyone])
+        near = torch.cosine_similarity(flat, goal.flatten(), dim=-1)
+        assert near[chosen[name]].tolist() == near.sort(descending=True)[0][:4].tolist()
+    assert chosen["w"] != chosen["b"]
+    mixed = fg.candidate(state, 3, {"w": chosen["w"][0], "b": chosen["b"][0]})
+    for name in state:
+        number = dict.fromkeys(state, chosen[name][0])
+        assert torch.equal(mixed[name], fg.candidate(state, 3, number)[name])
     zero = {name: torch.zeros_like(tensor) for name, tensor in last.items()}
-    assert (
-        fg.choose_directions(state, 3, 4, zero) == everyone[:4]
-    )  # all equally near: the earlier ones
+    equal = fg.nearest_candidates(zero, 3, 4)
+    assert equal == {name: [0, 1, 2, 3] for name in last}  # all equally near: the earlier ones
 
 
-def test_fwdllm_probes_every_direction_on_every_batch():
+def test_a_pool_of_large_tensors_is_looked_through_in_parts(monkeypatch):
+    last = {"w": torch.randn(9, 7, generator=torch.Generator().manual_seed(1))}
+    whole = fg.nearest_candidates(last, pool=5, number=6)
+    monkeypatch.setattr(fg, "_CHUNK", 130)
+    assert fg.nearest_candidates(last, pool=5, number=6) == whole
+
+
+def test_a_gradient_is_slopes_times_directions():
     losses, state = [logistic(seed)[0] for seed in range(3)], logistic()[1]
-    probes = fg.fwdllm_probes(losses, state, [5, 6])
-    assert [p.seed for p in probes] == [5, 5, 5, 6, 6, 6]
+    directions = [fg.candidate(state, 7, dict.fromkeys(state, i)) for i in range(2)]
+    slopes = fg.slopes_along(losses, state, directions)
     by_hand = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    for seed in (5, 6):
-        v = fg.direction(state, seed)
+    for v in directions:
         for loss in losses:
             s = (loss(fg.moved(state, v, 0.01)) - loss(fg.moved(state, v, -0.01))) / 0.02
             by_hand = fg.moved(by_hand, v, float(s) / 6)
-    got = fg.gradient_of(probes, state)
+    got = fg.fwdllm_gradient(slopes, directions)
+    assert slopes.dtype == np.float32
     assert all(torch.allclose(got[name], by_hand[name], atol=1e-5) for name in state)
 
 
@@ -360,10 +368,12 @@ def test_fwdllm_learns():
     loss = fg.batch_loss(classifier, *toy_batch())
     start, last = float(loss(state).detach()), None
     for step in range(25):
+        chosen = last and fg.nearest_candidates(last, step, 16)
         gradients = []
-        for device in range(4):
-            seeds = fg.choose_directions(state, fg.direction_seed(step, device), 4, last)
-            gradients.append(fg.gradient_of(fg.fwdllm_probes([loss], state, seeds), state))
+        for device in range(16):
+            numbers = {n: chosen[n][device] if chosen else device for n in state}
+            v = [fg.candidate(state, step, numbers)]
+            gradients.append(fg.fwdllm_gradient(fg.slopes_along([loss], state, v), v))
         state, last = fg.fwdllm_step(state, gradients, 0.05)
     assert float(loss(state).detach()) < 0.5 * start
 

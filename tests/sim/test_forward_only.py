@@ -86,6 +86,12 @@ class Plain:
             for n in sorted(names or self.state)
         }
 
+    @staticmethod
+    def drawn_of(pool, number, name, like):
+        """A candidate of one tensor."""
+        generator = torch.Generator().manual_seed(fg.direction_seed(pool, f"{number}/{name}"))
+        return torch.randn(like.shape, generator=generator)
+
     def seed(self, device, version):
         return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
 
@@ -103,36 +109,40 @@ def steps_of_an_epoch(device):
 # ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_fwdllm_is_a_plain_loop(shared, simulate):
-    sim = simulate(fleet=EQUAL, method={**FWDLLM, "shared_seeds": shared}, **AT_ONCE)
-    plain, last = Plain(sim), None
-    for number, rate in enumerate(
-        (0.05, 0.1, 0.1)
-    ):  # two rounds (1.5, rounded) up to 0.1, from which it would fall
-        gradients = []
-        for device in sim.devices:
-            seed = plain.seed(device, number)
-            candidates = [plain.drawn(seed, step) for step in range(2 if last is None else 6)]
-            if last is not None:
-                flat = [torch.cat([v[n].flatten() for n in sorted(v)]) for v in candidates]
-                goal = torch.cat([last[n].flatten() for n in sorted(last)])
-                nearest = np.argsort([-float(F.cosine_similarity(v, goal, dim=0)) for v in flat])[
-                    :2
-                ]
-                candidates = [candidates[i] for i in nearest]
-            batches = plain.batches(device, number, steps_of_an_epoch(device))
-            slopes = [
-                np.mean([plain.slope(plain.state, v, b, 0.01) for b in batches]) for v in candidates
-            ]
-            gradients.append(
-                {
-                    n: sum(s * v[n] for s, v in zip(slopes, candidates, strict=True)) / 2
-                    for n in plain.state
-                }
-            )
-        last = {n: sum(g[n] for g in gradients) / len(gradients) for n in plain.state}
-        plain.state = {n: t - rate * last[n] for n, t in plain.state.items()}
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_seeds": True}, {"guided": "always"}], ids=["", "shared", "always"]
+)
+def test_fwdllm_is_the_published_loop(changes, simulate):
+    """UbiquitousLearning/FwdLLM 36ecdbc (`train_model`, `calculate_jvp`, `aggregate`), written out:
+    a batch a client and step, of each tensor the best tenth of a pool, after a round's batches of
+    odd number.
+    """
+    method = {**FWDLLM, "perturbations": 1, "warm_up": 0.4, **changes}
+    sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
+    plain, old_grad, requests = Plain(sim), None, 0
+    for number, rate in enumerate((0.05, 0.1, 0.1)):  # ceil(1.2) = 2 rounds up to 0.1
+        batches = [plain.batches(d, number, steps_of_an_epoch(d)) for d in sim.devices]
+        for data_id in range(max(map(len, batches))):
+            train_dl = [mine[data_id] for mine in batches if data_id < len(mine)]
+            v_num, pool = len(train_dl), sim.streams.seed64("server/candidates", requests)
+            v_buffer = {}
+            for name, tensor in plain.state.items():
+                v_buffer[name] = [plain.drawn_of(pool, i, name, tensor) for i in range(v_num * 3)]
+                if old_grad is not None:
+                    flat = torch.stack([v.flatten() for v in v_buffer[name]])
+                    cos_sim = torch.cosine_similarity(flat, old_grad[name].flatten(), dim=-1)
+                    order = torch.sort(cos_sim, descending=True)[1]
+                    v_buffer[name] = [v_buffer[name][i] for i in order[:v_num]]
+            grad = {name: torch.zeros_like(tensor) for name, tensor in plain.state.items()}
+            for batch_idx, samples in enumerate(train_dl):
+                v_params = {name: v_buffer[name][batch_idx] for name in grad}
+                jvp = plain.slope(plain.state, v_params, samples, 0.01)
+                grad = {name: fg_ + jvp * v_params[name] for name, fg_ in grad.items()}
+            plain.state = {n: t - rate * grad[n] / v_num for n, t in plain.state.items()}
+            requests += 1
+            keeps = (data_id + 1) % 2 or method.get("guided") == "always"
+            old_grad = grad if keeps else None
+    assert requests > 3
     plain.is_near(sim.method.learner.state.value)
 
 
@@ -229,7 +239,10 @@ def trained_bytes(name="random-bert", rank=4, kind="lora"):
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapter", "bitfit"])
-def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate, spans):
+def test_fwdllm_sends_gradients_up_and_the_model_and_numbers_down(kind, simulate, spans):
+    """A batch has two asks of two directions; where the last gradient chose, a direction has a
+    number for each tensor.
+    """
     unread = () if kind == "lora" else ("rank", "alpha")
     method = {
         key: value
@@ -237,12 +250,19 @@ def test_fwdllm_sends_gradients_up_and_the_model_and_seeds_down(kind, simulate, 
         if key not in unread
     }
     sim = simulate(fleet=EQUAL, method=method, dry=True, **AT_ONCE)
-    nbytes, _ = trained_bytes(kind=kind)
-    assert [s["nbytes"] for s in spans(sim, kind="upload")] == [nbytes] * 18
+    nbytes, model = trained_bytes(kind=kind)
+    batches = [steps_of_an_epoch(device) for device in sim.devices]
+    assert [s["nbytes"] for s in spans(sim, kind="upload")] == [nbytes] * 2 * 3 * sum(batches)
     one = [s["nbytes"] for s in spans(sim, actor="device-0000", kind="download")]
-    assert one == [nbytes + 16, 16] * 3  # asked again, a device has the model
+    free, chosen = 8 + 4 * 2, 8 + 4 * 2 * len(model.trainable())
+    guided = [False]  # a step is, whose predecessor, maybe of the last round, is its round's first,
+    for data_id in 3 * list(range(max(batches))):  # third, ...
+        guided.append(data_id % 2 == 0)
+    steps = [i for i in range(3 * max(batches)) if i % max(batches) < batches[0]]
+    seeds = [chosen if guided[i] else free for i in steps]
+    assert one == [n for each in seeds for n in (nbytes + each, each)]  # again: it has the model
     shared = simulate(fleet=EQUAL, method={**FWDLLM, "shared_seeds": True}, dry=True, **AT_ONCE)
-    assert {s["nbytes"] for s in spans(shared, kind="upload")} == {2 * 12}
+    assert {s["nbytes"] for s in spans(shared, kind="upload")} == {2 * 4}
 
 
 def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate, spans):
@@ -348,7 +368,7 @@ def test_deep_models_follow_from_shallow_ones():
     assert counted.peak_bytes == pytest.approx(read.peak_bytes, rel=0.1)
 
 
-def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate, spans):
+def test_devices_compute_two_passes_a_direction_of_a_batch_and_keep_no_activations(simulate, spans):
     one, two = (
         simulate(
             fleet=EQUAL, method={**FWDLLM, "rounds": 1, "perturbations": n}, dry=True, **AT_ONCE
@@ -357,14 +377,15 @@ def test_devices_compute_two_passes_a_direction_and_keep_no_activations(simulate
     )
     counted, nbytes = forward_architecture(find("random-bert"), "lora", 3, 4), trained_bytes()[0]
     for device in one.devices:
-        [first], [second] = (spans(sim, kind="compute", actor=device.id) for sim in (one, two))
+        first, second = (spans(sim, kind="compute", actor=device.id) for sim in (one, two))
         rng = one.streams.rng("local-training", f"{device.id}/0")
         order = rng.permutation(device.samples)
         batches = [order[i : i + 8] for i in range(0, len(order), 8)]
         costs = [counted.ahead.cost(len(b), int(one.lengths(device, b).max())) for b in batches]
-        moved = (2 * len(batches) + 1) * nbytes / 2
-        assert first["flop"] == pytest.approx(2 * sum(c.flop for c in costs) + moved)
-        assert second["flop"] == pytest.approx(2 * first["flop"])
+        assert [s["flop"] for s in first] == pytest.approx(
+            [2 * c.flop + 3 * nbytes / 2 for c in costs]
+        )
+        assert [s["flop"] for s in second] == pytest.approx([2 * s["flop"] for s in first])
         weights = one.costing.weight_bytes(device.member)
         assert device.peak_memory_bytes == weights + max(c.peak_bytes for c in costs) + 4 * nbytes
 
@@ -399,15 +420,28 @@ def test_the_gate_asks_until_gradients_agree(simulate, spans):
     for threshold, asks in ((1e9, 1), (1e-12, 4)):
         method = {**base, "variance_threshold": threshold, "most_asks": 4}
         sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
-        assert (
-            len(spans(sim, kind="gather")) == 2 * asks
-            and len(spans(sim, kind="upload")) == 2 * 3 * asks
-        )
-        assert len(spans(sim, kind="aggregate")) == 2
-    dry = simulate(
-        fleet=EQUAL, method={**base, "variance_threshold": 1e-12, "asks": 2}, dry=True, **AT_ONCE
-    )
-    assert len(spans(dry, kind="gather")) == 4
+        batches = [steps_of_an_epoch(device) for device in sim.devices]
+        assert len(spans(sim, kind="gather")) == 2 * max(batches) * asks
+        assert len(spans(sim, kind="upload")) == 2 * sum(batches) * asks
+        assert len(spans(sim, kind="aggregate")) == 2 * max(batches)
+    narrow = {**base, "variance_threshold": 1e-12, "asks": 2}
+    dry = simulate(fleet=EQUAL, method=narrow, dry=True, **AT_ONCE)
+    assert len(spans(dry, kind="gather")) == 2 * max(batches) * 2
+
+
+def test_while_the_gate_is_closed_the_same_batch_is_asked_for_along_new_directions(scenario_file):
+    method = {**FWDLLM, "rounds": 1, "variance_threshold": 1e-12, "most_asks": 2}
+    sim, sent = built(scenario_file, method, **AT_ONCE), []
+    receive = sim.server.receive
+    sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
+    sim.run()
+    [*mine] = [p for p in sent if p.sender is sim.devices[0]]
+    assert len(mine) == 2 * steps_of_an_epoch(sim.devices[0])
+    for first, again in zip(mine[::2], mine[1::2], strict=True):
+        assert np.array_equal(first.samples, again.samples)
+        assert with_values(first.data) != with_values(again.data)
+    seen = np.concatenate([p.samples for p in mine[::2]])
+    assert sorted(seen) == sorted(sim.devices[0].samples)  # a round goes over all of them once
 
 
 @pytest.mark.thorough
@@ -435,8 +469,11 @@ def test_a_device_that_drops_out_stalls_nobody(method, simulate, spans):
 @METHODS
 def test_the_server_waits_for_its_slowest(method, simulate, spans):
     sim = simulate(method={**method, "rounds": 1}, dry=True, **AT_ONCE)
-    [waited] = spans(sim, actor="server", kind="wait")
-    assert waited["end_s"] == max(s["end_s"] for s in spans(sim, kind="upload"))
+    waited = [s["end_s"] for s in spans(sim, actor="server", kind="wait")]
+    ends = sorted(s["end_s"] for s in spans(sim, kind="upload"))
+    is_fwdllm = method["kind"] == "fwdllm"  # which waits for each batch of a round
+    batches = max(map(steps_of_an_epoch, sim.devices)) if is_fwdllm else 1
+    assert len(waited) == batches and waited[-1] == ends[-1] and set(waited) <= set(ends)
 
 
 @pytest.mark.thorough

@@ -1,22 +1,26 @@
 """FwdLLM (USENIX ATC 2024): devices probe the loss along random directions by forward passes; the
 server makes the step.
 
-A round asks the same devices for further directions until the gradients that came agree well enough
-(the variance gate). The server chooses directions by their seeds, of ten times as many those
-nearest to its last gradient. Defaults are the published ones (docs/forward_only_and_split.md).
+A round goes over its devices' batches. For each, every device that has one left probes the loss of
+it along a direction of its own; the server asks for more directions on the same batches until the
+gradients that came agree well enough (the variance gate), then makes a step. After every other
+batch, directions are put together tensor by tensor of those of ten times as many that are nearest
+to the last gradient. This and the defaults are those of the published code
+(docs/forward_only_and_split.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
+from learning.backbones.catalogue import layer_of
 from learning.cost.costs import Cost
 from learning.federated import forward_gradient as fg
-from learning.federated.aggregation import restrict
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
@@ -37,19 +41,18 @@ if TYPE_CHECKING:
 def client_update(
     client: ForwardClient,
     state: State,
-    chosen: Sequence[Sequence[int]],
-    place: int,
+    hand: Hand,
+    numbers: Mapping[str, Sequence[int]] | None,
     h: float,
     shared: bool,
-) -> State | list[fg.Probe]:
-    """The gradient along the directions whose seeds were chosen for the device's place: the mean of
-    s v, s over all batches. Where the seeds are shared, the probes (seed, s) stand for it.
+) -> State | np.ndarray:
+    """The mean of s v over the device's directions, s the derivative of its batch's loss; where the
+    server knows the directions, the derivatives alone.
     """
-    own, seeds = client.part_of(state), chosen[place]
-    slopes = [probe.derivative for probe in fg.fwdllm_probes(client.losses, own, seeds, h)]
-    means = np.array(slopes).reshape(len(seeds), -1).mean(axis=1).astype(np.float32)
-    probes = [fg.Probe(seed, float(mean)) for seed, mean in zip(seeds, means, strict=True)]
-    return probes if shared else fg.gradient_of(probes, own)
+    own = client.part_of(state)
+    directions = hand.directions(own, numbers)
+    slopes = fg.slopes_along(client.losses, own, directions, h)
+    return slopes if shared else fg.fwdllm_gradient(slopes, directions)
 
 
 def server_update(
@@ -63,11 +66,47 @@ def server_update(
     return state, {name: mean.get(name, tensor * 0) for name, tensor in state.items()}
 
 
+class Hand(NamedTuple):
+    """Which directions of a pool are a device's: `count` of them, from the one at `place`."""
+
+    pool: int
+    place: int
+    count: int
+
+    def directions(
+        self, own: State, numbers: Mapping[str, Sequence[int]] | None
+    ) -> list[dict[str, Tensor]]:
+        """These directions over the device's tensors, of the chosen numbers of each tensor, or of
+        the pool as it was drawn.
+        """
+        first = self.place * self.count
+        mine = range(first, first + self.count)
+        if numbers is None:
+            return [fg.candidate(own, self.pool, dict.fromkeys(own, at)) for at in mine]
+        return [fg.candidate(own, self.pool, {n: numbers[n][at] for n in own}) for at in mine]
+
+
+class Asked(NamedTuple):
+    """What devices are asked for: a server's model and directions for one of a round's batches."""
+
+    state: Any
+    numbers: Any
+    hands: Mapping[str, Hand]
+    number: int
+    """The round's."""
+    batch: int
+    is_new: bool
+    """Whether the devices do not have the model yet."""
+    is_guided: bool
+    """Whether the last gradient has chosen the directions, tensor by tensor."""
+
+
 class FwdLLM(ForwardOnly):
     """Forward gradients with a variance gate."""
 
     learner: FwdLLMLearner
     requests = 0  # how many times, over all rounds
+    is_guided = False  # whether the last gradient chooses directions
 
     class Config(ForwardOnlySettings):
         """Settings of FwdLLM."""
@@ -75,25 +114,32 @@ class FwdLLM(ForwardOnly):
         kind: Literal["fwdllm"]
         peft: Literal["lora", "adapter", "bitfit"] = "bitfit"
         rounds: int = Field(3000, ge=1)
+        """A round goes over all texts of its devices once, with a step of the server's for each
+        batch.
+        """
         learning_rate: float = Field(0.01, gt=0)
-        warm_up: float = Field(0.1, ge=0, le=1)
+        warm_up: float = Field(0.06, ge=0, le=1)
         """Share of the rounds in which the learning rate rises; then it falls in a line to 0."""
         perturbations: int = Field(1, ge=1)
-        """Directions that a device probes each time it is asked, on all of its texts."""
+        """Directions that a device probes each time it is asked, on one batch."""
         h: float = Field(0.01, gt=0)
         """Step of the central difference."""
         candidates: int = Field(10, ge=1)
-        """Directions drawn for each one that is probed, from the second round on."""
+        """Directions drawn for each one that is probed, where the last gradient chooses."""
+        guided: Literal["alternately", "always"] = "alternately"
+        """When the last gradient chooses: after a round's batches of odd number, as in the
+        published code, or after every one.
+        """
         variance_threshold: float | None = Field(0.2, gt=0)
-        """Ask again while the halves of the received gradients of the head differ more; null:
-        never.
+        """Ask again, with the same batches and new directions, while the halves of the received
+        gradients of one tensor of the first layer differ more; null: never.
         """
         asks: int = Field(1, ge=1)
-        """Times that a round asks at least; in a dry run, which cannot know gradients, exactly."""
+        """Times that a step asks at least; in a dry run, which cannot know gradients, exactly."""
         most_asks: int = Field(10, ge=1)
-        """Times that a round asks at most."""
+        """Times that a step asks at most."""
         shared_seeds: bool = False
-        """Upload 12 bytes a direction instead of the gradient, which the server then makes itself.
+        """Upload 4 bytes a direction instead of the gradient, which the server then makes itself.
         """
 
     def new_learner(self) -> FwdLLMLearner:
@@ -103,47 +149,39 @@ class FwdLLM(ForwardOnly):
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download directions (and the model, where it is new), probe them, upload the gradient."""
-        state, chosen, places, is_new = task.model
-        nbytes = self.costs[device.backbone].nbytes()
-        directions = self.config.perturbations
-        yield from device.download(8 * directions + is_new * nbytes)
-        data = yield from device.compute(
-            self.probing(device, task, state, chosen, places[device.id])
-        )
-        payload = device.payload(
-            device.samples,
-            fg.PROBE_BYTES * directions if self.config.shared_seeds else nbytes,
-            data,
-            task.version,
-        )
-        yield from device.send(payload)
+        asked: Asked = task.model
+        counted, directions = self.costs[device.backbone], self.config.perturbations
+        picks = directions * (len(counted.tensors) if asked.is_guided else 1)
+        yield from device.download(8 + 4 * picks + asked.is_new * counted.nbytes())
+        data = yield from device.compute(self.probing(device, asked))
+        samples = self.batch(device, asked.number, asked.batch)
+        nbytes = 4 * directions if self.config.shared_seeds else counted.nbytes()
+        yield from device.send(device.payload(samples, nbytes, data, task.version))
+
+    def batch(self, device: Device, number: int, batch: int) -> np.ndarray:
+        """One batch of a round, in which the device's texts are shuffled anew."""
+        return self.batches(device, ClientTask(number, None, None), batch + 1)[batch]
 
     def peak_bytes(self, device: Device) -> int:
-        """Of a round's probes, with the backbone's weights."""
+        """Of the probes of its longest batch, with the backbone's weights."""
         return device.held_bytes(
-            self.probing(device, ClientTask(0, None, None), None, None, 0).cost.peak_bytes
+            max(
+                self.probing(device, Asked(None, None, {}, 0, batch, True, False)).cost.peak_bytes
+                for batch in range(self.steps(device, epochs=1))
+            )
         )
 
-    def probing(
-        self, device: Device, task: ClientTask, state: Any, chosen: Any, place: int
-    ) -> Work:
-        """Two forward passes for each direction and batch; theta, v, theta + h v and the gradient
-        are in memory.
+    def probing(self, device: Device, asked: Asked) -> Work:
+        """Two forward passes for each direction; theta, v, theta + h v and the gradient are in
+        memory.
         """
         counted, c = self.costs[device.backbone], self.config
-        batches = self.batches(device, task, self.steps(device, epochs=1))
-        cost = self.passes(
-            device,
-            batches,
-            counted.ahead,
-            2 * c.perturbations,
-            (4 - c.shared_seeds) * counted.nbytes(),
-        )
-        moved = 2 * len(batches) + (
-            not c.shared_seeds
-        )  # ahead and behind of each batch, and into the gradient
-        cost += moves(c.perturbations * moved, counted.nbytes())
-        how = (state, chosen, place, c.h, c.shared_seeds)
+        batches = [self.batch(device, asked.number, asked.batch)]
+        kept = (4 - c.shared_seeds) * counted.nbytes()
+        cost = self.passes(device, batches, counted.ahead, 2 * c.perturbations, kept)
+        # ahead, behind and into the gradient
+        cost += moves(c.perturbations * (3 - c.shared_seeds), counted.nbytes())
+        how = (asked.state, asked.hands.get(device.id), asked.numbers, c.h, c.shared_seeds)
         return self.learner.work(
             cost, self.learner.client, client_update, device.backbone, batches, *how
         )
@@ -151,25 +189,45 @@ class FwdLLM(ForwardOnly):
     def server_round(
         self, server: Server, devices: list[Device], number: int
     ) -> Generator[Any, Any, list[Payload]]:
-        """One round: ask the same devices until the gradients that came agree, then make one step
-        along their mean.
+        """One round: a step for each batch of the devices', with those that have one left."""
+        counted: list[Payload] = []
+        for batch in range(max(self.steps(device, epochs=1) for device in devices)):
+            asked = [device for device in devices if batch < self.steps(device, epochs=1)]
+            came = yield from self.server_step(server, asked, number, batch)
+            self.is_guided = bool(came) and (self.config.guided == "always" or batch % 2 == 0)
+            counted += came
+        return counted
+
+    def server_step(
+        self, server: Server, devices: list[Device], number: int, batch: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """Ask the same devices until the gradients that came agree, then make one step along their
+        mean.
         """
         gradients: Learned | None = None
         payloads: list[Payload] = []
+        sent: list[tuple[str, Any, Hand]] = []
         left_out: list[int] = []
         for ask in range(max(self.config.asks, self.config.most_asks)):
             if not (devices := [device for device in devices if self.world.is_at_work(device)]):
                 break
-            chosen = yield from server.compute(self.choosing(devices, number), kind="choose")
-            places = {device.id: place for place, device in enumerate(devices)}
-            came = yield from server.ask(
-                devices, self.requests, (self.learner.state, chosen, places, ask == 0)
-            )
-            self.requests, payloads = self.requests + 1, payloads + came
+            pool = self.world.streams.seed64("server/candidates", self.requests)
+            hands = {
+                device.id: Hand(pool, place, self.config.perturbations)
+                for place, device in enumerate(devices)
+            }
+            numbers = None
+            if self.is_guided:
+                numbers = yield from server.compute(self.choosing(devices, pool), kind="choose")
+            what = (self.learner.state, numbers, hands, number, batch, ask == 0, self.is_guided)
+            came = yield from server.ask(devices, self.requests, Asked(*what))
+            self.requests += 1
+            payloads += came
+            sent += [(p.sender.backbone, numbers, hands[p.sender.id]) for p in came]
             if not payloads:
                 continue  # nobody answered
             gathered = yield from server.compute(
-                self.gathering(payloads, came), [p.number for p in came], "gather"
+                self.gathering(payloads, sent, came), [p.number for p in came], "gather"
             )
             gradients, needs_more, left_out = gathered or (None, False, [])
             if ask + 1 >= self.config.asks and not needs_more:
@@ -184,29 +242,21 @@ class FwdLLM(ForwardOnly):
         c = self.config
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in payloads)
         rate = fg.warm_up_then_linear(
-            number, c.learning_rate, round(c.warm_up * c.rounds), c.rounds
+            number, c.learning_rate, math.ceil(c.warm_up * c.rounds), c.rounds
         )
         return self.learner.work(mean_and_step(nbytes), self.learner.step, gradients, rate)
 
-    def choosing(self, devices: list[Device], number: int) -> Work:
-        """Draw candidates and take their cosines: a draw and six FLOP a number of each, once there
-        is a gradient.
-        """
-        c = self.config
-        numbers = sum(self.costs[d.backbone].nbytes() / 4 for d in devices)
-        drawn = c.perturbations * c.candidates * numbers if number > 0 else 0.0
-        names = [d.backbone for d in devices]
-        seeds = [self.seed(d, self.requests) for d in devices]
-        return self.learner.work(
-            Cost(7 * drawn, 8 * drawn),
-            self.learner.choose,
-            names,
-            seeds,
-            c.perturbations,
-            c.candidates,
-        )
+    def choosing(self, devices: list[Device], pool: int) -> Work:
+        """Draw candidates and take their cosines: a draw and six FLOP a number of each."""
+        count = self.config.perturbations * len(devices)
+        numbers = max(self.costs[device.backbone].nbytes() / 4 for device in devices)
+        drawn = self.config.candidates * count * numbers
+        how = (pool, count, self.config.candidates)
+        return self.learner.work(Cost(7 * drawn, 8 * drawn), self.learner.choose, *how)
 
-    def gathering(self, payloads: list[Payload], came: list[Payload]) -> Work:
+    def gathering(
+        self, payloads: list[Payload], sent: list[tuple[str, Any, Hand]], came: list[Payload]
+    ) -> Work:
         """Unpack what came (shared seeds: make the gradients), and compare the halves of all."""
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in came)
         cost = (
@@ -214,8 +264,8 @@ class FwdLLM(ForwardOnly):
             if self.config.shared_seeds
             else Cost(nbytes / 4, 2 * nbytes)
         )
-        threshold = self.config.variance_threshold
-        return self.learner.work(cost, self.learner.gather, *self.of_each(payloads), threshold)
+        how = (list(sent), [p.data for p in payloads], self.config.variance_threshold)
+        return self.learner.work(cost, self.learner.gather, *how)
 
 
 class FwdLLMLearner(ForwardLearner):
@@ -226,47 +276,45 @@ class FwdLLMLearner(ForwardLearner):
     def __init__(self, world: World, shared_seeds: bool, *model: Any) -> None:
         super().__init__(world, *model)
         self._shared_seeds = shared_seeds
+        # published: one tensor of the first layer, which backbones of any depth have
+        in_first = (name for name in self.initial if layer_of(name) == 0)
+        self.watched = next(in_first, next(iter(self.initial)))
 
-    def choose(
-        self, backbones: Sequence[str], seeds: Sequence[int], number: int, candidates: int
-    ) -> Learned:
-        """The seeds of so many directions for each device."""
-        now = (self.state, self.gradient)
-        return self.world.host.learn(self._chosen, *now, backbones, seeds, number, candidates)
+    def choose(self, pool: int, count: int, candidates: int) -> Learned:
+        """The numbers of so many directions of each tensor, nearest to the last gradient first."""
+        assert self.gradient is not None  # whoever asks has made a step
+        return self.world.host.learn(fg.nearest_candidates, self.gradient, pool, count, candidates)
 
-    def _chosen(self, state, gradient, backbones, seeds, number, candidates) -> list[list[int]]:
-        return [
-            fg.choose_directions(
-                own, seed, number, None if gradient is None else restrict(gradient, own), candidates
-            )
-            for backbone, seed in zip(backbones, seeds, strict=True)
-            for own in [self.part_of(backbone, state)]
-        ]
-
-    def received(self, state: State, backbone: str, data: bytes) -> list[dict[str, Tensor]]:
-        """A device's gradient, made of its probes where the seeds are shared."""
+    def received(
+        self, state: State, sent: tuple[str, Any, Hand], data: bytes
+    ) -> list[dict[str, Tensor]]:
+        """A device's gradient, made of its derivatives where the seeds are shared."""
+        backbone, numbers, hand = sent
         if not self._shared_seeds:
             return super().received(state, backbone, data)
-        return [fg.gradient_of(fg.decode_probes(data), self.part_of(backbone, state))]
+        directions = hand.directions(self.part_of(backbone, state), numbers)
+        return [fg.fwdllm_gradient(np.frombuffer(data, "<f4").tolist(), directions)]
 
     def gather(
-        self, backbones: Sequence[str], answers: Sequence[Learned], threshold: float | None
+        self,
+        sent: Sequence[tuple[str, Any, Hand]],
+        answers: Sequence[Learned],
+        threshold: float | None,
     ) -> Callable[[], tuple[Learned, bool, list[int]]]:
         """Gives the gradients that came, whether they disagree so much that more are needed, and
         the places of those that are not finite, which are left out.
         """
-        host, came = self.world.host, (self.state, backbones, answers)
+        host, came = self.world.host, (self.state, sent, answers)
         gradients, left_out = host.learn(self._gathered, *came, stored=(True, True))
-        # the head is the one layer that backbones of any depth and kinds of any name share
-        watched = (gradients, "head.weight", threshold)
+        watched = (gradients, self.watched, threshold)
         return lambda: (
             gradients,
             threshold is not None and host.compute_now(fg.needs_more, *watched),
             host.value_of(left_out),
         )
 
-    def _gathered(self, state: State, backbones, answers) -> tuple[list[State], list[int]]:
-        gradients, _, left_out = self.finite(state, backbones, answers)
+    def _gathered(self, state: State, sent, answers) -> tuple[list[State], list[int]]:
+        gradients, _, left_out = self.finite(state, sent, answers)
         return gradients, left_out
 
     def step(self, gradients: Learned, learning_rate: float) -> Callable[[], list[int]]:

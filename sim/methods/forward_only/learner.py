@@ -42,7 +42,9 @@ class ForwardLearner(FederatedLearner):
         return ForwardClient(self.losses(backbone, batches), part_of)
 
     def packed(self, state: Any) -> bytes:
-        """A state, or a probe, as bytes on the wire."""
+        """A state, a probe, or numbers, as bytes on the wire."""
+        if isinstance(state, np.ndarray):
+            return state.astype("<f4").tobytes()
         return fg.encode_probes([state]) if isinstance(state, fg.Probe) else super().packed(state)
 
     def losses(self, backbone: str, batches: Sequence[np.ndarray]) -> list[fg.Loss]:
