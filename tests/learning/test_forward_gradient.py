@@ -423,18 +423,20 @@ def test_the_worked_numbers_of_the_docs():
     width = catalogue.config_of(catalogue.find("roberta-base"))["hidden_size"]
     hidden_states = 16 * 128 * width * 4
     rank_8, rank_1 = roberta_lora(8).trainable_bytes, roberta_lora(1)
+    tensors = len(rank_1.trainable_parameters())
     names = list(rank_1.trainable_parameters())
     hand = fg.assign_tensors(names, 100, 2, [name for name in names if name.startswith("head.")])[0]
     dealt = sum(rank_1.trainable_parameters()[name].nbytes for name in hand)
-    probes = [len(fg.encode_probes([fg.Probe(1, 0.5)] * number)) for number in (20, 30)]
+    probes = len(fg.encode_probes([fg.Probe(1, 0.5)] * 30))
     mobillm = [encoded_nbytes(bits, 16, 16 * 256, 12, width, 2) for bits in (32, 8, 4)]
     rows = [
         f"| SplitFed | a batch of 16 × 128 tokens | {hidden_states:,} and the labels | "
         f"{hidden_states:,} |",
         f"| FedBert | a batch of 16 × 128 tokens | {2 * hidden_states:,} | {2 * hidden_states:,} |",
-        f"| FwdLLM | a round, LoRA r 8 and a head of 2 classes | {rank_8:,} | {rank_8:,} |",
-        f"| FwdLLM, shared seeds | a round of 20 probes | {probes[0]} | {rank_8:,} |",
-        f"| FedMeZO, shared seeds | a round of 30 local steps | {probes[1]} | {probes[1]} from "
+        f"| FwdLLM | a batch, LoRA r 8 and a head of 2 classes ({tensors} tensors), the last "
+        f"gradient chose | {rank_8:,} | {rank_8 + 8 + 4 * tensors:,} |",
+        f"| FwdLLM, shared seeds | the same | 4 | {rank_8 + 8 + 4 * tensors:,} |",
+        f"| FedMeZO, shared seeds | a round of 30 local steps | {probes} | {probes} from "
         "each client |",
         f"| Spry | a round of 100 clients, LoRA r 1: two tensors and the head each | {dealt:,} | "
         f"{rank_1.trainable_bytes:,} |",

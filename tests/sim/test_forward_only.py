@@ -113,9 +113,8 @@ def steps_of_an_epoch(device):
     "changes", [{}, {"shared_seeds": True}, {"guided": "always"}], ids=["", "shared", "always"]
 )
 def test_fwdllm_is_the_published_loop(changes, simulate):
-    """UbiquitousLearning/FwdLLM 36ecdbc (`train_model`, `calculate_jvp`, `aggregate`), written out:
-    a batch a client and step, of each tensor the best tenth of a pool, after a round's batches of
-    odd number.
+    """The trainer and the aggregator of UbiquitousLearning/FwdLLM 36ecdbc, written out: a batch a
+    client and step, of each tensor the best of a pool, after a round's batches of odd number.
     """
     method = {**FWDLLM, "perturbations": 1, "warm_up": 0.4, **changes}
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)

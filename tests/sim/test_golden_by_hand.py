@@ -20,6 +20,7 @@ from scipy.optimize import brentq
 import devices.profile
 import network.profile
 from learning.side.activations import encoded_nbytes
+from sim.methods.forward_only.fwdllm import Asked
 
 golden = runpy.run_path(str(Path(__file__).with_name("test_simulation.py")))
 CALM, SCHEDULES, ABSENCES = (golden[name] for name in ("CALM", "SCHEDULES", "ABSENCES"))
@@ -119,17 +120,15 @@ def test_federated_peft(told):
 def test_forward_only(told):
     sim = told("forward-only")
     # Trained: biases, 2 x (4 x 64 + 128 + 64 + 2 x 64) + 64 = 1,216, and a head of 3 x 65: 1,411
-    # numbers, 5,644 bytes; a direction is 8 bytes. An ask is two passes over 8 texts, each of two
+    # numbers, 5,644 bytes; a direction is 12 bytes. An ask is two passes over 8 texts, each of two
     # layers and a head of 2 x 64 x 3; theta + h v, theta - h v and the gradient are 2 FLOP a number
     flop, nbytes = 2 * 8 * (2 * LAYER + 384) + 3 * 2 * 1_411, 4 * 1_411
     computed = [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "compute"]
     assert [s["flop"] for s in computed] == [flop] * 6
-    moved = sim.method.probing(sim.devices[0], _NOTHING, None, None, 0).cost.bytes_moved
-    # the server draws the directions (3 ms, nothing else yet), all three are there from 1 s on
-    choose_s, now_s, expected = on(A100, 0, 0), 1.0, []
-    for ask, got in enumerate((nbytes + 8, 8)):  # asked again, they have the model
-        expected += [("choose", now_s, now_s + choose_s)]
-        now_s += choose_s
+    asked = Asked(None, None, {}, 0, 0, True, False)
+    moved = sim.method.probing(sim.devices[0], asked).cost.bytes_moved
+    now_s, expected = 1.0, []  # all three are there from 1 s on
+    for ask, got in enumerate((nbytes + 12, 12)):  # asked again, they have the model
         fast = laid(
             now_s,
             *[("download", down(WIFI, got)), ("compute", on(PI, flop, moved))],
