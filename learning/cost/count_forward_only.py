@@ -55,12 +55,13 @@ def forward_architecture(
     classes: int = 2,
     rank: int = 8,
     bottleneck: int = 16,
+    head: str = "linear",
     target_modules: Targets = None,
 ) -> ForwardArchitecture:
     """The counted forward pass of the backbone with a trainable part of `kind` and a head; nothing
     is kept.
     """
-    options = peft_options(kind, rank, bottleneck, target_modules)
+    options = peft_options(kind, rank, bottleneck, target_modules, head)
     counter = _Counter(spec.name, config_of(spec), kind, classes, options)
     return ForwardArchitecture(counter.tensors(), counter.ahead(counter.config))
 
@@ -85,6 +86,7 @@ def jvp_pass(
     classes: int = 2,
     rank: int = 8,
     bottleneck: int = 16,
+    head: str = "linear",
     target_modules: Targets = None,
 ) -> PassCounts:
     """The counted forward pass that carries derivatives with respect to the named tensors.
@@ -93,7 +95,7 @@ def jvp_pass(
     where all is carried anyway, is left out (in LoRA below 1e-4 of a pass). The layers before cost
     a forward pass.
     """
-    options = peft_options(kind, rank, bottleneck, target_modules)
+    options = peft_options(kind, rank, bottleneck, target_modules, head)
     counter = _Counter(spec.name, config_of(spec), kind, classes, options)
     depth = depth_of(counter.config)
     below = [layer_of(name) for name in names if not name.startswith("head.")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from learning.backbones.catalogue import BackboneSpec, config_of, cut, depth_of
@@ -88,16 +89,18 @@ def part_architecture(
     classes: int = 2,
     rank: int = 8,
     bottleneck: int = 16,
+    head_kind: str = "linear",
     target_modules: Targets = None,
 ) -> PartArchitecture:
     """The counted cost of a part of the backbone trained by `kind`: its first layers with
-    embeddings, else its last ones.
+    embeddings, else its last ones; where it has the `head`, one of that kind.
 
     Raises ValueError for more layers than the backbone has, and BackboneError for an architecture
     that cannot be split.
     """
     config = config_of(spec)
-    options = peft_options(kind, rank, bottleneck, target_modules)
+    its_head = head_kind if head else "linear"  # of no other part's concern
+    options = peft_options(kind, rank, bottleneck, target_modules, its_head)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
     is_cut = layers is not None and 0 < layers < depth_of(config)
@@ -106,7 +109,7 @@ def part_architecture(
 
     def count() -> dict[str, Any]:
         return dataclasses.asdict(
-            count_part(config, layers, embeds, head, kind, classes, is_cut, **options)
+            count_part(config, layers, embeds, head, kind, classes, is_cut, options)
         )
 
     of = [config, layers, embeds, head, kind, options, classes if head else 0, is_cut]
@@ -139,7 +142,7 @@ def count_part(
     kind: str,
     classes: int,
     is_cut: bool = False,
-    **options: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> PartArchitecture:
     """Count the coefficients of `PartArchitecture`; `options` are those of `peft_options`.
 

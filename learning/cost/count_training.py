@@ -97,17 +97,20 @@ def _with_classes(
     )
 
 
-def peft_options(kind: str, rank: int, bottleneck: int, target_modules: Targets) -> dict[str, Any]:
-    """Of these settings, those that a kind of training has, as
+def peft_options(
+    kind: str, rank: int, bottleneck: int, target_modules: Targets, head: str = "linear"
+) -> dict[str, Any]:
+    """Of these settings, those that a kind of training has and that are not the default, as
     `learning.federated.trainable.TrainableClassifier` takes them.
     """
+    options: dict[str, Any] = {} if head == "linear" else {"head": head}
     if kind == "lora":
-        return (
-            {"rank": rank}
-            if target_modules is None
-            else {"rank": rank, "target_modules": target_modules}
-        )
-    return {"bottleneck": bottleneck} if kind == "adapter" else {}
+        options["rank"] = rank
+        if target_modules is not None:
+            options["target_modules"] = target_modules
+    if kind == "adapter":
+        options["bottleneck"] = bottleneck
+    return options
 
 
 def _size(kind: str, rank: int, bottleneck: int) -> int:

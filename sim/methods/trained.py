@@ -9,7 +9,10 @@ from pydantic import Field, model_serializer
 
 from sim.scenario.settings import OnlyFor, Settings
 
+Head = Literal["linear", "dense"]
+
 _LATER = {  # settings that came later, and what was done before them
+    "head": "linear",
     "target_modules": None,
     "optimiser": "adamw",
     "momentum": 0.0,
@@ -17,7 +20,26 @@ _LATER = {  # settings that came later, and what was done before them
 }
 
 
-class TrainableSettings(Settings):
+class HeadSettings(Settings):
+    """Settings of whatever trains a head, or sends one."""
+
+    head: Head = "linear"
+    """Trained and sent with the rest: one linear map, or RoBERTa's (dense: a square map, tanh, a
+    linear map), as in FedPETuning.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: Callable[[HeadSettings], dict[str, Any]]) -> dict[str, Any]:
+        """Who leaves a later setting at a default that is what was done before keeps the digest."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in _LATER or not (value == _LATER[name] == fields[name].default)
+        }
+
+
+class TrainableSettings(HeadSettings):
     """Settings whose `peft` (or whose kind) says what is trained, with sizes of LoRA and
     adapters.
     """
@@ -47,16 +69,6 @@ class TrainableSettings(Settings):
         bottleneck: int
         readout: str
 
-    @model_serializer(mode="wrap")
-    def _without_later(self, dump: Callable[[TrainableSettings], dict[str, Any]]) -> dict[str, Any]:
-        """Who leaves a later setting at a default that is what was done before keeps the digest."""
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in dump(self).items()
-            if name not in _LATER or not (value == _LATER[name] == fields[name].default)
-        }
-
     @property
     def trains(self) -> str:
         """lora, adapter, bitfit, full or head."""
@@ -65,9 +77,10 @@ class TrainableSettings(Settings):
     @property
     def size(self) -> tuple[Any, ...]:
         """What of it tells the size of what is trained: what costs are counted with."""
-        return self.rank, self.bottleneck, self.target_modules
+        return self.rank, self.bottleneck, self.head, self.target_modules
 
-    def classifier(self, head: str) -> tuple[Any, ...]:
+    @property
+    def classifier(self) -> tuple[Any, ...]:
         """What a `FederatedLearner` builds its `TrainableClassifier` of."""
         sizes = (self.rank, self.alpha, self.bottleneck)
-        return self.trains, self.readout, *sizes, head, self.target_modules
+        return self.trains, self.readout, *sizes, self.head, self.target_modules

@@ -50,12 +50,11 @@ class Plain:
     plain PyTorch.
     """
 
-    def __init__(self, sim, alpha=8, rank=4):
+    def __init__(self, sim, alpha=8, rank=4, head="linear"):
         seed = sim.streams.seed64("server/model") % 2**31
-        self.sim, self.model = (
-            sim,
-            TrainableClassifier(find("random-bert"), "lora", 3, "mean", rank, alpha, 48, seed),
-        )
+        sizes = ("mean", rank, alpha, 48, seed)
+        self.sim = sim
+        self.model = TrainableClassifier(find("random-bert"), "lora", 3, *sizes, head=head)
         self.state = self.model.trainable()
 
     def batches(self, device, version, count):
@@ -110,7 +109,9 @@ def steps_of_an_epoch(device):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"shared_seeds": True}, {"guided": "always"}], ids=["", "shared", "always"]
+    "changes",
+    [{}, {"shared_seeds": True}, {"guided": "always"}, {"head": "dense"}],
+    ids=["", "shared", "always", "dense"],
 )
 def test_fwdllm_is_the_published_loop(changes, simulate):
     """The trainer and the aggregator of UbiquitousLearning/FwdLLM 36ecdbc, written out: a batch a
@@ -118,7 +119,7 @@ def test_fwdllm_is_the_published_loop(changes, simulate):
     """
     method = {**FWDLLM, "perturbations": 1, "warm_up": 0.4, **changes}
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
-    plain, old_grad, requests = Plain(sim), None, 0
+    plain, old_grad, requests = Plain(sim, head=method.get("head", "linear")), None, 0
     for number, rate in enumerate((0.05, 0.1, 0.1)):  # ceil(1.2) = 2 rounds up to 0.1
         batches = [plain.batches(d, number, steps_of_an_epoch(d)) for d in sim.devices]
         for data_id in range(max(map(len, batches))):

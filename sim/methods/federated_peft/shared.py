@@ -22,7 +22,7 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
-from sim.methods.trained import TrainableSettings
+from sim.methods.trained import Head, TrainableSettings
 from sim.scenario.settings import OnlyFor
 
 LEARNING_RATES = {
@@ -55,7 +55,7 @@ class PeftSettings(TrainableSettings):
     rank: int = Field(8, ge=1)
     alpha: float = Field(8, gt=0)
     bottleneck: int = Field(16, ge=1)
-    head: Literal["linear", "dense"] = "dense"
+    head: Head = "dense"
     """Trained and sent with the rest: RoBERTa's (a square map, tanh, a linear map), as in
     FedPETuning, or one linear map.
     """
@@ -114,7 +114,7 @@ class FederatedPeft(ServerDriven):
             )
             for device in {self.model_of(device): device for device in world.devices}.values()
         }
-        self.learner_args = config.classifier(config.head)
+        self.learner_args = config.classifier
         self.learner = self.new_learner()
 
     def new_learner(self) -> FederatedLearner:

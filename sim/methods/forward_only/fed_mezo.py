@@ -79,7 +79,7 @@ class FedMezo(ForwardOnly):
 
     def new_learner(self) -> FedMezoLearner:
         """Probes from devices (`client_update`), `server_update` at the server."""
-        peft = self.config.classifier("linear")
+        peft = self.config.classifier
         return learner_for(self.world, FedMezoLearner, self.config.learning_rate, *peft)
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:

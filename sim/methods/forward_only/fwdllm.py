@@ -144,7 +144,7 @@ class FwdLLM(ForwardOnly):
 
     def new_learner(self) -> FwdLLMLearner:
         """Gradients from devices (`client_update`), `server_update` at the server."""
-        peft = self.config.classifier("linear")
+        peft = self.config.classifier
         return learner_for(self.world, FwdLLMLearner, self.config.shared_seeds, *peft)
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:

@@ -58,7 +58,7 @@ class ForwardOnly(SynchronousRounds):
 
     def new_learner(self) -> ForwardLearner:
         """What learns."""
-        return learner_for(self.world, ForwardLearner, *self.config.classifier("linear"))
+        return learner_for(self.world, ForwardLearner, *self.config.classifier)
 
     def passes(
         self,

@@ -96,7 +96,7 @@ class Spry(ForwardOnly):
 
     def new_learner(self) -> SpryLearner:
         """Dealt tensors on devices (`client_update`), `server_update` at the server."""
-        return learner_for(self.world, SpryLearner, *self.config.classifier("linear"))
+        return learner_for(self.world, SpryLearner, *self.config.classifier)
 
     def _jvp(self, backbone: str, names: tuple[str, ...]) -> PassCounts:
         return jvp_pass(self.world.costing.charged[backbone], self.config.peft, names, *self.size)

@@ -157,11 +157,14 @@ class FedBert(SplitTraining):
             name: (
                 part_architecture(spec, 0, embeds=True),
                 part_architecture(spec, world.costing.depths()[name]),
-                part_architecture(spec, None, head=True, classes=world.task.classes),
+                part_architecture(
+                    spec, None, head=True, classes=world.task.classes, head_kind=config.head
+                ),
             )
             for name, spec in world.costing.charged.items()
         }
-        peft = ("full", config.readout, 8, 8, 16)  # sizes of what full training has none of
+        sizes = (8, 8, 16)  # of what full training has none of
+        peft = ("full", config.readout, *sizes, config.head)
         super().__init__(
             config, world, parts, config.body == "parallel", config.learning_rate, 0, *peft
         )

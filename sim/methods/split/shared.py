@@ -21,10 +21,10 @@ from sim.kernel.world import World
 from sim.methods.protocols import SynchronousRounds, mean_and_step
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
-from sim.scenario.settings import Settings
+from sim.methods.trained import HeadSettings
 
 
-class SplitSettings(Settings):
+class SplitSettings(HeadSettings):
     """Settings of every method that splits the model between device and server."""
 
     participation: float = Field(1.0, gt=0, le=1)

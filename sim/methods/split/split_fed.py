@@ -127,9 +127,7 @@ class SplitFed(SplitTraining):
         }
         rate = config.learning_rate or LEARNING_RATES[kind]
         in_parallel = config.kind == "splitfed-v1"
-        super().__init__(
-            config, world, parts, in_parallel, rate, config.layers, *config.classifier("linear")
-        )
+        super().__init__(config, world, parts, in_parallel, rate, config.layers, *config.classifier)
 
     def batch(
         self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
