@@ -144,6 +144,7 @@ class Simulation:
         self.host = Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates = False, 0
+        self.trained_at_s: float | None = None
         self.accuracy: float | None = None
         self.scores: Scores = {}
         self.tally = Tally()
@@ -413,6 +414,7 @@ class Simulation:
 
     def end_training(self, learner: Learner) -> None:
         """No more updates: a last look, and whoever is still at work is told to stop."""
+        self.trained_at_s = self.env.now
         self.after_update(learner, None, 0, last=True)
         at_work = [process for process, actor in self._alive.items() if actor is not None]
         self._interrupt(at_work, "target" if self.target_reached else "ended")

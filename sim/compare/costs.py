@@ -23,7 +23,9 @@ COLUMNS = {
     "flop": "compute a device",
     "uplink_bytes": "uplink a device",
     "downlink_bytes": "downlink a device",
-    "communication_bytes": "communication a device",
+    "training_bytes": "up and down a device",
+    "delivery_bytes": "delivery a device",
+    "communication_bytes": "communication a device, with delivery",
     "peak_memory_bytes": "peak memory a device",
     "energy_j": "energy a device",
     "waiting_s": "waiting a device",
@@ -60,6 +62,10 @@ def costs_until(run: Run, until_s: float) -> dict[str, float]:
 def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
     """The same at each of some moments [n], each cost as float64 [n].
 
+    A device that cannot predict has not been served, so `communication_bytes` has, beside what
+    training sent up and down by then, the one delivery of what is trained that every device
+    needs, whenever that is; downloads after the training, which are that delivery, are not counted
+    twice.
     Peak memory is of the whole run, the mean over the devices that did any work.
     """
     spans = run.spans(["actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome"])
@@ -75,7 +81,12 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
 
     nbytes = spans["nbytes"].to_numpy().astype(float)
     everything = np.ones(len(end_s), dtype=bool)
-    up, down = (until(nbytes, kind == way) / len(devices) for way in ("upload", "download"))
+    trained_at_s = run.summary["trained_at_s"]
+    starts_s = spans["start_s"].to_numpy()
+    is_delivery = starts_s >= (math.inf if trained_at_s is None else trained_at_s)
+    up = until(nbytes, kind == "upload") / len(devices)
+    down = until(nbytes, (kind == "download") & ~is_delivery) / len(devices)
+    delivery = np.full(len(times_s), devices["delivery_bytes"].to_numpy().mean())
     peak = devices["peak_memory_bytes"].to_numpy()
     peak = peak[peak > 0]
     return {
@@ -83,7 +94,9 @@ def costs_at(run: Run, times_s: np.ndarray) -> dict[str, np.ndarray]:
         "flop": until(spans["flop"].to_numpy(), kind == "compute") / len(devices),
         "uplink_bytes": up,
         "downlink_bytes": down,
-        "communication_bytes": up + down,
+        "training_bytes": up + down,
+        "delivery_bytes": delivery,
+        "communication_bytes": up + down + delivery,
         "peak_memory_bytes": np.full(
             len(times_s), math.fsum(peak) / len(peak) if len(peak) else 0.0
         ),

@@ -16,7 +16,14 @@ from sim.compare.statistics import interval
 from sim.results.run import Run, open_run
 
 OF_BACKBONE = "accuracy, final, "
-REDUCED = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
+REDUCED = (
+    "time_s",
+    "flop",
+    "communication_bytes",
+    "training_bytes",
+    "peak_memory_bytes",
+    "energy_j",
+)
 
 
 def rows(

@@ -30,3 +30,8 @@ class Method(Protocol):
         """The most memory that the method takes on the device, weights included; 0 where nothing
         runs there.
         """
+
+    def delivery_bytes(self, device: Device) -> int:
+        """What the device must still download to predict with the model as the server has it: what
+        was trained, and not the public backbone; 0 where it has all of it, or none is made for it.
+        """

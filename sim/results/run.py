@@ -35,6 +35,7 @@ COLUMNS = {
         *(
             "uplink_bytes",
             "downlink_bytes",
+            "delivery_bytes",
             "flop",
             "energy_j",
             "peak_memory_bytes",

@@ -39,6 +39,7 @@ def device_table(sim: Simulation) -> pa.Table:
         rows["finished_at_s"].append(device.finished_at_s)
         rows["uplink_bytes"].append(int(mine.get(("upload", "nbytes"), 0)))
         rows["downlink_bytes"].append(int(mine.get(("download", "nbytes"), 0)))
+        rows["delivery_bytes"].append(sim.method.delivery_bytes(device))
         rows["flop"].append(mine.get(("compute", "flop"), 0.0))
         rows["energy_j"].append(math.fsum(v for (_, what), v in mine.items() if what == "joules"))
         rows["peak_memory_bytes"].append(device.peak_memory_bytes)
@@ -56,7 +57,7 @@ _DEVICE_TYPES = {
     ),
     "samples": pa.int64(),
     **dict.fromkeys(("joined_at_s", "finished_at_s"), pa.float64()),
-    **dict.fromkeys(("uplink_bytes", "downlink_bytes"), pa.int64()),
+    **dict.fromkeys(("uplink_bytes", "downlink_bytes", "delivery_bytes"), pa.int64()),
     **dict.fromkeys(("flop", "energy_j"), pa.float64()),
     "peak_memory_bytes": pa.int64(),
     **dict.fromkeys(("busy_s", "waiting_s", "on_share"), pa.float64()),
@@ -93,6 +94,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "costed_as": sim.costing.charged_as,
         "ended": sim.ended.reason,
         "virtual_time_s": sim.ended.at_s,
+        "trained_at_s": sim.trained_at_s,
         "metric": "accuracy",
         "final": sim.accuracy,
         "best": max(curve) if curve else None,
@@ -116,7 +118,8 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "per_device": {
             name: _spread(devices[name])
             for name in (
-                *("uplink_bytes", "downlink_bytes", "flop", "energy_j", "peak_memory_bytes"),
+                *("uplink_bytes", "downlink_bytes", "delivery_bytes"),
+                *("flop", "energy_j", "peak_memory_bytes"),
                 *("busy_s", "waiting_s", "finished_at_s", "on_share"),
             )
         },

@@ -33,6 +33,7 @@ PARTS = {
     "device": "a generator method device(self, device): what a device does",
     "server": "a generator method server(self, server): what the server does",
     "peak_bytes": "a method peak_bytes(self, device): the most memory it takes on the device",
+    "delivery_bytes": "a method delivery_bytes(self, device): what it must download to predict",
 }
 """What a class must have to be a method, and what that is."""
 CALLS = {
@@ -40,6 +41,7 @@ CALLS = {
     "device": "self, device",
     "server": "self, server",
     "peak_bytes": "self, device",
+    "delivery_bytes": "self, device",
 }
 """With what the class and its parts are called."""
 

@@ -8,6 +8,7 @@ def test_my_method():
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,9 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
     A dry run has the very spans of a real one (where the schedule depends on what is learned, as
     by a gate on gradients, switch that off in `settings`). The same seed gives the same digest,
     with one worker and with two. Every payload is as many bytes as the clock was charged for it,
-    and each lands. No device needs more memory than `peak_bytes` says. The run ends by itself, with
-    updates, and it ends, too, where a device leaves in the middle.
+    and each lands. No device needs more memory than `peak_bytes` says, and what is sent to devices
+    after the training is what `delivery_bytes` says. The run ends by itself, with updates, and it
+    ends, too, where a device leaves in the middle.
 
     `kind` is the name to try it under, by default the first of its own; `settings` are the
     method's, e.g. few rounds. It takes some seconds and needs no fetched weights.
@@ -70,11 +72,26 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
         assert device.peak_memory_bytes <= most, (
             f"{device.id} took {device.peak_memory_bytes} bytes of memory; `peak_bytes` says {most}"
         )
+        said, delivered = real.method.delivery_bytes(device), _delivered(real, device.id)
+        assert delivered in (0, said), (
+            f"{delivered} bytes were sent to {device.id} after the training; `delivery_bytes` says "
+            f"{said}"
+        )
         assert device.outcome in ("ok", "ended"), f"{device.id} ended: {device.outcome}"
     assert real.updates > 0, "no update was made"
     shrunk, _ = _run(given, dry=True, dropout={"times": [0.3 * real.ended.at_s, None, None]})
     assert shrunk.ended.reason in ("exhausted", "target"), (
         f"where a device leaves in the middle, the run ended as {shrunk.ended.reason}"
+    )
+
+
+def _delivered(sim: Simulation, device: str) -> int:
+    """Bytes that a device received after the training."""
+    end_s = math.inf if sim.trained_at_s is None else sim.trained_at_s
+    return sum(
+        row["nbytes"]
+        for row in sim.recorder.spans().to_pylist()
+        if row["actor"] == device and row["kind"] == "download" and row["start_s"] >= end_s
     )
 
 

@@ -146,12 +146,20 @@ def check_memory(method: Method, fleet: Sequence[Device], then: Literal["error",
     says what it needs.
     """
     for device in fleet:
+        whole_bytes("delivery_bytes", method.delivery_bytes(device), device)
         try:
             _check_peak(device, method.peak_bytes, fleet)
         except DoesNotFit:
             if then == "error":
                 raise
             device.outcome = "oom"
+
+
+def whole_bytes(part: str, nbytes: Any, device: Device) -> int:
+    """What a part of a method gives for a device; MethodError where it is no number of bytes."""
+    if not isinstance(nbytes, int | np.integer) or nbytes < 0:
+        raise MethodError(f"`{part}` gives {nbytes!r} for {device.id}, and no number of bytes")
+    return int(nbytes)
 
 
 def _check_peak(
@@ -163,9 +171,7 @@ def _check_peak(
     `peak_bytes(device)` is all that a method holds at its peak, weights included (0 where nothing
     runs).
     """
-    needed = peak_bytes(device)
-    if not isinstance(needed, int | np.integer) or needed < 0:
-        raise MethodError(f"`peak_bytes` gives {needed!r} for {device.id}, and no number of bytes")
+    needed = whole_bytes("peak_bytes", peak_bytes(device), device)
     if needed <= device.memory_bytes:
         return
     others = {other.backbone: other for other in fleet if other.backbone != device.backbone}

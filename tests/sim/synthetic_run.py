@@ -131,6 +131,7 @@ def write_run(
             "finished_at_s": pa.array(finished, from_pandas=True),
             "uplink_bytes": uplink,
             "downlink_bytes": np.full(n_devices, 90_000_000 // batches // 40),
+            "delivery_bytes": np.full(n_devices, 90_000_000 // batches // 40),
             "flop": np.full(n_devices, 2e9 * batches),
             "energy_j": (took[:, :, 0] * alive[:, :, 0]).sum(1) * rates[:, 2]
             + (took[:, :, 1] * alive[:, :, 1]).sum(1) * 1.5
@@ -174,7 +175,12 @@ def write_run(
         "digest": "0123abcd",
         "costed_as": costed_as,
     }
-    summary |= {"virtual_time_s": ends_s, "metric": "accuracy", "target": target}
+    summary |= {
+        "virtual_time_s": ends_s,
+        "trained_at_s": ends_s,
+        "metric": "accuracy",
+        "target": target,
+    }
     scenario = {"name": "synthetic", "method": {"kind": method}, "stop": {"target": 0.75}}
     manifest = {
         "scenario": scenario,

@@ -57,8 +57,25 @@ class Greedy(FedMobiLLM):
         return 0
 
 
+class Free(FedMobiLLM):
+    """Says that its side network comes to the devices without a byte."""
+
+    def delivery_bytes(self, device):
+        return 0
+
+    def end(self, server):
+        self.world.end_training(self.learner)
+        yield from server.deliver(self.world.devices, super().delivery_bytes)
+
+
 @pytest.mark.parametrize(
-    ("method", "says"), [(Underpaid, "bytes"), (Forgetful, "made to be sent"), (Greedy, "peak_")]
+    ("method", "says"),
+    [
+        (Free, "delivery_bytes"),
+        (Underpaid, "bytes"),
+        (Forgetful, "made to be sent"),
+        (Greedy, "peak_"),
+    ],
 )
 def test_a_broken_promise_is_told(method, says):
     with pytest.raises(AssertionError, match=says):

@@ -11,7 +11,7 @@ import pytest
 from sim.compare.costs import converged_at_s, costs_until
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.runs import candidates, plan
-from sim.compare.table import reductions, rows
+from sim.compare.table import REDUCED, reductions, rows
 from sim.kernel.streams import Streams
 from sim.results.run import open_run
 from sim.scenario.file import load
@@ -111,6 +111,7 @@ def test_every_cost_is_the_sum_of_its_own_spans(compared):
     )
     run = open_run(out / "lora-seed0")
     spans = [s for s in run.spans().to_pylist() if s["actor"].startswith("device-")]
+    model = next(s["nbytes"] for s in spans if s["kind"] == "download")  # each needs the last one
     peaks = [peak for peak in run.devices()["peak_memory_bytes"].to_pylist() if peak]
     assert len(peaks) == 3
     update_s = next(t for t, count in zip(*run.curve("updates"), strict=True) if count == 1)
@@ -125,7 +126,9 @@ def test_every_cost_is_the_sum_of_its_own_spans(compared):
             "flop": sum(s["flop"] for s in ended) / 4,
             "uplink_bytes": up,
             "downlink_bytes": down,
-            "communication_bytes": up + down,
+            "training_bytes": up + down,
+            "delivery_bytes": model,
+            "communication_bytes": up + down + model,
             "peak_memory_bytes": sum(peaks) / 3,
             "energy_j": sum(s["joules"] for s in ended) / 4,
             "waiting_s": sum(s["end_s"] - s["start_s"] for s in ended if s["kind"] == "wait") / 4,
@@ -182,9 +185,14 @@ def test_methods_meet_the_same_world(compared):
 
 
 def test_reductions_are_against_the_best_of_each_column():
-    keys = ("time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j")
+    keys = REDUCED[:3] + REDUCED[4:]
     table = [
-        {"method": m, "best": 0.8 if m == "a" else 0.9, **dict(zip(keys, v, strict=True))}
+        {
+            "method": m,
+            "best": 0.8 if m == "a" else 0.9,
+            "training_bytes": None,
+            **dict(zip(keys, v, strict=True)),
+        }
         for m, v in (
             ("ours", (1, 2, 3, 4, 5)),
             ("a", (10, 4, 30, 2, 50)),

@@ -53,6 +53,7 @@ def cut(labels, n_clients, rng, min_size):
             "line 9: RuntimeError: waits in a loop and takes nothing",
         ),
         ("    def peak_bytes(self, device):\n        return None", "`peak_bytes` gives None"),
+        ("    def delivery_bytes(self, device):\n        return 0.5", "`delivery_bytes` gives 0.5"),
         ("    def peak_bytes(self, device):\n        return 1 / 0", "line 8: ZeroDivisionError"),
         ("    def __init__(self, config, world):\n        pass", "sets no `learner`"),
         (

@@ -132,7 +132,7 @@ def test_who_registers_before_anything_else_hides_none_of_ours(shell):
         "class Mine:\n"
         "    class Config(Settings):\n"
         "        rounds: int = 1\n"
-        "    device = server = peak_bytes = __init__ = lambda self, *who: None\n"
+        "    device = server = peak_bytes = delivery_bytes = __init__ = lambda self, *who: None\n"
         "mobifleet.register(Mine, 'mine')\n"
         "print(mobifleet.load('quickstart').method.kind)\n",
     ).communicate(timeout=120)

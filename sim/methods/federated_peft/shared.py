@@ -142,6 +142,10 @@ class FederatedPeft(ServerDriven):
             self.local_training(device, ClientTask(0, None, None)).cost.peak_bytes
         )
 
+    def delivery_bytes(self, device: Device) -> int:
+        """The trained part of the device's model, as a broadcast carries it."""
+        return self.costs[self.model_of(device)].trainable_bytes
+
     def local_training(self, device: Device, task: ClientTask) -> Work:
         """The local epochs, real and charged."""
         model = self.model_of(device)

@@ -110,6 +110,11 @@ class FedMezo(ForwardOnly):
             self.stepping(device, ClientTask(0, None, None), 0).cost.peak_bytes
         )
 
+    def delivery_bytes(self, device: Device) -> int:
+        """The probes that it has missed, or the model where that is less."""
+        missed = self.missed(device, ClientTask(len(self.probes_of_round), None, None))
+        return super().delivery_bytes(device) if missed is None else PROBE_BYTES * missed
+
     def stepping(self, device: Device, task: ClientTask, missed: int) -> Work:
         """Two forward passes a step, and the arithmetic of moving; the server's theta, the own, v
         and theta + eps v.

@@ -60,6 +60,10 @@ class ForwardOnly(SynchronousRounds):
         """What learns."""
         return learner_for(self.world, ForwardLearner, *self.config.classifier)
 
+    def delivery_bytes(self, device: Device) -> int:
+        """All trained tensors, as a broadcast carries them."""
+        return self.costs[device.backbone].nbytes()
+
     def passes(
         self,
         device: Device,

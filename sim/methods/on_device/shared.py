@@ -28,6 +28,10 @@ class OnDeviceMethod:
         """What a device computes in a round."""
         raise NotImplementedError
 
+    def delivery_bytes(self, device: Device) -> int:
+        """It has trained its own."""
+        return 0
+
     def device(self, device: Device) -> Generator:
         """Its own texts, over and over, once they are all there."""
         yield from device.arrive()

@@ -84,6 +84,10 @@ class Centralised(SideTuning):
         """No model runs on a device."""
         return 0
 
+    def delivery_bytes(self, device: Device) -> int:
+        """The model is where it is used."""
+        return 0
+
     def device(self, device: Device) -> Generator:
         """Its own texts, once; nothing where the server has them."""
         yield from device.arrive()

@@ -114,6 +114,10 @@ class SideTuning:
         longest = np.full(self.config.device_batch, lengths.max(initial=1))
         return device.held_bytes(self.world.costing.forward(device.member, longest).peak_bytes)
 
+    def delivery_bytes(self, device: Device) -> int:
+        """The side network with what belongs to the device's backbone."""
+        return self.shape_of(device.backbone).shipped_bytes(device.backbone)
+
     def pass_over_data(self, device: Device) -> Generator:
         """Forward passes over all batches, each uploaded as soon as it is computed."""
         for batch in device.batches(self.config.device_batch):
@@ -215,6 +219,4 @@ class SideTuning:
         self.world.end_training(self.learner)
         if self.config.ship_side_network:
             devices = self.world.present_devices()
-            yield from server.deliver(
-                devices, lambda d: self.shape_of(d.backbone).shipped_bytes(d.backbone)
-            )
+            yield from server.deliver(devices, self.delivery_bytes)

@@ -81,6 +81,10 @@ class SplitTraining(SynchronousRounds):
         ]
         return device.held_bytes(max(peaks, default=0))
 
+    def delivery_bytes(self, device: Device) -> int:
+        """The trained numbers of both sides, to predict without the server."""
+        return self.charging.device_bytes(device) + self.charging.server_bytes(device)
+
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download the device's parts, train them batch by batch together with the server, and send
         them back.
