@@ -16,14 +16,15 @@ NAMES = (
     "µs ± 1 × 2",
     "[link](http://x) <b> `c` *d*",
     '"q"',
+    "*starred* [a]",
 )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_character_of_a_name_means_anything_to_latex(name):
     text = escaping.latex(name)
-    bare = re.sub(r"\\text\w+\{\}|\$\\(pm|times)\$|\\[&%$#_{}]", "", text)
-    assert not set(bare) & set('\\&%$#_{}~^<>|"\n')
+    bare = re.sub(r"\\text\w+\{\}|\$\\(pm|times)\$|\\[&%$#_{}]|\{[][*]\}", "", text)
+    assert not set(bare) & set('\\&%$#_{}~^<>|"[]*\n')
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
