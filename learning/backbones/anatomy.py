@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,10 @@ class Anatomy:
     uses (tables of relative positions); `between` are weights of none of these, `handed_on` those
     of the first layer that reach others by another way than hidden states. `ends` has for each
     layer the last module with a matrix that gives hidden states, and their width: the end of its
-    feed-forward block, where it has one. `returns` says how many values a layer returns in a tuple,
-    0 for hidden states alone. `repeats` is true where the layers share their weights.
+    feed-forward block, where it has one. `mixers` has the last such module before that block, of
+    the layers that have one: the end of attention, or of what stands in its place. `returns` says
+    how many values a layer returns in a tuple, 0 for hidden states alone. `repeats` is true where
+    the layers share their weights.
     """
 
     layers: str
@@ -46,6 +48,7 @@ class Anatomy:
     between: tuple[str, ...]
     handed_on: tuple[str, ...]
     ends: tuple[tuple[str, int], ...]
+    mixers: tuple[tuple[str, int], ...]
     returns: int
     repeats: bool
 
@@ -94,6 +97,7 @@ def _of_configuration(from_dict: Callable[..., PreTrainedConfig], text: str) -> 
         tuple(sorted(ran_all - embeds - inside - beside)),
         tuple(sorted(reached(second[1:]) & inside)),
         tuple(seen.ends[i] for i in sorted(seen.ends)),
+        tuple(_mixers(seen)),
         seen.returns,
         len(seen.entered) != len(stack(model)),
     )
@@ -102,18 +106,20 @@ def _of_configuration(from_dict: Callable[..., PreTrainedConfig], text: str) -> 
 @dataclass
 class _Seen:
     """What one pass showed: the hidden states that entered each call of a layer with its other
-    arguments, what left it.
+    arguments, what left it; of each layer the modules with a matrix as they ran, and whether each
+    gave hidden states.
     """
 
     entered: list[list[Any]]
     left: list[Tensor]
     ends: dict[int, tuple[str, int]]
+    ran: dict[int, list[tuple[str, bool]]]
     output: Tensor | None = None
     returns: int = 0
 
 
 def _watch(model: PreTrainedModel) -> _Seen:
-    seen, width = _Seen([], [], {}), model.config.hidden_size
+    seen, width = _Seen([], [], {}, {}), model.config.hidden_size
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = entering(args, kwargs)
@@ -126,7 +132,9 @@ def _watch(model: PreTrainedModel) -> _Seen:
 
     def note(layer: int, name: str) -> Any:
         def end(_: nn.Module, __: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.shape[-1] == width:
+            is_hidden = isinstance(output, Tensor) and output.shape[-1] == width
+            seen.ran.setdefault(layer, []).append((name, is_hidden))
+            if is_hidden:
                 seen.ends[layer] = (name, width)
 
         return end
@@ -145,6 +153,23 @@ def _watch(model: PreTrainedModel) -> _Seen:
             input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), **optional
         ).last_hidden_state
     return seen
+
+
+def _mixers(seen: _Seen) -> Iterator[tuple[str, int]]:
+    """Of each layer the last module that gave hidden states outside the block in which it ends:
+    the largest module around its end that does not hold what ran first.
+    """
+    for layer, (end, width) in sorted(seen.ends.items()):
+        (first, _), parts = seen.ran[layer][0], end.split(".")
+        around = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        block = next((path for path in around if not _is_in(first, path)), None)
+        before = [n for n, is_hidden in seen.ran[layer] if is_hidden and not _is_in(n, block or "")]
+        if block and before:
+            yield before[-1], width
+
+
+def _is_in(name: str, path: str) -> bool:
+    return f"{name}.".startswith(f"{path}.")
 
 
 def _path(model: PreTrainedModel) -> str:

@@ -57,11 +57,12 @@ def forward_architecture(
     bottleneck: int = 16,
     head: str = "linear",
     target_modules: Targets = None,
+    adapters: str = "houlsby",
 ) -> ForwardArchitecture:
     """The counted forward pass of the backbone with a trainable part of `kind` and a head; nothing
     is kept.
     """
-    options = peft_options(kind, rank, bottleneck, target_modules, head)
+    options = peft_options(kind, rank, bottleneck, target_modules, head, adapters)
     counter = _Counter(spec.name, config_of(spec), kind, classes, options)
     return ForwardArchitecture(counter.tensors(), counter.ahead(counter.config))
 
@@ -88,6 +89,7 @@ def jvp_pass(
     bottleneck: int = 16,
     head: str = "linear",
     target_modules: Targets = None,
+    adapters: str = "houlsby",
 ) -> PassCounts:
     """The counted forward pass that carries derivatives with respect to the named tensors.
 
@@ -95,7 +97,7 @@ def jvp_pass(
     where all is carried anyway, is left out (in LoRA below 1e-4 of a pass). The layers before cost
     a forward pass.
     """
-    options = peft_options(kind, rank, bottleneck, target_modules, head)
+    options = peft_options(kind, rank, bottleneck, target_modules, head, adapters)
     counter = _Counter(spec.name, config_of(spec), kind, classes, options)
     depth = depth_of(counter.config)
     below = [layer_of(name) for name in names if not name.startswith("head.")]

@@ -91,6 +91,7 @@ def part_architecture(
     bottleneck: int = 16,
     head_kind: str = "linear",
     target_modules: Targets = None,
+    adapters: str = "houlsby",
 ) -> PartArchitecture:
     """The counted cost of a part of the backbone trained by `kind`: its first layers with
     embeddings, else its last ones; where it has the `head`, one of that kind.
@@ -100,7 +101,7 @@ def part_architecture(
     """
     config = config_of(spec)
     its_head = head_kind if head else "linear"  # of no other part's concern
-    options = peft_options(kind, rank, bottleneck, target_modules, its_head)
+    options = peft_options(kind, rank, bottleneck, target_modules, its_head, adapters)
     if layers is not None and not 0 <= layers <= depth_of(config):
         raise ValueError(f"a part of {spec.name} has 0 to {depth_of(config)} layers, not {layers}")
     is_cut = layers is not None and 0 < layers < depth_of(config)

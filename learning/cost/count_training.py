@@ -45,15 +45,16 @@ def training_architecture(
     bottleneck: int = 16,
     head: str = "linear",
     target_modules: Targets = None,
+    adapters: str = "houlsby",
 ) -> TrainingArchitecture:
     """The counted cost of training the backbone by `kind`.
 
-    `rank` and `target_modules` are those of lora, `bottleneck` that of adapter. Every number of a
-    LoRA grows in a straight line with its rank (a test holds this), so the two ranks that are
-    shipped stand for all.
+    `rank` and `target_modules` are those of lora, `bottleneck` and `adapters` those of adapter.
+    Every number of a LoRA grows in a straight line with its rank (a test holds this), so the two
+    ranks that are shipped stand for all.
     """
     config, size = config_of(spec), _size(kind, rank, bottleneck)
-    options = peft_options(kind, rank, bottleneck, target_modules)
+    options = peft_options(kind, rank, bottleneck, target_modules, adapters=adapters)
     if target_modules is None:
         if (
             kind == "lora"
@@ -64,7 +65,7 @@ def training_architecture(
                 training_architecture(spec, kind, classes, shipped, head=head) for shipped in _RANKS
             )
             return extrapolate(low, high, (rank - _RANKS[0]) / (_RANKS[1] - _RANKS[0]))
-        if shipped := _shipped().get(_key(config, kind, size, head)):
+        if shipped := _shipped().get(_key(config, kind, size, head, adapters)):
             return _with_classes(_from_json(shipped), classes, head)
 
     def count() -> dict[str, Any]:
@@ -98,7 +99,12 @@ def _with_classes(
 
 
 def peft_options(
-    kind: str, rank: int, bottleneck: int, target_modules: Targets, head: str = "linear"
+    kind: str,
+    rank: int,
+    bottleneck: int,
+    target_modules: Targets,
+    head: str = "linear",
+    adapters: str = "houlsby",
 ) -> dict[str, Any]:
     """Of these settings, those that a kind of training has and that are not the default, as
     `learning.federated.trainable.TrainableClassifier` takes them.
@@ -109,7 +115,7 @@ def peft_options(
         if target_modules is not None:
             options["target_modules"] = target_modules
     if kind == "adapter":
-        options["bottleneck"] = bottleneck
+        options |= {"bottleneck": bottleneck, "adapters": adapters}
     return options
 
 
@@ -117,8 +123,11 @@ def _size(kind: str, rank: int, bottleneck: int) -> int:
     return {"lora": rank, "adapter": bottleneck}.get(kind, 0)
 
 
-def _key(config: Mapping[str, Any], kind: str, size: int, head: str = "linear") -> str:
+def _key(
+    config: Mapping[str, Any], kind: str, size: int, head: str, adapters: str = "pfeiffer"
+) -> str:
     what = [config, kind, size, *([head] if head != "linear" else [])]
+    what += [adapters] if kind == "adapter" and adapters != "pfeiffer" else []
     return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -262,22 +271,23 @@ def main() -> None:
     from learning.backbones.catalogue import find
 
     sizes = (
-        ("full", 0),
-        *(("lora", rank) for rank in _RANKS),
-        ("adapter", 16),
-        ("bitfit", 0),
-        ("head", 0),
+        ("full", 0, ""),
+        *(("lora", rank, "") for rank in _RANKS),
+        ("adapter", 16, "pfeiffer"),
+        ("adapter", 16, "houlsby"),
+        ("bitfit", 0, ""),
+        ("head", 0, ""),
     )
     counted = {}
     for backbone in ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow"):
         config = config_of(find(backbone))
-        for (kind, size), head in itertools.product(sizes, ("linear", "dense")):
+        for (kind, size, form), head in itertools.product(sizes, ("linear", "dense")):
             name = f"{backbone}, {kind} {size}" if size else f"{backbone}, {kind}"
+            name += f", {form}" if form else ""
             name += ", dense head" if head == "dense" else ""
-            fields = dataclasses.asdict(
-                count_training(config, kind, head, **peft_options(kind, size, size, None))
-            )
-            counted[_key(config, kind, size, head)] = {"name": name, **fields}
+            options = peft_options(kind, size, size, None, adapters=form)
+            fields = dataclasses.asdict(count_training(config, kind, head, **options))
+            counted[_key(config, kind, size, head, form)] = {"name": name, **fields}
             print(name, flush=True)
     _SHIPPED.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
 

@@ -2,8 +2,9 @@
 baseline trains.
 
 Five kinds: `full` (every weight), `lora` (low-rank updates of linear maps, by the `peft` library),
-`adapter` (a bottleneck at the end of every layer's feed-forward block, or of what stands in its
-place), `bitfit` (every bias) and `head` (nothing but the head, which every other kind trains too).
+`adapter` (bottlenecks at the ends of every layer's attention and feed-forward blocks, or of what
+stands in their places), `bitfit` (every bias) and `head` (nothing but the head, which every other
+kind trains too).
 Attention and mixtures of experts are eager, so that forward-mode derivatives exist
 (pytorch/pytorch#128971). Nothing is dropped out: a pass is a function of its inputs and of the
 state alone.
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
+ADAPTERS = ("houlsby", "pfeiffer")
 # what query and value are called where peft's own table has no entry
 _ALSO_QUERY_VALUE = {
     "albert": ["query", "value"],
@@ -54,12 +57,14 @@ class TrainableClassifier(nn.Module):
 
     `rank` and `alpha` are those of LoRA (the update is alpha / rank x B A), `target_modules` the
     linear maps it is put beside: names, "all-linear", or None for those that peft has for the
-    architecture (in most, query and value). `bottleneck` is the width of the adapters. The head is
-    one linear map, or RoBERTa's own (`dense`: a square map and tanh before it; Hugging Face
-    transformers, RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
+    architecture (in most, query and value). `bottleneck` is the width of the adapters, which are
+    two a layer (`houlsby`, as FedPETuning's) or one (`pfeiffer`). The head is one linear map, or
+    RoBERTa's own (`dense`: a square map and tanh before it; Hugging Face transformers,
+    RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
     `backbone` takes the place of the spec's own weights (used to count costs without any). Raises
-    ValueError for an unknown kind or head, and BackboneError for a kind that finds nothing to train
-    (bitfit in a Llama has no biases) and for target modules that are unknown or not there.
+    ValueError for an unknown kind, head or form of adapters, and BackboneError for a kind that
+    finds nothing to train (bitfit in a Llama has no biases) and for target modules that are unknown
+    or not there.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class TrainableClassifier(nn.Module):
         backbone: PreTrainedModel | None = None,
         head: str = "linear",
         target_modules: Sequence[str] | str | None = None,
+        adapters: str = "houlsby",
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -83,6 +89,8 @@ class TrainableClassifier(nn.Module):
             )
         if head not in HEADS:
             raise ValueError(f"{head!r} is not a head; choose one of {', '.join(HEADS)}")
+        if adapters not in ADAPTERS:
+            raise ValueError(f"adapters {adapters!r} are not one of {', '.join(ADAPTERS)}")
         self.spec = spec
         self.kind = kind
         self.readout = readout
@@ -100,7 +108,7 @@ class TrainableClassifier(nn.Module):
             if kind == "lora":
                 _add_lora(self.backbone, spec.name, rank, alpha, target_modules)
             else:
-                _add_trainable(self.backbone, kind, bottleneck)
+                _add_trainable(self.backbone, kind, bottleneck, adapters)
             config = self.backbone.config
             width = (
                 getattr(config, "word_embed_proj_dim", None) or config.hidden_size
@@ -198,18 +206,28 @@ class DenseHead(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A bottleneck with a residual, h + up(relu(down(h))) (Houlsby et al. 2019; placed as by
-    Pfeiffer et al. 2021).
+    """A bottleneck with a residual, h + up(f(down(h))): f is GELU by its tanh in the form of
+    Houlsby et al. (2019), as in their code and in OpenDelta, and ReLU in that of Pfeiffer et al.
+    (2021).
     """
 
-    def __init__(self, width: int, bottleneck: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        device: torch.device | None = None,
+        form: str = "houlsby",
+    ) -> None:
         super().__init__()
+        self.form = form
         self.down = nn.Linear(width, bottleneck, device=device)
         self.up = nn.Linear(bottleneck, width, device=device)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        return h_BTD + self.up(torch.relu(self.down(h_BTD)))
+        z_BTR = self.down(h_BTD)
+        is_houlsby = self.form == "houlsby"
+        return h_BTD + self.up(F.gelu(z_BTR, approximate="tanh") if is_houlsby else z_BTR.relu())
 
 
 def _add_lora(
@@ -279,14 +297,15 @@ def _linear_maps(backbone: nn.Module) -> str:
     )
 
 
-def _add_trainable(backbone: PreTrainedModel, kind: str, bottleneck: int) -> None:
+def _add_trainable(backbone: PreTrainedModel, kind: str, bottleneck: int, adapters: str) -> None:
     """Put the kind's trainable tensors into the backbone, in place, or let those train that are in
     it already.
     """
     if kind == "adapter":
-        for path, width in anatomy(backbone).ends:
+        found = anatomy(backbone)
+        for path, width in (*(found.mixers if adapters == "houlsby" else ()), *found.ends):
             end = backbone.get_submodule(path)
-            end.adapter = Adapter(width, bottleneck, next(end.parameters()).device)
+            end.adapter = Adapter(width, bottleneck, next(end.parameters()).device, adapters)
             end.register_forward_hook(lambda module, _, output: module.adapter(output))
     if kind == "bitfit":
         for name, parameter in backbone.named_parameters():

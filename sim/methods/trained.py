@@ -17,6 +17,7 @@ _LATER = {  # settings that came later, and what was done before them
     "optimiser": "adamw",
     "momentum": 0.0,
     "schedule": "constant",
+    "adapters": "pfeiffer",
 }
 
 
@@ -49,7 +50,10 @@ class TrainableSettings(HeadSettings):
             ("rank", "alpha", "target_modules"),
             ("LoRA", lambda settings: settings.trains == "lora"),
         ),
-        "bottleneck": ("adapters", lambda settings: settings.trains == "adapter"),
+        **dict.fromkeys(
+            ("bottleneck", "adapters"),
+            ("adapters", lambda settings: settings.trains == "adapter"),
+        ),
         "gradient_checkpointing": (
             "what has layers to go back through",
             lambda settings: settings.trains != "head",
@@ -60,6 +64,11 @@ class TrainableSettings(HeadSettings):
     ) = None
     """Names of the linear maps that LoRA is put beside, or `all-linear`; default what peft has for
     the architecture.
+    """
+
+    adapters: Literal["houlsby", "pfeiffer"] = "houlsby"
+    """Two adapters a layer, after attention and after the feed-forward block, as in FedPETuning, or
+    one, after the latter.
     """
 
     if TYPE_CHECKING:  # fields of every such settings, each with a default of its own
@@ -77,10 +86,10 @@ class TrainableSettings(HeadSettings):
     @property
     def size(self) -> tuple[Any, ...]:
         """What of it tells the size of what is trained: what costs are counted with."""
-        return self.rank, self.bottleneck, self.head, self.target_modules
+        return self.rank, self.bottleneck, self.head, self.target_modules, self.adapters
 
     @property
     def classifier(self) -> tuple[Any, ...]:
         """What a `FederatedLearner` builds its `TrainableClassifier` of."""
         sizes = (self.rank, self.alpha, self.bottleneck)
-        return self.trains, self.readout, *sizes, self.head, self.target_modules
+        return self.trains, self.readout, *sizes, self.head, self.target_modules, self.adapters

@@ -47,6 +47,7 @@ IDS = torch.randint(3, 64, MASK.shape, generator=torch.Generator().manual_seed(0
 LABELS = torch.tensor([0, 2, 1, 0])
 TOKENS = Tokens([ids[:length].int().numpy() for ids, length in zip(IDS, LENGTHS, strict=True)])
 OURS = {"Mamba": ["in_proj", "x_proj"]}  # target modules where nobody has any
+ONE_ADAPTER = ("MobileBERT", "Mamba")  # nothing but its end has a layer's width
 # those that mobifleet knows and peft does not, or (Mixtral) will not look up
 NOT_PEFTS = ("ALBERT", "DistilBERT", "MobileBERT", "ModernBERT", "MPNet", "Phi-3", "Mixtral")
 
@@ -183,12 +184,13 @@ def lora_column(name):
 
 
 def adapter(name):
-    """One bottleneck of 16 a layer (of ALBERT, for all), after which the layer's states are still
-    its own at zero.
+    """Two bottlenecks of 16 a layer (of ALBERT, for all), or one, after which the layer's states
+    are still its own at zero.
     """
-    model, layers = classifier(name, "adapter"), len(stack(bare(name)))
-    width = bare(name).config.hidden_size
-    assert trained_step(model) == layers * (2 * 16 * width + 16 + width)
+    width, layers = bare(name).config.hidden_size, len(stack(bare(name)))
+    for form, places in (("pfeiffer", 1), ("houlsby", 1 if name in ONE_ADAPTER else 2)):
+        model = classifier(name, "adapter", adapters=form)
+        assert trained_step(model) == places * layers * (2 * 16 * width + 16 + width)
     for n, parameter in model.trainable_parameters().items():
         if ".adapter." in n:
             parameter.data.zero_()

@@ -221,14 +221,19 @@ def test_traffic_is_weights_gradients_and_the_optimisers_own():
 
 def test_shipped_counts_cover_what_they_promise_and_are_todays():
     file = json.loads(counting._SHIPPED.read_text())
-    sizes = [*((kind, sum(options.values())) for kind, options in SIZES.items()), ("lora", 16)]
+    sizes = [*((kind, sum(options.values()), "houlsby") for kind, options in SIZES.items())]
+    sizes += [("lora", 16, ""), ("adapter", 16, "pfeiffer")]
     kinds = list(itertools.product(sizes, ("linear", "dense")))
     configs = [config_of(find(b)) for b in BACKBONES]
     assert set(file) == {
-        counting._key(c, kind, size, head) for c in configs for (kind, size), head in kinds
+        counting._key(c, kind, size, head, form)
+        for c in configs
+        for (kind, size, form), head in kinds
     }
-    shipped = counting._from_json(file[counting._key(NARROW, "lora", 8)])
+    shipped = counting._from_json(file[counting._key(NARROW, "lora", 8, "linear")])
     assert shipped == counting.count_training(NARROW, "lora", rank=8)
+    shipped = counting._from_json(file[counting._key(NARROW, "adapter", 16, "dense", "houlsby")])
+    assert shipped == counting.count_training(NARROW, "adapter", "dense", bottleneck=16)
 
 
 def test_another_rank_than_those_counted_is_as_if_counted():
@@ -285,13 +290,15 @@ def test_the_worked_number_of_the_documents():
     [
         ("full", 124_056_578, 67.04, 89.39, 1302.5, 1326, 473, 946.5),
         ("lora", 296_450, 45.04, 67.47, 859.9, 908, 187, 2.3),
-        ("adapter", 305_858, 43.61, 66.03, 805.9, 861, 193, 2.3),
+        ("adapter", 610_178, 45.04, 67.54, 912.4, 967, 200, 4.7),
+        ("adapter, pfeiffer", 305_858, 43.61, 66.03, 805.9, 861, 193, 2.3),
         ("bitfit", 103_682, 45.30, 67.65, 798.4, 853, 193, 0.8),
         ("head", 1_538, 22.35, 22.35, 0.0, 79, 79, 0.0),
     ],
 )
 def test_the_table_of_the_documents(kind, trained, gflop, again, saved, peak, less, kept):
-    roberta = training_architecture(find("roberta-base"), kind)
+    kind, _, form = kind.partition(", ")
+    roberta = training_architecture(find("roberta-base"), kind, adapters=form or "houlsby")
     plain, checkpointed = roberta.step(16, 128), roberta.step(16, 128, checkpointing=True)
     assert roberta.trainable == trained
     assert (plain.flop / 16e9, checkpointed.flop / 16e9) == pytest.approx((gflop, again), abs=0.006)

@@ -13,6 +13,7 @@ from torch.func import functional_call, jvp
 from learning.backbones.backbone import Backbone
 from learning.backbones.catalogue import config_of, find
 from learning.backbones.tokens import Tokens
+from learning.cost.count_training import training_architecture
 from learning.federated.local_training import inputs
 from learning.federated.trainable import KINDS, TrainableClassifier
 
@@ -58,7 +59,7 @@ def classifier(kind, name="random-bert", own=None, **options):
             + LAYERS * (4 * (D * D + D) + 2 * D * FEED_FORWARD + FEED_FORWARD + D + 4 * D),
         ),
         ("lora", LAYERS * 2 * 8 * (D + D)),
-        ("adapter", LAYERS * (2 * D * 16 + 16 + D)),
+        ("adapter", 2 * LAYERS * (2 * D * 16 + 16 + D)),
         ("bitfit", D + LAYERS * (4 * D + FEED_FORWARD + D + 2 * D)),
         ("head", 0),
     ],
@@ -72,7 +73,7 @@ def test_trainable_numbers_follow_their_formula(kind, numbers):
 
 def test_published_sizes_of_roberta_base():
     """294,912 numbers of LoRA at rank 8; FedPETuning's 0.9 M are these and RoBERTa's own head of
-    0.59 M.
+    0.59 M, and its 1.2 M those of two adapters of width 16 in each of twelve layers and that head.
     """
     width, layers = 768, 12
     own = {
@@ -84,6 +85,58 @@ def test_published_sizes_of_roberta_base():
     assert layers * (lora.trainable_bytes // 4 - 2 * (width + 1)) == 294_912
     own_head = width * (width + 1) + 2 * (width + 1)
     assert (294_912 + own_head) / 1e6 == pytest.approx(0.887, abs=5e-4)
+    one_adapter = 768 * 16 + 16 + 16 * 768 + 768
+    for form, a_layer, published in (("houlsby", 2, 1.2), ("pfeiffer", 1, 0.9)):
+        model = TrainableClassifier(find("r", own), "adapter", 2, head="dense", adapters=form)
+        assert model.trainable_bytes == 4 * (a_layer * one_adapter + own_head)
+        counted = training_architecture(
+            find("roberta-base"), "adapter", head="dense", adapters=form
+        )
+        assert counted.trainable == layers * a_layer * one_adapter + own_head
+        assert counted.trainable / 1e6 == pytest.approx(published, abs=0.005)
+
+
+@pytest.mark.parametrize("form", ["houlsby", "pfeiffer"])
+def test_adapters_stand_where_their_papers_put_them(form):
+    """BERT written out: each projection back to the width, plus its adapter, before the residual
+    sum and the norm.
+    """
+    model, batch = classifier("adapter", adapters=form), texts()
+    state = {n: t + 0.1 * torch.randn_like(t) for n, t in model.trainable().items()}
+    model.load_trainable(state)
+    plain, w = (
+        classifier("head").backbone,
+        {n.removeprefix("backbone."): t for n, t in state.items()},
+    )
+
+    def adapted(path, h):
+        if f"{path}.adapter.down.weight" not in w:
+            return h
+        down, up = (
+            (w[f"{path}.adapter.{which}.weight"], w[f"{path}.adapter.{which}.bias"])
+            for which in ("down", "up")
+        )
+        z = nn.functional.linear(h, *down)
+        # GELU by its tanh (Hendrycks & Gimpel 2016) in Houlsby's code, ReLU in Pfeiffer's
+        cubed = math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+        z = z.clamp(min=0) if form == "pfeiffer" else 0.5 * z * (1 + torch.tanh(cubed))
+        return h + nn.functional.linear(z, *up)
+
+    ids, mask, _ = batch
+    h = plain.embeddings(input_ids=ids)
+    masked = torch.where(mask[:, None, None].bool(), 0.0, torch.finfo(torch.float32).min)
+    for i, layer in enumerate(plain.encoder.layer):
+        attended = layer.attention.self(h, attention_mask=masked)[0]
+        out, path = layer.attention.output, f"encoder.layer.{i}.attention.output.dense"
+        h = out.LayerNorm(adapted(path, out.dense(attended)) + h)
+        path = f"encoder.layer.{i}.output.dense"
+        fed = adapted(path, layer.output.dense(layer.intermediate(h)))
+        h = layer.output.LayerNorm(fed + h)
+    mean = (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    assert torch.allclose(model(*batch), model.head(mean), atol=1e-5)
+    assert not torch.allclose(
+        model(*batch), model.head(classifier("head").backbone(ids, mask)[0].mean(1)), atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,6 +277,8 @@ def test_padding_does_not_show():
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="choose one of full, lora"):
         classifier("prefix")
+    with pytest.raises(ValueError, match="'parallel' are not one of houlsby, pfeiffer"):
+        classifier("adapter", adapters="parallel")
     with pytest.raises(
         ValueError, match=r"'random-llama' \(llama\) has no biases, so bitfit has nothing to train"
     ):

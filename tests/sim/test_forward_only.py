@@ -234,7 +234,8 @@ def built(scenario_file, method, dry=False, **changes):
 
 
 def trained_bytes(name="random-bert", rank=4, kind="lora"):
-    model = TrainableClassifier(find(name), kind, 3, rank=rank, bottleneck=48)
+    sizes = {"rank": rank, "bottleneck": 48, "adapters": "pfeiffer"}
+    model = TrainableClassifier(find(name), kind, 3, **sizes)
     return sum(tensor.numel() * 4 for tensor in model.trainable().values()), model
 
 

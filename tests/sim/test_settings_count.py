@@ -46,7 +46,7 @@ SMALL = {
 }
 # of several kinds of a method those that are looked at, and the settings that are a kind's alone
 BESIDES = {
-    "fedavg-adapter": {"bottleneck"},
+    "fedavg-adapter": {"bottleneck", "adapters"},
     "fedbuff": {"buffer", "server_optimiser"},
     "upload-raw-text": {"update_share_on_arrival"},
 }

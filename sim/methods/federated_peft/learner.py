@@ -44,6 +44,7 @@ class FederatedLearner(RealLearner):
         bottleneck: int,
         head: str = "linear",
         target_modules: Sequence[str] | str | None = None,
+        adapters: str = "houlsby",
     ) -> None:
         from learning.federated.trainable import TrainableClassifier
 
@@ -55,6 +56,7 @@ class FederatedLearner(RealLearner):
                 *(spec, peft, world.task.classes, readout, rank, alpha, bottleneck, seed),
                 head=head,
                 target_modules=target_modules,
+                adapters=adapters,
             )
             for name, spec in world.costing.learned.items()
         }

@@ -110,7 +110,7 @@ class FederatedPeft(ServerDriven):
                 self.peft,
                 world.task.classes,
                 self.rank_of(device),
-                *(config.bottleneck, config.head, config.target_modules),
+                *(config.bottleneck, config.head, config.target_modules, config.adapters),
             )
             for device in {self.model_of(device): device for device in world.devices}.values()
         }

@@ -35,6 +35,10 @@ class ForwardOnlySettings(TrainableSettings):
     alpha: float = Field(16, gt=0)
     bottleneck: int = Field(48, ge=1)
     """Width of the adapters; FwdLLM's reduction of 16 makes 48 of a width of 768."""
+    adapters: Literal["houlsby", "pfeiffer"] = "pfeiffer"
+    """One adapter a layer, after the feed-forward block, as in FwdLLM, or two, the other after
+    attention.
+    """
     readout: Literal["first", "last", "mean"] = "mean"
     evaluate_every: int = Field(5, ge=1)
     """Server updates between two evaluations."""
