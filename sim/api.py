@@ -163,7 +163,7 @@ def compare(
     *,
     out: str | os.PathLike[str] | None = None,
     methods: Iterable[str] = (),
-    seeds: int = 1,
+    seeds: int | None = None,
     dry: bool = False,
     tune: bool = True,
     processes: int = 1,
@@ -176,13 +176,14 @@ def compare(
 
     What comes back has `frames` (title of a table -> pandas.DataFrame, one row a method),
     `reductions` and the `folder`, which is `out` or `runs/<name>-compare`; finished runs in it are
-    kept. `methods` chooses labels, `seeds` repeats; `host` and `precision` are those of `run`. With
-    more `processes` than one, a script has to start under `if __name__ == "__main__":`, for each
-    process imports it again.
+    kept. `methods` chooses labels, `seeds` repeats (default: as the scenario says, or once);
+    `host` and `precision` are those of `run`. With more `processes` than one, a script has to start
+    under `if __name__ == "__main__":`, for each process imports it again.
 
         comparison = mobifleet.compare("table1_small", dry=True)
         next(iter(comparison.frames.values()))[["time_s", "uplink_bytes"]]
     """
+    from sim.compare.runs import compare_of
     from sim.compare.verb import compare_scenario
 
     scenario = _loaded(scenario)
@@ -191,7 +192,7 @@ def compare(
         scenario,
         scenario.folder,
         place,
-        seeds,
+        compare_of(scenario).seeds if seeds is None else seeds,
         [methods] if isinstance(methods, str) else [*methods],
         dry,
         processes,

@@ -147,6 +147,7 @@ class Simulation:
         self.trained_at_s: float | None = None
         self.accuracy: float | None = None
         self.scores: Scores = {}
+        self._looked_at_s = 0.0
         self.tally = Tally()
         self.remarks: list[str] = []
         self.task: DividedTask = load_task(scenario, self.streams, folder, dry, texts)
@@ -350,11 +351,9 @@ class Simulation:
             self.updates += 1
         if learner.diverged:
             self._end_diverged(learner.diverged)
-        every = getattr(
-            self.scenario.method, "evaluate_every", self.scenario.evaluate_every
-        )  # see Scenario
-        if not (first or last or self.updates % every == 0):
+        if not (first or last or self._is_due_for_a_look()):
             return
+        self._looked_at_s = self.env.now
         now = self.env.now
         scores: Scores = {}
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
@@ -367,6 +366,7 @@ class Simulation:
         self.recorder.metric(now, "cache_records", records)
         if loss is not None and math.isfinite(known := self.host.value_of(loss)):
             self.recorder.metric(now, "loss", known)
+        self._look_at_validation(learner)
         self.scores = scores
         whole = {name: score for name, score in scores.items() if score is not None}
         if scores and len(whole) == len(scores):
@@ -379,6 +379,29 @@ class Simulation:
             self.accuracy = None
             if learner.has_one_model and not first:
                 self._end_diverged("predictions")
+
+    def _is_due_for_a_look(self) -> bool:
+        """By the growth of virtual time since the last look, or else by the number of updates."""
+        if (growth := self.scenario.evaluate_growth) is not None:
+            return self.env.now >= growth * self._looked_at_s
+        every: int = getattr(
+            self.scenario.method, "evaluate_every", self.scenario.evaluate_every
+        )  # see Scenario
+        return self.updates % every == 0
+
+    def _look_at_validation(self, learner: Learner) -> None:
+        """Note the accuracy on the texts to choose by, if there are any: also of what nobody has
+        trained, lest a run that never gets better than that is taken for one that converged.
+        """
+        if not len(self.task.validation):
+            return
+        found = learner.evaluate("validation")
+        known = {name: one for name, one in found.items() if one is not None}
+        for backbone, accuracy in known.items():
+            self.recorder.metric(self.env.now, "validation_accuracy", accuracy, backbone)
+        if known and len(known) == len(found):
+            whole = math.fsum(self._shares[backbone] * one for backbone, one in known.items())
+            self.recorder.metric(self.env.now, "validation_accuracy", whole)
 
     def note_diverged(self, device: Device | None, what: str) -> None:
         """Note that what came (of a device; None: of the server's own) is not finite and goes into

@@ -133,13 +133,13 @@ class SideNetworkTrainer:
                 list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay
             )
 
-    def evaluate(self) -> dict[str, float | None]:
-        """Held-out accuracy of backbone + side network (the averaged weights) for each backbone;
-        None where what it predicts is not all finite.
+    def evaluate(self, on: Mapping[str, HeldOut] | None = None) -> dict[str, float | None]:
+        """Held-out accuracy of backbone + side network (the averaged weights) for each backbone, on
+        other texts if they are given; None where what it predicts is not all finite.
         """
         scores = {}
         with torch.inference_mode():
-            for backbone, held in self.held_out.items():
+            for backbone, held in (self.held_out if on is None else on).items():
                 y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
                 y_b = torch.from_numpy(held.prediction)
                 predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s

@@ -29,8 +29,9 @@ def compare(
     seed: Seed = None,
     allow_code: AllowCode = False,
     seeds: Annotated[
-        int, typer.Option(help="Repeat with so many seeds and give 95 % intervals.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(help="Repeat with so many seeds; default what the scenario says.", min=1),
+    ] = None,
     methods: Labels = None,
     out: Annotated[
         Path | None,
@@ -58,15 +59,19 @@ def compare(
         mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
     """
     from sim.api import load
+    from sim.compare.runs import compare_of
     from sim.compare.verb import compare_scenario
 
     chosen = load(scenario, overrides or (), seed, allow_code)
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
+    seeds = seeds or compare_of(chosen).seeds
     where, only = HostDevice(host, precision), labels_of(methods)
     compared = compare_scenario(
         chosen, chosen.folder, folder, seeds, only, dry, cores, console, tune, where
     )
     for table in compared.tables_for(console.width):
         console.print(table)
+    for sentence in compared.notes:
+        console.print(sentence, highlight=False)
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)

@@ -1,12 +1,14 @@
 """What one run had cost up to a moment, mean a device; and the moments up to which it is counted.
 
 Costs are counted up to two moments: the end of a method's own convergence (the first time within
-half a point of its own best, as the papers count) and the time it reaches the common target.
+half a point of its own best, as the papers count, on texts held out for that) and the time it
+reaches the common target. Both lie between two looks at the accuracy.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,7 @@ CONVERGED_WITHIN = 0.005
 
 COLUMNS = {
     "final": "accuracy, final",
-    "best": "accuracy, best",
+    "chosen": "accuracy, chosen by validation",
     "time_s": "time",
     "flop": "compute a device",
     "uplink_bytes": "uplink a device",
@@ -34,22 +36,69 @@ COLUMNS = {
 }
 
 
-def converged_at_s(run: Run) -> float | None:
-    """The first time within half a point of the run's own best accuracy; None without any
-    accuracy.
+class Moment(NamedTuple):
+    """When something came about, and the looks between which it must have."""
+
+    before_s: float
+    at_s: float
+    after_s: float
+
+
+def converged(run: Run) -> Moment | None:
+    """The look that validation chooses: the first within half a point of the run's own best
+    accuracy on the validation texts; None without any accuracy.
+
+    The end, where the run has no validation texts: never a choice by the texts it is judged on.
     """
-    time_s, accuracy = run.curve("accuracy")
+    time_s, accuracy = validation_curve(run)
     if not len(accuracy):
+        time_s, _ = run.curve("accuracy")
+        return Moment(*(time_s[-1],) * 3) if len(time_s) else None
+    look = int(np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN))
+    return Moment(time_s[look - 1] if look else 0.0, time_s[look], time_s[look])
+
+
+def validation_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy over time on the texts that a run may choose by, as `Run.curve`; empty without."""
+    is_judged_there = run.manifest["scenario"]["task"].get("judge_on") == "validation"
+    return run.curve("accuracy" if is_judged_there else "validation_accuracy")
+
+
+def converged_at_s(run: Run) -> float | None:
+    """The time of the look that validation chooses; None without any accuracy."""
+    moment = converged(run)
+    return None if moment is None else float(moment.at_s)
+
+
+def chosen_accuracy(run: Run) -> float | None:
+    """The accuracy at the look that validation chose; None for a run without any."""
+    at_s, (time_s, accuracy) = converged_at_s(run), run.curve("accuracy")
+    if at_s is None or not len(accuracy):
         return None
-    return float(time_s[np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN)])
+    look = int(np.searchsorted(time_s, at_s, side="right")) - 1
+    return float(accuracy[max(0, look)])
 
 
-def reached_at_s(run: Run, target: float | None) -> float | None:
-    """The first time at the target or above; None if it never got there, or without one."""
+def is_untrained(run: Run, at_s: float) -> bool:
+    """Whether the model of that moment had had no update yet."""
+    return not _last_before(*run.curve("updates"), np.array([at_s]))[0]
+
+
+def reached(run: Run, target: float | None) -> Moment | None:
+    """When accuracy came to the target, in a line between two looks; None if it never got there, or
+    without one.
+    """
     time_s, accuracy = run.curve("accuracy")
     if target is None or not len(accuracy) or accuracy.max() < target:
         return None
-    return float(time_s[np.argmax(accuracy >= target)])
+    look = int(np.argmax(accuracy >= target))
+    after_s = float(time_s[look])
+    if not look:
+        return Moment(0.0, after_s, after_s)
+    before_s, below = float(time_s[look - 1]), accuracy[look - 1]
+    share = (target - below) / (accuracy[look] - below)
+    at_s = after_s if share == 1 else before_s + float(share) * (after_s - before_s)
+    return Moment(before_s, at_s, after_s)
 
 
 def costs_until(run: Run, until_s: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 
-from sim.compare.costs import COLUMNS, converged_at_s, costs_at, costs_until
+from sim.compare.costs import COLUMNS, chosen_accuracy, converged_at_s, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
 from sim.results.run import Run, open_run
 from sim.views.page import FULL_WIDTH, STYLE, line_style
@@ -33,7 +33,7 @@ def draw_reductions(
     it had converged.
 
     Our cost is that of our own convergence. `claims` are drawn as dashed lines; baselines whose
-    best accuracy stays below `learned` are left out. Returns the file; None without accuracy.
+    accuracy stays below `learned` are left out. Returns the file; None without accuracy.
     """
     until_s = converged_at_s(runs[ours])
     if until_s is None:
@@ -44,7 +44,7 @@ def draw_reductions(
         for number, label in enumerate(baselines):
             run, style = runs[label], line_style(number)
             time_s, converged = run.curve("accuracy")[0], converged_at_s(run)
-            if converged is None or run.curve("accuracy")[1].max() < learned:
+            if converged is None or (chosen_accuracy(run) or 0.0) < learned:
                 continue
             cost = costs_at(run, time_s)
             here = int(np.searchsorted(time_s, converged))
@@ -81,33 +81,33 @@ def draw_reductions(
 
 
 def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
-    """Best accuracy of every method against the values of the swept setting; a bar from the worst
-    seed to the best.
+    """Every method's accuracy, at the look that validation chose, against the values of the swept
+    setting; a bar from the worst seed to the best.
     """
     values = list(dict.fromkeys(entry.at for entry in entries))
     with matplotlib.style.context(["default", STYLE]):
         figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"accuracy against {key}", note="")
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
-            best = [
+            found = [
                 [
-                    open_run(e.folder).summary["best"]
+                    chosen_accuracy(open_run(e.folder))
                     for e in entries
                     if (e.label, e.at) == (label, at)
                 ]
                 for at in values
             ]
-            best = [
-                [math.nan if one is None else one for one in seeds] for seeds in best
+            chosen = [
+                [math.nan if one is None else one for one in seeds] for seeds in found
             ]  # a gap in the line
-            middle = np.array([np.mean(seeds) for seeds in best])
+            middle = np.array([np.mean(seeds) for seeds in chosen])
             spread = [
-                middle - [min(seeds) for seeds in best],
-                [max(seeds) for seeds in best] - middle,
+                middle - [min(seeds) for seeds in chosen],
+                [max(seeds) for seeds in chosen] - middle,
             ]
             at = np.arange(len(values)) + 0.04 * number
             style = line_style(number) | {"marker": "o", "capsize": 2}
             ax.errorbar(at, middle, np.abs(spread), label=label, **style)
         ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
-        ax.set(xlabel=key, ylabel="best accuracy")
+        ax.set(xlabel=key, ylabel=COLUMNS["chosen"])
         figure.legend(loc="outside right center")
         return save(figure, out / "over.png")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sim.compare.planned_run import CompareError, PlannedRun
+from sim.compare.protocol import like_with_like
 from sim.compare.table import rows
 from sim.kernel.streams import Streams
 from sim.scenario.file import ScenarioError, changed
@@ -37,7 +38,7 @@ def plan(
             f"{', '.join(labels)})"
         )
     entries = []
-    for at, world in _worlds(scenario):
+    for at, world in _worlds(like_with_like(scenario)):
         methods = compare_of(world).methods
         for label, seed in itertools.product(
             only or labels, range(scenario.seed, scenario.seed + seeds)
@@ -98,7 +99,7 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
         for number, settings in enumerate(
             candidates(dials, tune.budget, Streams(scenario.seed), label)
         ):
-            judged = scenario.model_copy(
+            judged = like_with_like(scenario).model_copy(
                 update={"method": compare.methods[label], "task": task, "stop": stop}
             )
             for key, value in settings.items():
@@ -141,7 +142,7 @@ def tuned(scenario: Scenario, entries: list[PlannedRun], out: Path, seeds: int) 
             {
                 "dials": json.loads(entry.at),
                 "reached_after_s": score["time_s"],
-                "best": score["best"],
+                "accuracy": score["chosen"],
             }
             for entry, score in zip(mine, scores, strict=True)
         ]
@@ -162,7 +163,7 @@ def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:
     return (
         reached_s,
         score["final"] is None,
-        -(score["best"] or 0.0),
+        -(score["chosen"] or 0.0),
     )  # a model that diverged is nobody's choice
 
 

@@ -1,22 +1,187 @@
-"""What some seeds say of a mean."""
+"""What some seeds, and so many test texts, say: 95 % intervals, paired differences and ratios, and
+how many seeds would tell two methods apart.
+
+Methods of one comparison meet the same worlds (common random numbers), so they are compared seed by
+seed: Law, Simulation Modeling and Analysis, 10.2.1 (paired t). Means over seeds get Student's t.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+LEVEL, POWER = 0.95, 0.8
+MOST_SEEDS = 1000
 
-def interval(values: list[float | None]) -> tuple[float | None, float | None]:
-    """The mean, and the half-width of its 95 % interval (Student's t); None for either that there
-    is not.
+
+class Interval(NamedTuple):
+    """A value and the ends of its 95 % interval, which are None where one seed says nothing of
+    others.
     """
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None, None
-    if len(known) == 1:
-        return float(known[0]), None
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """The mean of one value a seed, with Student's t interval."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Interval(mean, None, None)
+    half = _t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def between_looks(before: Sequence[float], at: Sequence[float], after: Sequence[float]) -> Interval:
+    """The mean of what lies, in each seed, between two looks: from the lower end of what it was at
+    the look before to the upper end of what it was at the look after.
+
+    An interval that covers every value that the looks allow: Horowitz and Manski 2000, Journal of
+    the American Statistical Association 95(449). Costs are never below 0.
+    """
+    low, high = over_seeds(before), over_seeds(after)
+    return Interval(
+        over_seeds(at).value,
+        max(0.0, low.value if low.low is None else low.low),
+        high.value if high.high is None else high.high,
+    )
+
+
+def of_accuracy(values: Sequence[float], texts: int, overlap: float = 1.0) -> Interval:
+    """The mean accuracy over seeds, each judged on so many texts, with the error of seeds *and*
+    texts.
+
+    One seed: Wilson's interval for the texts alone (1927). Several: Var = S^2 / k + overlap p(1 -
+    p) / n, where S is the deviation over k seeds and `overlap` the share of its n test texts that
+    a seed has in common with another. It follows from accuracy = p + seed + mean of the texts'
+    difficulties: what two seeds share of the latter, S does not show (Bouthillier et al. 2021,
+    arXiv 2103.03098, have both parts; Miller 2024, arXiv 2411.00640, the sum). p(1 - p) bounds the
+    variance of difficulties, so this is not too narrow. Degrees of freedom are Satterthwaite's.
+    """
+    mean, k = math.fsum(values) / len(values), len(values)
+    seeds = float(np.var(values, ddof=1)) / k if k > 1 else 0.0
+    drawn = overlap * mean * (1 - mean) / texts
+    if k == 1 or not seeds + drawn:
+        from scipy import stats
+
+        ends = stats.binomtest(round(mean * texts), texts).proportion_ci(LEVEL, "wilson")
+        return Interval(mean, min(float(ends.low), mean), max(float(ends.high), mean))
+    half = _half(seeds, drawn, k)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def paired_difference(
+    ours: Sequence[float], others: Sequence[float], texts: int, overlap: float = 1.0
+) -> Interval:
+    """How much more accurate ours is, seed by seed; its interval is over seeds and over texts.
+
+    The texts' part is that of two independent scores on them: an upper bound, for methods tend to
+    be wrong on the same texts.
+    """
+    each = [a - b for a, b in zip(ours, others, strict=True)]
+    mean = over_seeds(each)
+    drawn = test_variance(ours, others, texts, overlap)
+    if len(each) == 1:
+        half = 1.96 * math.sqrt(test_variance(ours, others, texts))
+    else:
+        half = _half(float(np.var(each, ddof=1)) / len(each), drawn, len(each))
+    return Interval(mean.value, mean.value - half, mean.value + half)
+
+
+def test_variance(
+    ours: Sequence[float], others: Sequence[float], texts: int, overlap: float = 1.0
+) -> float:
+    """The variance of a difference of accuracies that more seeds do not lessen, at most."""
+    p, q = (math.fsum(values) / len(values) for values in (ours, others))
+    return overlap * (p * (1 - p) + q * (1 - q)) / texts
+
+
+class Costs(NamedTuple):
+    """One cost a seed: what it had been at the look before, at the moment itself, and at the look
+    after.
+    """
+
+    before: Sequence[float]
+    at: Sequence[float]
+    after: Sequence[float]
+
+
+def paired_ratio(ours: Costs, others: Costs) -> Interval:
+    """The geometric mean of ours / others over seeds, with Student's t interval of the logarithms.
+
+    Its ends are those of the least and the greatest ratio that the looks allow. Others are above 0.
+    """
+    value = math.exp(over_seeds(log_ratios(ours.at, others.at)).value) if min(ours.at) > 0 else 0.0
+    if len(ours.at) == 1 and not value:
+        return Interval(value, None, None)
+    low = high = math.nan
+    if min(ours.before) <= 0:
+        low = 0.0
+    else:
+        one = over_seeds(log_ratios(ours.before, others.after))
+        low = math.exp(one.value if one.low is None else one.low)
+    if min(others.before) <= 0:
+        high = math.inf
+    elif min(ours.after) <= 0:
+        high = 0.0
+    else:
+        one = over_seeds(log_ratios(ours.after, others.before))
+        high = math.exp(min(700.0, one.value if one.high is None else one.high))
+    return Interval(value, min(low, value), max(high, value))
+
+
+def log_ratios(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """The logarithm of ours / others, seed by seed; both are above 0."""
+    return [math.log(a / b) for a, b in zip(ours, others, strict=True)]
+
+
+def seeds_needed(differences: Sequence[float], stays: float = 0.0) -> int | None:
+    """How many seeds would show the mean of these paired differences at 5 %, with a power of 80 %;
+    None for more than `MOST_SEEDS`.
+
+    By the noncentral t distribution (Cohen 1988, ch. 2); `stays` is variance that more seeds do not
+    lessen. It takes the differences seen for the true ones.
+    """
     from scipy import stats
 
-    half = stats.t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / math.sqrt(len(known))
-    return math.fsum(known) / len(known), float(half)
+    mean, variance = abs(float(np.mean(differences))), float(np.var(differences, ddof=1))
+    if not mean:
+        return None
+
+    def is_enough(k: int) -> bool:
+        if not variance / k + stays:
+            return True
+        free = _satterthwaite(variance / k, stays, k)
+        shift = mean / math.sqrt(variance / k + stays)
+        return bool(stats.nct.sf(_t(free), free, shift) >= POWER)
+
+    return next((k for k in _rising() if is_enough(k)), None)
+
+
+def _rising() -> list[int]:
+    """Numbers of seeds to try: each to 50, then in steps of at most 5 %."""
+    tried = list(range(2, 50))
+    while tried[-1] < MOST_SEEDS:
+        tried.append(min(MOST_SEEDS, math.ceil(tried[-1] * 1.05)))
+    return tried
+
+
+def _half(seeds: float, drawn: float, k: int) -> float:
+    """Half the width of an interval with a variance over k seeds, of the mean, and one known."""
+    return _t(_satterthwaite(seeds, drawn, k)) * math.sqrt(seeds + drawn)
+
+
+def _satterthwaite(seeds: float, drawn: float, k: int) -> float:
+    if not seeds:
+        return 1e6 if drawn else k - 1
+    return float(min(1e6, (seeds + drawn) ** 2 / (seeds**2 / (k - 1))))
+
+
+def _t(free: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(free, (1 + LEVEL) / 2))

@@ -1,5 +1,4 @@
-"""One table of what methods cost: means over seeds with intervals, and what one of them saves
-against the best other.
+"""One table of what methods cost: means over seeds with intervals.
 
 A method that never reaches the moment up to which costs are counted says so and stays.
 """
@@ -7,106 +6,114 @@ A method that never reaches the moment up to which costs are counted says so and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sim.compare.costs import COLUMNS, converged_at_s, costs_until, reached_at_s
-from sim.compare.planned_run import CompareError, PlannedRun
-from sim.compare.statistics import interval
+import numpy as np
+
+from sim.compare.costs import Moment, chosen_accuracy, converged, costs_at, is_untrained, reached
+from sim.compare.planned_run import PlannedRun
+from sim.compare.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
 from sim.results.run import Run, open_run
 
 OF_BACKBONE = "accuracy, final, "
-REDUCED = (
-    "time_s",
-    "flop",
-    "communication_bytes",
-    "training_bytes",
-    "peak_memory_bytes",
-    "energy_j",
-)
 
 
 def rows(
     entries: list[PlannedRun], protocol: str, target: float | None = None
 ) -> list[dict[str, Any]]:
-    """One row a method: means over its seeds, and half-widths (`..._pm`) of 95 % intervals where
-    there are several.
+    """One row a method: means over its seeds, the ends of their 95 % intervals (`..._low`,
+    `..._high`) and each seed's value (`..._each`). References come last.
 
     `protocol` is "own" (up to the end of its own convergence) or "target" (up to the common
-    target). A method of which some seed does not reach the moment has None in its costs.
+    target). A method of which some seed does not reach the moment has None in its costs, and the
+    least that they are in the mean in `..._at_least`: that seed's until its run's end.
     """
     table = []
     for label in dict.fromkeys(entry.label for entry in entries):
-        runs = [open_run(entry.folder) for entry in entries if entry.label == label]
-        each = [_row(run, protocol, target) for run in runs]
-        row: dict[str, Any] = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
-        for name in each[0]:
-            values = [r.get(name) for r in each]
-            row[name], row[f"{name}_pm"] = interval(values)
-            row[f"{name}_each"] = values
-        row["accuracies"] = [name for name in each[0] if name.startswith(OF_BACKBONE)]
-        row["diverged"] = sum(
+        mine = [entry for entry in entries if entry.label == label]
+        runs = [open_run(entry.folder) for entry in mine]
+        is_reference = getattr(getattr(mine[0].scenario, "method", None), "is_reference", False)
+        row = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
+        table.append({**row, "reference": is_reference, **_row(runs, protocol, target)})
+    return sorted(table, key=lambda row: row["reference"])
+
+
+def _row(runs: list[Run], protocol: str, target: float | None) -> dict[str, Any]:
+    moments = [_moment(run, protocol, target) for run in runs]
+    starts = [
+        moment is not None and is_untrained(run, moment.at_s)
+        for run, moment in zip(runs, moments, strict=True)
+    ]
+    if protocol != "own" or runs[0].summary["dry"]:
+        starts = [False] * len(runs)
+    known = [None if start else moment for start, moment in zip(starts, moments, strict=True)]
+    row: dict[str, Any] = {
+        **_accuracies(runs),
+        "diverged": sum(
             run.summary["final"] is None and bool(run.summary.get("diverged")) for run in runs
-        )
-        row["reached"] = sum(r["time_s"] is not None for r in each)
-        table.append(row)
-    return table
+        ),
+        "never_above_start": sum(starts),
+        "reached": sum(moment is not None for moment in known),
+        "target": None if protocol == "own" else target,
+    }
+    costs = [
+        costs_at(run, np.array(moment or (run.summary["virtual_time_s"],) * 3, dtype=float))
+        for run, moment in zip(runs, known, strict=True)
+    ]
+    for name in costs[0]:
+        looks = Costs(*np.array([cost[name] for cost in costs]).T.tolist())
+        if None not in known:
+            row |= _columns(name, between_looks(*looks))
+            row |= {f"{name}_each": looks.at, f"{name}_looks": looks}
+        else:
+            row |= {**dict.fromkeys(_columns(name, Interval(0, 0, 0)))}
+            row[f"{name}_each"] = [
+                value if moment else None for value, moment in zip(looks.at, known, strict=True)
+            ]
+            if not any(starts):
+                row[f"{name}_at_least"] = math.fsum(looks.at) / len(runs)
+                row[f"{name}_looks"] = looks
+    return row
 
 
-def _row(run: Run, protocol: str, target: float | None) -> dict[str, Any]:
-    by_backbone = run.summary["by_backbone"] if len(run.summary["by_backbone"]) > 1 else {}
-    accuracies = {"final": run.summary["final"], "best": run.summary["best"]}
-    accuracies |= {f"{OF_BACKBONE}{name}": score for name, score in by_backbone.items()}
-    until_s = converged_at_s(run) if protocol == "own" else reached_at_s(run, target)
+def _moment(run: Run, protocol: str, target: float | None) -> Moment | None:
     if run.summary["dry"]:
-        until_s = run.summary["virtual_time_s"]
-    if until_s is None:
-        return {**accuracies, **dict.fromkeys(set(COLUMNS) - {"final", "best"})}
-    return {**accuracies, **costs_until(run, until_s)}
+        return Moment(*(run.summary["virtual_time_s"],) * 3)
+    return converged(run) if protocol == "own" else reached(run, target)
 
 
-def has_learned(row: Mapping[str, Any], learned: float) -> bool:
-    """Whether a method's best accuracy has come up to that: else it has no part in reductions."""
-    return (row["best"] or 0.0) >= learned
+def _accuracies(runs: list[Run]) -> dict[str, Any]:
+    """Accuracy at the end, at the look that validation chose, and of each backbone, if several."""
+    backbones = runs[0].summary["by_backbone"]
+    scores: dict[str, list[float | None]] = {
+        "final": [run.summary["final"] for run in runs],
+        "chosen": [chosen_accuracy(run) for run in runs],
+    }
+    for name in backbones if len(backbones) > 1 else ():
+        scores[f"{OF_BACKBONE}{name}"] = [run.summary["by_backbone"].get(name) for run in runs]
+    texts, overlap = _test_texts(runs[0])
+    row: dict[str, Any] = {"test_texts": texts, "test_overlap": overlap}
+    for name, values in scores.items():
+        known = [value for value in values if value is not None]
+        if len(known) < len(values):
+            found = Interval(0, 0, 0)
+        elif texts:
+            found = of_accuracy(known, texts, overlap)
+        else:
+            found = over_seeds(known)
+        row |= _columns(name, found if len(known) == len(values) else None)
+        row[f"{name}_each"] = values
+    row["accuracies"] = [name for name in scores if name.startswith(OF_BACKBONE)]
+    return row
 
 
-def reductions(
-    table: list[dict[str, Any]],
-    ours: str,
-    baselines: Iterable[str] | None = None,
-    learned: float = 0.0,
-) -> dict[str, dict[str, Any]]:
-    """How much less our method needs than the best baseline (default: any other method), column by
-    column.
+def _test_texts(run: Run) -> tuple[int, float]:
+    """On how many texts it was judged, and which share of them another seed has, too."""
+    judged = run.summary.get("judged_on") or {}
+    texts, drawn_of = judged.get("test", 0), judged.get("test_drawn_of", 0)
+    return texts, min(1.0, texts / drawn_of) if drawn_of else 1.0
 
-    A method whose best accuracy stays below `learned` has no part in it: what never learns is
-    cheap. With several seeds `reduction` is that of the means and `reduction_pm` the half-width of
-    a 95 % interval over the reductions seed by seed (the seeds' worlds are common to both methods).
-    """
-    mine = next((row for row in table if row["method"] == ours), None)
-    if mine is None:
-        raise CompareError(f"the table has no method labelled {ours!r}")
-    found = {}
-    for name in REDUCED:
-        others = [
-            row
-            for row in table
-            if row["method"] != ours and row[name] is not None and has_learned(row, learned)
-            if baselines is None or row["method"] in baselines
-        ]
-        if mine[name] is None or not others:
-            continue
-        best = min(others, key=lambda row: row[name])
-        factor = best[name] / mine[name] if mine[name] else math.inf
-        found[name] = {
-            "ours": mine[name],
-            "best_other": best[name],
-            "of": best["method"],
-            "factor": factor,
-        }
-        found[name]["reduction"] = 1 - 1 / factor if factor else -math.inf
-        pairs = zip(mine.get(f"{name}_each", ()), best.get(f"{name}_each", ()), strict=True)
-        found[name]["reduction_pm"] = interval(
-            [1 - ours_ / other for ours_, other in pairs if other] or [0.0]
-        )[1]
-    return found
+
+def _columns(name: str, found: Interval | None) -> dict[str, float | None]:
+    value, low, high = found or (None, None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}

@@ -25,8 +25,10 @@ from rich.table import Table
 from learning.host_device import CPU, HostDevice
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import PlannedRun
+from sim.compare.protocol import how_made
+from sim.compare.reductions import has_learned, reductions
 from sim.compare.runs import compare_of, plan, target_of, tuned, tuning_plan
-from sim.compare.table import has_learned, reductions, rows
+from sim.compare.table import rows
 from sim.compare.write import headings, latex, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
@@ -89,6 +91,11 @@ class Comparison:
             if title in saved:
                 left_out = _left_out(table, self.ours, self.baselines, self.learned)
                 yield _headline(self.ours, saved[title], left_out)
+
+    @property
+    def notes(self) -> list[str]:
+        """How the numbers came about, in sentences."""
+        return list(how_made(self.entries))
 
 
 def compare_scenario(
@@ -174,7 +181,11 @@ def _compared(
         for at, mine in _by_world(to_target):
             tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
     ours = compare.ours or next(iter(compare.methods))
-    baselines = compare.baselines or list(compare.methods)
+    baselines = [
+        label
+        for label in compare.baselines or compare.methods
+        if not getattr(compare.methods[label], "is_reference", False)
+    ]
     return Comparison(out, entries, tables, ours, baselines, 0.0 if dry else target or 0.0)
 
 
@@ -203,7 +214,7 @@ def _write(compared: Comparison, reference: str) -> None:
     out = compared.folder
     for number, table in enumerate(compared.tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
-    (out / "table.md").write_text(markdown(compared.tables), encoding="utf-8")
+    (out / "table.md").write_text(markdown(compared.tables, compared.notes), encoding="utf-8")
     (out / "table.tex").write_text(latex(compared.tables), encoding="utf-8")
     if saved := compared.reductions:
         (out / "reductions.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
@@ -243,7 +254,8 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[PlannedRun]) -
     )
     view.add_column("", no_wrap=True)
     for row in table:
-        view.add_column(row["method"], justify="right")
+        name = row["method"] + (" (reference)" if row["reference"] else "")
+        view.add_column(name, justify="right")
     columns = headings(table)
     rows_of = [cells for _, cells in shown(table, columns)]
     for number, heading in enumerate(columns.values()):
@@ -255,14 +267,19 @@ def _left_out(
     table: list[dict[str, Any]], ours: str, baselines: list[str], learned: float
 ) -> list[str]:
     """Which methods are in no reduction, and why."""
-    others = [row for row in table if row["method"] != ours]
+    references = [row["method"] for row in table if row["reference"]]
+    others = [row for row in table if row["method"] != ours and not row["reference"]]
     strangers = [row["method"] for row in others if row["method"] not in baselines]
     below = [
         row["method"]
         for row in others
         if row["method"] in baselines and not has_learned(row, learned)
     ]
-    said = ((strangers, "no baselines"), (below, f"below accuracy {learned:g}"))
+    said = (
+        (references, "references"),
+        (strangers, "no baselines"),
+        (below, f"below accuracy {learned:g}"),
+    )
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 
 
@@ -278,7 +295,16 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
     for heading in ("", "reduction", "factor", "best baseline"):
         view.add_column(heading, no_wrap=True)
     for name, value in found.items():
-        interval = f" ± {value['reduction_pm']:.1%}" if value["reduction_pm"] is not None else ""
-        saved = f"{value['reduction']:.1%}{interval}" if value["best_other"] else "it needs none"
+        if name == "accuracy":
+            more = [f"{100 * value[f'difference{end}']:+.1f}" for end in ("", "_low", "_high")]
+            view.add_row(name, f"{more[0]} points ({more[1]} to {more[2]})", "", value["of"])
+            continue
+        low, high = value["reduction_low"], value["reduction_high"]
+        least = "at least " if value["at_least"] else ""
+        saved = f"{least}{value['reduction']:.1%}" if value["best_other"] else "it needs none"
+        if low is not None and high is not None and high > low:
+            saved += f" ({low:.1%} to {high:.1%})"
         view.add_row(COLUMNS[name], saved, f"{value['factor']:.2f}x", value["of"])
+    said = [value["said"] for value in found.values() if value["said"]]
+    view.caption = "\n".join([*said, *([str(view.caption)] if view.caption else [])]) or None
     return view

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from sim.compare.costs import COLUMNS
 from sim.compare.table import OF_BACKBONE
 from sim.views import escaping
 
+OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start")
+ACCURACIES = ("final", "chosen")
+
 
 def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The columns and their headings: accuracies (of each backbone too, where there are several),
     then costs.
     """
     of_backbones = {name: name for row in table for name in row["accuracies"]}
-    accuracies = {name: COLUMNS[name] for name in ("final", "best")}
+    accuracies = {name: COLUMNS[name] for name in ACCURACIES}
     return (
         accuracies
         | of_backbones
@@ -29,11 +32,17 @@ def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) ->
     """Every number of the table, in SI units, and each as a ratio to the reference method."""
     base = next((row for row in table if row["method"] == reference), None)
     columns = headings(table)
-    names = [n for c in columns for n in (c, f"{c}_pm", *([f"{c}_ratio"] if base else []))]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, ["method", "kind", "seeds", "reached", *names], extrasaction="ignore"
+    names = [
+        name
+        for c in columns
+        for name in (
+            *(c, f"{c}_low", f"{c}_high"),
+            *([] if c in ACCURACIES else [f"{c}_at_least"]),
+            *([f"{c}_ratio"] if base else []),
         )
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*OF_METHOD, *names], extrasaction="ignore")
         writer.writeheader()
         for row in table:
             ratios = (
@@ -52,32 +61,50 @@ def shown(table: list[dict[str, Any]], columns: Iterable[str]) -> Iterator[tuple
         lost = row.get("diverged") and (
             "diverged" if row["diverged"] == row["seeds"] else f"{row['diverged']} diverged"
         )
-        yield (
-            row["method"],
-            [_cell(name, row.get(name), row.get(f"{name}_pm"), lost or "–") for name in columns],
-        )
+        name = row["method"] + (" (reference)" if row["reference"] else "")
+        yield name, [_cell(column, row, lost or "–") for column in columns]
 
 
-def _cell(name: str, value: float | None, pm: float | None, lost: str = "–") -> str:
+def _cell(name: str, row: Mapping[str, Any], lost: str) -> str:
+    """A value with its interval: the half-width, or both ends where it is not in their middle."""
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    is_accuracy = name in ACCURACIES or name.startswith(OF_BACKBONE)
+    write = _writer(name)
+    if value is None:
+        return lost if is_accuracy else _why_none(name, row)
+    if low is None or high is None or low == high:
+        return write(value)
+    if abs((high - value) - (value - low)) <= 0.02 * (high - low):
+        return f"{write(value)} ± {write((high - low) / 2)}"
+    return f"{write(value)} ({write(low)} to {write(high)})"
+
+
+def _writer(name: str) -> Callable[[float], str]:
     from inputs.units import format_bytes, format_seconds, format_si
 
-    is_accuracy = name in ("final", "best") or name.startswith(OF_BACKBONE)
-    if value is None:
-        return lost if is_accuracy else "not reached"
-    if is_accuracy:
-        return f"{value:.3f}" + (f" ± {pm:.3f}" if pm is not None else "")
-    write = {
+    if name in ACCURACIES or name.startswith(OF_BACKBONE):
+        return lambda v: f"{v:.3f}"
+    return {
         "time_s": format_seconds,
         "waiting_s": format_seconds,
         "flop": lambda v: format_si(v, "FLOP"),
         "energy_j": lambda v: format_si(v, "J"),
         "updates": lambda v: f"{v:,.0f}",
     }.get(name, format_bytes)
-    return write(value) + (f" ± {write(pm)}" if pm is not None else "")
 
 
-def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
-    """The tables as Markdown, one below the other."""
+def _why_none(name: str, row: Mapping[str, Any]) -> str:
+    """What stands in place of a cost that there is none of."""
+    seeds, of = row["seeds"], lambda count: f" ({count} of {row['seeds']})"
+    if at_start := row.get("never_above_start"):
+        return "never above its start" + (of(at_start) if at_start < seeds else "")
+    if row.get(f"{name}_at_least") is None or not row["reached"]:
+        return "not reached"
+    return f"≥ {_writer(name)(row[f'{name}_at_least'])}{of(row['reached'])}"
+
+
+def markdown(tables: Mapping[str, list[dict[str, Any]]], notes: Iterable[str] = ()) -> str:
+    """The tables as Markdown, one below the other, and how they were made."""
     parts = []
     for title, table in tables.items():
         columns = headings(table)
@@ -93,7 +120,7 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]]) -> str:
             for name, cells in shown(table, columns)
         ]
         parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *map(escaping.markdown, notes)]) + "\n"
 
 
 def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -106,6 +133,9 @@ def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
             " & ".join(escaping.latex(cell) for cell in [name, *cells]) + r" \\"
             for name, cells in shown(table, columns)
         ]
+        references = sum(row["reference"] for row in table)
+        if 0 < references < len(table):
+            body.insert(len(table) - references, r"\midrule")
         spec = "l" + "r" * len(columns)
         lines = [
             f"% {escaping.latex(title)}",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from learning.cost.costs import Cost
 from sim.kernel.work import Result, Work
 
 Scores = Mapping[str, float | None]
 """Held-out accuracy by backbone; None says that a model's predictions are not finite."""
+Part = Literal["test", "validation"]
+"""The texts that a look is at: those to report on, or those to choose by."""
 
 
 Arguments = ParamSpec("Arguments")
@@ -54,8 +56,8 @@ class Learner(Protocol):
     def prepare(self) -> None:
         """Compute what is needed before the clock starts: no virtual time passes."""
 
-    def evaluate(self) -> Scores:
-        """Held-out accuracy by backbone."""
+    def evaluate(self, part: Part = "test") -> Scores:
+        """Accuracy by backbone on texts that no device holds."""
 
     def digest(self) -> str:
         """A digest of all that has been learned."""
@@ -149,7 +151,7 @@ class DryLearner:
     def prepare(self) -> None:
         """Nothing to prepare."""
 
-    def evaluate(self) -> Scores:
+    def evaluate(self, part: Part = "test") -> Scores:
         """Nothing to score."""
         return {}
 

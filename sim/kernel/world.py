@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sim.kernel.device import Device
     from sim.kernel.host import Host
     from sim.kernel.learned import Learned
-    from sim.kernel.learner import Learner
+    from sim.kernel.learner import Learner, Part
     from sim.kernel.recorder import Recorder
     from sim.kernel.server import Server
     from sim.kernel.streams import Streams
@@ -57,6 +57,17 @@ class LearningTask(Protocol):
     @property
     def test(self) -> np.ndarray:
         """Sample numbers to test on."""
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Sample numbers of all parts that are looked at."""
+
+    @property
+    def parts_held_out(self) -> list[Part]:
+        """The parts that are looked at."""
+
+    def texts_of(self, part: Part) -> np.ndarray:
+        """Sample numbers of a part that is looked at."""
 
     @property
     def parts(self) -> list[np.ndarray]:

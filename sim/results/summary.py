@@ -96,6 +96,11 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "virtual_time_s": sim.ended.at_s,
         "trained_at_s": sim.trained_at_s,
         "metric": "accuracy",
+        "judged_on": {
+            "test": len(sim.task.test),
+            "test_drawn_of": sim.task.test_pool,
+            "validation": len(sim.task.validation),
+        },
         "final": sim.accuracy,
         "best": max(curve) if curve else None,
         "by_backbone": {name: sim.scores[name] for name in sorted(sim.scores)},

@@ -205,8 +205,8 @@ class TaskSettings(Settings):
     """Training texts over all devices; default all that the data set has."""
     test: int | None = Field(None, ge=1, le=MOST_TEXTS)
     """Held-out texts; default the official test part, or a fifth."""
-    validation: int = Field(0, ge=0, le=MOST_TEXTS)
-    """Further texts of the training part that no device holds, to choose settings on."""
+    validation: Annotated[int, Field(ge=0, le=MOST_TEXTS)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """So many further texts that no device holds, to choose by; or a share of `train`."""
     judge_on: Literal["test", "validation"] = "test"
     """The texts that accuracy is taken on."""
     max_tokens: int = Field(64, ge=4, le=8192)
@@ -361,12 +361,12 @@ class Tune(Settings):
 
 
 class Compare(Settings):
-    """Which methods `mobifleet compare` runs on this scenario, and beside which one it puts
-    them.
-    """
+    """Which methods `mobifleet compare` runs on this scenario, and what it sets them against."""
 
     methods: dict[Label, AnyMethod] = Field(min_length=1)
     """Label -> settings of a method."""
+    seeds: int = Field(1, ge=1)
+    """From the scenario's own on; `--seeds` goes before it."""
     ours: str | None = None
     """The label whose reductions against the best other one are reported; default the first."""
     baselines: list[str] | None = None
@@ -426,6 +426,10 @@ class Scenario(Settings):
     """Server updates between two evaluations on the held-out texts (an observation: it takes no
     virtual time). A method's own `evaluate_every` goes before it; it goes before the default of a
     method that has one.
+    """
+    evaluate_growth: float | None = Field(None, gt=1, le=10)
+    """Evaluate once virtual time has grown by this factor since the last evaluation, whatever
+    `evaluate_every` says: as often for each method. A comparison has 1.1 unless it is set.
     """
     out_of_memory: Literal["error", "record"] = "error"
     """A backbone that does not fit its device: refuse the scenario, or let that device fail and
@@ -494,7 +498,7 @@ class Scenario(Settings):
         """A scenario that leaves a later section out keeps the digest that it had before there was
         one.
         """
-        later = {"devices", "availability", "dropout"}
+        later = {"devices", "availability", "dropout", "evaluate_growth"}
         return {
             key: value for key, value in dump(self).items() if key not in later or value is not None
         }

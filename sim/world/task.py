@@ -4,7 +4,8 @@ long they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, partition
 from learning.data import texts as data
+from sim.kernel.learner import Part
 from sim.kernel.streams import Streams
 from sim.scenario.schema import (
     Dirichlet,
@@ -45,6 +47,24 @@ class DividedTask:
     fixed_tokens: int | None
     max_tokens: int
     remarks: tuple[str, ...] = ()
+    validation: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Sample numbers that no device holds and no test sees, to choose by."""
+    test_pool: int = 0
+    """Of how many texts those of the test were drawn, by the seed."""
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """The sample numbers of all parts that are looked at."""
+        return np.concatenate([self.test, self.validation])
+
+    @property
+    def parts_held_out(self) -> list[Part]:
+        """The parts that are looked at."""
+        return ["test", "validation"] if len(self.validation) else ["test"]
+
+    def texts_of(self, part: Part) -> np.ndarray:
+        """The sample numbers of a part that is looked at."""
+        return self.test if part == "test" else self.validation
 
     @property
     def classes(self) -> int:
@@ -97,6 +117,8 @@ def load_task(
     settings, dataset = scenario.task, scenario.task.dataset
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     n_devices = sum(group.count for group in scenario.fleet)
+    share = settings.validation if isinstance(settings.validation, float) else 0.0
+    further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
         texts = data.load(_located(dataset, folder))
     if texts is None and isinstance(dataset, SizedData):
@@ -107,36 +129,48 @@ def load_task(
         fixed = dataset.tokens
         classes = dataset.classes
         names = tuple(map(str, range(classes)))
-        n_train = (settings.train or 10_000) + settings.validation
+        n_train = (settings.train or 10_000) + further
         n_test = settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
-        clients = None
+        clients, test_pool = None, 0
     elif texts is not None:
         labels, names, clients = texts.labels, texts.class_names, texts.clients
-        wanted = None if settings.train is None else settings.train + settings.validation
+        wanted = None if settings.train is None else settings.train + further
         train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
-    if settings.validation >= len(train):
-        raise data.DataError(
-            f"{settings.validation} validation texts leave none of {len(train)} to train on"
-        )
-    train, validation = np.split(train, [len(train) - settings.validation])
+        test_pool = len(texts) if texts.official_split is None else len(texts.official_split[1])
+    held = math.ceil(share * len(train)) if share else further
+    if held >= len(train):
+        raise data.DataError(f"{held} validation texts leave none of {len(train)} to train on")
+    train, validation = np.split(train, [len(train) - held])
     if settings.judge_on == "validation":
-        if not settings.validation:
+        if not held:
             raise data.DataError(
                 "judge_on: validation needs `validation: N`, so many texts of the training part"
             )
-        test = validation
+        test, validation = validation, validation[:0]
     parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
     remarks: list[str] = []
     if texts is not None:
         test, remarks = _judged(texts, np.concatenate(parts), test)
+        seen = np.concatenate([*parts, test])  # who chooses by copies of these chooses by them
+        validation = validation[~data.copies(texts, seen, validation)]
     if settings.drift is not None:
         parts = _drifted(
             settings.drift, labels if settings.drift.by == "label" else clients, parts, streams
         )
     return DividedTask(
-        labels, names, test, parts, chosen, texts, fixed, settings.max_tokens, tuple(remarks)
+        labels,
+        names,
+        test,
+        parts,
+        chosen,
+        texts,
+        fixed,
+        settings.max_tokens,
+        tuple(remarks),
+        validation,
+        test_pool,
     )
 
 

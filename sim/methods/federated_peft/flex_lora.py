@@ -20,7 +20,7 @@ from learning.cost.costs import Cost
 from learning.cost.count_forward_only import lora_maps
 from learning.federated.aggregation import cut_rank, flex_lora, flex_lora_flop
 from sim.kernel.device import Device, Payload
-from sim.kernel.learner import learner_for
+from sim.kernel.learner import Part, learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import RoundLearner, locally_trained
@@ -209,10 +209,10 @@ class FlexLoRALearner(RoundLearner):
         whole = (self.greatest, self.scaling(self.greatest))
         return self.serve(server_update, models, states, weights, scalings, whole)
 
-    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float | None]:
+    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, float | None]:
         """Of every backbone: the mean over its devices, each with the model of its rank."""
         scores: dict[str, list[float | None]] = {}
-        for (name, rank), score in super()._scores_of(state).items():
+        for (name, rank), score in super()._scores_of(state, part).items():
             scores.setdefault(name, []).extend([score] * self.devices[name, rank])
         finite = {name: [one for one in mine if one is not None] for name, mine in scores.items()}
         return {

@@ -16,7 +16,7 @@ from learning.backbones.catalogue import BackboneError
 from learning.backbones.tokens import Tokens
 from learning.federated.local_training import LocalTraining
 from sim.kernel.learned import Learned
-from sim.kernel.learner import RealLearner
+from sim.kernel.learner import Part, RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ class FederatedLearner(RealLearner):
         self._row: dict[str, dict[int, int]] = {}
         for name, spec in world.costing.learned.items():
             mine = [d.samples for d in world.devices if d.backbone == name]
-            samples = np.unique(np.concatenate([*mine, world.task.test]))
+            samples = np.unique(np.concatenate([*mine, world.task.held_out]))
             self._tokens[name] = world.task.tokens(spec, samples)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
@@ -215,17 +215,17 @@ class FederatedLearner(RealLearner):
 
         return joined
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its part of the server's state."""
-        return self.world.host.compute_now(self._scores_of, self.state)
+        return self.world.host.compute_now(self._scores_of, self.state, part)
 
-    def _scores_of(self, state: Mapping[str, Tensor]) -> dict[Any, float | None]:
+    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, float | None]:
         from learning.federated.local_training import evaluate
 
-        test = self.world.task.test
-        labels = self.world.task.labels[self.world.task.test]
+        texts = self.world.task.texts_of(part)
+        labels = self.world.task.labels[texts]
         return {
-            name: evaluate(model, self.part_of(name, state), self.tokens(name, test), labels)
+            name: evaluate(model, self.part_of(name, state), self.tokens(name, texts), labels)
             for name, model in self.models.items()
         }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.kernel.learned import Learned, Taken
-from sim.kernel.learner import RealLearner
+from sim.kernel.learner import Part, RealLearner
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.updates import with_differences
@@ -69,11 +69,11 @@ class OnDeviceStates:
                 self.lost.add(device_id)
         return device_id not in self.lost
 
-    def score(self, device_id: str, backbone: str) -> float | None:
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
         """Held-out accuracy of a device's present state."""
         raise NotImplementedError
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own
         present state.
 
@@ -83,7 +83,7 @@ class OnDeviceStates:
             backbone: [] for backbone in sorted(self.evaluated.values())
         }
         for device_id, backbone in self.evaluated.items():
-            score = None if device_id in self.lost else self.score(device_id, backbone)
+            score = None if device_id in self.lost else self.score(device_id, backbone, part)
             scores[backbone] += [] if score is None else [score]
         return {
             backbone: math.fsum(mine) / len(mine) if mine else None
@@ -121,7 +121,7 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         self._initial = {
             name: Learned.given(f"initial/{name}", m.trainable()) for name, m in self.models.items()
         }
-        self._scores: dict[str, tuple[Learned, float | None]] = {}
+        self._scores: dict[tuple[Part, str], tuple[Learned, float | None]] = {}
 
     def _require_one_family(self, deepest: str) -> None:
         pass
@@ -148,21 +148,21 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
     ) -> Any:
         return update(self.client_of(backbone, samples), *how)
 
-    def score(self, device_id: str, backbone: str) -> float | None:
-        """Held-out accuracy of a device's present state; a state is scored once."""
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
+        """Held-out accuracy of a device's present state; a state is scored once on each part."""
         state = self.states.get(device_id, self._initial[backbone])
-        known = device_id if device_id in self.states else backbone
+        known = part, device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            self._scores[known] = state, self.world.host.compute_now(self._score, backbone, state)
+            score = self.world.host.compute_now(self._score, backbone, state, part)
+            self._scores[known] = state, score
         return self._scores[known][1]
 
-    def _score(self, backbone: str, state: Mapping[str, Tensor]) -> float | None:
+    def _score(self, backbone: str, state: Mapping[str, Tensor], part: Part) -> float | None:
         from learning.federated.local_training import evaluate
 
-        test = self.world.task.test
-        return evaluate(
-            self.models[backbone], state, self.tokens(backbone, test), self.world.task.labels[test]
-        )
+        texts = self.world.task.texts_of(part)
+        labels = self.world.task.labels[texts]
+        return evaluate(self.models[backbone], state, self.tokens(backbone, texts), labels)
 
 
 class LadderLearner(OnDeviceStates, RealLearner):
@@ -186,7 +186,13 @@ class LadderLearner(OnDeviceStates, RealLearner):
         for learner in self._of.values():
             learner.prepare()
         self._initial = {
-            name: learner.tuning.value.evaluate()[name] for name, learner in self._of.items()
+            name: self._scores_of(name, learner.tuning.value) for name, learner in self._of.items()
+        }
+
+    def _scores_of(self, backbone: str, tuning: SideNetworkTrainer) -> dict[Part, float | None]:
+        return {
+            part: self._of[backbone].scores_of(tuning, part)[backbone]
+            for part in self.world.task.parts_held_out
         }
 
     @property
@@ -230,7 +236,7 @@ class LadderLearner(OnDeviceStates, RealLearner):
         rng = self.world.streams.rng("local/order", f"{device_id}/{number}")
         tuning = update(tuning, len(samples), self.config.device_batch, rng)
         state = {n: t.to("cpu", copy=True) for n, t in tuning.averaged.state_dict().items()}
-        return tuning, state, tuning.evaluate()[backbone]
+        return tuning, state, self._scores_of(backbone, tuning)
 
     def _begin(self, backbone: str, samples: np.ndarray, device_id: str) -> SideNetworkTrainer:
         shared = self._of[backbone]
@@ -247,8 +253,9 @@ class LadderLearner(OnDeviceStates, RealLearner):
             state, self._scores[device_id] = state
         return super().keep(device_id, state)
 
-    def score(self, device_id: str, backbone: str) -> float | None:
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
         """Held-out accuracy of a device's side network after its last epoch."""
         if device_id not in self._scores:
-            return self._initial[backbone]
-        return self.world.host.value_of(self._scores[device_id])
+            return self._initial[backbone][part]
+        scores: dict[Part, float | None] = self.world.host.value_of(self._scores[device_id])
+        return scores[part]

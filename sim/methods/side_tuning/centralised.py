@@ -42,6 +42,7 @@ class Centralised(SideTuning):
             ("update_share_on_arrival", "bytes_per_token"),
             ("upload-raw-text", lambda settings: settings.kind == "upload-raw-text"),
         )
+        is_reference: ClassVar[bool] = True
         kind: Literal["centralised", "upload-raw-text"]
         backbone: str | None = None
         """The server's backbone, one of the fleet's; default the one with the most parameters."""

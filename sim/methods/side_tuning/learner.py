@@ -18,7 +18,7 @@ from learning.backbones.tokens import tokenise
 from learning.side import taps
 from learning.side.config import shape_for
 from sim.kernel.learned import Learned, Taken
-from sim.kernel.learner import RealLearner
+from sim.kernel.learner import Part, RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class SideTuningLearner(RealLearner):
         self._readouts: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray | None] = {}
         for name, spec in self._specs.items():
-            samples = np.unique(np.concatenate([*self._parts_of(name), task.test]))
+            samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out]))
             tokens = task.tokens(spec, samples)
             report = functools.partial(self.world.on_prepare, name)
             self._readouts[name] = pooled_activations(
@@ -86,7 +86,8 @@ class SideTuningLearner(RealLearner):
                 self._labels[name] = pooled_activations(
                     spec, names, self.config.readout, store, self.world.host.map
                 )[:, -1]
-        self._held_out = self._of_test()
+        self._held_out = self._of_part("test")
+        self._validation = self._of_part("validation")
         known = f"side network of {list(self._specs)}"
         self.tuning = Learned.given(known, self.fresh(self._seed))
 
@@ -203,17 +204,23 @@ class SideTuningLearner(RealLearner):
     def _revived(self, saved: Mapping[str, Tensor]) -> SideNetworkTrainer:
         return self.fresh(self._seed).load(saved)
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """Accuracy by backbone on the held-out texts."""
-        return self.world.host.compute_now(_scores, self.tuning)
+        return self.world.host.compute_now(self.scores_of, self.tuning, part)
 
-    def _of_test(self) -> dict[str, Any]:
+    def scores_of(self, tuning: SideNetworkTrainer, part: Part) -> dict[str, float | None]:
+        """The same of any side network of this learner's shape."""
+        return tuning.evaluate(self._held_out if part == "test" else self._validation)
+
+    def _of_part(self, part: Part) -> dict[str, Any]:
         from learning.side.tuning import HeldOut
 
-        test = self.world.task.test
-        labels = self.world.task.labels[test]
+        texts = self.world.task.texts_of(part)
+        if not len(texts):
+            return {}
+        labels = self.world.task.labels[texts]
         return {
-            name: HeldOut(self.forward(name, test), self._own_prediction(name, test), labels)
+            name: HeldOut(self.forward(name, texts), self._own_prediction(name, texts), labels)
             for name in self.vectors
         }
 
@@ -266,7 +273,3 @@ def _stepped(
     records: list[tuple[str, list[Record], int]],
 ) -> tuple[SideNetworkTrainer, float]:
     return update(tuning, [(backbone, *batch[row]) for backbone, batch, row in records])
-
-
-def _scores(tuning: SideNetworkTrainer) -> dict[str, float | None]:
-    return tuning.evaluate()

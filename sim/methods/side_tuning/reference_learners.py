@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sim.kernel.learned import Learned
-from sim.kernel.learner import RealLearner
+from sim.kernel.learner import Part, RealLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class ServerLearner(SideTuningLearner):
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         return [device.samples for device in self.world.devices]
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """The one model's held-out accuracy, under the name of every backbone of the fleet."""
-        (accuracy,) = super().evaluate().values()
+        (accuracy,) = super().evaluate(part).values()
         return dict.fromkeys(self.world.costing.learned, accuracy)
 
 
@@ -83,9 +83,9 @@ class SeparateLearner(RealLearner):
         """Begin a server update of one backbone's side network; gives its loss."""
         return self._of[backbone].step(update, records)
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its own side network."""
-        return {name: learner.evaluate()[name] for name, learner in self._of.items()}
+        return {name: learner.evaluate(part)[name] for name, learner in self._of.items()}
 
     def digest(self) -> str:
         """A digest of all networks."""

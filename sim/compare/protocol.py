@@ -1,0 +1,52 @@
+"""What all runs of a comparison have in common beside their world: texts to choose looks by, and
+how often they are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sim.compare.planned_run import PlannedRun
+from sim.results.run import open_run
+from sim.scenario.schema import Scenario, SizedData
+
+VALIDATION = 0.1
+GROWTH = 1.1
+
+
+def like_with_like(scenario: Scenario) -> Scenario:
+    """The scenario with texts held out to choose by (a tenth of those to train on, unless it says
+    how many) and looks whenever virtual time has grown by a tenth (unless it says by how much).
+    """
+    task = scenario.task
+    if not task.validation and not isinstance(task.dataset, SizedData):
+        task = task.model_copy(update={"validation": VALIDATION})
+    growth = scenario.evaluate_growth or GROWTH
+    return scenario.model_copy(update={"task": task, "evaluate_growth": growth})
+
+
+def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
+    """How the numbers of a comparison came about, in sentences."""
+    run = open_run(entries[0].folder)
+    if run.summary["dry"]:
+        return
+    judged, seeds = run.summary["judged_on"], len({entry.scenario.seed for entry in entries})
+    held = entries[0].scenario.task.validation
+    share = f", {held:.0%} of those to train on" if isinstance(held, float) else ""
+    yield (
+        f"Accuracy is that of {judged['test']:,} test texts at the first look within half a point "
+        f"of a run's best on {judged['validation']:,} validation texts{share}, the same for every "
+        "method, and at the end. Costs of own convergence are up to that look."
+    )
+    growth = entries[0].scenario.evaluate_growth
+    yield (
+        f"Every method is looked at whenever its virtual time has grown {growth:g} times; a target "
+        "is reached in a line between two looks."
+    )
+    yield (
+        f"Intervals are of 95 %: accuracy over {seeds} seeds and over the test texts, costs over "
+        "seeds and between the looks before and after."
+        if seeds > 1
+        else "One seed: intervals are over the test texts alone, and between the looks before and "
+        "after; what other seeds would give is not known."
+    )
