@@ -234,7 +234,8 @@ class LadderLearner(OnDeviceStates, RealLearner):
     ) -> tuple:
         tuning = tuning or self._begin(backbone, samples, device_id)
         rng = self.world.streams.rng("local/order", f"{device_id}/{number}")
-        tuning = update(tuning, len(samples), self.config.device_batch, rng)
+        c = self.config
+        tuning = update(tuning, len(samples), c.device_batch, rng, c.epochs, c.warm_up)
         state = {n: t.to("cpu", copy=True) for n, t in tuning.averaged.state_dict().items()}
         return tuning, state, self._scores_of(backbone, tuning)
 

@@ -26,14 +26,30 @@ if TYPE_CHECKING:
     from learning.side.tuning import SideNetworkTrainer
 
 
-def client_update(
-    trainer: SideNetworkTrainer, records: int, batch: int, rng: np.random.Generator
-) -> SideNetworkTrainer:
-    """One pass over the device's records in an order of the rng's, an AdamW step a batch; the
-    trainer that came is the one that goes on.
+def share_of_rate(step: int, steps: int, warm_up: int) -> float:
+    """What share of the learning rate step `step` of `steps` makes, from 0: it rises for `warm_up`
+    steps and falls for the others, both in a straight line (the schedule of LST's trainer, that of
+    transformers).
     """
-    order = rng.permutation(records)
+    return step / warm_up if step < warm_up else (steps - step) / (steps - warm_up)
+
+
+def client_update(
+    trainer: SideNetworkTrainer,
+    records: int,
+    batch: int,
+    rng: np.random.Generator,
+    epochs: int,
+    warm_up: float,
+) -> SideNetworkTrainer:
+    """One pass of `epochs` over the device's records in an order of the rng's, an AdamW step a
+    batch; the trainer that came is the one that goes on.
+    """
+    order, steps = rng.permutation(records), epochs * -(-records // batch)
     for start in range(0, records, batch):
+        share = share_of_rate(trainer.steps, steps, round(warm_up * steps))
+        for group in trainer.optimiser.param_groups:
+            group["lr"] = trainer.training.learning_rate * share
         trainer.step(order[start : start + batch].tolist())
     return trainer
 
@@ -54,7 +70,12 @@ class LocalLST(OnDeviceMethod):
         """The labels are on the device."""
         learning_rate: float = Field(3e-3, gt=0)
         weight_decay: float = Field(0.0, ge=0)
-        device_batch: int = Field(100, ge=1)
+        warm_up: float = Field(0.2, ge=0, le=1)
+        """Share of a device's steps in which the learning rate rises; in the others it falls to
+        zero.
+        """
+        device_batch: int = Field(16, ge=1)
+        """LST's 100 would give a device of 67 texts 20 steps in all."""
         evaluated_devices: int | None = Field(None, ge=1)
         """The accuracy is the mean over so many devices, with one of every backbone at least;
         default all.
