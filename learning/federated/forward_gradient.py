@@ -364,12 +364,16 @@ def spry_server_step(
     settings: ServerOptimiser,
     state: State,
     returned: Sequence[State],
+    weights: Sequence[float],
     moments: ServerMoments | None = None,
+    v_start: float = 0.0,
 ) -> tuple[dict[str, Tensor], ServerMoments]:
-    """The mean of each tensor over the clients that trained it, then one step of the server
-    optimiser (fedyogi) towards it.
+    """The weighted mean of each tensor over the clients that trained it, then one step of the
+    server optimiser (fedyogi) towards it, whose v starts from `v_start`.
 
-    A tensor that nobody returned stays as it is.
+    A tensor that nobody returned stays as it is. Spry's code takes Flower's FedYogi, which weighs
+    by examples and starts from 0, not from tau^2 as Reddi et al. do.
     """
-    mean = weighted_mean(returned, [1.0] * len(returned))
+    mean = weighted_mean(returned, weights)
+    moments = moments or ServerMoments({}, {name: t * 0 + v_start for name, t in state.items()})
     return server_step(settings, state, model_delta(mean, state), moments)

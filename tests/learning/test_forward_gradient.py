@@ -346,15 +346,24 @@ def test_more_perturbations_average():
 def test_the_server_averages_each_tensor_over_those_who_trained_it():
     state = {"a": torch.tensor([0.0]), "b": torch.tensor([0.0]), "c": torch.tensor([7.0])}
     returned = [{"a": torch.tensor([1.0])}, {"a": torch.tensor([3.0]), "b": torch.tensor([-0.5])}]
-    yogi = ServerOptimiser("fedyogi", learning_rate=0.1)
-    stepped, moments = fg.spry_server_step(yogi, state, returned)
-    for name, delta in (("a", 2.0), ("b", -0.5)):
-        v = 1e-6 + 0.01 * delta**2  # tau^2 is below delta^2, so v grows
-        assert stepped[name].item() == pytest.approx(
-            0.1 * 0.1 * delta / (math.sqrt(v) + 1e-3), rel=1e-5
-        )
-    assert stepped["c"].item() == 7.0 and set(moments.m) == {"a", "b"}
-    plain, _ = fg.spry_server_step(ServerOptimiser("fedavg"), state, returned)
+    yogi, examples = ServerOptimiser("fedyogi", learning_rate=0.1), [30, 10]
+    # (30 x 1 + 10 x 3) / 40 = 1.5; v = 0 + 0.01 delta^2, or a little more of it than tau^2
+    for v_start in (0.0, 1e-6):
+        stepped, moments = fg.spry_server_step(yogi, state, returned, examples, None, v_start)
+        for name, delta in (("a", 1.5), ("b", -0.5)):
+            v = v_start + 0.01 * delta**2
+            assert stepped[name].item() == pytest.approx(
+                0.1 * 0.1 * delta / (math.sqrt(v) + 1e-3), rel=1e-5
+            )
+        assert stepped["c"].item() == 7.0 and set(moments.m) == {"a", "b"}
+    again, _ = fg.spry_server_step(yogi, stepped, returned[:1], [30], moments)
+    m = 0.9 * 0.1 * 1.5 + 0.1 * (1 - stepped["a"].item())
+    d2 = (1 - stepped["a"].item()) ** 2
+    grown = 1e-6 + 0.01 * 1.5**2
+    v = grown + 0.01 * d2 * (1 if d2 > grown else -1)
+    moved = 0.1 * m / (math.sqrt(v) + 1e-3)
+    assert again["a"].item() == pytest.approx(stepped["a"].item() + moved, rel=1e-5)
+    plain, _ = fg.spry_server_step(ServerOptimiser("fedavg"), state, returned, [1, 1])
     assert plain["a"].item() == 2.0 and plain["b"].item() == -0.5
 
 
@@ -399,7 +408,7 @@ def test_spry_learns():
             for client, hand in enumerate(fg.assign_tensors(list(state), 4, 2, shared))
         ]
         state, moments = fg.spry_server_step(
-            ServerOptimiser("fedyogi", 0.05), state, returned, moments
+            ServerOptimiser("fedyogi", 0.05), state, returned, [1.0] * 4, moments
         )
     assert float(loss(state).detach()) < 0.5 * start
 

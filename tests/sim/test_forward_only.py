@@ -20,6 +20,15 @@ from sim.kernel.learned import with_values
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}, "jitter": False}
 EQUAL = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+UNEQUAL = {
+    "task": {
+        "dataset": {"path": "texts.csv"},
+        "max_tokens": 16,
+        "train": 40,
+        "test": 12,
+        "partition": {"kind": "dirichlet", "alpha": 0.5, "min_size": 5},
+    }
+}
 SMALL = {"rank": 4, "alpha": 8, "evaluate_every": 2}
 FWDLLM = {
     "kind": "fwdllm",
@@ -147,33 +156,39 @@ def test_fwdllm_is_the_published_loop(changes, simulate):
 
 
 def test_fedmezo_is_a_plain_loop(simulate):
-    sim = simulate(fleet=EQUAL, method=MEZO, **AT_ONCE)
+    sim = simulate(fleet=EQUAL, method=MEZO, **UNEQUAL, **AT_ONCE)
     plain = Plain(sim)
     for number in range(3):
-        made = []
+        made, num_samples = [], []
         for device in sim.devices:
-            state = plain.state
-            for step, samples in enumerate(plain.batches(device, number, 5)):
+            state, batches = plain.state, plain.batches(device, number, 5)
+            num_samples.append(sum(map(len, batches)))  # FederatedScope: of all batches of a round
+            for step, samples in enumerate(batches):
                 v = plain.drawn(plain.seed(device, number), step)
                 s = plain.slope(state, v, samples, 1e-3)
                 state = {n: t - 0.02 * s * v[n] for n, t in state.items()}
             made.append(state)
-        plain.state = {n: sum(m[n] for m in made) / len(made) for n in plain.state}
+        shares = [count / sum(num_samples) for count in num_samples]
+        plain.state = {
+            n: sum(w * m[n] for w, m in zip(shares, made, strict=True)) for n in plain.state
+        }
+    assert len(set(num_samples)) > 1
     plain.is_near(sim.method.learner.state.value)
 
 
 def test_spry_is_a_plain_loop_with_backpropagation(simulate):
-    """<grad L, v> by a backward pass instead, torch's AdamW, and FedYogi written out."""
-    sim = simulate(fleet=EQUAL, method=SPRY, **AT_ONCE)
+    """<grad L, v> by a backward pass instead, torch's AdamW, and Flower 1.5's FedYogi written out:
+    layers weighed by examples, m and v from zeros.
+    """
+    sim = simulate(fleet=EQUAL, method=SPRY, **UNEQUAL, **AT_ONCE)
     plain = Plain(sim)
+    assert len({len(device.samples) for device in sim.devices}) > 1
     dealt = [n for n in plain.state if not n.startswith("head.")]
     head, pairs = (
         [n for n in plain.state if n.startswith("head.")],
         list(zip(dealt[::2], dealt[1::2], strict=True)),
     )
-    m, v2 = (
-        {n: torch.full_like(t, start) for n, t in plain.state.items()} for start in (0.0, 1e-6)
-    )
+    m, v2 = ({n: torch.zeros_like(t) for n, t in plain.state.items()} for _ in range(2))
     for number in range(2):
         made = []
         for device, place in zip(
@@ -199,11 +214,12 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
                     parameter.grad = s * direction[n]
                 optimiser.step()
                 trained = plain.model.trainable()
-            made.append({n: trained[n] for n in own})
+            made.append(({n: trained[n] for n in own}, len(device.samples)))
         for n in plain.state:
-            having = [one[n] for one in made if n in one]
+            having = [(one[n], examples) for one, examples in made if n in one]
             if having:
-                d = sum(having) / len(having) - plain.state[n]
+                total = sum(examples for _, examples in having)
+                d = sum(t * examples for t, examples in having) / total - plain.state[n]
                 m[n] = 0.9 * m[n] + 0.1 * d
                 v2[n] = v2[n] - 0.01 * d**2 * (v2[n] - d**2).sign()
                 plain.state[n] = plain.state[n] + 0.01 * m[n] / (v2[n].sqrt() + 1e-3)
@@ -285,16 +301,19 @@ def test_a_fedmezo_device_catches_up_with_what_it_missed(simulate, spans):
 
 def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
     sim, sent = built(scenario_file, MEZO, **AT_ONCE), []
-    receive, state = sim.server.receive, sim.method.learner.state.value
+    receive, state, plain = sim.server.receive, sim.method.learner.state.value, Plain(sim)
     sim.server.receive = lambda payload: (sent.append(payload), receive(payload))
     sim.run()
     for number in range(3):
-        made = [
-            fg.replay(state, fg.decode_probes(with_values(p.data)), 0.02)
-            for p in sent
-            if p.version == number
-        ]
-        state = {n: (sum(one[n].double() * (1 / 3) for one in made)).float() for n in state}
+        round_ = [p for p in sent if p.version == number]
+        made = [fg.replay(state, fg.decode_probes(with_values(p.data)), 0.02) for p in round_]
+        batches = [plain.batches(p.sender, number, MEZO["local_steps"]) for p in round_]
+        counts = [sum(map(len, mine)) for mine in batches]
+        shares = [count / sum(counts) for count in counts]
+        state = {
+            n: sum(one[n].double() * w for w, one in zip(shares, made, strict=True)).float()
+            for n in state
+        }
     assert all(
         torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.value.items()
     )

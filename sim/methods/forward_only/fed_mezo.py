@@ -45,10 +45,14 @@ def client_update(
 
 
 def server_update(
-    state: State, memory: Any, answers: Sequence[State], kept: Sequence[int]
+    state: State,
+    memory: Any,
+    answers: Sequence[State],
+    kept: Sequence[int],
+    weights: Sequence[float],
 ) -> tuple[State, Any]:
     """The mean of the devices' models, which the server has made of their probes."""
-    return fed_avg(state, answers, [1.0] * len(answers)), memory
+    return fed_avg(state, answers, [weights[k] for k in kept]), memory
 
 
 class FedMezo(ForwardOnly):
@@ -67,6 +71,10 @@ class FedMezo(ForwardOnly):
         device_batch: int = Field(1, ge=1)
         learning_rate: float = Field(1e-5, gt=0)
         """Published for Alpaca; 2.5e-5 for GSM8K."""
+        weigh_by_samples: bool = True
+        """Weigh devices by the texts that their steps of the round took, as FederatedScope does,
+        instead of equally; equal while all batches are full.
+        """
         eps: float = Field(1e-3, gt=0)
         """Step of the central difference."""
         rank: int = Field(128, ge=1)
@@ -141,7 +149,16 @@ class FedMezo(ForwardOnly):
         """Make the devices' models of their probes, and average them."""
         nbytes = sum(self.costs[p.sender.backbone].nbytes() for p in answers)
         cost = moves(self.config.local_steps + 1, nbytes)
-        return self.learner.work(cost, self.learner.serve, server_update, *self.of_each(answers))
+        weights = [self.weight(p) for p in answers]
+        parts = (server_update, *self.of_each(answers), weights)
+        return self.learner.work(cost, self.learner.serve, *parts)
+
+    def weight(self, answer: Payload) -> float:
+        """How much a device's model counts."""
+        if not self.config.weigh_by_samples:
+            return 1.0
+        task = ClientTask(answer.version, None, None)
+        return sum(map(len, self.batches(answer.sender, task, self.config.local_steps)))
 
 
 class FedMezoLearner(ForwardLearner):

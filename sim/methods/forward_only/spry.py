@@ -55,18 +55,25 @@ def server_update(
     moments: Any,
     answers: Sequence[State],
     kept: Sequence[int],
-    optimiser: ServerOptimiser,
+    weights: Sequence[float],
+    optimiser: YogiOptimiser,
 ) -> tuple[State, Any]:
     """The mean of each tensor over those who trained it, and the optimiser's step towards it."""
-    return spry_server_step(optimiser, state, answers, moments)
+    theirs = [weights[k] for k in kept]
+    return spry_server_step(optimiser, state, answers, theirs, moments, optimiser.v_start)
 
 
 @dataclass(frozen=True)
 class YogiOptimiser(ServerOptimiser):
-    """A server optimiser whose defaults are Spry's, for whoever sets one field of it alone."""
+    """A server optimiser whose defaults are Spry's, Flower's FedYogi, for whoever sets one field of
+    it alone; v starts from `v_start`.
+    """
 
     kind: Literal["fedavg", "fedavgm", "fedadam", "fedyogi"] = "fedyogi"
     learning_rate: float = 0.01
+    v_start: float = 0.0
+
+    only_for = {"v_start": ("fedadam and fedyogi", lambda s: s.kind in ("fedadam", "fedyogi"))}
 
 
 class Spry(ForwardOnly):
@@ -87,7 +94,11 @@ class Spry(ForwardOnly):
         rank: int = Field(1, ge=1)
         alpha: float = Field(1, gt=0)
         tensors_each: int = Field(2, ge=1)
-        """Tensors dealt at a time: A and B of one LoRA. The head goes to everyone."""
+        """Tensors dealt at a time: A and B of one LoRA."""
+        share_head: bool = True
+        """Every device trains the head besides; else it is dealt like all tensors."""
+        weigh_by_samples: bool = True
+        """Weigh devices by their number of texts, as Flower does, instead of equally."""
         server_optimiser: YogiOptimiser = YogiOptimiser()
 
     def __init__(self, config: Config, world: World) -> None:
@@ -103,7 +114,7 @@ class Spry(ForwardOnly):
 
     def hand(self, names: Sequence[str], place: int, clients: int) -> tuple[str, ...]:
         """The tensors of the device at this place among so many."""
-        shared = [name for name in names if name.startswith("head.")]
+        shared = [name for name in names if self.config.share_head and name.startswith("head.")]
         return assign_tensors(names, clients, self.config.tensors_each, shared)[place]
 
     def charged(self, device: Device, task: ClientTask) -> tuple[str, ...]:
@@ -166,7 +177,8 @@ class Spry(ForwardOnly):
         """The mean of each tensor and the server's step: a few passes over the numbers."""
         cost = mean_and_step(sum(payload.nbytes for payload in answers))
         names = [self.learned(p.sender, places[p.sender.id]) for p in answers]
-        parts = (names, [p.data for p in answers], self.config.server_optimiser)
+        weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
+        parts = (names, [p.data for p in answers], weights, self.config.server_optimiser)
         return self.learner.work(cost, self.learner.serve, server_update, *parts)
 
 
