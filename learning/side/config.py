@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from learning.cost.costs import Cost
 
@@ -18,6 +18,11 @@ class SideNetworkConfig:
     """
 
     __pydantic_config__ = {"extra": "forbid"}
+    only_for: ClassVar[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+        "features": ("`skip: random-features`", lambda s: s.skip == "random-features"),
+        "bandwidth": ("`skip: random-features`", lambda s: s.skip == "random-features"),
+        "ridge": ("a `skip`", lambda s: s.skip != "none"),
+    }
 
     bottleneck: int | None = None
     """Adapter bottleneck r; default one eighth of the common width."""
@@ -42,18 +47,31 @@ class SideNetworkConfig:
     averaging: float = 0.99
     """Decay of the running mean of weights that is evaluated and shipped; 0 uses the last weights.
     """
+    skip: Literal["none", "ridge", "random-features"] = "none"
+    """What stands beside the adapters, solved in closed form from all records and averaged with
+    their output: a ridge regression on all vectors of a record at once (`ridge`), or on these and
+    random Fourier features of them (`random-features`).
+    """
+    features: int = 2048
+    """Random features of `skip: random-features`."""
+    bandwidth: float = 2.0
+    """Of their Gaussian kernel, in units of the root mean square length of a record's vectors."""
+    ridge: float = 1.0
+    """Penalty of the skip's weights; a record's features have a mean square length of about 1."""
 
     def __post_init__(self) -> None:
         for name, least, below in (
             ("dropout", 0, 1),
             ("averaging", 0, 1),
             ("gate_temperature", 1e-6, 1e6),
+            ("bandwidth", 1e-6, 1e6),
+            ("ridge", 1e-6, 1e9),
         ):
             if not least <= getattr(self, name) < below:
                 raise ValueError(
                     f"{name} must be at least {least} and below {below}, got {getattr(self, name)}"
                 )
-        for name in ("bottleneck", "width"):
+        for name in ("bottleneck", "width", "features"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -73,6 +91,8 @@ class SideShape:
     start: str = "embedding"
     projection: str = "where-needed"
     normalise: str = "standard"
+    skip: str = "none"
+    random_features: int = 0
 
     @property
     def vectors(self) -> int:
@@ -105,11 +125,44 @@ class SideShape:
         statistics = (
             2 * self.vectors * self.backbone_widths[backbone] if self.normalise == "standard" else 0
         )
-        return 4 * (self.parameters(backbone) + statistics)
+        return 4 * (self.parameters(backbone) + self._skip_numbers(backbone) + statistics)
+
+    def skip_features(self, backbone: str) -> int:
+        """What the skip's weights meet: all numbers of a record's vectors, and random features of
+        them; 0 without a skip.
+        """
+        if self.skip == "none":
+            return 0
+        return self.vectors * self.backbone_widths[backbone] + self.random_features
 
     def forward_flop(self, backbone: str) -> float:
         """FLOP of one record's forward pass, matrix products only."""
-        return self._trunk_flop() + self._projection_flop(backbone)
+        return (
+            self._trunk_flop()
+            + self._projection_flop(backbone)
+            + self._features_flop(backbone)
+            + 2.0 * self.skip_features(backbone) * self.classes
+        )
+
+    def fitting(self, records: Mapping[str, int]) -> Cost:
+        """Solving the skip for so many records of each backbone: their features, sums of products
+        (of features or of records, whichever are fewer) and a Cholesky factor, in float64.
+        """
+        by_width: dict[int, tuple[str, int]] = {}
+        for name, n in records.items():
+            width = self.backbone_widths[name]
+            by_width[width] = (name, by_width.get(width, (name, 0))[1] + n)
+        cost = Cost()
+        for name, n in by_width.values():
+            features = self.skip_features(name)
+            inputs = features - self.random_features
+            fewer = min(n, features)
+            products = float(n) * features * (fewer + 2 * self.classes)
+            flop = n * self._features_flop(name) + products + fewer**3 / 3
+            flop += 2.0 * fewer**2 * self.classes
+            held = 8 * (fewer**2 + features * self.classes)
+            cost += Cost(flop, 4.0 * n * inputs + 2.0 * held, held)
+        return cost
 
     def training_step(self, records: Mapping[str, int]) -> Cost:
         """One update from so many records of each backbone: forward, backward, and AdamW's pass
@@ -127,6 +180,17 @@ class SideShape:
 
     def _trunk_flop(self) -> float:
         return 2.0 * (self.blocks * 2 * self.width * self.bottleneck + self.width * self.classes)
+
+    def _features_flop(self, backbone: str) -> float:
+        inputs = self.skip_features(backbone) - self.random_features
+        return 2.0 * inputs * self.random_features
+
+    def _skip_numbers(self, backbone: str) -> int:
+        """What is shipped of the skip: its weights, a bias a class and a scale; the random
+        directions are drawn again.
+        """
+        features = self.skip_features(backbone)
+        return features * self.classes + self.classes + 1 if features else 0
 
     def _projection_flop(self, backbone: str) -> float:
         if not self.is_projected(backbone):
@@ -153,4 +217,6 @@ def shape_for(
         config.start,
         config.projection,
         config.normalise,
+        config.skip,
+        config.features if config.skip == "random-features" else 0,
     )

@@ -9,12 +9,14 @@ PAE MobiLLM's equations (arXiv 2507.01216), with h the side state, A_k the activ
     y_s  = head(norm(h_B)),   y_hat = y_b + y_s
 
 and Fed MobiLLM's hidden-size scaling (arXiv 2508.06765): A_k W_{m,k} for backbone m where its width
-differs. The head starts at zero, so that training begins at the backbone's own prediction.
+differs. The head starts at zero, so that training begins at the backbone's own prediction. With a
+skip (`learning/side/skip.py`) y_s is the mean of this and of what the skip predicts.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from learning.side.config import SideNetworkConfig, SideShape
+from learning.side.skip import Skip
 
 
 class GatedAdapter(nn.Module):
@@ -111,6 +114,19 @@ class SideNetwork(nn.Module):
                 if config.normalise == "standard"
                 else {}
             )
+        self.skips = nn.ModuleDict(
+            {
+                _of_width(width): Skip(
+                    shape.vectors * width,
+                    shape.classes,
+                    shape.random_features,
+                    config.bandwidth,
+                )
+                for width in sorted(set(shape.backbone_widths.values()))
+            }
+            if shape.skip != "none"
+            else {}
+        )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -127,17 +143,48 @@ class SideNetwork(nn.Module):
             assert isinstance(standardiser, Standardiser), "as they were all made"
             standardiser.observe(a_BVM.to(self.head.weight.device))
 
+    def fit(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> float:
+        """Solve the skip for the vectors [n, vectors, d_m] and targets [n, classes] of each
+        backbone: one skip for all backbones of a width. Returns its squared error per record.
+        """
+        by_width: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for backbone, (a_BVM, y_BC) in sorted(records.items()):
+            x_BF = self._normalised(a_BVM, backbone).flatten(1)
+            by_width.setdefault(_of_width(a_BVM.shape[-1]), []).append((x_BF, y_BC.to(x_BF.device)))
+        error, count = 0.0, 0
+        for width, parts in by_width.items():
+            x_NF, y_NC = (torch.cat(part) for part in zip(*parts, strict=True))
+            skip = self.skips[width]
+            assert isinstance(skip, Skip), "as they were all made"
+            skip.fit(x_NF, y_NC, self.config.ridge)
+            error += float(((skip(x_NF) - y_NC) ** 2).sum())
+            count += len(x_NF)
+        return error / count
+
     def forward(
         self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None
     ) -> Tensor:
         """`a_BVM`: the uploaded vectors [B, vectors, d_m]; `dropout`: the generator of this step's
-        mask (drawn on the CPU, so the same on any device), None to predict.
+        mask (drawn on the CPU, so the same on any device), for what the adapters alone say, as
+        they are trained; None to predict.
         """
+        a_BVM = self._normalised(a_BVM, backbone)
+        y_BC = self._adapted(a_BVM, backbone, dropout)
+        if dropout is not None or self.shape.skip == "none":
+            return y_BC
+        skip = self.skips[_of_width(a_BVM.shape[-1])]
+        assert isinstance(skip, Skip), "as they were all made"
+        return (y_BC + skip(a_BVM.flatten(1))) / 2 if skip.is_fitted else y_BC
+
+    def _normalised(self, a_BVM: Tensor, backbone: str) -> Tensor:
         a_BVM = a_BVM.to(self.head.weight.device)
         if self.config.normalise == "standard":
-            a_BVM = self.standardisers[_key(backbone)](a_BVM)
-        elif self.config.normalise == "layer":
-            a_BVM = F.layer_norm(a_BVM, a_BVM.shape[-1:])
+            return self.standardisers[_key(backbone)](a_BVM)
+        if self.config.normalise == "layer":
+            return F.layer_norm(a_BVM, a_BVM.shape[-1:])
+        return a_BVM
+
+    def _adapted(self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None) -> Tensor:
         projection = self.projection(backbone)
         if projection is not None:
             a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, projection)
@@ -160,6 +207,11 @@ class SideNetwork(nn.Module):
 def _key(backbone: str) -> str:
     """A backbone's name as a module's, which may hold no dot and be no attribute's."""
     return "of " + backbone.replace("%", "%25").replace(".", "%2E")
+
+
+def _of_width(width: int) -> str:
+    """The name of what backbones of a width share."""
+    return f"of width {width}"
 
 
 def _projections(vectors: int, width_in: int, width_out: int) -> nn.Parameter:

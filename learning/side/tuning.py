@@ -60,6 +60,7 @@ class SideNetworkTrainer:
         place = host_device().place_side_network
         self.network = place(SideNetwork(shape, config, seed))
         self.averaged = place(SideNetwork(shape, config, seed)).eval()
+        self.averaged.skips = self.network.skips  # solved, so there is nothing to average
         self.optimiser = torch.optim.AdamW(
             _decay_groups(self.network, training.weight_decay), lr=training.learning_rate
         )
@@ -114,6 +115,29 @@ class SideNetworkTrainer:
         self.optimiser.step()
         self._average()
         return float(loss.detach())
+
+    def fit(self, records: Sequence[tuple[str, Tensor, Tensor]]) -> float:
+        """Solve the skip for records (backbone, vectors [V, d_m], targets); returns its squared
+        error per record.
+
+        For cross-entropy its targets are C times the prediction difference: what has to be added
+        to log y_b, to first order and where y_b is 1/C.
+        """
+        by_backbone: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for backbone, value, target in records:
+            by_backbone.setdefault(backbone, []).append((value, self._difference(target)))
+        stacked = {
+            name: (torch.stack([v for v, _ in mine]), torch.stack([t for _, t in mine]))
+            for name, mine in by_backbone.items()
+        }
+        with torch.no_grad():
+            return self.network.fit(stacked)
+
+    def _difference(self, target: Tensor) -> Tensor:
+        if self.training.loss == "squared-error":
+            return target
+        one_hot_C, y_b_C = target.chunk(2)
+        return len(y_b_C) * (one_hot_C - y_b_C)
 
     def _loss(self, y_s_BC: Tensor, targets: Tensor) -> Tensor:
         if self.training.loss == "squared-error":

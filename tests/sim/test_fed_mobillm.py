@@ -12,9 +12,11 @@ from learning.side import taps
 from learning.side.activations import Activations, decode, encode
 from learning.side.prediction_difference import backbone_prediction, difference
 from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
+from sim.kernel.journal import Journal
 from sim.kernel.learned import with_values
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.replay_cache import ReplayCache
+from sim.simulation import RunCallbacks
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -104,6 +106,37 @@ def test_the_server_spends_its_budget_and_no_more(replay, share, batch, simulate
     assert simulate(dry=True, method=method, jitter=False).updates == int(
         replay * 60 / batch + 1e-9
     )
+
+
+@pytest.mark.parametrize("kind", ["fed-mobillm", "single-side-network", "centralised"])
+def test_a_skip_is_solved_ever_more_rarely_and_from_all_records_at_the_end(kind, simulate):
+    method = {"kind": kind, "server_batch": 8, "side_network": {"skip": "ridge"}}
+    plain = simulate(method=method | {"side_network": {}}, jitter=False)
+    sim = simulate(method=method, jitter=False)
+    assert 1 <= sim.updates - plain.updates <= 12
+    learners = getattr(sim.method.learner, "_of", {"": sim.method.learner}).values()
+    solved = [
+        int(skip.records)
+        for learner in learners
+        for skip in learner.tuning.value.averaged.skips.values()
+    ]
+    assert sum(solved) == 60 == sum(sim.method.fitted.values())
+
+
+def test_a_run_with_a_skip_that_was_interrupted_goes_on_to_the_same_digest(simulate, tmp_path):
+    method = {"kind": "fed-mobillm", "side_network": {"skip": "random-features", "features": 32}}
+    straight, looks = simulate(method=method), []
+    callbacks = RunCallbacks(on_progress=looks.append, should_stop=lambda: len(looks) >= 3)
+    stopped = simulate(method=method, journal=Journal(tmp_path, False), callbacks=callbacks)
+    assert stopped.ended.reason == "interrupted"
+    resumed = simulate(method=method, journal=Journal(tmp_path, resume=True))
+    assert resumed.method.learner.digest() == straight.method.learner.digest()
+
+
+def test_no_skip_where_the_server_keeps_no_records(simulate):
+    for method in ({"kind": "mobillm"}, {"kind": "pae-mobillm", "cache": False}):
+        with pytest.raises(ValueError, match="it is solved from all records"):
+            simulate(dry=True, method=method | {"side_network": {"skip": "ridge"}})
 
 
 def test_no_update_precedes_the_samples_that_grant_it(simulate):

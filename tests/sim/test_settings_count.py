@@ -85,6 +85,11 @@ BASES = {  # settings that must hold for another to be seen
         for kind in ("fedavg-lora", "fedbuff")
         for name in ("beta1", "beta2", "tau")
     },
+    **{
+        (kind, f"side_network.{name}"): {"side_network": {"skip": "random-features"}}
+        for kind in ("fed-mobillm", "centralised", "single-side-network", "pae-mobillm")
+        for name in ("features", "bandwidth", "ridge")
+    },
     ("fedasync", "staleness.b"): {"staleness": {"kind": "hinge", "b": 0}},
 }
 CLOCK = {
@@ -110,6 +115,7 @@ UNSEEN = {  # for what is not in this small world
         ),
         "its shallowest backbone has one layer",
     ),
+    ("mobillm", "side_network.skip"): "its server keeps no records",
     ("pae-mobillm", "cache"): "test_pae_mobillm.py holds both ways",
     ("upload-raw-text", "bytes_per_token"): "texts are charged by their own bytes",
 }

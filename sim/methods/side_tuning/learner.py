@@ -184,7 +184,15 @@ class SideTuningLearner(RealLearner):
         """Begin a server update on the records of these numbers, `update(trainer, records)`; gives
         its loss.
         """
-        mine = [self.records[number] for number in sorted(records)]
+        return self._begun(update, [self.records[number] for number in sorted(records)])
+
+    def fit(self, update: Callable[..., Any]) -> Callable[[], Learned]:
+        """Begin a server update on all records that there are, `update(trainer, records)`; gives
+        its loss.
+        """
+        return self._begun(update, [record for record in self.records if record is not None])
+
+    def _begun(self, update: Callable[..., Any], mine: list) -> Callable[[], Learned]:
         self.tuning, loss = self.world.host.learn(
             _stepped,
             *(update, Taken(self.tuning), mine),

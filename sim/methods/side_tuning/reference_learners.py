@@ -83,6 +83,12 @@ class SeparateLearner(RealLearner):
         """Begin a server update of one backbone's side network; gives its loss."""
         return self._of[backbone].step(update, records)
 
+    def fit_of(self, update: Callable[..., Any], backbone: str) -> Callable[[], Learned]:
+        """Begin a server update of one backbone's side network on all its records; gives its
+        loss.
+        """
+        return self._of[backbone].fit(update)
+
     def evaluate(self, part: Part = "test") -> dict[str, float | None]:
         """Held-out accuracy of every backbone with its own side network."""
         return {name: learner.evaluate(part)[name] for name, learner in self._of.items()}

@@ -4,6 +4,7 @@ and its shape.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +22,7 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
+from sim.methods.side_tuning.updates import closed_form
 from sim.scenario.settings import RenamedSettings
 
 
@@ -93,11 +95,17 @@ class SideTuning:
         self.config, self.world = config, world
         if self.replays:
             require_updates(config, world.devices)
+        elif config.side_network.skip != "none":
+            raise ValueError(
+                "method.side_network.skip: it is solved from all records, and the server of "
+                f"{config.kind} keeps none here; leave it at none"
+            )
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
         self.shape = self.new_shape()
         self.learner = self.new_learner()
         self.cache = ReplayCache(world.streams.rng("server/replay"))
         self.updates = 0
+        self.fitted: Counter[str] = Counter()  # records that a skip was last solved for
         self.fresh: list[int] = []  # numbers of payloads that came since the last update
 
     def new_shape(self) -> SideShape:
@@ -149,7 +157,7 @@ class SideTuning:
             if (yield from self.take_arrivals(server)):
                 continue
             share = 1.0 if self.is_complete else self.config.update_share_on_arrival
-            if (update := self.next_update(share)) is not None:
+            if (update := self.next_fit() or self.next_update(share)) is not None:
                 flows, self.fresh = self.fresh, []
                 loss = yield from server.compute(update, flows)
                 self.world.after_update(self.learner, loss, self.records)
@@ -208,6 +216,25 @@ class SideTuning:
             return None
         self.updates += 1
         return self.update(self.cache.draw(self.config.server_batch))
+
+    def next_fit(self) -> Work | None:
+        """Solving the side network's skip anew, if there is one and enough records have come."""
+        if not self.is_fit_due("", len(self.cache)):
+            return None
+        cost = self.shape.fitting(self.cache.count_by_backbone(list(range(len(self.cache)))))
+        return self.learner.work(cost, self.learner.fit, closed_form)
+
+    def is_fit_due(self, name: str, records: int) -> bool:
+        """Whether a skip is to be solved: for half as many records again as the last time, so that
+        all solving costs a few times the last, and for all of them at the end. If so, counts it as
+        done.
+        """
+        known = self.fitted[name]
+        due = known + 1 if self.is_complete else max(self.config.server_batch, 1.5 * known)
+        if self.config.side_network.skip == "none" or records < due:
+            return False
+        self.fitted[name] = records
+        return True
 
     def update(self, records: list[int]) -> Work:
         """One AdamW update of the side network and the projections on the drawn records."""

@@ -17,7 +17,7 @@ from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.reference_learners import SeparateLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shared import require_updates
-from sim.methods.side_tuning.updates import one_step, with_differences
+from sim.methods.side_tuning.updates import closed_form, one_step, with_differences
 
 
 class SingleSideNetwork(FedMobiLLM):
@@ -75,6 +75,14 @@ class SingleSideNetwork(FedMobiLLM):
             return None
         self.updates_of[name] += 1
         return self.update_of(name, self.caches[name].draw(self.config.server_batch))
+
+    def next_fit(self) -> Work | None:
+        """Of the first network that is due."""
+        for name, cache in self.caches.items():
+            if self.is_fit_due(name, len(cache)):
+                cost = self.shapes[name].fitting({name: len(cache)})
+                return self.learner.work(cost, self.learner.fit_of, closed_form, name)
+        return None
 
     def cache_of(self, backbone: str) -> ReplayCache:
         """Of its own."""
