@@ -2,9 +2,10 @@
 as they are.
 
 The server runs the backbone itself and then trains the same side network as Fed MobiLLM's server,
-by the same schedule. `centralised` is the best that side-tuning could do; `upload-raw-text` asks
-what forward passes on devices are good for: a text is far smaller than its activations, and its
-privacy is what the difference buys.
+by the same schedule. `centralised` says what being spread over devices costs this side network; it
+is no upper bound of side-tuning, as a logistic regression on the same vectors can be better.
+`upload-raw-text` asks what forward passes on devices are good for: a text is far smaller than its
+activations, and its privacy is what the difference buys.
 """
 
 from __future__ import annotations
