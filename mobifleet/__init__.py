@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mobifleet.hidden import require_own_packages
 
 if TYPE_CHECKING:
-    from sim.api import check, compare, load, run
+    from sim.api import check, compare, load, run, sweep
     from sim.results.run import Run, open_run
     from sim.scenario.file import ScenarioError
     from sim.scenario.partitions import register_partition
@@ -31,6 +31,7 @@ _HOMES = {
     "run": "sim.api",
     "check": "sim.api",
     "compare": "sim.api",
+    "sweep": "sim.api",
     "open_run": "sim.results.run",
     "register": "sim.scenario.registry",
     "register_partition": "sim.scenario.partitions",
@@ -50,6 +51,7 @@ __all__ = [
     "register",
     "register_partition",
     "run",
+    "sweep",
 ]
 
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich.console import Console
 
 from learning.host_device import HostDevice
@@ -25,6 +24,8 @@ from sim.scenario.own_code import in_own_code
 from sim.scenario.schema import Scenario
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from learning.data.texts import TextDataset
     from sim.cli.answer import Answer
     from sim.compare.verb import Comparison
@@ -82,15 +83,10 @@ def folder_of(scenario: str | os.PathLike[str]) -> Path:
 
 def _as_text(key: str, value: Any) -> str:
     try:
-        text = json.dumps(value, allow_nan=False, default=_plain)
+        text = json.dumps(value, allow_nan=False, default=file.plain)
         return f"{key}={text}"  # JSON is YAML, too
     except (TypeError, ValueError) as error:
         raise ScenarioError([f"override {key!r}: {error}"]) from None
-
-
-def _plain(value: Any) -> Any:
-    """What numpy's numbers and arrays hold, and what a path says."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else os.fspath(value)
 
 
 def run(
@@ -200,6 +196,50 @@ def compare(
         tune,
         HostDevice(host, precision),
     )
+
+
+def sweep(
+    scenario: Scenario | str | os.PathLike[str],
+    grid: Mapping[str, Iterable[Any]] | None = None,
+    *,
+    methods: Iterable[str] = (),
+    seeds: int = 1,
+    out: str | os.PathLike[str] | None = None,
+    dry: bool = False,
+    workers: int = 1,
+    quiet: bool = False,
+    host: str = "cpu",
+    precision: str = "float32",
+) -> DataFrame:
+    """Run a scenario at every combination of the grid's values, methods and seeds and return the
+    long table, one row a run, as `mobifleet sweep` writes it.
+
+    `grid` maps dotted paths to values, `methods` are labels of `compare.methods` or kinds (default:
+    the scenario's own method). Runs lie in `out` or `runs/<name>-sweep`; finished ones are kept,
+    failed ones tried again: a row says so under `status` and `error`. With more `workers` than one
+    a script has to start under `if __name__ == "__main__":`, for each process imports it again.
+
+        frame = mobifleet.sweep("quickstart", {"method.replay": [5, 20]}, seeds=3, dry=True)
+        frame.groupby("method.replay")["virtual_time_s"].mean()
+    """
+    from sim.sweep.grid import plain_grid
+    from sim.sweep.verb import sweep_scenario
+
+    scenario = _loaded(scenario)
+    place = Path(out) if out is not None else Path("runs") / f"{scenario.name}-sweep"
+    made = sweep_scenario(
+        scenario,
+        scenario.folder,
+        place,
+        plain_grid(grid or {}),
+        [methods] if isinstance(methods, str) else [*methods],
+        seeds,
+        dry,
+        workers,
+        _console(quiet),
+        HostDevice(host, precision),
+    )
+    return made.frame
 
 
 def _loaded(scenario: Scenario | str | os.PathLike[str]) -> Scenario:

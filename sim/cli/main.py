@@ -17,6 +17,7 @@ from sim.cli.fetch import fetch
 from sim.cli.list import list_
 from sim.cli.plot import plot
 from sim.cli.run import run
+from sim.cli.sweep import sweep
 from sim.cli.terminal import console, errors
 from sim.cli.validate import validate
 from sim.scenario.own_code import OwnCodeError
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command("run")(run)
 app.command("plot")(plot)
 app.command("compare")(compare)
+app.command("sweep")(sweep)
 app.command("validate")(validate)
 app.command("check")(check)
 app.command("list")(list_)

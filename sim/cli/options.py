@@ -47,8 +47,13 @@ ProfileFolder = Annotated[Path | None, typer.Option("--out", help="Another outpu
 
 
 def labels_of(methods: str | None) -> list[str]:
-    """The labels that `--methods` lists; none where it is not given."""
-    return [label.strip() for label in methods.split(",")] if methods else []
+    """The labels that `--methods` lists, in quotes where they hold a comma; none where it is not
+    given.
+    """
+    from sim.sweep.grid import parts_of
+
+    parts = parts_of(methods) if methods else []
+    return [part[1:-1] if re.fullmatch("(['\"]).*\\1", part) else part for part in parts]
 
 
 def folder_of(name: str) -> Path:

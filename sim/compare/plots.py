@@ -15,6 +15,7 @@ import numpy as np
 from sim.compare.costs import COLUMNS, chosen_accuracy, converged_at_s, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
 from sim.results.run import Run, open_run
+from sim.sweep.grid import value_text
 from sim.views.page import FULL_WIDTH, STYLE, line_style
 from sim.views.saving_figures import save
 
@@ -107,7 +108,8 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
             at = np.arange(len(values)) + 0.04 * number
             style = line_style(number) | {"marker": "o", "capsize": 2}
             ax.errorbar(at, middle, np.abs(spread), label=label, **style)
-        ax.set_xticks(range(len(values)), [value.removeprefix(f"{key}=") for value in values])
+        named = {entry.at: value_text(entry.values[key]) for entry in entries}
+        ax.set_xticks(range(len(values)), [named[at] for at in values])
         ax.set(xlabel=key, ylabel=COLUMNS["chosen"])
         figure.legend(loc="outside right center")
         return save(figure, out / "over.png")

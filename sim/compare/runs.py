@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +20,34 @@ from sim.compare.table import rows
 from sim.kernel.streams import Streams
 from sim.scenario.file import ScenarioError, changed
 from sim.scenario.schema import Compare, Scenario
+from sim.sweep.grid import cells_of, folder_name, planned
+from sim.sweep.planned_run import SweepError
 
 
 def plan(
-    scenario: Scenario, out: Path, seeds: int = 1, only: Iterable[str] = ()
+    scenario: Scenario,
+    out: Path,
+    seeds: int = 1,
+    only: Iterable[str] = (),
+    folder: Path | None = None,
 ) -> list[PlannedRun]:
     """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one
     that it lacks.
+
+    With the `folder` in which the scenario's relative paths start, each is checked.
     """
-    labels = compare_of(scenario).methods
-    if seeds < 1:
-        raise CompareError(f"seeds: at least 1 (got {seeds})")
-    if unknown := [label for label in only if label not in labels]:
+    compare, only = compare_of(scenario), list(only)
+    if unknown := [label for label in only if label not in compare.methods]:
         raise CompareError(
             f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: "
-            f"{', '.join(labels)})"
+            f"{', '.join(compare.methods)})"
         )
-    entries = []
-    for at, world in _worlds(like_with_like(scenario)):
-        methods = compare_of(world).methods
-        for label, seed in itertools.product(
-            only or labels, range(scenario.seed, scenario.seed + seeds)
-        ):
-            one = world.model_copy(update={"method": methods[label], "compare": None, "seed": seed})
-            entries.append(PlannedRun(label, one, out / at / f"{label}-seed{seed}", at))
-    return entries
+    over = {} if compare.over is None else {compare.over.key: compare.over.values}
+    try:
+        methods, world = only or list(compare.methods), like_with_like(scenario)
+        return planned(world, cells_of(over), methods, seeds, out, folder)
+    except SweepError as error:
+        raise CompareError(f"compare.over: {error}" if over else str(error)) from None
 
 
 def compare_of(scenario: Scenario) -> Compare:
@@ -56,17 +58,6 @@ def compare_of(scenario: Scenario) -> Compare:
             f"{{methods: {{label: {{kind: ...}}}}}}`"
         )
     return scenario.compare
-
-
-def _worlds(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
-    """The scenario itself, or one of it for each value of `compare.over`."""
-    over = compare_of(scenario).over
-    if over is None:
-        yield "", scenario
-        return
-    for value in over.values:
-        name = re.sub(r"[^\w=.-]+", "-", f"{over.key}={value}")[:80]  # of a folder
-        yield name, _with(scenario, over.key, value, "compare.over")
 
 
 def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
@@ -107,7 +98,10 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
             judged = judged.model_copy(update={"compare": None})
             entries.append(
                 PlannedRun(
-                    label, judged, out / "tuning" / f"{label}-{number}", json.dumps(settings)
+                    label,
+                    judged,
+                    out / "tuning" / f"{folder_name(label)}-{number}",
+                    json.dumps(settings),
                 )
             )
     return entries

@@ -12,14 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 
 from learning.host_device import CPU, HostDevice
@@ -33,7 +25,7 @@ from sim.compare.write import headings, latex, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
-from sim.sweep.engine import changed_inputs, is_done, run_all
+from sim.sweep.progress import run_shown
 from sim.world.preflight import preflight
 
 if TYPE_CHECKING:
@@ -111,7 +103,7 @@ def compare_scenario(
     host: HostDevice = CPU,
 ) -> Comparison:
     """Run the comparison into `out`, saying on the console how far it is; CompareError for none."""
-    entries = plan(scenario, out, seeds, only)
+    entries = plan(scenario, out, seeds, only, folder)
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
         preflight(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)
@@ -139,29 +131,7 @@ def _compared(
     host: HostDevice,
 ) -> Comparison:
     def run(some: list[PlannedRun], what: str) -> None:
-        changed = Counter(
-            ", ".join(names) for entry in some if (names := changed_inputs(entry, dry, folder))
-        )
-        for files, count in changed.items():
-            console.print(
-                f"{files} held something else before: {count} runs are made again", highlight=False
-            )
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-        )
-        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-            bar = progress.add_task(
-                what, total=len(some), completed=sum(is_done(entry, dry, folder) for entry in some)
-            )
-
-            def done(entry: PlannedRun, count: int, of: int) -> None:
-                progress.update(bar, completed=count)
-                console.print(f"{what} {count}/{of} {entry.folder.relative_to(out)}")
-
-            run_all(some, folder, dry, processes, done, host)
+        run_shown(some, folder, out, dry, processes, console, what, host)
 
     run(entries, "run")
     for sentence in _of_other_machines(entries):

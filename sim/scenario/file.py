@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from sim.scenario.complaints import MAX_SHOWN, explained, nearest
@@ -105,25 +106,43 @@ def changed(instance: Model, key: str, value: Any) -> Model:
     data = _dumped(instance, exclude_unset=True)
     whole: Any = resolved(instance)
     spot: Any = data
-    *path, last = (
-        int(step) if re.fullmatch("[0-9]{1,9}", step) else step for step in key.split(".")
-    )
+    *path, last = dotted_path(key)
     try:
         for step in path:
+            wrong = step
             whole = whole[step]
             if isinstance(spot, dict):
                 spot.setdefault(step, whole)
             spot = spot[step]
         if isinstance(last, str) and last not in whole:
             last = RENAMED.get(last, last)
+        wrong = last
         whole[last]  # a new key would be a typing error
     except (KeyError, IndexError, TypeError):
-        raise ScenarioError([f"nothing is called {key!r}"]) from None
+        known = whole if isinstance(whole, dict) else ()
+        raise ScenarioError([f"nothing is called {key!r}{nearest(wrong, known)}"]) from None
     spot[last] = value
     try:
         return type(instance).model_validate(data)
     except ValidationError as error:
-        raise ScenarioError([f"{key}: {error.errors()[0]['msg']}"]) from None
+        root = read(json.dumps(data), key, [])
+        assert root is not None, "a scenario is not nothing"
+        found = explained(error, type(instance), root)
+        raise ScenarioError(problem.text for problem in found) from None
+
+
+def dotted_path(key: str) -> list[str | int]:
+    """The steps of a dotted path: names, and numbers of items."""
+    return [int(step) if re.fullmatch("[0-9]{1,9}", step) else step for step in key.split(".")]
+
+
+def plain(value: object) -> object:
+    """What numpy's numbers and arrays hold, and what a path says, as JSON can hold it; TypeError
+    for anything else.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return os.fspath(value)  # type: ignore[call-overload]
 
 
 def digest(data: dict[str, Any]) -> str:

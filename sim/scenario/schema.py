@@ -24,7 +24,7 @@ from sim.scenario.named_files import (
     LinkName,
     ModelFolder,
 )
-from sim.scenario.settings import OnlyFor, RenamedSettings, Settings, name_now
+from sim.scenario.settings import Label, OnlyFor, RenamedSettings, Settings, name_now
 
 if TYPE_CHECKING:
 
@@ -333,10 +333,6 @@ class CostAs(Settings):
     """One architecture for all, or learning backbone -> costed architecture."""
     tokens: int | None = Field(None, ge=1)
     """Charge every text at this length instead of its own."""
-
-
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
-"""A name that a folder may have."""
 
 
 class Over(Settings):

@@ -4,10 +4,19 @@ by field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
 from sim.scenario.yaml_tree import Node
 
@@ -19,6 +28,18 @@ RENAMED = {"eager": "update_share_on_arrival", "deliver": "ship_side_network"}
 """Old name of a setting -> its name now. The old ones are still taken, with a remark."""
 FIRST_NAME = {now: old for old, now in RENAMED.items()}
 OTHER_NAME = RENAMED | FIRST_NAME
+
+
+def _without_control_characters(label: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", label):
+        raise ValueError("a label is one line of text, without control characters")
+    return label
+
+
+Label = Annotated[
+    str, Field(min_length=1, max_length=1000), AfterValidator(_without_control_characters)
+]
+"""What a method is called in tables, figures and legends; its folders have a name made of it."""
 
 
 class Settings(BaseModel):

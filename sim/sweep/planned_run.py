@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sim.scenario.schema import Scenario
 
@@ -14,11 +16,12 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run: a method by its label, at which combination of settings (`at`, as its folder is
-    called), of which scenario, where to.
+    """One run: a method by its label, of which scenario, where to, at which combination of settings
+    (`at` as its folder is called, `values` by dotted path).
     """
 
     label: str
     scenario: Scenario
     folder: Path
     at: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)

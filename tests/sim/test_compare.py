@@ -453,7 +453,11 @@ def test_a_comparison_stays_in_its_folder(mobifleet, scenario_file, tmp_path):
     climbing = mobifleet(
         "compare", scenario_file(compare={"methods": {"../../up": METHODS["ours"]}}), "--dry"
     )
-    assert climbing.code == 2 and "../../up" in climbing.err and "Traceback" not in climbing.err
+    assert climbing.code == 0 and "../../up" in climbing.out, climbing.err
+    [run] = (tmp_path / "runs" / "tiny-compare").glob("*/summary.json")
+    assert run.parent.name.startswith("..-..-up-") and not list(tmp_path.parent.glob("*up*"))
+    control = mobifleet("compare", scenario_file(compare={"methods": {"a\nb": METHODS["ours"]}}))
+    assert control.code == 2 and "without control characters" in control.err
     values = ["../../../up", "a/b"]
     scenario = load(
         str(scenario_file(compare={**COMPARE, "over": {"key": "description", "values": values}})),

@@ -1,0 +1,208 @@
+"""Figures of a sweep: what was learned when, combination by combination, and outcomes against each
+factor.
+
+Lines are means over seeds; a band reaches from the worst seed to the best.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, outcomes_of
+from sim.sweep.grid import title, value_text
+from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
+from sim.views.saving_figures import save
+
+WIDTH_IN = 7.0
+MOST_PANELS = 12  # combinations whose curves are drawn
+COLUMNS = 3
+LONGEST = 32  # characters of a name in a figure
+ON_FIGURE = ("final", "target.reached_at_s", "virtual_time_s", "per_device.uplink_bytes.mean")
+
+
+def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) -> list[Path]:
+    """Draw what there are numbers for, `curves.png` and `effects.png`; returns the files written.
+
+    `rows` and `curves` are those of `sim.sweep.table`, `keys` the grid's, `metric` the name of what
+    is learned.
+    """
+    files = []
+    with matplotlib.style.context(["default", STYLE]):
+        learned = [row for row in curves if row["name"] == metric]
+        for name, figure in (
+            ("curves", curves_figure(learned, keys, metric)),
+            ("effects", effects_figure(rows, keys, metric)),
+        ):
+            if figure is not None:
+                files.append(save(figure, out / f"{name}.png"))
+    return files
+
+
+def curves_figure(curves: Rows, keys: Sequence[str], metric: str) -> Figure | None:
+    """The metric against virtual time: a panel a combination, a line a method."""
+    by_cell: dict[str, dict[str, dict[int, list[tuple[float, float]]]]] = {}
+    for row in curves:
+        cell = json.dumps({key: row[key] for key in keys})
+        seeds = by_cell.setdefault(cell, {}).setdefault(row["method"], {})
+        seeds.setdefault(row["seed"], []).append((row["time_s"], row["value"]))
+    if not by_cell:
+        return None
+    shown = list(itertools.islice(by_cell.items(), MOST_PANELS))
+    methods = list(dict.fromkeys(row["method"] for row in curves))
+    ends_s = [
+        max(time_s for time_s, _ in points)
+        for _, of in shown
+        for seeds in of.values()
+        for points in seeds.values()
+    ]
+    across = min(COLUMNS, len(shown))
+    down = -(-len(shown) // across)
+    figure, axes = _figure(0.7 + 1.6 * down, down, across, sharex=True, sharey=True)
+    unit, unit_s = time_unit(max(ends_s))
+    some = f", {len(shown)} of {len(by_cell)} combinations" if len(by_cell) > len(shown) else ""
+    figure.suptitle(f"{metric} over virtual time{some}", fontsize=8, x=0.01, ha="left")
+    for ax, (cell, of) in zip(axes.flat, shown, strict=False):
+        ax.set_title(_short(title(json.loads(cell)), 2 * LONGEST), fontsize=7)
+        for method, seeds in of.items():
+            moments_s, values = _over_seeds(seeds.values())
+            _band(ax, moments_s / unit_s, values, line_style(methods.index(method)))
+    if min(ends_s) > 0 and max(ends_s) > FAR_APART * min(ends_s):
+        axes.flat[0].set_xscale("log", nonpositive="mask")
+    for ax in axes.flat[len(shown) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(metric)
+    for column in range(across):
+        last = max(row for row in range(down) if row * across + column < len(shown))
+        axes[last, column].set_xlabel(f"virtual time [{unit}]")
+        axes[last, column].tick_params(labelbottom=True)
+    _legend(figure, methods)
+    return figure
+
+
+def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | None:
+    """Outcomes against each factor, means over all other factors; a line a method."""
+    factors = factors_of(rows, keys)
+    outcomes = [name for name in ON_FIGURE if name in outcomes_of(rows)]
+    if "target.reached_at_s" in outcomes:
+        outcomes.remove("virtual_time_s")
+    if not factors or not outcomes:
+        return None
+    against = {name: values for name, values in factors.items() if name != METHOD} or factors
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    scales = {name: _scale(rows, name) for name in outcomes}
+    figure, axes = _figure(
+        0.6 + 1.45 * len(outcomes), len(outcomes), len(against), sharey="row", sharex="col"
+    )
+    for (line, outcome), (column, (factor, values)) in itertools.product(
+        enumerate(outcomes), enumerate(against.items())
+    ):
+        ax = axes[line, column]
+        lines = ["" if factor == METHOD else method for method in methods]
+        for number, method in enumerate(dict.fromkeys(lines)):
+            mine = [row for row in rows if method in ("", row["method"])]
+            means = _by_seed(mine, outcome, factor, values) / scales[outcome][1]
+            _band(ax, np.arange(len(values)), means, line_style(number) | {"marker": "o"})
+        named = [_short(value_text(value)) for value in values]
+        turned = {"rotation": 30, "ha": "right"} if max(map(len, named)) > 12 else {}
+        ax.set_xticks(range(len(values)), named, **turned)
+        ax.margins(x=0.08)
+        if line == len(outcomes) - 1:
+            ax.set_xlabel(_short(factor))
+        if column == 0:
+            ax.set_ylabel(OUTCOMES[outcome].format(metric=metric) + scales[outcome][0])
+    for line in range(len(outcomes)):
+        heights = [
+            height
+            for drawn in axes[line].flat
+            for one in drawn.get_lines()
+            for height in np.asarray(one.get_ydata(), dtype=float)
+            if height > 0
+        ]
+        if heights and outcomes[line] != "final" and max(heights) > FAR_APART * min(heights):
+            axes[line, 0].set_yscale("log", nonpositive="mask")
+    if METHOD not in against:
+        _legend(figure, methods)
+    return figure
+
+
+def _by_seed(rows: Rows, outcome: str, factor: str, values: Sequence[Any]) -> np.ndarray:
+    """Means over all combinations, float64 of shape (seeds, values); NaN where there is none."""
+    seeds = sorted({row["seed"] for row in rows})
+    found = np.full((len(seeds), len(values)), np.nan)
+    for (line, seed), (column, value) in itertools.product(enumerate(seeds), enumerate(values)):
+        numbers = [
+            row[outcome]
+            for row in rows
+            if row["seed"] == seed and row[factor] == value and row.get(outcome) is not None
+        ]
+        if numbers:
+            found[line, column] = np.mean(numbers)
+    return found
+
+
+def _over_seeds(
+    curves: Iterable[Sequence[tuple[float, float]]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The moments at which any seed was looked at (n,) and each seed's last value by then
+    (seeds, n); NaN before its first.
+    """
+    series = [np.array(sorted(points)) for points in curves]
+    moments = np.unique(np.concatenate([each[:, 0] for each in series]))
+    values = np.full((len(series), len(moments)), np.nan)
+    for line, each in enumerate(series):
+        last = np.searchsorted(each[:, 0], moments, side="right") - 1
+        values[line, last >= 0] = each[last[last >= 0], 1]
+    return moments, values
+
+
+def _band(ax: Any, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> None:
+    """The mean over seeds, where all have a value, and from the least seed to the most."""
+    whole = ~np.isnan(values).any(axis=0)
+    x, values = x[whole], values[:, whole]
+    if not len(x):
+        return
+    ax.plot(x, values.mean(axis=0), markersize=3, **style)
+    if len(values) > 1:
+        ax.fill_between(
+            x, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.2, linewidth=0
+        )
+
+
+def _figure(height_in: float, down: int, across: int, **subplots: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH_IN, height_in), layout=ConstrainedLayoutEngine(wspace=0.03))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(down, across, squeeze=False, **subplots)
+
+
+def _legend(figure: Figure, methods: Sequence[str]) -> None:
+    handles = [Line2D([], [], **line_style(number)) for number in range(len(methods))]
+    texts = [_short(method) for method in methods]
+    figure.legend(handles, texts, loc="outside right upper")
+
+
+def _scale(rows: Rows, outcome: str) -> tuple[str, float]:
+    """In which unit an outcome is drawn, in brackets, and how large that is."""
+    most = max(abs(row[outcome]) for row in rows if row.get(outcome) is not None)
+    if "bytes" in outcome:
+        unit, size = byte_unit(most)
+    elif outcome.endswith("_s"):
+        unit, size = time_unit(most)
+    else:
+        return "", 1.0
+    return f" [{unit}]", size
+
+
+def _short(text: str, most: int = LONGEST) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

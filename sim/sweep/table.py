@@ -1,0 +1,112 @@
+"""The long table of a sweep, one row a run, and its curves: what the folders hold, and nothing that
+depends on when and where it was computed, so that a sweep in pieces gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sim.kernel.recorder import write_table
+from sim.kernel.writing import replacing
+from sim.results.run import open_run
+from sim.sweep.engine import failure, is_done
+from sim.sweep.planned_run import PlannedRun
+
+NOT_OF_THE_RUN = {"host", "remarks", "scenario", "method", "seed"}
+"""Parts of a summary that say what is known already, or what took place on the host."""
+
+
+def rows_of(
+    entries: Sequence[PlannedRun], out: Path, dry: bool, folder: Path
+) -> list[dict[str, Any]]:
+    """One row a run, in the order of the plan: its settings, `method` (the label), `seed`,
+    `folder`, `status` and `error`, then the numbers of its summary by their paths in it.
+    """
+    rows = []
+    for entry in entries:
+        done = is_done(entry, dry, folder)
+        why = None if done else failure(entry)
+        row = {
+            **entry.values,
+            "method": entry.label,
+            "seed": entry.scenario.seed,
+            "folder": entry.folder.relative_to(out).as_posix(),
+            "status": "finished" if done else "failed" if why is not None else "not finished",
+            "error": why,
+        }
+        numbers = dict(_numbers(open_run(entry.folder).summary)) if done else {}
+        rows.append(
+            row | {f"summary.{k}" if k in row else k: number for k, number in numbers.items()}
+        )
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in summary.items():
+        if name in NOT_OF_THE_RUN:
+            continue
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", number) for inner, number in _numbers(value))
+        elif not isinstance(value, list | tuple):
+            yield name, value
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The rows as a table: numbers where a column holds nothing else, text otherwise."""
+    names = list(rows[0]) if rows else []
+    return pa.table({name: _column([row[name] for row in rows]) for name in names})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} and kinds != {int}:  # nothing at all is a number that is not there
+        return pa.array(values, pa.float64())
+    if len(kinds) == 1 and kinds <= {int, bool, str}:
+        return pa.array(values)
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(texts, pa.string())
+
+
+def write(rows: Sequence[Mapping[str, Any]], out: Path, name: str) -> pa.Table:
+    """`NAME.parquet` and `NAME.csv`; returns the table."""
+    table = table_of(rows)
+    write_table(table, out / f"{name}.parquet")
+    write_csv(table.column_names, table.to_pylist(), out / f"{name}.csv")
+    return table
+
+
+def write_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """The rows as CSV, its numbers such that they are read back to the bit."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def curves_of(entries: Sequence[PlannedRun], dry: bool, folder: Path) -> list[dict[str, Any]]:
+    """What the finished runs have noted of the whole fleet, one row a value: settings, `method`,
+    `seed`, `time_s`, `name`, `value`.
+    """
+    found = []
+    for entry in entries:
+        if not is_done(entry, dry, folder):
+            continue
+        noted = open_run(entry.folder).metrics().to_pylist()
+        for row in noted:
+            if row["group"] == "":
+                found.append(
+                    {
+                        **entry.values,
+                        "method": entry.label,
+                        "seed": entry.scenario.seed,
+                        **{name: row[name] for name in ("time_s", "name", "value")},
+                    }
+                )
+    return found

@@ -1,0 +1,206 @@
+"""`mobifleet sweep`: check all combinations, run what is missing, write the tables and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from inputs.files import is_ours
+from inputs.units import format_bytes, format_seconds, format_si
+from learning.host_device import CPU, HostDevice
+from sim.kernel.writing import write_json
+from sim.results.run_directory import held
+from sim.scenario.schema import Scenario
+from sim.simulation import Simulation, building
+from sim.sweep import table
+from sim.sweep.effects import OUTCOMES, Effect, effects_of
+from sim.sweep.engine import is_done
+from sim.sweep.grid import Grid, cells_of, planned, title, value_text
+from sim.sweep.planned_run import PlannedRun, SweepError
+from sim.sweep.progress import run_shown
+from sim.world.preflight import preflight
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ON_TERMINAL = 4  # outcomes
+MOST_SHOWN = 10  # failures
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that has been made: its folder, its long table (one row a run, as in sweep.csv), and
+    the effect of each factor.
+    """
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    effects: list[Effect]
+    metric: str
+
+    @property
+    def frame(self) -> DataFrame:
+        """The long table as a pandas frame, in SI units."""
+        return table.table_of(self.rows).to_pandas()
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The rows of the runs that failed; the next call tries them again, and them alone."""
+        return [row for row in self.rows if row["status"] == "failed"]
+
+    def tables_for(self, width: int) -> list[Table]:
+        """The effects for a terminal of so many characters: a row a value, its outcomes' means and
+        differences to the first value.
+        """
+        if not self.effects:
+            return []
+        outcomes = list(dict.fromkeys(effect.outcome for effect in self.effects))[:ON_TERMINAL]
+        view = Table(
+            title="effect of each factor: means over everything else, differences to the first "
+            "value with 95 % intervals over seeds",
+            title_justify="left",
+            box=None,
+            header_style="bold",
+            padding=(0, 1),
+        )
+        view.add_column("", overflow="fold")
+        for outcome in outcomes:
+            view.add_column(OUTCOMES[outcome].format(metric=self.metric), justify="right")
+        found = {(e.factor, value_text(e.value), e.outcome): e for e in self.effects}
+        for factor in dict.fromkeys(effect.factor for effect in self.effects):
+            view.add_row(factor)
+            for value in dict.fromkeys(v for f, v, _ in found if f == factor):
+                cells = [_cell(found.get((factor, value, outcome))) for outcome in outcomes]
+                view.add_row(f"  {value}", *cells)
+        return [view]
+
+
+def sweep_scenario(
+    scenario: Scenario,
+    folder: Path,
+    out: Path,
+    grid: Grid,
+    methods: Sequence[str],
+    seeds: int,
+    dry: bool,
+    processes: int,
+    console: Console,
+    host: HostDevice = CPU,
+) -> Sweep:
+    """Run the sweep into `out`, saying on the console how far it is; SweepError for what cannot be.
+
+    Runs that fail are noted and the others go on. Whatever ends it, what has been run is kept and
+    the tables of it are written; the same call goes on.
+    """
+    cells = cells_of(grid)
+    entries = planned(scenario, cells, methods, seeds, out, folder)
+    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
+    labels = list(dict.fromkeys(entry.label for entry in entries))
+    console.print(
+        f"{_count(len(cells), 'combination')} x {_count(len(labels), 'method')} x "
+        f"{_count(seeds, 'seed')} = {_count(len(entries), 'run')}, "
+        f"{len(entries) - len(missing)} of them finished",
+        highlight=False,
+    )
+    _try_all(missing, dry, folder)
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out):
+        asked = {"scenario": scenario.name, "grid": dict(grid), "methods": labels, "seeds": seeds}
+        write_json(out / "sweep.json", {**asked, "first_seed": scenario.seed, "dry": dry})
+        try:
+            run_shown(entries, folder, out, dry, processes, console, "run", host, keep_going=True)
+        except KeyboardInterrupt:
+            _write(entries, list(grid), out, dry, folder)
+            raise
+        return _write(entries, list(grid), out, dry, folder, figures=True)
+
+
+def _try_all(missing: Sequence[PlannedRun], dry: bool, folder: Path) -> None:
+    """Build the world of each combination and method once, so that what cannot be is told before
+    anything runs.
+    """
+    refused: dict[str, None] = {}
+    tried: set[tuple[str, str]] = set()
+    for entry in missing:
+        if (entry.at, entry.label) in tried:
+            continue
+        tried.add((entry.at, entry.label))
+        try:
+            with building(entry.scenario):
+                if not dry:
+                    preflight(entry.scenario, folder)
+                Simulation(entry.scenario, folder, dry=True)
+        except Exception as error:
+            if not is_ours(error):
+                raise
+            where = ", ".join(part for part in (title(entry.values), entry.label) if part)
+            refused[f"{where}: {error}"] = None
+    if refused:
+        raise SweepError("\n".join(refused))
+
+
+def _write(
+    entries: list[PlannedRun],
+    keys: list[str],
+    out: Path,
+    dry: bool,
+    folder: Path,
+    figures: bool = False,
+) -> Sweep:
+    rows = table.rows_of(entries, out, dry, folder)
+    table.write(rows, out, "sweep")
+    effects = effects_of(rows, keys)
+    names = [field.name for field in dataclasses.fields(Effect)]
+    table.write_csv(
+        names,
+        ({**vars(effect), "value": value_text(effect.value)} for effect in effects),
+        out / "effects.csv",
+    )
+    metric = next((row["metric"] for row in rows if row.get("metric")), "accuracy")
+    if figures:
+        from sim.sweep.plots import draw
+
+        curves = table.curves_of(entries, dry, folder)
+        if curves:
+            table.write(curves, out, "curves")
+        draw(rows, curves, keys, metric, out / "figures")
+    return Sweep(out, rows, effects, metric)
+
+
+def failures(sweep: Sweep) -> list[str]:
+    """The failed runs and why, a line each."""
+    lines = [f"{row['folder']}: {row['error']}" for row in sweep.failed]
+    more = len(lines) - MOST_SHOWN
+    return [*lines[:MOST_SHOWN], *([f"... and {more} more, in sweep.csv"] if more > 0 else [])]
+
+
+def _cell(effect: Effect | None) -> str:
+    if effect is None or effect.mean is None:
+        return "–"
+    write = _writer(effect.outcome)
+    mean = write(effect.mean)
+    if effect.difference is None:
+        return mean
+    sign = "-" if effect.difference < 0 else "+"
+    half = f" ± {write(effect.half_width)}" if effect.half_width is not None else ""
+    return f"{mean}\n{sign}{write(math.fabs(effect.difference))}{half}"
+
+
+def _writer(outcome: str) -> Any:
+    if "bytes" in outcome:
+        return format_bytes
+    if outcome.endswith("_s"):
+        return format_seconds
+    unit = {"per_device.flop.mean": "FLOP", "per_device.energy_j.mean": "J"}.get(outcome)
+    return (lambda value: f"{value:.3f}") if unit is None else lambda value: format_si(value, unit)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
