@@ -205,7 +205,9 @@ def slopes_along(
     return np.array(slopes, dtype=np.float32).mean(axis=1, dtype=np.float32)
 
 
-def fwdllm_gradient(slopes: Sequence[float], directions: Sequence[State]) -> dict[str, Tensor]:
+def fwdllm_gradient(
+    slopes: Sequence[float] | np.ndarray, directions: Sequence[State]
+) -> dict[str, Tensor]:
     """The mean of s v: what a device uploads, or what a server makes itself that knows the
     directions.
     """

@@ -67,11 +67,11 @@ def server_update(
 
 
 class Hand(NamedTuple):
-    """Which directions of a pool are a device's: `count` of them, from the one at `place`."""
+    """Which directions of a pool are a device's: `each` device has so many, in their places."""
 
     pool: int
     place: int
-    count: int
+    each: int
 
     def directions(
         self, own: State, numbers: Mapping[str, Sequence[int]] | None
@@ -79,8 +79,8 @@ class Hand(NamedTuple):
         """These directions over the device's tensors, of the chosen numbers of each tensor, or of
         the pool as it was drawn.
         """
-        first = self.place * self.count
-        mine = range(first, first + self.count)
+        first = self.place * self.each
+        mine = range(first, first + self.each)
         if numbers is None:
             return [fg.candidate(own, self.pool, dict.fromkeys(own, at)) for at in mine]
         return [fg.candidate(own, self.pool, {n: numbers[n][at] for n in own}) for at in mine]
@@ -264,8 +264,9 @@ class FwdLLM(ForwardOnly):
             if self.config.shared_seeds
             else Cost(nbytes / 4, 2 * nbytes)
         )
-        how = (list(sent), [p.data for p in payloads], self.config.variance_threshold)
-        return self.learner.work(cost, self.learner.gather, *how)
+        answers: list[Any] = [p.data for p in payloads]
+        threshold: float | None = self.config.variance_threshold
+        return self.learner.work(cost, self.learner.gather, list(sent), answers, threshold)
 
 
 class FwdLLMLearner(ForwardLearner):
