@@ -25,7 +25,7 @@ from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.tokens import tokenise
 from learning.side.network import SideNetwork, load_side_network
-from learning.side.prediction_difference import backbone_prediction
+from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
 from learning.side.readouts import compute
 
 
@@ -71,6 +71,7 @@ class SidePredictor:
         try:
             network, texts = load_side_network(file)
             notes = {**texts, **{key: json.loads(texts[key]) for key in _JSON}}
+            notes |= {key: json.loads(texts.get(key, "[]")) for key in _LATER_JSON}
         except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
             raise InferenceError(
                 f"{file} is not a side network of a run, or it is damaged ({error})"
@@ -134,17 +135,24 @@ class SidePredictor:
 
     def _own_prediction(self, last_layer_ND: np.ndarray) -> np.ndarray:
         kind = self.notes["backbone_prediction"]
-        names = None
-        rng = None
-        if kind == "label-names":
-            names = self._pooled(self.class_names)[:, -1]
+        classes = rng = head = None
+        if kind in TEMPERATURES:
+            classes = self._pooled(self.notes["class_words"] or self.class_names)[:, -1]
+        if kind == "public-head":
+            head = np.array(self.notes["fitted"][self.spec.name], dtype=np.float32)
+        if kind == "own-head":
+            raise InferenceError(
+                "this run's devices predict with a head each of its own, which never leaves its "
+                "device: there is none here to predict with"
+            )
         if kind == "random-head":
             rng = np.random.Generator(np.random.PCG64())
             rng.bit_generator.state = self.notes["heads"][self.spec.name]
-        return backbone_prediction(kind, last_layer_ND, len(self.class_names), names, rng)
+        return backbone_prediction(kind, last_layer_ND, len(self.class_names), classes, rng, head)
 
 
 _JSON = ("vectors", "class_names", "backbones", "heads", "pairs")
+_LATER_JSON = ("fitted", "class_words")  # which files of earlier versions lack
 
 
 def notes_for(
@@ -154,13 +162,16 @@ def notes_for(
     *,
     pairs: bool,
     heads: Mapping[str, np.random.Generator],
+    fitted: Mapping[str, np.ndarray] = {},
+    class_words: Sequence[str] = (),
     **plain: str,
 ) -> dict[str, str]:
     """The metadata that a side network must carry to be used by `SidePredictor`.
 
     `heads`: for random-head predictions, each backbone's generator before its first draw (PCG64),
-    else empty. `plain`: readout, backbone_prediction, loss, max_tokens, and whatever else shall be
-    kept.
+    else empty. `fitted`: each backbone's public head, else empty. `class_words`: what a text is
+    compared with for each class, else empty. `plain`: readout, backbone_prediction, loss,
+    max_tokens, and whatever else shall be kept.
     """
     backbones = {
         name: {
@@ -182,6 +193,8 @@ def notes_for(
         "backbones": backbones,
         "heads": {name: rng.bit_generator.state for name, rng in heads.items()},
         "pairs": pairs,
+        "fitted": {name: head.tolist() for name, head in fitted.items()},
+        "class_words": list(class_words),
     }
     return plain | {key: json.dumps(value) for key, value in structured.items()}
 

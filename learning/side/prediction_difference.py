@@ -3,44 +3,56 @@
 The device forms delta_y = one_hot(y) - y_b(x), where y_b is its frozen backbone's own prediction;
 the side network learns delta_y from activations; the final prediction is y_b + y_s. The papers give
 no loss formula; squared error on delta_y is the plain choice for a loss that may depend on (y, y_b)
-through their difference only.
+through their difference only. They do not say either where a backbone that has never seen the task
+has a prediction from; the choices here, and what each gives away, are in docs/pae_mobillm.md.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-PREDICTIONS = ("uniform", "label-names", "random-head")
+PREDICTIONS = ("uniform", "label-names", "class-texts", "random-head", "public-head", "own-head")
+TEMPERATURES = {"label-names": 0.05, "class-texts": 0.07}
+"""Of the similarities to what stands for the classes. The second, with the last layer, has the
+least error on eight data sets, whichever of them is left out of the choice (docs/pae_mobillm.md).
+"""
 
 
 def backbone_prediction(
     kind: str,
     last_layer_ND: np.ndarray,
     n_classes: int,
-    label_names_CD: np.ndarray | None = None,
+    classes_CD: np.ndarray | None = None,
     rng: np.random.Generator | None = None,
-    temperature: float = 0.05,
+    head: np.ndarray | None = None,
+    temperature: float | None = None,
 ) -> np.ndarray:
     """The frozen backbone's own prediction y_b, probabilities [n, classes] in float32.
 
-    `uniform`: a new task, the backbone knows nothing: 1/C. `label-names`: zero-shot, the softmax of
-    cosine similarities (over `temperature`) between a text's last layer and the class names'
-    [classes, hidden]. `random-head`: a frozen linear head at its usual initialisation N(0, 0.02^2),
-    as a classification model has it before fine-tuning. Raises ValueError for another kind, or
-    where what a kind needs is not given.
+    `uniform`: a new task, the backbone knows nothing: 1/C. `label-names` and `class-texts`:
+    zero-shot, the softmax of cosine similarities (over `temperature`) between a text's last layer
+    and that of the classes' names, or of a sentence about each, [classes, hidden]. `random-head`: a
+    frozen linear head at its usual initialisation N(0, 0.02^2), as a classification model has it
+    before fine-tuning. `public-head`, `own-head`: a fitted `head` (`learning.side.heads`), [hidden
+    + 1, classes], or [heads, hidden + 1, classes] for predictions [heads, n, classes]. Raises
+    ValueError for another kind, or where what a kind needs is not given.
     """
     if kind == "uniform":
         return np.full((len(last_layer_ND), n_classes), 1 / n_classes, dtype=np.float32)
-    if kind == "label-names":
-        if label_names_CD is None:
-            raise ValueError("label-names needs the vectors of the class names")
-        cosines_NC = _unit(last_layer_ND) @ _unit(label_names_CD).T
-        return _softmax(cosines_NC / temperature)
+    if kind in TEMPERATURES:
+        if classes_CD is None:
+            raise ValueError(f"{kind} needs the vectors of the classes' names or texts")
+        cosines_NC = _unit(last_layer_ND) @ _unit(classes_CD).T
+        return _softmax(cosines_NC / (temperature or TEMPERATURES[kind]))
     if kind == "random-head":
         if rng is None:
             raise ValueError("random-head needs a generator to draw it from")
         head_DC = rng.normal(0, 0.02, (last_layer_ND.shape[1], n_classes)).astype(np.float32)
         return _softmax(last_layer_ND @ head_DC)
+    if kind in ("public-head", "own-head"):
+        if head is None:
+            raise ValueError(f"{kind} needs the head")
+        return shares(last_layer_ND @ head[..., :-1, :] + head[..., -1:, :])
     raise ValueError(f"backbone prediction {kind!r} is not one of {', '.join(PREDICTIONS)}")
 
 
@@ -49,6 +61,16 @@ def difference(labels_N: np.ndarray, prediction_NC: np.ndarray) -> np.ndarray:
     one_hot = np.zeros_like(prediction_NC)
     one_hot[np.arange(len(labels_N)), labels_N] = 1
     return one_hot - prediction_NC
+
+
+def shares(outputs: np.ndarray) -> np.ndarray:
+    """Outputs of least squares, [..., classes], as probabilities in float32: the positive ones, by
+    their sum; 1/C where none is.
+    """
+    positive = np.maximum(outputs, 0.0)
+    total = positive.sum(axis=-1, keepdims=True)
+    even = np.full_like(positive, 1 / positive.shape[-1])
+    return np.where(total > 0, positive / np.where(total > 0, total, 1), even).astype(np.float32)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

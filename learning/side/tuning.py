@@ -168,7 +168,7 @@ class SideNetworkTrainer:
                 y_b = torch.from_numpy(held.prediction)
                 predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
                 is_finite = bool(predicted.isfinite().all())
-                right = predicted.argmax(dim=1).numpy() == held.labels
+                right = predicted.argmax(dim=-1).numpy() == held.labels
                 scores[backbone] = float(right.mean()) if is_finite else None
         return scores
 

@@ -121,6 +121,11 @@ class Device:
         if time_s > self.world.env.now:
             yield from self._resumed(lambda: self._wait(time_s))
 
+    def until_event(self, event: simpy.Event) -> Steps[None]:
+        """Wait, idle, for something that happens at the server."""
+        while not event.triggered:
+            yield from self._resumed(lambda: recorded(self, "wait", event, self.power.idle_w))
+
     def compute(self, work: Work[Result]) -> Steps[Result | None]:
         """Run the work for real on the host while the device's own modelled seconds pass; returns
         its result.

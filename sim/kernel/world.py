@@ -6,7 +6,7 @@ is the world that runs on a simulated clock, `sim.validate.worlds` has those tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -69,6 +69,13 @@ class LearningTask(Protocol):
     def texts_of(self, part: Part) -> np.ndarray:
         """Sample numbers of a part that is looked at."""
 
+    def public(self) -> np.ndarray:
+        """Sample numbers that the server has with their labels, and no device has."""
+
+    @property
+    def label_texts(self) -> Mapping[str, str]:
+        """Class name -> a sentence about it; empty where nobody says any."""
+
     @property
     def parts(self) -> list[np.ndarray]:
         """Sample numbers that each device holds."""
@@ -88,6 +95,12 @@ class LearningTask(Protocol):
     @property
     def classes(self) -> int:
         """The number of classes."""
+
+    def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
+        """What is said of each class, or its name, as this backbone's tokens."""
+
+    def class_lengths(self, spec: BackboneSpec, of_names: bool = False) -> np.ndarray:
+        """Tokens of these, shape [classes]."""
 
     def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
         """The samples as this backbone's tokens."""

@@ -1,4 +1,4 @@
-"""When devices join and when texts reach them: what a scenario may say of it."""
+"""When devices join, when texts reach them and in which order: what a scenario may say of it."""
 
 from __future__ import annotations
 
@@ -125,3 +125,16 @@ AnyJoin = Annotated[
 AnyData = Annotated[
     DataPresent | DataStream | DataDiurnal | DataBurst | DataTraced, Field(discriminator="kind")
 ]
+
+
+class Drift(Settings):
+    """A device's texts come in an order in which one half of the labels (or domains) gives way to
+    the other.
+    """
+
+    kind: Literal["gradual", "sudden"]
+    """In a line over all of the device's texts, or at once in their middle."""
+    by: Literal["label", "domain"] = "label"
+    """What drifts: the labels, or the data set's own client column."""
+    strength: float = Field(1.0, ge=0, le=1)
+    """0: no drift; 1: from one half alone to the other half alone."""

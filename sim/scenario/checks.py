@@ -15,13 +15,14 @@ import devices.profile
 import devices.profile_file
 import network.profile
 from devices import availability as rhythms
-from inputs.files import FileProblem
+from inputs.files import FileProblem, located
 from inputs.shipped import is_file, place
 from learning.backbones import catalogue
+from learning.data import label_texts
 from learning.data import texts as data
 from sim.scenario.arrivals import ListedJoin
 from sim.scenario.availability import Diurnal
-from sim.scenario.schema import MOST_DEVICES, Compare, Mix, Scenario, SizedData
+from sim.scenario.schema import MOST_DEVICES, Compare, Mix, OwnData, Scenario, SizedData
 from sim.scenario.settings import why_unread
 
 Where = tuple[str | int, ...]
@@ -59,6 +60,8 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     yield from _device_problems(("server",), server.device, [server.engine], folder)
     if isinstance(scenario.task.dataset, str):
         yield from _tried(("task", "dataset"), partial(data.find, scenario.task.dataset))
+    yield from _label_text_problems(scenario, folder)
+    yield from _prediction_problems(scenario)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from scenario.ignored()
@@ -161,6 +164,46 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
             yield ("traces", name, "times"), "times must start at 0 s and rise"
         elif trace.period is not None and trace.period <= trace.times[-1]:
             yield ("traces", name, "period"), "the period must be longer than the last time"
+
+
+def _label_text_problems(scenario: Scenario, folder: Path) -> Iterator[tuple[Where, str]]:
+    """Sentences about classes that there are not, and classes without one."""
+    task = scenario.task
+    if task.label_texts is None:
+        return
+    if isinstance(task.dataset, SizedData):
+        names: Collection[str] = [str(number) for number in range(task.dataset.classes)]
+    elif isinstance(task.dataset, str) and (shipped := label_texts.shipped(task.dataset)):
+        names = shipped
+    else:
+        try:
+            names = data.load(located_data(task.dataset, folder)).class_names
+        except ValueError:  # whoever reads the texts says what is wrong with them
+            return
+    for name, what in label_texts.problems(task.label_texts, list(names)):
+        yield ("task", "label_texts", *([name] if name else [])), what
+
+
+def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """A backbone's own prediction from what the task does not have."""
+    task, dataset = scenario.task, scenario.task.dataset
+    kind = getattr(scenario.method, "backbone_prediction", None)
+    where = ("method", "backbone_prediction")
+    named = dataset if isinstance(dataset, str) else ""
+    if kind == "class-texts" and task.label_texts is None and not label_texts.shipped(named):
+        yield where, "class-texts needs `task.label_texts`, a sentence about each class"
+    if kind == "public-head" and not task.public:
+        yield where, "public-head needs `task.public: N`, so many labelled texts at the server"
+
+
+def located_data(dataset: str | OwnData | SizedData, folder: Path) -> str | dict:
+    """A name, or the description of a file with its paths as they are from here."""
+    if isinstance(dataset, str):
+        return dataset
+    given = {key: value for key, value in dataset.model_dump().items() if value is not None}
+    for key in {"path", "test"} & set(given):
+        given[key] = str(located(given[key], folder))
+    return given
 
 
 def choices(mix: Mix) -> list[str]:

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, model_serializer, m
 from inputs.units import BitsPerSecond, Bytes, Seconds
 from learning.data.labels import MOST_CLASSES
 from sim.scenario import partitions, registry
-from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent
+from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent, Drift
 from sim.scenario.availability import AnyAvailability, DropOut
 from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
@@ -24,7 +24,14 @@ from sim.scenario.named_files import (
     LinkName,
     ModelFolder,
 )
-from sim.scenario.settings import Label, OnlyFor, RenamedSettings, Settings, name_now
+from sim.scenario.settings import (
+    Label,
+    LabelTexts,
+    OnlyFor,
+    RenamedSettings,
+    Settings,
+    name_now,
+)
 
 if TYPE_CHECKING:
 
@@ -178,19 +185,6 @@ def _kind_of_data(given: Any) -> str:
     return "str"
 
 
-class Drift(Settings):
-    """A device's texts come in an order in which one half of the labels (or domains) gives way to
-    the other.
-    """
-
-    kind: Literal["gradual", "sudden"]
-    """In a line over all of the device's texts, or at once in their middle."""
-    by: Literal["label", "domain"] = "label"
-    """What drifts: the labels, or the data set's own client column."""
-    strength: float = Field(1.0, ge=0, le=1)
-    """0: no drift; 1: from one half alone to the other half alone."""
-
-
 class TaskSettings(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
@@ -209,16 +203,27 @@ class TaskSettings(Settings):
     """So many further texts that no device holds, to choose by; or a share of `train`."""
     judge_on: Literal["test", "validation"] = "test"
     """The texts that accuracy is taken on."""
+    public: int = Field(0, ge=0, le=MOST_TEXTS)
+    """Further texts of the training part, with their labels, that lie at the server and on no
+    device.
+    """
+    label_texts: LabelTexts | None = None
+    """Class name -> a sentence about what a text of the class is; default those that come with the
+    data set.
+    """
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
     """The order in which a device's texts come; by default random."""
 
     @model_serializer(mode="wrap")
-    def _without_drift(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
-        """As in `Scenario`: without a drift the digest is what it was before there was one."""
+    def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: who leaves the later settings alone keeps the digest."""
+        later = {"drift": None, "public": 0, "label_texts": None}
         return {
-            key: value for key, value in dump(self).items() if key != "drift" or value is not None
+            key: value
+            for key, value in dump(self).items()
+            if key not in later or value != later[key]
         }
 
 

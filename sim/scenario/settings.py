@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -138,3 +139,16 @@ def _unread(
         if inner is None:
             inner = settings[name] if isinstance(name, int) else getattr(settings, name, None)
         yield from _unread(inner, child, (*path, name), own)
+
+
+def _named_as_spelled(given: Any) -> Any:
+    """Classes 0 and 1 are called that, however YAML reads them."""
+    if not isinstance(given, dict):
+        return given
+    return {str(k) if isinstance(k, int) else k: text for k, text in given.items()}
+
+
+LabelTexts = Annotated[
+    dict[str, Annotated[str, Field(max_length=10_000)]], BeforeValidator(_named_as_spelled)
+]
+"""Class name -> a sentence about it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
 from sim.kernel.learner import Learner
 from sim.methods.federated_peft.fed_avg import FedAvg, FedAvgLearner
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -44,12 +45,14 @@ class OnDevice(SideTuningLearner):
         self._spec = sim.costing.learned[device.backbone]
         self._backbone = Backbone(self._spec)
         self._names: np.ndarray | None = None
-        if self.config.backbone_prediction == "label-names":
-            from learning.backbones.tokens import tokenise
-
-            self._names = self._pass(
-                tokenise(self._spec, sim.task.class_names, max_tokens=sim.task.max_tokens)
-            )[:, -1]
+        kind = self.config.backbone_prediction
+        if kind in ("public-head", "own-head"):
+            raise ValueError(
+                f"method.backbone_prediction: {kind} is not fitted in executed runs; choose another"
+            )
+        if kind in TEMPERATURES:
+            words = sim.task.class_tokens(self._spec, kind == "label-names")
+            self._names = self._pass(words)[:, -1]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """A real forward pass: the sampled vectors of a batch, float32 [n, vectors, hidden]."""
@@ -71,8 +74,6 @@ class OnDevice(SideTuningLearner):
         ).numpy()
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
-        from learning.side.prediction_difference import backbone_prediction
-
         kind, classes = self.config.backbone_prediction, self.world.task.classes
         head = self._head_stream(backbone)
         return backbone_prediction(kind, self._last, classes, self._names, head)

@@ -5,28 +5,29 @@ long they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from inputs.files import located
 from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.tokens import Tokens, tokenise
-from learning.data import drift, partition
+from learning.data import drift, label_texts, partition
 from learning.data import texts as data
 from sim.kernel.learner import Part
 from sim.kernel.streams import Streams
+from sim.scenario.checks import located_data
 from sim.scenario.schema import (
     Dirichlet,
     Drift,
     Iid,
     Natural,
-    OwnData,
     OwnPartition,
     Scenario,
     Shards,
     SizedData,
+    TaskSettings,
 )
 
 CHARACTERS_AT_ONCE = 2_000_000
@@ -34,8 +35,8 @@ CHARACTERS_AT_ONCE = 2_000_000
 
 @dataclass(frozen=True)
 class DividedTask:
-    """Labelled texts, divided: `test` and, a device, `parts` are sample numbers into `labels` (and
-    the texts).
+    """Labelled texts, divided: `test`, `public` and, a device, `parts` are sample numbers into
+    `labels` (and the texts); `label_texts` says of each class what it is, where somebody does.
     """
 
     labels: np.ndarray
@@ -51,6 +52,10 @@ class DividedTask:
     """Sample numbers that no device holds and no test sees, to choose by."""
     test_pool: int = 0
     """Of how many texts those of the test were drawn, by the seed."""
+    public: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """Sample numbers that the server has and no device holds."""
+    label_texts: Mapping[str, str] = field(default_factory=dict)
+    """What a text of each class is, where somebody says so."""
 
     @property
     def held_out(self) -> np.ndarray:
@@ -70,6 +75,19 @@ class DividedTask:
     def classes(self) -> int:
         """The number of classes."""
         return len(self.class_names)
+
+    def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
+        """What is said of each class, or its name, as this backbone's tokens, in the order of the
+        classes.
+        """
+        words = [name if of_names else self.label_texts[name] for name in self.class_names]
+        return tokenise(spec, words, max_tokens=self.max_tokens)
+
+    def class_lengths(self, spec: BackboneSpec, of_names: bool = False) -> np.ndarray:
+        """Tokens of these, shape [classes]."""
+        if self.fixed_tokens is not None:
+            return np.full(self.classes, self.fixed_tokens)
+        return self.class_tokens(spec, of_names).lengths()
 
     def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
         """The samples as this backbone's tokens; piece by piece, for a tokenizer takes a hundred
@@ -120,7 +138,7 @@ def load_task(
     share = settings.validation if isinstance(settings.validation, float) else 0.0
     further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
-        texts = data.load(_located(dataset, folder))
+        texts = data.load(located_data(dataset, folder))
     if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(
@@ -129,20 +147,25 @@ def load_task(
         fixed = dataset.tokens
         classes = dataset.classes
         names = tuple(map(str, range(classes)))
-        n_train = (settings.train or 10_000) + further
+        n_train = (settings.train or 10_000) + further + settings.public
         n_test = settings.test or 1_000
         labels = streams.rng("task/labels").integers(0, classes, n_train + n_test)
         train, test = np.arange(n_train), np.arange(n_train, n_train + n_test)
         clients, test_pool = None, 0
     elif texts is not None:
         labels, names, clients = texts.labels, texts.class_names, texts.clients
-        wanted = None if settings.train is None else settings.train + further
+        wanted = None if settings.train is None else settings.train + further + settings.public
         train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
         test_pool = len(texts) if texts.official_split is None else len(texts.official_split[1])
     held = math.ceil(share * len(train)) if share else further
     if held >= len(train):
         raise data.DataError(f"{held} validation texts leave none of {len(train)} to train on")
     train, validation = np.split(train, [len(train) - held])
+    if settings.public >= len(train):
+        raise data.DataError(
+            f"{settings.public} public texts leave none of {len(train)} to train on"
+        )
+    train, public = np.split(train, [len(train) - settings.public])
     if settings.judge_on == "validation":
         if not held:
             raise data.DataError(
@@ -171,7 +194,22 @@ def load_task(
         tuple(remarks),
         validation,
         test_pool,
+        public,
+        said_of_classes(settings, names),
     )
+
+
+def said_of_classes(settings: TaskSettings, class_names: Sequence[str]) -> Mapping[str, str]:
+    """The sentence about each class: the user's, or those that come with the data set; empty where
+    nobody says any. DataError for sentences that are not of these classes.
+    """
+    if settings.label_texts is None:
+        name = settings.dataset if isinstance(settings.dataset, str) else ""
+        found = label_texts.shipped(name)
+        return found if set(class_names) <= set(found) else {}
+    for name, what in label_texts.problems(settings.label_texts, class_names):
+        raise data.DataError(".".join(filter(None, ("task.label_texts", name))) + f": {what}")
+    return settings.label_texts
 
 
 def _judged(
@@ -218,15 +256,6 @@ def _judged(
             "test texts are of"
         )
     return test, remarks
-
-
-def _located(dataset: str | OwnData, folder: Path) -> str | dict:
-    if isinstance(dataset, str):
-        return dataset
-    given = {key: value for key, value in dataset.model_dump().items() if value is not None}
-    for key in {"path", "test"} & set(given):
-        given[key] = str(located(given[key], folder))
-    return given
 
 
 def _drifted(

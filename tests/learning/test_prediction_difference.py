@@ -8,7 +8,12 @@ import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning.side.prediction_difference import backbone_prediction, difference
+from learning.side.prediction_difference import (
+    PREDICTIONS,
+    backbone_prediction,
+    difference,
+    shares,
+)
 
 
 @given(st.integers(2, 20), st.integers(1, 30), st.integers(0, 2**32 - 1))
@@ -31,12 +36,11 @@ def test_the_prediction_is_left_alone():
     assert np.all(y_b == 0.25)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "label-names", "random-head"])
+@pytest.mark.parametrize("kind", PREDICTIONS)
 def test_predictions_are_probabilities(kind):
     rng = np.random.default_rng(0)
-    y_b = backbone_prediction(
-        kind, rng.normal(size=(7, 16)).astype(np.float32), 5, rng.normal(size=(5, 16)), rng
-    )
+    texts, classes, head = (rng.normal(size=(n, 16)).astype(np.float32) for n in (7, 5, 17))
+    y_b = backbone_prediction(kind, texts, 5, classes, rng, head[:, :5])
     assert y_b.shape == (7, 5) and y_b.dtype == np.float32
     assert np.allclose(y_b.sum(axis=1), 1, atol=1e-6) and (y_b >= 0).all()
     assert np.all(y_b == np.float32(0.2)) == (kind == "uniform")
@@ -75,6 +79,23 @@ def test_a_random_head_is_one_linear_map_for_all_texts():
     assert residual.max() < 1e-8 and 0.005 < head.std() < 0.05
 
 
+def test_what_least_squares_gives_becomes_shares():
+    outputs = np.array([[0.5, 0.7, -0.2], [-1.0, -0.1, -3.0], [0.0, 1.0, 0.0]])
+    expected = [[0.5 / 1.2, 0.7 / 1.2, 0], [1 / 3, 1 / 3, 1 / 3], [0, 1, 0]]
+    assert np.allclose(shares(outputs), expected)
+
+
+def test_heads_of_several_devices_predict_at_once():
+    rng = np.random.default_rng(3)
+    texts, heads = rng.normal(size=(4, 8)), rng.normal(size=(2, 9, 3))
+    both = backbone_prediction("own-head", texts, 3, head=heads)
+    assert both.shape == (2, 4, 3)
+    for head, got in zip(heads, both, strict=True):
+        assert np.allclose(got, backbone_prediction("public-head", texts, 3, head=head))
+    with pytest.raises(ValueError, match="public-head needs the head"):
+        backbone_prediction("public-head", texts, 3)
+
+
 def test_an_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match="'magic' is not one of uniform, label-names, random-head"):
+    with pytest.raises(ValueError, match="'magic' is not one of uniform, label-names, class-texts"):
         backbone_prediction("magic", np.zeros((1, 2)), 2)

@@ -14,13 +14,19 @@ import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
+from learning.side.prediction_difference import TEMPERATURES
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.on_device.learner import LadderLearner
 from sim.methods.on_device.shared import OnDeviceMethod
-from sim.methods.side_tuning.shared import SideTuningSettings, shape_over
+from sim.methods.side_tuning.shared import (
+    SideTuningSettings,
+    class_pass,
+    require_words,
+    shape_over,
+)
 
 if TYPE_CHECKING:
     from learning.side.tuning import SideNetworkTrainer
@@ -68,6 +74,12 @@ class LocalLST(OnDeviceMethod):
         """
         loss: Literal["squared-error", "cross-entropy"] = "cross-entropy"
         """The labels are on the device."""
+        backbone_prediction: Literal["uniform", "label-names", "class-texts", "random-head"] = (
+            "uniform"
+        )
+        """As in Fed MobiLLM, but for heads that are fitted: no server, and the side network is the
+        device's own already.
+        """
         learning_rate: float = Field(3e-3, gt=0)
         weight_decay: float = Field(0.0, ge=0)
         warm_up: float = Field(0.2, ge=0, le=1)
@@ -85,6 +97,7 @@ class LocalLST(OnDeviceMethod):
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
+        require_words(config, world)
         self.shapes = {name: shape_over(config, world, [name]) for name in world.costing.learned}
         self.learner = learner_for(world, LadderLearner, config)
 
@@ -117,6 +130,8 @@ class LocalLST(OnDeviceMethod):
                     forward.bytes_moved,
                     forward.peak_bytes + n * vector_bytes + own_bytes,
                 )
+        if number == 0 and self.config.backbone_prediction in TEMPERATURES:
+            cost += class_pass(self.config, self.world, device)
         if self.config.cache:
             cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)
         who = (device.backbone, device.samples, device.id, number)

@@ -19,13 +19,19 @@ import simpy
 from pydantic import Field
 
 from learning.side.config import SideShape
+from learning.side.prediction_difference import TEMPERATURES
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.reference_learners import ServerLearner
-from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings, shape_over
+from sim.methods.side_tuning.shared import (
+    SideTuning,
+    SideTuningSettings,
+    server_pass,
+    shape_over,
+)
 from sim.methods.side_tuning.text_wire import encode_texts, texts_nbytes
 from sim.methods.side_tuning.updates import one_step, with_differences
 from sim.scenario.settings import OnlyFor
@@ -56,6 +62,10 @@ class Centralised(SideTuning):
         """UTF-8 bytes of a token where texts are charged by length alone; 3.74 measured (TREC
         questions, MiniLM tokens).
         """
+        backbone_prediction: Literal[
+            "uniform", "label-names", "class-texts", "random-head", "public-head"
+        ] = "uniform"
+        """As in Fed MobiLLM; there is no device with texts of its own to fit a head to."""
         wire: Literal["float32"] = "float32"
         """Activations stay at the server, unrounded."""
 
@@ -89,6 +99,16 @@ class Centralised(SideTuning):
     def delivery_bytes(self, device: Device) -> int:
         """The model is where it is used."""
         return 0
+
+    def fit_heads(self, server: Server) -> Generator:
+        """What devices would compute of the classes, too."""
+        kind, task = self.config.backbone_prediction, self.world.task
+        if kind in TEMPERATURES:
+            spec = self.world.costing.learned[self.backbone]
+            lengths = task.class_lengths(spec, kind == "label-names")
+            work = Work(server_pass(self.world, self.backbone, lengths))
+            yield from server.compute(work, kind="forward")
+        yield from super().fit_heads(server)
 
     def device(self, device: Device) -> Generator:
         """Its own texts, once; nothing where the server has them."""

@@ -45,5 +45,5 @@ class FedMobiLLM(SideTuning):
 
     def device(self, device: Device) -> Generator:
         """Its own data, once."""
-        yield from device.arrive()
+        yield from self.begin(device)
         yield from self.pass_over_data(device)

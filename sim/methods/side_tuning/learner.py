@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learning.backbones import catalogue
-from learning.backbones.tokens import tokenise
-from learning.side import taps
+from learning.side import heads, taps
 from learning.side.config import shape_for
+from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
+MOST_HEADS = 20  # of devices whose own head is judged, a backbone
 Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
 
 
@@ -57,7 +58,7 @@ class SideTuningLearner(RealLearner):
         """Whether the backbones' own prediction, which an untrained side network leaves as it is,
         is one.
         """
-        return self.config.backbone_prediction == "label-names"
+        return self.config.backbone_prediction not in ("uniform", "random-head")
 
     # --- what a device computes
 
@@ -71,21 +72,22 @@ class SideTuningLearner(RealLearner):
         task, store = self.world.task, ActivationStore(self.world.store_folder)
         self._row: dict[str, dict[int, int]] = {}
         self._readouts: dict[str, np.ndarray] = {}
-        self._labels: dict[str, np.ndarray | None] = {}
+        self._classes: dict[str, np.ndarray] = {}
         for name, spec in self._specs.items():
-            samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out]))
+            public = [task.public] if self.config.backbone_prediction == "public-head" else []
+            samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
             report = functools.partial(self.world.on_prepare, name)
             self._readouts[name] = pooled_activations(
                 spec, tokens, self.config.readout, store, self.world.host.map, report
             )
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
-            self._labels[name] = None
-            if self.config.backbone_prediction == "label-names":
-                names = tokenise(spec, task.class_names, max_tokens=task.max_tokens)
-                self._labels[name] = pooled_activations(
-                    spec, names, self.config.readout, store, self.world.host.map
+            if self.config.backbone_prediction in TEMPERATURES:
+                words = task.class_tokens(spec, self.config.backbone_prediction == "label-names")
+                self._classes[name] = pooled_activations(
+                    spec, words, self.config.readout, store, self.world.host.map
                 )[:, -1]
+        self._fit_heads()
         self._held_out = self._of_part("test")
         self._validation = self._of_part("validation")
         known = f"side network of {list(self._specs)}"
@@ -101,16 +103,41 @@ class SideTuningLearner(RealLearner):
         return self._readouts[backbone][np.ix_(rows, self.vectors[backbone])]
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
-        from learning.side.prediction_difference import backbone_prediction
-
-        rows = [self._row[backbone][int(sample)] for sample in samples]
+        if self._left_out and int(samples[0]) in self._left_out:  # a device's own training texts
+            return np.stack([self._left_out[int(sample)] for sample in samples])
         return backbone_prediction(
             self.config.backbone_prediction,
-            self._readouts[backbone][rows, -1],
+            self._last_layer(backbone, samples),
             self.world.task.classes,
-            self._labels[backbone],
+            self._classes.get(backbone),
             self._head_stream(backbone),
+            self._heads.get(backbone),
         )
+
+    def _last_layer(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        rows = [self._row[backbone][int(sample)] for sample in samples]
+        return self._readouts[backbone][rows, -1]
+
+    def _fit_heads(self) -> None:
+        """Those of `public-head`, [D + 1, C] a backbone, or of `own-head`, [K, D + 1, C] for K
+        of its devices; and what every own text is predicted as without itself.
+        """
+        self._heads: dict[str, np.ndarray] = {}
+        self._left_out: dict[int, np.ndarray] = {}
+        kind, task = self.config.backbone_prediction, self.world.task
+        for name in self.vectors if kind == "public-head" else ():
+            self._heads[name] = self._fitted(name, task.public).weights
+        for name in self.vectors if kind == "own-head" else ():
+            mine = [device.samples for device in self.world.devices if device.backbone == name]
+            fitted = [self._fitted(name, samples) for samples in mine]
+            for samples, head in zip(mine, fitted, strict=True):
+                self._left_out |= dict(zip(map(int, samples), head.left_out, strict=True))
+            shown = self.world.streams.rng("backbone/heads", name).permutation(len(fitted))
+            self._heads[name] = np.stack([fitted[i].weights for i in sorted(shown[:MOST_HEADS])])
+
+    def _fitted(self, backbone: str, samples: np.ndarray) -> heads.Head:
+        labels = self.world.task.labels[samples]
+        return heads.fit(self._last_layer(backbone, samples), labels, self.world.task.classes)
 
     def _head_stream(self, backbone: str) -> np.random.Generator:
         """Where a random head is drawn from: the same head for every device of a backbone, and
@@ -243,19 +270,24 @@ class SideTuningLearner(RealLearner):
         from learning.side.inference import notes_for
 
         folder.mkdir(exist_ok=True)
-        heads, texts = {}, self.world.task.texts
-        if self.config.backbone_prediction == "random-head":
-            heads = {name: self._head_stream(name) for name in self.vectors}
+        streams, task, kind = {}, self.world.task, self.config.backbone_prediction
+        if kind == "random-head":
+            streams = {name: self._head_stream(name) for name in self.vectors}
+        words = task.class_names if kind == "label-names" else ()
+        if kind == "class-texts":
+            words = [task.label_texts[name] for name in task.class_names]
         notes = notes_for(
             {name: self.world.costing.learned[name] for name in self.vectors},
             self.vectors,
-            self.world.task.class_names,
-            pairs=texts is not None and texts.second_texts is not None,
-            heads=heads,
+            task.class_names,
+            pairs=task.texts is not None and task.texts.second_texts is not None,
+            heads=streams,
+            fitted=self._heads if kind == "public-head" else {},
+            class_words=words,
             readout=self.config.readout,
-            backbone_prediction=self.config.backbone_prediction,
+            backbone_prediction=kind,
             loss=self.config.loss,
-            max_tokens=str(self.world.task.max_tokens),
+            max_tokens=str(task.max_tokens),
             seed=str(self.world.seed),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)

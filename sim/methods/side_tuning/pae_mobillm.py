@@ -81,7 +81,7 @@ class PaeMobiLLM(MatrixUploads):
 
     def device(self, device: Device) -> Generator:
         """Its own data: once with a cache at the server, once an epoch without."""
-        yield from device.arrive()
+        yield from self.begin(device)
         for _ in range(1 if self.config.cache else self.config.epochs):
             yield from self.pass_over_data(device)
 

@@ -4,6 +4,7 @@ and its shape.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Literal
@@ -12,8 +13,11 @@ import numpy as np
 import simpy
 from pydantic import Field
 
+from learning.cost.costs import Cost
 from learning.side.activations import encoded_nbytes
 from learning.side.config import SideNetworkConfig, SideShape, shape_for
+from learning.side.heads import fitting, head_bytes
+from learning.side.prediction_difference import TEMPERATURES
 from learning.side.taps import sample
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
@@ -24,6 +28,8 @@ from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.updates import closed_form
 from sim.scenario.settings import RenamedSettings
+
+SERVER_TEXTS = 128  # that it passes over at once
 
 
 class SideTuningSettings(RenamedSettings):
@@ -39,8 +45,13 @@ class SideTuningSettings(RenamedSettings):
     """The one vector a layer: first token, last token, or the mean (measured far better for
     sentence encoders).
     """
-    backbone_prediction: Literal["uniform", "label-names", "random-head"] = "uniform"
-    """The backbone's own prediction y_b, which the side network adds to."""
+    backbone_prediction: Literal[
+        "uniform", "label-names", "class-texts", "random-head", "public-head", "own-head"
+    ] = "uniform"
+    """The backbone's own prediction y_b, which the side network adds to: nothing; likeness to the
+    classes' names, or to a sentence about each (`task.label_texts`); a head drawn at random, fitted
+    to `task.public` at the server, or by each device to its own texts.
+    """
     loss: Literal["squared-error", "cross-entropy"] = "squared-error"
     """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS where the
     side network trains.
@@ -63,6 +74,39 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
             "samples is less than the "
             f"{config.server_batch} of one update (`server_batch`)"
         )
+
+
+def require_words(config: Any, world: World) -> None:
+    """Raise ValueError where the task has not got what the backbone's own prediction is made
+    from.
+    """
+    kind, task = config.backbone_prediction, world.task
+    if kind == "class-texts" and task.texts is not None and not task.label_texts:
+        raise ValueError("class-texts needs `task.label_texts`, a sentence about each class")
+    if kind == "public-head" and not len(task.public):
+        raise ValueError("public-head needs `task.public: N`, so many labelled texts at the server")
+
+
+def class_pass(config: SideTuningSettings, world: World, device: Device) -> Cost:
+    """A device's passes over what is said of the classes, a batch at a time."""
+    of_names = config.backbone_prediction == "label-names"
+    lengths = world.task.class_lengths(world.costing.learned[device.backbone], of_names)
+    batches = in_batches(lengths, config.device_batch)
+    return sum((world.costing.forward(device.member, batch) for batch in batches), Cost())
+
+
+def server_pass(world: World, backbone: str, lengths: np.ndarray) -> Cost:
+    """The server's passes of a backbone over texts of these lengths."""
+    tokens, cost = world.costing.fixed_tokens, Cost()
+    for batch in in_batches(lengths, SERVER_TEXTS):
+        longest = tokens or int(batch.max())
+        cost += world.costing.architectures[backbone].forward(len(batch), longest)
+    return cost
+
+
+def in_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """Texts of these lengths, alike ones together, so many at a time."""
+    return np.split(np.sort(lengths), range(size, len(lengths), size))
 
 
 def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[str]) -> SideShape:
@@ -100,6 +144,8 @@ class SideTuning:
                 "method.side_network.skip: it is solved from all records, and the server of "
                 f"{config.kind} keeps none here; leave it at none"
             )
+        require_words(config, world)
+        self.heads_fitted = world.env.event()
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
         self.shape = self.new_shape()
         self.learner = self.new_learner()
@@ -120,18 +166,67 @@ class SideTuning:
         """Of a forward pass over the device's longest batch, with the backbone's weights."""
         lengths = self.world.lengths(device, device.samples)
         longest = np.full(self.config.device_batch, lengths.max(initial=1))
-        return device.held_bytes(self.world.costing.forward(device.member, longest).peak_bytes)
+        peak = self.world.costing.forward(device.member, longest).peak_bytes
+        if self.config.backbone_prediction == "own-head":
+            peak = max(peak, self.fitting_own(device).cost.peak_bytes)
+        return device.held_bytes(peak)
+
+    # --- the backbone's own prediction
+
+    def begin(self, device: Device) -> Generator:
+        """Arrive, and get what the backbone's own prediction needs: a pass over what is said of the
+        classes, or the server's head.
+        """
+        yield from device.arrive()
+        if self.config.backbone_prediction in TEMPERATURES:
+            yield from device.compute(Work(class_pass(self.config, self.world, device)))
+        if self.config.backbone_prediction == "public-head":
+            yield from device.until_event(self.heads_fitted)
+            width = self.shape.backbone_widths[device.backbone]
+            yield from device.download(head_bytes(width, self.world.task.classes))
+
+    def fit_heads(self, server: Server) -> Generator:
+        """At the server, before anything else: every backbone passes over the public texts, and
+        gets a head.
+        """
+        if self.config.backbone_prediction == "public-head":
+            task, specs = self.world.task, self.world.costing.learned
+            for name, width in self.shape.backbone_widths.items():
+                cost = server_pass(self.world, name, task.lengths(specs[name], task.public))
+                yield from server.compute(Work(cost), kind="forward")
+                cost = fitting(len(task.public), width, task.classes)
+                yield from server.compute(Work(cost))
+        self.heads_fitted.succeed()
+
+    def fitting_own(self, device: Device) -> Work:
+        """A device's own head, on the last of the vectors that it has computed; all of them stay in
+        memory until they are sent.
+        """
+        n, width = len(device.samples), self.shape.backbone_widths[device.backbone]
+        cost = fitting(n, width, self.world.task.classes)
+        kept = 4 * n * self.shape.vectors * width
+        return Work(dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept))
 
     def delivery_bytes(self, device: Device) -> int:
         """The side network with what belongs to the device's backbone."""
         return self.shape_of(device.backbone).shipped_bytes(device.backbone)
 
     def pass_over_data(self, device: Device) -> Generator:
-        """Forward passes over all batches, each uploaded as soon as it is computed."""
+        """Forward passes over all batches, each uploaded as soon as it is computed; after the last,
+        where the device fits a head of its own to them first.
+        """
+        waiting = []
         for batch in device.batches(self.config.device_batch):
             yield from device.until(batch.ready_s)
             activations = yield from device.compute(self.forward(device, batch.samples))
-            yield from device.send(self.payload(device, batch.samples, activations))
+            if self.config.backbone_prediction == "own-head":
+                waiting.append((batch.samples, activations))
+            else:
+                yield from device.send(self.payload(device, batch.samples, activations))
+        if waiting:
+            yield from device.compute(self.fitting_own(device))
+        for samples, activations in waiting:
+            yield from device.send(self.payload(device, samples, activations))
 
     def forward(self, device: Device, samples: np.ndarray) -> Work:
         """The frozen backbone over a batch: all that a device computes."""
@@ -153,6 +248,7 @@ class SideTuning:
         """Update whenever enough samples have come for another update; end with the last granted
         one, or at the target.
         """
+        yield from self.fit_heads(server)
         while not self.world.target_reached:
             if (yield from self.take_arrivals(server)):
                 continue
