@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from learning.backbones.assets import AssetMissing
 from learning.host_device import CPU, compute_on
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -47,3 +48,24 @@ def test_products_are_counted_as_published(gpu):
     for name, gflop in (("roberta-base", 22.348), ("opt-1.3b", 338.816 - head)):
         counted = gpu.forward_flop(gpu.catalogue.find(name), 128) / 1e9
         assert counted == pytest.approx(gflop, rel=1e-3)
+
+
+def test_own_predictions_are_measured_and_every_label_is_read(tmp_path):
+    spec = spec_from_file_location("own_predictions", FOLDER / "own_predictions.py")
+    module = sys.modules["own_predictions"] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    out = tmp_path / "found.json"
+    small = ["--backbone", "random-bert", "--texts", "40", "--public", "15", "--devices", "2"]
+    try:
+        found = module.main([*small, "--data", "hutto-tweets,hutto-films", "--out", str(out)])
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+    assert json.loads(out.read_text()) == found
+    for figures in found.values():
+        assert len(figures["by_layer"]) == 3
+        assert figures["choices"]["uniform"]["squared"] == pytest.approx(0.5)
+        assert {*figures["choices"]} == {*module.PREDICTIONS}
+        for kind, choice in figures["choices"].items():
+            assert choice["restored_with_y_b"] == (None if kind == "own-head" else 1.0)
+            # a fitted head may be certain; of what is right and certain no difference is left
+            assert kind.endswith("-head") or choice["read_by_argmax"] == 1.0
