@@ -196,7 +196,7 @@ class SideTuning:
                 yield from server.compute(Work(cost), kind="forward")
                 cost = fitting(len(task.public), width, task.classes)
                 yield from server.compute(Work(cost))
-        self.heads_fitted.succeed()
+            self.heads_fitted.succeed()
 
     def fitting_own(self, device: Device) -> Work:
         """A device's own head, on the last of the vectors that it has computed; all of them stay in
