@@ -69,6 +69,7 @@ class LearningTask(Protocol):
     def texts_of(self, part: Part) -> np.ndarray:
         """Sample numbers of a part that is looked at."""
 
+    @property
     def public(self) -> np.ndarray:
         """Sample numbers that the server has with their labels, and no device has."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import devices.hardware
 import devices.profile
@@ -196,7 +197,7 @@ def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
         yield where, "public-head needs `task.public: N`, so many labelled texts at the server"
 
 
-def located_data(dataset: str | OwnData | SizedData, folder: Path) -> str | dict:
+def located_data(dataset: str | OwnData | SizedData, folder: Path) -> str | dict[str, Any]:
     """A name, or the description of a file with its paths as they are from here."""
     if isinstance(dataset, str):
         return dataset

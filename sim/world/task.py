@@ -17,10 +17,10 @@ from learning.data import drift, label_texts, partition
 from learning.data import texts as data
 from sim.kernel.learner import Part
 from sim.kernel.streams import Streams
+from sim.scenario.arrivals import Drift
 from sim.scenario.checks import located_data
 from sim.scenario.schema import (
     Dirichlet,
-    Drift,
     Iid,
     Natural,
     OwnPartition,

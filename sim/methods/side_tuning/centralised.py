@@ -106,7 +106,7 @@ class Centralised(SideTuning):
         if kind in TEMPERATURES:
             spec = self.world.costing.learned[self.backbone]
             lengths = task.class_lengths(spec, kind == "label-names")
-            work = Work(server_pass(self.world, self.backbone, lengths))
+            work: Work[None] = Work(server_pass(self.world, self.backbone, lengths))
             yield from server.compute(work, kind="forward")
         yield from super().fit_heads(server)
 

@@ -273,7 +273,7 @@ class SideTuningLearner(RealLearner):
         streams, task, kind = {}, self.world.task, self.config.backbone_prediction
         if kind == "random-head":
             streams = {name: self._head_stream(name) for name in self.vectors}
-        words = task.class_names if kind == "label-names" else ()
+        words: Sequence[str] = task.class_names if kind == "label-names" else ()
         if kind == "class-texts":
             words = [task.label_texts[name] for name in task.class_names]
         notes = notes_for(
