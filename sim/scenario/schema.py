@@ -204,13 +204,9 @@ class TaskSettings(Settings):
     judge_on: Literal["test", "validation"] = "test"
     """The texts that accuracy is taken on."""
     public: int = Field(0, ge=0, le=MOST_TEXTS)
-    """Further texts of the training part, with their labels, that lie at the server and on no
-    device.
-    """
+    """Further labelled texts of the training part, at the server and on no device."""
     label_texts: LabelTexts | None = None
-    """Class name -> a sentence about what a text of the class is; default those that come with the
-    data set.
-    """
+    """Class name -> a sentence about its texts; default those that come with the data set."""
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
