@@ -1,0 +1,155 @@
+"""A comparison's tables for a paper: LaTeX floats with caption and label (booktabs), one unit a
+column, the best in bold, at the width of a column or of a page.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sim.compare.costs import COLUMNS
+from sim.compare.planned_run import CompareError
+from sim.views import escaping
+
+HEADINGS = {  # short, and what each number is of
+    "final": "Accuracy at the end",
+    "chosen": "Accuracy",
+    "time_s": "Time",
+    "flop": "Compute",
+    "uplink_bytes": "Up",
+    "downlink_bytes": "Down",
+    "training_bytes": "Up and down",
+    "delivery_bytes": "Delivery",
+    "communication_bytes": "Bytes",
+    "peak_memory_bytes": "Memory",
+    "energy_j": "Energy",
+    "waiting_s": "Waiting",
+    "wasted_bytes": "Wasted",
+    "updates": "Updates",
+}
+UNITS: dict[str, tuple[tuple[str, float], ...]] = {
+    "s": (("h", 3600.0), ("min", 60.0), ("s", 1.0)),
+    "bytes": (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)),
+    "flop": (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("FLOP", 1.0)),
+    "j": (("kJ", 1e3), ("J", 1.0)),
+}
+COLUMN = ("chosen", "time_s", "flop", "communication_bytes")
+PAGE = (
+    *("chosen", "time_s", "flop", "uplink_bytes", "downlink_bytes", "delivery_bytes"),
+    *("communication_bytes", "peak_memory_bytes", "energy_j"),
+)
+"""What fits 3.3 in and 7 in."""
+
+
+def tables_for_paper(
+    tables: Mapping[str, list[dict[str, Any]]], columns: Sequence[str], is_page: bool
+) -> str:
+    """The tables as LaTeX floats, one below the other: `table*` for a page, `table` for a column.
+
+    They need `\\usepackage{booktabs}`. `columns` are names of `COLUMNS`; CompareError for others.
+    """
+    for name in columns:
+        if name not in COLUMNS:
+            raise CompareError(f"{name!r} is no column; there are {', '.join(COLUMNS)}")
+    floats = [_float(title, table, columns, is_page) for title, table in tables.items()]
+    return "\n\n".join(floats) + "\n"
+
+
+def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_page: bool) -> str:
+    units = {name: _unit(name, [row.get(name) for row in table]) for name in columns}
+    best = {name: _best(name, table) for name in columns}
+    lines = []
+    for row in table:
+        if row.get("reference") and lines and r"\midrule" not in lines:
+            lines.append(r"\midrule")
+        cells = [_cell(name, row, units[name][1], row["method"] in best[name]) for name in columns]
+        lines.append(" & ".join([escaping.latex(row["method"]), *cells]) + r" \\")
+    head = [HEADINGS.get(name, escaping.latex(COLUMNS[name])) for name in columns]
+    said = [f"[{units[name][0]}]" if units[name][0] else "" for name in columns]
+    environment = "table*" if is_page else "table"
+    return "\n".join(
+        [
+            rf"\begin{{{environment}}}",
+            r"\centering",
+            rf"\caption{{{_caption(title, table)}}}",
+            rf"\label{{tab:{_slug(title)}}}",
+            r"\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
+            r"\toprule",
+            " & ".join(["", *head]) + r" \\",
+            " & ".join(["Method", *(f"{{{text}}}" if text else "" for text in said)]) + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\end{{{environment}}}",
+        ]
+    )
+
+
+def _caption(title: str, table: list[dict[str, Any]]) -> str:
+    """What the numbers are: whose means, with which intervals."""
+    seeds = sorted({row["seeds"] for row in table})
+    of = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else "several seeds"
+    sentences = [
+        f"{escaping.latex(title[:1].upper() + title[1:])}.",
+        f"Means a device over {of}" + (", with 95 \\% intervals;" if seeds[-1] > 1 else ";"),
+        "the best of each column in bold, references below the line.",
+    ]
+    return " ".join(sentences)
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _unit(name: str, values: Iterable[float | None]) -> tuple[str, float]:
+    """The unit of a column: the largest in which its least value is at least 1."""
+    units = UNITS.get(name.rsplit("_", 1)[-1], (("", 1.0),))
+    least = min((value for value in values if value), default=0.0)
+    return next((unit for unit in units if least >= unit[1]), units[-1])
+
+
+def _best(name: str, table: list[dict[str, Any]]) -> set[str]:
+    """The methods with the best value of a column, references left out; none among equals."""
+    values = {
+        row["method"]: row[name]
+        for row in table
+        if row.get(name) is not None and not row.get("reference")
+    }
+    if name == "updates" or len(set(values.values())) < 2:
+        return set()
+    chosen = max(values.values()) if _is_accuracy(name) else min(values.values())
+    return {method for method, value in values.items() if value == chosen}
+
+
+def _is_accuracy(name: str) -> bool:
+    return name not in COLUMNS or name in ("final", "chosen")
+
+
+def _cell(name: str, row: Mapping[str, Any], unit: float, is_best: bool) -> str:
+    value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
+    if value is None:
+        least = row.get(f"{name}_at_least")
+        return "--" if least is None else rf"$\geq${_number(least / unit)}"
+    decimals = 3 if _is_accuracy(name) else _decimals(value / unit)
+    text = _number(value / unit, decimals)
+    text = rf"\textbf{{{text}}}" if is_best else text
+    if low is None or high is None or low == high:
+        return text
+    if abs((high - value) - (value - low)) <= 0.02 * (high - low):
+        return rf"{text}\,{{\tiny$\pm${_number((high - low) / 2 / unit, decimals)}}}"
+    ends = "--".join(_number(end / unit, decimals) for end in (low, high))
+    return rf"{text}\,{{\tiny({ends})}}"
+
+
+def _number(value: float, decimals: int | None = None) -> str:
+    places = _decimals(value) if decimals is None else decimals
+    return f"{value:,.{places}f}".replace(",", "{,}")
+
+
+def _decimals(value: float) -> int:
+    """Digits behind the point of a number in three digits."""
+    return max(0, min(3, 2 - math.floor(math.log10(abs(value))))) if value else 0

@@ -1,0 +1,81 @@
+"""Tables for papers: one unit a column, the best in bold, and the width that they were made for."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from sim.compare.latex import COLUMN, PAGE, tables_for_paper
+from sim.compare.planned_run import CompareError
+
+
+def row(method, reference=False, **values):
+    table = {"method": method, "reference": reference, "seeds": 3}
+    for name, value in values.items():
+        table |= {name: value[0], f"{name}_low": value[1], f"{name}_high": value[2]}
+    return table
+
+
+def of(accuracy, time_s, scale=1.0):
+    costs = dict.fromkeys(PAGE[3:8], (scale * 2500000.0, scale * 2400000.0, scale * 2600000.0))
+    return {
+        "chosen": accuracy,
+        "time_s": time_s,
+        "flop": (scale * 0.67e12, scale * 0.6e12, scale * 0.75e12),
+        "energy_j": (scale * 22.9, scale * 22.0, scale * 23.8),
+        **costs,
+    }
+
+
+TABLE = [
+    row("fed-mobillm", **of((0.836, 0.826, 0.846), (2.07, 1.9, 2.3))),
+    row("fedavg-lora & [co]", **of((0.894, 0.884, 0.904), (523.0, 500.0, 546.0), 20.0)),
+    row("a name of 30 characters, as is", **of((0.5, 0.49, 0.51), (26_760.0, 26_000, 27_520), 4e3)),
+    {"method": "never", "reference": False, "seeds": 3, "time_s": None, "time_s_at_least": 600.0},
+    row("centralised", True, **of((0.9, 0.89, 0.91), (0.9, 0.8, 1.0), 0.1)),
+]
+TITLE = "cost to the end of 100 % of each method's own convergence"
+
+
+def cells(text, method):
+    line = next(line for line in text.splitlines() if line.startswith(method))
+    return [cell.strip() for cell in line.removesuffix(r" \\").split(" & ")]
+
+
+def test_a_column_has_one_unit_and_the_best_is_bold():
+    text = tables_for_paper({TITLE: TABLE}, COLUMN, is_page=False)
+    assert r"Method &  & {[s]} & {[GFLOP]} & {[kB]} \\" in text  # the reference is the least
+    assert cells(text, "fed-mob")[1:3] == [
+        r"0.836\,{\tiny$\pm$0.010}",
+        r"\textbf{2.07}\,{\tiny(1.90--2.30)}",
+    ]
+    assert cells(text, "fedavg")[1].startswith(r"\textbf{0.894}")
+    assert cells(text, "a name")[2].startswith("26{,}760")
+    assert cells(text, "never") == ["never", "--", r"$\geq$600", "--", "--"]
+    assert text.count(r"\textbf") == 4  # a reference's 0.9 s and 0.900 are nobody's best
+    rows = text.splitlines()
+    assert rows.index(r"\midrule", rows.index(r"\midrule") + 1) == len(rows) - 5
+    assert r"\label{tab:cost-to-the-end-of-100-of-each-method-s-own-convergence}" in text
+    assert r"100 \% of each" in text and "over 3 seeds, with 95" in text
+
+
+def test_a_column_that_there_is_none_of_is_refused():
+    with pytest.raises(CompareError, match="'tmie' is no column"):
+        tables_for_paper({TITLE: TABLE}, ["tmie"], is_page=False)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
+@pytest.mark.parametrize(("columns", "is_page", "inches"), [(COLUMN, False, 3.3), (PAGE, True, 7)])
+def test_the_tables_fit_what_they_are_made_for(columns, is_page, inches, tmp_path):
+    usual = [row for row in TABLE if "30" not in row["method"]]
+    text = tables_for_paper({TITLE: usual}, columns, is_page)
+    tabular = re.search(r"\\begin\{tabular\}.*\\end\{tabular\}", text, re.DOTALL)[0]
+    source = rf"""\documentclass[twocolumn]{{article}}\usepackage{{booktabs}}
+\newsavebox{{\made}}\begin{{document}}{text}
+\footnotesize\setlength{{\tabcolsep}}{{3pt}}\sbox{{\made}}{{{tabular}}}
+\typeout{{WIDTH \the\wd\made}}\end{{document}}"""
+    (tmp_path / "a.tex").write_text(source, encoding="utf-8")
+    how = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
+    said = subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], **how).stdout
+    assert 0 < float(re.search(r"WIDTH ([\d.]+)pt", said)[1]) <= inches * 72.27
