@@ -44,19 +44,24 @@ def compare(
     tune: Annotated[
         bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")
     ] = True,
+    columns: Annotated[
+        str | None, typer.Option(help="Of the LaTeX tables, with commas: names as in table.csv.")
+    ] = None,
     host: HostName = "cpu",
     precision: Precision = "float32",
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
     The scenario lists them under `compare: {methods: {label: {kind: ...}}}`. Writes table.csv,
-    table.md, table.tex and figures.
+    table.md, table.tex (7 in wide), table-column.tex (3.3 in) and figures.
 
     Examples:
 
         mobifleet compare table1_small
 
         mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
+
+        mobifleet compare table1_small --columns chosen,time_s,communication_bytes
     """
     from sim.api import load
     from sim.compare.runs import compare_of
@@ -66,9 +71,19 @@ def compare(
     cores = processes or os.cpu_count() or 1
     folder = out or Path("runs") / f"{chosen.name}-compare"
     seeds = seeds or compare_of(chosen).seeds
-    where, only = HostDevice(host, precision), labels_of(methods)
+    where, only, of_latex = HostDevice(host, precision), labels_of(methods), labels_of(columns)
     compared = compare_scenario(
-        chosen, chosen.folder, folder, seeds, only, dry, cores, console, tune, where
+        chosen,
+        chosen.folder,
+        folder,
+        seeds,
+        only,
+        dry,
+        cores,
+        console,
+        tune,
+        where,
+        of_latex,
     )
     for table in compared.tables_for(console.width):
         console.print(table)

@@ -20,7 +20,7 @@ HEADINGS = {  # short, and what each number is of
     "flop": "Compute",
     "uplink_bytes": "Up",
     "downlink_bytes": "Down",
-    "training_bytes": "Up and down",
+    "training_bytes": "Up, down",
     "delivery_bytes": "Delivery",
     "communication_bytes": "Bytes",
     "peak_memory_bytes": "Memory",
@@ -35,10 +35,10 @@ UNITS: dict[str, tuple[tuple[str, float], ...]] = {
     "flop": (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("FLOP", 1.0)),
     "j": (("kJ", 1e3), ("J", 1.0)),
 }
-COLUMN = ("chosen", "time_s", "flop", "communication_bytes")
+IN_COLUMN = ("chosen", "time_s", "communication_bytes")
 PAGE = (
-    *("chosen", "time_s", "flop", "uplink_bytes", "downlink_bytes", "delivery_bytes"),
-    *("communication_bytes", "peak_memory_bytes", "energy_j"),
+    *("chosen", "time_s", "flop", "training_bytes", "delivery_bytes", "communication_bytes"),
+    *("peak_memory_bytes", "energy_j"),
 )
 """What fits 3.3 in and 7 in."""
 
@@ -50,11 +50,16 @@ def tables_for_paper(
 
     They need `\\usepackage{booktabs}`. `columns` are names of `COLUMNS`; CompareError for others.
     """
+    check_columns(columns)
+    floats = [_float(title, table, columns, is_page) for title, table in tables.items()]
+    return "\n\n".join(floats) + "\n"
+
+
+def check_columns(columns: Iterable[str]) -> None:
+    """Raise CompareError for a name that is no column's."""
     for name in columns:
         if name not in COLUMNS:
             raise CompareError(f"{name!r} is no column; there are {', '.join(COLUMNS)}")
-    floats = [_float(title, table, columns, is_page) for title, table in tables.items()]
-    return "\n\n".join(floats) + "\n"
 
 
 def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_page: bool) -> str:
@@ -75,7 +80,7 @@ def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_p
             r"\centering",
             rf"\caption{{{_caption(title, table)}}}",
             rf"\label{{tab:{_slug(title)}}}",
-            r"\footnotesize\setlength{\tabcolsep}{3pt}",
+            r"\scriptsize\setlength{\tabcolsep}{3pt}",
             rf"\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
             r"\toprule",
             " & ".join(["", *head]) + r" \\",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,13 @@ from rich.table import Table
 
 from learning.host_device import CPU, HostDevice
 from sim.compare.costs import COLUMNS
+from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
 from sim.compare.protocol import how_made
 from sim.compare.reductions import has_learned, reductions
 from sim.compare.runs import compare_of, plan, target_of, tuned, tuning_plan
 from sim.compare.table import rows
-from sim.compare.write import headings, latex, markdown, shown, write_csv
+from sim.compare.write import headings, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
@@ -101,8 +102,13 @@ def compare_scenario(
     console: Console,
     tune: bool = True,
     host: HostDevice = CPU,
+    columns: Sequence[str] = (),
 ) -> Comparison:
-    """Run the comparison into `out`, saying on the console how far it is; CompareError for none."""
+    """Run the comparison into `out`, saying on the console how far it is; CompareError for none.
+
+    `columns` are those of the LaTeX tables, where they are to be others than what fits.
+    """
+    check_columns(columns)
     entries = plan(scenario, out, seeds, only, folder)
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
         preflight(world, folder)  # once, and not by every process again
@@ -112,7 +118,7 @@ def compare_scenario(
             scenario, entries, folder, out, seeds, only, dry, processes, console, tune, host
         )
         reference = compare_of(scenario).reference or compared.ours
-        _write(compared, reference)
+        _write(compared, reference, columns)
         _figures(scenario, entries, out, compared.ours, compared.baselines, dry)
     return compared
 
@@ -180,12 +186,14 @@ def _title(title: str, at: str) -> str:
     return f"{title}; {at}" if at else title
 
 
-def _write(compared: Comparison, reference: str) -> None:
+def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None:
     out = compared.folder
     for number, table in enumerate(compared.tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
     (out / "table.md").write_text(markdown(compared.tables, compared.notes), encoding="utf-8")
-    (out / "table.tex").write_text(latex(compared.tables), encoding="utf-8")
+    for name, default in (("table.tex", PAGE), ("table-column.tex", IN_COLUMN)):
+        text = tables_for_paper(compared.tables, columns or default, is_page=default is PAGE)
+        (out / name).write_text(text, encoding="utf-8")
     if saved := compared.reductions:
         (out / "reductions.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
 

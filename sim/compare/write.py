@@ -1,4 +1,4 @@
-"""A comparison's tables as CSV, Markdown and LaTeX, and their cells for people."""
+"""A comparison's tables as CSV and Markdown, and their cells for people."""
 
 from __future__ import annotations
 
@@ -121,29 +121,3 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]], notes: Iterable[str] = 
         ]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, *map(escaping.markdown, notes)]) + "\n"
-
-
-def latex(tables: Mapping[str, list[dict[str, Any]]]) -> str:
-    """The tables as LaTeX tabulars (booktabs)."""
-    parts = []
-    for title, table in tables.items():
-        columns = headings(table)
-        head = " & ".join(escaping.latex(heading) for heading in ["method", *columns.values()])
-        body = [
-            " & ".join(escaping.latex(cell) for cell in [name, *cells]) + r" \\"
-            for name, cells in shown(table, columns)
-        ]
-        references = sum(row["reference"] for row in table)
-        if 0 < references < len(table):
-            body.insert(len(table) - references, r"\midrule")
-        spec = "l" + "r" * len(columns)
-        lines = [
-            f"% {escaping.latex(title)}",
-            rf"\begin{{tabular}}{{{spec}}}",
-            r"\toprule",
-            head + r" \\",
-            r"\midrule",
-            *body,
-        ]
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    return "\n\n".join(parts) + "\n"
