@@ -61,16 +61,21 @@ def of_accuracy(values: Sequence[float], texts: int, overlap: float = 1.0) -> In
     difficulties: what two seeds share of the latter, S does not show (Bouthillier et al. 2021,
     arXiv 2103.03098, have both parts; Miller 2024, arXiv 2411.00640, the sum). p(1 - p) bounds the
     variance of difficulties, so this is not too narrow. Degrees of freedom are Satterthwaite's.
+
+    Texts that seeds have not in common make S^2 at least (1 - overlap) p(1 - p) / n in the mean: a
+    few seeds that happen to agree more closely than that know no better, and the interval is at
+    least that of this variance.
     """
     mean, k = math.fsum(values) / len(values), len(values)
     seeds = float(np.var(values, ddof=1)) / k if k > 1 else 0.0
     drawn = overlap * mean * (1 - mean) / texts
+    least = (1 - overlap) * mean * (1 - mean) / texts / k
     if k == 1 or not seeds + drawn:
         from scipy import stats
 
         ends = stats.binomtest(round(mean * texts), texts).proportion_ci(LEVEL, "wilson")
         return Interval(mean, min(float(ends.low), mean), max(float(ends.high), mean))
-    half = _half(seeds, drawn, k)
+    half = max(_half(seeds, drawn, k), _half(0.0, drawn + least, k))
     return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 

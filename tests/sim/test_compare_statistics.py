@@ -58,6 +58,8 @@ def test_accuracy_over_seeds_worked_by_hand():
     assert both.high - 0.8 == pytest.approx(2.036933 * math.sqrt(4e-4 + 4e-4 / 3), rel=1e-5)
     same = of_accuracy([0.8, 0.8, 0.8], 400)  # quantised: no zero width
     assert same.high - 0.8 == pytest.approx(1.96 * 0.02, rel=1e-3)
+    lucky = of_accuracy([0.799, 0.801], 100, overlap=0.0)  # as 200 texts: 1.96 sqrt(0.16 / 200)
+    assert lucky.high - lucky.value == pytest.approx(0.0554, abs=1e-4)
     none = of_accuracy([1.0, 1.0], 50)
     assert none.low < 0.95 and none.high == 1
 
