@@ -5,6 +5,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from learning.backbones.assets import AssetMissing
@@ -69,3 +70,23 @@ def test_own_predictions_are_measured_and_every_label_is_read(tmp_path):
             assert choice["restored_with_y_b"] == (None if kind == "own-head" else 1.0)
             # a fitted head may be certain; of what is right and certain no difference is left
             assert kind.endswith("-head") or choice["read_by_argmax"] == 1.0
+
+
+def test_a_side_network_is_measured_at_every_size_and_precision(tmp_path):
+    spec = spec_from_file_location("sizes", FOLDER / "side_network_size.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 64)
+    values = (rng.standard_normal((64, 3, 16)) + 4 * labels[:, None, None]).astype(np.float32)
+    found = {
+        "shipped_bytes": {
+            "4": {p: module.shipped_bytes(4, p) for p in ("float32", "float16", "int8")}
+        },
+        "cells": {"own/l2/4/0": module.trained(values, labels, 48, 4, 0)},
+    }
+    accuracy = found["cells"]["own/l2/4/0"]["accuracy"]
+    assert [*accuracy] == ["float32", "float16", "int8"]
+    assert all(value * 16 == round(value * 16) > 8 for value in accuracy.values())
+    assert module.table(found).count("\n") == 4
+    assert found["shipped_bytes"]["4"]["int8"] == 174_084

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Literal
 
 from learning.cost.costs import Cost
 
+Precision = Literal["float32", "float16", "int8"]
+"""Of the numbers of a side network on its way to a device."""
+
 
 @dataclass(frozen=True)
 class SideNetworkConfig:
@@ -118,14 +121,31 @@ class SideShape:
         )
         return adapters + head + projections
 
-    def shipped_bytes(self, backbone: str) -> int:
+    def shipped_bytes(self, backbone: str, precision: Precision) -> int:
         """What a device needs to predict: the shared part, its own projections and the statistics
-        of its vectors, float32.
+        of its vectors, as `learning.side.delivery` encodes them.
         """
-        statistics = (
-            2 * self.vectors * self.backbone_widths[backbone] if self.normalise == "standard" else 0
-        )
-        return 4 * (self.parameters(backbone) + self._skip_numbers(backbone) + statistics)
+        numbers = self.parameters(backbone) + self._skip_numbers(backbone)
+        if self.normalise == "standard":
+            numbers += 2 * self.vectors * self.backbone_widths[backbone]
+        if precision != "int8":
+            return (4 if precision == "float32" else 2) * numbers
+        matrices = self.matrices(backbone)
+        in_matrices = sum(n * rows * columns for n, rows, columns in matrices)
+        scales = sum(n * min(rows, columns) for n, rows, columns in matrices)
+        return in_matrices + 4 * scales + 2 * (numbers - in_matrices)
+
+    def matrices(self, backbone: str) -> list[tuple[int, int, int]]:
+        """The learned matrices that a backbone needs: (how many, rows, columns)."""
+        d, r = self.width, self.bottleneck
+        projected, features = self.is_projected(backbone), self.skip_features(backbone)
+        return [
+            (self.blocks, r, d),
+            (self.blocks, d, r),
+            (1, self.classes, d),
+            *([(self.vectors, self.backbone_widths[backbone], d)] if projected else []),
+            *([(1, features, self.classes)] if features else []),
+        ]
 
     def skip_features(self, backbone: str) -> int:
         """What the skip's weights meet: all numbers of a record's vectors, and random features of

@@ -214,6 +214,11 @@ def _of_width(width: int) -> str:
     return f"of width {width}"
 
 
+def names_of(backbone: str, width: int) -> set[str]:
+    """Under which names a state has what is a backbone's own, and what its width's."""
+    return {_key(backbone), _of_width(width)}
+
+
 def _projections(vectors: int, width_in: int, width_out: int) -> nn.Parameter:
     """One matrix a vector [vectors, d_m, d_s]; identity where widths agree, else random with
     orthonormal rows or columns.

@@ -128,6 +128,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
                 *("busy_s", "waiting_s", "finished_at_s", "on_share"),
             )
         },
+        **getattr(sim.method, "findings", dict)(),
         "remarks": list(sim.remarks),
         "outcomes": {
             row["values"]: row["counts"] for row in pc.value_counts(devices["outcome"]).to_pylist()

@@ -22,6 +22,7 @@ from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
+from sim.methods.side_tuning.shipping import precision_of
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -120,27 +121,11 @@ def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
 
 
 def shipped(learner: SideTuningLearner, backbone: str) -> bytes:
-    """What a device needs to predict, float32: the shared part, its own projections, mean and
-    deviation of its vectors.
-    """
-    from torch import Tensor
+    """What a device needs to predict, as it is delivered."""
+    from learning.side.delivery import encode
 
-    from learning.federated.state_codec import pack
-    from learning.side.network import Standardiser
-
-    network = learner.tuning.value.averaged
-    parts: list[Tensor] = [
-        p for module in (network.adapters, network.norm, network.head) for p in module.parameters()
-    ]
-    projection = network.projection(backbone)
-    parts += [] if projection is None else [projection]
-    for name, seen in zip(
-        network.shape.backbone_widths, network.standardisers.values(), strict=False
-    ):
-        # strict=False: without `normalise: standard` there are none
-        if name == backbone and isinstance(seen, Standardiser):
-            parts += [seen.mean.float(), (seen.squares / seen.count.clamp_min(1)).sqrt().float()]
-    return pack({str(place): part for place, part in enumerate(parts)})
+    precision = precision_of(learner.config.ship_side_network)
+    return encode(learner.tuning.value.averaged, backbone, precision)
 
 
 def warm_up(learner: Learner, device: Device | None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -274,6 +275,7 @@ def test_the_start_follows_from_the_seed_and_leaves_torchs_generator_alone():
 
 def test_the_documentation_has_every_setting_with_its_default():
     from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
+    from sim.methods.side_tuning.shipping import Shipping
 
     section = DOCUMENT.read_text(encoding="utf-8").split("## Settings")[1].split("## Bytes")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
@@ -287,6 +289,8 @@ def test_the_documentation_has_every_setting_with_its_default():
         if default is not None and name != "side_network":
             written = documented[name]
             value = json.loads(written) if isinstance(default, bool | int | float) else written
+            if isinstance(default, Shipping):
+                value = Shipping(**yaml.safe_load(written))
             assert value == default, name
 
 
@@ -309,9 +313,9 @@ def test_what_is_shipped_holds_the_statistics_too():
     shape = network_of(CONFIGS["standard"]).shape
     plain = dataclasses.replace(shape, normalise="layer")
     for backbone, width in WIDTHS.items():
-        assert plain.shipped_bytes(backbone) == 4 * plain.parameters(backbone)
+        assert plain.shipped_bytes(backbone, "float32") == 4 * plain.parameters(backbone)
         assert (
-            shape.shipped_bytes(backbone) - plain.shipped_bytes(backbone)
+            shape.shipped_bytes(backbone, "float32") - plain.shipped_bytes(backbone, "float32")
             == 4 * 2 * shape.vectors * width
         )
 

@@ -151,7 +151,7 @@ def test_what_is_shipped_are_the_solved_numbers():
     network = SideNetwork(shape, config)
     solved = network.skips["of width 10"]
     numbers = solved.weights.numel() + solved.bias.numel() + solved.scale.numel()
-    assert shape.shipped_bytes("wide") == 4 * (shape.parameters("wide") + numbers)
+    assert shape.shipped_bytes("wide", "float32") == 4 * (shape.parameters("wide") + numbers)
 
 
 @pytest.mark.parametrize("skip", ["ridge", "random-features"])

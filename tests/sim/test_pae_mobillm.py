@@ -55,7 +55,7 @@ def test_the_charged_bytes_are_the_real_bytes(method, simulate, payloads):
     sim = simulate(method=method)
     assert sum(len(with_values(p.data)) for p in payloads) == sim.recorder.uplink_bytes
     assert all(len(with_values(p.data)) == p.nbytes for p in payloads)
-    delivered = sum(sim.method.shape.shipped_bytes(d.backbone) for d in sim.devices)
+    delivered = sum(sim.method.shape.shipped_bytes(d.backbone, "int8") for d in sim.devices)
     assert sim.recorder.downlink_bytes == delivered
 
 

@@ -206,7 +206,9 @@ def test_every_device_gets_the_side_network_and_its_own_projections_at_the_end(s
     sim = simulate(dry=True, **CALM)
     downloads = [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"]
     assert sorted(s["actor"] for s in downloads) == [d.id for d in sim.devices]
-    assert {s["nbytes"] for s in downloads} == {sim.method.shape.shipped_bytes("random-bert")}
+    assert {s["nbytes"] for s in downloads} == {
+        sim.method.shape.shipped_bytes("random-bert", "int8")
+    }
     assert {s["start_s"] for s in downloads} == {spans(sim, "server", "train")[-1]["end_s"]}
     assert sim.ended.at_s == max(s["end_s"] for s in downloads)
     assert not [

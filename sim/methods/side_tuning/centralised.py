@@ -110,6 +110,10 @@ class Centralised(SideTuning):
             yield from server.compute(work, kind="forward")
         yield from super().fit_heads(server)
 
+    def findings(self) -> dict[str, Any]:
+        """Nothing: nobody is sent anything."""
+        return {}
+
     def device(self, device: Device) -> Generator:
         """Its own texts, once; nothing where the server has them."""
         yield from device.arrive()

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from sim.kernel.device import Device
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
+from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
 
 
@@ -37,8 +38,9 @@ class FedMobiLLM(SideTuning):
         have arrived.
         """
         server_batch: int = Field(32, ge=1)
-        ship_side_network: bool = True
-        """After training, send each device the side network and its backbone's projections."""
+        ship_side_network: Ships = Shipping()
+        """After training, send each device the side network and its backbone's projections.
+        """
 
     client_update = staticmethod(with_differences)
     server_update = staticmethod(one_step)

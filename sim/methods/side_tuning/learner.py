@@ -4,6 +4,7 @@ trained on them.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import math
@@ -246,6 +247,14 @@ class SideTuningLearner(RealLearner):
     def scores_of(self, tuning: SideNetworkTrainer, part: Part) -> dict[str, float | None]:
         """The same of any side network of this learner's shape."""
         return tuning.evaluate(self._held_out if part == "test" else self._validation)
+
+    def delivered(self, precision: str) -> dict[str, float | None]:
+        """The same of what the devices have, when the side network has gone to them."""
+        from learning.side.delivery import delivered
+
+        there = copy.copy(self.tuning.value)
+        there.averaged = delivered(there.averaged, precision)
+        return self.scores_of(there, "test")
 
     def _of_part(self, part: Part) -> dict[str, Any]:
         from learning.side.tuning import HeldOut

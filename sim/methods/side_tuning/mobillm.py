@@ -19,6 +19,7 @@ from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
+from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_labels
 
 
@@ -45,7 +46,7 @@ class MobiLLM(MatrixUploads):
         """Samples of one forward pass, one upload and one update of the server."""
         cache: Literal[False] = False
         shortcut: Literal["matrix"] = "matrix"
-        ship_side_network: bool = True
+        ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
 
     client_update = staticmethod(with_labels)

@@ -18,6 +18,7 @@ from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
 from sim.methods.side_tuning.shared import SideTuningSettings
+from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
 from sim.scenario.settings import OnlyFor
 
@@ -48,7 +49,7 @@ class PaeMobiLLM(MatrixUploads):
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
         """Records of one update from the cache; without a cache every payload is one update."""
-        ship_side_network: bool = True
+        ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
 
         @model_validator(mode="after")

@@ -93,6 +93,10 @@ class SeparateLearner(RealLearner):
         """Held-out accuracy of every backbone with its own side network."""
         return {name: learner.evaluate(part)[name] for name, learner in self._of.items()}
 
+    def delivered(self, precision: str) -> dict[str, float | None]:
+        """The same of what the devices have, when the side networks have gone to them."""
+        return {name: learner.delivered(precision)[name] for name, learner in self._of.items()}
+
     def digest(self) -> str:
         """A digest of all networks."""
         return hashlib.sha256(

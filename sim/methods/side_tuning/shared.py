@@ -5,6 +5,7 @@ and its shape.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Literal
@@ -26,6 +27,12 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
+from sim.methods.side_tuning.shipping import (
+    BYTES_A_NUMBER,
+    at_server,
+    precision_of,
+    prediction_bytes,
+)
 from sim.methods.side_tuning.updates import closed_form
 from sim.scenario.settings import RenamedSettings
 
@@ -150,7 +157,7 @@ class SideTuning:
         self.shape = self.new_shape()
         self.learner = self.new_learner()
         self.cache = ReplayCache(world.streams.rng("server/replay"))
-        self.updates = 0
+        self.updates, self.is_shipped = 0, False
         self.fitted: Counter[str] = Counter()  # records that a skip was last solved for
         self.fresh: list[int] = []  # numbers of payloads that came since the last update
 
@@ -209,7 +216,29 @@ class SideTuning:
 
     def delivery_bytes(self, device: Device) -> int:
         """The side network with what belongs to the device's backbone."""
-        return self.shape_of(device.backbone).shipped_bytes(device.backbone)
+        shape = self.shape_of(device.backbone)
+        return shape.shipped_bytes(device.backbone, precision_of(self.config.ship_side_network))
+
+    def findings(self) -> dict[str, Any]:
+        """What prediction at the server would cost and, where the side network was sent, what it is
+        worth as it arrived: for the summary.
+        """
+        devices = self.world.devices
+        wire = self.config.wire if self.config.wire in BYTES_A_NUMBER else "float16"
+        texts = [prediction_bytes(self.shape_of(d.backbone), d.backbone, wire) for d in devices]
+        sizes = [self.delivery_bytes(device) for device in devices]
+        found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
+        if self.is_shipped and not self.world.dry:
+            precision = precision_of(self.config.ship_side_network)
+            scores = self.learner.delivered(precision)
+            whole = [scores[device.backbone] for device in devices]
+            found["delivered"] = {
+                "precision": precision,
+                "accuracy": None if None in whole else math.fsum(whole) / len(whole),
+                "by_backbone": scores,
+                "bytes": math.fsum(sizes) / len(sizes),
+            }
+        return found
 
     def pass_over_data(self, device: Device) -> Generator:
         """Forward passes over all batches, each uploaded as soon as it is computed; after the last,
@@ -341,5 +370,6 @@ class SideTuning:
         """The training is over; send every device what it needs to use the side network."""
         self.world.end_training(self.learner)
         if self.config.ship_side_network:
+            self.is_shipped = True
             devices = self.world.present_devices()
             yield from server.deliver(devices, self.delivery_bytes)
