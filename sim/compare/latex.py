@@ -63,9 +63,9 @@ def check_columns(columns: Iterable[str]) -> None:
 
 
 def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_page: bool) -> str:
-    units = {name: _unit(name, [row.get(name) for row in table]) for name in columns}
+    units = {name: _unit(name, table) for name in columns}
     best = {name: _best(name, table) for name in columns}
-    lines = []
+    lines: list[str] = []
     for row in table:
         if row.get("reference") and lines and r"\midrule" not in lines:
             lines.append(r"\midrule")
@@ -110,8 +110,10 @@ def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _unit(name: str, values: Iterable[float | None]) -> tuple[str, float]:
-    """The unit of a column: the largest in which its least value is at least 1."""
+def _unit(name: str, table: list[dict[str, Any]]) -> tuple[str, float]:
+    """The unit of a column: the largest in which the least value of its methods is at least 1."""
+    methods = [row for row in table if not row.get("reference")] or table
+    values = [row.get(name) or row.get(f"{name}_at_least") for row in methods]
     units = UNITS.get(name.rsplit("_", 1)[-1], (("", 1.0),))
     least = min((value for value in values if value), default=0.0)
     return next((unit for unit in units if least >= unit[1]), units[-1])
@@ -157,4 +159,4 @@ def _number(value: float, decimals: int | None = None) -> str:
 
 def _decimals(value: float) -> int:
     """Digits behind the point of a number in three digits."""
-    return max(0, min(3, 2 - math.floor(math.log10(abs(value))))) if value else 0
+    return max(0, min(4, 2 - math.floor(math.log10(abs(value))))) if value else 0

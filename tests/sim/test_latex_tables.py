@@ -45,7 +45,7 @@ def cells(text, method):
 
 def test_a_column_has_one_unit_and_the_best_is_bold():
     text = tables_for_paper({TITLE: TABLE}, IN_COLUMN, is_page=False)
-    assert r"Method &  & {[s]} & {[kB]} \\" in text  # the reference is the least
+    assert r"Method &  & {[s]} & {[MB]} \\" in text  # a reference has 250 kB
     assert cells(text, "fed-mob")[1:3] == [
         r"0.836\,{\tiny$\pm$0.010}",
         r"\textbf{2.07}\,{\tiny(1.90--2.30)}",
