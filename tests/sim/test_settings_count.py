@@ -68,6 +68,7 @@ CHANGED = {
     "warm_up": 1.0,
     "variance_threshold": 1e9,
     "bottleneck": 5,
+    "v_start": 1e-3,
     "momentum": 0.9,
 }
 BASES = {  # settings that must hold for another to be seen
