@@ -231,10 +231,11 @@ class SideTuning:
         if self.is_shipped and not self.world.dry:
             precision = precision_of(self.config.ship_side_network)
             scores = self.learner.delivered(precision)
-            whole = [scores[device.backbone] for device in devices]
+            each = [scores[device.backbone] for device in devices]
+            known = [score for score in each if score is not None]
             found["delivered"] = {
                 "precision": precision,
-                "accuracy": None if None in whole else math.fsum(whole) / len(whole),
+                "accuracy": math.fsum(known) / len(known) if len(known) == len(each) else None,
                 "by_backbone": scores,
                 "bytes": math.fsum(sizes) / len(sizes),
             }
