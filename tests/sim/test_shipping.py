@@ -20,6 +20,7 @@ KINDS = {
     "fed-mobillm": METHOD,
     "single-side-network": METHOD | {"kind": "single-side-network"},
     "pae-mobillm": {"kind": "pae-mobillm", "epochs": 2, "server_batch": 8},
+    "pae-mobillm of 4 bits": {"kind": "pae-mobillm", "epochs": 2, "shortcut": "matrix", "bits": 4},
     "mobillm": {"kind": "mobillm", "epochs": 2},
 }
 

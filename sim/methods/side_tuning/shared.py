@@ -5,7 +5,7 @@ and its shape.
 from __future__ import annotations
 
 import dataclasses
-import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, ClassVar, Literal
@@ -28,7 +28,6 @@ from sim.kernel.world import World
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shipping import (
-    BYTES_A_NUMBER,
     at_server,
     precision_of,
     prediction_bytes,
@@ -224,7 +223,8 @@ class SideTuning:
         worth as it arrived: for the summary.
         """
         devices = self.world.devices
-        wire = self.config.wire if self.config.wire in BYTES_A_NUMBER else "float16"
+        sends_matrices = getattr(self.config, "shortcut", "pivot") == "matrix"  # but to predict
+        wire = "float16" if sends_matrices else self.config.wire
         texts = [prediction_bytes(self.shape_of(d.backbone), d.backbone, wire) for d in devices]
         sizes = [self.delivery_bytes(device) for device in devices]
         found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
@@ -235,9 +235,9 @@ class SideTuning:
             known = [score for score in each if score is not None]
             found["delivered"] = {
                 "precision": precision,
-                "accuracy": math.fsum(known) / len(known) if len(known) == len(each) else None,
+                "accuracy": statistics.fmean(known) if len(known) == len(each) else None,
                 "by_backbone": scores,
-                "bytes": math.fsum(sizes) / len(sizes),
+                "bytes": statistics.fmean(sizes),
             }
         return found
 
