@@ -239,7 +239,10 @@ def with_values(scenario: Scenario, values: Values) -> Scenario:
 def _against(
     scenario: Scenario, values: Values, folder: Path | None
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What stands against a combination: what nothing would read, and names that do not exist."""
+    """What stands against a combination: what nothing would read, and names that do not exist.
+
+    What a method does not heed of a world that it shares with others is a remark of its run.
+    """
     if folder is None:
         return
     for key in values:
@@ -247,7 +250,8 @@ def _against(
         for step in reversed(dotted_path(key)):
             node = Node({str(step): node}, Place(""))
         yield from unread(scenario, node)
-    yield from problems(scenario, folder)
+    remarks = list(scenario.ignored())
+    yield from (problem for problem in problems(scenario, folder) if problem not in remarks)
 
 
 def _refusal(refused: list[tuple[Values, str, str]]) -> str:
