@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ from sim.world.task import DividedTask, load_task
 
 if TYPE_CHECKING:
     from sim.kernel.learned import Learned
-    from sim.kernel.learner import Learner, Scores
+    from sim.kernel.learner import Learner, ScoreKey, Scores
     from sim.results.run import Run
 
 # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
@@ -145,8 +146,9 @@ class Simulation:
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates = False, 0
         self.trained_at_s: float | None = None
-        self.accuracy: float | None = None
+        self.score: float | None = None
         self.scores: Scores = {}
+        self.personal: Scores = {}
         self._looked_at_s = 0.0
         self.tally = Tally()
         self.remarks: list[str] = []
@@ -169,7 +171,8 @@ class Simulation:
         self.server = self._server(folder)
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
-        self._shares = _shares([device.backbone for device in self.devices])
+        mix = Counter(device.backbone for device in self.devices)
+        self._shares = {name: mix[name] / len(self.devices) for name in sorted(mix)}
         with in_own_code():
             self.method = method_of(scenario.method)(scenario.method, self)
             if not hasattr(self.method, "learner"):
@@ -214,9 +217,8 @@ class Simulation:
             self._step_some()
             self.callbacks.on_progress(self)
             if self.ended.reason == "running" and self.callbacks.should_stop():
-                self.host.checkpoint(
-                    is_last=True
-                )  # while everybody still holds what it has learned
+                # while everybody still holds what it has learned
+                self.host.checkpoint(is_last=True)
                 self.stop("interrupted")
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
@@ -228,6 +230,7 @@ class Simulation:
                 device.finished_at_s = None
         for sentence in end_remarks(self):
             self.remark(sentence)
+        self.personal = {} if self.ended.reason == "interrupted" else self.method.learner.personal()
         self._record_links()
         self.host.close()
         return self.ended
@@ -244,9 +247,8 @@ class Simulation:
             if not self._alive:
                 return
             if self.env.peek() > LONGEST_S and self.ended.reason == "running":
-                self.stop(
-                    "stalled"
-                )  # whoever still waits waits for bytes that no link will ever carry
+                # whoever still waits waits for bytes that no link will ever carry
+                self.stop("stalled")
             try:
                 self.env.step()
             except RuntimeError as error:
@@ -353,14 +355,11 @@ class Simulation:
             self._end_diverged(learner.diverged)
         if not (first or last or self._is_due_for_a_look()):
             return
-        self._looked_at_s = self.env.now
-        now = self.env.now
+        now = self._looked_at_s = self.env.now
         scores: Scores = {}
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
             scores = learner.evaluate()
-        for backbone, accuracy in scores.items():
-            if accuracy is not None:
-                self.recorder.metric(now, "accuracy", accuracy, backbone)
+        self._note_by_backbone(self.task.metric, scores)
         self.recorder.metric(now, "updates", self.updates)
         self.recorder.metric(now, "uplink_bytes", self.recorder.uplink_bytes)
         self.recorder.metric(now, "cache_records", records)
@@ -368,40 +367,45 @@ class Simulation:
             self.recorder.metric(now, "loss", known)
         self._look_at_validation(learner)
         self.scores = scores
-        whole = {name: score for name, score in scores.items() if score is not None}
-        if scores and len(whole) == len(scores):
-            self.accuracy = math.fsum(
-                self._shares[backbone] * score for backbone, score in whole.items()
-            )
-            self.recorder.metric(now, "accuracy", self.accuracy)
-            self._look_at_target(self.accuracy)
-        elif scores:
-            self.accuracy = None
-            if learner.has_one_model and not first:
+        if scores:
+            self.score = self._note_of_fleet(self.task.metric, scores)
+            if self.score is not None:
+                self._look_at_target(self.score)
+            elif learner.has_one_model and not first:
                 self._end_diverged("predictions")
+
+    def _note_by_backbone(self, name: str, scores: Scores, key: ScoreKey = "value") -> None:
+        for backbone, score in scores.items():
+            if score is not None:
+                self.recorder.metric(self.env.now, name, score[key], backbone)
+
+    def _note_of_fleet(self, name: str, scores: Scores, key: ScoreKey = "value") -> float | None:
+        """Note the mean by the fleet's mix and give it; None where some backbone has no score."""
+        known = [(self._shares[name], one) for name, one in scores.items() if one is not None]
+        if not known or len(known) < len(scores):
+            return None
+        whole = math.fsum(share * score[key] for share, score in known)
+        self.recorder.metric(self.env.now, name, whole)
+        return whole
 
     def _is_due_for_a_look(self) -> bool:
         """By the growth of virtual time since the last look, or else by the number of updates."""
         if (growth := self.scenario.evaluate_growth) is not None:
             return self.env.now >= growth * self._looked_at_s
-        every: int = getattr(
-            self.scenario.method, "evaluate_every", self.scenario.evaluate_every
-        )  # see Scenario
-        return self.updates % every == 0
+        own: int | None = getattr(self.scenario.method, "evaluate_every", None)  # see Scenario
+        return self.updates % (own or self.scenario.evaluate_every) == 0
 
     def _look_at_validation(self, learner: Learner) -> None:
-        """Note the accuracy on the texts to choose by, if there are any: also of what nobody has
+        """Note metric and loss on the texts to choose by, if there are any: also of what nobody has
         trained, lest a run that never gets better than that is taken for one that converged.
         """
         if not len(self.task.validation):
             return
         found = learner.evaluate("validation")
-        known = {name: one for name, one in found.items() if one is not None}
-        for backbone, accuracy in known.items():
-            self.recorder.metric(self.env.now, "validation_accuracy", accuracy, backbone)
-        if known and len(known) == len(found):
-            whole = math.fsum(self._shares[backbone] * one for backbone, one in known.items())
-            self.recorder.metric(self.env.now, "validation_accuracy", whole)
+        names: dict[str, ScoreKey] = {self.task.metric: "value", "loss": "loss"}
+        for name, key in names.items():
+            self._note_by_backbone(f"validation_{name}", found, key)
+            self._note_of_fleet(f"validation_{name}", found, key)
 
     def note_diverged(self, device: Device | None, what: str) -> None:
         """Note that what came (of a device; None: of the server's own) is not finite and goes into
@@ -419,7 +423,7 @@ class Simulation:
         server's process.
         """
         self.tally.diverge("server", what, self.updates, self.env.now)
-        self.accuracy = None
+        self.score = None
         self.scores = dict.fromkeys(self._shares)
         self.ended.reason = "diverged"
         self.recorder.metric(self.env.now, "updates", self.updates)
@@ -429,9 +433,9 @@ class Simulation:
         )
         raise simpy.Interrupt("diverged")
 
-    def _look_at_target(self, accuracy: float) -> None:
+    def _look_at_target(self, score: float) -> None:
         target = self.scenario.stop.target
-        if target is not None and accuracy >= target and not self.target_reached:
+        if target is not None and score >= target and not self.target_reached:
             self.target_reached = True
             self.ended.target = {"reached_at_s": self.env.now}
 
@@ -531,8 +535,3 @@ def _groups(scenario: Scenario) -> list[fleet.Group]:
         )
         for index, group in enumerate(scenario.fleet)
     ]
-
-
-def _shares(backbones: list[str]) -> dict[str, float]:
-    """The fleet's mix: the share of devices that run each backbone."""
-    return {name: backbones.count(name) / len(backbones) for name in sorted(set(backbones))}

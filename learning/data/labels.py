@@ -71,6 +71,25 @@ def number_classes(
     return tuple(number), np.array([number[names[label]] for label in labels], dtype=np.int64)
 
 
+def read_ratings(labels: Sequence[str], place: Callable[[int], str]) -> np.ndarray:
+    """Labels as real numbers, [N] float32; DataError for one that is none, or where all are
+    alike.
+    """
+    values = []
+    for index, label in enumerate(labels):
+        if (value := _number(label)) is None:
+            raise DataError(f"{place(index)}: the rating {label!r} is not a number")
+        values.append(float(value))
+    with np.errstate(over="ignore"):  # it is told below
+        ratings = np.array(values, dtype=np.float32)
+    if not np.isfinite(ratings).all():
+        far = int(np.flatnonzero(~np.isfinite(ratings))[0])
+        raise DataError(f"{place(far)}: the rating {labels[far]!r} is too large")
+    if np.ptp(ratings) == 0:
+        raise DataError(f"{place(0)}: every rating is {labels[0]!r}; there is nothing to learn")
+    return ratings
+
+
 def _truth_values(labels: list[str]) -> dict[str, int]:
     """What each label means, True or False, if all are truth values, else nothing."""
     are_all = all(label.casefold() in ("true", "false") for label in labels)

@@ -14,6 +14,17 @@ import numpy as np
 MOST_SHARES = 20_000_000  # a second or two
 
 
+BINS = 5
+
+
+def bins(labels: np.ndarray, number: int = BINS) -> np.ndarray:
+    """What real-valued ratings are divided by, in place of classes: the number [N] of each one's
+    quantile bin; ratings that are equal are in one bin.
+    """
+    edges = np.quantile(labels, np.arange(1, number) / number)
+    return np.searchsorted(edges, labels, side="left")
+
+
 class PartitionError(ValueError):
     """The data cannot be divided as asked; the message says what would fit."""
 

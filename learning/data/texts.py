@@ -17,9 +17,13 @@ from inputs.files import located
 from inputs.shipped import Shipped
 from learning.backbones import assets
 from learning.data import packaged
-from learning.data.labels import check_labels, doubts, number_classes
+from learning.data.labels import check_labels, doubts, number_classes, read_ratings
+from learning.data.named import NAMED, DatasetInfo
 from learning.data.tables import DataError, Layout, TextTable, read_file, read_object
+from learning.metrics import is_rating
 
+RATING: tuple[str, ...] = ("rating",)
+"""What stands for the names of classes where labels are ratings: the one output."""
 _LAYOUT = frozenset(Layout.__dataclass_fields__)
 
 
@@ -27,7 +31,8 @@ _LAYOUT = frozenset(Layout.__dataclass_fields__)
 class TextDataset:
     """N labelled texts, or pairs of texts.
 
-    labels: [N] int64 in [0, len(class_names)); clients: [N] str, whose each text is by nature (a
+    labels: [N] int64 in [0, len(class_names)), or ratings, [N] float32, with the one name
+    "rating"; clients: [N] str, whose each text is by nature (a
     film, a writer); official_split: (train indices, test indices) when the set's authors published
     one; sources: what was read, a line a file; remarks: what whoever uses it should know;
     keep_test_copies: test on texts that stand in the training part, too.
@@ -48,35 +53,20 @@ class TextDataset:
         return len(self.texts)
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """One line of a listing; the sizes are those of the pinned files, so that a listing reads none
-    of them. None is what a package does not say; its data sets are no assets.
-    """
-
-    name: str
-    description: str
-    asset: str | None
-    texts: int | None
-    classes: int | None
-    clients: int | None = None
-    official_split: bool = False
-
-
 def names() -> list[DatasetInfo]:
     """Every named dataset with its sizes, without loading any; ours, then those of packages."""
-    return [find(name) for name in (*_INFO, *PACKAGED)]
+    return [find(name) for name in (*NAMED, *PACKAGED)]
 
 
 def find(name: str) -> DatasetInfo:
     """The line of a named data set; DataError for a name that is none, and for a package's that is
     not described as it should be.
     """
-    if name in _INFO:
-        return _INFO[name]
+    if name in NAMED:
+        return NAMED[name]
     if name in PACKAGED:
         return _info(name, packaged.read(PACKAGED[name]))
-    near = difflib.get_close_matches(name, [*_INFO, *PACKAGED], n=1)
+    near = difflib.get_close_matches(name, [*NAMED, *PACKAGED], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise DataError(
         f"no data set is called {name!r}{hint} (`mobifleet list datasets` shows all; a file of "
@@ -84,8 +74,8 @@ def find(name: str) -> DatasetInfo:
     )
 
 
-def load(spec: object) -> TextDataset:
-    """Load a dataset.
+def load(spec: object, ratings: bool = False) -> TextDataset:
+    """Load a dataset; with `ratings`, its labels are real numbers, [N] float32, and no classes.
 
     spec is a name (see `names`); or `{"name": name}`; or, for one's own data, `{"path": file,
     "text": column, "label": column, "text_b": column, "client": column, "test": other file}` where
@@ -96,7 +86,7 @@ def load(spec: object) -> TextDataset:
     that does not fit, assets.AssetMissing for a set not fetched yet.
     """
     if isinstance(spec, str):
-        return _load_named(spec)
+        return _load_named(spec, ratings)
     if not isinstance(spec, Mapping):
         spec = {"dataset": spec}
     allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | _LAYOUT
@@ -116,8 +106,8 @@ def load(spec: object) -> TextDataset:
                 f"{spec['name']!r} is a named dataset and takes no columns; use path: for your own "
                 "file"
             )
-        return _load_named(str(spec["name"]))
-    return _load_own(spec)
+        return _load_named(str(spec["name"]), ratings)
+    return _load_own(spec, ratings)
 
 
 def split(
@@ -229,9 +219,13 @@ def _info(name: str, found: packaged.PackagedData) -> DatasetInfo:
     return DatasetInfo(name, listed.get("description", ""), None, *sizes, "test" in found.layout)
 
 
-def _load_named(name: str) -> TextDataset:
+def _load_named(name: str, ratings: bool) -> TextDataset:
     if (asset := find(name).asset) is None:
-        return replace(_load_own(packaged.read(PACKAGED[name]).layout), name=name)
+        return replace(_load_own(packaged.read(PACKAGED[name]).layout, ratings), name=name)
+    if ratings and name not in RATED:
+        raise DataError(f"{name} has classes and no ratings; {', '.join(RATED)} have")
+    if ratings:
+        return _hutto_ratings(name, assets.path(asset))
     return _READERS[name](name, assets.path(asset))
 
 
@@ -273,6 +267,34 @@ def _sms_spam(name: str, folder: Path) -> TextDataset:
 
 def _hutto(name: str, folder: Path) -> TextDataset:
     """The sign of the mean human rating is the label; a mean of exactly zero has none."""
+    texts, ratings, clients = _hutto_columns(name, folder)
+    keep = _first_of_each(texts, [rating != 0 for rating in ratings])
+    return _dataset(
+        name,
+        [texts[i] for i in keep],
+        ["positive" if ratings[i] > 0 else "negative" for i in keep],
+        clients and [clients[i] for i in keep],
+    )
+
+
+def _hutto_ratings(name: str, folder: Path) -> TextDataset:
+    """The mean of some twenty people's ratings, from -4 (most negative) to 4."""
+    texts, ratings, clients = _hutto_columns(name, folder)
+    keep = _first_of_each(texts)
+    return TextDataset(
+        name=name,
+        texts=[texts[i] for i in keep],
+        second_texts=None,
+        labels=np.array([ratings[i] for i in keep], dtype=np.float32),
+        class_names=RATING,
+        clients=np.array([clients[i] for i in keep], dtype=object) if clients else None,
+    )
+
+
+def _hutto_columns(name: str, folder: Path) -> tuple[list[str], list[float], list[str] | None]:
+    """Texts, mean ratings, and the reviews or articles that the texts are of, where there are
+    any.
+    """
     file, has_clients = {
         "hutto-amazon": ("amazonReviewSnippets", True),
         "hutto-tweets": ("tweets", False),
@@ -286,15 +308,8 @@ def _hutto(name: str, folder: Path) -> TextDataset:
         .split("\n")[1:]
     )
     rows = [line.split("\t", 2) for line in lines]
-    keep = _first_of_each(
-        [text for *_, text in rows], [float(rating) != 0 for _, rating, _ in rows]
-    )
-    return _dataset(
-        name,
-        [rows[i][2] for i in keep],
-        ["positive" if float(rows[i][1]) > 0 else "negative" for i in keep],
-        [rows[i][0].split("_")[0] for i in keep] if has_clients else None,  # id = document_sentence
-    )
+    clients = [row[0].split("_")[0] for row in rows] if has_clients else None  # document_sentence
+    return [row[2] for row in rows], [float(row[1]) for row in rows], clients
 
 
 def _tab_files(name: str, folder: Path) -> TextDataset:
@@ -364,6 +379,8 @@ def _first_of_each(texts: Sequence[str], wanted: Sequence[bool] | None = None) -
     return list(first.values())
 
 
+RATED = ("hutto-amazon", "hutto-tweets", "hutto-films", "hutto-editorials")
+"""Named data sets whose labels come from real-valued ratings."""
 _READERS: dict[str, Callable[[str, Path], TextDataset]] = {
     "trec-questions": _trec,
     "trec-fine": _trec,
@@ -379,72 +396,14 @@ _READERS: dict[str, Callable[[str, Path], TextDataset]] = {
     "newsgroups-pairs": _derived_pairs,
 }
 
-_INFO = {
-    info.name: info
-    for info in (
-        DatasetInfo(
-            "trec-questions", "what a question asks for, coarse type", "trec-questions", 5381, 6
-        ),
-        DatasetInfo("trec-fine", "what a question asks for, fine type", "trec-questions", 5381, 50),
-        DatasetInfo(
-            "rotten-tomatoes",
-            "review fresh or rotten; client = film",
-            "rotten-tomatoes",
-            12752,
-            2,
-            507,
-        ),
-        DatasetInfo("sms-spam", "text message ham or spam", "sms-spam", 4522, 2),
-        DatasetInfo(
-            "hutto-amazon",
-            "review sentence sentiment; client = review",
-            "hutto-sentiment",
-            3600,
-            2,
-            299,
-        ),
-        DatasetInfo("hutto-tweets", "tweet sentiment", "hutto-sentiment", 4196, 2),
-        DatasetInfo("hutto-films", "film review sentence sentiment", "hutto-sentiment", 10566, 2),
-        DatasetInfo(
-            "hutto-editorials",
-            "editorial sentence sentiment; client = article",
-            "hutto-sentiment",
-            4884,
-            2,
-            498,
-        ),
-        DatasetInfo(
-            "20newsgroups", "newsgroup of a post", "20newsgroups", 18821, 20, official_split=True
-        ),
-        DatasetInfo(
-            "reuters-r8", "topic of a news wire", "reuters-r8", 7674, 8, official_split=True
-        ),
-        DatasetInfo(
-            "trec-pairs",
-            "do two questions ask for the same type?",
-            "trec-questions",
-            5381,
-            2,
-            official_split=True,
-        ),
-        DatasetInfo(
-            "newsgroups-pairs",
-            "are two posts from the same newsgroup?",
-            "20newsgroups",
-            18821,
-            2,
-            official_split=True,
-        ),
-    )
-}
-PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(_INFO))
+PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(NAMED))
 """The files that describe the data sets of installed packages."""
 
 # --- the user's own data
 # ------------------------------------------------------------------------------------------
 
 
-def _load_own(spec: Mapping) -> TextDataset:
+def _load_own(spec: Mapping, ratings: bool) -> TextDataset:
     layout = Layout(**{key: spec[key] for key in _LAYOUT & set(spec) if spec[key] is not None})
     test = spec.get("test")
     if "path" in spec:
@@ -470,9 +429,14 @@ def _load_own(spec: Mapping) -> TextDataset:
         table, row = (tables[0], index) if index < sizes[0] else (tables[1], index - sizes[0])
         return f"{table.place(row)}, column {layout.label!r}"
 
-    class_names, numbers = number_classes(cells["label"], place)
-    counts = np.bincount(numbers, minlength=len(class_names))
-    check_labels(class_names, counts, tables[0].source, layout.label)
+    said: list[str] = []
+    if ratings:
+        class_names, numbers = RATING, read_ratings(cells["label"], place)
+    else:
+        class_names, numbers = number_classes(cells["label"], place)
+        counts = np.bincount(numbers, minlength=len(class_names))
+        check_labels(class_names, counts, tables[0].source, layout.label)
+        said = doubts(class_names, counts)
     loaded = TextDataset(
         name=name,
         texts=cells["text"],
@@ -486,7 +450,7 @@ def _load_own(spec: Mapping) -> TextDataset:
         sources=tuple(table.description() for table in tables),
         remarks=(
             *(remark for table in tables for remark in table.remarks),
-            *doubts(class_names, counts),
+            *said,
         ),
         keep_test_copies=bool(spec.get("keep_test_copies", False)),
     )
@@ -512,8 +476,10 @@ def _check_test_part(
     """Refuse a test file with classes of its own, or with no text that the training file has not
     got.
     """
-    trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
-    unknown = test[~trained[loaded.labels[test]]]
+    unknown = test[:0]
+    if not is_rating(loaded.labels):
+        trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
+        unknown = test[~trained[loaded.labels[test]]]
     if len(unknown):
         names = sorted({loaded.class_names[c] for c in loaded.labels[unknown]})
         more = f" (and {len(names) - 1} more such classes)" if len(names) > 1 else ""

@@ -55,13 +55,14 @@ def batch_loss(
     model stays as it is.
     """
 
-    import torch.nn.functional as F
     from torch.func import functional_call
+
+    from learning.federated.losses import loss_of
 
     def loss(state: State) -> Tensor:
         own = {name: tensor.to(model.device) for name, tensor in state.items()}
         logits_BC = functional_call(model, own, (ids_BT, mask_BT, segments_BT))
-        return F.cross_entropy(logits_BC, labels_B.to(logits_BC.device))
+        return loss_of(logits_BC, labels_B.to(logits_BC.device))
 
     return loss
 

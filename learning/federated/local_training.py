@@ -81,7 +81,8 @@ def train(
     optimiser is unknown.
     """
     import torch
-    import torch.nn.functional as F
+
+    from learning.federated.losses import loss_of, targets_of
 
     if len(tokens) == 0:
         raise ValueError("a device without texts has nothing to train on")
@@ -90,7 +91,7 @@ def train(
     model.load_trainable(state)
     parameters = model.trainable_parameters()
     optimiser = new_optimiser(list(parameters.values()), settings)
-    targets = torch.as_tensor(np.asarray(labels, dtype=np.int64))
+    targets = targets_of(np.asarray(labels))
     correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
     todo = batches_of(len(tokens), settings, seed)
@@ -99,7 +100,7 @@ def train(
             group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
         with model.host.products():
             logits = model(*inputs(tokens, chosen))
-        loss = F.cross_entropy(logits.float(), targets[chosen].to(logits.device))
+        loss = loss_of(logits.float(), targets[chosen].to(logits.device))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if settings.proximal_mu:
@@ -142,24 +143,6 @@ def predict(
         for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
             logits[chosen] = model(*inputs(tokens, chosen)).float().cpu().numpy()
     return logits
-
-
-def evaluate(
-    model: TrainableClassifier,
-    state: Mapping[str, Tensor],
-    tokens: Tokens,
-    labels: np.ndarray,
-    batch: int = 64,
-) -> float | None:
-    """The share of texts whose largest logit is that of their label; None for a model whose logits
-    are not all finite.
-    """
-    logits = predict(model, state, tokens, batch)
-    return (
-        float((logits.argmax(axis=1) == np.asarray(labels)).mean())
-        if np.isfinite(logits).all()
-        else None
-    )
 
 
 def inputs(

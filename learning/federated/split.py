@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -44,6 +43,7 @@ from learning.backbones.backbone import _read
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.huggingface import has_segments
 from learning.backbones.layers import entering, stack
+from learning.federated.losses import loss_of
 from learning.federated.trainable import TrainableClassifier
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def learn(
     ran = forward(part, state, x, mask_BT)
     logits_BC = ran.output.requires_grad_()
     with torch.enable_grad():
-        loss = F.cross_entropy(logits_BC, labels_B)
+        loss = loss_of(logits_BC, labels_B)
     (gradient_BC,) = torch.autograd.grad(loss, logits_BC)
     return (float(loss.detach()), *ran.backward(gradient_BC))
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learning.backbones.tokens import Tokens
@@ -26,6 +25,7 @@ from learning.federated.local_training import (
     inputs,
     new_optimiser,
 )
+from learning.federated.losses import loss_of, targets_of
 from learning.federated.split import _replaced
 from learning.federated.trainable import TrainableClassifier
 
@@ -127,8 +127,8 @@ class _Stack:
         share_KB = torch.from_numpy((np.arange(rows) < counts) / counts).float()
         with self.host.products():
             logits = self._model(*inputs(*_joined(texts, all_rows))).float()
-        targets_N = torch.from_numpy(targets.astype(np.int64).reshape(-1)).to(logits.device)
-        losses_KB = F.cross_entropy(logits, targets_N, reduction="none").view(len(devices), rows)
+        targets_N = targets_of(targets.reshape(-1)).to(logits.device)
+        losses_KB = loss_of(logits, targets_N, reduction="none").view(len(devices), rows)
         return (losses_KB * share_KB.to(logits.device)).sum(dim=1)
 
     def pull_back(self, mu: float) -> None:

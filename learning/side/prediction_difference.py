@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from learning.metrics import is_rating
+
 PREDICTIONS = ("uniform", "label-names", "class-texts", "random-head", "public-head", "own-head")
 TEMPERATURES = {"label-names": 0.05, "class-texts": 0.07}
 """Of the similarities to what stands for the classes. The second, with the last layer, has the
@@ -29,16 +31,18 @@ def backbone_prediction(
 ) -> np.ndarray:
     """The frozen backbone's own prediction y_b, probabilities [n, classes] in float32.
 
-    `uniform`: a new task, the backbone knows nothing: 1/C. `label-names` and `class-texts`:
-    zero-shot, the softmax of cosine similarities (over `temperature`) between a text's last layer
-    and that of the classes' names, or of a sentence about each, [classes, hidden]. `random-head`: a
-    frozen linear head at its usual initialisation N(0, 0.02^2), as a classification model has it
-    before fine-tuning. `public-head`, `own-head`: a fitted `head` (`learning.side.heads`), [hidden
-    + 1, classes], or [heads, hidden + 1, classes] for predictions [heads, n, classes]. Raises
-    ValueError for another kind, or where what a kind needs is not given.
+    `uniform`: a new task, the backbone knows nothing: 1/C, and 0 for a rating. `label-names` and
+    `class-texts`: zero-shot, the softmax of cosine similarities (over `temperature`) between a
+    text's last layer and that of the classes' names, or of a sentence about each, [classes,
+    hidden]. `random-head`: a frozen linear head at its usual initialisation N(0, 0.02^2), as a
+    classification model has it before fine-tuning. `public-head`, `own-head`: a fitted `head`
+    (`learning.side.heads`), [hidden + 1, classes], or [heads, hidden + 1, classes] for predictions
+    [heads, n, classes]. Raises ValueError for another kind, or where what a kind needs is not
+    given.
     """
     if kind == "uniform":
-        return np.full((len(last_layer_ND), n_classes), 1 / n_classes, dtype=np.float32)
+        guess = 1 / n_classes if n_classes > 1 else 0.0  # of one output: a rating's
+        return np.full((len(last_layer_ND), n_classes), guess, dtype=np.float32)
     if kind in TEMPERATURES:
         if classes_CD is None:
             raise ValueError(f"{kind} needs the vectors of the classes' names or texts")
@@ -57,7 +61,11 @@ def backbone_prediction(
 
 
 def difference(labels_N: np.ndarray, prediction_NC: np.ndarray) -> np.ndarray:
-    """delta_y = one_hot(labels) - prediction, float32 [n, classes]."""
+    """delta_y = one_hot(labels) - prediction, float32 [n, classes]; of ratings, rating -
+    prediction.
+    """
+    if is_rating(labels_N):
+        return (labels_N[:, None] - prediction_NC).astype(np.float32)
     one_hot = np.zeros_like(prediction_NC)
     one_hot[np.arange(len(labels_N)), labels_N] = 1
     return one_hot - prediction_NC

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learning.host_device import host_device
+from learning.metrics import score
 from learning.side.activations import decode
 from learning.side.config import SideNetworkConfig, SideShape
 from learning.side.network import SideNetwork, save_side_network
@@ -161,16 +162,19 @@ class SideNetworkTrainer:
         """Held-out accuracy of backbone + side network (the averaged weights) for each backbone, on
         other texts if they are given; None where what it predicts is not all finite.
         """
-        scores = {}
+        found = {
+            backbone: score("accuracy", self.predict(backbone, held), held.labels)
+            for backbone, held in (self.held_out if on is None else on).items()
+        }
+        return {backbone: one and one["value"] for backbone, one in found.items()}
+
+    def predict(self, backbone: str, held: HeldOut) -> np.ndarray:
+        """What backbone + side network (the averaged weights) predict for texts, [n, C]."""
         with torch.inference_mode():
-            for backbone, held in (self.held_out if on is None else on).items():
-                y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
-                y_b = torch.from_numpy(held.prediction)
-                predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
-                is_finite = bool(predicted.isfinite().all())
-                right = predicted.argmax(dim=-1).numpy() == held.labels
-                scores[backbone] = float(right.mean()) if is_finite else None
-        return scores
+            y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
+            y_b = torch.from_numpy(held.prediction)
+            predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
+        return predicted.numpy()
 
     def save_model(self, path: Path, **notes: str) -> None:
         """Write the averaged side network and its projections as safetensors (see

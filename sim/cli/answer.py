@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from inputs.units import format_bytes, format_seconds
-from sim.scenario.schema import Scenario, SizedData
+from sim.scenario.data import SizedData
+from sim.scenario.schema import Scenario
 from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation, building
 from sim.world.links import described
 from sim.world.preflight import preflight
@@ -78,13 +79,22 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
         words = [
             _short(column[first]) for column in (task.texts.texts, second) if column is not None
         ]
-        yield "a text", f"{' and '.join(words)}: {_printable(task.class_names[task.labels[first]])}"
+        label = task.labels[first]
+        said = f"{label:.4g}" if task.has_ratings else _printable(task.class_names[label])
+        yield "a text", f"{' and '.join(words)}: {said}"
+    yield "texts", f"{len(held):,} to train on, {len(task.test):,} to test on"
+    if task.has_ratings:
+        ratings = task.labels[held]
+        yield (
+            "ratings",
+            f"from {ratings.min():.4g} to {ratings.max():.4g}, mean {ratings.mean():.4g}",
+        )
+        return
     trained, tested = (
         np.bincount(task.labels[part], minlength=task.classes) for part in (held, task.test)
     )
     order = np.argsort(-(trained + tested), kind="stable")
     counts = [f"{_printable(task.class_names[c])}: {trained[c]:,} + {tested[c]:,}" for c in order]
-    yield "texts", f"{len(held):,} to train on, {len(task.test):,} to test on"
     yield "classes", f"{task.classes:,} (training + test): {_some(counts)}"
 
 

@@ -124,10 +124,10 @@ def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
         ("server updates", str(sim.updates)),
         ("uplinked", format_bytes(sim.recorder.uplink_bytes)),
     ]
-    if sim.accuracy is not None:
+    if sim.score is not None:
         target = sim.scenario.stop.target
         facts.append(
-            ("accuracy", f"{sim.accuracy:.3f}" + (f" (target {target})" if target else ""))
+            (sim.task.metric, f"{sim.score:.3f}" + (f" (target {target})" if target else ""))
         )
     if sim.host.is_replaying:
         facts.append(

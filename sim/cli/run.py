@@ -105,7 +105,9 @@ def _show_summary(done) -> None:
     row = table.add_row
     row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
     if not s["dry"]:
-        row("accuracy", _accuracy(s))
+        row(done.metric, _score(s))
+        if (each := s.get("accuracy_by_device") or {}).get("mean") is not None:
+            row("accuracy by device", _spread(each))
     if s["target"]["value"] is not None:
         at = s["target"]["reached_at_s"]
         reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"
@@ -166,7 +168,15 @@ def _show_summary(done) -> None:
     show_remarks(s.get("remarks", []))
 
 
-def _accuracy(s) -> str:
+def _spread(each) -> str:
+    parts = (f"{name} {each[key]:.3f}" for name, key in _SPREAD.items())
+    return f"{', '.join(parts)} (each on its own mix of classes)"
+
+
+_SPREAD = {"mean": "mean", "10th percentile": "p10", "worst": "worst", "best": "best"}
+
+
+def _score(s) -> str:
     if s["final"] is not None:
         parts = ", ".join(
             f"{name} {value:.3f}" for name, value in s["by_backbone"].items() if value is not None

@@ -52,7 +52,7 @@ def converged(run: Run) -> Moment | None:
     """
     time_s, accuracy = validation_curve(run)
     if not len(accuracy):
-        time_s, _ = run.curve("accuracy")
+        time_s, _ = run.curve(run.metric)
         return Moment(*(time_s[-1],) * 3) if len(time_s) else None
     look = int(np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN))
     return Moment(time_s[look - 1] if look else 0.0, time_s[look], time_s[look])
@@ -61,7 +61,7 @@ def converged(run: Run) -> Moment | None:
 def validation_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy over time on the texts that a run may choose by, as `Run.curve`; empty without."""
     is_judged_there = run.manifest["scenario"]["task"].get("judge_on") == "validation"
-    return run.curve("accuracy" if is_judged_there else "validation_accuracy")
+    return run.curve(run.metric if is_judged_there else f"validation_{run.metric}")
 
 
 def converged_at_s(run: Run) -> float | None:
@@ -72,7 +72,7 @@ def converged_at_s(run: Run) -> float | None:
 
 def chosen_accuracy(run: Run) -> float | None:
     """The accuracy at the look that validation chose; None for a run without any."""
-    at_s, (time_s, accuracy) = converged_at_s(run), run.curve("accuracy")
+    at_s, (time_s, accuracy) = converged_at_s(run), run.curve(run.metric)
     if at_s is None or not len(accuracy):
         return None
     look = int(np.searchsorted(time_s, at_s, side="right")) - 1
@@ -88,7 +88,7 @@ def reached(run: Run, target: float | None) -> Moment | None:
     """When accuracy came to the target, in a line between two looks; None if it never got there, or
     without one.
     """
-    time_s, accuracy = run.curve("accuracy")
+    time_s, accuracy = run.curve(run.metric)
     if target is None or not len(accuracy) or accuracy.max() < target:
         return None
     look = int(np.argmax(accuracy >= target))

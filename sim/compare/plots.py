@@ -44,7 +44,7 @@ def draw_reductions(
         figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title=f"what {ours} saves", note="")
         for number, label in enumerate(baselines):
             run, style = runs[label], line_style(number)
-            time_s, converged = run.curve("accuracy")[0], converged_at_s(run)
+            time_s, converged = run.curve(run.metric)[0], converged_at_s(run)
             if converged is None or (chosen_accuracy(run) or 0.0) < learned:
                 continue
             cost = costs_at(run, time_s)
@@ -110,6 +110,7 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
             ax.errorbar(at, middle, np.abs(spread), label=label, **style)
         named = {entry.at: value_text(entry.values[key]) for entry in entries}
         ax.set_xticks(range(len(values)), [named[at] for at in values])
-        ax.set(xlabel=key, ylabel=COLUMNS["chosen"])
+        metric = open_run(entries[0].folder).metric
+        ax.set(xlabel=key, ylabel=COLUMNS["chosen"].replace("accuracy", metric))
         figure.legend(loc="outside right center")
         return save(figure, out / "over.png")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from sim.compare.planned_run import PlannedRun
 from sim.results.run import open_run
-from sim.scenario.schema import Scenario, SizedData
+from sim.scenario.data import SizedData
+from sim.scenario.schema import Scenario
 
 VALIDATION = 0.1
 GROWTH = 1.1

@@ -103,12 +103,17 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
             found = over_seeds(known)
         row |= _columns(name, found if len(known) == len(values) else None)
         row[f"{name}_each"] = values
+    row["metric"] = runs[0].metric
     row["accuracies"] = [name for name in scores if name.startswith(OF_BACKBONE)]
     return row
 
 
 def _test_texts(run: Run) -> tuple[int, float]:
-    """On how many texts it was judged, and which share of them another seed has, too."""
+    """On how many texts it was judged, and which share of them another seed has, too; none where it
+    is not a share of texts, so that their own sampling error has no formula.
+    """
+    if run.metric != "accuracy":
+        return 0, 1.0
     judged = run.summary.get("judged_on") or {}
     texts, drawn_of = judged.get("test", 0), judged.get("test_drawn_of", 0)
     return texts, min(1.0, texts / drawn_of) if drawn_of else 1.0

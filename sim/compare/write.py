@@ -19,8 +19,14 @@ def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The columns and their headings: accuracies (of each backbone too, where there are several),
     then costs.
     """
-    of_backbones = {name: name for row in table for name in row["accuracies"]}
-    accuracies = {name: COLUMNS[name] for name in ACCURACIES}
+    rows = list(table)
+    metric = next((row["metric"] for row in rows if "metric" in row), "accuracy")
+    of_backbones = {
+        name: f"{metric}, final, {name.removeprefix(OF_BACKBONE)}"
+        for row in rows
+        for name in row["accuracies"]
+    }
+    accuracies = {name: COLUMNS[name].replace("accuracy", metric) for name in ACCURACIES}
     return (
         accuracies
         | of_backbones

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from learning.cost.costs import Cost
+from learning.metrics import Score
 from sim.kernel.work import Result, Work
 
-Scores = Mapping[str, float | None]
-"""Held-out accuracy by backbone; None says that a model's predictions are not finite."""
+Scores = Mapping[str, Score | None]
+"""What each backbone scores; None says that a model's predictions are not finite."""
+ScoreKey = Literal["value", "loss"]
 Part = Literal["test", "validation"]
 """The texts that a look is at: those to report on, or those to choose by."""
 
@@ -57,7 +59,10 @@ class Learner(Protocol):
         """Compute what is needed before the clock starts: no virtual time passes."""
 
     def evaluate(self, part: Part = "test") -> Scores:
-        """Accuracy by backbone on texts that no device holds."""
+        """What each backbone scores on texts that no device holds."""
+
+    def personal(self) -> Scores:
+        """What models that devices have of their own score on the test texts, by device."""
 
     def digest(self) -> str:
         """A digest of all that has been learned."""
@@ -114,6 +119,10 @@ class RealLearner:
     def prepare(self) -> None:
         """Nothing, unless a learner has something to compute beforehand."""
 
+    def personal(self) -> Scores:
+        """None: devices have the server's model."""
+        return {}
+
 
 class DryLearner:
     """Stands for a learner in a dry run: it has its verbs, and learns nothing.
@@ -152,6 +161,10 @@ class DryLearner:
         """Nothing to prepare."""
 
     def evaluate(self, part: Part = "test") -> Scores:
+        """Nothing to score."""
+        return {}
+
+    def personal(self) -> Scores:
         """Nothing to score."""
         return {}
 

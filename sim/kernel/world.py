@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from learning.backbones.catalogue import BackboneSpec
     from learning.backbones.tokens import Tokens
     from learning.data.texts import TextDataset
+    from learning.metrics import Score
     from sim.kernel.device import Device
     from sim.kernel.host import Host
     from sim.kernel.learned import Learned
@@ -48,7 +49,7 @@ class LearningTask(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """[N] class numbers."""
+        """[N] class numbers, or ratings."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -68,6 +69,15 @@ class LearningTask(Protocol):
 
     def texts_of(self, part: Part) -> np.ndarray:
         """Sample numbers of a part that is looked at."""
+
+    def score(
+        self, part: Part, predictions_NC: np.ndarray, loss: str = "cross-entropy"
+    ) -> Score | None:
+        """What predictions for the texts of a part are worth; None where not all are finite."""
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether labels are ratings, rather than class numbers."""
 
     @property
     def public(self) -> np.ndarray:
@@ -95,7 +105,7 @@ class LearningTask(Protocol):
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """The number of classes; 1 where there are ratings."""
 
     def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
         """What is said of each class, or its name, as this backbone's tokens."""

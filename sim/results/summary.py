@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sim.kernel.vocabulary import STATES
+from sim.results.by_device import accuracy_by_device, spread
 from sim.results.span_table import is_waste, joules_by_state, of_devices
 from sim.simulation import Simulation
 
@@ -24,6 +25,7 @@ def device_table(sim: Simulation) -> pa.Table:
     spans = sim.recorder.spans()
     rows: dict[str, list] = {name: [] for name in _DEVICE_TYPES}
     sums = _sums_by_actor(spans)
+    rows["accuracy"] = accuracy_by_device(sim)
     for device in sim.devices:
         mine = sums.get(device.id, {})
         member = device.member
@@ -62,6 +64,7 @@ _DEVICE_TYPES = {
     "peak_memory_bytes": pa.int64(),
     **dict.fromkeys(("busy_s", "waiting_s", "on_share"), pa.float64()),
     "outcome": pa.string(),
+    "accuracy": pa.float64(),
 }
 
 
@@ -82,7 +85,7 @@ def _sums_by_actor(spans: pa.Table) -> dict[str, dict[tuple[str, str], float]]:
 def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> dict[str, Any]:
     """`summary.json`: SI units, per device as mean, p50, p95 and max."""
     spans, scenario = sim.recorder.spans(), sim.scenario
-    curve = _curve(sim.recorder.metrics(), "")
+    curve = _curve(sim.recorder.metrics(), sim.task.metric)
     server = spans.filter(pc.equal(spans["actor"], "server"))
     target = _target(sim, spans)
     return {
@@ -95,15 +98,18 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "ended": sim.ended.reason,
         "virtual_time_s": sim.ended.at_s,
         "trained_at_s": sim.trained_at_s,
-        "metric": "accuracy",
+        "metric": sim.task.metric,
         "judged_on": {
             "test": len(sim.task.test),
             "test_drawn_of": sim.task.test_pool,
             "validation": len(sim.task.validation),
         },
-        "final": sim.accuracy,
+        "final": sim.score,
         "best": max(curve) if curve else None,
-        "by_backbone": {name: sim.scores[name] for name in sorted(sim.scores)},
+        "by_backbone": {
+            name: score and score["value"] for name, score in sorted(sim.scores.items())
+        },
+        "accuracy_by_device": spread(devices["accuracy"].to_pylist()),
         "diverged": sim.tally.diverged
         and {**sim.tally.diverged, "answers_left_out": sim.tally.left_out},
         "target": target,
@@ -204,8 +210,8 @@ def _durations(spans: pa.Table) -> np.ndarray:
     return spans["end_s"].to_numpy() - spans["start_s"].to_numpy()
 
 
-def _curve(metrics: pa.Table, group: str) -> list[float]:
-    wanted = pc.and_(pc.equal(metrics["name"], "accuracy"), pc.equal(metrics["group"], group))
+def _curve(metrics: pa.Table, name: str) -> list[float]:
+    wanted = pc.and_(pc.equal(metrics["name"], name), pc.equal(metrics["group"], ""))
     return metrics.filter(wanted)["value"].to_pylist()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from inputs.shipped import is_file, place
 from learning.backbones import catalogue
 from learning.data import label_texts
 from learning.data import texts as data
+from learning.metrics import why_unfit
 from sim.scenario.arrivals import ListedJoin
 from sim.scenario.availability import Diurnal
-from sim.scenario.schema import MOST_DEVICES, Compare, Mix, OwnData, Scenario, SizedData
+from sim.scenario.data import OwnData, SizedData
+from sim.scenario.schema import MOST_DEVICES, AnyMethod, Compare, Mix, Scenario
 from sim.scenario.settings import why_unread
 
 Where = tuple[str | int, ...]
@@ -63,6 +66,8 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
         yield from _tried(("task", "dataset"), partial(data.find, scenario.task.dataset))
     yield from _label_text_problems(scenario, folder)
     yield from _prediction_problems(scenario)
+    yield from _metric_problems(scenario)
+    yield from _rating_problems(scenario)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from scenario.ignored()
@@ -111,6 +116,42 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
             used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
             for name in sorted(used - set(costed)):
                 yield ("cost_as", "backbone"), f"nothing is said for {name!r}, which the fleet uses"
+
+
+def _metric_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """As far as a scenario tells how many classes there are; the data tell the rest."""
+    task, is_rated = scenario.task, scenario.task.kind == "regression"
+    classes: int | None = 2
+    if isinstance(task.dataset, SizedData):
+        classes = task.dataset.classes
+    elif isinstance(task.dataset, str):
+        with suppress(ValueError):  # which has been said above
+            classes = data.find(task.dataset).classes or classes
+    if task.metric and (unfit := why_unfit(task.metric, None if is_rated else classes)):
+        yield ("task", "metric"), unfit
+
+
+def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """What cannot be where labels are ratings."""
+    task = scenario.task
+    if task.kind != "regression":
+        return
+    if isinstance(task.dataset, SizedData):
+        yield ("task", "kind"), "data stated by its size alone has classes and no ratings"
+    methods: dict[Where, AnyMethod] = {("method",): scenario.method}
+    if scenario.compare:
+        methods |= {("compare", "methods", k): m for k, m in scenario.compare.methods.items()}
+    for where, method in methods.items():
+        if getattr(method, "loss", "squared-error") != "squared-error":
+            todo = "say `loss: squared-error`"
+            if method.kind == "mobillm":  # which has no other
+                todo = "mobillm cannot learn them, pae-mobillm can"
+            yield (*where, "loss"), f"cross-entropy is of classes, and these are ratings: {todo}"
+        if (own := getattr(method, "backbone_prediction", "uniform")) != "uniform":
+            yield (
+                (*where, "backbone_prediction"),
+                f"{own} predicts classes, and these are ratings: say `uniform`, which begins at 0",
+            )
 
 
 def _tuning_problems(

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, PrivateAttr, Tag, model_serializer, model_validator
 
 from inputs.units import BitsPerSecond, Bytes, Seconds
-from learning.data.labels import MOST_CLASSES
 from sim.scenario import partitions, registry
 from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent, Drift
 from sim.scenario.availability import AnyAvailability, DropOut
 from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
+from sim.scenario.data import OwnData, SizedData, kind_of_data
 from sim.scenario.named_files import (
     CodeName,
     DatasetName,
@@ -118,71 +118,9 @@ class OwnPartition(Settings):
 
 
 AnyPartition = Iid | Dirichlet | Shards | Natural | OwnPartition
-Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
-"""A column by its name, or by its number from 1 in a table without a header."""
 
 
-class OwnData(Settings):
-    """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
-
-    path: FilePath
-    text: Column = "text"
-    text_b: Column | None = None
-    label: Column = "label"
-    client: Column | None = None
-    test: FilePath | None = None
-    """A second file that holds the test texts; without it they are split off."""
-    delimiter: str | None = Field(None, max_length=9)
-    """What splits the cells of a table of text: one character, or `tab`; default a tab in .tsv,
-    elsewhere what fits.
-    """
-    encoding: str | None = Field(None, max_length=40)
-    """Of files of text; default UTF-8, or what their byte-order mark says."""
-    header: bool = True
-    """The first line of a table of text names its columns; if not, `text: 1, label: 2` number them.
-    """
-    skip_blank: bool = False
-    """Leave out rows that lack a text, a label or a client, and count them; by default the first is
-    an error.
-    """
-    keep_test_copies: bool = False
-    """Test on texts that stand in the training part, too; by default they are left out of the test
-    part.
-    """
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, dump: Callable[[OwnData], dict[str, Any]]) -> dict[str, Any]:
-        """As in `Scenario`: who leaves the later settings alone keeps the digest."""
-        later = {
-            "delimiter": None,
-            "encoding": None,
-            "header": True,
-            "skip_blank": False,
-            "keep_test_copies": False,
-        }
-        return {
-            key: value
-            for key, value in dump(self).items()
-            if key not in later or value != later[key]
-        }
-
-
-class SizedData(Settings):
-    """A data set known by its size alone: enough for a dry run, which needs no texts."""
-
-    classes: int = Field(ge=2, le=MOST_CLASSES)
-    tokens: int = Field(ge=1, le=1_000_000)
-    """Length of every text in tokens."""
-
-
-def _kind_of_data(given: Any) -> str:
-    """Which of the three a data set is given as, so that a mistake is answered for that one
-    alone.
-    """
-    if isinstance(given, dict | Settings):
-        keys = set(given if isinstance(given, dict) else given.model_fields_set)
-        return "SizedData" if keys & {"classes", "tokens"} and "path" not in keys else "OwnData"
-    return "str"
+MetricName = Literal["accuracy", "f1", "macro-f1", "mcc", "pearson", "spearman"]
 
 
 class TaskSettings(Settings):
@@ -192,7 +130,7 @@ class TaskSettings(Settings):
         Annotated[DatasetName, Tag("str")]
         | Annotated[OwnData, Tag("OwnData")]
         | Annotated[SizedData, Tag("SizedData")],
-        Discriminator(_kind_of_data),
+        Discriminator(kind_of_data),
     ]
     """A name of `mobifleet list datasets`, a file of your own, or sizes alone."""
     train: int | None = Field(None, ge=1, le=MOST_TEXTS)
@@ -202,11 +140,17 @@ class TaskSettings(Settings):
     validation: Annotated[int, Field(ge=0, le=MOST_TEXTS)] | Annotated[float, Field(gt=0, lt=1)] = 0
     """So many further texts that no device holds, to choose by; or a share of `train`."""
     judge_on: Literal["test", "validation"] = "test"
-    """The texts that accuracy is taken on."""
+    """The texts that `metric` is taken on."""
     public: int = Field(0, ge=0, le=MOST_TEXTS)
     """Further labelled texts of the training part, at the server and on no device."""
     label_texts: LabelTexts | None = None
     """Class name -> a sentence about its texts; default those that come with the data set."""
+    kind: Literal["classification", "regression"] | None = None
+    """What a label is: a class, or the number of a rating; default a class."""
+    metric: MetricName | None = None
+    """What models are judged by, in every table, target and curve; default accuracy, of ratings
+    pearson.
+    """
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
@@ -215,7 +159,7 @@ class TaskSettings(Settings):
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: who leaves the later settings alone keeps the digest."""
-        later = {"drift": None, "public": 0, "label_texts": None}
+        later = {"drift": None, "public": 0, "label_texts": None, "kind": None, "metric": None}
         return {
             key: value
             for key, value in dump(self).items()
@@ -386,7 +330,7 @@ class Stop(Settings):
     """When to stop, besides when all is uploaded and all granted updates are done."""
 
     target: float | None = Field(None, gt=0, le=1)
-    """Stop once the fleet's accuracy reaches this."""
+    """Stop once the fleet's accuracy, or whatever `task.metric` says, reaches this."""
     horizon: Seconds | None = Field(None, gt=0)
     """Stop at this virtual time, whatever is under way."""
 

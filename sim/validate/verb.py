@@ -17,8 +17,9 @@ from sim.kernel.writing import write_json
 from sim.results.run import Run, open_run
 from sim.results.run_directory import new_folder
 from sim.runner import run_scenario
+from sim.scenario.data import SizedData
 from sim.scenario.registry import method_of
-from sim.scenario.schema import Scenario, SizedData, Stop
+from sim.scenario.schema import Scenario, Stop
 from sim.scenario.settings import Settings
 from sim.simulation import Simulation, building
 from sim.sweep.planned_run import PlannedRun

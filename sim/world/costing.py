@@ -18,8 +18,9 @@ from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
 from learning.cost.costs import BYTES_PER_NUMBER, Architecture, Cost
 from learning.cost.forward_pass import architecture
+from sim.scenario.data import SizedData
 from sim.scenario.own_code import MethodError
-from sim.scenario.schema import Scenario, SizedData
+from sim.scenario.schema import Scenario
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device

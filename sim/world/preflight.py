@@ -10,7 +10,8 @@ from learning.backbones import catalogue, trial
 from learning.cost.forward_pass import architecture
 from sim.kernel.host import single_threaded_torch
 from sim.scenario.checks import choices
-from sim.scenario.schema import Scenario, SizedData
+from sim.scenario.data import SizedData
+from sim.scenario.schema import Scenario
 from sim.world.costing import own_backbones
 
 

@@ -15,10 +15,12 @@ from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, label_texts, partition
 from learning.data import texts as data
+from learning.metrics import Score, is_rating, score, why_unfit
 from sim.kernel.learner import Part
 from sim.kernel.streams import Streams
 from sim.scenario.arrivals import Drift
 from sim.scenario.checks import located_data
+from sim.scenario.data import SizedData
 from sim.scenario.schema import (
     Dirichlet,
     Iid,
@@ -26,7 +28,6 @@ from sim.scenario.schema import (
     OwnPartition,
     Scenario,
     Shards,
-    SizedData,
     TaskSettings,
 )
 
@@ -56,6 +57,8 @@ class DividedTask:
     """Sample numbers that the server has and no device holds."""
     label_texts: Mapping[str, str] = field(default_factory=dict)
     """What a text of each class is, where somebody says so."""
+    metric: str = "accuracy"
+    """What models are judged by, of `learning.metrics`."""
 
     @property
     def held_out(self) -> np.ndarray:
@@ -71,9 +74,22 @@ class DividedTask:
         """The sample numbers of a part that is looked at."""
         return self.test if part == "test" else self.validation
 
+    def score(
+        self, part: Part, predictions_NC: np.ndarray, loss: str = "cross-entropy"
+    ) -> Score | None:
+        """What predictions for the texts of a part are worth (`learning.metrics.score`): every
+        method's are judged here.
+        """
+        return score(self.metric, predictions_NC, self.labels[self.texts_of(part)], loss)
+
+    @property
+    def has_ratings(self) -> bool:
+        """Whether labels are real-valued ratings, rather than numbers of classes."""
+        return is_rating(self.labels)
+
     @property
     def classes(self) -> int:
-        """The number of classes."""
+        """The number of classes; 1 where there are ratings, which a model has one output for."""
         return len(self.class_names)
 
     def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
@@ -138,7 +154,7 @@ def load_task(
     share = settings.validation if isinstance(settings.validation, float) else 0.0
     further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
-        texts = data.load(located_data(dataset, folder))
+        texts = data.load(located_data(dataset, folder), settings.kind == "regression")
     if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(
@@ -172,7 +188,12 @@ def load_task(
                 "judge_on: validation needs `validation: N`, so many texts of the training part"
             )
         test, validation = validation, validation[:0]
-    parts, chosen = _divide(settings.partition, labels, clients, train, n_devices, streams)
+    has_ratings = is_rating(labels)
+    metric = settings.metric or ("pearson" if has_ratings else "accuracy")
+    if unfit := why_unfit(metric, None if has_ratings else len(names)):
+        raise data.DataError(f"task.metric: {unfit}")
+    groups = partition.bins(labels) if has_ratings else labels
+    parts, chosen = _divide(settings.partition, labels, groups, clients, train, n_devices, streams)
     remarks: list[str] = []
     if texts is not None:
         test, remarks = _judged(texts, np.concatenate(parts), test)
@@ -180,7 +201,7 @@ def load_task(
         validation = validation[~data.copies(texts, seen, validation)]
     if settings.drift is not None:
         parts = _drifted(
-            settings.drift, labels if settings.drift.by == "label" else clients, parts, streams
+            settings.drift, groups if settings.drift.by == "label" else clients, parts, streams
         )
     return DividedTask(
         labels,
@@ -196,6 +217,7 @@ def load_task(
         test_pool,
         public,
         said_of_classes(settings, names),
+        metric,
     )
 
 
@@ -247,7 +269,7 @@ def _judged(
             "letters alone"
         )
     unknown = np.setdiff1d(texts.labels[test], texts.labels[held])
-    if len(unknown):
+    if len(unknown) and not is_rating(texts.labels):
         names = ", ".join(repr(texts.class_names[c]) for c in unknown[:3]) + (
             ", ..." if len(unknown) > 3 else ""
         )
@@ -273,19 +295,19 @@ def _drifted(
 
 
 def _divide(
-    how, labels, clients, train, n_devices, streams
+    how, labels, groups, clients, train, n_devices, streams
 ) -> tuple[list[np.ndarray], list[str] | None]:
     rng = streams.rng("task/partition")
     match how:
         case Iid():
-            parts = partition.iid(labels[train], n_devices, rng, how.min_size)
+            parts = partition.iid(groups[train], n_devices, rng, how.min_size)
         case Dirichlet():
             parts = partition.dirichlet(
-                labels[train], n_devices, rng, how.min_size, alpha=how.alpha, equal=how.equal
+                groups[train], n_devices, rng, how.min_size, alpha=how.alpha, equal=how.equal
             )
         case Shards():
             parts = partition.by_class_shards(
-                labels[train], n_devices, rng, how.min_size, shards=how.shards
+                groups[train], n_devices, rng, how.min_size, shards=how.shards
             )
         case Natural():
             if clients is None:

@@ -363,6 +363,8 @@ def test_a_baseline_that_some_seeds_never_bring_to_the_target_is_bounded():
 class CurvesAlone:
     """A run of which only its curves are asked."""
 
+    metric = "accuracy"
+
     def __init__(self, time_s, judge_on="test", **curves):
         self.manifest = {"scenario": {"task": {"judge_on": judge_on}}}
         self.time_s, self.curves = time_s, curves

@@ -328,4 +328,4 @@ def test_a_small_real_study_gives_the_same_bits_on_one_and_two_workers(simulate,
     }
     one, two = simulate(**real), simulate(workers=2, **real)
     assert mark(one) == mark(two)
-    assert one.accuracy > 0.25
+    assert one.score > 0.25

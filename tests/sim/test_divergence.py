@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from learning.federated.aggregation import is_finite
-from learning.federated.local_training import evaluate
+from learning.federated.local_training import predict
+from learning.metrics import score
 from sim.compare.planned_run import PlannedRun
 from sim.compare.table import rows
 from sim.compare.write import markdown
@@ -213,7 +214,10 @@ def test_one_device_that_diverges_alone_is_left_out_of_the_mean(
     found, ends = told(sim), sim.method.learner
     assert found["diverged"]["device"] == "device-0001"
     assert found["outcomes"] == {"ok": 2, "diverged": 1}
-    mine = [ends.score(device, "random-bert") for device in ("device-0000", "device-0002")]
+    mine = [
+        ends.score(device, "random-bert", "test")["value"]
+        for device in ("device-0000", "device-0002")
+    ]
     assert found["final"] == pytest.approx(np.mean(mine))
 
 
@@ -269,9 +273,13 @@ def test_logits_that_are_not_finite_are_no_prediction():
     from learning.backbones.tokens import Tokens
 
     tokens, labels = Tokens([np.array([1, 2])] * 3, None), np.array([0, 0, 1])
-    assert evaluate(Broken(), {"w": 1.0}, tokens, labels) == pytest.approx(2 / 3)
-    assert evaluate(Broken(), {"w": math.nan}, tokens, labels) is None
-    assert evaluate(Broken(), {"w": math.inf}, tokens, labels) is None
+
+    def accuracy(w):
+        found = score("accuracy", predict(Broken(), {"w": w}, tokens), labels)
+        return found and found["value"]
+
+    assert accuracy(1.0) == pytest.approx(2 / 3)
+    assert accuracy(math.nan) is None and accuracy(math.inf) is None
 
 
 def test_tables_figures_and_the_command_line_say_diverged(mobifleet, scenario_file, tmp_path):

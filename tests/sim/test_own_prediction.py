@@ -58,7 +58,7 @@ def test_a_pass_over_the_classes_texts_comes_first_and_gives_a_prediction_at_onc
 ):
     plain = simulate(method=method("uniform"), dry=True, **WORLD)
     sim = simulate(method=method("class-texts"), stop={"horizon": "1 us"}, **WORLD)
-    assert sim.updates == 0 and curve(sim) == [sim.accuracy] and sim.accuracy > 0.5
+    assert sim.updates == 0 and curve(sim) == [sim.score] and sim.score > 0.5
     dry = simulate(method=method("class-texts"), dry=True, **WORLD)
     device = dry.devices[0]
     lengths = np.sort(dry.task.class_lengths(dry.costing.learned["random-bert"]))
@@ -173,7 +173,7 @@ def test_a_device_fits_its_head_before_it_sends_and_says_of_no_text_what_its_lab
         one_hot = np.eye(3)[sim.task.labels[device.samples]]
         assert np.allclose(sent, one_hot - head.left_out, atol=1e-5)
     assert sim.method.learner._heads["random-bert"].shape == (2, 65, 3)
-    assert sim.accuracy is not None and sim.accuracy > 0.5
+    assert sim.score is not None and sim.score > 0.5
 
 
 def test_a_head_that_never_left_its_device_predicts_nowhere_else(scenario_file, tmp_path):

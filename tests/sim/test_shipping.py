@@ -62,8 +62,8 @@ def test_what_is_charged_is_what_is_sent_and_what_arrives_is_measured(kind, prec
     assert found["bytes"] == sum(s["nbytes"] for s in rows) / len(sim.devices)
     assert found["by_backbone"].keys() == sim.scores.keys()
     if precision == "float32":
-        assert found["accuracy"] == pytest.approx(sim.accuracy)
-        assert found["by_backbone"] == sim.scores
+        assert found["final"] == pytest.approx(sim.score)
+        assert found["by_backbone"] == {name: one["value"] for name, one in sim.scores.items()}
 
 
 def test_a_run_keeps_it_and_a_dry_one_or_one_that_ships_nothing_does_not(

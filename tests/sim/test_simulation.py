@@ -249,7 +249,7 @@ def test_a_target_is_reached_by_a_value_that_equals_it(simulate, curve):
     ]
     assert len(set(values)) > 2
     sim = simulate(**world, stop={"target": target})
-    assert (sim.ended.reason, sim.accuracy) == ("target", target)
+    assert (sim.ended.reason, sim.score) == ("target", target)
     assert sim.ended.target["reached_at_s"] == times_s[values.index(target)]
 
 

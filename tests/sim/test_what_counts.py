@@ -192,7 +192,7 @@ def test_what_nobody_has_trained_has_no_accuracy(kind, simulate):
 def test_a_backbone_that_knows_the_classes_names_has_an_accuracy_at_once(simulate, curve):
     method = small("fed-mobillm", backbone_prediction="label-names")
     sim = simulate(method=method, stop={"horizon": "1 us"}, **WORLD)
-    assert sim.updates == 0 and curve(sim) == [sim.accuracy]
+    assert sim.updates == 0 and curve(sim) == [sim.score]
 
 
 @pytest.mark.parametrize("kind", ROUNDS)

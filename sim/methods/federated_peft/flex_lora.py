@@ -19,6 +19,7 @@ from pydantic import Field
 from learning.cost.costs import Cost
 from learning.cost.count_forward_only import lora_maps
 from learning.federated.aggregation import cut_rank, flex_lora, flex_lora_flop
+from learning.metrics import mean_score
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import Part, learner_for
 from sim.kernel.work import Work
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.backbones.tokens import Tokens
+    from learning.metrics import Score
     from sim.kernel.learned import Learned
 
 Model = tuple[str, int]  # a backbone and the rank of its LoRA
@@ -209,13 +211,13 @@ class FlexLoRALearner(RoundLearner):
         whole = (self.greatest, self.scaling(self.greatest))
         return self.serve(server_update, models, states, weights, scalings, whole)
 
-    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, float | None]:
+    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, Score | None]:
         """Of every backbone: the mean over its devices, each with the model of its rank."""
-        scores: dict[str, list[float | None]] = {}
+        scores: dict[str, list[Score | None]] = {}
         for (name, rank), score in super()._scores_of(state, part).items():
             scores.setdefault(name, []).extend([score] * self.devices[name, rank])
         finite = {name: [one for one in mine if one is not None] for name, mine in scores.items()}
         return {
-            name: math.fsum(finite[name]) / len(mine) if len(finite[name]) == len(mine) else None
+            name: mean_score(finite[name]) if len(finite[name]) == len(mine) else None
             for name, mine in scores.items()
         }

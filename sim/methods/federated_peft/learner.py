@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.trainable import TrainableClassifier
+    from learning.metrics import Score
     from sim.kernel.world import World
 
 
@@ -215,19 +216,19 @@ class FederatedLearner(RealLearner):
 
         return joined
 
-    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
-        """Held-out accuracy of every backbone with its part of the server's state."""
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The score of every backbone with its part of the server's state."""
         return self.world.host.compute_now(self._scores_of, self.state, part)
 
-    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, float | None]:
-        from learning.federated.local_training import evaluate
+    def _scores_of(self, state: Mapping[str, Tensor], part: Part) -> dict[Any, Score | None]:
+        return {name: self.score_of(name, self.part_of(name, state), part) for name in self.models}
 
-        texts = self.world.task.texts_of(part)
-        labels = self.world.task.labels[texts]
-        return {
-            name: evaluate(model, self.part_of(name, state), self.tokens(name, texts), labels)
-            for name, model in self.models.items()
-        }
+    def score_of(self, backbone: Any, state: Mapping[str, Tensor], part: Part) -> Score | None:
+        """What a backbone with such a state scores."""
+        from learning.federated.local_training import predict
+
+        tokens = self.tokens(backbone, self.world.task.texts_of(part))
+        return self.world.task.score(part, predict(self.models[backbone], state, tokens))
 
     def digest(self) -> str:
         """A digest of the server's state."""

@@ -52,6 +52,7 @@ class ForwardLearner(FederatedLearner):
         import torch
 
         from learning.federated.local_training import inputs
+        from learning.federated.losses import targets_of
 
         torch.set_num_threads(1)  # the same bits in every worker
         made = []
@@ -59,7 +60,7 @@ class ForwardLearner(FederatedLearner):
             ids_BT, mask_BT, segments_BT = inputs(
                 self.tokens(backbone, samples), range(len(samples))
             )
-            labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
+            labels_B = targets_of(self.world.task.labels[samples])
             made.append(
                 fg.batch_loss(self.models[backbone], ids_BT, mask_BT, labels_B, segments_BT)
             )

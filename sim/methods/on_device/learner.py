@@ -7,13 +7,13 @@ evaluated ones are trained for real. Time, joules and memory are charged for all
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.metrics import mean_score
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -23,6 +23,7 @@ from sim.methods.side_tuning.updates import with_differences
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.metrics import Score
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
@@ -69,26 +70,30 @@ class OnDeviceStates:
                 self.lost.add(device_id)
         return device_id not in self.lost
 
-    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
-        """Held-out accuracy of a device's present state."""
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
+        """What a device's present state scores."""
         raise NotImplementedError
 
-    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
-        """Held-out accuracy by backbone: the mean over its evaluated devices, each with its own
+    def personal(self) -> dict[str, Score | None]:
+        """What each evaluated device's own model scores on the test texts."""
+        return {
+            device_id: None if device_id in self.lost else self.score(device_id, backbone, "test")
+            for device_id, backbone in self.evaluated.items()
+        }
+
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The score of each backbone: the mean over its evaluated devices, each with its own
         present state.
 
         Devices whose model is not finite have none, and are not in the mean.
         """
-        scores: dict[str, list[float]] = {
+        scores: dict[str, list[Score]] = {
             backbone: [] for backbone in sorted(self.evaluated.values())
         }
         for device_id, backbone in self.evaluated.items():
             score = None if device_id in self.lost else self.score(device_id, backbone, part)
             scores[backbone] += [] if score is None else [score]
-        return {
-            backbone: math.fsum(mine) / len(mine) if mine else None
-            for backbone, mine in scores.items()
-        }
+        return {backbone: mean_score(mine) if mine else None for backbone, mine in scores.items()}
 
     def digest(self) -> str:
         """A digest of the evaluated devices' states."""
@@ -121,7 +126,7 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         self._initial = {
             name: Learned.given(f"initial/{name}", m.trainable()) for name, m in self.models.items()
         }
-        self._scores: dict[tuple[Part, str], tuple[Learned, float | None]] = {}
+        self._scores: dict[tuple[Part, str], tuple[Learned, Score | None]] = {}
 
     def _require_one_family(self, deepest: str) -> None:
         pass
@@ -148,21 +153,14 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
     ) -> Any:
         return update(self.client_of(backbone, samples), *how)
 
-    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
-        """Held-out accuracy of a device's present state; a state is scored once on each part."""
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
+        """What a device's present state scores; a state is scored once on each part."""
         state = self.states.get(device_id, self._initial[backbone])
         known = part, device_id if device_id in self.states else backbone
         if known not in self._scores or self._scores[known][0] is not state:
-            score = self.world.host.compute_now(self._score, backbone, state, part)
+            score = self.world.host.compute_now(self.score_of, backbone, state, part)
             self._scores[known] = state, score
         return self._scores[known][1]
-
-    def _score(self, backbone: str, state: Mapping[str, Tensor], part: Part) -> float | None:
-        from learning.federated.local_training import evaluate
-
-        texts = self.world.task.texts_of(part)
-        labels = self.world.task.labels[texts]
-        return evaluate(self.models[backbone], state, self.tokens(backbone, texts), labels)
 
 
 class LadderLearner(OnDeviceStates, RealLearner):
@@ -189,7 +187,7 @@ class LadderLearner(OnDeviceStates, RealLearner):
             name: self._scores_of(name, learner.tuning.value) for name, learner in self._of.items()
         }
 
-    def _scores_of(self, backbone: str, tuning: SideNetworkTrainer) -> dict[Part, float | None]:
+    def _scores_of(self, backbone: str, tuning: SideNetworkTrainer) -> dict[Part, Score | None]:
         return {
             part: self._of[backbone].scores_of(tuning, part)[backbone]
             for part in self.world.task.parts_held_out
@@ -254,9 +252,9 @@ class LadderLearner(OnDeviceStates, RealLearner):
             state, self._scores[device_id] = state
         return super().keep(device_id, state)
 
-    def score(self, device_id: str, backbone: str, part: Part = "test") -> float | None:
-        """Held-out accuracy of a device's side network after its last epoch."""
+    def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
+        """What a device scores with its side network after its last epoch."""
         if device_id not in self._scores:
             return self._initial[backbone][part]
-        scores: dict[Part, float | None] = self.world.host.value_of(self._scores[device_id])
+        scores: dict[Part, Score | None] = self.world.host.value_of(self._scores[device_id])
         return scores[part]

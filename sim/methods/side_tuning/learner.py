@@ -24,6 +24,7 @@ from sim.kernel.learner import Part, RealLearner
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.metrics import Score
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
@@ -240,15 +241,19 @@ class SideTuningLearner(RealLearner):
     def _revived(self, saved: Mapping[str, Tensor]) -> SideNetworkTrainer:
         return self.fresh(self._seed).load(saved)
 
-    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
-        """Accuracy by backbone on the held-out texts."""
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The score of every backbone on the held-out texts."""
         return self.world.host.compute_now(self.scores_of, self.tuning, part)
 
-    def scores_of(self, tuning: SideNetworkTrainer, part: Part) -> dict[str, float | None]:
+    def scores_of(self, tuning: SideNetworkTrainer, part: Part) -> dict[str, Score | None]:
         """The same of any side network of this learner's shape."""
-        return tuning.evaluate(self._held_out if part == "test" else self._validation)
+        held, task = self._held_out if part == "test" else self._validation, self.world.task
+        return {
+            name: task.score(part, tuning.predict(name, texts), self.config.loss)
+            for name, texts in held.items()
+        }
 
-    def delivered(self, precision: str) -> dict[str, float | None]:
+    def delivered(self, precision: str) -> dict[str, Score | None]:
         """The same of what the devices have, when the side network has gone to them."""
         from learning.side.delivery import delivered
 

@@ -16,6 +16,7 @@ from sim.kernel.learner import Part, RealLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
 
 if TYPE_CHECKING:
+    from learning.metrics import Score
     from sim.kernel.world import World
 
 
@@ -25,10 +26,10 @@ class ServerLearner(SideTuningLearner):
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         return [device.samples for device in self.world.devices]
 
-    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
-        """The one model's held-out accuracy, under the name of every backbone of the fleet."""
-        (accuracy,) = super().evaluate(part).values()
-        return dict.fromkeys(self.world.costing.learned, accuracy)
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The one model's score, under the name of every backbone of the fleet."""
+        (score,) = super().evaluate(part).values()
+        return dict.fromkeys(self.world.costing.learned, score)
 
 
 class SeparateLearner(RealLearner):
@@ -89,11 +90,11 @@ class SeparateLearner(RealLearner):
         """
         return self._of[backbone].fit(update)
 
-    def evaluate(self, part: Part = "test") -> dict[str, float | None]:
-        """Held-out accuracy of every backbone with its own side network."""
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The score of every backbone with its own side network."""
         return {name: learner.evaluate(part)[name] for name, learner in self._of.items()}
 
-    def delivered(self, precision: str) -> dict[str, float | None]:
+    def delivered(self, precision: str) -> dict[str, Score | None]:
         """The same of what the devices have, when the side networks have gone to them."""
         return {name: learner.delivered(precision)[name] for name, learner in self._of.items()}
 

@@ -230,12 +230,13 @@ class SideTuning:
         found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
         if self.is_shipped and not self.world.dry:
             precision = precision_of(self.config.ship_side_network)
-            scores = self.learner.delivered(precision)
+            there = self.learner.delivered(precision).items()
+            scores = {name: score and score["value"] for name, score in there}
             each = [scores[device.backbone] for device in devices]
             known = [score for score in each if score is not None]
             found["delivered"] = {
                 "precision": precision,
-                "accuracy": statistics.fmean(known) if len(known) == len(each) else None,
+                "final": statistics.fmean(known) if len(known) == len(each) else None,
                 "by_backbone": scores,
                 "bytes": statistics.fmean(sizes),
             }

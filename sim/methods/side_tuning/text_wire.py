@@ -8,19 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from learning.data.texts import TextDataset
+from learning.metrics import is_rating
 
-_FRAME = struct.Struct(
-    "<HII"
-)  # class number, bytes of the text, bytes of its second part (0 for single texts)
+# class number, bytes of the text, bytes of its second part (0 for single texts)
+_FRAME = struct.Struct("<HII")
+_RATED = struct.Struct("<eII")  # as long, with a rating in half precision
 
 
 def encode_texts(texts: TextDataset, samples: np.ndarray) -> bytes:
     """The samples' texts in UTF-8, each after 10 bytes: its label and its lengths."""
-    parts = []
+    parts: list[bytes] = []
+    pack = _RATED.pack if is_rating(texts.labels) else _FRAME.pack
     for sample in samples:
         first = texts.texts[sample].encode()
         second = texts.second_texts[sample].encode() if texts.second_texts is not None else b""
-        parts += [_FRAME.pack(int(texts.labels[sample]), len(first), len(second)), first, second]
+        parts += [pack(texts.labels[sample], len(first), len(second)), first, second]
     return b"".join(parts)
 
 

@@ -117,10 +117,10 @@ class FedBertLearner(SplitLearner):
     def _lost(
         self, backbone: str, samples: np.ndarray, held: Held, ran: Ran, data: bytes
     ) -> tuple[bytes, State]:
-        import torch
+        from learning.federated.losses import targets_of
 
         single_thread()
-        labels_B = torch.as_tensor(self.world.task.labels[samples]).long()
+        labels_B = targets_of(self.world.task.labels[samples])
         h_BTD = unpacked_vectors(data, ran.mask_BT)
         head = self.parts[backbone][2]
         back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B)

@@ -83,6 +83,11 @@ class SplitLearner(FederatedLearner):
         raise NotImplementedError
 
     @property
+    def label_format(self) -> str:
+        """Of a label on the wire: the number of a class or, as long, a rating."""
+        return "<f4" if self.world.task.has_ratings else "<i4"
+
+    @property
     def held(self) -> Held:
         """The server's present model, with which a round begins."""
         return Held(self.state)
@@ -110,10 +115,9 @@ class SplitLearner(FederatedLearner):
         single_thread()
         ids_BT, mask_BT, segments_BT = inputs(self.tokens(backbone, samples), range(len(samples)))
         ran = split.forward(self.parts[backbone][0], held.state, ids_BT, mask_BT, segments_BT)
-        labels = (
-            self.world.task.labels[samples].astype("<i4") if with_labels else np.empty(0, "<i4")
-        )
-        header = mask_BT.sum(1).numpy().astype("<i4").tobytes() + labels.tobytes()
+        labels = self.world.task.labels[samples] if with_labels else np.empty(0)
+        lengths = mask_BT.sum(1).numpy().astype("<i4")
+        header = lengths.tobytes() + labels.astype(self.label_format).tobytes()
         return Ran(ran, mask_BT), header + packed_vectors(ran.output, mask_BT)
 
     def step_of(self, *what: Any) -> tuple[Learned, Held]:

@@ -74,13 +74,14 @@ class SplitFedLearner(SplitLearner):
         return self.step_of(self._learned, backbone, count, held, data)
 
     def _learned(self, backbone: str, count: int, held: Held, data: bytes) -> tuple:
-        import torch
+        from learning.federated.losses import targets_of
 
         single_thread()
-        lengths, labels = np.frombuffer(data, "<i4", 2 * count).reshape(2, count)
+        lengths = np.frombuffer(data, "<i4", count)
+        labels = np.frombuffer(data, self.label_format, count, offset=4 * count)
         mask_BT = mask_of(lengths)
         h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
-        labels_B = torch.as_tensor(labels.astype(np.int64))
+        labels_B = targets_of(labels)
         part = self.parts[backbone][1]
         back_BTD, *after = server_update(self.optimiser, held, part, h_BTD, mask_BT, labels_B)
         return packed_vectors(back_BTD, mask_BT), *after

@@ -1,0 +1,78 @@
+"""What a scenario may say of its data: a file of one's own, or sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import Field, model_serializer
+
+from learning.data.labels import MOST_CLASSES
+from sim.scenario.named_files import FilePath
+from sim.scenario.settings import Settings
+
+Column = str | Annotated[int, Field(ge=1, le=1_000_000)]
+"""A column by its name, or by its number from 1 in a table without a header."""
+
+
+class OwnData(Settings):
+    """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
+
+    path: FilePath
+    text: Column = "text"
+    text_b: Column | None = None
+    label: Column = "label"
+    client: Column | None = None
+    test: FilePath | None = None
+    """A second file that holds the test texts; without it they are split off."""
+    delimiter: str | None = Field(None, max_length=9)
+    """What splits the cells of a table of text: one character, or `tab`; default a tab in .tsv,
+    elsewhere what fits.
+    """
+    encoding: str | None = Field(None, max_length=40)
+    """Of files of text; default UTF-8, or what their byte-order mark says."""
+    header: bool = True
+    """The first line of a table of text names its columns; if not, `text: 1, label: 2` number them.
+    """
+    skip_blank: bool = False
+    """Leave out rows that lack a text, a label or a client, and count them; by default the first is
+    an error.
+    """
+    keep_test_copies: bool = False
+    """Test on texts that stand in the training part, too; by default they are left out of the test
+    part.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: Callable[[OwnData], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: who leaves the later settings alone keeps the digest."""
+        later = {
+            "delimiter": None,
+            "encoding": None,
+            "header": True,
+            "skip_blank": False,
+            "keep_test_copies": False,
+        }
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key not in later or value != later[key]
+        }
+
+
+class SizedData(Settings):
+    """A data set known by its size alone: enough for a dry run, which needs no texts."""
+
+    classes: int = Field(ge=2, le=MOST_CLASSES)
+    tokens: int = Field(ge=1, le=1_000_000)
+    """Length of every text in tokens."""
+
+
+def kind_of_data(given: Any) -> str:
+    """Which of the three a data set is given as, so that a mistake is answered for that one
+    alone.
+    """
+    if isinstance(given, dict | Settings):
+        keys = set(given if isinstance(given, dict) else given.model_fields_set)
+        return "SizedData" if keys & {"classes", "tokens"} and "path" not in keys else "OwnData"
+    return "str"
