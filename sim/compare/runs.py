@@ -30,11 +30,13 @@ def plan(
     seeds: int = 1,
     only: Iterable[str] = (),
     folder: Path | None = None,
+    alike: bool = True,
 ) -> list[PlannedRun]:
     """The runs of a comparison; CompareError if the scenario lists no methods, or `only` names one
     that it lacks.
 
-    With the `folder` in which the scenario's relative paths start, each is checked.
+    With the `folder` in which the scenario's relative paths start, each is checked. `alike` gives
+    all of them the texts to choose by and the looks of a comparison (`protocol.py`).
     """
     compare, only = compare_of(scenario), list(only)
     if unknown := [label for label in only if label not in compare.methods]:
@@ -44,7 +46,8 @@ def plan(
         )
     over = {} if compare.over is None else {compare.over.key: compare.over.values}
     try:
-        methods, world = only or list(compare.methods), like_with_like(scenario)
+        methods = only or list(compare.methods)
+        world = like_with_like(scenario) if alike else scenario
         return planned(world, cells_of(over), methods, seeds, out, folder)
     except SweepError as error:
         raise CompareError(f"compare.over: {error}" if over else str(error)) from None

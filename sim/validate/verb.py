@@ -97,7 +97,7 @@ def validate(
 def _entries(scenario: Scenario, methods: list[str]) -> list[tuple[str, Scenario]]:
     if scenario.compare is None and not methods:
         return [(scenario.method.kind, scenario)]
-    entries: list[PlannedRun] = plan(scenario, Path(), 1, methods)
+    entries: list[PlannedRun] = plan(scenario, Path(), 1, methods, alike=False)
     return [(entry.label, entry.scenario) for entry in entries]
 
 

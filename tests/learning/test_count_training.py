@@ -195,7 +195,8 @@ def test_with_robertas_head_the_trained_numbers_are_fedpetunings(kind, millions)
 def test_memory_orders_as_it_should():
     of = {kind: training_architecture(find("roberta-base"), kind) for kind in SIZES}
     saved = {kind: a.saved_bytes(16, 128) for kind, a in of.items()}
-    assert saved["head"] < saved["bitfit"] < saved["adapter"] < saved["lora"] < saved["full"]
+    # two adapters a layer keep more than LoRA beside queries and values
+    assert saved["head"] < saved["bitfit"] < saved["lora"] < saved["adapter"] < saved["full"]
     for kind in ("full", "lora", "adapter", "bitfit"):
         plain, less = of[kind].step(16, 128), of[kind].step(16, 128, checkpointing=True)
         assert less.peak_bytes < 0.45 * plain.peak_bytes and less.flop > plain.flop

@@ -56,6 +56,7 @@ NO_FILES = {
         "OwnData.delimiter",
         "OwnData.encoding",
         "TaskSettings.dataset",
+        "TaskSettings.label_texts",
         "Scenario.cells",
         "Scenario.backbones",
     ),

@@ -40,6 +40,7 @@ PER_DEVICE = {
     *(
         "uplink_bytes",
         "downlink_bytes",
+        "delivery_bytes",
         "flop",
         "energy_j",
         "peak_memory_bytes",

@@ -378,7 +378,7 @@ def test_a_real_run_has_the_spans_of_the_dry_one_and_its_own_digest_again(simula
 @pytest.mark.fetched
 @pytest.mark.parametrize(
     ("override", "takes_s"),
-    [("seed=0", 828.9), ("devices.battery=null", 249.6), ("devices=null", 163.6)],
+    [("seed=0", 827.7), ("devices.battery=null", 248.4), ("devices=null", 162.4)],
 )
 def test_hot_phones_take_as_long_as_the_docs_say(override, takes_s):
     scenario = load("hot_phones", Scenario, [override], [SCENARIOS], problems)
