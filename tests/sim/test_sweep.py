@@ -346,7 +346,8 @@ def wait_for(process: subprocess.Popen, out: Path, begun: int) -> None:
     assert process.poll() is None, process.communicate()
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_sweep_that_is_killed_goes_on_and_gives_the_same_bytes(
     workers, mobifleet, scenario_file, tmp_path
 ):
