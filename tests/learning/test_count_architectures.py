@@ -126,7 +126,7 @@ def test_what_is_counted_first_changes_no_count(monkeypatch, tmp_path):
     count = (
         "import sys; from learning.backbones.catalogue import find;"
         "from learning.cost.count_forward_only import forward_architecture, jvp_pass;"
-        "spec, more = find('random-bert'), (3, 1, 48, None);"
+        "spec, more = find('random-bert'), (3, 1, 48);"
         "names = [n for n in forward_architecture(spec, 'lora', *more).tensors if 'lora' in n];"
         "hands = [(names[0], names[1]), (names[-2], names[-1])];"
         "order = [int(i) for i in sys.argv[1]];"

@@ -147,9 +147,8 @@ def test_every_kind_learns_a_separable_task(kind):
     model, (tokens, labels), (unseen, their_labels) = classifier(kind), toy(96), toy(60, seed=1)
     rate = {"full": 2e-3, "head": 0.05}.get(kind, 1e-2)
     start, still = model.trainable(), LocalTraining(learning_rate=0.0)
-    trained = train(
-        model, start, tokens, labels, LocalTraining(epochs=8, batch=8, learning_rate=rate), seed=0
-    ).state
+    how = LocalTraining(epochs=8, batch=8, learning_rate=rate, schedule="constant")
+    trained = train(model, start, tokens, labels, how, seed=0).state
     assert accuracy(predict(model, trained, unseen).argmax(axis=1), their_labels) >= 0.9
     before, after = (
         train(model, state, unseen, their_labels, still, seed=0) for state in (start, trained)

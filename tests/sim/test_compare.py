@@ -274,7 +274,7 @@ def test_dials_are_chosen_on_texts_that_no_device_and_no_test_sees(compared, sce
     choice = json.loads((out / "tuned.json").read_text())["lora"]
     assert choice["chosen"] == {"learning_rate": 1e-2} and len(choice["candidates"]) == 3
     assert "every method tuned" in (out / "table.md").read_text()
-    assert (out / "tuned" / "lora-seed0" / "summary.json").is_file() and "± " not in done.out
+    assert (out / "tuned" / "lora-seed0" / "summary.json").is_file()
     scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
     judged = scenario.model_copy(
         update={

@@ -54,6 +54,7 @@ LIKE_OTHERS = {"fedavg-bitfit", "fedavg-full", "splitfed-v2"}
 # what a value is changed to where half of it, one more, or another of few words would be nothing to
 # see
 CHANGED = {
+    "ship_side_network": False,
     "learning_rate": 2e-3,
     "weight_decay": 0.5,
     "proximal_mu": 0.5,
