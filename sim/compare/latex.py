@@ -11,6 +11,7 @@ from typing import Any
 
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
+from sim.compare.write import ACCURACIES, half_width
 from sim.views import escaping
 
 HEADINGS = {  # short, and what each number is of
@@ -71,7 +72,7 @@ def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_p
             lines.append(r"\midrule")
         cells = [_cell(name, row, units[name][1], row["method"] in best[name]) for name in columns]
         lines.append(" & ".join([escaping.latex(row["method"]), *cells]) + r" \\")
-    head = [HEADINGS.get(name, escaping.latex(COLUMNS[name])) for name in columns]
+    head = [HEADINGS[name] for name in columns]
     said = [f"[{units[name][0]}]" if units[name][0] else "" for name in columns]
     environment = "table*" if is_page else "table"
     return "\n".join(
@@ -128,12 +129,8 @@ def _best(name: str, table: list[dict[str, Any]]) -> set[str]:
     }
     if name == "updates" or len(set(values.values())) < 2:
         return set()
-    chosen = max(values.values()) if _is_accuracy(name) else min(values.values())
+    chosen = max(values.values()) if name in ACCURACIES else min(values.values())
     return {method for method, value in values.items() if value == chosen}
-
-
-def _is_accuracy(name: str) -> bool:
-    return name not in COLUMNS or name in ("final", "chosen")
 
 
 def _cell(name: str, row: Mapping[str, Any], unit: float, is_best: bool) -> str:
@@ -141,13 +138,13 @@ def _cell(name: str, row: Mapping[str, Any], unit: float, is_best: bool) -> str:
     if value is None:
         least = row.get(f"{name}_at_least")
         return "--" if least is None else rf"$\geq${_number(least / unit)}"
-    decimals = 3 if _is_accuracy(name) else _decimals(value / unit)
+    decimals = 3 if name in ACCURACIES else _decimals(value / unit)
     text = _number(value / unit, decimals)
     text = rf"\textbf{{{text}}}" if is_best else text
     if low is None or high is None or low == high:
         return text
-    if abs((high - value) - (value - low)) <= 0.02 * (high - low):
-        return rf"{text}\,{{\tiny$\pm${_number((high - low) / 2 / unit, decimals)}}}"
+    if (half := half_width(value, low, high)) is not None:
+        return rf"{text}\,{{\tiny$\pm${_number(half / unit, decimals)}}}"
     ends = "--".join(_number(end / unit, decimals) for end in (low, high))
     return rf"{text}\,{{\tiny({ends})}}"
 

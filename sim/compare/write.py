@@ -80,9 +80,15 @@ def _cell(name: str, row: Mapping[str, Any], lost: str) -> str:
         return lost if is_accuracy else _why_none(name, row)
     if low is None or high is None or low == high:
         return write(value)
-    if abs((high - value) - (value - low)) <= 0.02 * (high - low):
-        return f"{write(value)} ± {write((high - low) / 2)}"
+    if (half := half_width(value, low, high)) is not None:
+        return f"{write(value)} ± {write(half)}"
     return f"{write(value)} ({write(low)} to {write(high)})"
+
+
+def half_width(value: float, low: float, high: float) -> float | None:
+    """Half the width of an interval that has its value in its middle; None for another."""
+    is_in_middle = abs((high - value) - (value - low)) <= 0.02 * (high - low)
+    return (high - low) / 2 if is_in_middle else None
 
 
 def _writer(name: str) -> Callable[[float], str]:
