@@ -153,6 +153,7 @@ def test_every_mistake_of_a_profile_is_told_at_the_place_that_names_it(study):
         )
 
 
+@pytest.mark.thorough
 def test_check_and_run_say_what_the_command_line_says(study, tmp_path):
     path = study()
     command, wide = [sys.executable, "-m", "mobifleet"], {**os.environ, "COLUMNS": "200"}

@@ -23,6 +23,7 @@ def gpu():
     compute_on(CPU)
 
 
+@pytest.mark.thorough
 def test_a_rehearsal_of_the_accelerator_gives_every_figure(gpu, tmp_path):
     out = tmp_path / "found.json"
     found = gpu.main(["--rehearse", "--out", str(out), "--only", "card,forward,stacked,side"])

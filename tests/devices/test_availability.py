@@ -157,6 +157,7 @@ def distance(one: dict, other: dict) -> float:
     ).statistic
 
 
+@pytest.mark.thorough
 def test_the_rhythm_is_no_further_from_the_trace_than_half_of_its_phones_from_the_other(trace):
     intervals, windows = trace
     measured = sessions_of(intervals, windows)

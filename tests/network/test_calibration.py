@@ -240,6 +240,7 @@ def test_a_whole_run_is_reproduced_from_the_others_of_its_group():
         assert triple(drawn(variation, 20_000, left_out)) == pytest.approx(triple(series), rel=0.15)
 
 
+@pytest.mark.thorough
 def test_only_two_time_scales_make_minutes_as_unlike_as_they_are():
     """CV of the mean of a minute, simulated / measured, median over the runs of ten minutes and
     more.

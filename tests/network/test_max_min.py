@@ -166,7 +166,7 @@ STOPPED = [
 ]  # two caps that do not cancel exactly, beside one that is 0, when a link stops
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(schedules([LINK], st.one_of(st.just(inf), caps), ["link"]))
 @example(
     (
@@ -182,7 +182,7 @@ def test_one_link(schedule):
 TREE = [("a", "trunk"), ("b", "trunk"), ("c", "trunk"), ("trunk",)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(schedules(TREE, caps, ["a", "b", "c", "trunk"]))
 def test_links_under_a_trunk(schedule):
     assert_equal(schedule)

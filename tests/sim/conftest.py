@@ -47,7 +47,6 @@ TINY = {
 ONE_OF_EACH_FAMILY = {
     "fed-mobillm",
     "fedavg-lora",
-    "fedbuff",
     "fwdllm",
     "splitfed-v1",
     "local-lora",

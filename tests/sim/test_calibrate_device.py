@@ -106,6 +106,7 @@ def test_a_real_measurement_becomes_a_profile_that_a_scenario_uses(
         assert ratio == pytest.approx(1 / mine.sustained_factor, rel=0.1)
 
 
+@pytest.mark.thorough
 def test_validation_says_how_far_a_profile_is_off_and_may_fail(mobifleet, tiny, tmp_path):
     found = mobifleet(
         *tiny,

@@ -131,6 +131,7 @@ def test_a_shaped_path_is_found_within_a_few_per_cent(tmp_path):
     assert link.overhead_s < 0.01
 
 
+@pytest.mark.thorough
 def test_a_shaped_path_is_measured_into_a_profile(tmp_path):
     link = measured_link(tmp_path)
     assert link.latency_s >= 0.015 and link.up_bps > 0 and link.down_bps > 0

@@ -404,6 +404,7 @@ def test_what_never_rises_above_its_untrained_start_has_no_cost(compared):
     assert row["never_above_start"] == "1" and row["flop"] == row["time_s"] == ""
 
 
+@pytest.mark.thorough
 def test_methods_are_looked_at_as_often_on_texts_held_out_of_training(compared):
     done, out = compared()
     assert done.code == 0, done.err
@@ -418,6 +419,7 @@ def test_methods_are_looked_at_as_often_on_texts_held_out_of_training(compared):
         assert len(inner) and (inner[1:] >= 1.1 * inner[:-1]).all()
 
 
+@pytest.mark.thorough
 def test_every_backbone_has_its_accuracy_in_the_table(compared):
     done, out = compared("--methods", "ours", "--dry")  # whose runs must not be taken for real ones
     assert done.code == 0, done.err

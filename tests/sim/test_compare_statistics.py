@@ -90,6 +90,7 @@ def test_accuracy_is_never_covered_too_rarely():
     assert coverage(0.8, draw) >= 0.95 - MONTE_CARLO
 
 
+@pytest.mark.thorough
 def test_one_seed_covers_by_its_texts():
     found = coverage(0.8, lambda rng: of_accuracy([rng.binomial(300, 0.8) / 300], 300))
     assert found == pytest.approx(0.95, abs=MONTE_CARLO + 0.01)  # whole numbers of texts

@@ -124,7 +124,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(one, id=" ".join(one), marks=[pytest.mark.thorough] * (number % 3 > 0))
+        for number, one in enumerate(RUNS)
+    ],
+)
 def test_a_mad_scenario_that_means_something_runs(overrides, mobifleet, scenario_file, tmp_path):
     outcome = mobifleet("run", scenario_file(), "--out", "run", *PLAIN, *sets(overrides))
     assert outcome.code == 0 and all(line.startswith("note: ") for line in outcome.err.splitlines())

@@ -133,7 +133,12 @@ LOOPS = {
 }
 
 
-@pytest.mark.parametrize("which", LOOPS)
+FAST = ("plain", "proximal", "momentum", "fedavgm")
+
+
+@pytest.mark.parametrize(
+    "which", [*FAST, *(pytest.param(w, marks=pytest.mark.thorough) for w in LOOPS if w not in FAST)]
+)
 def test_rounds_equal_a_plain_loop(which, simulate):
     """FedAvg of K clients, every one a plain AdamW loop on its own copy, by the formulas of the
     papers: the same model.

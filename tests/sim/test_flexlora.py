@@ -111,6 +111,7 @@ def test_two_rounds_equal_a_plain_loop_over_dense_updates(alpha, simulate):
     assert dense(learner.state.value, 1.0).keys() == mean.keys()
 
 
+@pytest.mark.thorough
 def test_every_device_sends_and_computes_what_its_own_rank_takes(simulate, spans):
     sim = simulate(fleet=FLEET, method=MIXED, **AT_ONCE)
     for device, rank in zip(sim.devices, RANKS, strict=True):

@@ -176,6 +176,7 @@ def test_fedmezo_is_a_plain_loop(simulate):
     plain.is_near(sim.method.learner.state.value)
 
 
+@pytest.mark.thorough
 def test_spry_is_a_plain_loop_with_backpropagation(simulate):
     """<grad L, v> by a backward pass instead, torch's AdamW, and Flower 1.5's FedYogi written out:
     layers weighed by examples, m and v from zeros.
@@ -369,6 +370,7 @@ def test_flop_are_those_of_real_passes(name):
         )
 
 
+@pytest.mark.thorough
 def test_deep_models_follow_from_shallow_ones():
     """Derivatives from layer 2 of 5 on: the same FLOP as counted on all five layers at once."""
     from learning.backbones.catalogue import BackboneSpec, config_of

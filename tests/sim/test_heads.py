@@ -49,6 +49,7 @@ def test_bytes_of_roberta_base_are_those_of_hand_and_of_federated_peft(
         assert counted.nbytes() == training_architecture(spec, kind, 2, 8, 16, head).trainable_bytes
 
 
+@pytest.mark.thorough
 def test_a_square_map_costs_its_product():
     """2 x 768 x 768 FLOP a text forward; twice that backward, and three times where all of it
     carries derivatives, as every product in forward mode.

@@ -133,6 +133,7 @@ def two_folders(tmp_path, scenario_file):
     return found
 
 
+@pytest.mark.thorough
 def test_one_name_in_two_folders_means_two_methods(two_folders, tmp_path, recwarn):
     for scenario, ships in zip(two_folders, (True, False), strict=True):
         for again in (scenario, pickle.loads(pickle.dumps(scenario)), copy.deepcopy(scenario)):

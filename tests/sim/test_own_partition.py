@@ -135,6 +135,7 @@ def test_a_package_brings_one(scenario_file, mobifleet, tmp_path, monkeypatch):
     del sys.modules["sizes_lab"]
 
 
+@pytest.mark.thorough
 def test_it_reaches_the_processes_of_a_comparison(mobifleet, scenario_file, parts_file, tmp_path):
     methods = {
         name: {"kind": name, "rounds": 1, "device_batch": 8, "rank": 4}

@@ -330,7 +330,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("method", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, id=name, marks=[] if "mobillm" in name else pytest.mark.thorough)
+        for name, method in RESUMED.items()
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_digest(method, simulate, mark, tmp_path):
     straight = simulate(method=method)
     looks, enough = (

@@ -72,6 +72,7 @@ def test_a_method_in_a_file_runs_checks_resumes_and_reads_back(
     assert "scaffold.py" in found.manifest["inputs"]  # another text of it is another run
 
 
+@pytest.mark.thorough
 def test_a_method_in_a_file_reaches_the_processes_of_a_comparison(
     mobifleet, scenario_file, scaffold_file, tmp_path
 ):

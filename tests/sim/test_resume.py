@@ -106,7 +106,7 @@ METHODS = {
 
 
 # `make test` takes one of each family; `make thorough` all
-ONE_OF_EACH = ("fed-mobillm", "local-lora", "fedavg-lora", "fedbuff", "fedmezo", "splitfed-v1")
+ONE_OF_EACH = ("fed-mobillm", "fedavg-lora", "fedmezo")
 EVERY_METHOD = [
     pytest.param(method, id=name, marks=[] if name in ONE_OF_EACH else pytest.mark.thorough)
     for name, method in METHODS.items()
@@ -288,6 +288,7 @@ def resume(mobifleet, scenario_file, tmp_path) -> str:
     return open_run(tmp_path / "run").summary["digest"]
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_to_the_same_digest(
     straight, stopped, mobifleet, scenario_file, tmp_path
 ):
@@ -385,7 +386,10 @@ def change(file, old, new):
     file.write_text(file.read_text().replace(old, new, 1))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage",
+    [pytest.param(d, marks=[pytest.mark.thorough] * (i % 3 > 0)) for i, d in enumerate(DAMAGES)],
+)
 def test_what_is_damaged_is_computed_again_and_said(damage, half_done, simulate, mark, tmp_path):
     expected = mark(simulate())
     DAMAGES[damage](tmp_path)

@@ -186,6 +186,7 @@ def test_a_dry_sweep_is_one_long_table_of_what_its_folders_hold(mobifleet, scena
     assert "24 runs, 16 of them finished" in mobifleet(*wider, "--out", "out").out
 
 
+@pytest.mark.thorough
 def test_two_workers_give_the_bytes_of_one(mobifleet, scenario_file, tmp_path):
     path = scenario_file(compare=COMPARE)
     for workers in (1, 2):
@@ -277,6 +278,7 @@ def fail_at(monkeypatch, train: int):
     monkeypatch.setattr(Simulation, "run", run)
 
 
+@pytest.mark.thorough
 def test_a_failure_is_noted_and_tried_again_alone(mobifleet, scenario_file, tmp_path, monkeypatch):
     argv = ("sweep", scenario_file(), "--grid", "task.train=30,40,60", "--dry", "--workers", 1)
     with monkeypatch.context() as broken:
@@ -317,6 +319,7 @@ class Deadly(FedMobiLLM):
 """
 
 
+@pytest.mark.thorough
 def test_a_run_whose_process_dies_is_the_only_one_that_fails(mobifleet, scenario_file, tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY, encoding="utf-8")
     path = scenario_file(method={"kind": "deadly.py:Deadly"})
@@ -370,13 +373,9 @@ def test_a_sweep_that_is_killed_goes_on_and_gives_the_same_bytes(
     assert bytes_of(out) == before
 
 
-STOPPED = [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)]
-
-
-@pytest.mark.parametrize(
-    ("sign", "workers"),
-    [(signal.SIGINT, 2), *(pytest.param(*one, marks=pytest.mark.thorough) for one in STOPPED)],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_stopped_says_so_and_loses_nothing(
     sign, workers, mobifleet, scenario_file, tmp_path
 ):

@@ -242,6 +242,7 @@ def test_a_large_fleet_is_sampled_within_the_budget(large, tmp_path, max_slices,
         }
 
 
+@pytest.mark.thorough
 def test_the_sample_follows_its_seed_and_nothing_else(large, tmp_path):
     files = [tmp_path / f"{i}.pftrace" for i in range(3)]
     for file, seed in zip(files, (0, 0, 1), strict=True):

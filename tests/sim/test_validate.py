@@ -90,6 +90,7 @@ def two(scenario_file):
 # --- the whole
 
 
+@pytest.mark.thorough
 def test_it_executes_what_it_simulates(mobifleet, scenario_file, tmp_path):
     path = scenario_file(**TWO)
     done = mobifleet("validate", path, "--repeats", 1, "--compress", 1, "--out", tmp_path / "out")
@@ -105,6 +106,7 @@ def test_it_executes_what_it_simulates(mobifleet, scenario_file, tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.thorough
 def test_rounds_whose_model_goes_down_and_up_are_executed_too(two, tmp_path):
     scenario, folder = two(method=LORA)
     sim = Simulation(scenario, folder, dry=True)
