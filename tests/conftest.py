@@ -49,6 +49,7 @@ _SIZES = {
         "num_attention_heads": 2,
         "intermediate_size": 48,
     },
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
     "opt": {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -65,6 +66,9 @@ def _save_tokenizer(folder: Path, words: list[str]) -> None:
 
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if "[CLS]" not in words:  # a decoder's, that puts nothing around a text
+        made.save(str(folder / "tokenizer.json"))
+        return
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -95,13 +99,19 @@ def own_model(tmp_path_factory):
         from safetensors.torch import load_file, save_file
 
         folder = tmp_path_factory.mktemp(kind)
-        given = {"vocab_size": len(WORDS), "max_position_embeddings": 66, **_SIZES[kind], **config}
+        given = {
+            "vocab_size": len(words or WORDS),
+            "max_position_embeddings": 66,
+            **_SIZES[kind],
+            **config,
+        }
         made = transformers.AutoConfig.for_model(kind, **given)
         torch.manual_seed(0)
         bare = {
             "bert": "Bert",
             "roberta": "Roberta",
             "llama": "Llama",
+            "gpt2": "GPT2",
             "opt": "OPT",
             "distilbert": "DistilBert",
         }[kind]

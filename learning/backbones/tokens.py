@@ -105,6 +105,25 @@ def _encoded(
     return [e.ids for e in encoded], [e.type_ids for e in encoded]
 
 
+def shortened(spec: BackboneSpec, texts: Sequence[str], most: int) -> list[str]:
+    """Texts, cut where their first `most` tokens end; without special tokens."""
+    if spec.kind in ("random", "shape"):
+        return [" ".join(text.split()[:most]) for text in texts]
+    tokenizer = tokenizer_of(spec)
+    with reading(directory(spec), "a tokenizer of these texts"):
+        if not hasattr(tokenizer, "encode_batch"):  # one of transformers' own, in Python
+            ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            return [
+                text if len(one) <= most else tokenizer.decode(one[:most])
+                for text, one in zip(texts, ids, strict=True)
+            ]
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ends = [e.offsets[most - 1][1] if len(e.ids) > most else None for e in encoded]
+    return [text[:end] for text, end in zip(texts, ends, strict=True)]
+
+
 def _warn_of_unknown(
     spec: BackboneSpec, tokenizer: Any, ids: Sequence[Sequence[int]], around: int
 ) -> None:

@@ -71,6 +71,13 @@ class Architecture:
         flop = batch * _polynomial(self.flop_per_sequence, tokens) + self.flop_per_batch
         return Cost(flop, width * self.weight_bytes_read, round(width * batch * peak))
 
+    def next_word(self, batch: int, words: int, bytes_per_number: float = 4) -> Cost:
+        """The logits of so many words after each of `batch` texts, from their last tokens' states:
+        2 D FLOP a word and text. The rest of the vocabulary is neither computed nor read.
+        """
+        rows = words * self.hidden_size
+        return Cost(2.0 * batch * rows, bytes_per_number * rows, round(4 * batch * words))
+
 
 def _polynomial(coefficients: tuple[float, float, float], tokens: int) -> float:
     constant, linear, quadratic = coefficients

@@ -1,5 +1,7 @@
-"""What the classes of the data sets are, one sentence each: what a frozen backbone can compare a
-text with (`backbone_prediction: class-texts`). `label_texts.yaml` holds those of our own sets.
+"""What the classes of the data sets are: one sentence each, which a frozen backbone can compare a
+text with (`backbone_prediction: class-texts`), and one word each, which a language model can say
+after a text in its template (`verbaliser`). `label_texts.yaml` and `label_words.yaml` hold those of
+our own sets.
 """
 
 from __future__ import annotations
@@ -8,25 +10,40 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Literal
 
 from inputs.files import read_yaml
 
-_FILE = Path(__file__).with_name("label_texts.yaml")
+Key = Literal["label_texts", "label_words"]
+_WANTED = {"label_texts": "sentence", "label_words": "word"}
+_TO_SAY = {
+    "label_texts": "say in a sentence what a text of this class is about",
+    "label_words": "say the word that a language model would say of a text of this class",
+}
 
 
 @functools.cache
-def _shipped() -> Mapping[str, Mapping[str, str]]:
-    return read_yaml(_FILE)
+def _shipped(key: Key) -> Mapping[str, Mapping[str, Any]]:
+    return read_yaml(Path(__file__).with_name(f"{key}.yaml"))
 
 
-def shipped(dataset: str) -> Mapping[str, str]:
-    """Class name -> sentence for a data set of ours; empty for any other."""
-    return _shipped().get(dataset, {})
+def shipped(dataset: object, key: Key = "label_texts") -> Mapping[str, str]:
+    """Class name -> sentence, or word, for a data set of ours; empty for any other."""
+    found = _shipped(key).get(dataset, {}) if isinstance(dataset, str) else {}
+    return found.get("words", {}) if key == "label_words" else found
 
 
-def problems(given: Mapping[str, str], class_names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong with a user's sentences for these classes: (class, or "" for the whole,
-    what).
+def shipped_template(dataset: object) -> str | None:
+    """What a language model reads a text of a data set of ours in; None for any other."""
+    known = _shipped("label_words")
+    return known.get(dataset, {}).get("template") if isinstance(dataset, str) else None
+
+
+def problems(
+    given: Mapping[str, str], class_names: Sequence[str], key: Key = "label_texts"
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with a user's sentences, or words, for these classes: (class, or "" for the
+    whole, what).
     """
     for name, text in given.items():
         if name not in class_names:
@@ -34,9 +51,9 @@ def problems(given: Mapping[str, str], class_names: Sequence[str]) -> Iterator[t
             hint = f"; did you mean {near[0]!r}?" if near else f" ({_few(class_names)})"
             yield name, f"no class is called {name!r}{hint}"
         elif not text.strip():
-            yield name, "is blank: say in a sentence what a text of this class is about"
+            yield name, f"is blank: {_TO_SAY[key]}"
     if missing := [name for name in class_names if name not in given]:
-        yield "", f"says nothing of {_few(missing)}: every class needs a sentence"
+        yield "", f"says nothing of {_few(missing)}: every class needs a {_WANTED[key]}"
 
 
 def _few(names: Sequence[str]) -> str:

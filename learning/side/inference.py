@@ -23,9 +23,15 @@ from safetensors import SafetensorError
 
 from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
+from learning.backbones.language_head import WordHead
+from learning.backbones.prompts import first_tokens, prompts
 from learning.backbones.tokens import tokenise
 from learning.side.network import SideNetwork, load_side_network
-from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
+from learning.side.prediction_difference import (
+    SAID_FIRST,
+    VERBALISERS,
+    backbone_prediction,
+)
 from learning.side.readouts import compute
 
 
@@ -119,7 +125,7 @@ class SidePredictor:
         if not len(texts):
             return [], np.zeros((0, len(self.class_names)), dtype=np.float32)
         pooled = self._pooled(texts, second_texts)
-        y_b = torch.from_numpy(self._own_prediction(pooled[:, -1]))
+        y_b = torch.from_numpy(self._own_prediction(pooled[:, -1], texts, second_texts))
         with torch.inference_mode():
             y_s = self.network(
                 torch.from_numpy(pooled[:, self.notes["vectors"][self.spec.name]]), self.spec.name
@@ -128,16 +134,35 @@ class SidePredictor:
         return [self.class_names[c] for c in scores.argmax(axis=1)], scores
 
     def _pooled(
-        self, texts: Sequence[str], second_texts: Sequence[str] | None = None
+        self,
+        texts: Sequence[str],
+        second_texts: Sequence[str] | None = None,
+        readout: str | None = None,
     ) -> np.ndarray:
-        tokens = tokenise(self.spec, texts, second_texts, int(self.notes["max_tokens"]))
-        return compute(self.spec, tokens, self.notes["readout"])
+        most, template = int(self.notes["max_tokens"]), self.notes.get("template")
+        tokens = (
+            prompts(self.spec, template, texts, second_texts, most)
+            if template
+            else tokenise(self.spec, texts, second_texts, most)
+        )
+        return compute(self.spec, tokens, readout or self.notes["readout"])
 
-    def _own_prediction(self, last_layer_ND: np.ndarray) -> np.ndarray:
-        kind = self.notes["backbone_prediction"]
-        classes = rng = head = None
-        if kind in TEMPERATURES:
-            classes = self._pooled(self.notes["class_words"] or self.class_names)[:, -1]
+    def _own_prediction(
+        self, last_layer_ND: np.ndarray, texts: Sequence[str], second_texts: Sequence[str] | None
+    ) -> np.ndarray:
+        kind, said = self.notes["backbone_prediction"], self.notes["class_words"]
+        classes = rng = head = logits = None
+        if kind in VERBALISERS:
+            words = dict(zip(self.class_names, self.notes["label_words"], strict=True))
+            says = WordHead(self.spec, first_tokens(self.spec, self.notes["template"], words))
+            logits = says(self._pooled(texts, second_texts, "last")[:, -1])
+            if said:
+                both = said if second_texts is not None else None
+                classes = says(self._pooled(said, both, "last")[:, -1])
+        elif kind in SAID_FIRST:
+            most = int(self.notes["max_tokens"])
+            tokens = tokenise(self.spec, said or self.class_names, None, most)
+            classes = compute(self.spec, tokens, self.notes["readout"])[:, -1]
         if kind == "public-head":
             head = np.array(self.notes["fitted"][self.spec.name], dtype=np.float32)
         if kind == "own-head":
@@ -148,11 +173,13 @@ class SidePredictor:
         if kind == "random-head":
             rng = np.random.Generator(np.random.PCG64())
             rng.bit_generator.state = self.notes["heads"][self.spec.name]
-        return backbone_prediction(kind, last_layer_ND, len(self.class_names), classes, rng, head)
+        return backbone_prediction(
+            kind, last_layer_ND, len(self.class_names), classes, rng, head, logits_NC=logits
+        )
 
 
 _JSON = ("vectors", "class_names", "backbones", "heads", "pairs")
-_LATER_JSON = ("fitted", "class_words")  # which files of earlier versions lack
+_LATER_JSON = ("fitted", "class_words", "label_words")  # which files of earlier versions lack
 
 
 def notes_for(
@@ -164,14 +191,16 @@ def notes_for(
     heads: Mapping[str, np.random.Generator],
     fitted: Mapping[str, np.ndarray] = {},
     class_words: Sequence[str] = (),
+    label_words: Sequence[str] = (),
     **plain: str,
 ) -> dict[str, str]:
     """The metadata that a side network must carry to be used by `SidePredictor`.
 
     `heads`: for random-head predictions, each backbone's generator before its first draw (PCG64),
-    else empty. `fitted`: each backbone's public head, else empty. `class_words`: what a text is
-    compared with for each class, else empty. `plain`: readout, backbone_prediction, loss,
-    max_tokens, and whatever else shall be kept.
+    else empty. `fitted`: each backbone's public head, else empty. `class_words`: what is said of
+    the classes, which a text is compared with or a verbaliser calibrated by, else empty.
+    `label_words`: what a verbaliser says for each class, else empty. `plain`: readout,
+    backbone_prediction, loss, max_tokens, template, and whatever else shall be kept.
     """
     backbones = {
         name: {
@@ -195,6 +224,7 @@ def notes_for(
         "pairs": pairs,
         "fitted": {name: head.tolist() for name, head in fitted.items()},
         "class_words": list(class_words),
+        "label_words": list(label_words),
     }
     return plain | {key: json.dumps(value) for key, value in structured.items()}
 

@@ -88,6 +88,14 @@ class LearningTask(Protocol):
         """Class name -> a sentence about it; empty where nobody says any."""
 
     @property
+    def template(self) -> str | None:
+        """What backbones read each text in, {text}; None: by itself."""
+
+    @property
+    def label_words(self) -> Mapping[str, str]:
+        """Class name -> the word that a language model says for it; empty where nobody says any."""
+
+    @property
     def parts(self) -> list[np.ndarray]:
         """Sample numbers that each device holds."""
 
@@ -107,11 +115,14 @@ class LearningTask(Protocol):
     def classes(self) -> int:
         """The number of classes; 1 where there are ratings."""
 
-    def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
-        """What is said of each class, or its name, as this backbone's tokens."""
+    def said(self, prediction: str) -> list[str]:
+        """What is said of the classes for a kind of own prediction."""
 
-    def class_lengths(self, spec: BackboneSpec, of_names: bool = False) -> np.ndarray:
-        """Tokens of these, shape [classes]."""
+    def said_tokens(self, spec: BackboneSpec, prediction: str) -> Tokens:
+        """The same as this backbone's tokens."""
+
+    def said_lengths(self, spec: BackboneSpec, prediction: str) -> np.ndarray:
+        """Tokens of these, shape [said]."""
 
     def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
         """The samples as this backbone's tokens."""
@@ -151,6 +162,9 @@ class Costing(Protocol):
 
     def forward(self, member: Member, lengths: np.ndarray) -> Cost:
         """One forward pass over texts of these lengths, padded to the longest."""
+
+    def next_word(self, member: Member, texts: int, words: int) -> Cost:
+        """What so many words' logits cost after a forward pass over these texts."""
 
     def weight_bytes(self, member: Member) -> int:
         """Bytes of the member's backbone in its memory."""

@@ -19,14 +19,15 @@ import network.profile
 from devices import availability as rhythms
 from inputs.files import FileProblem, located
 from inputs.shipped import is_file, place
-from learning.backbones import catalogue
+from learning.backbones import catalogue, prompts
 from learning.data import label_texts
 from learning.data import texts as data
 from learning.metrics import why_unfit
+from learning.side.prediction_difference import VERBALISERS
 from sim.scenario.arrivals import ListedJoin
 from sim.scenario.availability import Diurnal
 from sim.scenario.data import OwnData, SizedData
-from sim.scenario.schema import MOST_DEVICES, AnyMethod, Compare, Mix, Scenario
+from sim.scenario.schema import MOST_DEVICES, AnyMethod, Compare, Mix, Scenario, TaskSettings
 from sim.scenario.settings import why_unread
 
 Where = tuple[str | int, ...]
@@ -64,7 +65,8 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     yield from _device_problems(("server",), server.device, [server.engine], folder)
     if isinstance(scenario.task.dataset, str):
         yield from _tried(("task", "dataset"), partial(data.find, scenario.task.dataset))
-    yield from _label_text_problems(scenario, folder)
+    yield from _label_problems("label_texts", scenario, folder)
+    yield from _label_problems("label_words", scenario, folder)
     yield from _prediction_problems(scenario)
     yield from _metric_problems(scenario)
     yield from _rating_problems(scenario)
@@ -138,10 +140,7 @@ def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
         return
     if isinstance(task.dataset, SizedData):
         yield ("task", "kind"), "data stated by its size alone has classes and no ratings"
-    methods: dict[Where, AnyMethod] = {("method",): scenario.method}
-    if scenario.compare:
-        methods |= {("compare", "methods", k): m for k, m in scenario.compare.methods.items()}
-    for where, method in methods.items():
+    for where, method in _methods(scenario).items():
         if getattr(method, "loss", "squared-error") != "squared-error":
             todo = "say `loss: squared-error`"
             if method.kind == "mobillm":  # which has no other
@@ -152,6 +151,13 @@ def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
                 (*where, "backbone_prediction"),
                 f"{own} predicts classes, and these are ratings: say `uniform`, which begins at 0",
             )
+
+
+def _methods(scenario: Scenario) -> dict[Where, AnyMethod]:
+    methods: dict[Where, AnyMethod] = {("method",): scenario.method}
+    if scenario.compare:
+        methods |= {("compare", "methods", k): m for k, m in scenario.compare.methods.items()}
+    return methods
 
 
 def _tuning_problems(
@@ -208,10 +214,12 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
             yield ("traces", name, "period"), "the period must be longer than the last time"
 
 
-def _label_text_problems(scenario: Scenario, folder: Path) -> Iterator[tuple[Where, str]]:
-    """Sentences about classes that there are not, and classes without one."""
-    task = scenario.task
-    if task.label_texts is None:
+def _label_problems(
+    key: label_texts.Key, scenario: Scenario, folder: Path
+) -> Iterator[tuple[Where, str]]:
+    """Sentences, or words, of classes that there are not, and classes without one."""
+    task, given = scenario.task, getattr(scenario.task, key)
+    if given is None:
         return
     if isinstance(task.dataset, SizedData):
         names: Collection[str] = [str(number) for number in range(task.dataset.classes)]
@@ -222,20 +230,31 @@ def _label_text_problems(scenario: Scenario, folder: Path) -> Iterator[tuple[Whe
             names = data.load(located_data(task.dataset, folder)).class_names
         except ValueError:  # whoever reads the texts says what is wrong with them
             return
-    for name, what in label_texts.problems(task.label_texts, list(names)):
-        yield ("task", "label_texts", *([name] if name else [])), what
+    for name, what in label_texts.problems(given, list(names), key):
+        yield ("task", key, *([name] if name else [])), what
 
 
 def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     """A backbone's own prediction from what the task does not have."""
-    task, dataset = scenario.task, scenario.task.dataset
-    kind = getattr(scenario.method, "backbone_prediction", None)
-    where = ("method", "backbone_prediction")
-    named = dataset if isinstance(dataset, str) else ""
-    if kind == "class-texts" and task.label_texts is None and not label_texts.shipped(named):
-        yield where, "class-texts needs `task.label_texts`, a sentence about each class"
+    task = scenario.task
+    if task.template is not None and (unfit := prompts.why_unfit(task.template)):
+        yield ("task", "template"), unfit
+    for where, method in _methods(scenario).items():
+        for what in _lacking(getattr(method, "backbone_prediction", None), task):
+            yield (*where, "backbone_prediction"), what
+
+
+def _lacking(kind: str | None, task: TaskSettings) -> Iterator[str]:
+    """What a kind of own prediction needs and the task does not have."""
+    if kind == "class-texts" and not (task.label_texts or label_texts.shipped(task.dataset)):
+        yield "class-texts needs `task.label_texts`, a sentence about each class"
     if kind == "public-head" and not task.public:
-        yield where, "public-head needs `task.public: N`, so many labelled texts at the server"
+        yield "public-head needs `task.public: N`, so many labelled texts at the server"
+    if kind in VERBALISERS and not isinstance(task.dataset, SizedData):
+        if not (task.label_words or label_texts.shipped(task.dataset, "label_words")):
+            yield f"{kind} needs `task.label_words`, a word to say for each class"
+        if not (task.template or label_texts.shipped_template(task.dataset)):
+            yield f'{kind} needs `task.template`, such as "{{text}}\\nTopic:"'
 
 
 def located_data(dataset: str | OwnData | SizedData, folder: Path) -> str | dict[str, Any]:

@@ -145,6 +145,13 @@ class TaskSettings(Settings):
     """Further labelled texts of the training part, at the server and on no device."""
     label_texts: LabelTexts | None = None
     """Class name -> a sentence about its texts; default those that come with the data set."""
+    template: str | None = Field(None, max_length=10_000)
+    """What every backbone reads a text in, with `{text}` (and `{second_text}` of a pair) in its
+    place; default the text alone, for a verbaliser what comes with the data set.
+    """
+    label_words: LabelTexts | None = None
+    """Class name -> what a language model says next for it; default what comes with the data set.
+    """
     kind: Literal["classification", "regression"] | None = None
     """What a label is: a class, or the number of a rating; default a class."""
     metric: MetricName | None = None
@@ -160,6 +167,7 @@ class TaskSettings(Settings):
     def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: who leaves the later settings alone keeps the digest."""
         later = {"drift": None, "public": 0, "label_texts": None, "kind": None, "metric": None}
+        later |= {"template": None, "label_words": None}
         return {
             key: value
             for key, value in dump(self).items()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
+from learning.side.prediction_difference import TEMPERATURES, VERBALISERS, backbone_prediction
 from sim.kernel.learner import Learner
 from sim.methods.federated_peft.fed_avg import FedAvg, FedAvgLearner
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -47,12 +47,12 @@ class OnDevice(SideTuningLearner):
         self._backbone = Backbone(self._spec)
         self._names: np.ndarray | None = None
         kind = self.config.backbone_prediction
-        if kind in ("public-head", "own-head"):
+        if kind in ("public-head", "own-head", *VERBALISERS):
             raise ValueError(
-                f"method.backbone_prediction: {kind} is not fitted in executed runs; choose another"
+                f"method.backbone_prediction: {kind} is not made in executed runs; choose another"
             )
         if kind in TEMPERATURES:
-            words = sim.task.class_tokens(self._spec, kind == "label-names")
+            words = sim.task.said_tokens(self._spec, kind)
             self._names = self._pass(words)[:, -1]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:

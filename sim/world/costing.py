@@ -75,6 +75,11 @@ class FleetCosting:
         width = BYTES_PER_NUMBER[self.precision[member.group]]
         return self.architectures[member.backbone].forward(len(lengths), tokens, width)
 
+    def next_word(self, member: Member, texts: int, words: int) -> Cost:
+        """What so many words' logits cost after a forward pass over these texts."""
+        width = BYTES_PER_NUMBER[self.precision[member.group]]
+        return self.architectures[member.backbone].next_word(texts, words, width)
+
     def weight_bytes(self, member: Member) -> int:
         """Bytes of the member's backbone in its memory."""
         width = BYTES_PER_NUMBER[self.precision[member.group]]

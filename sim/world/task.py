@@ -8,14 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from learning.backbones.catalogue import BackboneSpec
+from learning.backbones.prompts import CONTENT_FREE, prompts, why_unfit
 from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, label_texts, partition
 from learning.data import texts as data
-from learning.metrics import Score, is_rating, score, why_unfit
+from learning.metrics import Score, is_rating, score
+from learning.metrics import why_unfit as why_unfit_metric
+from learning.side.prediction_difference import VERBALISERS
 from sim.kernel.learner import Part
 from sim.kernel.streams import Streams
 from sim.scenario.arrivals import Drift
@@ -57,6 +61,10 @@ class DividedTask:
     """Sample numbers that the server has and no device holds."""
     label_texts: Mapping[str, str] = field(default_factory=dict)
     """What a text of each class is, where somebody says so."""
+    template: str | None = None
+    """What backbones read each text in; None: by itself."""
+    label_words: Mapping[str, str] = field(default_factory=dict)
+    """What a language model says for each class, where somebody says so."""
     metric: str = "accuracy"
     """What models are judged by, of `learning.metrics`."""
 
@@ -92,18 +100,38 @@ class DividedTask:
         """The number of classes; 1 where there are ratings, which a model has one output for."""
         return len(self.class_names)
 
-    def class_tokens(self, spec: BackboneSpec, of_names: bool = False) -> Tokens:
-        """What is said of each class, or its name, as this backbone's tokens, in the order of the
-        classes.
+    def said(self, prediction: str) -> list[str]:
+        """What is said of the classes for a kind of own prediction: their names, or a sentence
+        each, in their order. A verbaliser is calibrated by the sentences, or by texts free of
+        content where there are none.
         """
-        words = [name if of_names else self.label_texts[name] for name in self.class_names]
-        return tokenise(spec, words, max_tokens=self.max_tokens)
+        if prediction == "label-names":
+            return list(self.class_names)
+        is_calibrated = prediction == "calibrated-verbaliser"
+        if is_calibrated and not self.label_texts:
+            return list(CONTENT_FREE)
+        return [self.label_texts[name] for name in self.class_names]
 
-    def class_lengths(self, spec: BackboneSpec, of_names: bool = False) -> np.ndarray:
-        """Tokens of these, shape [classes]."""
+    def said_tokens(self, spec: BackboneSpec, prediction: str) -> Tokens:
+        """The same as this backbone's tokens; of a verbaliser, in its template."""
+        said = self.said(prediction)
+        if prediction not in VERBALISERS:
+            return tokenise(spec, said, max_tokens=self.max_tokens)
+        is_pairs = self.texts is not None and self.texts.second_texts is not None
+        return self._in_template(spec, said, said if is_pairs else None)
+
+    def said_lengths(self, spec: BackboneSpec, prediction: str) -> np.ndarray:
+        """Tokens of these, shape [said]."""
         if self.fixed_tokens is not None:
             return np.full(self.classes, self.fixed_tokens)
-        return self.class_tokens(spec, of_names).lengths()
+        return self.said_tokens(spec, prediction).lengths()
+
+    def _in_template(
+        self, spec: BackboneSpec, texts: Sequence[str], seconds: Sequence[str] | None
+    ) -> Tokens:
+        if self.template is None:
+            return tokenise(spec, texts, seconds, self.max_tokens)
+        return prompts(spec, self.template, texts, seconds, self.max_tokens)
 
     def tokens(self, spec: BackboneSpec, samples: np.ndarray) -> Tokens:
         """The samples as this backbone's tokens; piece by piece, for a tokenizer takes a hundred
@@ -116,11 +144,10 @@ class DividedTask:
         ends = np.cumsum([sum(len(column[i]) for column in columns) for i in samples])
         pieces = np.split(samples, np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1)
         made = [
-            tokenise(
+            self._in_template(
                 spec,
                 [texts[i] for i in piece],
                 None if seconds is None else [seconds[i] for i in piece],
-                self.max_tokens,
             )
             for piece in pieces
         ]
@@ -190,7 +217,7 @@ def load_task(
         test, validation = validation, validation[:0]
     has_ratings = is_rating(labels)
     metric = settings.metric or ("pearson" if has_ratings else "accuracy")
-    if unfit := why_unfit(metric, None if has_ratings else len(names)):
+    if unfit := why_unfit_metric(metric, None if has_ratings else len(names)):
         raise data.DataError(f"task.metric: {unfit}")
     groups = partition.bins(labels) if has_ratings else labels
     parts, chosen = _divide(settings.partition, labels, groups, clients, train, n_devices, streams)
@@ -203,6 +230,10 @@ def load_task(
         parts = _drifted(
             settings.drift, groups if settings.drift.by == "label" else clients, parts, streams
         )
+    template = template_of(scenario)
+    is_pairs = texts is not None and texts.second_texts is not None
+    if template is not None and (unfit := why_unfit(template, is_pairs)):
+        raise data.DataError(f"task.template: {unfit}")
     return DividedTask(
         labels,
         names,
@@ -216,22 +247,36 @@ def load_task(
         validation,
         test_pool,
         public,
-        said_of_classes(settings, names),
+        _of_classes("label_texts", settings, names),
+        template,
+        _of_classes("label_words", settings, names),
         metric,
     )
 
 
-def said_of_classes(settings: TaskSettings, class_names: Sequence[str]) -> Mapping[str, str]:
-    """The sentence about each class: the user's, or those that come with the data set; empty where
-    nobody says any. DataError for sentences that are not of these classes.
+def template_of(scenario: Scenario) -> str | None:
+    """What backbones read each text in: the user's, or for a verbaliser the one that comes with the
+    data set.
     """
-    if settings.label_texts is None:
-        name = settings.dataset if isinstance(settings.dataset, str) else ""
-        found = label_texts.shipped(name)
+    prediction = getattr(scenario.method, "backbone_prediction", None)
+    if scenario.task.template is None and prediction in VERBALISERS:
+        return label_texts.shipped_template(scenario.task.dataset)
+    return scenario.task.template
+
+
+def _of_classes(
+    key: Literal["label_texts", "label_words"], settings: TaskSettings, class_names: Sequence[str]
+) -> Mapping[str, str]:
+    """What is said of each class: the user's, or what comes with the data set; empty where nobody
+    says anything. DataError for what is not of these classes.
+    """
+    given: Mapping[str, str] | None = getattr(settings, key)
+    if given is None:
+        found = label_texts.shipped(settings.dataset, key)
         return found if set(class_names) <= set(found) else {}
-    for name, what in label_texts.problems(settings.label_texts, class_names):
-        raise data.DataError(".".join(filter(None, ("task.label_texts", name))) + f": {what}")
-    return settings.label_texts
+    for name, what in label_texts.problems(given, class_names, key):
+        raise data.DataError(".".join(filter(None, (f"task.{key}", name))) + f": {what}")
+    return given
 
 
 def _judged(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from learning.side.prediction_difference import (
     PREDICTIONS,
+    VERBALISERS,
     backbone_prediction,
     difference,
     shares,
@@ -40,7 +41,10 @@ def test_the_prediction_is_left_alone():
 def test_predictions_are_probabilities(kind):
     rng = np.random.default_rng(0)
     texts, classes, head = (rng.normal(size=(n, 16)).astype(np.float32) for n in (7, 5, 17))
-    y_b = backbone_prediction(kind, texts, 5, classes, rng, head[:, :5])
+    if kind in VERBALISERS:  # what stands for the classes are logits, too
+        classes = classes[:, :5]
+    logits = rng.normal(size=(7, 5)).astype(np.float32)
+    y_b = backbone_prediction(kind, texts, 5, classes, rng, head[:, :5], logits_NC=logits)
     assert y_b.shape == (7, 5) and y_b.dtype == np.float32
     assert np.allclose(y_b.sum(axis=1), 1, atol=1e-6) and (y_b >= 0).all()
     assert np.all(y_b == np.float32(0.2)) == (kind == "uniform")

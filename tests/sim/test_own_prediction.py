@@ -61,7 +61,7 @@ def test_a_pass_over_the_classes_texts_comes_first_and_gives_a_prediction_at_onc
     assert sim.updates == 0 and curve(sim) == [sim.score] and sim.score > 0.5
     dry = simulate(method=method("class-texts"), dry=True, **WORLD)
     device = dry.devices[0]
-    lengths = np.sort(dry.task.class_lengths(dry.costing.learned["random-bert"]))
+    lengths = np.sort(dry.task.said_lengths(dry.costing.learned["random-bert"], "class-texts"))
     expected = dry.costing.forward(device.member, lengths).flop  # three texts are one batch of four
     own, before = (spans(s, "compute", actor=device.id) for s in (dry, plain))
     assert own[0]["flop"] == expected > 0 and own[0]["start_s"] == 0.0

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from learning.cost.costs import Cost
-from learning.side.prediction_difference import TEMPERATURES
+from learning.side.prediction_difference import SAID_FIRST
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.work import Work
@@ -24,6 +24,7 @@ from sim.methods.on_device.shared import OnDeviceMethod
 from sim.methods.side_tuning.shared import (
     SideTuningSettings,
     class_pass,
+    device_pass,
     require_words,
     shape_over,
 )
@@ -74,9 +75,14 @@ class LocalLST(OnDeviceMethod):
         """
         loss: Literal["squared-error", "cross-entropy"] = "cross-entropy"
         """The labels are on the device."""
-        backbone_prediction: Literal["uniform", "label-names", "class-texts", "random-head"] = (
-            "uniform"
-        )
+        backbone_prediction: Literal[
+            "uniform",
+            "label-names",
+            "class-texts",
+            "verbaliser",
+            "calibrated-verbaliser",
+            "random-head",
+        ] = "uniform"
         """As in Fed MobiLLM, but for heads that are fitted: no server, and the side network is the
         device's own already.
         """
@@ -122,15 +128,14 @@ class LocalLST(OnDeviceMethod):
             step = shape.training_step({device.backbone: n})
             cost += Cost(step.flop, step.bytes_moved, n * vector_bytes + own_bytes)
             if number == 0 or not self.config.cache:
-                forward = self.world.costing.forward(
-                    device.member, self.world.lengths(device, batch.samples)
-                )
+                lengths = self.world.lengths(device, batch.samples)
+                forward = device_pass(self.config, self.world, device, lengths)
                 cost += Cost(
                     forward.flop,
                     forward.bytes_moved,
                     forward.peak_bytes + n * vector_bytes + own_bytes,
                 )
-        if number == 0 and self.config.backbone_prediction in TEMPERATURES:
+        if number == 0 and self.config.backbone_prediction in SAID_FIRST:
             cost += class_pass(self.config, self.world, device)
         if self.config.cache:
             cost += Cost(peak_bytes=cost.peak_bytes + len(device.samples) * vector_bytes)

@@ -19,7 +19,7 @@ import simpy
 from pydantic import Field
 
 from learning.side.config import SideShape
-from learning.side.prediction_difference import TEMPERATURES
+from learning.side.prediction_difference import SAID_FIRST
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -29,6 +29,7 @@ from sim.methods.side_tuning.reference_learners import ServerLearner
 from sim.methods.side_tuning.shared import (
     SideTuning,
     SideTuningSettings,
+    server_cost,
     server_pass,
     shape_over,
 )
@@ -63,7 +64,13 @@ class Centralised(SideTuning):
         questions, MiniLM tokens).
         """
         backbone_prediction: Literal[
-            "uniform", "label-names", "class-texts", "random-head", "public-head"
+            "uniform",
+            "label-names",
+            "class-texts",
+            "verbaliser",
+            "calibrated-verbaliser",
+            "random-head",
+            "public-head",
         ] = "uniform"
         """As in Fed MobiLLM; there is no device with texts of its own to fit a head to."""
         wire: Literal["float32"] = "float32"
@@ -103,10 +110,9 @@ class Centralised(SideTuning):
     def fit_heads(self, server: Server) -> Generator:
         """What devices would compute of the classes, too."""
         kind, task = self.config.backbone_prediction, self.world.task
-        if kind in TEMPERATURES:
-            spec = self.world.costing.learned[self.backbone]
-            lengths = task.class_lengths(spec, kind == "label-names")
-            work: Work[None] = Work(server_pass(self.world, self.backbone, lengths))
+        if kind in SAID_FIRST:
+            lengths = task.said_lengths(self.world.costing.learned[self.backbone], kind)
+            work: Work[None] = Work(server_pass(self.config, self.world, self.backbone, lengths))
             yield from server.compute(work, kind="forward")
         yield from super().fit_heads(server)
 
@@ -169,9 +175,5 @@ class Centralised(SideTuning):
         fixed = self.world.costing.fixed_tokens
         spec = self.world.costing.learned[self.backbone]
         tokens = fixed or int(self.world.task.lengths(spec, samples).max())
-        return self.learner.work(
-            self.architecture.forward(len(samples), tokens),
-            self.learner.forward,
-            self.backbone,
-            samples,
-        )
+        cost = server_cost(self.config, self.world, self.backbone, len(samples), tokens)
+        return self.learner.work(cost, self.learner.forward, self.backbone, samples)

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learning.backbones import catalogue
+from learning.backbones.prompts import first_tokens
 from learning.side import heads, taps
 from learning.side.config import shape_for
-from learning.side.prediction_difference import TEMPERATURES, backbone_prediction
+from learning.side.prediction_difference import SAID_FIRST, VERBALISERS, backbone_prediction
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.backbones.tokens import Tokens
     from learning.metrics import Score
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
@@ -75,25 +77,43 @@ class SideTuningLearner(RealLearner):
         self._row: dict[str, dict[int, int]] = {}
         self._readouts: dict[str, np.ndarray] = {}
         self._classes: dict[str, np.ndarray] = {}
+        self._logits: dict[str, np.ndarray] = {}
         for name, spec in self._specs.items():
             public = [task.public] if self.config.backbone_prediction == "public-head" else []
             samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
             report = functools.partial(self.world.on_prepare, name)
-            self._readouts[name] = pooled_activations(
-                spec, tokens, self.config.readout, store, self.world.host.map, report
+            read = functools.partial(
+                pooled_activations, spec, store=store, spread=self.world.host.map, progress=report
             )
+            self._readouts[name] = read(tokens, self.config.readout)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
-            if self.config.backbone_prediction in TEMPERATURES:
-                words = task.class_tokens(spec, self.config.backbone_prediction == "label-names")
-                self._classes[name] = pooled_activations(
-                    spec, words, self.config.readout, store, self.world.host.map
-                )[:, -1]
+            self._read_classes(name, tokens, read)
         self._fit_heads()
         self._held_out = self._of_part("test")
         self._validation = self._of_part("validation")
         known = f"side network of {list(self._specs)}"
         self.tuning = Learned.given(known, self.fresh(self._seed))
+
+    def _read_classes(
+        self, backbone: str, tokens: Tokens, read: Callable[[Tokens, str], np.ndarray]
+    ) -> None:
+        """What stands for the classes: vectors of what is said of them, or what a verbaliser says
+        after each text, [texts, classes], and after what it is calibrated by.
+        """
+        from learning.backbones.language_head import WordHead
+
+        task, kind = self.world.task, self.config.backbone_prediction
+        spec = self._specs[backbone]
+        said = task.said_tokens(spec, kind) if kind in SAID_FIRST else None
+        if kind in VERBALISERS:
+            words = {name: task.label_words[name] for name in task.class_names}
+            says = WordHead(spec, first_tokens(spec, task.template or "", words))
+            self._logits[backbone] = says(read(tokens, "last")[:, -1])
+            if said is not None:
+                self._classes[backbone] = says(read(said, "last")[:, -1])
+        elif said is not None:
+            self._classes[backbone] = read(said, self.config.readout)[:, -1]
 
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         """The training texts that this backbone will see."""
@@ -107,6 +127,7 @@ class SideTuningLearner(RealLearner):
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         if self._left_out and int(samples[0]) in self._left_out:  # a device's own training texts
             return np.stack([self._left_out[int(sample)] for sample in samples])
+        rows = [self._row[backbone][int(sample)] for sample in samples]
         return backbone_prediction(
             self.config.backbone_prediction,
             self._last_layer(backbone, samples),
@@ -114,6 +135,7 @@ class SideTuningLearner(RealLearner):
             self._classes.get(backbone),
             self._head_stream(backbone),
             self._heads.get(backbone),
+            logits_NC=self._logits[backbone][rows] if backbone in self._logits else None,
         )
 
     def _last_layer(self, backbone: str, samples: np.ndarray) -> np.ndarray:
@@ -285,11 +307,10 @@ class SideTuningLearner(RealLearner):
 
         folder.mkdir(exist_ok=True)
         streams, task, kind = {}, self.world.task, self.config.backbone_prediction
+        is_said = kind in VERBALISERS
         if kind == "random-head":
             streams = {name: self._head_stream(name) for name in self.vectors}
-        words: Sequence[str] = task.class_names if kind == "label-names" else ()
-        if kind == "class-texts":
-            words = [task.label_texts[name] for name in task.class_names]
+        words = [task.label_words[name] for name in task.class_names] if is_said else []
         notes = notes_for(
             {name: self.world.costing.learned[name] for name in self.vectors},
             self.vectors,
@@ -297,7 +318,9 @@ class SideTuningLearner(RealLearner):
             pairs=task.texts is not None and task.texts.second_texts is not None,
             heads=streams,
             fitted=self._heads if kind == "public-head" else {},
-            class_words=words,
+            class_words=task.said(kind) if kind in SAID_FIRST else (),
+            label_words=words,
+            template=task.template or "",
             readout=self.config.readout,
             backbone_prediction=kind,
             loss=self.config.loss,

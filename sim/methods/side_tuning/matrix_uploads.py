@@ -17,7 +17,7 @@ from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
-from sim.methods.side_tuning.shared import SideTuning
+from sim.methods.side_tuning.shared import SideTuning, device_pass
 
 
 class MatrixUploads(SideTuning):
@@ -50,7 +50,7 @@ class MatrixUploads(SideTuning):
         if self.config.shortcut == "pivot":
             return super().forward(device, samples)
         lengths = self.world.lengths(device, samples)
-        cost = self.world.costing.forward(device.member, lengths)
+        cost = device_pass(self.config, self.world, device, lengths)
         width = self.shape.backbone_widths[device.backbone]
         kept = 4 * self.shape.vectors * int(lengths.sum()) * width
         cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)

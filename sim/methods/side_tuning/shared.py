@@ -14,11 +14,13 @@ import numpy as np
 import simpy
 from pydantic import Field
 
+from learning.backbones.language_head import require_language_model
+from learning.backbones.prompts import first_tokens
 from learning.cost.costs import Cost
 from learning.side.activations import encoded_nbytes
 from learning.side.config import SideNetworkConfig, SideShape, shape_for
 from learning.side.heads import fitting, head_bytes
-from learning.side.prediction_difference import TEMPERATURES
+from learning.side.prediction_difference import SAID_FIRST, VERBALISERS
 from learning.side.taps import sample
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
@@ -52,10 +54,18 @@ class SideTuningSettings(RenamedSettings):
     sentence encoders).
     """
     backbone_prediction: Literal[
-        "uniform", "label-names", "class-texts", "random-head", "public-head", "own-head"
+        "uniform",
+        "label-names",
+        "class-texts",
+        "verbaliser",
+        "calibrated-verbaliser",
+        "random-head",
+        "public-head",
+        "own-head",
     ] = "uniform"
     """The backbone's own prediction y_b, which the side network adds to: nothing; likeness to the
-    classes' names, or to a sentence about each (`task.label_texts`); a head drawn at random, fitted
+    classes' names, or to a sentence about each (`task.label_texts`); which class's word
+    (`task.label_words`) a decoder says next, as it is or calibrated; a head drawn at random, fitted
     to `task.public` at the server, or by each device to its own texts.
     """
     loss: Literal["squared-error", "cross-entropy"] = "squared-error"
@@ -83,30 +93,61 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
 
 
 def require_words(config: Any, world: World) -> None:
-    """Raise ValueError where the task has not got what the backbone's own prediction is made
+    """Raise ValueError where the task, or a backbone, has not got what its own prediction is made
     from.
     """
     kind, task = config.backbone_prediction, world.task
     if kind == "class-texts" and task.texts is not None and not task.label_texts:
         raise ValueError("class-texts needs `task.label_texts`, a sentence about each class")
+    if kind in VERBALISERS and task.texts is not None and not (task.template and task.label_words):
+        raise ValueError(f"{kind} needs `task.template` and `task.label_words`, a word a class")
+    for spec in world.costing.learned.values() if kind in VERBALISERS else ():
+        require_language_model(spec)
+        if task.texts is not None:
+            first_tokens(spec, task.template or "", task.label_words)
     if kind == "public-head" and not len(task.public):
         raise ValueError("public-head needs `task.public: N`, so many labelled texts at the server")
 
 
+def device_pass(
+    config: SideTuningSettings, world: World, device: Device, lengths: np.ndarray
+) -> Cost:
+    """A device's pass over a batch of texts of these lengths; and what a verbaliser says of each:
+    the logits of the classes' words alone, as the rest of the vocabulary cancels among them.
+    """
+    cost = world.costing.forward(device.member, lengths)
+    if config.backbone_prediction in VERBALISERS:
+        cost += world.costing.next_word(device.member, len(lengths), world.task.classes)
+    return cost
+
+
 def class_pass(config: SideTuningSettings, world: World, device: Device) -> Cost:
     """A device's passes over what is said of the classes, a batch at a time."""
-    of_names = config.backbone_prediction == "label-names"
-    lengths = world.task.class_lengths(world.costing.learned[device.backbone], of_names)
+    spec = world.costing.learned[device.backbone]
+    lengths = world.task.said_lengths(spec, config.backbone_prediction)
     batches = in_batches(lengths, config.device_batch)
-    return sum((world.costing.forward(device.member, batch) for batch in batches), Cost())
+    return sum((device_pass(config, world, device, batch) for batch in batches), Cost())
 
 
-def server_pass(world: World, backbone: str, lengths: np.ndarray) -> Cost:
+def server_pass(
+    config: SideTuningSettings, world: World, backbone: str, lengths: np.ndarray
+) -> Cost:
     """The server's passes of a backbone over texts of these lengths."""
     tokens, cost = world.costing.fixed_tokens, Cost()
     for batch in in_batches(lengths, SERVER_TEXTS):
         longest = tokens or int(batch.max())
-        cost += world.costing.architectures[backbone].forward(len(batch), longest)
+        cost += server_cost(config, world, backbone, len(batch), longest)
+    return cost
+
+
+def server_cost(
+    config: SideTuningSettings, world: World, backbone: str, texts: int, tokens: int
+) -> Cost:
+    """One pass of the server's, as `device_pass` is one of a device's."""
+    architecture = world.costing.architectures[backbone]
+    cost = architecture.forward(texts, tokens)
+    if config.backbone_prediction in VERBALISERS:
+        cost += architecture.next_word(texts, world.task.classes)
     return cost
 
 
@@ -172,7 +213,7 @@ class SideTuning:
         """Of a forward pass over the device's longest batch, with the backbone's weights."""
         lengths = self.world.lengths(device, device.samples)
         longest = np.full(self.config.device_batch, lengths.max(initial=1))
-        peak = self.world.costing.forward(device.member, longest).peak_bytes
+        peak = device_pass(self.config, self.world, device, longest).peak_bytes
         if self.config.backbone_prediction == "own-head":
             peak = max(peak, self.fitting_own(device).cost.peak_bytes)
         return device.held_bytes(peak)
@@ -184,7 +225,7 @@ class SideTuning:
         classes, or the server's head.
         """
         yield from device.arrive()
-        if self.config.backbone_prediction in TEMPERATURES:
+        if self.config.backbone_prediction in SAID_FIRST:
             yield from device.compute(Work(class_pass(self.config, self.world, device)))
         if self.config.backbone_prediction == "public-head":
             yield from device.until_event(self.heads_fitted)
@@ -198,7 +239,8 @@ class SideTuning:
         if self.config.backbone_prediction == "public-head":
             task, specs = self.world.task, self.world.costing.learned
             for name, width in self.shape.backbone_widths.items():
-                cost = server_pass(self.world, name, task.lengths(specs[name], task.public))
+                lengths = task.lengths(specs[name], task.public)
+                cost = server_pass(self.config, self.world, name, lengths)
                 yield from server.compute(Work(cost), kind="forward")
                 cost = fitting(len(task.public), width, task.classes)
                 yield from server.compute(Work(cost))
@@ -261,7 +303,8 @@ class SideTuning:
 
     def forward(self, device: Device, samples: np.ndarray) -> Work:
         """The frozen backbone over a batch: all that a device computes."""
-        cost = self.world.costing.forward(device.member, self.world.lengths(device, samples))
+        lengths = self.world.lengths(device, samples)
+        cost = device_pass(self.config, self.world, device, lengths)
         return self.learner.work(cost, self.learner.forward, device.backbone, samples)
 
     def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
