@@ -1,12 +1,15 @@
 """What a frozen backbone predicts by itself, and what its difference to the truth gives away.
 
     python benchmarks/own_predictions.py --texts 300 --out found.json
+    python benchmarks/own_predictions.py --backbone smollm2 --texts 150 --public 50
 
 For each packaged data set: the accuracy of `backbone_prediction: class-texts` alone, by layer; its
 squared error beside that of `uniform`; the layer and the temperature with the least error on the
 *other* data sets; and, for each choice of y_b, how many labels whoever receives delta_y reads by
 its largest component, and by adding the y_b that it can compute itself (`--public` texts make the
-public head; each of `--devices` fits its own). Activations are kept in the store.
+public head; each of `--devices` fits its own). Of a decoder, `by_temperature` has for each
+temperature of its verbaliser what is left to learn, and what is read off when the difference is
+sent as float16. Activations are kept in the store.
 """
 
 from __future__ import annotations
@@ -14,18 +17,26 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from learning.backbones import assets, catalogue
-from learning.backbones.tokens import tokenise
+from learning.backbones.language_head import WordHead, require_language_model
+from learning.backbones.prompts import first_tokens, prompts
+from learning.backbones.tokens import Tokens, tokenise
 from learning.data import texts
-from learning.data.label_texts import shipped
+from learning.data.label_texts import shipped, shipped_template
 from learning.side.activation_store import ActivationStore
 from learning.side.heads import fit
-from learning.side.prediction_difference import PREDICTIONS, backbone_prediction, difference
+from learning.side.prediction_difference import (
+    PREDICTIONS,
+    VERBALISERS,
+    backbone_prediction,
+    difference,
+    verbalised,
+)
 from learning.side.readouts import pooled_activations
 
 SETS = (
@@ -38,17 +49,22 @@ SETS = (
     "hutto-films",
     "hutto-editorials",
 )
+SOFTER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # temperatures of a verbaliser
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
 class Read:
-    """Texts [n, layers + 1, D], sentences and names of classes [C, layers + 1, D], labels [n]."""
+    """Texts [n, layers + 1, D], sentences and names of classes [C, layers + 1, D], labels [n]; what
+    a decoder says after each text [n, C] and after each sentence [C, C].
+    """
 
     texts: np.ndarray
     sentences: np.ndarray
     names: np.ndarray
     labels: np.ndarray
+    says: np.ndarray | None = None
+    neutral: np.ndarray | None = None
 
     @property
     def classes(self) -> int:
@@ -62,19 +78,28 @@ def read(name: str, backbone: str, count: int, draw: int = 7) -> Read:
     chosen = np.random.default_rng(draw).permutation(len(data))[:count]
     store = ActivationStore(assets.cache_dir() / "activations")
 
-    def through(words: Sequence[str]) -> np.ndarray:
-        tokens = tokenise(spec, words, max_tokens=64)
+    def read_out(tokens: Tokens, readout: str) -> np.ndarray:
         return pooled_activations(
-            spec, tokens, "mean", store, lambda compute, pieces: (compute(*p) for p in pieces)
+            spec, tokens, readout, store, lambda compute, pieces: (compute(*p) for p in pieces)
         )
 
-    said = shipped(name)
-    return Read(
-        through([data.texts[i] for i in chosen]),
-        through([said[c] for c in data.class_names]),
-        through(data.class_names),
-        data.labels[chosen],
+    def through(words: Sequence[str]) -> np.ndarray:
+        return read_out(tokenise(spec, words, max_tokens=64), "mean")
+
+    given = [data.texts[i] for i in chosen]
+    said = [shipped(name)[c] for c in data.class_names]
+    found = Read(through(given), through(said), through(data.class_names), data.labels[chosen])
+    try:
+        require_language_model(spec)
+    except catalogue.BackboneError:  # an encoder
+        return found
+    template, words = shipped_template(name), shipped(name, "label_words")
+    ids = first_tokens(spec, template, {c: words[c] for c in data.class_names})
+    says, neutral = (
+        WordHead(spec, ids)(read_out(prompts(spec, template, part, None, 64), "last")[:, -1])
+        for part in (given, said)
     )
+    return replace(found, says=says, neutral=neutral)
 
 
 def squared(labels: np.ndarray, y_b: np.ndarray) -> float:
@@ -121,10 +146,12 @@ def own_predictions(found: Read, public: int, devices: int) -> dict[str, tuple[n
         if kind == "own-head":
             made[kind] = own, False
             continue
-        said, weights = given.get(kind, (None, None))
-        y_b = backbone_prediction(
-            kind, x[private], classes, said, np.random.default_rng(0), weights
-        )
+        said, weights = given.get(kind, (found.neutral, None))
+        if kind in VERBALISERS and found.says is None:
+            continue
+        says = found.says if found.says is None else found.says[private]
+        rng = np.random.default_rng(0)
+        y_b = backbone_prediction(kind, x[private], classes, said, rng, weights, logits_NC=says)
         made[kind] = y_b, True
     return made
 
@@ -142,6 +169,23 @@ def leaks(found: Read, public: int, devices: int) -> dict[str, dict[str, float |
             "squared": squared(labels, y_b),
             "read_by_argmax": float(read_off),
             "restored_with_y_b": None if restored is None else float(restored),
+        }
+    return table
+
+
+def by_temperature(found: Read) -> dict[str, dict[str, float]]:
+    """For each temperature of a calibrated verbaliser: squared length of delta_y, and the share of
+    labels that its largest component gives as it arrives in float16, where it is not all zero.
+    """
+    table = {}
+    for temperature in SOFTER if found.says is not None else ():
+        delta_y = difference(found.labels, verbalised(found.says, found.neutral, temperature))
+        sent = delta_y.astype(np.float16)
+        is_read = (sent.argmax(axis=1) == found.labels) & (np.abs(sent).max(axis=1) > 0)
+        table[str(temperature)] = {
+            "squared": float((delta_y**2).sum(axis=1).mean()),
+            "below_a_tenth": float((np.abs(delta_y).max(axis=1) < 0.1).mean()),
+            "read_by_argmax": float(is_read.mean()),
         }
     return table
 
@@ -169,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
             "accuracy": accuracy,
             "relative_error": relative,
             "choices": leaks(one, given.public, given.devices),
+            "by_temperature": by_temperature(one),
         }
         print(name, json.dumps(figures[name]))
     if given.out:

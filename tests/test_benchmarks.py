@@ -57,16 +57,22 @@ def test_own_predictions_are_measured_and_every_label_is_read(tmp_path):
     module = sys.modules["own_predictions"] = module_from_spec(spec)
     spec.loader.exec_module(module)
     out = tmp_path / "found.json"
-    small = ["--backbone", "random-bert", "--texts", "40", "--public", "15", "--devices", "2"]
+    small = ["--texts", "40", "--public", "15", "--devices", "2", "--out", str(out)]
     try:
-        found = module.main([*small, "--data", "hutto-tweets,hutto-films", "--out", str(out)])
+        found = module.main(
+            ["--backbone", "random-bert", "--data", "hutto-tweets,hutto-films", *small]
+        )
+        decoder = module.main(["--backbone", "random-llama", "--data", "hutto-films", *small])
     except AssetMissing as missing:
         pytest.skip(str(missing))
-    assert json.loads(out.read_text()) == found
+    assert json.loads(out.read_text()) == decoder
+    assert {*decoder["hutto-films"]["choices"]} == {*module.PREDICTIONS}
+    softer = [row["squared"] for row in decoder["hutto-films"]["by_temperature"].values()]
+    assert abs(softer[-1] - 0.5) < 0.01  # nearly uniform: one minus a half, squared, twice
     for figures in found.values():
-        assert len(figures["by_layer"]) == 3
+        assert len(figures["by_layer"]) == 3 and not figures["by_temperature"]
         assert figures["choices"]["uniform"]["squared"] == pytest.approx(0.5)
-        assert {*figures["choices"]} == {*module.PREDICTIONS}
+        assert {*module.PREDICTIONS} - {*figures["choices"]} == {*module.VERBALISERS}
         for kind, choice in figures["choices"].items():
             assert choice["restored_with_y_b"] == (None if kind == "own-head" else 1.0)
             # a fitted head may be certain; of what is right and certain no difference is left

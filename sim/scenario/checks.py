@@ -253,7 +253,7 @@ def _lacking(kind: str | None, task: TaskSettings) -> Iterator[str]:
     if kind in VERBALISERS and not isinstance(task.dataset, SizedData):
         if not (task.label_words or label_texts.shipped(task.dataset, "label_words")):
             yield f"{kind} needs `task.label_words`, a word to say for each class"
-        if not (task.template or label_texts.shipped_template(task.dataset)):
+        if task.template is None and not label_texts.shipped_template(task.dataset):
             yield f'{kind} needs `task.template`, such as "{{text}}\\nTopic:"'
 
 
