@@ -151,7 +151,8 @@ def _drawn(spec: BackboneSpec, whole: Any, is_tied: bool, tokens_W: Tensor) -> d
     from learning.backbones.loading import load_model
 
     if is_tied:
-        return {"weight": load_model(spec).get_input_embeddings().weight.detach()[tokens_W]}
+        words: Any = load_model(spec).get_input_embeddings()
+        return {"weight": words.weight.detach()[tokens_W]}
     deviation = getattr(whole.config, "initializer_range", 0.02)
     draw = torch.Generator().manual_seed(spec.seed + 1)  # not the stream of the input embedding
     shape = whole.get_output_embeddings().weight.shape

@@ -64,7 +64,7 @@ def prompts(
                 f"max_tokens: {max_tokens} leaves no room for text beside the {around} tokens that "
                 f"the template takes as {spec.name} reads it"
             )
-        cut = [shortened(spec, [column[i] for i in left], room) for column in columns]
+        cut = [shortened(spec, [column[i] for i in left.tolist()], room) for column in columns]
         whole = [filled(template, *parts) for parts in zip(*cut, strict=True)]
         ids = tokenise(spec, whole, None, _ANY_LENGTH).ids
         fits = np.array([len(one) <= max_tokens for one in ids])
@@ -83,7 +83,8 @@ def first_tokens(spec: BackboneSpec, template: str, words: Mapping[str, str]) ->
     gap = "" if template[-1:].isspace() else " "
     whole = [said, *(said + gap + word.strip() for word in words.values())]
     before, *after = tokenise(spec, whole, None, _ANY_LENGTH).ids
-    n, by_token = len(before), {}
+    n = len(before)
+    by_token: dict[int, str] = {}
     for (name, word), ids in zip(words.items(), after, strict=True):
         if len(ids) <= n or not np.array_equal(ids[:n], before):
             raise BackboneError(

@@ -232,8 +232,8 @@ def load_task(
         )
     template = template_of(scenario)
     is_pairs = texts is not None and texts.second_texts is not None
-    if template is not None and (unfit := why_unfit(template, is_pairs)):
-        raise data.DataError(f"task.template: {unfit}")
+    if template is not None and (wrong := why_unfit(template, is_pairs)):
+        raise data.DataError(f"task.template: {wrong}")
     return DividedTask(
         labels,
         names,
