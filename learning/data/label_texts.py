@@ -45,6 +45,7 @@ def problems(
     """What is wrong with a user's sentences, or words, for these classes: (class, or "" for the
     whole, what).
     """
+    first: dict[str, str] = {}
     for name, text in given.items():
         if name not in class_names:
             near = get_close_matches(name, class_names, 1)
@@ -52,6 +53,8 @@ def problems(
             yield name, f"no class is called {name!r}{hint}"
         elif not text.strip():
             yield name, f"is blank: {_TO_SAY[key]}"
+        elif (other := first.setdefault(" ".join(text.split()), name)) != name:
+            yield name, f"says what {other!r} says: nothing would tell the two apart"
     if missing := [name for name in class_names if name not in given]:
         yield "", f"says nothing of {_few(missing)}: every class needs a {_WANTED[key]}"
 

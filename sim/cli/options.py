@@ -48,11 +48,13 @@ ProfileFolder = Annotated[Path | None, typer.Option("--out", help="Another outpu
 
 def labels_of(methods: str | None) -> list[str]:
     """The labels that `--methods` lists, in quotes where they hold a comma; none where it is not
-    given.
+    given. UserError for a comma that parts nothing.
     """
     from sim.sweep.grid import parts_of
 
-    parts = parts_of(methods) if methods else []
+    parts = [] if methods is None else parts_of(methods)
+    if "" in parts:
+        raise UserError(f"expected names, with a comma between two (got {methods!r})")
     return [part[1:-1] if re.fullmatch("(['\"]).*\\1", part) else part for part in parts]
 
 

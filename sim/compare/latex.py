@@ -12,6 +12,7 @@ from typing import Any
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
 from sim.compare.write import ACCURACIES, half_width
+from sim.scenario.complaints import nearest
 from sim.views import escaping
 
 HEADINGS = {  # short, and what each number is of
@@ -57,10 +58,15 @@ def tables_for_paper(
 
 
 def check_columns(columns: Iterable[str]) -> None:
-    """Raise CompareError for a name that is no column's."""
+    """Raise CompareError for a name that is no column's, and for one that is there twice."""
+    seen = set()
     for name in columns:
         if name not in COLUMNS:
-            raise CompareError(f"{name!r} is no column; there are {', '.join(COLUMNS)}")
+            near = nearest(name, COLUMNS)
+            raise CompareError(f"{name!r} is no column; there are {', '.join(COLUMNS)}{near}")
+        if name in seen:
+            raise CompareError(f"column {name!r} is given twice")
+        seen.add(name)
 
 
 def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_page: bool) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.protocol import like_with_like
 from sim.compare.table import rows
 from sim.kernel.streams import Streams
+from sim.scenario.complaints import nearest
 from sim.scenario.file import ScenarioError, changed
 from sim.scenario.schema import Compare, Scenario
-from sim.sweep.grid import cells_of, folder_name, planned
+from sim.sweep.grid import MOST_RUNS, cells_of, folder_name, planned
 from sim.sweep.planned_run import SweepError
 
 
@@ -42,7 +44,7 @@ def plan(
     if unknown := [label for label in only if label not in compare.methods]:
         raise CompareError(
             f"no method of {scenario.name} is labelled {unknown[0]!r} (there are: "
-            f"{', '.join(compare.methods)})"
+            f"{', '.join(compare.methods)}){nearest(unknown[0], compare.methods)}"
         )
     over = {} if compare.over is None else {compare.over.key: compare.over.values}
     try:
@@ -114,8 +116,13 @@ def candidates(
     dials: dict[str, list[Any]], budget: int, streams: Streams, label: str
 ) -> list[dict[str, Any]]:
     """At most `budget` combinations of the dials' values: all of them, or a random sample of a
-    larger grid.
+    larger grid. CompareError for a grid that is larger than can be drawn from.
     """
+    size = math.prod(map(len, dials.values()))
+    if size > MOST_RUNS:
+        raise CompareError(
+            f"compare.tune.dials.{label}: {size:,} combinations, and {MOST_RUNS:,} is the most"
+        )
     grid = [dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values())]
     chosen = sorted(streams.rng("compare/tuning", label).permutation(len(grid))[:budget])
     return [grid[i] for i in chosen]

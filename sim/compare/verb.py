@@ -110,6 +110,8 @@ def compare_scenario(
     """
     check_columns(columns)
     entries = plan(scenario, out, seeds, only, folder)
+    if tune:
+        tuning_plan(scenario, out, only)  # what cannot be is told now
     for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
         preflight(world, folder)  # once, and not by every process again
     out.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,10 @@ from learning.metrics import why_unfit
 from learning.side.prediction_difference import VERBALISERS
 from sim.scenario.arrivals import ListedJoin
 from sim.scenario.availability import Diurnal
+from sim.scenario.complaints import nearest
 from sim.scenario.data import OwnData, SizedData
 from sim.scenario.schema import MOST_DEVICES, AnyMethod, Compare, Mix, Scenario, TaskSettings
-from sim.scenario.settings import why_unread
+from sim.scenario.settings import RENAMED, why_unread
 
 Where = tuple[str | int, ...]
 
@@ -173,6 +174,11 @@ def _tuning_problems(
         where = ("compare", "tune", "dials", label)
         yield from _unknown(where, label, set(compare.methods), "method", None)
         dials = compare.tune.dials[label]
+        fields = type(compare.methods[label]).model_fields if label in compare.methods else dials
+        for key in dials:
+            name = key.partition(".")[0]
+            if name not in {*fields, *RENAMED}:
+                yield (*where, key), f"no setting is called {name!r}{nearest(name, fields)}"
         for key in dials if label in compare.methods and "peft" not in dials else ():
             if what := why_unread(compare.methods[label], key):
                 yield (*where, key), f"is for {what} alone, so that it would tune nothing"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,21 +105,22 @@ def changed(instance: Model, key: str, value: Any) -> Model:
     """
     data = _dumped(instance, exclude_unset=True)
     whole: Any = resolved(instance)
+    settings: Any = instance
     spot: Any = data
     *path, last = dotted_path(key)
     try:
         for step in path:
             wrong = step
-            whole = whole[step]
-            if isinstance(spot, dict):
-                spot.setdefault(step, whole)
+            settings, whole = _below(settings, whole, step)
+            if isinstance(spot, dict) and spot.get(step) is None:
+                spot[step] = whole
             spot = spot[step]
         if isinstance(last, str) and last not in whole:
             last = RENAMED.get(last, last)
         wrong = last
-        whole[last]  # a new key would be a typing error
+        _below(settings, whole, last)  # a new key would be a typing error
     except (KeyError, IndexError, TypeError):
-        known = whole if isinstance(whole, dict) else ()
+        known = {*whole, *_fields(settings)} if isinstance(whole, dict) else ()
         raise ScenarioError([f"nothing is called {key!r}{nearest(wrong, known)}"]) from None
     spot[last] = value
     try:
@@ -129,6 +130,23 @@ def changed(instance: Model, key: str, value: Any) -> Model:
         assert root is not None, "a scenario is not nothing"
         found = explained(error, type(instance), root)
         raise ScenarioError(problem.text for problem in found) from None
+
+
+def _below(settings: Any, whole: Any, step: str | int) -> tuple[Any, Any]:
+    """What is below a step: the settings, None where a section is off, and how they are dumped, {}
+    for what a dump leaves out because it is as it is by default. KeyError for no setting.
+    """
+    if step in _fields(settings):
+        found = whole.get(step)
+        return getattr(settings, str(step)), {} if found is None else found
+    if settings is None and whole == {}:
+        return None, {}
+    found = whole[step]
+    return settings[step] if isinstance(settings, Mapping | list | tuple) else None, found
+
+
+def _fields(settings: Any) -> Collection[str]:
+    return type(settings).model_fields if isinstance(settings, BaseModel) else ()
 
 
 def dotted_path(key: str) -> list[str | int]:

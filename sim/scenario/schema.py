@@ -329,7 +329,8 @@ class Compare(Settings):
     tune: Tune | None = None
     """Choose every method's dials before the second table."""
     claims: dict[
-        Literal["time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j"], float
+        Literal["time_s", "flop", "communication_bytes", "peak_memory_bytes", "energy_j"],
+        Annotated[float, Field(ge=0, lt=1)],
     ] = {}
     """Reductions that a paper reports, to be drawn beside those measured."""
 

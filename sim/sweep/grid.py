@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 from sim.scenario import registry
 from sim.scenario.checks import problems
 from sim.scenario.complaints import nearest
-from sim.scenario.file import ScenarioError, changed, dotted_path, plain
+from sim.scenario.file import ScenarioError, changed, digest, dotted_path, plain, resolved
 from sim.scenario.schema import AnyMethod, Scenario
 from sim.scenario.settings import unread
 from sim.scenario.yaml_tree import Node, Place, Problem, dotted, read, shown
@@ -26,12 +27,14 @@ from sim.sweep.planned_run import PlannedRun, SweepError
 
 LONGEST_NAME = 80  # of a folder
 MOST_SHOWN = 10  # combinations that cannot be
+MOST_RUNS = 100_000
 EXPECTED = "expected key=value,value,..., such as task.partition.alpha=0.1,1,10"
 
 NOT_FOR_A_GRID = {
     "name": "",
     "seed": ": `--seeds 5` repeats every combination",
     "method": ": `--methods` names several",
+    "method.kind": ": `--methods` names several",
     "compare": ": `--methods` names its labels",
 }
 """Settings that a grid cannot vary, and what to say instead."""
@@ -123,7 +126,13 @@ def cells_of(grid: Grid) -> list[dict[str, Any]]:
         said = [json.dumps(value, sort_keys=True) for value in values]
         if twice := [value for value in said if said.count(value) > 1]:
             raise SweepError(f"grid: {key} has the value {twice[0]} twice")
+    _hold_to_most(math.prod(map(len, grid.values())))
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _hold_to_most(runs: int) -> None:
+    if runs > MOST_RUNS:
+        raise SweepError(f"these are {runs:,} runs, and {MOST_RUNS:,} is the most: name fewer")
 
 
 def title(values: Values) -> str:
@@ -171,6 +180,8 @@ def planned(
     """
     if seeds < 1:
         raise SweepError(f"seeds: at least 1 (got {seeds})")
+    cells = list(cells)
+    _hold_to_most(len(cells) * max(1, len(methods)) * seeds)
     entries, refused = [], []
     for values in cells:
         at = folder_of(values)
@@ -202,7 +213,24 @@ def planned(
             ]
     if refused:
         raise SweepError(_refusal(refused))
+    if len(cells) > 1:
+        _differ([entry for entry in entries if entry.scenario.seed == scenario.seed])
     return _apart(entries)
+
+
+def _differ(entries: Iterable[PlannedRun]) -> None:
+    """Raise SweepError where two combinations are the same runs: 60 and 60.0, or a setting that
+    none of the methods reads.
+    """
+    runs: dict[str, tuple[Values, list[str]]] = {}
+    for entry in entries:
+        _, mine = runs.setdefault(json.dumps(entry.values), (entry.values, []))
+        mine.append(digest(resolved(entry.scenario)))
+    seen: dict[tuple[str, ...], Values] = {}
+    for values, digests in runs.values():
+        other = seen.setdefault(tuple(digests), values)
+        if other is not values:
+            raise SweepError(f"grid: {title(other)} and {title(values)} are the same runs")
 
 
 def methods_of(scenario: Scenario, names: Sequence[str]) -> Iterator[tuple[str, AnyMethod]]:

@@ -20,6 +20,7 @@ from sim.sweep.planned_run import PlannedRun
 
 NOT_OF_THE_RUN = {"host", "remarks", "scenario", "method", "seed"}
 """Parts of a summary that say what is known already, or what took place on the host."""
+MOST_WHOLE = 2**63 - 1  # that a column of numbers holds
 
 
 def rows_of(
@@ -66,6 +67,8 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def _column(values: list[Any]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
+    if any(isinstance(value, int) and abs(value) > MOST_WHOLE for value in values):
+        kinds |= {str}
     if kinds <= {int, float} and kinds != {int}:  # nothing at all is a number that is not there
         return pa.array(values, pa.float64())
     if len(kinds) == 1 and kinds <= {int, bool, str}:

@@ -249,6 +249,31 @@ def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
     assert wrong.code == 2 and "ours, lora" in wrong.err and "Traceback" not in wrong.err
     typo = mobifleet("compare", scenario_file(compare={**COMPARE, "ours": "our"}))
     assert typo.code == 2 and "did you mean 'ours'" in typo.err
+    for columns, said in (("chosn", "did you mean 'chosen'"), ("flop,flop", "given twice")):
+        wrong = mobifleet("compare", scenario_file(compare=COMPARE), "--columns", columns)
+        assert wrong.code == 2 and said in wrong.err
+    for claims in ({"flop": 1.0}, {"flop": -0.1}):
+        wrong = mobifleet("check", scenario_file(compare={**COMPARE, "claims": claims}))
+        assert wrong.code == 2 and "compare.claims.flop" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("dial", "said"),
+    [
+        ({"repaly": [5]}, "compare.tune.dials.ours.repaly: no setting is called 'repaly'; did you"),
+        ({"replay": [5, -1]}, "compare.tune.dials.ours: method.replay=-1 cannot be"),
+        ({"side_network.skp": ["ridge"]}, "did you mean 'skip'"),
+        ({name: list(range(1, 50)) for name in ("replay", "server_batch", "device_batch")}, "most"),
+    ],
+)
+def test_dials_that_cannot_be_are_told_before_anything_runs(
+    mobifleet, scenario_file, tmp_path, dial, said
+):
+    tune = {"validation": 12, "dials": {"ours": dial}}
+    path = scenario_file(compare={**COMPARE, "target": 0.5, "tune": tune})
+    done = mobifleet("compare", path, "--out", "out", "--processes", 1)
+    assert done.code == 2 and said in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):

@@ -96,6 +96,7 @@ def test_predicts_afterwards_what_the_run_reports(kind, scenario_file, tmp_path)
         ({**SAID, "d": "No such class."}, "task.label_texts.d", "no class is called 'd'"),
         ({"a": "Only this."}, "task.label_texts", "says nothing of 'b', 'c'"),
         ({**SAID, "b": " "}, "task.label_texts.b", "is blank"),
+        ({**SAID, "b": f" {SAID['a']} "}, "task.label_texts.b", "says what 'a' says"),
     ],
 )
 def test_texts_of_other_classes_are_named_with_their_line(said, where, what, scenario_file):

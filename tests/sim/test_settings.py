@@ -3,6 +3,7 @@ method.
 """
 
 import dataclasses
+import functools
 from typing import get_args
 
 import pytest
@@ -311,3 +312,34 @@ def test_a_value_that_is_changed_leaves_the_others_as_unset_as_they_were(scenari
     assert dataclasses.asdict(other.method.server_optimiser) == dataclasses.asdict(
         scenario.method.server_optimiser
     )
+
+
+@pytest.mark.parametrize("section", ["", "task.", "method.", "task.dataset.", "fleet.0."])
+def test_every_setting_can_be_varied_whether_or_not_a_scenario_says_it(scenario_file, section):
+    """Those too that a resolved scenario leaves out, because they are as they are by default."""
+    lora = {"kind": "fedavg-lora", "rounds": 2}
+    scenario = load(str(scenario_file(method=lora)), Scenario)
+    settings = functools.reduce(
+        lambda here, step: here[0] if step == "0" else getattr(here, step),
+        filter(None, section.split(".")),
+        scenario,
+    )
+    for name in type(settings).model_fields:
+        try:
+            changed(scenario, f"{section}{name}", {"no such": "value"})
+        except ScenarioError as error:
+            assert "nothing is called" not in str(error)
+
+
+def test_settings_of_a_section_that_is_off_can_be_varied(scenario_file):
+    scenario = load(str(scenario_file()), Scenario)
+    assert changed(scenario, "dropout.rate", 2).dropout.rate == 2
+    with pytest.raises(ScenarioError, match=r"task.drift.kind: required key is missing"):
+        changed(scenario, "task.drift.strength", 0.5)
+    with pytest.raises(ScenarioError, match=r"dropout\.rte: unknown key .*did you mean 'rate'"):
+        changed(scenario, "dropout.rte", 2)
+    with pytest.raises(ScenarioError, match=r"nothing is called .droput\.rate.; did you mean"):
+        changed(scenario, "droput.rate", 2)
+    for key in ("fleet.1e9.count", "fleet.7.count", "seed.x", "task.train.x.y"):
+        with pytest.raises(ScenarioError, match=key):
+            changed(scenario, key, 2)

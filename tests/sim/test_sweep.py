@@ -22,6 +22,7 @@ from sim.sweep.engine import FAILED
 from sim.sweep.grid import cells_of, folder_name, folder_of, grid_of, parts_of, planned
 from sim.sweep.planned_run import SweepError
 from sim.sweep.progress import left_s
+from sim.sweep.table import table_of
 
 LORA = {"kind": "fedavg-lora", "rounds": 2, "participation": 1.0, "device_batch": 8}
 OURS = {"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "device_batch": 4}
@@ -77,6 +78,8 @@ def test_a_key_or_a_value_twice_and_what_a_sweep_sets_itself_are_no_grid():
         ({"a": []}, "no values"),
         ({"seed": [1]}, "--seeds"),
         ({"method": [{}]}, "--methods"),
+        ({"method.kind": ["fedbert"]}, "--methods"),
+        ({"a": range(400), "b": range(400)}, "160,000 runs"),
     ):
         with pytest.raises(SweepError, match=said):
             cells_of(grid)
@@ -259,6 +262,49 @@ def test_a_setting_that_nothing_reads_is_no_factor(mobifleet, scenario_file, tmp
         "sweep", scenario_file(method=fedavg), "--grid", "method.most_asks=1,2", "--dry"
     )
     assert done.code == 2 and "method.most_asks" in done.err
+
+
+@pytest.mark.parametrize(
+    ("grid", "methods"),
+    [
+        ({"task.train": [60, 60.0]}, []),
+        ({"server.ingress": ["1 Gbit/s", "10 Mbit/s", "1000 Mbit/s"]}, ["ours", "lora"]),
+        ({"compare.target": [0.5, 0.6]}, []),
+        ({"compare.methods.ours.replay": [5, 10]}, ["lora"]),
+    ],
+)
+def test_values_that_make_no_difference_to_any_run_are_told(scenario_file, tmp_path, grid, methods):
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    with pytest.raises(SweepError, match="are the same runs"):
+        planned(scenario, cells_of(grid), methods, 1, tmp_path)
+
+
+def test_values_that_make_a_difference_to_one_method_are_a_grid(scenario_file, tmp_path):
+    scenario = load(str(scenario_file(compare=COMPARE)), Scenario)
+    grid = {"compare.methods.ours.replay": [5, 10]}
+    assert len(planned(scenario, cells_of(grid), ["ours", "lora"], 1, tmp_path)) == 4
+
+
+def test_more_seeds_than_anybody_can_wait_for_are_told_at_once(mobifleet, scenario_file):
+    for verb in ("sweep", "compare"):
+        done = mobifleet(verb, scenario_file(compare=COMPARE), "--dry", "--seeds", 10**20)
+        assert done.code == 2 and "runs, and 100,000 is the most" in done.err
+
+
+def test_a_seed_that_no_column_of_numbers_holds_is_written_all_the_same():
+    table = table_of([{"seed": 2**63 - 1, "a": 1}, {"seed": 2**63, "a": 10**400}])
+    assert table["seed"].to_pylist() == [str(2**63 - 1), str(2**63)]
+    assert table["a"].to_pylist() == ["1", str(10**400)]
+    assert table_of([{"seed": 2**63 - 1}])["seed"].to_pylist() == [2**63 - 1]
+
+
+@pytest.mark.parametrize("named", ["", ",", "ours,,lora"])
+def test_a_comma_that_parts_nothing_is_no_name(mobifleet, scenario_file, named):
+    for verb in ("sweep", "compare"):
+        done = mobifleet(
+            verb, scenario_file(compare=COMPARE), "--dry", "--methods", named, "--out", "out"
+        )
+        assert done.code == 2 and "expected names, with a comma between" in done.err
 
 
 # --- what goes wrong on the way
