@@ -44,21 +44,32 @@ def fit(vectors_ND: np.ndarray, labels_N: np.ndarray, n_classes: int) -> Head:
     mean_D, base_C = x_ND.mean(axis=0), y_NC.mean(axis=0)
     u_NK, s_K, v_KD = np.linalg.svd(x_ND - mean_D, full_matrices=False)
     scale = max(float((s_K**2).sum()) / width, 1e-12)
+    k, left_NC = leave_one_out(u_NK, s_K**2, y_NC, scale)
+    projected_KC = u_NK.T @ (y_NC - base_C)
+    weights_DC = v_KD.T @ ((s_K / (s_K**2 + k))[:, None] * projected_KC)
+    whole = np.vstack([weights_DC, base_C - mean_D @ weights_DC])
+    return Head(whole.astype(np.float32), left_NC.astype(np.float32))
+
+
+def leave_one_out(
+    u_NK: np.ndarray, squares_K: np.ndarray, y_NC: np.ndarray, scale: float
+) -> tuple[float, np.ndarray]:
+    """The shrinkage k (of `SHRINKAGES`, times `scale`) whose predictions out of sample have the
+    least squared error, and these predictions; of centred vectors X with X X' = U diag(squares) U'.
+    """
+    base_C = y_NC.mean(axis=0)
     projected_KC = u_NK.T @ (y_NC - base_C)
     best: tuple[float, float, np.ndarray] | None = None
     for shrinkage in SHRINKAGES:
-        kept_K = s_K**2 / (s_K**2 + shrinkage * scale)
+        kept_K = squares_K / (squares_K + shrinkage * scale)
         fitted_NC = base_C + u_NK @ (kept_K[:, None] * projected_KC)
-        leverage_N = 1 / n + (u_NK**2) @ kept_K
+        leverage_N = 1 / len(y_NC) + (u_NK**2) @ kept_K
         left_NC = y_NC - (y_NC - fitted_NC) / np.maximum(1 - leverage_N, 1e-6)[:, None]
         error = float(((y_NC - left_NC) ** 2).sum())
         if best is None or error < best[0]:
             best = error, shrinkage * scale, left_NC
     assert best is not None, "there are shrinkages to choose from"
-    _, k, left_NC = best
-    weights_DC = v_KD.T @ ((s_K / (s_K**2 + k))[:, None] * projected_KC)
-    whole = np.vstack([weights_DC, base_C - mean_D @ weights_DC])
-    return Head(whole.astype(np.float32), left_NC.astype(np.float32))
+    return best[1:]
 
 
 def head_bytes(width: int, n_classes: int) -> int:

@@ -23,6 +23,7 @@ from learning.backbones import catalogue, prompts
 from learning.data import label_texts
 from learning.data import texts as data
 from learning.metrics import why_unfit
+from learning.side import taps
 from learning.side.prediction_difference import VERBALISERS
 from sim.scenario.arrivals import ListedJoin
 from sim.scenario.availability import Diurnal
@@ -248,6 +249,10 @@ def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     for where, method in _methods(scenario).items():
         for what in _lacking(getattr(method, "backbone_prediction", None), task):
             yield (*where, "backbone_prediction"), what
+        rule = taps.rule_of(getattr(method, "taps", []))
+        if rule is not None and rule.asks_texts and not task.public:
+            lacking = "layers that texts choose need `task.public: N`, so many labelled texts"
+            yield (*where, "taps"), f"{lacking} at the server"
 
 
 def _lacking(kind: str | None, task: TaskSettings) -> Iterator[str]:

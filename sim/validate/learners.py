@@ -23,6 +23,7 @@ from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 from sim.methods.side_tuning.shipping import precision_of
+from sim.methods.side_tuning.tap_choice import asking_rule
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -50,6 +51,11 @@ class OnDevice(SideTuningLearner):
         if kind in ("public-head", "own-head", *VERBALISERS):
             raise ValueError(
                 f"method.backbone_prediction: {kind} is not made in executed runs; choose another"
+            )
+        if asking_rule(config):
+            raise ValueError(
+                "method.taps: no texts choose layers in executed runs; say `interval`, a number or "
+                "a list"
             )
         if kind in TEMPERATURES:
             words = sim.task.said_tokens(self._spec, kind)

@@ -69,6 +69,8 @@ class LocalLST(OnDeviceMethod):
 
         takes_texts_in_order: ClassVar[bool] = False
         kind: Literal["local-lst"]
+        taps: Literal["interval"] | int | list[int] = "interval"
+        """Sampled layers: all of the backbone's, so many, or a list of layers."""
         epochs: int = Field(20, ge=1)
         cache: bool = False
         """Keep the activations on the device after the first epoch instead of computing them again.

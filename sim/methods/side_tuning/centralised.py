@@ -107,18 +107,18 @@ class Centralised(SideTuning):
         """The model is where it is used."""
         return 0
 
-    def fit_heads(self, server: Server) -> Generator:
+    def read_public(self, server: Server) -> Generator:
         """What devices would compute of the classes, too."""
         kind, task = self.config.backbone_prediction, self.world.task
         if kind in SAID_FIRST:
             lengths = task.said_lengths(self.world.costing.learned[self.backbone], kind)
             work: Work[None] = Work(server_pass(self.config, self.world, self.backbone, lengths))
             yield from server.compute(work, kind="forward")
-        yield from super().fit_heads(server)
+        yield from super().read_public(server)
 
     def findings(self) -> dict[str, Any]:
-        """Nothing: nobody is sent anything."""
-        return {}
+        """Nobody is sent anything: at most which layers were chosen."""
+        return {"taps": self.learner.layers} if self.tap_rule and not self.world.dry else {}
 
     def device(self, device: Device) -> Generator:
         """Its own texts, once; nothing where the server has them."""

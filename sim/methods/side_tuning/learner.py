@@ -16,11 +16,12 @@ import numpy as np
 
 from learning.backbones import catalogue
 from learning.backbones.prompts import first_tokens
-from learning.side import heads, taps
+from learning.side import heads
 from learning.side.config import shape_for
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS, backbone_prediction
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
+from sim.methods.side_tuning.tap_choice import asking_rule, chosen, sampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,12 +48,9 @@ class SideTuningLearner(RealLearner):
         configs = {name: catalogue.config_of(spec) for name, spec in specs.items()}
         depths = {name: catalogue.depth_of(c) for name, c in configs.items()}
         widths = {name: catalogue.width_of(c) for name, c in configs.items()}
-        sampled = taps.sample(depths, config.taps)
-        self.shape = shape_for(
-            config.side_network, len(next(iter(sampled.values()))), widths, world.task.classes
-        )
-        first = [0] if self.shape.start == "embedding" else []
-        self.vectors = {name: [*first, *layers] for name, layers in sampled.items()}
+        self.layers = sampled(config, world, depths)
+        blocks = len(next(iter(self.layers.values())))
+        self.shape = shape_for(config.side_network, blocks, widths, world.task.classes)
         self._specs = specs
         self._seed = world.streams.seed64("server/side-network") % 2**31
         self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
@@ -64,6 +62,14 @@ class SideTuningLearner(RealLearner):
         """
         return self.config.backbone_prediction not in ("uniform", "random-head")
 
+    @property
+    def vectors(self) -> dict[str, list[int]]:
+        """Which layers' vectors every backbone uploads: the sampled ones, after the embedding where
+        the side state starts from it.
+        """
+        first = [0] if self.shape.start == "embedding" else []
+        return {name: [*first, *layers] for name, layers in self.layers.items()}
+
     # --- what a device computes
 
     def prepare(self) -> None:
@@ -74,12 +80,13 @@ class SideTuningLearner(RealLearner):
         from learning.side.readouts import pooled_activations
 
         task, store = self.world.task, ActivationStore(self.world.store_folder)
+        own, rule = self.config.backbone_prediction, asking_rule(self.config)
         self._row: dict[str, dict[int, int]] = {}
         self._readouts: dict[str, np.ndarray] = {}
         self._classes: dict[str, np.ndarray] = {}
         self._logits: dict[str, np.ndarray] = {}
         for name, spec in self._specs.items():
-            public = [task.public] if self.config.backbone_prediction == "public-head" else []
+            public = [task.public] if rule or own == "public-head" else []
             samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
             report = functools.partial(self.world.on_prepare, name)
@@ -89,6 +96,13 @@ class SideTuningLearner(RealLearner):
             self._readouts[name] = read(tokens, self.config.readout)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
             self._read_classes(name, tokens, read)
+        if rule:
+            public_vectors = {
+                name: self._vectors_of(name, task.public, range(readouts.shape[1]))
+                for name, readouts in self._readouts.items()
+            }
+            first = self.shape.start == "embedding"
+            self.layers = chosen(rule, self.shape.blocks, self.world, public_vectors, first)
         self._fit_heads()
         self._held_out = self._of_part("test")
         self._validation = self._of_part("validation")
@@ -121,8 +135,7 @@ class SideTuningLearner(RealLearner):
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
-        rows = [self._row[backbone][int(sample)] for sample in samples]
-        return self._readouts[backbone][np.ix_(rows, self.vectors[backbone])]
+        return self._vectors_of(backbone, samples, self.vectors[backbone])
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         if self._left_out and int(samples[0]) in self._left_out:  # a device's own training texts
@@ -139,8 +152,12 @@ class SideTuningLearner(RealLearner):
         )
 
     def _last_layer(self, backbone: str, samples: np.ndarray) -> np.ndarray:
+        return self._vectors_of(backbone, samples, [-1])[:, 0]
+
+    def _vectors_of(self, backbone: str, samples: np.ndarray, layers: Sequence[int]) -> np.ndarray:
+        """[n, layers, hidden]; layer 0 is the embedding."""
         rows = [self._row[backbone][int(sample)] for sample in samples]
-        return self._readouts[backbone][rows, -1]
+        return self._readouts[backbone][np.ix_(rows, layers)]
 
     def _fit_heads(self) -> None:
         """Those of `public-head`, [D + 1, C] a backbone, or of `own-head`, [K, D + 1, C] for K

@@ -70,7 +70,7 @@ class MatrixUploads(SideTuning):
 
     def train_as_it_comes(self, server: Server) -> Generator:
         """Every payload is one update and then forgotten."""
-        yield from self.fit_heads(server)
+        yield from self.read_public(server)
         landed: list[Payload] = []
         while not self.world.target_reached:
             landed += server.take()

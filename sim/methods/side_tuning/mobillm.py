@@ -32,6 +32,8 @@ class MobiLLM(MatrixUploads):
         """Settings of MobiLLM."""
 
         kind: Literal["mobillm"]
+        taps: Literal["interval"] | int | list[int] = "interval"
+        """Sampled layers: as many as the shallowest backbone has, so many, or a list of layers."""
         epochs: int = Field(20, ge=1)
         """Passes over the samples; each is computed and sent."""
         bits: Literal[16, 8, 4] = 8

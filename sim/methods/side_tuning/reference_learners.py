@@ -4,6 +4,7 @@ device on its own.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.side.taps import rule_of
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
 from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.tap_choice import sampled
 
 if TYPE_CHECKING:
     from learning.metrics import Score
@@ -36,10 +39,10 @@ class SeparateLearner(RealLearner):
     """A `SideTuningLearner` for each backbone."""
 
     def __init__(self, world: World, config: Any) -> None:
-        if (
-            config.taps == "interval"
-        ):  # of the whole fleet, so that the uploads are those of a shared side network
-            config = config.model_copy(update={"taps": min(_depths(world).values())})
+        if (rule := rule_of(config.taps)) is not None:  # as many of each as of the whole fleet
+            blocks = len(next(iter(sampled(config, world, _depths(world)).values())))
+            rule = dataclasses.replace(rule, layers=blocks, bytes_a_text=None)
+            config = config.model_copy(update={"taps": rule})
         self.world = world
         self._of = {
             name: SideTuningLearner(world, config, [name]) for name in world.costing.learned
@@ -54,6 +57,11 @@ class SeparateLearner(RealLearner):
     def diverged(self) -> str | None:
         """What of any network is no longer finite."""
         return next((learner.diverged for learner in self._of.values() if learner.diverged), None)
+
+    @property
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """The sampled layers of every backbone."""
+        return {name: learner.layers[name] for name, learner in self._of.items()}
 
     @property
     def predicts_untrained(self) -> bool:

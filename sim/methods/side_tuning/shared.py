@@ -21,7 +21,7 @@ from learning.side.activations import encoded_nbytes
 from learning.side.config import SideNetworkConfig, SideShape, shape_for
 from learning.side.heads import fitting, head_bytes
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS
-from learning.side.taps import sample
+from learning.side.taps import Taps
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -34,6 +34,13 @@ from sim.methods.side_tuning.shipping import (
     precision_of,
     prediction_bytes,
 )
+from sim.methods.side_tuning.tap_choice import (
+    LAYER_BYTES,
+    asking_rule,
+    choice_cost,
+    require_texts_to_choose_by,
+    sampled,
+)
 from sim.methods.side_tuning.updates import closed_form
 from sim.scenario.settings import RenamedSettings
 
@@ -45,9 +52,10 @@ class SideTuningSettings(RenamedSettings):
 
     takes_texts_as_they_come: ClassVar[bool] = True
     takes_texts_in_order: ClassVar[bool] = True
-    taps: Literal["interval"] | int | list[int] = "interval"
+    taps: Taps = "interval"
     """Sampled layers: as many as the shallowest backbone has (average interval; all, where there is
-    one backbone), so many, or a list of layers.
+    one backbone), so many, a list of layers; or those that the public texts (`task.public`) choose:
+    `importance`, or a rule of `by`, `layers` or `bytes_a_text`, and `align`.
     """
     readout: Literal["first", "last", "mean"] = "mean"
     """The one vector a layer: first token, last token, or the mean (measured far better for
@@ -161,10 +169,10 @@ def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[s
     sampled layer.
     """
     depths, widths = world.costing.depths(), world.costing.widths()
-    sampled = sample({name: depths[name] for name in backbones}, settings.taps)
-    blocks = len(next(iter(sampled.values())))
+    layers = sampled(settings, world, {name: depths[name] for name in backbones})
+    blocks = len(next(iter(layers.values())))
     return shape_for(
-        settings.side_network, blocks, {name: widths[name] for name in sampled}, world.task.classes
+        settings.side_network, blocks, {name: widths[name] for name in layers}, world.task.classes
     )
 
 
@@ -192,9 +200,11 @@ class SideTuning:
                 f"{config.kind} keeps none here; leave it at none"
             )
         require_words(config, world)
-        self.heads_fitted = world.env.event()
+        self.public_read = world.env.event()
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
+        self.tap_rule = asking_rule(config)
         self.shape = self.new_shape()
+        require_texts_to_choose_by(config, world, self.shape.backbone_widths)
         self.learner = self.new_learner()
         self.cache = ReplayCache(world.streams.rng("server/replay"))
         self.updates, self.is_shipped = 0, False
@@ -221,30 +231,43 @@ class SideTuning:
     # --- the backbone's own prediction
 
     def begin(self, device: Device) -> Generator:
-        """Arrive, and get what the backbone's own prediction needs: a pass over what is said of the
-        classes, or the server's head.
+        """Arrive, and get what the backbone's own prediction needs, a pass over what is said of the
+        classes or the server's head, and the layers to sample, where public texts choose them.
         """
         yield from device.arrive()
         if self.config.backbone_prediction in SAID_FIRST:
             yield from device.compute(Work(class_pass(self.config, self.world, device)))
-        if self.config.backbone_prediction == "public-head":
-            yield from device.until_event(self.heads_fitted)
-            width = self.shape.backbone_widths[device.backbone]
-            yield from device.download(head_bytes(width, self.world.task.classes))
+        if self.reads_public:
+            yield from device.until_event(self.public_read)
+            nbytes = LAYER_BYTES * self.shape.blocks if self.tap_rule else 0
+            if self.config.backbone_prediction == "public-head":
+                width = self.shape.backbone_widths[device.backbone]
+                nbytes += head_bytes(width, self.world.task.classes)
+            yield from device.download(nbytes)
 
-    def fit_heads(self, server: Server) -> Generator:
-        """At the server, before anything else: every backbone passes over the public texts, and
-        gets a head.
+    @property
+    def reads_public(self) -> bool:
+        """Whether the server reads the public texts: to fit heads, or to choose layers."""
+        return self.config.backbone_prediction == "public-head" or self.tap_rule is not None
+
+    def read_public(self, server: Server) -> Generator:
+        """At the server, before anything else: every backbone passes over the public texts, gets a
+        head and, when all have passed, its layers.
         """
-        if self.config.backbone_prediction == "public-head":
+        if self.reads_public:
             task, specs = self.world.task, self.world.costing.learned
-            for name, width in self.shape.backbone_widths.items():
+            widths = self.shape.backbone_widths
+            for name, width in widths.items():
                 lengths = task.lengths(specs[name], task.public)
                 cost = server_pass(self.config, self.world, name, lengths)
                 yield from server.compute(Work(cost), kind="forward")
-                cost = fitting(len(task.public), width, task.classes)
+                if self.config.backbone_prediction == "public-head":
+                    cost = fitting(len(task.public), width, task.classes)
+                    yield from server.compute(Work(cost))
+            if self.tap_rule:
+                cost = choice_cost(self.tap_rule, self.shape.blocks, self.world, widths)
                 yield from server.compute(Work(cost))
-            self.heads_fitted.succeed()
+            self.public_read.succeed()
 
     def fitting_own(self, device: Device) -> Work:
         """A device's own head, on the last of the vectors that it has computed; all of them stay in
@@ -270,6 +293,8 @@ class SideTuning:
         texts = [prediction_bytes(self.shape_of(d.backbone), d.backbone, wire) for d in devices]
         sizes = [self.delivery_bytes(device) for device in devices]
         found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
+        if self.tap_rule and not self.world.dry:
+            found["taps"] = self.learner.layers
         if self.is_shipped and not self.world.dry:
             precision = precision_of(self.config.ship_side_network)
             there = self.learner.delivered(precision).items()
@@ -322,7 +347,7 @@ class SideTuning:
         """Update whenever enough samples have come for another update; end with the last granted
         one, or at the target.
         """
-        yield from self.fit_heads(server)
+        yield from self.read_public(server)
         while not self.world.target_reached:
             if (yield from self.take_arrivals(server)):
                 continue

@@ -39,12 +39,16 @@ def precision_of(ships: bool | Shipping) -> Precision:
     return (ships if isinstance(ships, Shipping) else Shipping()).precision
 
 
+def vector_bytes(width: int, wire: str) -> int:
+    """Of one vector on the wire, with its scale where it has one."""
+    return width * BYTES_A_NUMBER[wire] + (2 if wire == "int8" else 0)
+
+
 def prediction_bytes(shape: SideShape, backbone: str, wire: str) -> int:
     """Of one text that the server predicts: its vectors go up as in training, `classes` numbers
     come down; frames, which many texts share, are left out.
     """
-    scales = 2 * shape.vectors if wire == "int8" else 0
-    up = shape.vectors * shape.backbone_widths[backbone] * BYTES_A_NUMBER[wire] + scales
+    up = shape.vectors * vector_bytes(shape.backbone_widths[backbone], wire)
     return up + shape.classes * (4 if wire == "float32" else 2)
 
 

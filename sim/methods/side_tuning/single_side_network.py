@@ -17,6 +17,7 @@ from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.reference_learners import SeparateLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shared import require_updates
+from sim.methods.side_tuning.tap_choice import require_texts_to_choose_by
 from sim.methods.side_tuning.updates import closed_form, one_step, with_differences
 
 
@@ -41,6 +42,7 @@ class SingleSideNetwork(FedMobiLLM):
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
         widths = self.shape.backbone_widths
+        require_texts_to_choose_by(config, world, list(widths)[:1])  # nobody shares a network
         self.shapes = {
             name: shape_for(
                 config.side_network, self.shape.blocks, {name: width}, world.task.classes
