@@ -78,7 +78,9 @@ def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_p
             lines.append(r"\midrule")
         cells = [_cell(name, row, units[name][1], row["method"] in best[name]) for name in columns]
         lines.append(" & ".join([escaping.latex(row["method"]), *cells]) + r" \\")
-    head = [HEADINGS[name] for name in columns]
+    metric = table[0].get("metric") or "accuracy"
+    named = "Accuracy" if metric == "accuracy" else metric
+    head = [HEADINGS[name].replace("Accuracy", named) for name in columns]
     said = [f"[{units[name][0]}]" if units[name][0] else "" for name in columns]
     environment = "table*" if is_page else "table"
     return "\n".join(

@@ -94,7 +94,7 @@ def paired_difference(
         half = 1.96 * math.sqrt(test_variance(ours, others, texts))
     else:
         half = _half(float(np.var(each, ddof=1)) / len(each), drawn, len(each))
-    return Interval(mean.value, mean.value - half, mean.value + half)
+    return Interval(mean.value, max(-1.0, mean.value - half), min(1.0, mean.value + half))
 
 
 def test_variance(

@@ -156,3 +156,8 @@ def test_no_number_of_seeds_makes_up_for_few_texts():
     assert seeds_needed([0.01, 0.02, 0.03], stays=0.02**2) is None
     assert seeds_needed([0.0, 0.0]) is None
     assert seeds_needed([0.02, 0.02]) == 2
+
+
+def test_no_difference_of_shares_is_beyond_one():
+    low, high = paired_difference([0.99, 0.1], [0.2, 0.6], 60)[1:]
+    assert (low, high) == (-1.0, 1.0)

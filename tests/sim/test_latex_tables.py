@@ -80,3 +80,9 @@ def test_the_tables_fit_what_they_are_made_for(columns, tmp_path):
     how = {"cwd": tmp_path, "check": True, "capture_output": True, "text": True}
     said = subprocess.run(["pdflatex", "-halt-on-error", "a.tex"], **how).stdout
     assert 0 < float(re.search(r"WIDTH ([\d.]+)pt", said)[1]) <= inches * 72.27
+
+
+def test_another_metric_is_not_called_accuracy():
+    table = [{**one, "metric": "macro-f1"} for one in TABLE]
+    text = tables_for_paper({TITLE: table}, ["final", "chosen", "time_s"], is_page=True)
+    assert " & macro-f1 at the end & macro-f1 & Time" in text and "Accuracy" not in text
