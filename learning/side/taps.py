@@ -103,7 +103,7 @@ def sample(
     output; every backbone must be deep enough). Of a rule that asks texts, these are as many layers
     as it will choose, by the interval rule. `first` and `vector_bytes` are as in `TapRule.blocks`.
     """
-    if (rule := rule_of(taps)) is None:
+    if isinstance(taps, list):
         chosen = tuple(taps)
         if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
             raise ValueError(
@@ -116,6 +116,8 @@ def sample(
                     f"taps: layer {chosen[-1]} does not exist in {name}, which has {layers} layers"
                 )
         return dict.fromkeys(depths, chosen)
+    rule = rule_of(taps)
+    assert rule is not None, "all but a list is one"
     shallowest = min(depths.values())
     blocks = rule.blocks(shallowest, first, vector_bytes)
     if blocks > shallowest:
