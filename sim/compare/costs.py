@@ -8,15 +8,12 @@ reaches the common target. Both lie between two looks at the accuracy.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
+from sim.results.looks import Moment
 from sim.results.run import Run, encode
 from sim.results.span_table import is_waste, of_devices
-
-CONVERGED_WITHIN = 0.005
-
 
 COLUMNS = {
     "final": "accuracy, final",
@@ -34,49 +31,6 @@ COLUMNS = {
     "wasted_bytes": "wasted bytes",
     "updates": "updates",
 }
-
-
-class Moment(NamedTuple):
-    """When something came about, and the looks between which it must have."""
-
-    before_s: float
-    at_s: float
-    after_s: float
-
-
-def converged(run: Run) -> Moment | None:
-    """The look that validation chooses: the first within half a point of the run's own best
-    accuracy on the validation texts; None without any accuracy.
-
-    The end, where the run has no validation texts: never a choice by the texts it is judged on.
-    """
-    time_s, accuracy = validation_curve(run)
-    if not len(accuracy):
-        time_s, _ = run.curve(run.metric)
-        return Moment(*(time_s[-1],) * 3) if len(time_s) else None
-    look = int(np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN))
-    return Moment(time_s[look - 1] if look else 0.0, time_s[look], time_s[look])
-
-
-def validation_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy over time on the texts that a run may choose by, as `Run.curve`; empty without."""
-    is_judged_there = run.manifest["scenario"]["task"].get("judge_on") == "validation"
-    return run.curve(run.metric if is_judged_there else f"validation_{run.metric}")
-
-
-def converged_at_s(run: Run) -> float | None:
-    """The time of the look that validation chooses; None without any accuracy."""
-    moment = converged(run)
-    return None if moment is None else float(moment.at_s)
-
-
-def chosen_accuracy(run: Run) -> float | None:
-    """The accuracy at the look that validation chose; None for a run without any."""
-    at_s, (time_s, accuracy) = converged_at_s(run), run.curve(run.metric)
-    if at_s is None or not len(accuracy):
-        return None
-    look = int(np.searchsorted(time_s, at_s, side="right")) - 1
-    return float(accuracy[max(0, look)])
 
 
 def is_untrained(run: Run, at_s: float) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 
-from sim.compare.costs import COLUMNS, chosen_accuracy, converged_at_s, costs_at, costs_until
+from sim.compare.costs import COLUMNS, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
+from sim.results.looks import chosen_score, converged_at_s
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
 from sim.views.page import FULL_WIDTH, STYLE, line_style
@@ -45,7 +46,7 @@ def draw_reductions(
         for number, label in enumerate(baselines):
             run, style = runs[label], line_style(number)
             time_s, converged = run.curve(run.metric)[0], converged_at_s(run)
-            if converged is None or (chosen_accuracy(run) or 0.0) < learned:
+            if converged is None or (chosen_score(run) or 0.0) < learned:
                 continue
             cost = costs_at(run, time_s)
             here = int(np.searchsorted(time_s, converged))
@@ -91,7 +92,7 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
             found = [
                 [
-                    chosen_accuracy(open_run(e.folder))
+                    chosen_score(open_run(e.folder))
                     for e in entries
                     if (e.label, e.at) == (label, at)
                 ]

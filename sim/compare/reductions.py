@@ -10,7 +10,7 @@ from typing import Any
 
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
-from sim.compare.statistics import (
+from sim.results.statistics import (
     MOST_SEEDS,
     Costs,
     Interval,

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sim.compare.costs import Moment, chosen_accuracy, converged, costs_at, is_untrained, reached
+from sim.compare.costs import costs_at, is_untrained, reached
 from sim.compare.planned_run import PlannedRun
-from sim.compare.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
+from sim.results.looks import Moment, chosen_score, converged
 from sim.results.run import Run, open_run
+from sim.results.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
 
 OF_BACKBONE = "accuracy, final, "
 
@@ -87,7 +88,7 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
     backbones = runs[0].summary["by_backbone"]
     scores: dict[str, list[float | None]] = {
         "final": [run.summary["final"] for run in runs],
-        "chosen": [chosen_accuracy(run) for run in runs],
+        "chosen": [chosen_score(run) for run in runs],
     }
     for name in backbones if len(backbones) > 1 else ():
         scores[f"{OF_BACKBONE}{name}"] = [run.summary["by_backbone"].get(name) for run in runs]

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from sim.results.statistics import over_seeds
 
 METHOD = "method"
 OUTCOMES = {
+    "chosen": "{metric}, chosen by validation",
     "final": "{metric}, final",
     "target.reached_at_s": "time to the target",
     "virtual_time_s": "virtual time",
@@ -127,13 +128,11 @@ def _mean(values: list[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def _half_width(values: list[float]) -> float | None:
-    if len(values) < 2:
+def _half_width(by_seed: list[float]) -> float | None:
+    if len(by_seed) < 2:
         return None
-    from scipy import stats
-
-    deviation = float(np.std(values, ddof=1))
-    return float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    value, _, high = over_seeds(by_seed)
+    return None if high is None else high - value
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

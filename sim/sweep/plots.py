@@ -28,7 +28,11 @@ WIDTH_IN = 7.0
 MOST_PANELS = 12  # combinations whose curves are drawn
 COLUMNS = 3
 LONGEST = 32  # characters of a name in a figure
-ON_FIGURE = ("final", "target.reached_at_s", "virtual_time_s", "per_device.uplink_bytes.mean")
+SCORES = ("chosen", "final")
+ON_FIGURE = (
+    *SCORES,
+    *("target.reached_at_s", "virtual_time_s", "per_device.uplink_bytes.mean"),
+)
 
 
 def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) -> list[Path]:
@@ -130,7 +134,8 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
             for height in np.asarray(one.get_ydata(), dtype=float)
             if height > 0
         ]
-        if heights and outcomes[line] != "final" and max(heights) > FAR_APART * min(heights):
+        is_cost = outcomes[line] not in SCORES
+        if heights and is_cost and max(heights) > FAR_APART * min(heights):
             axes[line, 0].set_yscale("log", nonpositive="mask")
     if METHOD not in against:
         _legend(figure, methods)

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import replacing
-from sim.results.run import open_run
+from sim.results.looks import chosen_score
+from sim.results.run import Run, open_run
 from sim.sweep.engine import failure, is_done
 from sim.sweep.planned_run import PlannedRun
 
@@ -41,12 +42,20 @@ def rows_of(
             "status": "finished" if done else "failed" if why is not None else "not finished",
             "error": why,
         }
-        numbers = dict(_numbers(open_run(entry.folder).summary)) if done else {}
+        numbers = _numbers_of(open_run(entry.folder)) if done else {}
         rows.append(
             row | {f"summary.{k}" if k in row else k: number for k, number in numbers.items()}
         )
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in names} for row in rows]
+
+
+def _numbers_of(run: Run) -> dict[str, Any]:
+    """Those of the summary; and, first, what it scored at the look that its validation texts chose,
+    where it has some.
+    """
+    chosen = {"chosen": chosen_score(run)} if run.summary["judged_on"]["validation"] else {}
+    return chosen | dict(_numbers(run.summary))
 
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -8,21 +8,15 @@ import signal
 import numpy as np
 import pytest
 
-from sim.compare.costs import (
-    COLUMNS,
-    chosen_accuracy,
-    converged,
-    converged_at_s,
-    costs_until,
-    reached,
-)
+from sim.compare.costs import COLUMNS, costs_until, reached
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.reductions import REDUCED, reductions
 from sim.compare.runs import candidates, plan
-from sim.compare.statistics import Costs
 from sim.compare.table import rows
 from sim.kernel.streams import Streams
+from sim.results.looks import chosen_score, converged, converged_at_s
 from sim.results.run import open_run
+from sim.results.statistics import Costs
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
 from sim.sweep.engine import is_done, run_all
@@ -74,7 +68,7 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
     )
     for label, row in table.items():
         run = open_run(out / f"{label}-seed0")
-        assert float(row["chosen"]) == chosen_accuracy(run)
+        assert float(row["chosen"]) == chosen_score(run)
         assert float(row["time_s"]) == converged_at_s(run)
     assert (out / "table.md").read_text().count("| lora |") == 2
     assert r"\begin{tabular}" in (out / "table.tex").read_text()
@@ -407,9 +401,9 @@ def test_validation_chooses_the_look_and_the_test_is_read_there():
         updates=[0, 1, 2, 3, 4],
     )
     assert converged(run) == (1, 2, 2)  # half a point below validation's best
-    assert chosen_accuracy(run) == 0.8  # and not the 0.95 that the test curve has
+    assert chosen_score(run) == 0.8  # and not the 0.95 that the test curve has
     run.curves.pop("validation_accuracy")
-    assert converged(run) == (4, 4, 4) and chosen_accuracy(run) == 0.7  # nothing to choose by
+    assert converged(run) == (4, 4, 4) and chosen_score(run) == 0.7  # nothing to choose by
 
 
 def test_a_target_is_reached_in_a_line_between_two_looks():

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sim.compare.statistics import (
+from sim.results.statistics import (
     Costs,
     between_looks,
     of_accuracy,
