@@ -141,8 +141,8 @@ def _below(settings: Any, whole: Any, step: str | int) -> tuple[Any, Any]:
         return getattr(settings, str(step)), {} if found is None else found
     if settings is None and whole == {}:
         return None, {}
-    found = whole[step]
-    return settings[step] if isinstance(settings, Mapping | list | tuple) else None, found
+    found, holds = whole[step], isinstance(settings, Mapping | list | tuple)
+    return settings[step] if holds else None, found
 
 
 def _fields(settings: Any) -> Collection[str]:
