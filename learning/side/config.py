@@ -12,6 +12,10 @@ from learning.cost.costs import Cost
 
 Precision = Literal["float32", "float16", "int8"]
 """Of the numbers of a side network on its way to a device."""
+PENALTIES = tuple(10.0 ** (power / 2) for power in range(-6, 7))
+"""Of which a skip's is chosen; half decades from a thousandth to a thousand."""
+EVALUATIONS = 100
+"""Of loss and gradient that one solution of a logistic skip may take."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,8 @@ class SideNetworkConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     only_for: ClassVar[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-        "features": ("`skip: random-features`", lambda s: s.skip == "random-features"),
-        "bandwidth": ("`skip: random-features`", lambda s: s.skip == "random-features"),
-        "ridge": ("a `skip`", lambda s: s.skip != "none"),
+        "penalty": ("a `skip`", lambda s: s.skip != "none"),
+        "adapters": ("a `skip`", lambda s: s.skip != "none"),
     }
 
     bottleneck: int | None = None
@@ -50,31 +53,40 @@ class SideNetworkConfig:
     averaging: float = 0.99
     """Decay of the running mean of weights that is evaluated and shipped; 0 uses the last weights.
     """
-    skip: Literal["none", "ridge", "random-features"] = "none"
-    """What stands beside the adapters, solved in closed form from all records and averaged with
-    their output: a ridge regression on all vectors of a record at once (`ridge`), or on these and
-    random Fourier features of them (`random-features`).
+    skip: Literal["none", "ridge", "logistic"] = "none"
+    """What stands beside the adapters, solved in closed form from all records: a `ridge` regression
+    on all vectors of a record at once; or, for reference, a `logistic` one, which needs the labels.
     """
-    features: int = 2048
-    """Random features of `skip: random-features`."""
-    bandwidth: float = 2.0
-    """Of their Gaussian kernel, in units of the root mean square length of a record's vectors."""
-    ridge: float = 1.0
-    """Penalty of the skip's weights; a record's features have a mean square length of about 1."""
+    penalty: Literal["auto"] | float = "auto"
+    """On the skip's squared weights, a record's vectors having a mean square length of about 1; or
+    the one whose predictions of records left out are best.
+    """
+    adapters: float = 0.1
+    """Their share in what is predicted; the rest is the skip's. 0: there are no adapters."""
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there is anything but a skip."""
+        return self.skip == "none" or self.adapters > 0
+
+    @property
+    def penalties(self) -> tuple[float, ...]:
+        """Those that are tried."""
+        return PENALTIES if self.penalty == "auto" else (self.penalty,)
 
     def __post_init__(self) -> None:
         for name, least, below in (
             ("dropout", 0, 1),
             ("averaging", 0, 1),
             ("gate_temperature", 1e-6, 1e6),
-            ("bandwidth", 1e-6, 1e6),
-            ("ridge", 1e-6, 1e9),
+            ("adapters", 0, 1),
+            *([] if self.penalty == "auto" else [("penalty", 1e-6, 1e9)]),
         ):
             if not least <= getattr(self, name) < below:
                 raise ValueError(
                     f"{name} must be at least {least} and below {below}, got {getattr(self, name)}"
                 )
-        for name in ("bottleneck", "width", "features"):
+        for name in ("bottleneck", "width"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -95,7 +107,7 @@ class SideShape:
     projection: str = "where-needed"
     normalise: str = "standard"
     skip: str = "none"
-    random_features: int = 0
+    has_adapters: bool = True
 
     @property
     def vectors(self) -> int:
@@ -112,6 +124,8 @@ class SideShape:
         """Trainable numbers: of the shared part and the projections of one backbone, or of all
         backbones (None).
         """
+        if not self.has_adapters:
+            return 0
         d, r = self.width, self.bottleneck
         adapters = self.blocks * (2 * d * r + d + r + 2 * d + 1)
         head = 2 * d + d * self.classes + self.classes
@@ -138,50 +152,47 @@ class SideShape:
     def matrices(self, backbone: str) -> list[tuple[int, int, int]]:
         """The learned matrices that a backbone needs: (how many, rows, columns)."""
         d, r = self.width, self.bottleneck
-        projected, features = self.is_projected(backbone), self.skip_features(backbone)
-        return [
-            (self.blocks, r, d),
-            (self.blocks, d, r),
-            (1, self.classes, d),
-            *([(self.vectors, self.backbone_widths[backbone], d)] if projected else []),
-            *([(1, features, self.classes)] if features else []),
-        ]
+        found = [(self.blocks, r, d), (self.blocks, d, r), (1, self.classes, d)]
+        if self.is_projected(backbone):
+            found.append((self.vectors, self.backbone_widths[backbone], d))
+        solved = [(1, self.inputs(backbone), self.classes)] if self.skip != "none" else []
+        return (found if self.has_adapters else []) + solved
 
-    def skip_features(self, backbone: str) -> int:
-        """What the skip's weights meet: all numbers of a record's vectors, and random features of
-        them; 0 without a skip.
-        """
-        if self.skip == "none":
-            return 0
-        return self.vectors * self.backbone_widths[backbone] + self.random_features
+    def inputs(self, backbone: str) -> int:
+        """What a skip's weights meet: all numbers of a record's vectors."""
+        return self.vectors * self.backbone_widths[backbone]
 
     def forward_flop(self, backbone: str) -> float:
         """FLOP of one record's forward pass, matrix products only."""
-        return (
-            self._trunk_flop()
-            + self._projection_flop(backbone)
-            + self._features_flop(backbone)
-            + 2.0 * self.skip_features(backbone) * self.classes
-        )
+        flop = self._trunk_flop() + self._projection_flop(backbone) if self.has_adapters else 0.0
+        if self.skip != "none":
+            flop += 2.0 * self.inputs(backbone) * self.classes
+        return flop
 
-    def fitting(self, records: Mapping[str, int]) -> Cost:
-        """Solving the skip for so many records of each backbone: their features, sums of products
-        (of features or of records, whichever are fewer) and a Cholesky factor, in float64.
+    def fitting(self, records: Mapping[str, int], penalties: int) -> Cost:
+        """Solving the skip for so many records of each backbone, with one of so many penalties.
+
+        `ridge`, in float64: products of inputs (or of records, whichever are fewer, and back), all
+        eigenvectors in 9 K^3 (Golub & Van Loan, section 8.3), and the records along them, which
+        each penalty weighs. `logistic`: all evaluations that each solution may take.
         """
-        by_width: dict[int, tuple[str, int]] = {}
+        by_width: dict[int, tuple[int, int]] = {}
         for name, n in records.items():
             width = self.backbone_widths[name]
-            by_width[width] = (name, by_width.get(width, (name, 0))[1] + n)
+            by_width[width] = self.inputs(name), by_width.get(width, (0, 0))[1] + n
         cost = Cost()
-        for name, n in by_width.values():
-            features = self.skip_features(name)
-            inputs = features - self.random_features
-            fewer = min(n, features)
-            products = float(n) * features * (fewer + 2 * self.classes)
-            flop = n * self._features_flop(name) + products + fewer**3 / 3
-            flop += 2.0 * fewer**2 * self.classes
-            held = 8 * (fewer**2 + features * self.classes)
-            cost += Cost(flop, 4.0 * n * inputs + 2.0 * held, held)
+        for inputs, n in by_width.values():
+            if self.skip == "logistic":
+                solutions = penalties + 1 if penalties > 1 else 1
+                flop = EVALUATIONS * solutions * 4.0 * n * inputs * self.classes
+                cost += Cost(flop, 4.0 * n * inputs * EVALUATIONS * solutions, 4 * n * inputs)
+                continue
+            rank, products = min(n, inputs), 2.0 * n * inputs * min(n, inputs)
+            flop = products * (2 if n > inputs else 3) + 9.0 * rank**3
+            flop += 2.0 * self.classes * (rank * (n + inputs) + inputs)  # moment, weights, bias
+            flop += penalties * 2.0 * n * rank * (self.classes + 1)
+            held = 8 * (rank**2 + inputs * (rank + self.classes) + n * (inputs + rank))
+            cost += Cost(flop, 2.0 * held, held)
         return cost
 
     def training_step(self, records: Mapping[str, int]) -> Cost:
@@ -201,16 +212,11 @@ class SideShape:
     def _trunk_flop(self) -> float:
         return 2.0 * (self.blocks * 2 * self.width * self.bottleneck + self.width * self.classes)
 
-    def _features_flop(self, backbone: str) -> float:
-        inputs = self.skip_features(backbone) - self.random_features
-        return 2.0 * inputs * self.random_features
-
     def _skip_numbers(self, backbone: str) -> int:
-        """What is shipped of the skip: its weights, a bias a class and a scale; the random
-        directions are drawn again.
-        """
-        features = self.skip_features(backbone)
-        return features * self.classes + self.classes + 1 if features else 0
+        """What is shipped of the skip: its weights, a bias a class and a scale."""
+        if self.skip == "none":
+            return 0
+        return self.inputs(backbone) * self.classes + self.classes + 1
 
     def _projection_flop(self, backbone: str) -> float:
         if not self.is_projected(backbone):
@@ -238,5 +244,5 @@ def shape_for(
         config.projection,
         config.normalise,
         config.skip,
-        config.features if config.skip == "random-features" else 0,
+        config.has_adapters,
     )

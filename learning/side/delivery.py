@@ -45,7 +45,7 @@ def decode(data: bytes, network: SideNetwork, backbone: str, precision: str) -> 
 
 def delivered(network: SideNetwork, precision: str) -> SideNetwork:
     """The side network that all devices have together: for each backbone what was sent to its."""
-    there = SideNetwork(network.shape, network.config).to(network.head.weight.device).eval()
+    there = SideNetwork(network.shape, network.config).to(network.place.device).eval()
     for backbone in network.shape.backbone_widths:
         decode(encode(network, backbone, precision), there, backbone, precision)
     return there

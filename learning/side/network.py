@@ -10,7 +10,8 @@ PAE MobiLLM's equations (arXiv 2507.01216), with h the side state, A_k the activ
 
 and Fed MobiLLM's hidden-size scaling (arXiv 2508.06765): A_k W_{m,k} for backbone m where its width
 differs. The head starts at zero, so that training begins at the backbone's own prediction. With a
-skip (`learning/side/skip.py`) y_s is the mean of this and of what the skip predicts.
+skip (`learning/side/skip.py`) y_s is the mean of this and of what the skip predicts, weighed by the
+adapters' share; or the skip's alone.
 """
 
 from __future__ import annotations
@@ -88,44 +89,47 @@ class SideNetwork(nn.Module):
     classes].
     """
 
+    place: Tensor
+
     def __init__(self, shape: SideShape, config: SideNetworkConfig, seed: int = 0) -> None:
         super().__init__()
         self.shape, self.config = shape, config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.adapters = nn.ModuleList(
-                GatedAdapter(shape.width, shape.bottleneck, config.gate_temperature)
-                for _ in range(shape.blocks)
-            )
-            self.norm = nn.LayerNorm(shape.width)
-            self.head = nn.Linear(shape.width, shape.classes)
-            self.projections = nn.ParameterDict(
-                {
-                    _key(name): _projections(shape.vectors, width, shape.width)
-                    for name, width in shape.backbone_widths.items()
-                    if shape.is_projected(name)
-                }
-            )
-            self.standardisers = nn.ModuleDict(
-                {
-                    _key(name): Standardiser(shape.vectors, width)
-                    for name, width in shape.backbone_widths.items()
-                }
-                if config.normalise == "standard"
-                else {}
-            )
+        self.register_buffer("place", torch.zeros(()), persistent=False)
+        if shape.has_adapters:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self._draw_adapters()
+        self.standardisers = nn.ModuleDict(
+            {
+                _key(name): Standardiser(shape.vectors, width)
+                for name, width in shape.backbone_widths.items()
+            }
+            if config.normalise == "standard"
+            else {}
+        )
         self.skips = nn.ModuleDict(
             {
-                _of_width(width): Skip(
-                    shape.vectors * width,
-                    shape.classes,
-                    shape.random_features,
-                    config.bandwidth,
-                )
+                _of_width(width): Skip(shape.vectors * width, shape.classes)
                 for width in sorted(set(shape.backbone_widths.values()))
             }
             if shape.skip != "none"
             else {}
+        )
+
+    def _draw_adapters(self) -> None:
+        shape = self.shape
+        self.adapters = nn.ModuleList(
+            GatedAdapter(shape.width, shape.bottleneck, self.config.gate_temperature)
+            for _ in range(shape.blocks)
+        )
+        self.norm = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.classes)
+        self.projections = nn.ParameterDict(
+            {
+                _key(name): _projections(shape.vectors, width, shape.width)
+                for name, width in shape.backbone_widths.items()
+                if shape.is_projected(name)
+            }
         )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -141,23 +145,33 @@ class SideNetwork(nn.Module):
         if self.config.normalise == "standard":
             standardiser = self.standardisers[_key(backbone)]
             assert isinstance(standardiser, Standardiser), "as they were all made"
-            standardiser.observe(a_BVM.to(self.head.weight.device))
+            standardiser.observe(a_BVM.to(self.place.device))
 
     def fit(self, records: Mapping[str, tuple[Tensor, Tensor]]) -> float:
         """Solve the skip for the vectors [n, vectors, d_m] and targets [n, classes] of each
         backbone: one skip for all backbones of a width. Returns its squared error per record.
+
+        Targets of a logistic one are [n, 2 classes], the truth (one-hot) and log y_b; its error is
+        cross-entropy.
         """
         by_width: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for backbone, (a_BVM, y_BC) in sorted(records.items()):
             x_BF = self._normalised(a_BVM, backbone).flatten(1)
             by_width.setdefault(_of_width(a_BVM.shape[-1]), []).append((x_BF, y_BC.to(x_BF.device)))
+        penalties = self.config.penalties
         error, count = 0.0, 0
         for width, parts in by_width.items():
             x_NF, y_NC = (torch.cat(part) for part in zip(*parts, strict=True))
             skip = self.skips[width]
             assert isinstance(skip, Skip), "as they were all made"
-            skip.fit(x_NF, y_NC, self.config.ridge)
-            error += float(((skip(x_NF) - y_NC) ** 2).sum())
+            if self.shape.skip == "logistic":
+                one_hot_NC, log_y_b_NC = y_NC.chunk(2, dim=1)
+                skip.fit_logistic(x_NF, one_hot_NC, log_y_b_NC, penalties)
+                scores_NC = log_y_b_NC + skip(x_NF)
+                error += float(F.cross_entropy(scores_NC, one_hot_NC, reduction="sum"))
+            else:
+                skip.fit(x_NF, y_NC, penalties)
+                error += float(((skip(x_NF) - y_NC) ** 2).sum())
             count += len(x_NF)
         return error / count
 
@@ -169,15 +183,18 @@ class SideNetwork(nn.Module):
         they are trained; None to predict.
         """
         a_BVM = self._normalised(a_BVM, backbone)
-        y_BC = self._adapted(a_BVM, backbone, dropout)
+        share = self.config.adapters if self.shape.has_adapters else 0.0
+        y_BC = self._adapted(a_BVM, backbone, dropout) if self.shape.has_adapters else 0.0
         if dropout is not None or self.shape.skip == "none":
             return y_BC
         skip = self.skips[_of_width(a_BVM.shape[-1])]
         assert isinstance(skip, Skip), "as they were all made"
-        return (y_BC + skip(a_BVM.flatten(1))) / 2 if skip.is_fitted else y_BC
+        if share and not skip.is_fitted:
+            return y_BC
+        return share * y_BC + (1 - share) * skip(a_BVM.flatten(1))
 
     def _normalised(self, a_BVM: Tensor, backbone: str) -> Tensor:
-        a_BVM = a_BVM.to(self.head.weight.device)
+        a_BVM = a_BVM.to(self.place.device)
         if self.config.normalise == "standard":
             return self.standardisers[_key(backbone)](a_BVM)
         if self.config.normalise == "layer":

@@ -1,26 +1,30 @@
-"""A skip beside the gated adapters that is solved, not stepped: ridge regression of the prediction
-differences on all of a record's vectors at once, and on random Fourier features of them.
+"""A skip beside the gated adapters that is solved, not stepped: a linear readout of all of a
+record's vectors at once.
 
-phi(x) is x itself, over the records' root mean square length, and D random features (Rahimi and
-Recht 2007) sqrt(2/D) cos(x W / s + b), W normal, b uniform, which stand for a Gaussian kernel of
-bandwidth s. What is solved for,
+With x the vectors side by side, over the records' root mean square length, `ridge` is
 
-    (sum of phi phi' - n m m' + ridge I) weights = sum of phi y' - n m ybar',   m, ybar the means,
+    (sum of x x' - n m m' + k I) weights = sum of x y' - n m ybar',   m, ybar the means,
 
-rests on sums over records, which no order of arrival changes. The drawn numbers follow from a fixed
-seed, so that nobody is sent them; the solved ones are (inputs + D) x classes.
+which rests on sums over records, so that no order of arrival changes it. k is given, or the one of
+`PENALTIES` whose predictions of records left out have the least squared error; those follow in
+closed form from the principal axes of the centred x (as in `learning.side.heads`), with no label
+and no text but what was uploaded. `logistic`, for which a server needs the labels, is there as a
+reference: cross-entropy of softmax(log y_b + x weights + bias) and k / 2 times the sum of squared
+weights, k the one of `PENALTIES` with the least cross-entropy on every fifth record, if these are
+left out.
 """
 
 from __future__ import annotations
 
-import functools
-import math
+from collections.abc import Sequence
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-_PIECE = 1024  # records whose features are in memory at once
+from learning.side.config import EVALUATIONS, PENALTIES
+
+_FOLDS = 5
 
 
 class Skip(nn.Module):
@@ -33,12 +37,10 @@ class Skip(nn.Module):
     bias: Tensor
     records: Tensor
 
-    def __init__(self, inputs: int, classes: int, random_features: int, bandwidth: float) -> None:
-        """`bandwidth`: of the random features, in units of the records' root mean square length."""
+    def __init__(self, inputs: int, classes: int) -> None:
         super().__init__()
-        self.random_features, self.bandwidth = random_features, bandwidth
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("weights", torch.zeros(inputs + random_features, classes))
+        self.register_buffer("weights", torch.zeros(inputs, classes))
         self.register_buffer("bias", torch.zeros(classes))
         self.register_buffer("records", torch.zeros((), dtype=torch.int64))
 
@@ -47,62 +49,117 @@ class Skip(nn.Module):
         """Whether it has seen records."""
         return bool(self.records > 0)
 
-    def fit(self, x_NF: Tensor, y_NC: Tensor, ridge: float) -> None:
-        """Solve for all records [N, inputs] and targets [N, classes], in float64; by records where
-        they are fewer than features, which is the same solution.
+    def fit(self, x_NF: Tensor, y_NC: Tensor, penalties: Sequence[float] = PENALTIES) -> float:
+        """Solve ridge regression for all records [N, inputs] and targets [N, classes], in float64,
+        with the best of these penalties; returns which.
         """
-        self.scale.copy_(x_NF.double().square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
-        self.records.fill_(len(x_NF))
-        y_NC = y_NC.double()
-        ybar_C = y_NC.mean(dim=0)
-        pieces = range(0, len(x_NF), _PIECE)
-        if len(x_NF) <= len(self.weights):
-            phi_ND = torch.cat([self._phi(x_NF[at : at + _PIECE]).double() for at in pieces])
-            m_D = phi_ND.mean(dim=0)
-            phi_ND = phi_ND - m_D
-            weights_DC = phi_ND.T @ _solved(phi_ND @ phi_ND.T, y_NC - ybar_C, ridge)
-        else:
-            m_D = self.weights.new_zeros(len(self.weights), dtype=torch.float64)
-            gram_DD = torch.zeros(len(m_D), len(m_D), dtype=torch.float64, device=m_D.device)
-            moment_DC = torch.zeros(self.weights.shape, dtype=torch.float64, device=m_D.device)
-            for at in pieces:
-                phi_PD = self._phi(x_NF[at : at + _PIECE]).double()
-                m_D += phi_PD.sum(dim=0) / len(x_NF)
-                gram_DD.addmm_(phi_PD.T, phi_PD)
-                moment_DC.addmm_(phi_PD.T, y_NC[at : at + _PIECE])
-            gram_DD.addr_(m_D, m_D, alpha=-len(x_NF))
-            moment_DC.addr_(m_D, ybar_C, alpha=-len(x_NF))
-            weights_DC = _solved(gram_DD, moment_DC, ridge)
-        self.weights.copy_(weights_DC)
-        self.bias.copy_(ybar_C - m_D @ weights_DC)
+        x_NF, y_NC = self._scaled(x_NF).double(), y_NC.double()
+        m_F, ybar_C = x_NF.mean(dim=0), y_NC.mean(dim=0)
+        x_NF, y_NC = x_NF - m_F, y_NC - ybar_C
+        axes_FK, variances_K = _principal(x_NF)
+        z_NK = x_NF @ axes_FK
+        moment_KC = z_NK.T @ y_NC
+        best = penalties[0]
+        if len(penalties) > 1:
+            best = min(
+                penalties, key=lambda k: _left_out_error(z_NK, y_NC, moment_KC, variances_K + k)
+            )
+        weights_FC = axes_FK @ (moment_KC / (variances_K + best)[:, None])
+        self.weights.copy_(weights_FC)
+        self.bias.copy_(ybar_C - m_F @ weights_FC)
+        return best
+
+    def fit_logistic(
+        self,
+        x_NF: Tensor,
+        one_hot_NC: Tensor,
+        log_y_b_NC: Tensor,
+        penalties: Sequence[float] = PENALTIES,
+    ) -> float:
+        """Solve logistic regression beside the backbones' own log-probabilities, with the best of
+        these penalties; returns which.
+        """
+        x_NF = self._scaled(x_NF)
+        best = penalties[0]
+        if len(penalties) > 1 and len(x_NF) >= _FOLDS:
+            is_left = torch.arange(len(x_NF), device=x_NF.device) % _FOLDS == 0
+            parts = [part[~is_left] for part in (x_NF, one_hot_NC, log_y_b_NC)]
+            left = [part[is_left] for part in (x_NF, one_hot_NC, log_y_b_NC)]
+            solved: dict[float, tuple[Tensor, Tensor]] = {}
+            at = self.weights.new_zeros(self.weights.shape), torch.zeros_like(self.bias)
+            for k in sorted(penalties, reverse=True):  # each from the next stronger one's
+                at = solved[k] = _logistic(*parts, k, *at)
+            best = min(penalties, key=lambda k: float(_cross_entropy(*left, *solved[k])))
+        start = torch.zeros_like(self.weights), torch.zeros_like(self.bias)
+        weights_FC, bias_C = _logistic(x_NF, one_hot_NC, log_y_b_NC, best, *start)
+        self.weights.copy_(weights_FC)
+        self.bias.copy_(bias_C)
+        return best
 
     def forward(self, x_BF: Tensor) -> Tensor:
         """The fitted prediction difference."""
-        return self._phi(x_BF) @ self.weights + self.bias
+        return x_BF / self.scale @ self.weights + self.bias
 
-    def _phi(self, x_BF: Tensor) -> Tensor:
-        x_BF = x_BF / self.scale
-        if not self.random_features:
-            return x_BF
-        directions_FD, phases_D = _drawn(x_BF.shape[1], self.random_features)
-        angles_BD = x_BF @ directions_FD.to(x_BF.device) / self.bandwidth
-        waves_BD = torch.cos(angles_BD + phases_D.to(x_BF.device))
-        return torch.cat([x_BF, math.sqrt(2 / self.random_features) * waves_BD], dim=1)
+    def _scaled(self, x_NF: Tensor) -> Tensor:
+        self.scale.copy_(x_NF.double().square().sum(dim=1).mean().sqrt().clamp_min(1e-12))
+        self.records.fill_(len(x_NF))
+        return x_NF / self.scale
 
 
-def _solved(gram: Tensor, right: Tensor, ridge: float) -> Tensor:
-    gram.diagonal().add_(ridge)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
-
-
-@functools.lru_cache(maxsize=4)
-def _drawn(inputs: int, features: int) -> tuple[Tensor, Tensor]:
-    """Normal directions [inputs, features] and phases [features], the same for everyone who draws
-    them: of raw bits, which numpy promises never to change, by Box and Muller's rule.
+def _principal(x_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes [inputs, K] along which centred records vary, and how much in all [K]; by records where
+    they are fewer than inputs, which gives the same.
     """
-    bits = np.random.PCG64(features).random_raw((2 * inputs + 1) * features)
-    uniform = ((bits >> np.uint64(11)) + 0.5) * 2.0**-53
-    radius, angle, phases_D = np.split(uniform, [inputs * features, 2 * inputs * features])
-    normal = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
-    directions_FD = torch.from_numpy(normal.reshape(inputs, features).astype(np.float32))
-    return directions_FD, torch.from_numpy((2 * np.pi * phases_D).astype(np.float32))
+    if len(x_NF) > x_NF.shape[1]:
+        variances_K, axes_FK = torch.linalg.eigh(x_NF.T @ x_NF)
+        return axes_FK, variances_K.clamp_min(0)
+    variances_K, axes_NK = torch.linalg.eigh(x_NF @ x_NF.T)
+    is_real = variances_K > 1e-12 * variances_K[-1].clamp_min(1e-12)
+    variances_K, axes_NK = variances_K[is_real], axes_NK[:, is_real]
+    return x_NF.T @ (axes_NK / variances_K.sqrt()), variances_K
+
+
+def _left_out_error(z_NK: Tensor, y_NC: Tensor, moment_KC: Tensor, damped_K: Tensor) -> float:
+    """Squared error of every record as it is predicted without itself; of centred targets."""
+    leverage_N = 1 / len(y_NC) + z_NK.square() @ (1 / damped_K)
+    off_NC = y_NC - z_NK @ (moment_KC / damped_K[:, None])
+    return float((off_NC / (1 - leverage_N).clamp_min(1e-6)[:, None]).square().sum())
+
+
+def _cross_entropy(
+    x_NF: Tensor, one_hot_NC: Tensor, log_y_b_NC: Tensor, weights_FC: Tensor, bias_C: Tensor
+) -> Tensor:
+    scores_NC = log_y_b_NC + x_NF @ weights_FC + bias_C
+    return F.cross_entropy(scores_NC, one_hot_NC, reduction="sum")
+
+
+def _logistic(
+    x_NF: Tensor,
+    one_hot_NC: Tensor,
+    log_y_b_NC: Tensor,
+    penalty: float,
+    weights_FC: Tensor,
+    bias_C: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """By L-BFGS from these weights on, in at most `EVALUATIONS` of the loss and its gradient."""
+    weights_FC = weights_FC.clone().requires_grad_()
+    bias_C = bias_C.clone().requires_grad_()
+    solver = torch.optim.LBFGS(
+        [weights_FC, bias_C],
+        max_iter=EVALUATIONS,
+        max_eval=EVALUATIONS,
+        tolerance_grad=1e-4,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        found = _cross_entropy(x_NF, one_hot_NC, log_y_b_NC, weights_FC, bias_C)
+        found = found + penalty / 2 * weights_FC.square().sum()
+        found.backward()
+        return found
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return weights_FC.detach(), bias_C.detach()

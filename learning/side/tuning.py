@@ -118,15 +118,15 @@ class SideNetworkTrainer:
         return float(loss.detach())
 
     def fit(self, records: Sequence[tuple[str, Tensor, Tensor]]) -> float:
-        """Solve the skip for records (backbone, vectors [V, d_m], targets); returns its squared
-        error per record.
+        """Solve the skip for records (backbone, vectors [V, d_m], targets); returns its error per
+        record.
 
-        For cross-entropy its targets are C times the prediction difference: what has to be added
-        to log y_b, to first order and where y_b is 1/C.
+        For cross-entropy the targets of a ridge regression are C times the prediction difference:
+        what has to be added to log y_b, to first order and where y_b is 1/C.
         """
         by_backbone: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for backbone, value, target in records:
-            by_backbone.setdefault(backbone, []).append((value, self._difference(target)))
+            by_backbone.setdefault(backbone, []).append((value, self._solved_for(target)))
         stacked = {
             name: (torch.stack([v for v, _ in mine]), torch.stack([t for _, t in mine]))
             for name, mine in by_backbone.items()
@@ -134,10 +134,12 @@ class SideNetworkTrainer:
         with torch.no_grad():
             return self.network.fit(stacked)
 
-    def _difference(self, target: Tensor) -> Tensor:
+    def _solved_for(self, target: Tensor) -> Tensor:
         if self.training.loss == "squared-error":
             return target
         one_hot_C, y_b_C = target.chunk(2)
+        if self.network.shape.skip == "logistic":
+            return torch.cat([one_hot_C, _log(y_b_C)])
         return len(y_b_C) * (one_hot_C - y_b_C)
 
     def _loss(self, y_s_BC: Tensor, targets: Tensor) -> Tensor:

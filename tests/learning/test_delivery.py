@@ -19,7 +19,7 @@ network_of, vectors, CONFIGS, WIDTHS = (
 CONFIGS = {
     **CONFIGS,
     "ridge": SideNetworkConfig(skip="ridge"),
-    "random features": SideNetworkConfig(skip="random-features", features=50),
+    "no adapters": SideNetworkConfig(skip="ridge", adapters=0),
 }
 PRECISIONS = get_args(Precision)
 

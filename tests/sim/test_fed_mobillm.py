@@ -123,8 +123,11 @@ def test_a_skip_is_solved_ever_more_rarely_and_from_all_records_at_the_end(kind,
     assert sum(solved) == 60 == sum(sim.method.fitted.values())
 
 
-def test_a_run_with_a_skip_that_was_interrupted_goes_on_to_the_same_digest(simulate, tmp_path):
-    method = {"kind": "fed-mobillm", "side_network": {"skip": "random-features", "features": 32}}
+@pytest.mark.parametrize("adapters", [0.0, 0.25])
+def test_a_run_with_a_skip_that_was_interrupted_goes_on_to_the_same_digest(
+    adapters, simulate, tmp_path
+):
+    method = {"kind": "fed-mobillm", "side_network": {"skip": "ridge", "adapters": adapters}}
     straight, looks = simulate(method=method), []
     callbacks = RunCallbacks(on_progress=looks.append, should_stop=lambda: len(looks) >= 3)
     stopped = simulate(method=method, journal=Journal(tmp_path, False), callbacks=callbacks)

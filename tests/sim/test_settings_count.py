@@ -88,9 +88,9 @@ BASES = {  # settings that must hold for another to be seen
         for name in ("beta1", "beta2", "tau")
     },
     **{
-        (kind, f"side_network.{name}"): {"side_network": {"skip": "random-features"}}
+        (kind, f"side_network.{name}"): {"side_network": {"skip": "ridge"}}
         for kind in ("fed-mobillm", "centralised", "single-side-network", "pae-mobillm")
-        for name in ("features", "bandwidth", "ridge")
+        for name in ("penalty", "adapters")
     },
     ("fedasync", "staleness.b"): {"staleness": {"kind": "hinge", "b": 0}},
 }

@@ -25,6 +25,7 @@ from sim.methods.side_tuning.shared import (
     SideTuningSettings,
     class_pass,
     device_pass,
+    require_no_skip,
     require_words,
     shape_over,
 )
@@ -105,6 +106,7 @@ class LocalLST(OnDeviceMethod):
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
+        require_no_skip(config)
         require_words(config, world)
         self.shapes = {name: shape_over(config, world, [name]) for name in world.costing.learned}
         self.learner = learner_for(world, LadderLearner, config)

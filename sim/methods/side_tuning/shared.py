@@ -92,11 +92,22 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
     server.
     """
     samples = sum(len(device.samples) for device in devices)
-    if config.replay * samples < config.server_batch:
+    if config.side_network.has_adapters and config.replay * samples < config.server_batch:
         raise ValueError(
             f"method.replay: no update is ever granted, as replay {config.replay:g} x {samples} "
             "samples is less than the "
             f"{config.server_batch} of one update (`server_batch`)"
+        )
+
+
+def require_no_skip(config: Any) -> None:
+    """Raise ValueError where a skip is asked for, of a method that keeps no records to solve it
+    from.
+    """
+    if config.side_network.skip != "none":
+        raise ValueError(
+            "method.side_network.skip: it is solved from all records, and "
+            f"{config.kind} keeps none here; leave it at none"
         )
 
 
@@ -194,10 +205,12 @@ class SideTuning:
         self.config, self.world = config, world
         if self.replays:
             require_updates(config, world.devices)
-        elif config.side_network.skip != "none":
+        else:
+            require_no_skip(config)
+        if config.side_network.skip == "logistic" and config.loss != "cross-entropy":
             raise ValueError(
-                "method.side_network.skip: it is solved from all records, and the server of "
-                f"{config.kind} keeps none here; leave it at none"
+                "method.side_network.skip: logistic needs the labels at the server; say so by "
+                "`loss: cross-entropy`, or solve it by ridge, which needs the differences alone"
             )
         require_words(config, world)
         self.public_read = world.env.event()
@@ -409,6 +422,8 @@ class SideTuning:
         granted = share * self.config.replay * len(self.cache)
         if granted < (self.updates + 1) * self.config.server_batch:
             return None
+        if not self.shape.has_adapters:
+            return None
         self.updates += 1
         return self.update(self.cache.draw(self.config.server_batch))
 
@@ -416,7 +431,8 @@ class SideTuning:
         """Solving the side network's skip anew, if there is one and enough records have come."""
         if not self.is_fit_due("", len(self.cache)):
             return None
-        cost = self.shape.fitting(self.cache.count_by_backbone(list(range(len(self.cache)))))
+        counts = self.cache.count_by_backbone(list(range(len(self.cache))))
+        cost = self.shape.fitting(counts, len(self.config.side_network.penalties))
         return self.learner.work(cost, self.learner.fit, closed_form)
 
     def is_fit_due(self, name: str, records: int) -> bool:

@@ -73,7 +73,7 @@ class SingleSideNetwork(FedMobiLLM):
             for name, cache in self.caches.items()
         }
         name = max(due, key=due.__getitem__)
-        if due[name] < 1:
+        if due[name] < 1 or not self.shape.has_adapters:
             return None
         self.updates_of[name] += 1
         return self.update_of(name, self.caches[name].draw(self.config.server_batch))
@@ -82,7 +82,8 @@ class SingleSideNetwork(FedMobiLLM):
         """Of the first network that is due."""
         for name, cache in self.caches.items():
             if self.is_fit_due(name, len(cache)):
-                cost = self.shapes[name].fitting({name: len(cache)})
+                penalties = len(self.config.side_network.penalties)
+                cost = self.shapes[name].fitting({name: len(cache)}, penalties)
                 return self.learner.work(cost, self.learner.fit_of, closed_form, name)
         return None
 

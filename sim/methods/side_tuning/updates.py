@@ -52,6 +52,6 @@ def closed_form(
     trainer: SideNetworkTrainer, records: Sequence[tuple[str, Tensor, Tensor]]
 ) -> tuple[SideNetworkTrainer, float]:
     """A server update: the skip of the side network solved for all (backbone, vectors, target)
-    records, and its squared error; the adapters stay as they are.
+    records, and its error; the adapters stay as they are.
     """
     return trainer, trainer.fit(records)
