@@ -184,7 +184,9 @@ class SideNetwork(nn.Module):
         """
         a_BVM = self._normalised(a_BVM, backbone)
         share = self.config.adapters if self.shape.has_adapters else 0.0
-        y_BC = self._adapted(a_BVM, backbone, dropout) if self.shape.has_adapters else 0.0
+        y_BC = a_BVM.new_zeros(())
+        if self.shape.has_adapters:
+            y_BC = self._adapted(a_BVM, backbone, dropout)
         if dropout is not None or self.shape.skip == "none":
             return y_BC
         skip = self.skips[_of_width(a_BVM.shape[-1])]

@@ -83,8 +83,8 @@ class Skip(nn.Module):
         best = penalties[0]
         if len(penalties) > 1 and len(x_NF) >= _FOLDS:
             is_left = torch.arange(len(x_NF), device=x_NF.device) % _FOLDS == 0
-            parts = [part[~is_left] for part in (x_NF, one_hot_NC, log_y_b_NC)]
-            left = [part[is_left] for part in (x_NF, one_hot_NC, log_y_b_NC)]
+            parts = x_NF[~is_left], one_hot_NC[~is_left], log_y_b_NC[~is_left]
+            left = x_NF[is_left], one_hot_NC[is_left], log_y_b_NC[is_left]
             solved: dict[float, tuple[Tensor, Tensor]] = {}
             at = self.weights.new_zeros(self.weights.shape), torch.zeros_like(self.bias)
             for k in sorted(penalties, reverse=True):  # each from the next stronger one's

@@ -277,7 +277,7 @@ def test_the_documentation_has_every_setting_with_its_default():
     from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
     from sim.methods.side_tuning.shipping import Shipping
 
-    section = DOCUMENT.read_text(encoding="utf-8").split("## Settings")[1].split("## Bytes")[0]
+    section = DOCUMENT.read_text(encoding="utf-8").split("\n## Settings")[1].split("\n## ")[0]
     rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     documented = {row[0].strip("| `"): row[1].strip(" `|") for row in rows}
     settings = {
