@@ -4,13 +4,13 @@ comparison.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_json
 from rich.console import Console
 from rich.table import Table
 
@@ -197,7 +197,9 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
         text = tables_for_paper(compared.tables, columns or default, is_page=default is PAGE)
         (out / name).write_text(text, encoding="utf-8")
     if saved := compared.reductions:
-        (out / "reductions.json").write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+        # a baseline that needs nothing makes ratios infinite, for which JSON has no number
+        text = to_json(saved, indent=2, inf_nan_mode="null") + b"\n"
+        (out / "reductions.json").write_bytes(text)
 
 
 def _figures(
