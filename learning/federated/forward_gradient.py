@@ -61,7 +61,7 @@ def batch_loss(
 
     def loss(state: State) -> Tensor:
         own = {name: tensor.to(model.device) for name, tensor in state.items()}
-        logits_BC = functional_call(model, own, (ids_BT, mask_BT, segments_BT))
+        logits_BC = functional_call(model, own, (ids_BT, mask_BT, segments_BT), tie_weights=False)
         return loss_of(logits_BC, labels_B.to(logits_BC.device))
 
     return loss
@@ -187,7 +187,8 @@ def nearest_candidates(
         for start in range(0, candidates * number, chunk):
             numbers = range(start, min(start + chunk, candidates * number))
             pool_NP = torch.stack([_drawn(goal_P, pool, one, name) for one in numbers])
-            cosines.append(torch.cosine_similarity(pool_NP, goal_P, dim=-1))
+            # in proportion to the cosine; torch.cosine_similarity takes sixty times as long
+            cosines.append((pool_NP @ goal_P) / pool_NP.norm(dim=1))
         order = torch.cat(cosines).argsort(descending=True, stable=True)
         chosen[name] = order[:number].tolist()
     return chosen

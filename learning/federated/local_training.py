@@ -48,11 +48,16 @@ class LocalTraining:
     @property
     def charged_as(self) -> str:
         """The entry of `learning.cost.costs.OPTIMISER_NUMBERS` that the optimiser's state has."""
-        return "momentum" if self.optimiser == "sgd" and self.momentum else self.optimiser
+        return charged_as(self.optimiser, self.momentum)
 
     def share_of_rate(self, step: int, steps: int) -> float:
         """What share of the learning rate step `step` of `steps` makes, counted from 0."""
         return 1 - step / steps if self.schedule == "linear" else 1.0
+
+
+def charged_as(optimiser: str, momentum: float) -> str:
+    """The entry of `learning.cost.costs.OPTIMISER_NUMBERS` of an optimiser."""
+    return "momentum" if optimiser == "sgd" and momentum else optimiser
 
 
 class LocalResult(NamedTuple):

@@ -32,7 +32,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -263,6 +263,48 @@ def sgd_step(state: State, gradients: State, learning_rate: float) -> dict[str, 
     ones untouched.
     """
     return {n: t - learning_rate * gradients[n] if n in gradients else t for n, t in state.items()}
+
+
+class Optimiser(Protocol):
+    """A pure function of state, gradients and moments, so that a step can be replayed."""
+
+    def step(
+        self, state: State, gradients: State, moments: Moments | None = None
+    ) -> tuple[dict[str, Tensor], Moments]:
+        """The state and the moments after one step; pass the moments on to the next, None before
+        the first.
+        """
+
+
+def new_optimiser(
+    kind: str, learning_rate: float, weight_decay: float = 0.0, momentum: float = 0.0
+) -> Optimiser:
+    """`adamw` or `sgd`."""
+    if kind == "sgd":
+        return Sgd(learning_rate, momentum, weight_decay)
+    return AdamW(learning_rate, weight_decay=weight_decay)
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """v = momentum v + g + weight_decay theta, theta - lr v; without momentum nothing is kept."""
+
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def step(
+        self, state: State, gradients: State, moments: Moments | None = None
+    ) -> tuple[dict[str, Tensor], Moments]:
+        """As `Optimiser.step`; the velocities are first moments."""
+        moments = moments or Moments(0, {}, {})
+        velocities = {name: g + self.weight_decay * state[name] for name, g in gradients.items()}
+        if self.momentum:
+            for name in velocities.keys() & moments.first.keys():
+                velocities[name] = velocities[name] + self.momentum * moments.first[name]
+        fresh = sgd_step(state, velocities, self.learning_rate)
+        kept = {**moments.first, **velocities} if self.momentum else {}
+        return fresh, Moments(moments.steps + 1, kept, {})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer
 
+from learning.federated.local_training import charged_as
 from sim.scenario.settings import OnlyFor, Settings
 
 Head = Literal["linear", "dense"]
@@ -38,6 +39,22 @@ class HeadSettings(Settings):
             for name, value in dump(self).items()
             if name not in _LATER or not (value == _LATER[name] == fields[name].default)
         }
+
+
+class OptimiserSettings(Settings):
+    """Which optimiser trains."""
+
+    only_for: ClassVar[OnlyFor] = {
+        "momentum": ("sgd", lambda settings: settings.optimiser == "sgd"),
+    }
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of sgd."""
+
+    @property
+    def charged_as(self) -> str:
+        """The entry of `learning.cost.costs.OPTIMISER_NUMBERS` that the optimiser's state has."""
+        return charged_as(self.optimiser, self.momentum)
 
 
 class TrainableSettings(HeadSettings):

@@ -124,13 +124,13 @@ def steps_of_an_epoch(device):
 )
 def test_fwdllm_is_the_published_loop(changes, simulate):
     """The trainer and the aggregator of UbiquitousLearning/FwdLLM 36ecdbc, written out: a batch a
-    client and step, of each tensor the best of a pool, after a round's batches of odd number.
+    client and step, unshuffled, of each tensor the best of a pool, after a round's batches of odd number.
     """
     method = {**FWDLLM, "perturbations": 1, "warm_up": 0.4, **changes}
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
     plain, old_grad, requests = Plain(sim, head=method.get("head", "linear")), None, 0
     for number, rate in enumerate((0.05, 0.1, 0.1)):  # ceil(1.2) = 2 rounds up to 0.1
-        batches = [plain.batches(d, number, steps_of_an_epoch(d)) for d in sim.devices]
+        batches = [np.split(d.samples, range(8, len(d.samples), 8)) for d in sim.devices]
         for data_id in range(max(map(len, batches))):
             train_dl = [mine[data_id] for mine in batches if data_id < len(mine)]
             v_num, pool = len(train_dl), sim.streams.seed64("server/candidates", requests)

@@ -259,6 +259,21 @@ def test_a_step_lets_go_of_all_that_it_replaces(simulate):
 # ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({}, 2), ({"optimiser": "sgd", "momentum": 0.9}, 1), ({"optimiser": "sgd"}, 0)],
+)
+def test_an_optimiser_costs_the_device_what_it_keeps(settings, kept, simulate):
+    """AdamW keeps two numbers for each trained one, momentum one, plain SGD none, 4 bytes each."""
+    sims = [
+        simulate(method=method("splitfed-v1", **extra), dry=True)
+        for extra in (settings, {"optimiser": "sgd"})
+    ]
+    ours, plain = (sim.method.peak_bytes(sim.devices[0]) for sim in sims)
+    trained = sims[0].method.charging.device_bytes(sims[0].devices[0])
+    assert ours - plain == kept * trained
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "fedbert-sequential"])
 def test_the_server_works_on_one_batch_at_a_time_and_devices_wait_for_it(kind, simulate):
     sim = simulate(method=method(kind), dry=True)
@@ -320,7 +335,17 @@ def in_turn(kind):
     return kind in ("splitfed-v2", "fedbert-sequential")
 
 
-def plain_rounds(sim, kind, rounds, weighted=False):
+OPTIMISERS = {
+    "adamw": ({}, lambda parameters: torch.optim.AdamW(parameters, lr=RATE, weight_decay=0)),
+    "sgd": ({"optimiser": "sgd"}, lambda parameters: torch.optim.SGD(parameters, lr=RATE)),
+    "momentum": (
+        {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+        lambda parameters: torch.optim.SGD(parameters, lr=RATE, momentum=0.9, weight_decay=0.1),
+    ),
+}
+
+
+def plain_rounds(sim, kind, rounds, weighted=False, optimiser_of=OPTIMISERS["adamw"][1]):
     """The state that whole models reach in plain PyTorch: every device trains one, and tensors are
     averaged.
 
@@ -341,7 +366,7 @@ def plain_rounds(sim, kind, rounds, weighted=False):
         else {n for n in inner if ".layer.0." not in n} | {"head.weight", "head.bias"}
     )
     shared = {n: torch.nn.Parameter(state[n].clone()) for n in on_server}
-    at_server = torch.optim.AdamW(shared.values(), lr=RATE, weight_decay=0)
+    at_server = optimiser_of(shared.values())
     for number in range(rounds):
         order = range(len(sim.devices))
         if turns:
@@ -353,7 +378,7 @@ def plain_rounds(sim, kind, rounds, weighted=False):
             model.load_trainable({n: state[n] for n in names})
             parameters = model.trainable_parameters()
             own = [p for n, p in parameters.items() if not (turns and n in on_server)]
-            optimiser = torch.optim.AdamW(own, lr=RATE, weight_decay=0)
+            optimiser = optimiser_of(own)
             version = number * len(sim.devices) + place + 1 if turns else number + 1
             texts = sim.streams.rng("local-training", f"{device.id}/{version}").permutation(
                 device.samples
@@ -398,10 +423,22 @@ def test_the_parts_learn_what_whole_models_learn_in_a_plain_loop(kind, weighted,
     changes = (
         {"fleet": ONE_DEPTH} if in_turn(kind) else {}
     )  # AdamW counts steps a server part, torch's a tensor
+    check_against_plain_loop(simulate, kind, weighted, "adamw", **changes)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum"])
+@pytest.mark.parametrize("kind", ["splitfed-v2", "fedbert"])
+def test_they_learn_so_by_sgd(kind, optimiser, simulate):
+    check_against_plain_loop(simulate, kind, False, optimiser, fleet=ONE_DEPTH)
+
+
+def check_against_plain_loop(simulate, kind, weighted, optimiser, **changes):
     partition = "task.partition={kind: dirichlet, alpha: 0.5, min_size: 4}"
-    sim = simulate(partition, method=method(kind, weigh_by_samples=weighted), **changes)
+    settings, optimiser_of = OPTIMISERS[optimiser]
+    own = method(kind, weigh_by_samples=weighted, **settings)
+    sim = simulate(partition, method=own, **changes)
     assert len({len(device.samples) for device in sim.devices}) > 1
-    expected = plain_rounds(sim, kind, 2, weighted)
+    expected = plain_rounds(sim, kind, 2, weighted, optimiser_of)
     start = TrainableClassifier(find("random-bert"), "full", 3).trainable()
     assert sim.method.learner.state.value.keys() == expected.keys()
     for name, tensor in expected.items():

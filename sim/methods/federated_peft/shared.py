@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -22,8 +22,7 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
-from sim.methods.trained import Head, TrainableSettings
-from sim.scenario.settings import OnlyFor
+from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
 
 LEARNING_RATES = {
     "lora": 5e-3,
@@ -34,19 +33,13 @@ LEARNING_RATES = {
 }  # FedPETuning's for MRPC
 
 
-class PeftSettings(TrainableSettings):
+class PeftSettings(OptimiserSettings, TrainableSettings):
     """What is trained on a device, and how."""
 
-    only_for: ClassVar[OnlyFor] = {
-        "momentum": ("sgd", lambda settings: settings.optimiser == "sgd"),
-    }
     local_epochs: int = Field(1, ge=1)
     device_batch: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     """Default FedPETuning's: LoRA 5e-3, adapter 1e-3, BitFit 5e-3, full 5e-5."""
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    momentum: float = Field(0.0, ge=0, lt=1)
-    """Of sgd."""
     schedule: Literal["linear", "constant"] = "constant"
     """The learning rate within a round: decaying linearly to zero (FedPETuning), or constant."""
     weight_decay: float = Field(0.0, ge=0)

@@ -27,7 +27,7 @@ from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
+from sim.methods.forward_only.learner import ForwardClient, RecallingLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class FedMezo(ForwardOnly):
         return sum(map(len, self.batches(answer.sender, task, self.config.local_steps)))
 
 
-class FedMezoLearner(ForwardLearner):
+class FedMezoLearner(RecallingLearner):
     """Makes the devices' models of their probes, at their learning rate."""
 
     def __init__(self, world: World, learning_rate: float, *model: Any) -> None:

@@ -28,7 +28,7 @@ from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import verdict_on
-from sim.methods.forward_only.learner import ForwardClient, ForwardLearner
+from sim.methods.forward_only.learner import ForwardClient, RecallingLearner
 from sim.methods.forward_only.shared import ForwardOnly, ForwardOnlySettings, moves
 from sim.methods.protocols import mean_and_step
 
@@ -154,13 +154,14 @@ class FwdLLM(ForwardOnly):
         picks = directions * (len(counted.tensors) if asked.is_guided else 1)
         yield from device.download(8 + 4 * picks + asked.is_new * counted.nbytes())
         data = yield from device.compute(self.probing(device, asked))
-        samples = self.batch(device, asked.number, asked.batch)
+        samples = self.batch(device, asked.batch)
         nbytes = 4 * directions if self.config.shared_seeds else counted.nbytes()
         yield from device.send(device.payload(samples, nbytes, data, task.version))
 
-    def batch(self, device: Device, number: int, batch: int) -> np.ndarray:
-        """One batch of a round, in which the device's texts are shuffled anew."""
-        return self.batches(device, ClientTask(number, None, None), batch + 1)[batch]
+    def batch(self, device: Device, batch: int) -> np.ndarray:
+        """One batch of a round: the device's texts in their order, as in the published code."""
+        start = batch * self.config.device_batch
+        return device.samples[start : start + self.config.device_batch]
 
     def peak_bytes(self, device: Device) -> int:
         """Of the probes of its longest batch, with the backbone's weights."""
@@ -176,7 +177,7 @@ class FwdLLM(ForwardOnly):
         memory.
         """
         counted, c = self.costs[device.backbone], self.config
-        batches = [self.batch(device, asked.number, asked.batch)]
+        batches = [self.batch(device, asked.batch)]
         kept = (4 - c.shared_seeds) * counted.nbytes()
         cost = self.passes(device, batches, counted.ahead, 2 * c.perturbations, kept)
         # ahead, behind and into the gradient
@@ -269,7 +270,7 @@ class FwdLLM(ForwardOnly):
         return self.learner.work(cost, self.learner.gather, list(sent), answers, threshold)
 
 
-class FwdLLMLearner(ForwardLearner):
+class FwdLLMLearner(RecallingLearner):
     """Directions chosen by the last global gradient; gradients gathered until they agree."""
 
     gradient: Learned | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
+    from sim.kernel.world import World
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,48 @@ class ForwardLearner(FederatedLearner):
         """One loss a batch of samples."""
         import torch
 
+        torch.set_num_threads(1)  # the same bits in every worker
+        return [self.loss(backbone, samples) for samples in batches]
+
+    def loss(self, backbone: str, samples: np.ndarray) -> fg.Loss:
+        """The loss of one batch."""
         from learning.federated.local_training import inputs
         from learning.federated.losses import targets_of
 
-        torch.set_num_threads(1)  # the same bits in every worker
-        made = []
-        for samples in batches:
-            ids_BT, mask_BT, segments_BT = inputs(
-                self.tokens(backbone, samples), range(len(samples))
-            )
-            labels_B = targets_of(self.world.task.labels[samples])
-            made.append(
-                fg.batch_loss(self.models[backbone], ids_BT, mask_BT, labels_B, segments_BT)
-            )
-        return made
+        ids_BT, mask_BT, segments_BT = inputs(self.tokens(backbone, samples), range(len(samples)))
+        labels_B = targets_of(self.world.task.labels[samples])
+        return fg.batch_loss(self.models[backbone], ids_BT, mask_BT, labels_B, segments_BT)
+
+
+ROOM_BYTES = 2**28  # for what is recalled of all batches
+
+
+class RecallingLearner(ForwardLearner):
+    """Where the same batches come again, and all trained tensors with them: what passes over one
+    have in common is computed once, as far as there is room.
+    """
+
+    def __init__(self, world: World, *model: Any) -> None:
+        super().__init__(world, *model)
+        self._recorded: dict[tuple[str, bytes], fg.Loss] = {}
+        self._room_bytes = ROOM_BYTES
+
+    def loss(self, backbone: str, samples: np.ndarray) -> fg.Loss:
+        """The loss of one batch, recorded by its first call."""
+        key = (backbone, samples.tobytes())
+        return self._recorded.get(key) or functools.partial(self._first, key, samples)
+
+    def _first(self, key: tuple[str, bytes], samples: np.ndarray, state: State) -> Tensor:
+        from learning.federated.recorded import CannotRecord, Recorded
+
+        if key not in self._recorded:
+            loss, model = super().loss(key[0], samples), self.models[key[0]]
+            if self._room_bytes <= 0:
+                return loss(state)
+            try:
+                recorded = Recorded(loss, state)
+                self._room_bytes -= recorded.nbytes(model)
+                self._recorded[key] = recorded
+            except CannotRecord:
+                self._recorded[key] = loss
+        return self._recorded[key](state)

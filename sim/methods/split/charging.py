@@ -21,9 +21,13 @@ class Charging:
     """
 
     def __init__(
-        self, world: World, parts: Mapping[str, tuple[PartArchitecture, ...]], own: tuple[int, ...]
+        self,
+        world: World,
+        parts: Mapping[str, tuple[PartArchitecture, ...]],
+        own: tuple[int, ...],
+        optimiser: str,
     ) -> None:
-        self.world, self.parts, self.own = world, parts, own
+        self.world, self.parts, self.own, self.optimiser = world, parts, own, optimiser
 
     def forward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
         """One part's forward pass over a batch of the device's texts, padded to the longest."""
@@ -33,9 +37,9 @@ class Charging:
 
     def backward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
         """One part's backward pass over the batch and its optimiser's step."""
-        return self._charged(
-            device, part, self.parts[device.backbone][part].backward(*self._shape(device, samples))
-        )
+        shape = self._shape(device, samples)
+        cost = self.parts[device.backbone][part].backward(*shape, self.optimiser)
+        return self._charged(device, part, cost)
 
     def wire_bytes(self, device: Device, samples: np.ndarray, part: int, numbers: int = 0) -> int:
         """The vectors of all real tokens after a part, in float32, and so many numbers of 4 bytes a
@@ -64,7 +68,8 @@ class Charging:
             return cost
         # a device adds its whole backbone's weights to what work needs; here it holds its parts
         # alone
-        kept = sum(self.parts[device.backbone][own].kept_bytes() for own in self.own)
+        parts = self.parts[device.backbone]
+        kept = sum(parts[own].kept_bytes(self.optimiser) for own in self.own)
         return replace(
             cost, peak_bytes=cost.peak_bytes + kept - self.world.costing.weight_bytes(device.member)
         )

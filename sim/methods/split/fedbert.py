@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.split import AdamW, Moments, Part, Pass
+    from learning.federated.split import Moments, Optimiser, Part, Pass
 
 
 def head_gradients(
@@ -52,7 +52,7 @@ def head_gradients(
 
 
 def client_update(
-    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor, head: State
+    optimiser: Optimiser, held: Held, passed: Pass, gradient_BTD: Tensor, head: State
 ) -> tuple[State, Moments]:
     """The embeddings backward from the gradient that came down, and one step of them and the
     head.
@@ -62,7 +62,7 @@ def client_update(
 
 
 def server_update(
-    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor
+    optimiser: Optimiser, held: Held, passed: Pass, gradient_BTD: Tensor
 ) -> tuple[Tensor, State, Moments]:
     """The body backward from the gradient that came up, and one step; first the gradient to send
     down.

@@ -67,12 +67,19 @@ class SplitLearner(FederatedLearner):
     own: tuple[int, ...] = (0,)
 
     def __init__(
-        self, world: World, learning_rate: float, weight_decay: float, layers: int, *args: Any
+        self,
+        world: World,
+        optimiser: str,
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float,
+        layers: int,
+        *args: Any,
     ) -> None:
-        from learning.federated.split import AdamW
+        from learning.federated.split import new_optimiser
 
         super().__init__(world, *args)
-        self.optimiser = AdamW(learning_rate, weight_decay=weight_decay)
+        self.optimiser = new_optimiser(optimiser, learning_rate, weight_decay, momentum)
         self.parts = {name: self._cut(model, layers) for name, model in self.models.items()}
         on_device = {
             name for parts in self.parts.values() for own in self.own for name in parts[own].names

@@ -21,10 +21,10 @@ from sim.kernel.world import World
 from sim.methods.protocols import SynchronousRounds, mean_and_step
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
-from sim.methods.trained import HeadSettings
+from sim.methods.trained import HeadSettings, OptimiserSettings
 
 
-class SplitSettings(HeadSettings):
+class SplitSettings(OptimiserSettings, HeadSettings):
     """Settings of every method that splits the model between device and server."""
 
     participation: float = Field(1.0, gt=0, le=1)
@@ -62,8 +62,8 @@ class SplitTraining(SynchronousRounds):
         *learner_args: Any,
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
-        self.charging = Charging(world, parts, self.learner_class.own)
-        step = (learning_rate, config.weight_decay)
+        self.charging = Charging(world, parts, self.learner_class.own, config.charged_as)
+        step = (config.optimiser, learning_rate, config.weight_decay, config.momentum)
         self.learner = learner_for(world, self.learner_class, *step, *learner_args)
         self.copies: dict[
             str, Any

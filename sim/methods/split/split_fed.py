@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.split import AdamW, Moments, Part, Pass
+    from learning.federated.split import Moments, Optimiser, Part, Pass
 
 
 def client_update(
-    optimiser: AdamW, held: Held, passed: Pass, gradient_BTD: Tensor
+    optimiser: Optimiser, held: Held, passed: Pass, gradient_BTD: Tensor
 ) -> tuple[State, Moments]:
     """The device's layers backward from the gradient that came down, and one step."""
     gradients, _ = passed.backward(gradient_BTD)
@@ -49,7 +49,7 @@ def client_update(
 
 
 def server_update(
-    optimiser: AdamW, held: Held, part: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
+    optimiser: Optimiser, held: Held, part: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
 ) -> tuple[Tensor, State, Moments]:
     """The rest of the model on what came up, and one step; first the gradient to send down."""
     from learning.federated.split import learn
