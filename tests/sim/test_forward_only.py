@@ -103,10 +103,10 @@ class Plain:
     def seed(self, device, version):
         return self.sim.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
 
-    def is_near(self, state):
+    def is_near(self, state, atol=1e-5):
         assert set(state) == set(self.state)
         for name, tensor in state.items():
-            assert torch.allclose(tensor, self.state[name], atol=1e-5), name
+            assert torch.allclose(tensor, self.state[name], atol=atol), name
 
 
 def steps_of_an_epoch(device):
@@ -124,12 +124,13 @@ def steps_of_an_epoch(device):
 )
 def test_fwdllm_is_the_published_loop(changes, simulate):
     """The trainer and the aggregator of UbiquitousLearning/FwdLLM 36ecdbc, written out: a batch a
-    client and step, unshuffled, of each tensor the best of a pool, after a round's batches of odd number.
+    client and step, unshuffled, of each tensor the best of a pool, after a round's batches of odd
+    number.
     """
     method = {**FWDLLM, "perturbations": 1, "warm_up": 0.4, **changes}
     sim = simulate(fleet=EQUAL, method=method, **AT_ONCE)
     plain, old_grad, requests = Plain(sim, head=method.get("head", "linear")), None, 0
-    for number, rate in enumerate((0.05, 0.1, 0.1)):  # ceil(1.2) = 2 rounds up to 0.1
+    for rate in (0.05, 0.1, 0.1):  # ceil(1.2) = 2 rounds up to 0.1
         batches = [np.split(d.samples, range(8, len(d.samples), 8)) for d in sim.devices]
         for data_id in range(max(map(len, batches))):
             train_dl = [mine[data_id] for mine in batches if data_id < len(mine)]
@@ -152,7 +153,8 @@ def test_fwdllm_is_the_published_loop(changes, simulate):
             keeps = (data_id + 1) % 2 or method.get("guided") == "always"
             old_grad = grad if keeps else None
     assert requests > 3
-    plain.is_near(sim.method.learner.state.value)
+    # a loss is rounded to 1e-7, a slope so to 5e-6; times the rate and a direction, up to 2e-6 a step
+    plain.is_near(sim.method.learner.state.value, atol=3e-5)
 
 
 def test_fedmezo_is_a_plain_loop(simulate):
