@@ -153,7 +153,7 @@ def test_fwdllm_is_the_published_loop(changes, simulate):
             keeps = (data_id + 1) % 2 or method.get("guided") == "always"
             old_grad = grad if keeps else None
     assert requests > 3
-    # a loss is rounded to 1e-7, a slope so to 5e-6; times the rate and a direction, up to 2e-6 a step
+    # a loss is rounded to 1e-7, so a slope to 5e-6; by rate and direction up to 2e-6 a step
     plain.is_near(sim.method.learner.state.value, atol=3e-5)
 
 
