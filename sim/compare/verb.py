@@ -198,8 +198,8 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
         (out / name).write_text(text, encoding="utf-8")
     if saved := compared.reductions:
         # a baseline that needs nothing makes ratios infinite, for which JSON has no number
-        text = to_json(saved, indent=2, inf_nan_mode="null") + b"\n"
-        (out / "reductions.json").write_bytes(text)
+        encoded = to_json(saved, indent=2, inf_nan_mode="null")
+        (out / "reductions.json").write_bytes(encoded + b"\n")
 
 
 def _figures(
