@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 INSTALL = $(PIP) install --constraint constraints.txt --editable
 
-.PHONY: quickstart test thorough lint slow timed coverage bench clean
+.PHONY: quickstart test thorough lint slow timed coverage comparison bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/mobifleet fetch
@@ -45,6 +45,10 @@ coverage: $(VENV)/.installed-for-tests
 	$(BIN)/mobifleet fetch
 	$(PYTEST) -n 2 --dist worksteal --cov --cov-report html
 	@echo "the fast tests run $$($(BIN)/coverage report --format total) % of the lines; coverage/index.html says which"
+
+# docs/comparison.md, from the committed results of comparisons
+comparison: $(VENV)/.installed-for-tests
+	$(BIN)/python benchmarks/comparison.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/fair_link.py

@@ -154,6 +154,7 @@ LIGHT = {
     },
 }
 DRAW = (
+    "finish_times",
     "gantt",
     "page",
     "plots",

@@ -18,6 +18,8 @@ from sim.results.span_table import is_waste, of_devices
 COLUMNS = {
     "final": "accuracy, final",
     "chosen": "accuracy, chosen by validation",
+    "device_p10": "accuracy by device at the end, 10th percentile",
+    "device_worst": "accuracy by device at the end, worst",
     "time_s": "time",
     "flop": "compute a device",
     "uplink_bytes": "uplink a device",

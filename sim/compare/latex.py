@@ -16,8 +16,10 @@ from sim.scenario.complaints import nearest
 from sim.views import escaping
 
 HEADINGS = {  # short, and what each number is of
-    "final": "Accuracy at the end",
+    "final": "Accuracy at the end",  # or whatever the metric is
     "chosen": "Accuracy",
+    "device_p10": "Devices' 10th",
+    "device_worst": "Worst device",
     "time_s": "Time",
     "flop": "Compute",
     "uplink_bytes": "Up",

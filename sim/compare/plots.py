@@ -17,10 +17,14 @@ from sim.compare.planned_run import PlannedRun
 from sim.results.looks import chosen_score, converged_at_s
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
-from sim.views.page import FULL_WIDTH, STYLE, line_style
+from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style
 from sim.views.saving_figures import save
 
-PANELS = ("flop", "communication_bytes", "time_s")
+PANELS = {
+    "flop": "compute",
+    "communication_bytes": "communication, with delivery",
+    "time_s": "time",
+}
 
 
 def draw_reductions(
@@ -61,13 +65,9 @@ def draw_reductions(
                     "markeredgecolor": "white",
                 }
                 ax.plot(cost["updates"][here], saved[here], linestyle="", **dot)
-        for ax, name in zip(axes, PANELS, strict=True):
-            ax.set(
-                title=COLUMNS[name],
-                xlabel="server updates of the baseline",
-                xscale="log",
-                ylim=(0, 101),
-            )
+        axes[1].set_xlabel("server updates of the baseline")
+        for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
+            ax.set(title=title, xscale="log", ylim=(0, 101))
             if name in claims:
                 ax.axhline(
                     100 * claims[name], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8
@@ -84,34 +84,39 @@ def draw_reductions(
 
 def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
     """Every method's accuracy, at the look that validation chose, against the values of the swept
-    setting; a bar from the worst seed to the best.
+    setting; a bar from the worst seed to the best. References are level lines at each value.
     """
     values = list(dict.fromkeys(entry.at for entry in entries))
+    runs = [(entry.label, entry.at, open_run(entry.folder)) for entry in entries]
+    metric = runs[0][2].metric
+    references = 0
     with matplotlib.style.context(["default", STYLE]):
-        figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"accuracy against {key}", note="")
+        figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"{metric} against {key}", note="")
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
-            found = [
-                [
-                    chosen_score(open_run(e.folder))
-                    for e in entries
-                    if (e.label, e.at) == (label, at)
-                ]
-                for at in values
-            ]
-            chosen = [
-                [math.nan if one is None else one for one in seeds] for seeds in found
-            ]  # a gap in the line
-            middle = np.array([np.mean(seeds) for seeds in chosen])
+            mine = [[run for of, its, run in runs if (of, its) == (label, at)] for at in values]
+            found = [[_or_gap(chosen_score(run)) for run in some] for some in mine]
+            middle = np.array([np.mean(seeds) for seeds in found])
+            if all(run.is_reference for some in mine for run in some):
+                level: dict[str, Any] = {"color": "#333333", "linewidth": 1.1}
+                level |= {"linestyle": REFERENCE_DASHES[references % 2]}
+                ends = np.arange(len(values)) - 0.4, np.arange(len(values)) + 0.4
+                ax.hlines(middle, *ends, label=f"{label} (reference)", **level)
+                references += 1
+                continue
             spread = [
-                middle - [min(seeds) for seeds in chosen],
-                [max(seeds) for seeds in chosen] - middle,
+                middle - [min(seeds) for seeds in found],
+                [max(seeds) for seeds in found] - middle,
             ]
-            at = np.arange(len(values)) + 0.04 * number
+            where = np.arange(len(values)) + 0.04 * number
             style = line_style(number) | {"marker": "o", "capsize": 2}
-            ax.errorbar(at, middle, np.abs(spread), label=label, **style)
+            ax.errorbar(where, middle, np.abs(spread), label=label, **style)
         named = {entry.at: value_text(entry.values[key]) for entry in entries}
         ax.set_xticks(range(len(values)), [named[at] for at in values])
-        metric = open_run(entries[0].folder).metric
         ax.set(xlabel=key, ylabel=COLUMNS["chosen"].replace("accuracy", metric))
         figure.legend(loc="outside right center")
         return save(figure, out / "over.png")
+
+
+def _or_gap(accuracy: float | None) -> float:
+    """A gap in the line, where there is no accuracy."""
+    return math.nan if accuracy is None else accuracy

@@ -35,19 +35,24 @@ def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
     held = entries[0].scenario.task.validation
     share = f", {held:.0%} of those to train on" if isinstance(held, float) else ""
     yield (
-        f"Accuracy is that of {judged['test']:,} test texts at the first look within half a point "
-        f"of a run's best on {judged['validation']:,} validation texts{share}, the same for every "
-        "method, and at the end. Costs of own convergence are up to that look."
+        f"{run.metric.capitalize()} is that of {judged['test']:,} test texts at the first look "
+        f"within half a point of a run's best on {judged['validation']:,} validation texts{share}, "
+        "the same for every method, and at the end. Costs of own convergence are up to that look."
     )
     growth = entries[0].scenario.evaluate_growth
     yield (
         f"Every method is looked at whenever its virtual time has grown {growth:g} times; a target "
         "is reached in a line between two looks."
     )
-    yield (
-        f"Intervals are of 95 %: accuracy over {seeds} seeds and over the test texts, costs over "
-        "seeds and between the looks before and after."
-        if seeds > 1
-        else "One seed: intervals are over the test texts alone, and between the looks before and "
-        "after; what other seeds would give is not known."
-    )
+    # other metrics are no shares of texts, whose sampling error has a formula
+    by_texts = run.metric == "accuracy"
+    looks = "between the looks before and after"
+    if seeds > 1:
+        texts = " and over the test texts" if by_texts else ""
+        yield (
+            f"Intervals are of 95 %: {run.metric} over {seeds} seeds{texts}, costs over seeds and "
+            f"{looks}."
+        )
+    else:
+        texts = "over the test texts alone, and " if by_texts else ""
+        yield (f"One seed: intervals are {texts}{looks}; what other seeds would give is not known.")

@@ -146,7 +146,7 @@ def tuned(scenario: Scenario, entries: list[PlannedRun], out: Path, seeds: int) 
             {
                 "dials": json.loads(entry.at),
                 "reached_after_s": score["time_s"],
-                "accuracy": score["chosen"],
+                score["metric"]: score["chosen"],
             }
             for entry, score in zip(mine, scores, strict=True)
         ]

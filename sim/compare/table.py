@@ -16,7 +16,8 @@ from sim.results.looks import Moment, chosen_score, converged
 from sim.results.run import Run, open_run
 from sim.results.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
 
-OF_BACKBONE = "accuracy, final, "
+OF_BACKBONE = "final, "
+BY_DEVICE = {"device_p10": "p10", "device_worst": "worst"}
 
 
 def rows(
@@ -84,7 +85,9 @@ def _moment(run: Run, protocol: str, target: float | None) -> Moment | None:
 
 
 def _accuracies(runs: list[Run]) -> dict[str, Any]:
-    """Accuracy at the end, at the look that validation chose, and of each backbone, if several."""
+    """Accuracy at the end, at the look that validation chose, of each backbone, if several, and of
+    the devices that are served worst.
+    """
     backbones = runs[0].summary["by_backbone"]
     scores: dict[str, list[float | None]] = {
         "final": [run.summary["final"] for run in runs],
@@ -92,13 +95,15 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
     }
     for name in backbones if len(backbones) > 1 else ():
         scores[f"{OF_BACKBONE}{name}"] = [run.summary["by_backbone"].get(name) for run in runs]
+    for name, key in BY_DEVICE.items():
+        scores[name] = [(run.summary.get("accuracy_by_device") or {}).get(key) for run in runs]
     texts, overlap = _test_texts(runs[0])
     row: dict[str, Any] = {"test_texts": texts, "test_overlap": overlap}
     for name, values in scores.items():
         known = [value for value in values if value is not None]
         if len(known) < len(values):
             found = Interval(0, 0, 0)
-        elif texts:
+        elif texts and name not in BY_DEVICE:  # of these the texts' part has no formula
             found = of_accuracy(known, texts, overlap)
         else:
             found = over_seeds(known)

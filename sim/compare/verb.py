@@ -5,7 +5,7 @@ comparison.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,10 @@ from pydantic_core import to_json
 from rich.console import Console
 from rich.table import Table
 
+from inputs.files import read_json
 from learning.host_device import CPU, HostDevice
 from sim.compare.costs import COLUMNS
+from sim.compare.evidence import write_evidence
 from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
 from sim.compare.protocol import how_made
@@ -53,6 +55,8 @@ class Comparison:
     baselines: list[str]
     learned: float
     """The accuracy below which a baseline counts in no reduction."""
+    runs: Mapping[str, list[PlannedRun]]
+    """The runs behind each table, by its title."""
 
     @property
     def reductions(self) -> dict[str, dict[str, Any]]:
@@ -121,6 +125,8 @@ def compare_scenario(
         )
         reference = compare_of(scenario).reference or compared.ours
         _write(compared, reference, columns)
+        if not dry:
+            _write_evidence(compared, scenario)
         _figures(scenario, entries, out, compared.ours, compared.baselines, dry)
     return compared
 
@@ -142,12 +148,11 @@ def _compared(
         run_shown(some, folder, out, dry, processes, console, what, host)
 
     run(entries, "run")
-    for sentence in _of_other_machines(entries):
+    for sentence in (*_of_other_machines(entries), *_of_other_commits(entries)):
         console.print(sentence, highlight=False, soft_wrap=True)
     compare, target = compare_of(scenario), target_of(scenario)
-    tables = {
-        _title("totals" if dry else OWN, at): rows(mine, "own") for at, mine in _by_world(entries)
-    }
+    runs = {_title("totals" if dry else OWN, at): mine for at, mine in _by_world(entries)}
+    tables = {title: rows(mine, "own") for title, mine in runs.items()}
     if target is not None and not dry:
         to_target, how = entries, ""
         if compare.tune is not None and tune:
@@ -157,14 +162,17 @@ def _compared(
             how = ", every method tuned"
             run(to_target, "tuned")
         for at, mine in _by_world(to_target):
-            tables[_title(f"cost to accuracy {target}{how}", at)] = rows(mine, "target", target)
+            table = rows(mine, "target", target)
+            title = _title(f"cost to {table[0]['metric']} {target}{how}", at)
+            tables[title], runs[title] = table, mine
     ours = compare.ours or next(iter(compare.methods))
     baselines = [
         label
         for label in compare.baselines or compare.methods
         if not getattr(compare.methods[label], "is_reference", False)
     ]
-    return Comparison(out, entries, tables, ours, baselines, 0.0 if dry else target or 0.0)
+    learned = 0.0 if dry else target or 0.0
+    return Comparison(out, entries, tables, ours, baselines, learned, runs)
 
 
 def _of_other_machines(entries: Iterable[PlannedRun]) -> Iterator[str]:
@@ -177,6 +185,17 @@ def _of_other_machines(entries: Iterable[PlannedRun]) -> Iterator[str]:
             "last bits by that alone:"
         )
         yield from (f"  {count} by {kinds}" for kinds, count in runs.most_common())
+
+
+def _of_other_commits(entries: Iterable[PlannedRun]) -> Iterator[str]:
+    """What to say where not all runs were computed by the same code."""
+    runs = Counter(read_manifest(entry.folder).get("git_revision") for entry in entries)
+    if len(runs) > 1:
+        yield (
+            "these runs are of several commits, and may differ by that alone; without their "
+            "folders they are computed anew:"
+        )
+        yield from (f"  {count} of {commit}" for commit, count in runs.most_common())
 
 
 def _by_world(entries: Iterable[PlannedRun]) -> Iterator[tuple[str, list[PlannedRun]]]:
@@ -200,6 +219,22 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
         # a baseline that needs nothing makes ratios infinite, for which JSON has no number
         encoded = to_json(saved, indent=2, inf_nan_mode="null")
         (out / "reductions.json").write_bytes(encoded + b"\n")
+
+
+def _write_evidence(compared: Comparison, scenario: Scenario) -> None:
+    chosen = compared.folder / "tuned.json"
+    write_evidence(
+        compared.tables,
+        compared.runs,
+        compared.folder,
+        scenario=scenario.name,
+        seeds=sorted({entry.scenario.seed for entry in compared.entries}),
+        ours=compared.ours,
+        baselines=compared.baselines,
+        learned=compared.learned,
+        notes=compared.notes,
+        tuned=read_json(chosen) if len(compared.runs) > 1 and chosen.is_file() else None,
+    )
 
 
 def _figures(
@@ -260,7 +295,7 @@ def _left_out(
     said = (
         (references, "references"),
         (strangers, "no baselines"),
-        (below, f"below accuracy {learned:g}"),
+        (below, f"below {table[0]['metric']} {learned:g}"),
     )
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sim.compare.costs import COLUMNS
-from sim.compare.table import OF_BACKBONE
+from sim.compare.table import BY_DEVICE, OF_BACKBONE
 from sim.views import escaping
 
 OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start")
-ACCURACIES = ("final", "chosen")
+OF_METRIC = ("final", "chosen")
+ACCURACIES = (*OF_METRIC, *BY_DEVICE)
 
 
 def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns and their headings: accuracies (of each backbone too, where there are several),
-    then costs.
+    """The columns and their headings: what the metric says (of each backbone too, where there are
+    several), accuracy by device where it is known, then costs.
     """
     rows = list(table)
     metric = next((row["metric"] for row in rows if "metric" in row), "accuracy")
@@ -26,11 +27,11 @@ def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for row in rows
         for name in row["accuracies"]
     }
-    accuracies = {name: COLUMNS[name].replace("accuracy", metric) for name in ACCURACIES}
+    unknown = {name for name in BY_DEVICE if all(row.get(name) is None for row in rows)}
     return (
-        accuracies
+        {name: COLUMNS[name].replace("accuracy", metric) for name in OF_METRIC}
         | of_backbones
-        | {name: text for name, text in COLUMNS.items() if name not in accuracies}
+        | {name: text for name, text in COLUMNS.items() if name not in {*OF_METRIC, *unknown}}
     )
 
 

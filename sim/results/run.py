@@ -133,6 +133,11 @@ class Run:
         return str(self.summary.get("metric") or "accuracy")
 
     @property
+    def is_reference(self) -> bool:
+        """Whether its method is what others are held against, and no way for a fleet to learn."""
+        return bool(self.summary.get("is_reference"))
+
+    @property
     def target(self) -> dict:
         """The summary's target (value, reached_at_s, uplink_bytes, ...); empty where none was
         set.

@@ -260,7 +260,7 @@ def write_manifest(folder: Path, scenario: Scenario, status: str, **more: Any) -
         "seed": scenario.seed,
         "status": status,
         "command": sys.argv,
-        "git_revision": _git_revision(),
+        "git_revision": _revisions(before.get("git_revision")),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _VERSIONS},
@@ -285,11 +285,19 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _revisions(before: str | None) -> str | None:
+    """The commit that computes, beside others that have before: `-dirty` is one with changes."""
+    now = _git_revision()
+    known = before.split(", ") if before else []
+    return ", ".join([*known, *([now] if now and now not in known else [])]) or None
+
+
 def _git_revision() -> str | None:
     here = Path(__file__).parent
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            ["git", "-C", str(here), *describe],
             capture_output=True,
             text=True,
             timeout=5,

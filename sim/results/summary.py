@@ -91,6 +91,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
     return {
         "scenario": scenario.name,
         "method": scenario.method.kind,
+        "is_reference": scenario.method.is_reference,
         "seed": scenario.seed,
         "digest": digest,
         "dry": sim.dry,

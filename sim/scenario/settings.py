@@ -57,6 +57,8 @@ class Settings(BaseModel):
         defer_build=True,  # most are only ever read as a part of the scenario
     )
     only_for: ClassVar[OnlyFor] = {}
+    is_reference: ClassVar[bool] = False
+    """Of a method's settings: whether others are held against it, as a line and no baseline."""
 
 
 class RenamedSettings(Settings):

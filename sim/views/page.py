@@ -4,7 +4,7 @@ called.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, NullLocator
 
+from inputs.units import format_seconds
 from sim.results.run import Run
 
 STYLE = Path(__file__).with_name("mobifleet.mplstyle")
@@ -28,7 +30,9 @@ COLOURS = (
     "#000000",
 )  # Okabe-Ito, but for a dark brown in place of the yellow, which is too light for a line
 DASHES = ("-", "--", ":", "-.")
+REFERENCE_DASHES = ((0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of level lines
 FAR_APART = 20  # how many times, before lines need a logarithmic axis
+TIMES_S = (1e-3, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36e3, 864e2, 864e3, 864e4)
 NARROW_IN = 5.0  # below it panels stand one above the other
 
 
@@ -122,6 +126,19 @@ def by_label(runs: Sequence[Run], labels: Sequence[str] | None = None) -> dict[s
     return dict(zip(_distinct(found), found, strict=True))
 
 
+def methods_and_references(
+    groups: Mapping[str, list[Run]],
+) -> tuple[dict[str, list[Run]], dict[str, list[Run]]]:
+    """The groups of runs that are drawn as lines, and those that others are only held against:
+    references beside what is none.
+    """
+    references = {
+        label: group for label, group in groups.items() if all(run.is_reference for run in group)
+    }
+    methods = {label: group for label, group in groups.items() if label not in references}
+    return (methods, references) if methods else (references, {})
+
+
 def _is_reseeded(group: list[Run], run: Run) -> bool:
     """Whether a run is one of these with another seed."""
     scenarios = [
@@ -156,6 +173,15 @@ def time_unit(longest_s: float) -> tuple[str, float]:
         ),
         ("s", 1.0),
     )
+
+
+def logarithmic_time(ax: Axes, what: str, unit_s: float = 1.0) -> None:
+    """Let an axis of times be logarithmic, with marks at 1 s, 10 s, 1 min, ... that say so."""
+    ax.set_xscale("log", nonpositive="mask")
+    ax.xaxis.set_major_locator(FixedLocator([time_s / unit_s for time_s in TIMES_S]))
+    ax.xaxis.set_major_formatter(lambda value, _: format_seconds(float(f"{value * unit_s:.6g}")))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set(xlabel=what)
 
 
 def byte_unit(most_bytes: float) -> tuple[str, float]:

@@ -1,13 +1,14 @@
 """Figures of a run, or of several runs laid over each other: `draw(runs, directory)` writes them
 and names the files.
 
-`timeline` is a Gantt chart of the server and the devices, `accuracy` the learning against virtual
-time and bytes sent, `devices` what each class of devices sent and spent, `finish_times` when the
-devices of each class were done. Figures are drawn on bare `Figure` objects (no pyplot, no display)
-in the style of `mobifleet.mplstyle`.
+`timeline` is a Gantt chart of the server and the devices, `accuracy` (or whatever the metric is)
+the learning against virtual time and bytes sent, `devices` what each class of devices sent and
+spent, `finish_times` when the devices of each class were done. Figures are drawn on bare `Figure`
+objects (no pyplot, no display) in the style of `mobifleet.mplstyle`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,25 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from sim.kernel.vocabulary import STATES
-from sim.results.run import Run, RunError, encode, finish_times
+from sim.results.run import Run, RunError, encode
 from sim.results.span_table import joules_by_state, of_devices
+from sim.views.finish_times import finish_times_figure
 from sim.views.gantt import timeline_figure
 from sim.views.page import (
     COLOURS,
     FAR_APART,
     FULL_WIDTH,
+    REFERENCE_DASHES,
     STYLE,
     Page,
     by_label,
     byte_unit,
     joule_unit,
     line_style,
+    logarithmic_time,
+    methods_and_references,
     note_of,
     number,
     time_unit,
@@ -51,9 +55,10 @@ def draw(
 
     One run gives timeline, accuracy (unless nothing was learned), devices and finish_times; several
     runs give accuracy and finish_times, one line for all runs of a label (default: for all that
-    differ in their seed alone), with a band from the lowest seed to the highest. `formats` are
-    endings that matplotlib knows; the same run gives the same bytes. Raises `RunError` for no run
-    at all.
+    differ in their seed alone), with a band from the lowest seed to the highest. The figure of
+    accuracy is called by the metric that the runs are judged by; of several metrics each has its
+    own. `formats` are endings that matplotlib knows; the same run gives the same bytes. Raises
+    `RunError` for no run at all.
 
         draw(open_run("runs/quickstart"), "figures", ["pdf"], page=Page(3.3, is_titled=False))
     """
@@ -61,9 +66,10 @@ def draw(
     if not runs:
         raise RunError("nothing to plot: name at least one run directory")
     figures: dict[str, Callable[[], Figure | None]] = {
-        "accuracy": lambda: accuracy_figure(runs, labels, page),
-        "finish_times": lambda: finish_times_figure(runs, labels, page),
+        metric: partial(metric_figure, some, named, page)
+        for metric, (some, named) in _by_metric(runs, labels).items()
     }
+    figures["finish_times"] = lambda: finish_times_figure(runs, labels, page)
     if len(runs) == 1:
         one = runs[0]
         figures = {
@@ -91,20 +97,39 @@ def draw(
 # ------------------------------------------------------------------------------------------
 
 
-def accuracy_figure(
+def _by_metric(
+    runs: Sequence[Run], labels: Sequence[str] | None
+) -> dict[str, tuple[list[Run], list[str] | None]]:
+    """The runs that are judged by each metric, and their labels."""
+    chosen = {
+        metric: [at for at, run in enumerate(runs) if run.metric == metric]
+        for metric in dict.fromkeys(run.metric for run in runs)
+    }
+    return {
+        metric: (
+            [runs[at] for at in places],
+            None if labels is None else [labels[at] for at in places],
+        )
+        for metric, places in chosen.items()
+    }
+
+
+def metric_figure(
     runs: Sequence[Run], labels: Sequence[str] | None = None, page: Page = FULL_WIDTH
 ) -> Figure | None:
     """The metric against virtual time and against uplinked bytes; None where no run measured it.
 
     One run: a thin line a backbone and a thick one for the fleet (weighted by the fleet's mix).
     Several: a line a label, the mean over its runs, in a band from the lowest to the highest; on
-    logarithmic axes where the lines are more than `FAR_APART` times apart.
+    logarithmic axes where the lines are more than `FAR_APART` times apart. Beside other methods a
+    reference is a level line, at what it had come to at its end.
     """
-    groups = {
+    measured_of = {
         label: some
         for label, group in by_label(runs, labels).items()
         if (some := [run for run in group if len(run.curve(run.metric)[0])])
     }
+    groups, references = methods_and_references(measured_of)
     measured = [run for group in groups.values() for run in group]
     if not measured:
         return None
@@ -120,7 +145,7 @@ def accuracy_figure(
         sharey=True,
     )
     style: dict[str, Any]
-    if len(measured) == 1:
+    if len(measured) == 1 and not references:
         run = measured[0]
         for place, backbone in enumerate(sorted(set(_groups(run)) - {""})):
             style = {"color": COLOURS[place % len(COLOURS)], "linewidth": 0.9, "alpha": 0.9}
@@ -134,6 +159,8 @@ def accuracy_figure(
             named = f"{label} ({len(group)} seeds)" if len(group) > 1 else label
             _learning(axes, group, "", (unit_s, unit_bytes), label=named, **style)
             _mark_target(axes, group, (unit_s, unit_bytes), t_unit, str(style["color"]))
+    for place, (label, group) in enumerate(references.items()):
+        _level(axes, group, f"{label} (reference)", REFERENCE_DASHES[place % 2])
     for at in sorted({run.target["value"] for run in measured if run.target}):
         style = {"color": "#555555", "linewidth": 0.8, "linestyle": (0, (4, 3))}
         for ax in axes:
@@ -147,12 +174,12 @@ def accuracy_figure(
     if page.is_narrow:
         axes[1].set(ylabel=measured[0].metric)
     for ax, most in zip(axes, (lasts_s, sent), strict=True):
-        if min(most) > 0 and max(most) > FAR_APART * min(most):
-            ax.set_xscale(
-                "log", nonpositive="mask"
-            )  # on a linear axis all but the longest run would be one upright line
-        else:
+        if min(most) <= 0 or max(most) <= FAR_APART * min(most):
             ax.set_xlim(left=0)
+        elif ax is axes[0]:  # on a linear axis all but the longest run would be one upright line
+            logarithmic_time(ax, "virtual time", unit_s)
+        else:
+            ax.set_xscale("log", nonpositive="mask")
     page.legend(figure, *axes[0].get_legend_handles_labels())
     return figure
 
@@ -188,6 +215,15 @@ def _learning(
         ax.fill_between(
             at, value.min(axis=0), value.max(axis=0), color=style["color"], alpha=0.2, linewidth=0
         )
+
+
+def _level(axes: Sequence[Axes], runs: Sequence[Run], label: str, dashes: Any) -> None:
+    """A level line at the mean of what some runs had come to."""
+    ends = [run.curve(run.metric)[1][-1] for run in runs]
+    style: dict[str, Any] = {"color": "#333333", "linewidth": 1.1, "linestyle": dashes}
+    for ax in axes:
+        ax.axhline(float(np.mean(ends)), zorder=1.5, **style)
+    axes[0].plot([], [], label=label, **style)
 
 
 def _unique(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -296,100 +332,3 @@ def _energy_by_use(
     return np.stack(
         [by_state["compute"], by_state["uplink"] + by_state["downlink"], by_state["idle"]]
     )
-
-
-# --- who was done when
-# ------------------------------------------------------------------------------------------
-
-
-def finish_times_figure(
-    runs: Sequence[Run], labels: Sequence[str] | None = None, page: Page = FULL_WIDTH
-) -> Figure | None:
-    """The share of devices that have finished against virtual time, and against the time since each
-    joined, where not all joined at the start: a line a class (one run) or a line a label.
-
-    Devices that never finished count in the share, so their line stops below 1. One run names the
-    devices that finish last. Axes are logarithmic where lines end more than `FAR_APART` times
-    apart.
-    """
-    lines = _finishing(runs, labels)
-    done = {label: times[np.isfinite(times[:, 0])] for label, times in lines.items()}
-    if not sum(map(len, done.values())):
-        return None
-    all_at_start = all(np.array_equal(times[:, 0], times[:, 1]) for times in done.values())
-    panels = ["finish time"] if all_at_start else ["finish time", "from joining to finish"]
-    height_in = 2.9 if not page.is_narrow else 2.0
-    figure, axes = page.figure(
-        height_in, len(panels), title=title_of(runs), note=note_of(runs), sharey=True
-    )
-    for column, (ax, what) in enumerate(zip(axes, panels, strict=True)):
-        of_each = {label: times[:, column] for label, times in done.items()}
-        ends_s = [end_s for times in of_each.values() if (end_s := times.max(initial=0.0)) > 0]
-        last_s = max(ends_s, default=0.0)
-        spread = last_s > FAR_APART * min(ends_s, default=0.0)  # else upright lines at 0
-        unit, unit_s = ("s", 1.0) if spread else time_unit(last_s)
-        for place, (label, finished_s) in enumerate(of_each.items()):
-            share = np.arange(len(finished_s) + 1) / len(lines[label])
-            at = np.concatenate([[0.0], np.sort(finished_s), [last_s * 1.03]]) / unit_s
-            text = f"{label} ({len(finished_s):,} of {len(lines[label]):,})"
-            style = line_style(place) | {"linewidth": 1.3}
-            ax.step(at, np.append(share, share[-1]), where="post", label=text, **style)
-        ax.set(xlabel=f"{what} [{unit}]", ylim=(0, 1.04), xlim=(0, last_s * 1.03 / unit_s))
-        if spread:
-            every_s = np.concatenate(list(of_each.values()))
-            ax.set(xscale="log", xlim=(every_s[every_s > 0].min() / 1.1, last_s * 1.1))
-        if column == 0 or page.is_narrow:
-            ax.set(ylabel="share finished" if page.is_narrow else "share of devices finished")
-        if column == 0:
-            first_unit, first_unit_s = unit, unit_s
-    handles, texts = axes[0].get_legend_handles_labels()
-    if len(runs) == 1:
-        last = _last_to_finish(axes[0], runs[0], first_unit, first_unit_s)
-        handles += [Line2D([], [], linestyle=""), *(handle for handle, _ in last)]
-        texts += ["last to finish", *(text for _, text in last)]
-    title = "device class (finished)" if len(runs) == 1 else "run (finished)"
-    page.legend(figure, handles, texts, title=title, title_fontsize=7, alignment="left")
-    return figure
-
-
-def _finishing(runs: Sequence[Run], labels: Sequence[str] | None) -> dict[str, np.ndarray]:
-    """Lines and their devices' finish times, absolute and since joining: float64 [devices, 2]."""
-
-    def times(run: Run) -> np.ndarray:
-        devices = run.devices()
-        finish_s = finish_times(devices)
-        return np.stack([finish_s, finish_s - devices["joined_at_s"].to_numpy()], axis=1)
-
-    if len(runs) == 1:
-        codes, classes = encode(runs[0].devices()["device_class"])
-        return {name: times(runs[0])[codes == classes.index(name)] for name in sorted(classes)}
-    groups: Mapping[str, list[Run]] = by_label(runs, labels)
-    return {label: np.concatenate([times(run) for run in group]) for label, group in groups.items()}
-
-
-def _last_to_finish(ax: Axes, run: Run, unit: str, unit_s: float) -> list[tuple[Line2D, str]]:
-    """Marks at the three devices that finish last, and what the legend says of each."""
-    devices = run.devices()
-    codes, classes = encode(devices["device_class"])
-    finish_s = finish_times(devices)
-    last = [row for row in np.argsort(-finish_s, kind="stable") if np.isfinite(finish_s[row])]
-    said = []
-    for row in last[:3]:
-        of_class, at_s = codes[row], finish_s[row]
-        same = finish_s[codes == of_class]
-        colour = COLOURS[sorted(classes).index(classes[of_class]) % len(COLOURS)]
-        [handle] = ax.plot(
-            at_s / unit_s,
-            np.sum(same <= at_s) / len(same),
-            marker="o",
-            markersize=4,
-            color=colour,
-            markerfacecolor="white",
-            linestyle="",
-            clip_on=False,
-            zorder=5,
-        )
-        where = f"{classes[of_class]}, {devices['link'][int(row)].as_py()}"
-        name = devices["device"][int(row)].as_py()
-        said.append((handle, f"{name}: {number(at_s / unit_s)} {unit}\n{where}"))
-    return said

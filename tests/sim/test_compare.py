@@ -6,6 +6,7 @@ import os
 import signal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from sim.compare.costs import COLUMNS, costs_until, reached
@@ -13,6 +14,7 @@ from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.reductions import REDUCED, reductions
 from sim.compare.runs import candidates, plan
 from sim.compare.table import rows
+from sim.compare.write import ACCURACIES
 from sim.kernel.streams import Streams
 from sim.results.looks import chosen_score, converged, converged_at_s
 from sim.results.run import open_run
@@ -70,6 +72,8 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
         run = open_run(out / f"{label}-seed0")
         assert float(row["chosen"]) == chosen_score(run)
         assert float(row["time_s"]) == converged_at_s(run)
+        known = pq.read_table(run.path / "devices.parquet")["accuracy"].to_pylist()
+        assert float(row["device_worst"]) == min(known) <= float(row["device_p10"])
     assert (out / "table.md").read_text().count("| lora |") == 2
     assert r"\begin{tabular}" in (out / "table.tex").read_text()
     assert (out / "figures" / "accuracy.png").stat().st_size > 1000
@@ -333,6 +337,26 @@ def test_the_whole_comparison_at_each_value_of_a_setting(compared, mobifleet, sc
     assert wrong.code == 2 and "task.alpa" in wrong.err and "Traceback" not in wrong.err
 
 
+@pytest.mark.thorough
+def test_another_metric_has_its_name_everywhere(compared):
+    methods = {"ours": METHODS["ours"], "best": {"kind": "centralised", "replay": 5}}
+    over = {"key": "evaluate_growth", "values": [1.05, 3]}
+    done, out = compared(
+        *("--set", "task.metric=macro-f1"),
+        compare={"methods": methods, "over": over, "target": 0.1},
+    )
+    assert done.code == 0, done.err
+    assert "cost to macro-f1 0.1" in done.out and "macro-f1, final" in done.out
+    assert (out / "figures" / "over.png").stat().st_size > 1000
+    for at in ("evaluate_growth=1.05", "evaluate_growth=3"):
+        assert (out / at / "figures" / "macro-f1.png").stat().st_size > 1000
+    text = (out / "table.md").read_text()
+    said = [line for line in text.splitlines() if "ccuracy" in line]
+    assert all(line.startswith("| method") and "accuracy by device" in line for line in said)
+    assert "Macro-f1 is that of" in text
+    assert "& macro-f1 &" in (out / "table.tex").read_text()
+
+
 def test_reductions_over_seeds_are_paired_and_geometric():
     none = dict.fromkeys(OTHERS)
     table = [
@@ -417,7 +441,7 @@ def test_what_never_rises_above_its_untrained_start_has_no_cost(compared):
     done, out = compared("--methods", "never", compare={"methods": {"never": never}})
     assert done.code == 0, done.err
     cells = (out / "table.md").read_text().split("| never |")[1].split("\n")[0]
-    assert cells.count("never above its start") == len(COLUMNS) - 2
+    assert cells.count("never above its start") == len(COLUMNS) - len(ACCURACIES)
     with (out / "table.csv").open() as file:
         [row] = csv.DictReader(file)
     assert row["never_above_start"] == "1" and row["flop"] == row["time_s"] == ""
@@ -447,7 +471,7 @@ def test_every_backbone_has_its_accuracy_in_the_table(compared):
     assert len(by_backbone) == 2
     with (out / "table.csv").open() as file:
         [row] = csv.DictReader(file)
-    assert {name: float(row[f"accuracy, final, {name}"]) for name in by_backbone} == by_backbone
+    assert {name: float(row[f"final, {name}"]) for name in by_backbone} == by_backbone
 
 
 def test_ctrl_c_ends_the_comparison_and_not_only_the_run_under_way(

@@ -60,6 +60,13 @@ def test_a_column_has_one_unit_and_the_best_is_bold():
     assert r"100 \% of each" in text and "over 3 seeds, with 95" in text
 
 
+def test_headings_name_the_metric_and_devices_have_columns_of_their_own():
+    rated = [{**one, "metric": "mcc"} for one in (row("a", device_worst=(0.5, 0.4, 0.6)), row("b"))]
+    text = tables_for_paper({TITLE: rated}, ["final", "chosen", "device_worst"], is_page=False)
+    assert r" & mcc at the end & mcc & Worst device \\" in text and "Accuracy" not in text
+    assert cells(text, "a")[3] == r"0.500\,{\tiny$\pm$0.100}"
+
+
 def test_a_column_that_there_is_none_of_is_refused():
     with pytest.raises(CompareError, match="'tmie' is no column"):
         tables_for_paper({TITLE: TABLE}, ["tmie"], is_page=False)

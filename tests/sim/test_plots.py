@@ -19,9 +19,10 @@ from matplotlib.text import Text
 
 from sim.kernel.vocabulary import KINDS
 from sim.results.run import RunError, open_run
+from sim.views.finish_times import finish_times_figure
 from sim.views.gantt import BINS, MAX_ROWS, ROW, THINNEST, coverage, stacked, timeline_figure
 from sim.views.page import COLOURS, STYLE, Page, line_style
-from sim.views.plots import accuracy_figure, devices_figure, draw, finish_times_figure
+from sim.views.plots import devices_figure, draw, metric_figure
 
 COLUMN = Page(3.3, is_titled=False)
 
@@ -79,7 +80,7 @@ def test_the_same_run_gives_the_same_bytes_without_a_date(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [timeline_figure, devices_figure, lambda run: accuracy_figure([run])]
+    "make", [timeline_figure, devices_figure, lambda run: metric_figure([run])]
 )
 def test_costs_of_another_model_are_said_and_print_is_legible(run, make):
     said = texts(make(run))
@@ -92,7 +93,7 @@ def test_costs_of_another_model_are_said_and_print_is_legible(run, make):
     [
         timeline_figure,
         devices_figure,
-        lambda run: accuracy_figure([run]),
+        lambda run: metric_figure([run]),
         lambda run: finish_times_figure([run]),
     ],
 )
@@ -241,7 +242,7 @@ def test_a_large_fleet_is_a_sample_that_says_so(tmp_path):
 
 
 def test_accuracy_is_paired_with_the_bytes_of_the_same_instant(run):
-    by_time, by_bytes = accuracy_figure([run]).axes[:2]
+    by_time, by_bytes = metric_figure([run]).axes[:2]
     time_s, value = run.curve("accuracy")
     sent_s, sent = run.curve("uplink_bytes")
     assert time_s.tolist() == sent_s.tolist()
@@ -260,7 +261,7 @@ def test_a_missed_target_is_called_missed(tmp_path):
     summary["target"] = {"value": 0.99, "reached_at_s": None}
     (path / "summary.json").write_text(json.dumps(summary))
     assert "target 0.99, not reached" in [
-        text.get_text() for text in texts(accuracy_figure([open_run(path)]))
+        text.get_text() for text in texts(metric_figure([open_run(path)]))
     ]
 
 
@@ -311,21 +312,25 @@ def labels_of(figure):
     return [line.get_label() for line in figure.axes[0].lines]
 
 
+def rows_of(figure):
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
 def test_several_runs_share_axes_and_are_told_apart(tmp_path):
     runs = [open_run(write_run(tmp_path / name, 6, 4, method=name)) for name in ("lora", "lst")]
     files = draw(runs, tmp_path)
     assert [file.name for file in files] == ["accuracy.png", "finish_times.png"]
-    assert {"lora", "lst"} <= set(labels_of(accuracy_figure(runs)))
-    assert {"lora (5 of 6)", "lst (5 of 6)"} <= set(labels_of(finish_times_figure(runs)))
+    assert {"lora", "lst"} <= set(labels_of(metric_figure(runs)))
+    assert rows_of(finish_times_figure(runs)) == ["lora (5 of 6)", "lst (5 of 6)"]
     named = [r"ours, 8 bit_$\alpha$ / 100 %", "x" * 60]
-    assert set(named) <= set(labels_of(accuracy_figure(runs, named)))
+    assert set(named) <= set(labels_of(metric_figure(runs, named)))
     twice = [runs[0], runs[0]]  # of one seed, so no seeds of one line: their folders tell them
-    assert len(set(labels_of(accuracy_figure(twice)))) >= 2
+    assert len(set(labels_of(metric_figure(twice)))) >= 2
 
 
 def test_seeds_are_one_line_with_a_band(tmp_path):
     runs = [open_run(write_run(tmp_path / f"r{seed}", 6, 4, seed=seed)) for seed in (1, 2, 3)]
-    figure = accuracy_figure(runs)
+    figure = metric_figure(runs)
     assert "fed-mobillm (3 seeds)" in labels_of(figure)
     middle = line(figure.axes[0], "fed-mobillm (3 seeds)")
     [band] = figure.axes[0].collections
@@ -334,7 +339,50 @@ def test_seeds_are_one_line_with_a_band(tmp_path):
     np.testing.assert_allclose(middle.get_ydata(), each.mean(axis=0))
     low, high = band.get_paths()[0].get_extents().intervaly
     assert (low, high) == pytest.approx((each.min(), each.max()))
-    assert "fed-mobillm (17 of 18)" in labels_of(finish_times_figure(runs))
+    assert rows_of(finish_times_figure(runs)) == ["fed-mobillm (17 of 18)"]
+
+
+def with_summary(path, **changes):
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | changes))
+    return open_run(path)
+
+
+def test_a_reference_is_a_level_line_beside_others_and_a_curve_alone(tmp_path):
+    ours = open_run(write_run(tmp_path / "ours", 6, 4))
+    best = [
+        with_summary(write_run(tmp_path / f"best{n}", 6, 4, seed=n, nbytes=9**n), is_reference=True)
+        for n in (1, 2)
+    ]
+    runs, labels = [ours, *best], ["ours", "best", "best"]
+    figure = metric_figure(runs, labels)
+    ends = [run.curve("accuracy")[1][-1] for run in best]
+    for ax in figure.axes:
+        level = [line for line in ax.lines if len(set(line.get_ydata())) == 1]
+        assert [line.get_ydata()[0] for line in level].count(np.mean(ends)) == 1
+    assert labels_of(figure).count("best (reference)") == 1
+    sent = ours.curve("uplink_bytes")[1].max() / 1e6
+    assert figure.axes[1].get_xlim()[1] < 1.2 * sent  # what it sent stretches no axis
+    assert rows_of(finish_times_figure(runs, labels)) == ["ours (5 of 6)"]
+    alone = metric_figure(best[:1])
+    assert "fleet" in labels_of(alone) and "fed-mobillm (reference)" not in labels_of(alone)
+
+
+def test_figures_are_called_by_the_metric_and_each_metric_has_its_own(tmp_path):
+    runs = []
+    for metric in ("accuracy", "pearson"):
+        path = write_run(tmp_path / metric, 6, 4, method=metric)
+        table = pq.read_table(path / "metrics.parquet")
+        names = pc.replace_substring(table["name"], "accuracy", metric)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("name"), "name", names),
+            path / "metrics.parquet",
+        )
+        runs.append(with_summary(path, metric=metric))
+    files = draw(runs, tmp_path / "both")
+    assert [file.name for file in files] == ["accuracy.png", "pearson.png", "finish_times.png"]
+    assert [file.name for file in draw(runs[1], tmp_path / "one")][1] == "pearson.png"
+    assert metric_figure(runs[1:]).axes[0].get_ylabel() == "pearson"
 
 
 def test_finish_times_stand_beside_times_since_joining(run, tmp_path):
@@ -356,7 +404,7 @@ def test_finish_times_stand_beside_times_since_joining(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "make", [timeline_figure, devices_figure, lambda run, page: accuracy_figure([run], None, page)]
+    "make", [timeline_figure, devices_figure, lambda run, page: metric_figure([run], None, page)]
 )
 def test_a_column_of_a_paper_has_its_width_and_no_title_of_the_run(run, make):
     figure = make(run, page=COLUMN)
@@ -408,10 +456,17 @@ def test_runs_of_seconds_and_of_hours_are_both_seen(tmp_path):
     later = pc.multiply(table["finished_at_s"], 1000.0)
     pq.write_table(table.set_column(column, "finished_at_s", later), slow / "devices.parquet")
     ax = finish_times_figure([open_run(quick), open_run(slow)], ["quick", "slow"]).axes[0]
-    assert ax.get_xscale() == "log" and ax.get_xlabel() == "finish time [s]"
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "finish time"
     first_s = pc.min(pq.read_table(quick / "devices.parquet")["finished_at_s"]).as_py()
     limits = (first_s / 1.1, pc.max(later).as_py() * 1.1)
     assert ax.get_xlim() == pytest.approx(limits)
+    ax.figure.draw_without_rendering()
+    said = {tick.get_text() for tick in ax.get_xticklabels()}
+    assert {"1 min", "10 min", "1 h"} <= said
+    for row, share in enumerate((5 / 6, 1.0)):
+        box = ax.collections[row].get_paths()[0].get_extents()
+        ends = (row + 0.9 - 0.8 * share, row + 0.9, *limits)
+        assert (box.y0, box.y1, box.x0, box.x1) == pytest.approx(ends)
     ax = finish_times_figure([open_run(slow), open_run(slow)], ["a", "b"]).axes[0]
     assert ax.get_xscale() == "linear"
 
