@@ -57,6 +57,8 @@ NO_FILES = {
         "OwnData.encoding",
         "TaskSettings.dataset",
         "TaskSettings.label_texts",
+        "TaskSettings.label_words",
+        "TaskSettings.template",
         "Scenario.cells",
         "Scenario.backbones",
     ),
