@@ -71,6 +71,7 @@ CHANGED = {
     "bottleneck": 5,
     "v_start": 1e-3,
     "momentum": 0.9,
+    "penalty": 100.0,
 }
 BASES = {  # settings that must hold for another to be seen
     ("fwdllm", "asks"): {"variance_threshold": 1e9},
@@ -88,9 +89,9 @@ BASES = {  # settings that must hold for another to be seen
         for name in ("beta1", "beta2", "tau")
     },
     **{
-        (kind, f"side_network.{name}"): {"side_network": {"skip": "ridge"}}
+        (kind, f"side_network.{name}"): {"side_network": {"skip": "ridge", **more}}
         for kind in ("fed-mobillm", "centralised", "single-side-network", "pae-mobillm")
-        for name in ("penalty", "adapters")
+        for name, more in (("penalty", {}), ("adapters", {"adapters": 0.0}))
     },
     ("fedasync", "staleness.b"): {"staleness": {"kind": "hinge", "b": 0}},
 }
@@ -118,6 +119,7 @@ UNSEEN = {  # for what is not in this small world
         "its shallowest backbone has one layer",
     ),
     ("mobillm", "side_network.skip"): "its server keeps no records",
+    ("local-lst", "side_network.skip"): "its devices keep no records",
     ("pae-mobillm", "cache"): "test_pae_mobillm.py holds both ways",
     ("upload-raw-text", "bytes_per_token"): "texts are charged by their own bytes",
 }
