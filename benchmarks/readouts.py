@@ -13,7 +13,6 @@ FILE keeps what is done, so that a second call goes on.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from side_network_size import BATCH, REPLAY, activations
+from side_network_size import BATCH, REPLAY, activations, begun, options
 
 from learning.side.config import SideNetworkConfig, shape_for
 from learning.side.delivery import delivered
@@ -41,18 +40,9 @@ TRAIN, VALIDATION = 1200, 800
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what FILE lacks, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--data", nargs="+", default=DATA)
-    parser.add_argument("--taps", nargs="+", default=list(TAPS), choices=TAPS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=TRAIN)
-    parser.add_argument("--validation", type=int, default=VALIDATION)
-    parser.add_argument("--backbone", default="minilm")
-    given = parser.parse_args(argv)
+    given = options(__doc__, RESULTS, DATA, TAPS, TRAIN, VALIDATION).parse_args(argv)
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    found |= {"train": given.train, "validation": given.validation, "backbone": given.backbone}
+    found = begun(given)
     cells = found.setdefault("cells", {})
     for seed, taps, name in itertools.product(range(given.seeds), given.taps, given.data):
         if f"{name}/{taps}/{seed}" in cells:

@@ -48,19 +48,11 @@ ROBERTA_BLOCKS, ROBERTA_WIDTH, ROBERTA_CLASSES = 12, 768, 2
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what FILE lacks, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--data", nargs="+", default=DATA)
-    parser.add_argument("--taps", nargs="+", default=list(TAPS), choices=TAPS)
+    parser = options(__doc__, RESULTS, DATA, TAPS, TRAIN, VALIDATION)
     parser.add_argument("--bottlenecks", nargs="+", type=int, default=BOTTLENECKS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train", type=int, default=TRAIN)
-    parser.add_argument("--validation", type=int, default=VALIDATION)
-    parser.add_argument("--backbone", default="minilm")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
-    found |= {"train": given.train, "validation": given.validation, "backbone": given.backbone}
+    found = begun(given)
     found["shipped_bytes"] = {
         str(r): {p: shipped_bytes(r, p) for p in get_args(Precision)} for r in given.bottlenecks
     }
@@ -75,6 +67,36 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
     return found
+
+
+def options(
+    about: str | None,
+    results: Path,
+    data: Sequence[str],
+    taps: Iterable[str],
+    train: int,
+    validation: int,
+) -> argparse.ArgumentParser:
+    """What every study of uploaded vectors off the clock may be told, with its own defaults."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, default=results)
+    parser.add_argument("--data", nargs="+", default=data)
+    parser.add_argument("--taps", nargs="+", default=list(taps), choices=taps)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train", type=int, default=train)
+    parser.add_argument("--validation", type=int, default=validation)
+    parser.add_argument("--backbone", default="minilm")
+    return parser
+
+
+def begun(given: argparse.Namespace) -> dict[str, Any]:
+    """What the file of results holds already, for the settings given."""
+    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    return found | {
+        "train": given.train,
+        "validation": given.validation,
+        "backbone": given.backbone,
+    }
 
 
 def shipped_bytes(bottleneck: int, precision: Precision) -> int:

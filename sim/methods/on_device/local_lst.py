@@ -23,6 +23,7 @@ from sim.methods.on_device.learner import LadderLearner
 from sim.methods.on_device.shared import OnDeviceMethod
 from sim.methods.side_tuning.shared import (
     SideTuningSettings,
+    Unfitted,
     class_pass,
     device_pass,
     require_no_skip,
@@ -78,14 +79,7 @@ class LocalLST(OnDeviceMethod):
         """
         loss: Literal["squared-error", "cross-entropy"] = "cross-entropy"
         """The labels are on the device."""
-        backbone_prediction: Literal[
-            "uniform",
-            "label-names",
-            "class-texts",
-            "verbaliser",
-            "calibrated-verbaliser",
-            "random-head",
-        ] = "uniform"
+        backbone_prediction: Unfitted = "uniform"
         """As in Fed MobiLLM, but for heads that are fitted: no server, and the side network is the
         device's own already.
         """

@@ -29,6 +29,7 @@ from sim.methods.side_tuning.reference_learners import ServerLearner
 from sim.methods.side_tuning.shared import (
     SideTuning,
     SideTuningSettings,
+    Unfitted,
     server_cost,
     server_pass,
     shape_over,
@@ -63,15 +64,7 @@ class Centralised(SideTuning):
         """UTF-8 bytes of a token where texts are charged by length alone; 3.74 measured (TREC
         questions, MiniLM tokens).
         """
-        backbone_prediction: Literal[
-            "uniform",
-            "label-names",
-            "class-texts",
-            "verbaliser",
-            "calibrated-verbaliser",
-            "random-head",
-            "public-head",
-        ] = "uniform"
+        backbone_prediction: Literal[Unfitted, "public-head"] = "uniform"
         """As in Fed MobiLLM; there is no device with texts of its own to fit a head to."""
         wire: Literal["float32"] = "float32"
         """Activations stay at the server, unrounded."""

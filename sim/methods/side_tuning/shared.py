@@ -47,6 +47,17 @@ from sim.scenario.settings import RenamedSettings
 SERVER_TEXTS = 128  # that it passes over at once
 
 
+Unfitted = Literal[
+    "uniform",
+    "label-names",
+    "class-texts",
+    "verbaliser",
+    "calibrated-verbaliser",
+    "random-head",
+]
+"""Sources of a backbone's own prediction that need no head fitted to anybody's texts."""
+
+
 class SideTuningSettings(RenamedSettings):
     """A side network over the sampled layers of a backbone, trained by AdamW."""
 
@@ -61,16 +72,7 @@ class SideTuningSettings(RenamedSettings):
     """The one vector a layer: first token, last token, or the mean (measured far better for
     sentence encoders).
     """
-    backbone_prediction: Literal[
-        "uniform",
-        "label-names",
-        "class-texts",
-        "verbaliser",
-        "calibrated-verbaliser",
-        "random-head",
-        "public-head",
-        "own-head",
-    ] = "uniform"
+    backbone_prediction: Literal[Unfitted, "public-head", "own-head"] = "uniform"
     """The backbone's own prediction y_b, which the side network adds to: nothing; likeness to the
     classes' names, or to a sentence about each (`task.label_texts`); which class's word
     (`task.label_words`) a decoder says next, as it is or calibrated; a head drawn at random, fitted
