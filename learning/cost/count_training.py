@@ -204,8 +204,7 @@ def count_step(
     backward pass.
 
     `bytes_moved` holds all traffic between operators here, the activations' too. Dropout keeps a
-    mask for every tensor that it thins, which training in this project never does (see
-    `learning.federated.trainable`); other tools do.
+    mask for every tensor that it thins, which no cost in this project has.
     """
     from learning.cost.weightless_classifier import weightless_classifier
 

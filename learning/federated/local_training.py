@@ -31,7 +31,8 @@ class LocalTraining:
     of T makes 1 - t / T of the learning rate, t from 0, anew in each round; `constant` all of it.
     `weight_decay` is decoupled for adamw and spares biases and norms (tensors of one dimension);
     `proximal_mu` is FedProx's mu (Li et al., MLSys 2020): it adds mu / 2 |w - w_received|^2 to the
-    loss.
+    loss. `dropout` is the rate of everything that the architecture drops out, and of the head's
+    inputs; 0 for none.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -44,6 +45,7 @@ class LocalTraining:
     proximal_mu: float = 0.0
     momentum: float = 0.0
     schedule: Literal["linear", "constant"] = "linear"
+    dropout: float = 0.1
 
     @property
     def charged_as(self) -> str:
@@ -61,7 +63,9 @@ def charged_as(optimiser: str, momentum: float) -> str:
 
 
 class LocalResult(NamedTuple):
-    """The new state, the mean cross-entropy per text before each step, and the number of steps."""
+    """The new state, the mean cross-entropy per text before each step (with what was dropped out),
+    and the number of steps.
+    """
 
     state: dict[str, Tensor]
     mean_loss: float
@@ -78,7 +82,7 @@ def train(
     correction: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Train `state` on `tokens` with class numbers `labels` [n]; the texts are shuffled anew by
-    `seed` every epoch.
+    `seed` every epoch, and what is dropped out is drawn by it.
 
     `correction` is added to every gradient (SCAFFOLD's control variates, Karimireddy et al., ICML
     2020). `state` is left as it is; the model keeps no trace but the tensors that the next
@@ -87,6 +91,7 @@ def train(
     """
     import torch
 
+    from learning.federated.dropout import dropping_out
     from learning.federated.losses import loss_of, targets_of
 
     if len(tokens) == 0:
@@ -100,21 +105,22 @@ def train(
     correction = {name: tensor.to(model.device) for name, tensor in (correction or {}).items()}
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
     todo = batches_of(len(tokens), settings, seed)
-    for number, chosen in enumerate(todo):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
-        with model.host.products():
-            logits = model(*inputs(tokens, chosen))
-        loss = loss_of(logits.float(), targets[chosen].to(logits.device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if settings.proximal_mu:
-            for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
-                _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
-        for name, added in correction.items():
-            _add_gradient(parameters[name], added)
-        optimiser.step()
-        losses.append((loss.detach(), len(chosen)))
+    with dropping_out(model, settings.dropout, seed):
+        for number, chosen in enumerate(todo):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
+            with model.host.products():
+                logits = model(*inputs(tokens, chosen))
+            loss = loss_of(logits.float(), targets[chosen].to(logits.device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if settings.proximal_mu:
+                for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
+                    _add_gradient(parameter, parameter.detach() - state[name], settings.proximal_mu)
+            for name, added in correction.items():
+                _add_gradient(parameters[name], added)
+            optimiser.step()
+            losses.append((loss.detach(), len(chosen)))
     optimiser.zero_grad(set_to_none=True)
     summed = math.fsum(float(loss) * texts for loss, texts in losses)
     mean_loss = summed / max(1, settings.epochs * len(tokens))

@@ -43,6 +43,7 @@ from learning.backbones.backbone import _read
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.huggingface import has_segments
 from learning.backbones.layers import entering, stack
+from learning.federated.dropout import dropping_out
 from learning.federated.losses import loss_of
 from learning.federated.trainable import TrainableClassifier
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from learning.federated.aggregation import State
 
 Tree = TypeVar("Tree", bound=nn.Module)
+Dropout = tuple[float, int]  # the rate of a pass, and the seed of its masks
 
 # --- the cut
 # ------------------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ class Part(nn.Module):
         of = classifier.backbone, classifier.spec.name
         self.backbone = None if layers is None else _piece(*of, layers, embeds, self._received)
         self.head = classifier.head if head else None
+        self.dropout = classifier.dropout
         own = dict(self.named_parameters())
         names = [name for name in classifier.trainable_parameters() if name in own]
         built = None if layers is None else divisible(*of)
@@ -105,7 +108,9 @@ class Part(nn.Module):
             self._received[:] = [x]
             x = self.backbone(**inputs).last_hidden_state
             self._received.clear()
-        return x if self.head is None else self.head(_read(x, mask_BT, self.readout))
+        if self.head is None:
+            return x
+        return self.head(self.dropout(_read(x, mask_BT, self.readout)))
 
     def trainable(self) -> dict[str, Tensor]:
         """A copy of this part's trainable tensors, under the classifier's names."""
@@ -202,7 +207,12 @@ class Pass:
 
 
 def forward(
-    part: Part, state: State, x: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None
+    part: Part,
+    state: State,
+    x: Tensor,
+    mask_BT: Tensor,
+    segments_BT: Tensor | None = None,
+    dropout: Dropout = (0.0, 0),
 ) -> Pass:
     """Run a part with the trainable tensors of `state` (which may hold more) on ids [B, T] or
     received states [B, T, D]. What it gives lies in the CPU's memory.
@@ -214,7 +224,7 @@ def forward(
         for name, tensor in part.of(state).items()
     }
     received = x.requires_grad_() if x.is_floating_point() else None
-    with torch.enable_grad():
+    with torch.enable_grad(), dropping_out(part, *dropout):
         attached = functional_call(
             part, leaves, (x if received is None else received, mask_BT, segments_BT)
         )
@@ -227,12 +237,17 @@ def _in_memory(x: Tensor) -> Tensor:
 
 
 def learn(
-    part: Part, state: State, x: Tensor, mask_BT: Tensor, labels_B: Tensor
+    part: Part,
+    state: State,
+    x: Tensor,
+    mask_BT: Tensor,
+    labels_B: Tensor,
+    dropout: Dropout = (0.0, 0),
 ) -> tuple[float, dict[str, Tensor], Tensor | None]:
     """The part with the head: mean cross-entropy, gradients of its trainable tensors, and of what
     it had received.
     """
-    ran = forward(part, state, x, mask_BT)
+    ran = forward(part, state, x, mask_BT, dropout=dropout)
     logits_BC = ran.output.requires_grad_()
     with torch.enable_grad():
         loss = loss_of(logits_BC, labels_B)

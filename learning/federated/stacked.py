@@ -59,7 +59,8 @@ def train_together(
     each has steps to do.
 
     Memory is that of one batch of all devices' batches. Raises ValueError for a model that
-    `can_be_stacked` denies, and where a device has nothing to train on.
+    `can_be_stacked` denies, for dropout, whose masks would not be those of each device alone, and
+    where a device has nothing to train on.
     """
     if not can_be_stacked(model):
         raise ValueError(
@@ -67,6 +68,8 @@ def train_together(
         )
     if any(len(device.tokens) == 0 for device in devices):
         raise ValueError("a device without texts has nothing to train on")
+    if settings.dropout:
+        raise ValueError("devices train together without dropout alone: set dropout to 0")
     torch.set_num_threads(1)  # the same bits in every worker
     todo = [batches_of(len(device.tokens), settings, device.seed) for device in devices]
     order = sorted(range(len(devices)), key=lambda k: -len(todo[k]))  # those at work come first

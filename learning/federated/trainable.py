@@ -6,8 +6,8 @@ Five kinds: `full` (every weight), `lora` (low-rank updates of linear maps, by t
 stands in their places), `bitfit` (every bias) and `head` (nothing but the head, which every other
 kind trains too).
 Attention and mixtures of experts are eager, so that forward-mode derivatives exist
-(pytorch/pytorch#128971). Nothing is dropped out: a pass is a function of its inputs and of the
-state alone.
+(pytorch/pytorch#128971). Nothing is dropped out but within `learning.federated.dropout`, in
+training: any other pass is a function of its inputs and of the state alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
 HEADS = ("linear", "dense")
 ADAPTERS = ("houlsby", "pfeiffer")
+HEAD_DROPOUT = 0.1  # of BERT's and RoBERTa's heads; training sets its own rate
 # what query and value are called where peft's own table has no entry
 _ALSO_QUERY_VALUE = {
     "albert": ["query", "value"],
@@ -128,6 +129,7 @@ class TrainableClassifier(nn.Module):
                 "choose another kind"
             )
         _start(self, seed)
+        self.dropout = nn.Dropout(HEAD_DROPOUT)
         self.host = host_device() if backbone is None else CPU
         if backbone is None:
             self.host.place(self)
@@ -147,7 +149,7 @@ class TrainableClassifier(nn.Module):
         if hasattr(self.backbone.config, "use_cache"):
             inputs["use_cache"] = False
         h_BTD = self.backbone(**inputs).last_hidden_state
-        return self.head(_read(h_BTD, mask_BT, self.readout))
+        return self.head(self.dropout(_read(h_BTD, mask_BT, self.readout)))
 
     @property
     def device(self) -> torch.device:
@@ -192,17 +194,20 @@ class TrainableClassifier(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """RoBERTa's classification head without its dropouts: a square map, tanh, a linear map."""
+    """RoBERTa's classification head: a square map, tanh, a linear map; in training with dropout
+    before either map, of which whoever calls it does the first.
+    """
 
     def __init__(self, width: int, classes: int, device: torch.device | None = None) -> None:
         super().__init__()
         self.in_features = width
         self.dense = nn.Linear(width, width, device=device)
+        self.dropout = nn.Dropout(HEAD_DROPOUT)
         self.out_proj = nn.Linear(width, classes, device=device)
 
     def forward(self, h_BD: Tensor) -> Tensor:
         """[B, D] to [B, C]."""
-        return self.out_proj(torch.tanh(self.dense(h_BD)))
+        return self.out_proj(self.dropout(torch.tanh(self.dense(h_BD))))
 
 
 class Adapter(nn.Module):

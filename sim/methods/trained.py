@@ -19,6 +19,7 @@ _LATER = {  # settings that came later, and what was done before them
     "momentum": 0.0,
     "schedule": "constant",
     "adapters": "pfeiffer",
+    "dropout": 0.0,
 }
 
 

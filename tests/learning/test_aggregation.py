@@ -53,7 +53,7 @@ def test_a_round_of_fed_avg_is_an_independent_plain_loop():
         ([rng.integers(2, 2000, 6).astype(np.int32) for _ in range(n)], rng.integers(2, size=n))
         for n in counts
     ]
-    how = LocalTraining(epochs=1, batch=100, learning_rate=0.1, optimiser="sgd")
+    how = LocalTraining(epochs=1, batch=100, learning_rate=0.1, optimiser="sgd", dropout=0)
     sent = [
         train(model, start, Tokens(ids), labels, how, seed=k).state
         for k, (ids, labels) in enumerate(data)

@@ -86,7 +86,7 @@ def test_a_frozen_backbone_reads_the_same(name, readout, other, slack):
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_device_trains_the_same(kind, other, slack):
     tokens, labels = texts(24), np.arange(24) % 3
-    settings = LocalTraining(epochs=2, batch=8, learning_rate=0.05, optimiser="sgd")
+    settings = LocalTraining(epochs=2, batch=8, learning_rate=0.05, optimiser="sgd", dropout=0)
     model = TrainableClassifier(find("random-bert"), kind, 3, head="dense")
     start = model.trainable()
     here = train(model, start, tokens, labels, settings, seed=4)
@@ -106,7 +106,8 @@ def test_a_device_trains_the_same(kind, other, slack):
 @other_devices
 def test_devices_train_the_same_together(other, slack):
     model = TrainableClassifier(find("random-bert"), "lora", 3)
-    start, settings = model.trainable(), LocalTraining(batch=8, learning_rate=0.05, optimiser="sgd")
+    start = model.trainable()
+    settings = LocalTraining(batch=8, learning_rate=0.05, optimiser="sgd", dropout=0)
     devices = [
         Holding(start, texts(count, seed=count), np.arange(count) % 3, count)
         for count in (20, 8, 13)

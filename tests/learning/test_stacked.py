@@ -1,5 +1,7 @@
 """Devices trained together, against each trained alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from learning.federated.stacked import Holding, can_be_stacked, train_together
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
+Undropped = functools.partial(LocalTraining, dropout=0)
 TEXTS = (7, 12, 1, 8)  # of the devices: other numbers of steps, and batches that are not full
 
 
@@ -37,12 +40,12 @@ def devices_of(model, pairs=False, seed=3):
 @pytest.mark.parametrize(
     "settings",
     [
-        LocalTraining(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", proximal_mu=0.3),
-        LocalTraining(
+        Undropped(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", proximal_mu=0.3),
+        Undropped(
             epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", momentum=0.9, weight_decay=0.1
         ),
-        LocalTraining(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", schedule="constant"),
-        LocalTraining(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.1),
+        Undropped(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd", schedule="constant"),
+        Undropped(epochs=2, batch=4, learning_rate=1e-3, weight_decay=0.1),
     ],
     ids=["sgd", "momentum", "constant", "adamw"],
 )
@@ -64,7 +67,7 @@ def test_devices_trained_together_are_what_each_is_alone(name, kind, options, se
 
 def test_a_device_that_has_ended_keeps_what_it_had_then():
     model = TrainableClassifier(find("random-bert"), "head", classes=3)
-    settings = LocalTraining(epochs=1, batch=4, learning_rate=1e-2)
+    settings = Undropped(epochs=1, batch=4, learning_rate=1e-2)
     short, long = (devices_of(model)[k] for k in (2, 1))
     (alone,) = train_together(model, [short], settings)
     _, beside = train_together(model, [long, short], settings)
@@ -76,7 +79,7 @@ def test_a_device_that_has_ended_keeps_what_it_had_then():
 def test_the_model_itself_is_left_as_it_was():
     model = TrainableClassifier(find("random-bert"), "lora", classes=3)
     before = model.trainable()
-    train_together(model, devices_of(model), LocalTraining(batch=4))
+    train_together(model, devices_of(model), Undropped(batch=4))
     assert all(tensor.equal(before[name]) for name, tensor in model.trainable().items())
     assert all(p.grad is None for p in model.parameters())
 
@@ -86,11 +89,17 @@ def test_what_is_no_linear_map_is_refused(kind):
     model = TrainableClassifier(find("random-bert"), kind, classes=3)
     assert not can_be_stacked(model)
     with pytest.raises(ValueError, match=kind):
-        train_together(model, devices_of(model), LocalTraining())
+        train_together(model, devices_of(model), Undropped())
 
 
 def test_a_device_without_texts_is_refused():
     model = TrainableClassifier(find("random-bert"), "head", classes=3)
     empty = Holding(model.trainable(), Tokens([]), np.empty(0, int), 0)
     with pytest.raises(ValueError, match="without texts"):
-        train_together(model, [empty], LocalTraining())
+        train_together(model, [empty], Undropped())
+
+
+def test_dropout_is_refused():
+    model = TrainableClassifier(find("random-bert"), "head", classes=3)
+    with pytest.raises(ValueError, match="set dropout to 0"):
+        train_together(model, devices_of(model), LocalTraining())

@@ -53,7 +53,16 @@ def stepped(kind, x, d, m, v, eta):
 
 
 def plain_loop(
-    sim, rounds, decay=0.0, mu=0.0, weighted=False, server="fedavg", eta=1.0, sgd=None, linear=True
+    sim,
+    rounds,
+    decay=0.0,
+    mu=0.0,
+    weighted=False,
+    server="fedavg",
+    eta=1.0,
+    sgd=None,
+    linear=True,
+    drops_out=True,
 ):
     """The state after so many rounds of whole models in plain PyTorch; `sgd` holds its settings."""
     seed = sim.streams.seed64("server/model") % 2**31
@@ -85,6 +94,8 @@ def plain_loop(
             )
             local = sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31
             order = np.random.default_rng(local).permutation(len(labels))
+            model.train(drops_out)
+            torch.manual_seed(local)
             schedule = get_linear_schedule_with_warmup(optimiser, 0, math.ceil(len(order) / 8))
             for start in range(0, len(order), 8):
                 chosen = order[start : start + 8]
@@ -117,6 +128,7 @@ LOOPS = {
     "proximal": ({"proximal_mu": 0.5}, {"mu": 0.5}),
     "weighted": ({"weigh_by_samples": True}, {"weighted": True}),
     "constant": ({"schedule": "constant"}, {"linear": False}),
+    "undropped": ({"dropout": 0}, {"drops_out": False}),
     "sgd": ({"optimiser": "sgd", "learning_rate": 0.05}, {"sgd": {"lr": 0.05}}),
     "momentum": (
         {"optimiser": "sgd", "learning_rate": 0.02, "momentum": 0.9},
@@ -133,7 +145,7 @@ LOOPS = {
 }
 
 
-FAST = ("plain", "proximal", "momentum", "fedavgm")
+FAST = ("plain", "undropped", "proximal", "momentum", "fedavgm")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,7 @@ def test_rounds_equal_a_plain_loop(which, simulate):
     )
     assert len({len(device.samples) for device in sim.devices}) > 1
     expected, without = plain_loop(sim, rounds, **how), plain_loop(sim, rounds) if how else None
-    within = 1e-5 if rounds == 2 else 1e-4  # a server's step by a root magnifies rounding
+    within = 2e-5 if rounds == 2 else 1e-4  # a server's step by a root magnifies rounding
     for name, tensor in sim.method.learner.state.value.items():
         if not name.endswith(
             "key.bias"

@@ -217,6 +217,8 @@ def test_local_lora_is_local_training_device_by_device(simulate, curve):
             sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31
         )
         order = rng.permutation(20)
+        model.train()
+        torch.manual_seed(sim.streams.seed64("local-training", f"{device.id}/{number}") % 2**31)
         for chosen in (order[:10], order[10:]):
             loss = torch.nn.functional.cross_entropy(
                 model(*padded([own.ids[i] for i in chosen])), labels[device.samples[chosen]]
@@ -229,6 +231,7 @@ def test_local_lora_is_local_training_device_by_device(simulate, curve):
             learner.states[device.id].value[key], tensor, atol=1e-5, rtol=1e-4, msg=key
         )
     with torch.inference_mode():
+        model.eval()
         predicted = model(*padded(sim.task.tokens(spec, test).ids)).argmax(dim=1).numpy()
     assert curve(sim, name)[-1] == pytest.approx((predicted == sim.task.labels[test]).mean())
 

@@ -240,7 +240,7 @@ def test_a_step_lets_go_of_all_that_it_replaces(simulate):
     slot = [learner.held]
 
     def step():
-        sent = learner.embed("random-bert", samples, slot[0])
+        sent = learner.embed("random-bert", samples, slot[0], seed=0)
         vectors = sent.data.value[4 * len(samples) :]  # of the right size, as gradient
         slot[:] = [learner.finish(client_update, slot, sent, vectors)]
         return sent
@@ -435,7 +435,7 @@ def test_they_learn_so_by_sgd(kind, optimiser, simulate):
 def check_against_plain_loop(simulate, kind, weighted, optimiser, **changes):
     partition = "task.partition={kind: dirichlet, alpha: 0.5, min_size: 4}"
     settings, optimiser_of = OPTIMISERS[optimiser]
-    own = method(kind, weigh_by_samples=weighted, **settings)
+    own = method(kind, weigh_by_samples=weighted, dropout=0, **settings)
     sim = simulate(partition, method=own, **changes)
     assert len({len(device.samples) for device in sim.devices}) > 1
     expected = plain_rounds(sim, kind, 2, weighted, optimiser_of)
@@ -470,11 +470,14 @@ def test_the_same_seed_gives_the_same_digest_with_any_number_of_workers(kind, si
     first, threads = (simulate(method=method(kind), workers=n) for n in (1, 2))
     assert mark(first) == mark(threads)
     assert mark(first) != mark(simulate("seed=1", method=method(kind)))
+    assert mark(first) != mark(simulate(method=method(kind, dropout=0)))
 
 
 def test_a_dropped_clients_copy_is_not_averaged(simulate, tmp_path):
     sim = simulate(
-        method=method("splitfed-v1", rounds=1), arrivals={"kind": "at-once"}, dropped=(0, 0.3)
+        method=method("splitfed-v1", rounds=1, dropout=0),
+        arrivals={"kind": "at-once"},
+        dropped=(0, 0.3),
     )
     sim.method.learner.save(tmp_path / "model")
     assert (tmp_path / "model" / "state.safetensors").is_file()

@@ -45,6 +45,10 @@ class PeftSettings(OptimiserSettings, TrainableSettings):
     weight_decay: float = Field(0.0, ge=0)
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx's mu."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """In training, wherever the backbone has any, and of the head's inputs (FedPETuning); 0:
+    none.
+    """
     rank: int = Field(8, ge=1)
     alpha: float = Field(8, gt=0)
     bottleneck: int = Field(16, ge=1)
@@ -96,6 +100,7 @@ class FederatedPeft(ServerDriven):
             proximal_mu=config.proximal_mu,
             momentum=config.momentum,
             schedule=config.schedule,
+            dropout=config.dropout,
         )
         self.costs = {
             self.model_of(device): training_architecture(

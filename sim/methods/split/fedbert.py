@@ -35,18 +35,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.split import Moments, Optimiser, Part, Pass
+    from learning.federated.split import Dropout, Moments, Optimiser, Part, Pass
 
 
 def head_gradients(
-    held: Held, head: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
+    held: Held,
+    head: Part,
+    h_BTD: Tensor,
+    mask_BT: Tensor,
+    labels_B: Tensor,
+    dropout: Dropout = (0.0, 0),
 ) -> tuple[Tensor, State]:
     """The first half of the client update, on the body's output: the gradient to send up, and the
     head's own.
     """
     from learning.federated.split import learn
 
-    _, gradients, back_BTD = learn(head, held.state, h_BTD, mask_BT, labels_B)
+    _, gradients, back_BTD = learn(head, held.state, h_BTD, mask_BT, labels_B, dropout)
     assert back_BTD is not None  # the head has received vectors
     return back_BTD, gradients
 
@@ -84,38 +89,38 @@ class FedBertLearner(SplitLearner):
 
         return fedbert(model)
 
-    def body(self, backbone: str, count: int, held: Held, data: Learned) -> Sent:
+    def body(self, backbone: str, count: int, seed: int, held: Held, data: Learned) -> Sent:
         """The server's layers on what came up; what goes down are vectors alone."""
-        return Sent(
-            *self.world.host.learn(
-                self._through_body, backbone, count, held, data, stored=(False, True)
-            )
-        )
+        how = (backbone, count, self.dropout(seed, 1), held, data)
+        return Sent(*self.world.host.learn(self._through_body, *how, stored=(False, True)))
 
     def _through_body(
-        self, backbone: str, count: int, held: Held, data: bytes
+        self, backbone: str, count: int, dropout: Dropout, held: Held, data: bytes
     ) -> tuple[Ran, bytes]:
         from learning.federated import split
 
         single_thread()
         mask_BT = mask_of(np.frombuffer(data, "<i4", count))
-        ran = split.forward(
-            self.parts[backbone][1],
-            held.state,
-            unpacked_vectors(data[4 * count :], mask_BT),
-            mask_BT,
-        )
+        h_BTD = unpacked_vectors(data[4 * count :], mask_BT)
+        body = self.parts[backbone][1]
+        ran = split.forward(body, held.state, h_BTD, mask_BT, dropout=dropout)
         return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT)
 
     def loss(
-        self, backbone: str, samples: np.ndarray, held: Held, sent: Sent, data: Learned
+        self, backbone: str, samples: np.ndarray, seed: int, held: Held, sent: Sent, data: Learned
     ) -> tuple:
         """Begin the first half of a client update: the gradient to send up, and the head's own."""
-        how = (backbone, samples, held, sent.ran, data)
+        how = (backbone, samples, self.dropout(seed, 2), held, sent.ran, data)
         return self.world.host.learn(self._lost, *how, stored=(True, True))
 
     def _lost(
-        self, backbone: str, samples: np.ndarray, held: Held, ran: Ran, data: bytes
+        self,
+        backbone: str,
+        samples: np.ndarray,
+        dropout: Dropout,
+        held: Held,
+        ran: Ran,
+        data: bytes,
     ) -> tuple[bytes, State]:
         from learning.federated.losses import targets_of
 
@@ -123,7 +128,7 @@ class FedBertLearner(SplitLearner):
         labels_B = targets_of(self.world.task.labels[samples])
         h_BTD = unpacked_vectors(data, ran.mask_BT)
         head = self.parts[backbone][2]
-        back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B)
+        back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B, dropout)
         return packed_vectors(back_BTD, ran.mask_BT), gradients
 
     def body_back(self, sent: Sent, held: Held, data: Learned) -> tuple[Learned, Held]:
@@ -170,22 +175,22 @@ class FedBert(SplitTraining):
         )
 
     def batch(
-        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
+        self, device: Device, task: ClientTask, samples: np.ndarray, seed: int, slot: list
     ) -> Generator[Any, Any, Any]:
         """Embeddings up, body, output down, loss on the device, gradient up, body, gradient down,
         embeddings.
         """
         charge, name, work = self.charging, device.backbone, self.learner.work
-        sent: Any = yield from device.compute(
-            work(charge.forward(device, samples, 0), self.learner.embed, name, samples, slot[0])
-        )
+        first, embed = charge.forward(device, samples, 0), self.learner.embed
+        sent: Any = yield from device.compute(work(first, embed, name, samples, slot[0], seed))
         nbytes = charge.wire_bytes(device, samples, 0, numbers=1)  # each text's length
         up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         ahead = charge.forward(device, samples, 1)
-        out = yield from self.served(device, task, up, ahead, self.learner.body, name, len(samples))
+        body = (self.learner.body, name, len(samples), seed)
+        out = yield from self.served(device, task, up, ahead, *body)
         yield from device.download(charge.wire_bytes(device, samples, 1))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
-        loss = work(both, self.learner.loss, name, samples, slot[0], sent, out and out.data)
+        loss = work(both, self.learner.loss, name, samples, seed, slot[0], sent, out and out.data)
         made: Any = (yield from device.compute(loss)) or (None, None)
         gradient, head = made
         up = yield from self.exchange(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from learning.federated.aggregation import is_finite, restrict, weighted_mean
+from learning.federated.forward_gradient import direction_seed
 from sim.kernel.learned import Learned, Taken
 from sim.methods.federated_peft.learner import FederatedLearner, sorted_out
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.split import Pass
+    from learning.federated.split import Dropout, Pass
     from sim.kernel.world import World
 
 
@@ -73,6 +74,7 @@ class SplitLearner(FederatedLearner):
         learning_rate: float,
         weight_decay: float,
         momentum: float,
+        dropout: float,
         layers: int,
         *args: Any,
     ) -> None:
@@ -80,6 +82,7 @@ class SplitLearner(FederatedLearner):
 
         super().__init__(world, *args)
         self.optimiser = new_optimiser(optimiser, learning_rate, weight_decay, momentum)
+        self._dropout = dropout
         self.parts = {name: self._cut(model, layers) for name, model in self.models.items()}
         on_device = {
             name for parts in self.parts.values() for own in self.own for name in parts[own].names
@@ -101,27 +104,29 @@ class SplitLearner(FederatedLearner):
 
     # --- a batch
 
+    def dropout(self, seed: int, part: int) -> Dropout:
+        """What a part drops out of the batch that has the seed."""
+        return self._dropout, direction_seed(seed, part)
+
     def embed(
-        self, backbone: str, samples: np.ndarray, held: Held, with_labels: bool = False
+        self, backbone: str, samples: np.ndarray, held: Held, seed: int, with_labels: bool = False
     ) -> Sent:
         """The device's first part; what goes up are the texts' lengths, their labels if they are to
         go, and vectors.
         """
-        return Sent(
-            *self.world.host.learn(
-                self._embedded, backbone, samples, held, with_labels, stored=(False, True)
-            )
-        )
+        how = (backbone, samples, held, self.dropout(seed, 0), with_labels)
+        return Sent(*self.world.host.learn(self._embedded, *how, stored=(False, True)))
 
     def _embedded(
-        self, backbone: str, samples: np.ndarray, held: Held, with_labels: bool
+        self, backbone: str, samples: np.ndarray, held: Held, dropout: Dropout, with_labels: bool
     ) -> tuple[Ran, bytes]:
         from learning.federated import split
         from learning.federated.local_training import inputs
 
         single_thread()
         ids_BT, mask_BT, segments_BT = inputs(self.tokens(backbone, samples), range(len(samples)))
-        ran = split.forward(self.parts[backbone][0], held.state, ids_BT, mask_BT, segments_BT)
+        first = self.parts[backbone][0]
+        ran = split.forward(first, held.state, ids_BT, mask_BT, segments_BT, dropout)
         labels = self.world.task.labels[samples] if with_labels else np.empty(0)
         lengths = mask_BT.sum(1).numpy().astype("<i4")
         header = lengths.tobytes() + labels.astype(self.label_format).tobytes()

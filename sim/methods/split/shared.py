@@ -12,6 +12,7 @@ from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
+from learning.federated.forward_gradient import direction_seed
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -33,6 +34,9 @@ class SplitSettings(OptimiserSettings, HeadSettings):
     """Passes of a device over its texts in a round."""
     device_batch: int = Field(16, ge=1)
     weight_decay: float = Field(0.0, ge=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """In training, on both sides, wherever the backbone has any, and of the head's inputs; 0: none.
+    """
     readout: Literal["first", "last", "mean"] = "mean"
     weigh_by_samples: bool = False
     """Weigh devices by their number of samples instead of equally."""
@@ -64,7 +68,8 @@ class SplitTraining(SynchronousRounds):
         self.config, self.world, self.in_parallel = config, world, in_parallel
         self.charging = Charging(world, parts, self.learner_class.own, config.charged_as)
         step = (config.optimiser, learning_rate, config.weight_decay, config.momentum)
-        self.learner = learner_for(world, self.learner_class, *step, *learner_args)
+        how = (*step, config.dropout)
+        self.learner = learner_for(world, self.learner_class, *how, *learner_args)
         self.copies: dict[
             str, Any
         ] = {}  # what the server trains for each device, or for all of them
@@ -92,8 +97,9 @@ class SplitTraining(SynchronousRounds):
         nbytes = self.charging.device_bytes(device)
         yield from device.download(nbytes)
         slot = [task.model]
-        for samples in self.texts(device, task):
-            slot[:] = [(yield from self.batch(device, task, samples, slot))]
+        for number, samples in enumerate(self.texts(device, task)):
+            seed = direction_seed(self.seed(device, task.version), number)
+            slot[:] = [(yield from self.batch(device, task, samples, seed, slot))]
         (held,) = slot
         data = None if held is None else self.learner.answer(held)
         del slot, held  # what is on its way is all that the device has left
@@ -102,10 +108,10 @@ class SplitTraining(SynchronousRounds):
         yield from device.send(device.payload(device.samples, nbytes, data, task.version))
 
     def batch(
-        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
+        self, device: Device, task: ClientTask, samples: np.ndarray, seed: int, slot: list
     ) -> Generator[Any, Any, Any]:
         """A step of the device and the server on a batch; returns what the device then holds, in
-        place of what is in the slot.
+        place of what is in the slot. What is random in it follows from the seed.
         """
         raise NotImplementedError
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.split import Moments, Optimiser, Part, Pass
+    from learning.federated.split import Dropout, Moments, Optimiser, Part, Pass
 
 
 def client_update(
@@ -49,12 +49,18 @@ def client_update(
 
 
 def server_update(
-    optimiser: Optimiser, held: Held, part: Part, h_BTD: Tensor, mask_BT: Tensor, labels_B: Tensor
+    optimiser: Optimiser,
+    held: Held,
+    part: Part,
+    h_BTD: Tensor,
+    mask_BT: Tensor,
+    labels_B: Tensor,
+    dropout: Dropout = (0.0, 0),
 ) -> tuple[Tensor, State, Moments]:
     """The rest of the model on what came up, and one step; first the gradient to send down."""
     from learning.federated.split import learn
 
-    _, gradients, back_BTD = learn(part, held.state, h_BTD, mask_BT, labels_B)
+    _, gradients, back_BTD = learn(part, held.state, h_BTD, mask_BT, labels_B, dropout)
     assert back_BTD is not None  # this part has received vectors
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
@@ -69,11 +75,16 @@ class SplitFedLearner(SplitLearner):
 
         return splitfed(model, layers)
 
-    def learn(self, backbone: str, count: int, held: Held, data: Learned) -> tuple[Learned, Held]:
+    def learn(
+        self, backbone: str, count: int, seed: int, held: Held, data: Learned
+    ) -> tuple[Learned, Held]:
         """Begin a server update on `count` texts: the gradient to send down, and what is held."""
-        return self.step_of(self._learned, backbone, count, held, data)
+        dropout = self.dropout(seed, 1)
+        return self.step_of(self._learned, backbone, count, dropout, held, data)
 
-    def _learned(self, backbone: str, count: int, held: Held, data: bytes) -> tuple:
+    def _learned(
+        self, backbone: str, count: int, dropout: Dropout, held: Held, data: bytes
+    ) -> tuple:
         from learning.federated.losses import targets_of
 
         single_thread()
@@ -83,7 +94,8 @@ class SplitFedLearner(SplitLearner):
         h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
         labels_B = targets_of(labels)
         part = self.parts[backbone][1]
-        back_BTD, *after = server_update(self.optimiser, held, part, h_BTD, mask_BT, labels_B)
+        batch = (h_BTD, mask_BT, labels_B, dropout)
+        back_BTD, *after = server_update(self.optimiser, held, part, *batch)
         return packed_vectors(back_BTD, mask_BT), *after
 
 
@@ -131,18 +143,18 @@ class SplitFed(SplitTraining):
         super().__init__(config, world, parts, in_parallel, rate, config.layers, *config.classifier)
 
     def batch(
-        self, device: Device, task: ClientTask, samples: np.ndarray, slot: list
+        self, device: Device, task: ClientTask, samples: np.ndarray, seed: int, slot: list
     ) -> Generator[Any, Any, Any]:
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
         ahead = charge.forward(device, samples, 0)
         sent: Any = yield from device.compute(
-            work(ahead, self.learner.embed, name, samples, slot[0], True)
+            work(ahead, self.learner.embed, name, samples, slot[0], seed, True)
         )
         nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
         up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
-        learn = (self.learner.learn, name, len(samples))
+        learn = (self.learner.learn, name, len(samples), seed)
         gradient = yield from self.trained(device, task, up, both, *learn)
         yield from device.download(charge.wire_bytes(device, samples, 0))
         back = charge.backward(device, samples, 0)
