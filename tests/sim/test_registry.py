@@ -182,6 +182,8 @@ def _by_hand(learner, device, x, c, c_of, rate, seed):
     labels = torch.as_tensor(learner.world.task.labels[device.samples])
     parameters, steps = model.trainable_parameters(), 0
     order = np.random.default_rng(seed).permutation(len(tokens))
+    model.train()
+    torch.manual_seed(seed)
     for start in range(0, len(order), 8):
         chosen = order[start : start + 8]
         logits = model(*inputs(tokens, chosen))
@@ -191,4 +193,5 @@ def _by_hand(learner, device, x, c, c_of, rate, seed):
             for (name, parameter), g in zip(parameters.items(), gradients, strict=True):
                 parameter -= rate * (g - c_of[device.id][name] + c[name])
         steps += 1
+    model.eval()
     return {n: p.detach().clone() for n, p in parameters.items()}, steps
