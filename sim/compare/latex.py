@@ -11,6 +11,7 @@ from typing import Any
 
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
+from sim.compare.reductions import has_learned
 from sim.compare.write import ACCURACIES, half_width
 from sim.scenario.complaints import nearest
 from sim.views import escaping
@@ -48,14 +49,18 @@ PAGE = (
 
 
 def tables_for_paper(
-    tables: Mapping[str, list[dict[str, Any]]], columns: Sequence[str], is_page: bool
+    tables: Mapping[str, list[dict[str, Any]]],
+    columns: Sequence[str],
+    is_page: bool,
+    learned: float = 0.0,
 ) -> str:
     """The tables as LaTeX floats, one below the other: `table*` for a page, `table` for a column.
 
     They need `\\usepackage{booktabs}`. `columns` are names of `COLUMNS`; CompareError for others.
+    A method whose accuracy stays below `learned` is in no column the best.
     """
     check_columns(columns)
-    floats = [_float(title, table, columns, is_page) for title, table in tables.items()]
+    floats = [_float(title, table, columns, is_page, learned) for title, table in tables.items()]
     return "\n\n".join(floats) + "\n"
 
 
@@ -71,9 +76,15 @@ def check_columns(columns: Iterable[str]) -> None:
         seen.add(name)
 
 
-def _float(title: str, table: list[dict[str, Any]], columns: Sequence[str], is_page: bool) -> str:
+def _float(
+    title: str,
+    table: list[dict[str, Any]],
+    columns: Sequence[str],
+    is_page: bool,
+    learned: float,
+) -> str:
     units = {name: _unit(name, table) for name in columns}
-    best = {name: _best(name, table) for name in columns}
+    best = {name: _best(name, table, learned) for name in columns}
     lines: list[str] = []
     for row in table:
         if row.get("reference") and lines and r"\midrule" not in lines:
@@ -130,12 +141,14 @@ def _unit(name: str, table: list[dict[str, Any]]) -> tuple[str, float]:
     return next((unit for unit in units if least >= unit[1]), units[-1])
 
 
-def _best(name: str, table: list[dict[str, Any]]) -> set[str]:
-    """The methods with the best value of a column, references left out; none among equals."""
+def _best(name: str, table: list[dict[str, Any]], learned: float) -> set[str]:
+    """The methods with the best value of a column, references and what has not learned left out;
+    none among equals.
+    """
     values = {
         row["method"]: row[name]
         for row in table
-        if row.get(name) is not None and not row.get("reference")
+        if row.get(name) is not None and not row.get("reference") and has_learned(row, learned)
     }
     if name == "updates" or len(set(values.values())) < 2:
         return set()

@@ -37,7 +37,7 @@ def has_learned(row: Mapping[str, Any], learned: float) -> bool:
     """
     if row.get("target") is not None:
         return bool(row["reached"])
-    return (row["chosen"] or 0.0) >= learned
+    return (row.get("chosen") or 0.0) >= learned
 
 
 def reductions(

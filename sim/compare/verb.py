@@ -209,11 +209,15 @@ def _title(title: str, at: str) -> str:
 
 def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None:
     out = compared.folder
+    written = ("table-*.csv", "reductions.json", "comparison.json")  # not by every comparison
+    for old in [path for name in written for path in out.glob(name)]:
+        old.unlink()
     for number, table in enumerate(compared.tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
     (out / "table.md").write_text(markdown(compared.tables, compared.notes), encoding="utf-8")
     for name, default in (("table.tex", PAGE), ("table-column.tex", IN_COLUMN)):
-        text = tables_for_paper(compared.tables, columns or default, is_page=default is PAGE)
+        how = (columns or default, default is PAGE, compared.learned)
+        text = tables_for_paper(compared.tables, *how)
         (out / name).write_text(text, encoding="utf-8")
     if saved := compared.reductions:
         # a baseline that needs nothing makes ratios infinite, for which JSON has no number

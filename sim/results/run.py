@@ -61,6 +61,8 @@ class Run:
     path: Path
     manifest: dict
     summary: dict
+    label: str = ""
+    """What its reader calls it, in headings."""
 
     def spans(self, columns: list[str] | None = None) -> pa.Table:
         """Who did what from when to when: one row a span (seconds, bytes, FLOP, joules), columns as
@@ -111,16 +113,14 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Name, method, seed, and what else a reader must know (dry, not finished) in one line, for
-        headings.
+        """The label, or name, method and seed, and what else a reader must know (dry, not finished)
+        in one line, for headings.
         """
         status = self.manifest.get("status", "finished")
         dry = "dry run" if self.manifest.get("dry") else ""
         diverged = "diverged" if self.summary.get("ended") == "diverged" else ""
         parts = [
-            self.name,
-            self.method,
-            f"seed {self.seed}",
+            *([self.label] if self.label else [self.name, self.method, f"seed {self.seed}"]),
             dry,
             diverged,
             "" if status == "finished" else status,

@@ -92,7 +92,8 @@ def name_now(settings: Any, name: str) -> str:
 
 
 def unread(settings: Any, given: Node) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """What was set and nothing will read: (where, what is wrong), in the order of the file.
+    """What was set and nothing will read, or as something else: (where, what is wrong), in the
+    order of the file.
 
     A value that an own parent file sets is not meant: who lays a file over another cannot take its
     keys away.
@@ -140,6 +141,8 @@ def _unread(
         inner = settings.get(name) if isinstance(settings, Mapping) else None
         if inner is None:
             inner = settings[name] if isinstance(name, int) else getattr(settings, name, None)
+        if isinstance(child.value, bool) and type(inner) in (int, float):  # pydantic takes it for 1
+            yield (*path, name), f"expected a number (got {str(child.value).lower()})"
         yield from _unread(inner, child, (*path, name), own)
 
 

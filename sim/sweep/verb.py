@@ -70,7 +70,8 @@ class Sweep:
             header_style="bold",
             padding=(0, 1),
         )
-        view.add_column("", overflow="fold")
+        names = [value_text(effect.value) for effect in self.effects]
+        view.add_column("", overflow="fold", min_width=min(24, 2 + max(map(len, names))))
         for outcome in outcomes:
             view.add_column(OUTCOMES[outcome].format(metric=self.metric), justify="right")
         found = {(e.factor, value_text(e.value), e.outcome): e for e in self.effects}

@@ -8,6 +8,7 @@ objects (no pyplot, no display) in the style of `mobifleet.mplstyle`.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ def draw(
     runs = [runs] if isinstance(runs, Run) else list(runs)
     if not runs:
         raise RunError("nothing to plot: name at least one run directory")
+    if len(runs) == 1 and labels:
+        runs = [replace(runs[0], label=labels[0])]
     figures: dict[str, Callable[[], Figure | None]] = {
         metric: partial(metric_figure, some, named, page)
         for metric, (some, named) in _by_metric(runs, labels).items()

@@ -78,7 +78,11 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
     assert r"\begin{tabular}" in (out / "table.tex").read_text()
     assert (out / "figures" / "accuracy.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
+    old = [out / name for name in ("table-7.csv", "reductions.json")]
+    for path in old:
+        path.write_text("of another target")
     again, _ = compared()
+    assert not old[0].exists() and "another" not in old[1].read_text()
     assert again.code == 0 and "1/2" not in again.out  # nothing had to run again
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
 

@@ -60,6 +60,14 @@ def test_a_column_has_one_unit_and_the_best_is_bold():
     assert r"100 \% of each" in text and "over 3 seeds, with 95" in text
 
 
+def test_what_has_not_learned_is_in_no_column_the_best():
+    idle = row("idle", **of((0.3, 0.2, 0.4), (0.1, 0.09, 0.11), 0.01))
+    for learned, best in ((0.0, "idle"), (0.8, "fed-mob")):
+        text = tables_for_paper({TITLE: [*TABLE, idle]}, IN_COLUMN, False, learned)
+        assert text.count(r"\textbf") == 3
+        assert all(cell.startswith(r"\textbf") for cell in cells(text, best)[2:])
+
+
 def test_headings_name_the_metric_and_devices_have_columns_of_their_own():
     rated = [{**one, "metric": "mcc"} for one in (row("a", device_worst=(0.5, 0.4, 0.6)), row("b"))]
     text = tables_for_paper({TITLE: rated}, ["final", "chosen", "device_worst"], is_page=False)

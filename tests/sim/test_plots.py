@@ -70,6 +70,14 @@ def test_one_run_gives_four_figures_that_are_pictures(run, tmp_path):
         assert pixels.shape[1] == 1400 and pixels[..., :3].std() > 0.05
 
 
+def test_a_label_stands_in_place_of_the_name_of_one_run(run, monkeypatch, tmp_path):
+    titles = []
+    monkeypatch.setattr("sim.views.plots.save", lambda figure, *_: titles.append(figure.get_suptitle()))
+    draw(run, tmp_path, labels=["ours, 8 bit"])
+    assert len(titles) == 4
+    assert all(title.startswith("ours, 8 bit") and run.name not in title for title in titles)
+
+
 @pytest.mark.thorough
 def test_the_same_run_gives_the_same_bytes_without_a_date(tmp_path):
     run = open_run(write_run(tmp_path / "run", n_devices=3, batches=2))

@@ -496,6 +496,8 @@ def test_overrides_apply_in_order(write):
         ("name.first=3", "name.first: name holds 'x', not a mapping"),
         ("fleet.0.cuont=3", "did you mean 'count'?"),
         ("fleet.0.count=three", "fleet.0.count: expected a whole number (got 'three')"),
+        ("fleet.0.count=true", "fleet.0.count: expected a number (got true)"),
+        ("pair=[1, false]", "pair.1: expected a number (got false)"),
         ("fleet.0={cuont: 1}", "fleet.0.cuont: unknown key"),
         ("methd.wire=int8", "did you mean 'method'?"),
         ("method={kind: centrl}", "method.kind: not an allowed value (got 'centrl'"),
@@ -509,6 +511,15 @@ def test_mistakes_in_overrides_name_the_override(write, override, text):
     (line,) = problems(write("name: x\nfleet: [{count: 1}]\nmethod: {kind: federated}"), override)
     shown = repr(override) if len(override) < 70 else repr(override)[:60]
     assert line.startswith(f"override {shown}") and text in line and line.isprintable()
+
+
+def test_true_and_false_are_no_numbers_in_files_either_and_stay_what_they_are_elsewhere(write):
+    file = write("shares: {a: true, b: 1}\nmethod: {kind: central, rounds: false}\nanything: true")
+    assert problems(file) == [
+        "world.yaml:1:13: shares.a: expected a number (got true)",
+        "world.yaml:2:33: method.rounds: expected a number (got false)",
+    ]
+    assert load(write("anything: true"), World).anything is True
 
 
 def test_mistakes_of_file_and_overrides_come_together(write):
