@@ -72,7 +72,8 @@ def test_one_run_gives_four_figures_that_are_pictures(run, tmp_path):
 
 def test_a_label_stands_in_place_of_the_name_of_one_run(run, monkeypatch, tmp_path):
     titles = []
-    monkeypatch.setattr("sim.views.plots.save", lambda figure, *_: titles.append(figure.get_suptitle()))
+    keep = lambda figure, *_: titles.append(figure.get_suptitle())  # noqa: E731
+    monkeypatch.setattr("sim.views.plots.save", keep)
     draw(run, tmp_path, labels=["ours, 8 bit"])
     assert len(titles) == 4
     assert all(title.startswith("ours, 8 bit") and run.name not in title for title in titles)
