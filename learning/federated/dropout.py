@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+# what mixtures of experts draw with in train mode, by their functions' names
+_DRAWS = {"bernoulli", "exponential_", "normal_", "rand", "rand_like", "randn_like", "uniform_"}
+
 
 @contextmanager
 def dropping_out(model: nn.Module, rate: float, seed: int) -> Iterator[None]:
@@ -36,7 +39,9 @@ def dropping_out(model: nn.Module, rate: float, seed: int) -> Iterator[None]:
 
 
 class _Masks(TorchFunctionMode):
-    """Stands in for PyTorch's dropout, in the thread that enters it."""
+    """Stands in for PyTorch's dropout, and for its generator where a model draws anything else, in
+    the thread that enters it.
+    """
 
     def __init__(self, rate: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -49,8 +54,12 @@ class _Masks(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        called = self._dropout if function is F.dropout else function
-        return called(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        if function is F.dropout:
+            return self._dropout(*args, **kwargs)
+        if function.__name__ in _DRAWS:
+            kwargs.setdefault("generator", self._generator)
+        return function(*args, **kwargs)
 
     def _dropout(
         self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False

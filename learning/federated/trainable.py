@@ -105,6 +105,9 @@ class TrainableClassifier(nn.Module):
                 self.backbone.add_module(
                     "pooler", None
                 )  # BERT's own summary of a text, which no readout uses
+            for module in self.backbone.modules():
+                if "layerdrop" in vars(module):
+                    vars(module)["layerdrop"] = 0.0  # OPT's: a layer is trained whole or not at all
             self.backbone.requires_grad_(kind == "full")
             if kind == "lora":
                 _add_lora(self.backbone, spec.name, rank, alpha, target_modules)

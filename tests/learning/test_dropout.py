@@ -1,7 +1,9 @@
 """What is dropped out in training, against transformers' own models in train mode."""
 
 import hashlib
+import runpy
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from learning.federated.local_training import LocalTraining, predict, train
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
+CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
 SETTINGS = LocalTraining(epochs=2, batch=4, learning_rate=0.05, optimiser="sgd")
 
 
@@ -149,3 +152,26 @@ def test_parts_drop_out_what_the_whole_would():
     assert loss == pytest.approx(wanted.item(), abs=1e-6)
     for name, parameter in model.trainable_parameters().items():
         torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=1e-5, msg=name)
+
+
+NOISY = {  # whole layers at random, and experts that are chosen by chance
+    "OPT": {"layerdrop": 0.5},
+    "Mixtral": {"router_jitter_noise": 0.5},
+}
+FAST = ("OPT", "Mixtral", "T5 (encoder)", "ModernBERT")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in FAST else pytest.mark.thorough) for n in sorted(CONFIGS)],
+)
+def test_of_any_architecture_it_follows_from_the_seed(name):
+    config = {**CONFIGS[name], **NOISY.get(name, {})}
+    model = TrainableClassifier(find("own", {"own": {"random": config}}), "full", 3)
+    (tokens, labels), start = texts(4), model.trainable()
+    before = torch.get_rng_state()
+    found = [
+        bits(train(model, start, tokens, labels, SETTINGS, seed=seed).state) for seed in (1, 1, 2)
+    ]
+    assert torch.get_rng_state().equal(before), "something draws from the common generator"
+    assert found[0] == found[1] != found[2]
