@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -90,6 +91,36 @@ class SideNetworkConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class SideNetworkSettings(SideNetworkConfig):
+    """The settings of a method, which may leave it to where they are used what is solved."""
+
+    skip: Literal["auto", "none", "ridge", "logistic"] = "auto"  # type: ignore[assignment]
+    """As of `SideNetworkConfig`; `auto`: `ridge` where the server keeps records and learns from
+    squared errors (measured better, see docs/fed_mobillm.md), else `none`.
+    """
+
+    def settled(self, keeps_records: bool, loss: str) -> SideNetworkConfig:
+        """What is meant of a server that does or does not keep records and has such a loss; settled
+        settings stay. Raises ValueError for what cannot be solved there.
+        """
+        solved = keeps_records and loss == "squared-error"
+        skip = self.skip if self.skip != "auto" else "ridge" if solved else "none"
+        if skip != "none" and not keeps_records:
+            raise ValueError("skip: it is solved from all records, of which none are kept here")
+        if skip == "logistic" and loss != "cross-entropy":
+            raise ValueError(
+                "skip: logistic needs the labels at the server; say so by `loss: cross-entropy`, "
+                "or solve it by ridge, which needs the differences alone"
+            )
+        if skip == "none":
+            for name, (what, _) in self.only_for.items():
+                if getattr(self, name) != getattr(SideNetworkConfig, name):
+                    raise ValueError(f"{name} is for {what} alone, and there is none here")
+        mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return SideNetworkConfig(**mine | {"skip": skip})
 
 
 @dataclass(frozen=True)

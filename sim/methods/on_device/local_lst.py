@@ -26,8 +26,8 @@ from sim.methods.side_tuning.shared import (
     Unfitted,
     class_pass,
     device_pass,
-    require_no_skip,
     require_words,
+    settled,
     shape_over,
 )
 
@@ -99,8 +99,8 @@ class LocalLST(OnDeviceMethod):
         """Activations stay on the device, unrounded."""
 
     def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world = config, world
-        require_no_skip(config)
+        self.config = config = settled(config, keeps_records=False)
+        self.world = world
         require_words(config, world)
         self.shapes = {name: shape_over(config, world, [name]) for name in world.costing.learned}
         self.learner = learner_for(world, LadderLearner, config)

@@ -18,7 +18,7 @@ from learning.backbones.language_head import require_language_model
 from learning.backbones.prompts import first_tokens
 from learning.cost.costs import Cost
 from learning.side.activations import encoded_nbytes
-from learning.side.config import SideNetworkConfig, SideShape, shape_for
+from learning.side.config import SideNetworkSettings, SideShape, shape_for
 from learning.side.heads import fitting, head_bytes
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS
 from learning.side.taps import Taps
@@ -82,7 +82,7 @@ class SideTuningSettings(RenamedSettings):
     """Squared error needs the prediction difference alone; cross-entropy NEEDS THE LABELS where the
     side network trains.
     """
-    side_network: SideNetworkConfig = SideNetworkConfig()
+    side_network: SideNetworkSettings = SideNetworkSettings()
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1.0, ge=0)
     device_batch: int = Field(8, ge=1)
@@ -102,15 +102,18 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
         )
 
 
-def require_no_skip(config: Any) -> None:
-    """Raise ValueError where a skip is asked for, of a method that keeps no records to solve it
-    from.
+def settled(config: Any, keeps_records: bool) -> Any:
+    """A method's settings with those of its side network settled, for a server that does or does
+    not keep records. Raises ValueError for a skip that cannot be solved there.
     """
-    if config.side_network.skip != "none":
-        raise ValueError(
-            "method.side_network.skip: it is solved from all records, and "
-            f"{config.kind} keeps none here; leave it at none"
-        )
+    given = config.side_network
+    if not isinstance(given, SideNetworkSettings):
+        return config
+    try:
+        side_network = given.settled(keeps_records, config.loss)
+    except ValueError as error:
+        raise ValueError(f"method.side_network.{error}") from None
+    return config.model_copy(update={"side_network": side_network})
 
 
 def require_words(config: Any, world: World) -> None:
@@ -205,15 +208,9 @@ class SideTuning:
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
+        self.config = config = settled(config, self.replays)
         if self.replays:
             require_updates(config, world.devices)
-        else:
-            require_no_skip(config)
-        if config.side_network.skip == "logistic" and config.loss != "cross-entropy":
-            raise ValueError(
-                "method.side_network.skip: logistic needs the labels at the server; say so by "
-                "`loss: cross-entropy`, or solve it by ridge, which needs the differences alone"
-            )
         require_words(config, world)
         self.public_read = world.env.event()
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
