@@ -2,6 +2,7 @@
 quickstart learns.
 """
 
+import math
 import os
 import re
 import resource
@@ -84,7 +85,9 @@ def test_dry_run_sends_what_its_shapes_say(name):
     assert values < found["totals"]["uplink_bytes"] < 1.1 * values
     held = sum(len(d.samples) for d in sim.devices)
     granted = held * sim.scenario.method.replay / sim.scenario.method.server_batch
-    assert found["totals"]["updates"] == pytest.approx(granted, abs=1)
+    solved = found["totals"]["updates"] - granted  # once half as many records again have come
+    most = 2 + math.log(held / sim.scenario.method.server_batch, 1.5)
+    assert -1 <= solved <= 1 + (most if sim.method.shape.skip != "none" else 0)
 
 
 def test_devices_of_the_ten_thousand_are_as_many_as_it_says():

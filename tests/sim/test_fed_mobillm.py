@@ -98,6 +98,7 @@ def test_the_server_spends_its_budget_and_no_more(replay, share, batch, simulate
         "replay": replay,
         "update_share_on_arrival": share,
         "server_batch": batch,
+        "side_network": {"skip": "none"},
     }
     if replay * 60 < batch:
         with pytest.raises(ValueError, match="no update is ever granted"):
@@ -111,7 +112,7 @@ def test_the_server_spends_its_budget_and_no_more(replay, share, batch, simulate
 @pytest.mark.parametrize("kind", ["fed-mobillm", "single-side-network", "centralised"])
 def test_a_skip_is_solved_ever_more_rarely_and_from_all_records_at_the_end(kind, simulate):
     method = {"kind": kind, "server_batch": 8, "side_network": {"skip": "ridge"}}
-    plain = simulate(method=method | {"side_network": {}}, jitter=False)
+    plain = simulate(method=method | {"side_network": {"skip": "none"}}, jitter=False)
     sim = simulate(method=method, jitter=False)
     assert 1 <= sim.updates - plain.updates <= 12
     learners = getattr(sim.method.learner, "_of", {"": sim.method.learner}).values()
@@ -140,6 +141,31 @@ def test_no_skip_where_the_server_keeps_no_records(simulate):
     for method in ({"kind": "mobillm"}, {"kind": "pae-mobillm", "cache": False}):
         with pytest.raises(ValueError, match="it is solved from all records"):
             simulate(dry=True, method=method | {"side_network": {"skip": "ridge"}})
+
+
+@pytest.mark.parametrize(
+    ("method", "skip"),
+    [
+        ({"kind": "fed-mobillm"}, "ridge"),
+        ({"kind": "centralised"}, "ridge"),
+        ({"kind": "fed-mobillm", "loss": "cross-entropy"}, "none"),
+        ({"kind": "pae-mobillm"}, "ridge"),
+        ({"kind": "pae-mobillm", "cache": False}, "none"),
+        ({"kind": "mobillm"}, "none"),
+        ({"kind": "fed-mobillm", "side_network": {"skip": "none"}}, "none"),
+    ],
+)
+def test_ridge_is_solved_by_default_where_records_are_kept_and_errors_squared(
+    method, skip, simulate
+):
+    sim = simulate(dry=True, method=method)
+    assert sim.method.config.side_network.skip == sim.method.shape.skip == skip
+
+
+@pytest.mark.parametrize("setting", [{"adapters": 0.5}, {"penalty": 1}])
+def test_a_setting_of_a_skip_is_refused_where_by_default_there_is_none(setting, simulate):
+    with pytest.raises(ValueError, match="is for a `skip` alone, and there is none here"):
+        simulate(dry=True, method={"kind": "mobillm", "side_network": setting})
 
 
 def test_no_update_precedes_the_samples_that_grant_it(simulate):

@@ -22,7 +22,7 @@ ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
     "arrivals": {"kind": "at-once"},
 }
-SMALL = {"server_batch": 8, "device_batch": 4, "replay": 5}
+SMALL = {"server_batch": 8, "device_batch": 4, "replay": 5, "side_network": {"skip": "none"}}
 METHODS = {
     "centralised": {"kind": "centralised", **SMALL},
     "upload-raw-text": {"kind": "upload-raw-text", **SMALL},

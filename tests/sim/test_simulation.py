@@ -51,8 +51,10 @@ SCHEDULES = {
             "update_share_on_arrival": 0.5,
             "server_batch": 8,
             "device_batch": 4,
+            "side_network": {"skip": "none"},
         }
     },
+    "solved": {"method": {"kind": "fed-mobillm", "replay": 3, "server_batch": 8}},  # by default
     # one of every other family, and one of absences and heat; by hand in test_golden_by_hand.py
     "federated-peft": {
         "method": {"kind": "fedavg-lora", "rounds": 2, "participation": 0.67, "device_batch": 4}
@@ -72,6 +74,7 @@ SCHEDULES = {
             "replay": 1,
             "update_share_on_arrival": 1,
             "server_batch": 16,
+            "side_network": {"skip": "none"},
             "device_batch": 16,
         },
         "availability": {"kind": "trace", "path": "absences.csv"},

@@ -50,6 +50,7 @@ SIDE = {
     "update_share_on_arrival": 1,
     "server_batch": 8,
     "device_batch": 8,
+    "side_network": {"skip": "none"},  # how often a skip is solved hangs on when texts come
 }
 LORA = {"kind": "fedavg-lora", "rounds": 1, "participation": 1.0, "device_batch": 8}
 TWO = {
