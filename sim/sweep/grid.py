@@ -273,8 +273,8 @@ def _against(
     """
     if folder is None:
         return
-    for key in values:
-        node = Node(True, Place(""))  # whatever it is
+    for key, value in values.items():
+        node = Node(value if isinstance(value, bool) else "", Place(""))  # else whatever it is
         for step in reversed(dotted_path(key)):
             node = Node({str(step): node}, Place(""))
         yield from unread(scenario, node)

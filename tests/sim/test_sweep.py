@@ -240,6 +240,7 @@ def test_a_kind_that_no_label_has_comes_with_its_own_settings(mobifleet, scenari
         ("task.trian=1", "task.trian=1: nothing is called 'task.trian'; did you mean 'train'?"),
         ("fleet.7.count=1", "nothing is called 'fleet.7.count'"),
         ("task.train=60,many", "task.train=many: task.train: expected a whole number (got 'many')"),
+        ("method.replay=5,true", "method.replay: expected a number (got true)"),
         ("fleet.0.device=jetson-tx2,jetson-tx3", "did you mean 'jetson-tx2'"),
         ("task.train=60,6000000", "task.train=6000000"),
         ("method.replay=5,-1", "method.replay=-1, fed-mobillm: method.replay: "),
