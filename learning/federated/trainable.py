@@ -62,6 +62,7 @@ class TrainableClassifier(nn.Module):
     two a layer (`houlsby`, as FedPETuning's) or one (`pfeiffer`). The head is one linear map, or
     RoBERTa's own (`dense`: a square map and tanh before it; Hugging Face transformers,
     RobertaClassificationHead), which is most of what BitFit and LoRA train and send.
+    With a `lora_dropout` other than 0 LoRA's inputs are dropped out too, in training.
     `backbone` takes the place of the spec's own weights (used to count costs without any). Raises
     ValueError for an unknown kind, head or form of adapters, and BackboneError for a kind that
     finds nothing to train (bitfit in a Llama has no biases) and for target modules that are unknown
@@ -82,6 +83,7 @@ class TrainableClassifier(nn.Module):
         head: str = "linear",
         target_modules: Sequence[str] | str | None = None,
         adapters: str = "houlsby",
+        lora_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -110,7 +112,7 @@ class TrainableClassifier(nn.Module):
                     vars(module)["layerdrop"] = 0.0  # OPT's: a layer is trained whole or not at all
             self.backbone.requires_grad_(kind == "full")
             if kind == "lora":
-                _add_lora(self.backbone, spec.name, rank, alpha, target_modules)
+                _add_lora(self.backbone, spec.name, rank, alpha, target_modules, lora_dropout)
             else:
                 _add_trainable(self.backbone, kind, bottleneck, adapters)
             config = self.backbone.config
@@ -244,6 +246,7 @@ def _add_lora(
     rank: int,
     alpha: float,
     target_modules: Sequence[str] | str | None,
+    dropout: float,
 ) -> None:
     """Put LoRA beside the target modules, in place."""
     from peft import LoraConfig, inject_adapter_in_model
@@ -262,7 +265,7 @@ def _add_lora(
     lora = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by r
-        lora_dropout=0.0,
+        lora_dropout=dropout,
         target_modules=targets,
     )
     lora.fan_in_fan_out = any(isinstance(module, Conv1D) for module in backbone.modules())

@@ -59,11 +59,11 @@ class Plain:
     plain PyTorch.
     """
 
-    def __init__(self, sim, alpha=8, rank=4, head="linear"):
+    def __init__(self, sim, alpha=8, rank=4, **options):
         seed = sim.streams.seed64("server/model") % 2**31
         sizes = ("mean", rank, alpha, 48, seed)
         self.sim = sim
-        self.model = TrainableClassifier(find("random-bert"), "lora", 3, *sizes, head=head)
+        self.model = TrainableClassifier(find("random-bert"), "lora", 3, *sizes, **options)
         self.state = self.model.trainable()
 
     def batches(self, device, version, count):
@@ -181,10 +181,11 @@ def test_fedmezo_is_a_plain_loop(simulate):
 @pytest.mark.thorough
 def test_spry_is_a_plain_loop_with_backpropagation(simulate):
     """<grad L, v> by a backward pass instead, torch's AdamW, and Flower 1.5's FedYogi written out:
-    layers weighed by examples, m and v from zeros.
+    layers weighed by examples, m and v from zeros. In train mode, as transformers and peft make it.
     """
     sim = simulate(fleet=EQUAL, method=SPRY, **UNEQUAL, **AT_ONCE)
-    plain = Plain(sim)
+    plain = Plain(sim, lora_dropout=0.1)
+    plain.model.train()
     assert len({len(device.samples) for device in sim.devices}) > 1
     dealt = [n for n in plain.state if not n.startswith("head.")]
     head, pairs = (
@@ -202,6 +203,7 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
             parameters = {n: plain.model.trainable_parameters()[n] for n in own}
             optimiser = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
             trained = plain.state
+            torch.manual_seed(fg.direction_seed(plain.seed(device, number), "dropout"))
             for step, samples in enumerate(
                 plain.batches(device, number, steps_of_an_epoch(device))
             ):

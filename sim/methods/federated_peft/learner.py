@@ -35,6 +35,8 @@ class FederatedLearner(RealLearner):
     averaged.
     """
 
+    lora_dropout = 0.0  # other than 0: LoRA's inputs are dropped out as well, where anything is
+
     def __init__(
         self,
         world: World,
@@ -58,6 +60,7 @@ class FederatedLearner(RealLearner):
                 head=head,
                 target_modules=target_modules,
                 adapters=adapters,
+                lora_dropout=self.lora_dropout,
             )
             for name, spec in world.costing.learned.items()
         }

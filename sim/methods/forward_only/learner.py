@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
+    from learning.federated.trainable import TrainableClassifier
     from sim.kernel.world import World
 
 
 @dataclass(frozen=True)
 class ForwardClient:
-    """What a client update computes with: the loss of each of its batches, and its part of a
-    state.
+    """What a client update computes with: a model, the loss of each of its batches, and its part of
+    a state.
     """
 
+    model: TrainableClassifier
     losses: Sequence[fg.Loss]
     part_of: Callable[[State], dict[str, Tensor]]
 
@@ -40,7 +42,7 @@ class ForwardLearner(FederatedLearner):
     def client_of(self, backbone: str, batches: Any) -> ForwardClient:
         """What a client update computes with."""
         part_of = functools.partial(self.part_of, backbone)
-        return ForwardClient(self.losses(backbone, batches), part_of)
+        return ForwardClient(self.models[backbone], self.losses(backbone, batches), part_of)
 
     def packed(self, state: Any) -> bytes:
         """A state, a probe, or numbers, as bytes on the wire."""

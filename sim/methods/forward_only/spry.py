@@ -20,7 +20,12 @@ from learning.cost.costs import Cost
 from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_split import PassCounts
 from learning.federated.aggregation import ServerOptimiser, restrict
-from learning.federated.forward_gradient import assign_tensors, spry_server_step, spry_steps
+from learning.federated.forward_gradient import (
+    assign_tensors,
+    direction_seed,
+    spry_server_step,
+    spry_steps,
+)
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -44,10 +49,14 @@ def client_update(
     learning_rate: float,
     weight_decay: float,
     perturbations: int,
+    dropout: float,
 ) -> dict[str, Tensor]:
     """The assigned tensors after one AdamW step a batch along s v; the others stay fixed."""
+    from learning.federated.dropout import dropping_out
+
     how = (assigned, seed, learning_rate, weight_decay, perturbations)
-    return spry_steps(client.losses, client.part_of(state), *how).state
+    with dropping_out(client.model, dropout, direction_seed(seed, "dropout")):
+        return spry_steps(client.losses, client.part_of(state), *how).state
 
 
 def server_update(
@@ -89,6 +98,9 @@ class Spry(ForwardOnly):
         local_epochs: int = Field(1, ge=1)
         learning_rate: float = Field(1e-4, gt=0)
         weight_decay: float = Field(0.01, ge=0)
+        dropout: float = Field(0.1, ge=0, lt=1)
+        """In training, wherever the backbone has any, of the head's inputs and of LoRA's; 0: none.
+        """
         perturbations: int = Field(1, ge=1)
         """Directions of one step; their gradients are averaged."""
         rank: int = Field(1, ge=1)
@@ -157,7 +169,7 @@ class Spry(ForwardOnly):
         cost += Cost(0.0, 7 * dealt * len(batches))
         own = self.learned(device, places[device.id])
         seed = self.seed(device, task.version)
-        how = (state, own, seed, c.learning_rate, c.weight_decay, c.perturbations)
+        how = (state, own, seed, c.learning_rate, c.weight_decay, c.perturbations, c.dropout)
         return self.learner.work(
             cost, self.learner.client, client_update, device.backbone, batches, *how
         )
@@ -184,6 +196,8 @@ class Spry(ForwardOnly):
 
 class SpryLearner(ForwardLearner):
     """Knows what is dealt, and what each device was: `received` takes its names for a backbone."""
+
+    lora_dropout = 0.1
 
     def names(self, backbone: str) -> list[str]:
         """The trained tensors of a backbone in the order in which they are dealt."""
