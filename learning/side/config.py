@@ -103,13 +103,15 @@ class SideNetworkSettings(SideNetworkConfig):
     """
 
     def settled(self, keeps_records: bool, loss: str) -> SideNetworkConfig:
-        """What is meant of a server that does or does not keep records and has such a loss; settled
-        settings stay. Raises ValueError for what cannot be solved there.
+        """What is meant where the server does or does not keep records and has such a loss. Raises
+        ValueError for what cannot be solved there.
         """
         solved = keeps_records and loss == "squared-error"
         skip = self.skip if self.skip != "auto" else "ridge" if solved else "none"
         if skip != "none" and not keeps_records:
-            raise ValueError("skip: it is solved from all records, of which none are kept here")
+            raise ValueError(
+                "skip: it is solved from all records, of which none are kept here: leave it out"
+            )
         if skip == "logistic" and loss != "cross-entropy":
             raise ValueError(
                 "skip: logistic needs the labels at the server; say so by `loss: cross-entropy`, "
@@ -118,7 +120,7 @@ class SideNetworkSettings(SideNetworkConfig):
         if skip == "none":
             for name, (what, _) in self.only_for.items():
                 if getattr(self, name) != getattr(SideNetworkConfig, name):
-                    raise ValueError(f"{name} is for {what} alone, and there is none here")
+                    raise ValueError(f"{name} is for {what} alone, of which there is none here")
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return SideNetworkConfig(**mine | {"skip": skip})
 

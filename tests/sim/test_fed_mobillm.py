@@ -164,7 +164,7 @@ def test_ridge_is_solved_by_default_where_records_are_kept_and_errors_squared(
 
 @pytest.mark.parametrize("setting", [{"adapters": 0.5}, {"penalty": 1}])
 def test_a_setting_of_a_skip_is_refused_where_by_default_there_is_none(setting, simulate):
-    with pytest.raises(ValueError, match="is for a `skip` alone, and there is none here"):
+    with pytest.raises(ValueError, match="is for a `skip` alone, of which there is none here"):
         simulate(dry=True, method={"kind": "mobillm", "side_network": setting})
 
 
