@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -27,8 +27,11 @@ class SideNetworkConfig:
 
     __pydantic_config__ = {"extra": "forbid"}
     only_for: ClassVar[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
-        "penalty": ("a `skip`", lambda s: s.skip != "none"),
-        "adapters": ("a `skip`", lambda s: s.skip != "none"),
+        **dict.fromkeys(("penalty", "adapters"), ("a `skip`", lambda s: s.skip != "none")),
+        **dict.fromkeys(
+            ("bottleneck", "width", "projection", "dropout", "gate_temperature", "averaging"),
+            ("adapters (`adapters` above 0)", lambda s: s.has_adapters),
+        ),
     }
 
     bottleneck: int | None = None
@@ -103,26 +106,31 @@ class SideNetworkSettings(SideNetworkConfig):
     """
 
     def settled(self, keeps_records: bool, loss: str) -> SideNetworkConfig:
-        """What is meant where the server does or does not keep records and has such a loss. Raises
-        ValueError for what cannot be solved there.
-        """
-        solved = keeps_records and loss == "squared-error"
-        skip = self.skip if self.skip != "auto" else "ridge" if solved else "none"
-        if skip != "none" and not keeps_records:
-            raise ValueError(
-                "skip: it is solved from all records, of which none are kept here: leave it out"
-            )
-        if skip == "logistic" and loss != "cross-entropy":
-            raise ValueError(
-                "skip: logistic needs the labels at the server; say so by `loss: cross-entropy`, "
-                "or solve it by ridge, which needs the differences alone"
-            )
-        if skip == "none":
-            for name, (what, _) in self.only_for.items():
-                if getattr(self, name) != getattr(SideNetworkConfig, name):
-                    raise ValueError(f"{name} is for {what} alone, of which there is none here")
+        """What is meant of a server that does or does not keep records and has such a loss."""
+        solved = "ridge" if keeps_records and loss == "squared-error" else "none"
         mine = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return SideNetworkConfig(**mine | {"skip": skip})
+        return SideNetworkConfig(**mine | ({"skip": solved} if self.skip == "auto" else {}))
+
+    def unfit(self, keeps_records: bool, loss: str) -> Iterator[tuple[str, str]]:
+        """What cannot be solved there, and what nothing would read as there is no skip by itself:
+        (field, what is wrong).
+        """
+        if self.skip in ("ridge", "logistic") and not keeps_records:
+            yield "skip", f"{self.skip} is solved from all records, and none are kept: leave it out"
+        elif self.skip == "logistic" and loss != "cross-entropy":
+            yield (
+                "skip",
+                "logistic needs the labels at the server: say so by `loss: cross-entropy`, or say "
+                "`ridge`, which needs the differences alone",
+            )
+        if self.skip == "auto" and (settled := self.settled(keeps_records, loss)).skip == "none":
+            for name in ("penalty", "adapters"):
+                if getattr(settled, name) != getattr(SideNetworkConfig, name):
+                    why = "no records are kept" if not keeps_records else f"the loss is {loss}"
+                    yield (
+                        name,
+                        f"is for a `skip` alone, and there is none where {why}: leave it out",
+                    )
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     yield from _label_problems("label_texts", scenario, folder)
     yield from _label_problems("label_words", scenario, folder)
     yield from _prediction_problems(scenario)
+    for where, method in _methods(scenario).items():
+        for name, what in getattr(method, "unfit", tuple)():
+            yield (*where, "side_network", name), what
     yield from _metric_problems(scenario)
     yield from _rating_problems(scenario)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:

@@ -16,6 +16,9 @@ from sim.kernel.journal import Journal
 from sim.kernel.learned import with_values
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.replay_cache import ReplayCache
+from sim.scenario.checks import problems
+from sim.scenario.file import ScenarioError, load
+from sim.scenario.schema import Scenario
 from sim.simulation import RunCallbacks
 
 ONE = {
@@ -162,10 +165,30 @@ def test_ridge_is_solved_by_default_where_records_are_kept_and_errors_squared(
     assert sim.method.config.side_network.skip == sim.method.shape.skip == skip
 
 
-@pytest.mark.parametrize("setting", [{"adapters": 0.5}, {"penalty": 1}])
-def test_a_setting_of_a_skip_is_refused_where_by_default_there_is_none(setting, simulate):
-    with pytest.raises(ValueError, match="is for a `skip` alone, of which there is none here"):
-        simulate(dry=True, method={"kind": "mobillm", "side_network": setting})
+UNFIT = [  # a method, its side network, and what is said against that
+    ({"kind": "mobillm"}, {"adapters": 0.5}, "adapters: is for a `skip` alone"),
+    ({"kind": "mobillm"}, {"penalty": 1}, "penalty: is for a `skip` alone"),
+    ({"kind": "fed-mobillm", "loss": "cross-entropy"}, {"adapters": 0}, "the loss is cross-ent"),
+    ({"kind": "mobillm"}, {"skip": "ridge"}, "none are kept: leave it out"),
+    ({"kind": "local-lst"}, {"skip": "logistic"}, "none are kept: leave it out"),
+    ({"kind": "pae-mobillm", "cache": False}, {"skip": "ridge"}, "or say `cache: true`"),
+    ({"kind": "fed-mobillm"}, {"skip": "logistic"}, "say so by `loss: cross-entropy`"),
+    ({"kind": "fed-mobillm"}, {"adapters": 0, "bottleneck": 8}, "bottleneck: is for adapters"),
+    ({"kind": "fed-mobillm"}, {"adapters": 0, "averaging": 0.5}, "averaging: is for adapters"),
+]
+
+
+@pytest.mark.parametrize(("method", "side_network", "said"), UNFIT)
+def test_a_side_network_that_cannot_be_is_refused_on_its_line(
+    method, side_network, said, scenario_file
+):
+    method = {**method, "side_network": side_network}
+    compared = {"methods": {"plain": {"kind": "fed-mobillm"}, "mine": method}}
+    for changes, where in ({"method": method}, ""), ({"compare": compared}, "compare.methods.mine"):
+        with pytest.raises(ScenarioError) as refused:
+            load(str(scenario_file(**changes)), Scenario, check=problems)
+        (problem,) = refused.value.problems
+        assert f"{where or 'method'}.side_network." in problem and said in problem
 
 
 def test_no_update_precedes_the_samples_that_grant_it(simulate):

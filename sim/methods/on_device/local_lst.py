@@ -98,8 +98,13 @@ class LocalLST(OnDeviceMethod):
         wire: Literal["float32"] = "float32"
         """Activations stay on the device, unrounded."""
 
+        @property
+        def keeps_records(self) -> bool:
+            """There is no server."""
+            return False
+
     def __init__(self, config: Config, world: World) -> None:
-        self.config = config = settled(config, keeps_records=False)
+        self.config = config = settled(config)
         self.world = world
         require_words(config, world)
         self.shapes = {name: shape_over(config, world, [name]) for name in world.costing.learned}

@@ -25,11 +25,6 @@ class MatrixUploads(SideTuning):
 
     learner: MatrixLearner  # a `SideTuningLearner`, where single vectors are sent
 
-    @property
-    def replays(self) -> bool:
-        """Not without a cache, where every payload is one update."""
-        return self.config.cache
-
     def new_learner(self) -> MatrixLearner:
         """What learns from single vectors or from matrices."""
         kind: type = MatrixLearner if self.config.shortcut == "matrix" else SideTuningLearner

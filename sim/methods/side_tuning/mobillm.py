@@ -51,6 +51,11 @@ class MobiLLM(MatrixUploads):
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
 
+        @property
+        def keeps_records(self) -> bool:
+            """Every payload is one update, and then forgotten."""
+            return False
+
     client_update = staticmethod(with_labels)
     server_update = staticmethod(one_step)
 

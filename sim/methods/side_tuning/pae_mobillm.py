@@ -9,7 +9,7 @@ Fed MobiLLM adds unlike backbones (docs/pae_mobillm.md).
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -59,6 +59,16 @@ class PaeMobiLLM(MatrixUploads):
                     "bits: 4 is for shortcut: matrix; single vectors go with 32, 16 or 8"
                 )
             return self
+
+        @property
+        def keeps_records(self) -> bool:
+            """Without a cache every payload is one update, and then forgotten."""
+            return self.cache
+
+        def unfit(self) -> Iterator[tuple[str, str]]:
+            """Here a cache can be had."""
+            for name, what in super().unfit():
+                yield name, what if self.cache else f"{what}, or say `cache: true`"
 
         @property
         def wire(self) -> str:

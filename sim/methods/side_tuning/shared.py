@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -88,6 +88,15 @@ class SideTuningSettings(RenamedSettings):
     device_batch: int = Field(8, ge=1)
     """Samples of one forward pass and one upload."""
 
+    @property
+    def keeps_records(self) -> bool:
+        """Whether the server keeps what it has learned from."""
+        return True
+
+    def unfit(self) -> Iterator[tuple[str, str]]:
+        """What of the side network cannot be in this method: (field, what is wrong)."""
+        return self.side_network.unfit(self.keeps_records, self.loss)
+
 
 def require_updates(config: Any, devices: Iterable[Device]) -> None:
     """Raise ValueError where all samples of the devices together grant not one update of the
@@ -102,17 +111,16 @@ def require_updates(config: Any, devices: Iterable[Device]) -> None:
         )
 
 
-def settled(config: Any, keeps_records: bool) -> Any:
-    """A method's settings with those of its side network settled, for a server that does or does
-    not keep records. Raises ValueError for a skip that cannot be solved there.
+def settled(config: Any) -> Any:
+    """A method's settings with those of its side network settled. Raises ValueError for a skip that
+    cannot be solved there.
     """
     given = config.side_network
     if not isinstance(given, SideNetworkSettings):
         return config
-    try:
-        side_network = given.settled(keeps_records, config.loss)
-    except ValueError as error:
-        raise ValueError(f"method.side_network.{error}") from None
+    for name, what in config.unfit():
+        raise ValueError(f"method.side_network.{name}: {what}")
+    side_network = given.settled(config.keeps_records, config.loss)
     return config.model_copy(update={"side_network": side_network})
 
 
@@ -208,8 +216,8 @@ class SideTuning:
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
-        self.config = config = settled(config, self.replays)
-        if self.replays:
+        self.config = config = settled(config)
+        if config.keeps_records:  # which grant updates
             require_updates(config, world.devices)
         require_words(config, world)
         self.public_read = world.env.event()
@@ -373,11 +381,6 @@ class SideTuning:
             else:
                 break
         yield from self.end(server)
-
-    @property
-    def replays(self) -> bool:
-        """Whether updates are granted by records, of which the server draws from its cache."""
-        return True
 
     @property
     def is_complete(self) -> bool:
