@@ -23,6 +23,12 @@ providers._get_local_constants = lambda: providers._local_constants
 # a shell that starts the tests in the background lets them, and what they start, ignore Ctrl-C
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_collection_modifyitems(items):
+    """The README's commands take minutes in a row: begun first, they end with the rest."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 WORDS = [
     "[PAD]",
     "[UNK]",
