@@ -20,7 +20,7 @@ from sim.cli.options import (
     Seed,
     labels_of,
 )
-from sim.cli.terminal import console
+from sim.cli.terminal import console, errors
 
 
 def compare(
@@ -72,19 +72,23 @@ def compare(
     folder = out or Path("runs") / f"{chosen.name}-compare"
     seeds = seeds or compare_of(chosen).seeds
     where, only, of_latex = HostDevice(host, precision), labels_of(methods), labels_of(columns)
-    compared = compare_scenario(
-        chosen,
-        chosen.folder,
-        folder,
-        seeds,
-        only,
-        dry,
-        cores,
-        console,
-        tune,
-        where,
-        of_latex,
-    )
+    try:
+        compared = compare_scenario(
+            chosen,
+            chosen.folder,
+            folder,
+            seeds,
+            only,
+            dry,
+            cores,
+            console,
+            tune,
+            where,
+            of_latex,
+        )
+    except KeyboardInterrupt:
+        errors.print(f"stopped: {folder} holds what has been run, the same command goes on")
+        raise typer.Exit(130) from None
     for table in compared.tables_for(console.width):
         console.print(table)
     for sentence in compared.notes:

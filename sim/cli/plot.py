@@ -48,7 +48,7 @@ def plot(
     from sim.views.page import Page
     from sim.views.plots import draw
 
-    wanted = list(dict.fromkeys(formats.split(",")))
+    wanted = list(dict.fromkeys(text.strip() for text in formats.split(",")))
     if unknown := set(wanted) - {"png", "pdf", "svg"}:
         raise UserError(f"--format: png, pdf or svg, with commas (got {sorted(unknown)[0]!r})")
     if label and len(label) != len(runs):

@@ -53,14 +53,17 @@ def tables_for_paper(
     columns: Sequence[str],
     is_page: bool,
     learned: float = 0.0,
+    costed_as: str | None = None,
 ) -> str:
     """The tables as LaTeX floats, one below the other: `table*` for a page, `table` for a column.
 
     They need `\\usepackage{booktabs}`. `columns` are names of `COLUMNS`; CompareError for others.
-    A method whose accuracy stays below `learned` is in no column the best.
+    A method whose accuracy stays below `learned` is in no column the best. `costed_as` is whose
+    costs the clock charged, where that is not what learned.
     """
     check_columns(columns)
-    floats = [_float(title, table, columns, is_page, learned) for title, table in tables.items()]
+    how = (columns, is_page, learned, costed_as)
+    floats = [_float(title, table, *how) for title, table in tables.items()]
     return "\n\n".join(floats) + "\n"
 
 
@@ -82,6 +85,7 @@ def _float(
     columns: Sequence[str],
     is_page: bool,
     learned: float,
+    costed_as: str | None,
 ) -> str:
     units = {name: _unit(name, table) for name in columns}
     best = {name: _best(name, table, learned) for name in columns}
@@ -100,7 +104,7 @@ def _float(
         [
             rf"\begin{{{environment}}}",
             r"\centering",
-            rf"\caption{{{_caption(title, table)}}}",
+            rf"\caption{{{_caption(title, table, costed_as)}}}",
             rf"\label{{tab:{_slug(title)}}}",
             r"\scriptsize\setlength{\tabcolsep}{3pt}",
             rf"\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
@@ -116,7 +120,7 @@ def _float(
     )
 
 
-def _caption(title: str, table: list[dict[str, Any]]) -> str:
+def _caption(title: str, table: list[dict[str, Any]], costed_as: str | None) -> str:
     """What the numbers are: whose means, with which intervals."""
     seeds = sorted({row["seeds"] for row in table})
     of = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else "several seeds"
@@ -124,6 +128,7 @@ def _caption(title: str, table: list[dict[str, Any]]) -> str:
         f"{escaping.latex(title[:1].upper() + title[1:])}.",
         f"Means a device over {of}" + (", with 95 \\% intervals;" if seeds[-1] > 1 else ";"),
         "the best of each column in bold, references below the line.",
+        *([f"Costed as {escaping.latex(costed_as)}."] if costed_as else []),
     ]
     return " ".join(sentences)
 
@@ -133,12 +138,15 @@ def _slug(title: str) -> str:
 
 
 def _unit(name: str, table: list[dict[str, Any]]) -> tuple[str, float]:
-    """The unit of a column: the largest in which the least value of its methods is at least 1."""
+    """The unit of a column: the largest in which the least value of its methods is at least a
+    tenth, so that the greatest stays short; of times at least 1, as their units are no thousands.
+    """
     methods = [row for row in table if not row.get("reference")] or table
     values = [row.get(name) or row.get(f"{name}_at_least") for row in methods]
     units = UNITS.get(name.rsplit("_", 1)[-1], (("", 1.0),))
     least = min((value for value in values if value), default=0.0)
-    return next((unit for unit in units if least >= unit[1]), units[-1])
+    share = 1.0 if name.endswith("_s") else 0.1
+    return next((unit for unit in units if least >= share * unit[1]), units[-1])
 
 
 def _best(name: str, table: list[dict[str, Any]], learned: float) -> set[str]:

@@ -17,7 +17,7 @@ from sim.compare.planned_run import PlannedRun
 from sim.results.looks import chosen_score, converged_at_s
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
-from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style
+from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style, note_of
 from sim.views.saving_figures import save
 
 PANELS = {
@@ -46,7 +46,8 @@ def draw_reductions(
         return None
     mine = costs_until(runs[ours], until_s)
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title=f"what {ours} saves", note="")
+        title = f"what {ours} saves, seed {runs[ours].seed}"
+        figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title, note_of([runs[ours]]))
         for number, label in enumerate(baselines):
             run, style = runs[label], line_style(number)
             time_s, converged = run.curve(run.metric)[0], converged_at_s(run)

@@ -29,6 +29,8 @@ def like_with_like(scenario: Scenario) -> Scenario:
 def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
     """How the numbers of a comparison came about, in sentences."""
     run = open_run(entries[0].folder)
+    if costed_as := run.summary["costed_as"]:
+        yield f"Costs are those of {costed_as}, and not of the models that learned."
     if run.summary["dry"]:
         return
     judged, seeds = run.summary["judged_on"], len({entry.scenario.seed for entry in entries})

@@ -28,8 +28,9 @@ from sim.compare.write import headings, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
+from sim.sweep.engine import is_done
 from sim.sweep.progress import run_shown
-from sim.world.preflight import preflight
+from sim.sweep.trial import try_all
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -114,10 +115,10 @@ def compare_scenario(
     """
     check_columns(columns)
     entries = plan(scenario, out, seeds, only, folder)
-    if tune:
-        tuning_plan(scenario, out, only)  # what cannot be is told now
-    for world in {entry.at: entry.scenario for entry in entries}.values() if not dry else ():
-        preflight(world, folder)  # once, and not by every process again
+    trials = tuning_plan(scenario, out, only) if tune else []
+    wanted = entries if dry else [*entries, *trials]
+    missing = [entry for entry in wanted if not is_done(entry, dry, folder)]
+    try_all(missing, dry, folder)  # what cannot be is told now
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         compared = _compared(
@@ -215,8 +216,9 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
     for number, table in enumerate(compared.tables.values(), 1):
         write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
     (out / "table.md").write_text(markdown(compared.tables, compared.notes), encoding="utf-8")
+    costed_as = open_run(compared.entries[0].folder).summary["costed_as"]
     for name, default in (("table.tex", PAGE), ("table-column.tex", IN_COLUMN)):
-        how = (columns or default, default is PAGE, compared.learned)
+        how = (columns or default, default is PAGE, compared.learned, costed_as)
         text = tables_for_paper(compared.tables, *how)
         (out / name).write_text(text, encoding="utf-8")
     if saved := compared.reductions:

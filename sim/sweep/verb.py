@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from inputs.files import is_ours
 from inputs.units import format_bytes, format_seconds, format_si
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import write_json
 from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
-from sim.simulation import Simulation, building
 from sim.sweep import table
 from sim.sweep.effects import OUTCOMES, Effect, effects_of
 from sim.sweep.engine import is_done
-from sim.sweep.grid import Grid, cells_of, planned, title, value_text
-from sim.sweep.planned_run import PlannedRun, SweepError
+from sim.sweep.grid import Grid, cells_of, planned, value_text
+from sim.sweep.planned_run import PlannedRun
 from sim.sweep.progress import run_shown
-from sim.world.preflight import preflight
+from sim.sweep.trial import try_all
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -110,7 +108,7 @@ def sweep_scenario(
         f"{len(entries) - len(missing)} of them finished",
         highlight=False,
     )
-    _try_all(missing, dry, folder)
+    try_all(missing, dry, folder)
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         asked = {"scenario": scenario.name, "grid": dict(grid), "methods": labels, "seeds": seeds}
@@ -121,30 +119,6 @@ def sweep_scenario(
             _write(entries, list(grid), out, dry, folder)
             raise
         return _write(entries, list(grid), out, dry, folder, figures=True)
-
-
-def _try_all(missing: Sequence[PlannedRun], dry: bool, folder: Path) -> None:
-    """Build the world of each combination and method once, so that what cannot be is told before
-    anything runs.
-    """
-    refused: dict[str, None] = {}
-    tried: set[tuple[str, str]] = set()
-    for entry in missing:
-        if (entry.at, entry.label) in tried:
-            continue
-        tried.add((entry.at, entry.label))
-        try:
-            with building(entry.scenario):
-                if not dry:
-                    preflight(entry.scenario, folder)
-                Simulation(entry.scenario, folder, dry=True)
-        except Exception as error:
-            if not is_ours(error):
-                raise
-            where = ", ".join(part for part in (title(entry.values), entry.label) if part)
-            refused[f"{where}: {error}"] = None
-    if refused:
-        raise SweepError("\n".join(refused))
 
 
 def _write(

@@ -87,6 +87,21 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
 
 
+def test_whose_costs_they_are_is_said_in_every_form(compared):
+    done, out = compared("--dry", cost_as={"backbone": "roberta-base", "tokens": 128})
+    said = "roberta-base at 128 tokens"
+    assert f"Costs are those of {said}" in (out / "table.md").read_text()
+    assert f"Costed as {said}." in (out / "table-column.tex").read_text()
+    assert f"costed as {said}" in done.out
+
+
+def test_what_cannot_be_built_is_told_before_anything_runs(compared):
+    idle = {"kind": "fed-mobillm", "replay": 0.01, "side_network": {"skip": "none"}}
+    done, out = compared("--dry", compare={"methods": {**METHODS, "idle": idle}})
+    assert done.code == 2 and not out.exists()
+    assert "idle: tiny cannot be built: method.replay: no update is ever granted" in done.err
+
+
 def test_costs_are_sums_of_the_spans_until_that_moment(compared):
     _, out = compared("--methods", "ours")
     run = open_run(out / "ours-seed0")

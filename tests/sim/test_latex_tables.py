@@ -58,6 +58,9 @@ def test_a_column_has_one_unit_and_the_best_is_bold():
     assert rows.index(r"\midrule", rows.index(r"\midrule") + 1) == len(rows) - 5
     assert r"\label{tab:cost-to-the-end-of-100-of-each-method-s-own-convergence}" in text
     assert r"100 \% of each" in text and "over 3 seeds, with 95" in text
+    assert "Costed as" not in text
+    charged = tables_for_paper({TITLE: TABLE}, IN_COLUMN, False, costed_as="roberta_base")
+    assert r"Costed as roberta\_base." in charged
 
 
 def test_what_has_not_learned_is_in_no_column_the_best():
