@@ -99,7 +99,7 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
             middle = np.array([np.mean(seeds) for seeds in found])
             if all(run.is_reference for some in mine for run in some):
                 level: dict[str, Any] = {"color": "#333333", "linewidth": 1.1}
-                level |= {"linestyle": REFERENCE_DASHES[references % 2]}
+                level |= {"linestyle": REFERENCE_DASHES[references % len(REFERENCE_DASHES)]}
                 ends = np.arange(len(values)) - 0.4, np.arange(len(values)) + 0.4
                 ax.hlines(middle, *ends, label=f"{label} (reference)", **level)
                 references += 1

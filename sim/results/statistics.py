@@ -161,7 +161,8 @@ def seeds_needed(differences: Sequence[float], stays: float = 0.0) -> int | None
         if not variance / k + stays:
             return True
         free = _satterthwaite(variance / k, stays, k)
-        shift = mean / math.sqrt(variance / k + stays)
+        # far beyond where the power is 1, scipy has NaN: differences alike but for rounding
+        shift = min(100.0, mean / math.sqrt(variance / k + stays))
         return bool(stats.nct.sf(_t(free), free, shift) >= POWER)
 
     return next((k for k in _rising() if is_enough(k)), None)

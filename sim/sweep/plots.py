@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, outcomes_of
-from sim.sweep.grid import title, value_text
+from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
 from sim.views.saving_figures import save
 
@@ -77,7 +78,7 @@ def curves_figure(curves: Rows, keys: Sequence[str], metric: str) -> Figure | No
     some = f", {len(shown)} of {len(by_cell)} combinations" if len(by_cell) > len(shown) else ""
     figure.suptitle(f"{metric} over virtual time{some}", fontsize=8, x=0.01, ha="left")
     for ax, (cell, of) in zip(axes.flat, shown, strict=False):
-        ax.set_title(_short(title(json.loads(cell)), 2 * LONGEST), fontsize=7)
+        ax.set_title(_combination(json.loads(cell), 96 // across), fontsize=7)
         for method, seeds in of.items():
             moments_s, values = _over_seeds(seeds.values())
             _band(ax, moments_s / unit_s, values, line_style(methods.index(method)))
@@ -118,14 +119,15 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
             mine = [row for row in rows if method in ("", row["method"])]
             means = _by_seed(mine, outcome, factor, values) / scales[outcome][1]
             _band(ax, np.arange(len(values)), means, line_style(number) | {"marker": "o"})
-        named = [_short(value_text(value)) for value in values]
+        named = [_short(_value(value)) for value in values]
         turned = {"rotation": 30, "ha": "right"} if max(map(len, named)) > 12 else {}
         ax.set_xticks(range(len(values)), named, **turned)
         ax.margins(x=0.08)
         if line == len(outcomes) - 1:
             ax.set_xlabel(_short(factor))
         if column == 0:
-            ax.set_ylabel(OUTCOMES[outcome].format(metric=metric) + scales[outcome][0])
+            said = OUTCOMES[outcome].format(metric=metric) + scales[outcome][0]
+            ax.set_ylabel(textwrap.fill(said, 22))
     for line in range(len(outcomes)):
         heights = [
             height
@@ -178,6 +180,8 @@ def _band(ax: Any, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> 
     x, values = x[whole], values[:, whole]
     if not len(x):
         return
+    if len(x) == 1:  # no line, but a look
+        style = {"marker": "o"} | style
     ax.plot(x, values.mean(axis=0), markersize=3, **style)
     if len(values) > 1:
         ax.fill_between(
@@ -207,6 +211,24 @@ def _scale(rows: Rows, outcome: str) -> tuple[str, float]:
     else:
         return "", 1.0
     return f" [{unit}]", size
+
+
+def _combination(cell: Mapping[str, Any], most: int) -> str:
+    """The values of a combination, one below the other, in lines of so many characters."""
+    last = [key.rpartition(".")[-1] for key in cell]
+    lines: list[str] = []
+    for (key, value), short in zip(cell.items(), last, strict=True):
+        name = short if last.count(short) == 1 else key
+        text = f"{name}={_value(value)}"
+        lines += textwrap.wrap(text, most, max_lines=2, placeholder="…")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    """A value as it stands beside its factor's name: settings without braces and quotes."""
+    if not isinstance(value, Mapping):
+        return value_text(value)
+    return ", ".join(f"{key}: {_value(one)}" for key, one in value.items())
 
 
 def _short(text: str, most: int = LONGEST) -> str:

@@ -30,7 +30,7 @@ COLOURS = (
     "#000000",
 )  # Okabe-Ito, but for a dark brown in place of the yellow, which is too light for a line
 DASHES = ("-", "--", ":", "-.")
-REFERENCE_DASHES = ((0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))  # of level lines
+REFERENCE_DASHES = ((0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (3, 3)))  # of level lines
 FAR_APART = 20  # how many times, before lines need a logarithmic axis
 TIMES_S = (1e-3, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 36e3, 864e2, 864e3, 864e4)
 NARROW_IN = 5.0  # below it panels stand one above the other

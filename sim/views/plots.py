@@ -163,7 +163,7 @@ def metric_figure(
             _learning(axes, group, "", (unit_s, unit_bytes), label=named, **style)
             _mark_target(axes, group, (unit_s, unit_bytes), t_unit, str(style["color"]))
     for place, (label, group) in enumerate(references.items()):
-        _level(axes, group, f"{label} (reference)", REFERENCE_DASHES[place % 2])
+        _level(axes, group, f"{label} (reference)", REFERENCE_DASHES[place % len(REFERENCE_DASHES)])
     for at in sorted({run.target["value"] for run in measured if run.target}):
         style = {"color": "#555555", "linewidth": 0.8, "linestyle": (0, (4, 3))}
         for ax in axes:

@@ -127,3 +127,21 @@ def test_other_bytes_are_refused(change):
     network = network_of(CONFIGS["layer"])
     with pytest.raises(ValueError, match="bytes"):
         decode(change(encode(network, "same", "int8")), network, "same", "int8")
+
+
+def test_what_half_precision_cannot_hold_arrives_as_its_largest():
+    network = network_of(CONFIGS["layer"])
+    network.head.bias.data[:2] = torch.tensor([1e6, -1e6])
+    for precision in ("float16", "int8"):
+        there = delivered(network, precision)
+        assert there.head.bias[:2].tolist() == [65504.0, -65504.0]
+
+
+def test_one_record_standardises_nothing_there_either():
+    config = CONFIGS["standard"]
+    network = SideNetwork(shape_for(config, 2, {"own": 8}, 3), config)
+    torch.nn.init.normal_(network.head.weight)
+    network.observe(vectors(network, "own", 1, seed=5), "own")
+    a = vectors(network, "own")
+    with torch.no_grad():
+        assert torch.allclose(delivered(network, "float32")(a, "own"), network(a, "own"))

@@ -506,3 +506,13 @@ def test_drawing_needs_neither_pyplot_nor_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
     )
+
+
+def test_three_references_can_be_told_apart(tmp_path):
+    runs = [open_run(write_run(tmp_path / "ours", 6, 4))] + [
+        with_summary(write_run(tmp_path / f"best{n}", 6, 4, seed=n), is_reference=True)
+        for n in range(3)
+    ]
+    figure = metric_figure(runs, ["ours", "one", "two", "three"])
+    level = [line for line in figure.axes[0].lines if len(set(line.get_ydata())) == 1]
+    assert len(level) == 3 and len({str(line._unscaled_dash_pattern) for line in level}) == 3

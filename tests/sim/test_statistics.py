@@ -158,6 +158,26 @@ def test_no_number_of_seeds_makes_up_for_few_texts():
     assert seeds_needed([0.02, 0.02]) == 2
 
 
+def test_differences_that_are_alike_but_for_rounding_need_few_seeds():
+    alike = math.log(45 / 53)
+    assert seeds_needed([alike, alike, math.nextafter(alike, 0)]) == 2
+
+
+def test_many_seeds_are_found_to_within_a_twentieth():
+    """An effect of 0.2 deviations takes 199 (G*Power's paired t test, and Cohen's tables)."""
+    assert 199 <= seeds_needed([0.2 - math.sqrt(0.5), 0.2 + math.sqrt(0.5)]) <= 209
+
+
+def test_what_cannot_be_is_in_no_interval():
+    assert between_looks([0.0, 10.0], [5.0, 15.0], [9.0, 19.0]).low == 0
+    assert of_accuracy([0.96, 1.0], 20).high == 1 and of_accuracy([0.0, 0.04], 20).low == 0
+
+
+def test_one_seed_has_no_other_to_share_its_texts_with():
+    found = paired_difference([0.8], [0.7], 100, overlap=0.05)
+    assert found.high - found.value == pytest.approx(1.96 * math.sqrt(0.37 / 100))
+
+
 def test_no_difference_of_shares_is_beyond_one():
     low, high = paired_difference([0.99, 0.1], [0.2, 0.6], 60)[1:]
     assert (low, high) == (-1.0, 1.0)

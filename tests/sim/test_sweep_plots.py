@@ -1,0 +1,43 @@
+"""What a reader sees in the figures of a sweep."""
+
+import itertools
+
+import matplotlib.style
+
+from sim.sweep.plots import curves_figure, effects_figure
+from sim.views.page import STYLE
+
+
+def test_panels_are_told_apart_and_a_single_look_is_seen():
+    taps = [{"by": by, "layers": n} for by in ("interval", "importance") for n in (1, 2)]
+    common = {"method": "ours", "seed": 0, "name": "accuracy"}
+    curves = [
+        {"task.dataset": data, "method.taps": each, "time_s": time_s, "value": 0.5, **common}
+        for data in ("hutto-films", "hutto-tweets")
+        for each in taps
+        for time_s in ([1.0] if each is taps[0] else [1.0, 2.0])
+    ]
+    with matplotlib.style.context(["default", STYLE]):
+        figure = curves_figure(curves, ["task.dataset", "method.taps"], "accuracy")
+        figure.canvas.draw()
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert panels[3].get_title() == "dataset=hutto-films\ntaps=by: importance, layers: 2"
+    assert len({ax.get_title() for ax in panels}) == len(panels) == 8
+    assert [ax.lines[0].get_marker() for ax in panels[:2]] == ["o", "None"]
+    boxes = [ax.title.get_window_extent() for ax in panels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_names_of_outcomes_and_values_stay_within_the_figure():
+    taps = [{"by": by, "layers": n} for by in ("interval", "importance") for n in (1, 2)]
+    common = {"method": "ours", "status": "finished", "chosen": 0.5, "final": 0.4}
+    rows = [{"method.taps": each, "seed": seed, **common} for each in taps for seed in range(2)]
+    with matplotlib.style.context(["default", STYLE]):
+        figure = effects_figure(rows, ["method.taps"], "accuracy")
+        figure.canvas.draw()
+    last = figure.axes[-1]
+    assert len({tick.get_text() for tick in last.get_xticklabels()}) == len(taps)
+    for ax in figure.axes:
+        box = ax.yaxis.label.get_window_extent()
+        assert box.y0 >= 0 and box.y1 <= figure.bbox.y1 and box.height <= 1.3 * ax.bbox.height
