@@ -57,7 +57,7 @@ def tables_for_paper(
 ) -> str:
     """The tables as LaTeX floats, one below the other: `table*` for a page, `table` for a column.
 
-    They need `\\usepackage{booktabs}`. `columns` are names of `COLUMNS`; CompareError for others.
+    They need `\\usepackage{booktabs,graphicx}`; what is wider than its line is drawn smaller. `columns` are names of `COLUMNS`; CompareError for others.
     A method whose accuracy stays below `learned` is in no column the best. `costed_as` is whose
     costs the clock charged, where that is not what learned.
     """
@@ -107,14 +107,15 @@ def _float(
             rf"\caption{{{_caption(title, table, costed_as)}}}",
             rf"\label{{tab:{_slug(title)}}}",
             r"\scriptsize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
+            rf"\sbox{{0}}{{\begin{{tabular}}{{@{{}}l{'r' * len(columns)}@{{}}}}",
             r"\toprule",
             " & ".join(["", *head]) + r" \\",
             " & ".join(["Method", *(f"{{{text}}}" if text else "" for text in said)]) + r" \\",
             r"\midrule",
             *lines,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}%",
+            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox{0}}\else\usebox{0}\fi",
             rf"\end{{{environment}}}",
         ]
     )
