@@ -57,9 +57,10 @@ def tables_for_paper(
 ) -> str:
     """The tables as LaTeX floats, one below the other: `table*` for a page, `table` for a column.
 
-    They need `\\usepackage{booktabs,graphicx}`; what is wider than its line is drawn smaller. `columns` are names of `COLUMNS`; CompareError for others.
-    A method whose accuracy stays below `learned` is in no column the best. `costed_as` is whose
-    costs the clock charged, where that is not what learned.
+    They need `\\usepackage{booktabs,graphicx}`; what is wider than its line is drawn smaller.
+    `columns` are names of `COLUMNS`; CompareError for others. A method whose accuracy stays below
+    `learned` is in no column the best. `costed_as` is whose costs the clock charged, where that is
+    not what learned.
     """
     check_columns(columns)
     how = (columns, is_page, learned, costed_as)

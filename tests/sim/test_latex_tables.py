@@ -1,6 +1,5 @@
 """Tables for papers: one unit a column, the best in bold, and the width that they were made for."""
 
-import re
 import shutil
 import subprocess
 
