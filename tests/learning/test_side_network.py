@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.config import SideNetworkConfig, SideNetworkSettings, shape_for
 from learning.side.network import SideNetwork, Standardiser, load_side_network, save_side_network
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fed_mobillm.md"
@@ -283,7 +283,7 @@ def test_the_documentation_has_every_setting_with_its_default():
     settings = {
         name: f.default for name, f in FedMobiLLM.Config.model_fields.items() if name != "kind"
     }
-    settings |= {field.name: field.default for field in dataclasses.fields(SideNetworkConfig)}
+    settings |= {field.name: field.default for field in dataclasses.fields(SideNetworkSettings)}
     assert settings.keys() == documented.keys()
     for name, default in settings.items():
         if default is not None and name != "side_network":

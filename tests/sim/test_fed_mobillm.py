@@ -142,7 +142,7 @@ def test_a_run_with_a_skip_that_was_interrupted_goes_on_to_the_same_digest(
 
 def test_no_skip_where_the_server_keeps_no_records(simulate):
     for method in ({"kind": "mobillm"}, {"kind": "pae-mobillm", "cache": False}):
-        with pytest.raises(ValueError, match="it is solved from all records"):
+        with pytest.raises(ValueError, match="is solved from all records"):
             simulate(dry=True, method=method | {"side_network": {"skip": "ridge"}})
 
 

@@ -415,9 +415,9 @@ def test_compare_and_validate_are_refused_before_they_begin(
         )
     )
     words = mobifleet("check", path).err
-    for verb in ("compare", "validate"):
+    for verb, said in (("compare", f"a: {words}"), ("validate", words)):
         outcome = mobifleet(verb, path, "--out", "there")
-        assert (outcome.code, outcome.err) == (2, words)
+        assert (outcome.code, outcome.err) == (2, said)
         assert not (path.parent / "there").exists()
 
 
