@@ -241,7 +241,7 @@ def forward_flop(spec: catalogue.BackboneSpec, tokens: int) -> float:
 
 def stacked(bench: Bench) -> dict[str, Any]:
     sizes, found = bench.sizes, {}
-    settings = LocalTraining(batch=max(2, sizes.texts // 2), learning_rate=1e-3)
+    settings = LocalTraining(batch=max(2, sizes.texts // 2), learning_rate=1e-3, dropout=0.0)
     for precision in ("float32", "bfloat16"):
         bench.on(precision)
         model = TrainableClassifier(random_weights(sizes.trained), "lora", 2, head="dense")

@@ -149,7 +149,8 @@ def test_every_kind_learns_a_separable_task(kind):
     model, (tokens, labels), (unseen, their_labels) = classifier(kind), toy(96), toy(60, seed=1)
     rate = {"full": 2e-3, "head": 0.05}.get(kind, 1e-2)
     start, still = model.trainable(), LocalTraining(learning_rate=0.0)
-    how = LocalTraining(epochs=8, batch=8, learning_rate=rate, schedule="constant")
+    fast = {"learning_rate": rate, "schedule": "constant", "dropout": 0.0}
+    how = LocalTraining(epochs=8, batch=8, **fast)
     trained = train(model, start, tokens, labels, how, seed=0).state
     assert accuracy(predict(model, trained, unseen).argmax(axis=1), their_labels) >= 0.9
     before, after = (

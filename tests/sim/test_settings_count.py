@@ -118,8 +118,11 @@ UNSEEN = {  # for what is not in this small world
         ),
         "its shallowest backbone has one layer",
     ),
-    ("mobillm", "side_network.skip"): "its server keeps no records",
-    ("local-lst", "side_network.skip"): "its devices keep no records",
+    **{
+        (kind, f"side_network.{name}"): f"its {who} no records, so that nothing is solved"
+        for kind, who in (("mobillm", "server keeps"), ("local-lst", "devices keep"))
+        for name in ("skip", "penalty", "adapters")
+    },
     ("pae-mobillm", "cache"): "test_pae_mobillm.py holds both ways",
     ("upload-raw-text", "bytes_per_token"): "texts are charged by their own bytes",
 }
