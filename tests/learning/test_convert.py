@@ -276,6 +276,7 @@ def test_the_distilbert_folder_computes_its_graph_without_the_rounding_of_activa
     assert len(exact) > 50 and np.abs(ours - theirs).max() < 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.fetched
 def test_smollm2_knows_the_capital_of_france(tmp_path):
     pytest.importorskip("gguf")

@@ -97,7 +97,7 @@ METHODS = {
         "shared_seeds": True,
         "most_asks": 2,
     },
-    "fedmezo": {"kind": "fedmezo", **ROUNDS, "local_steps": 4, "rank": 4, "alpha": 8},
+    "fedmezo": {"kind": "fedmezo", **ROUNDS, "local_steps": 2, "rank": 4, "alpha": 8},
     "spry": {"kind": "spry", **ROUNDS},
     "splitfed-v1": {"kind": "splitfed-v1", **ROUNDS},
     "splitfed-v2": {"kind": "splitfed-v2", "peft": "lora", **ROUNDS},

@@ -136,6 +136,7 @@ def _check(found):
     assert found["makespan"]["real_s"] > 0.98 * found["makespan"]["simulated_s"]
 
 
+@pytest.mark.thorough
 def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
     scenario, folder = two()
     members = [
