@@ -240,9 +240,8 @@ def test_reductions_are_against_the_best_of_each_column():
     assert found["peak_memory_bytes"]["reduction"] == pytest.approx(-1)  # ours needs more
     assert found["energy_j"]["of"] == "a"
     assert reductions(table, "ours", ["a"])["time_s"]["of"] == "a"
-    assert (
-        reductions(table, "ours", learned=0.85)["flop"]["of"] == "b"
-    )  # a has not learned enough to count
+    for learned in (0.85, 0.9):  # a has not learned enough to count, b just so
+        assert reductions(table, "ours", learned=learned)["flop"]["of"] == "b"
 
 
 def test_a_typing_error_inside_a_method_has_its_place_and_the_nearest_name(

@@ -471,21 +471,23 @@ def row_of(a: int, method: str, seed: int, outcome: float | None) -> dict[str, o
 
 
 def test_an_effect_is_the_mean_difference_of_pairs_that_differ_in_nothing_else():
-    """final = 0.1 a + (0.2 for y) + seed noise that is common to all + an interaction of 0.02."""
+    """final = 0.1 a + (0.2 for y) + seed noise that is common to all + an interaction of 0.02, and
+    noise of each method's own.
+    """
     rows = [
         row_of(a, method, seed, 0.1 * a + 0.2 * (method == "y") + noise + step)
         for seed, noise in enumerate((0.0, 0.3, -0.1))
         for a in (1, 3)
         for method in ("x", "y")
-        for step in [(0.02 + 0.01 * seed) * (a == 3) * (method == "y")]
+        for step in [(a == 3) * (0.02 + 0.01 * seed if method == "y" else 0.01 * (seed - 1))]
     ]
     found = {(e.factor, e.value): e for e in effects_of(rows, ["a"])}
     first, second = found["a", 1], found["a", 3]
     assert (first.difference, first.half_width, first.pairs, first.runs) == (None, None, 0, 6)
     assert (second.pairs, second.runs) == (6, 6)
     assert second.difference == pytest.approx(0.2 + 0.03 / 2)
-    # by seed 0.21, 0.215, 0.22: deviation 0.005, Student's t for two degrees of freedom 4.302653
-    assert second.half_width == pytest.approx(4.302653 * 0.005 / 3**0.5, rel=1e-5)
+    # by seed 0.205, 0.215, 0.225: deviation 0.01, Student's t for two degrees of freedom 4.302653
+    assert second.half_width == pytest.approx(4.302653 * 0.01 / 3**0.5, rel=1e-5)
     assert (second.least, second.most) == (pytest.approx(0.2), pytest.approx(0.23))
     assert found["method", "y"].difference == pytest.approx(0.2 + 0.03 / 2)
     assert second.mean - first.mean == pytest.approx(second.difference)
@@ -493,10 +495,14 @@ def test_an_effect_is_the_mean_difference_of_pairs_that_differ_in_nothing_else()
 
 def test_what_never_reached_a_target_leaves_its_pairs_out():
     rows = [row_of(1, "x", 0, 2.0), row_of(3, "x", 0, 5.0), row_of(1, "x", 1, 9.0)]
-    rows += [row_of(3, "x", 1, None), {**row_of(3, "x", 2, 99.0), "status": "failed"}]
+    rows += [
+        row_of(3, "x", 3, 4.0),
+        row_of(3, "x", 1, None),
+        {**row_of(3, "x", 2, 99.0), "status": "failed"},
+    ]
     by_value = {effect.value: effect for effect in effects_of(rows, ["a"])}
     assert (by_value[1].runs, by_value[1].mean) == (2, 5.5)
-    assert (by_value[3].runs, by_value[3].pairs, by_value[3].difference) == (1, 1, 3.0)
+    assert (by_value[3].runs, by_value[3].pairs, by_value[3].difference) == (2, 1, 3.0)
     assert by_value[3].half_width is None
 
 
