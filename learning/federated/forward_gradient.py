@@ -19,7 +19,6 @@ commit f85533c.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from learning.federated.aggregation import (
     server_step,
     weighted_mean,
 )
+from learning.federated.seeds import derived_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,13 +79,6 @@ class Probe:
 
     seed: int
     derivative: float
-
-
-def direction_seed(seed: int, step: int | str) -> int:
-    """The seed (63 bits) of the direction of one step or candidate, by a fixed hash of (seed,
-    step).
-    """
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()) >> 1
 
 
 def direction(like: State, seed: int) -> dict[str, Tensor]:
@@ -165,7 +158,7 @@ def candidate(like: State, pool: int, numbers: Mapping[str, int]) -> dict[str, T
 def _drawn(like: Tensor, pool: int, number: int, name: str) -> Tensor:
     import torch
 
-    seed = direction_seed(pool, f"{number}/{name}")
+    seed = derived_seed(pool, f"{number}/{name}")
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -274,7 +267,7 @@ def mezo_steps(
     probes: list[Probe] = []
     state = dict(state)
     for step, loss in enumerate(losses):
-        at = direction_seed(seed, step)
+        at = derived_seed(seed, step)
         v = direction(state, at)
         probes.append(Probe(at, central_difference(loss, state, v, eps)))
         state = moved(state, v, -learning_rate * probes[-1].derivative)
@@ -347,7 +340,7 @@ def spry_steps(
     for step, loss in enumerate(losses):
         result.probes.append([])
         for k in range(perturbations):
-            at = direction_seed(seed, step * perturbations + k)
+            at = derived_seed(seed, step * perturbations + k)
             of_own = functools.partial(_with_fixed, loss, fixed)
             value, slope = directional_derivative(of_own, own, direction(own, at))
             result.probes[-1].append(Probe(at, float(np.float32(slope))))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from learning.backbones import catalogue
 from learning.federated import forward_gradient as fg
 from learning.federated.aggregation import ServerOptimiser
+from learning.federated.seeds import derived_seed
 from learning.federated.trainable import TrainableClassifier
 from learning.side.full_activations import encoded_nbytes
 
@@ -64,11 +65,11 @@ def inner(a, b):
 def test_a_direction_follows_from_its_seed_alone():
     like = {"b": torch.zeros(500, 2), "a": torch.zeros(700)}
     torch.manual_seed(3)
-    first = fg.direction(like, fg.direction_seed(0, 4))
+    first = fg.direction(like, derived_seed(0, 4))
     drawn = torch.rand(1)
     torch.manual_seed(3)
     assert torch.equal(torch.rand(1), drawn)  # torch's own generator is left alone
-    again = fg.direction(dict(reversed(like.items())), fg.direction_seed(0, 4))
+    again = fg.direction(dict(reversed(like.items())), derived_seed(0, 4))
     assert all(
         torch.equal(first[name], again[name]) and first[name].shape == like[name].shape
         for name in like
@@ -77,7 +78,7 @@ def test_a_direction_follows_from_its_seed_alone():
     assert abs(float(numbers.mean())) < 4 / math.sqrt(1700) and abs(
         float(numbers.var()) - 1
     ) < 4 * math.sqrt(2 / 1700)
-    seeds = {fg.direction_seed(seed, step) for seed in range(20) for step in range(20)}
+    seeds = {derived_seed(seed, step) for seed in range(20) for step in range(20)}
     assert len(seeds) == 400 and all(0 <= seed < 2**63 for seed in seeds)
 
 
@@ -99,7 +100,7 @@ def test_forward_mode_equals_backpropagation_and_finite_differences(name, kind):
     loss = fg.batch_loss(classifier, ids_BT, mask_BT, labels_B)
     exact = gradient(loss, state)
     for step in range(2):
-        v = fg.direction(state, fg.direction_seed(7, step))
+        v = fg.direction(state, derived_seed(7, step))
         value, slope = fg.directional_derivative(loss, state, v)
         scale = math.sqrt(inner(exact, exact))
         assert value == pytest.approx(
@@ -128,7 +129,7 @@ def test_the_mean_forward_gradient_is_the_gradient(mode):
     loss, state = logistic()
     exact, probes, n = gradient(loss, state), [], 1500
     for step in range(n):
-        seed = fg.direction_seed(11, step)
+        seed = derived_seed(11, step)
         v = fg.direction(state, seed)
         s = (
             fg.directional_derivative(loss, state, v)[1]
@@ -237,13 +238,11 @@ def test_learning_rate_warms_up_and_falls_in_a_line():
 def test_spsa_is_its_formula():
     loss, state = logistic()
     stepped, (probe,) = fg.mezo_steps([loss], state, seed=9, learning_rate=0.1)
-    v = fg.direction(state, fg.direction_seed(9, 0))
+    v = fg.direction(state, derived_seed(9, 0))
     eps = 1e-3
     ahead = float(loss({name: state[name] + eps * v[name] for name in state}))
     behind = float(loss({name: state[name] - eps * v[name] for name in state}))
-    assert probe == fg.Probe(
-        fg.direction_seed(9, 0), float(np.float32((ahead - behind) / (2 * eps)))
-    )
+    assert probe == fg.Probe(derived_seed(9, 0), float(np.float32((ahead - behind) / (2 * eps))))
     assert all(
         torch.allclose(stepped[n], state[n] - 0.1 * probe.derivative * v[n], atol=1e-7)
         for n in state
@@ -318,7 +317,7 @@ def test_spry_trains_what_it_was_dealt_with_the_slope_times_the_direction():
     result = fg.spry_steps([loss], state, assigned, seed=4, learning_rate=0.01)
     assert list(result.state) == assigned and len(result.probes[0]) == 1
     own = {name: state[name] for name in assigned}
-    v, exact = fg.direction(own, fg.direction_seed(4, 0)), gradient(loss, state)
+    v, exact = fg.direction(own, derived_seed(4, 0)), gradient(loss, state)
     slope = inner({name: exact[name] for name in assigned}, v)
     assert result.probes[0][0].derivative == pytest.approx(slope, rel=1e-4)
     leaves = [state[name].clone().requires_grad_() for name in assigned]
@@ -404,7 +403,7 @@ def test_spry_learns():
     shared = ["head.weight", "head.bias"]
     for turn in range(8):
         returned = [
-            fg.spry_steps([loss] * 3, state, hand, fg.direction_seed(turn, client), 0.02).state
+            fg.spry_steps([loss] * 3, state, hand, derived_seed(turn, client), 0.02).state
             for client, hand in enumerate(fg.assign_tensors(list(state), 4, 2, shared))
         ]
         state, moments = fg.spry_server_step(

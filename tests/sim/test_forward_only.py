@@ -15,6 +15,7 @@ from learning.backbones.backbone import pad
 from learning.backbones.catalogue import find
 from learning.cost.count_forward_only import forward_architecture, jvp_pass
 from learning.federated import forward_gradient as fg
+from learning.federated.seeds import derived_seed
 from learning.federated.trainable import TrainableClassifier
 from sim.kernel.learned import with_values
 
@@ -88,7 +89,7 @@ class Plain:
 
     def drawn(self, seed, step, names=None):
         """The direction of a step, over some of the tensors."""
-        generator = torch.Generator().manual_seed(fg.direction_seed(seed, step))
+        generator = torch.Generator().manual_seed(derived_seed(seed, step))
         return {
             n: torch.randn(self.state[n].shape, generator=generator)
             for n in sorted(names or self.state)
@@ -97,7 +98,7 @@ class Plain:
     @staticmethod
     def drawn_of(pool, number, name, like):
         """A candidate of one tensor."""
-        generator = torch.Generator().manual_seed(fg.direction_seed(pool, f"{number}/{name}"))
+        generator = torch.Generator().manual_seed(derived_seed(pool, f"{number}/{name}"))
         return torch.randn(like.shape, generator=generator)
 
     def seed(self, device, version):
@@ -203,7 +204,7 @@ def test_spry_is_a_plain_loop_with_backpropagation(simulate):
             parameters = {n: plain.model.trainable_parameters()[n] for n in own}
             optimiser = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
             trained = plain.state
-            torch.manual_seed(fg.direction_seed(plain.seed(device, number), "dropout"))
+            torch.manual_seed(derived_seed(plain.seed(device, number), "dropout"))
             for step, samples in enumerate(
                 plain.batches(device, number, steps_of_an_epoch(device))
             ):

@@ -20,12 +20,8 @@ from learning.cost.costs import Cost
 from learning.cost.count_forward_only import jvp_pass
 from learning.cost.count_split import PassCounts
 from learning.federated.aggregation import ServerOptimiser, restrict
-from learning.federated.forward_gradient import (
-    assign_tensors,
-    direction_seed,
-    spry_server_step,
-    spry_steps,
-)
+from learning.federated.forward_gradient import assign_tensors, spry_server_step, spry_steps
+from learning.federated.seeds import derived_seed
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -55,7 +51,7 @@ def client_update(
     from learning.federated.dropout import dropping_out
 
     how = (assigned, seed, learning_rate, weight_decay, perturbations)
-    with dropping_out(client.model, dropout, direction_seed(seed, "dropout")):
+    with dropping_out(client.model, dropout, derived_seed(seed, "dropout")):
         return spry_steps(client.losses, client.part_of(state), *how).state
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from learning.federated.aggregation import is_finite, restrict, weighted_mean
-from learning.federated.forward_gradient import direction_seed
+from learning.federated.seeds import derived_seed
 from sim.kernel.learned import Learned, Taken
 from sim.methods.federated_peft.learner import FederatedLearner, sorted_out
 
@@ -106,7 +106,7 @@ class SplitLearner(FederatedLearner):
 
     def dropout(self, seed: int, part: int) -> Dropout:
         """What a part drops out of the batch that has the seed."""
-        return self._dropout, direction_seed(seed, part)
+        return self._dropout, derived_seed(seed, part)
 
     def embed(
         self, backbone: str, samples: np.ndarray, held: Held, seed: int, with_labels: bool = False

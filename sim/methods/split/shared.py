@@ -12,7 +12,7 @@ from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
-from learning.federated.forward_gradient import direction_seed
+from learning.federated.seeds import derived_seed
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
@@ -98,7 +98,7 @@ class SplitTraining(SynchronousRounds):
         yield from device.download(nbytes)
         slot = [task.model]
         for number, samples in enumerate(self.texts(device, task)):
-            seed = direction_seed(self.seed(device, task.version), number)
+            seed = derived_seed(self.seed(device, task.version), number)
             slot[:] = [(yield from self.batch(device, task, samples, seed, slot))]
         (held,) = slot
         data = None if held is None else self.learner.answer(held)
