@@ -167,10 +167,12 @@ class Simulation:
         for what in links.doubts(scenario, self.traces):
             self.remark(what)
         self.devices: Sequence[Device] = self._devices(members, folder)
-        availability.assign(self, scenario.availability, folder)
-        self.server = self._server(folder)
         self._working = {device.id for device in self.devices}
         self._alive: dict[simpy.Process, Device | None] = {}
+        self._alive_of: dict[str, dict[simpy.Process, int]] = {}  # device -> process -> which start
+        self._starts = 0
+        self.server = self._server(folder)
+        availability.assign(self, scenario.availability, folder)
         mix = Counter(device.backbone for device in self.devices)
         self._shares = {name: mix[name] / len(self.devices) for name in sorted(mix)}
         with in_own_code():
@@ -202,7 +204,7 @@ class Simulation:
         self.after_update(self.method.learner, None, 0, first=True)
         for device in self.devices:
             if device.outcome == "never-ready":
-                self._working.discard(device.id)
+                self._end(device)
                 continue
             process = (
                 self._without_memory(device)
@@ -259,11 +261,15 @@ class Simulation:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
         process = self.env.process(self._until_stopped(generator))
         self._alive[process] = actor
+        if actor is not None:
+            self._starts += 1
+            self._alive_of.setdefault(actor.id, {})[process] = self._starts
         process.callbacks.append(lambda _: self._forget(process))
         return process
 
     def _forget(self, process: simpy.Process) -> None:
-        del self._alive[process]
+        if (actor := self._alive.pop(process)) is not None:
+            del self._alive_of[actor.id][process]
 
     @staticmethod
     def _until_stopped(generator: Process) -> Steps[None]:
@@ -282,8 +288,12 @@ class Simulation:
             raise
         finally:
             device.note_absence()
-            self._working.discard(device.id)
+            self._end(device)
             self.server.wake()
+
+    def _end(self, device: Device) -> None:
+        self._working.discard(device.id)
+        self.server.note(device)
 
     def _without_memory(self, device: Device) -> Steps[None]:
         yield from device.arrive()
@@ -308,11 +318,9 @@ class Simulation:
         """Break into what these devices are doing; their spans end now, with the reason as
         outcome.
         """
-        wanted = {device.id for device in devices}
-        self._interrupt(
-            [p for p, actor in self._alive.items() if actor is not None and actor.id in wanted],
-            reason,
-        )
+        of = [self._alive_of.get(id_, {}) for id_ in {device.id for device in devices}]
+        started = sorted((number, p) for processes in of for p, number in processes.items())
+        self._interrupt([process for _, process in started], reason)
 
     def _interrupt(self, processes: list[simpy.Process], reason: str) -> None:
         for process in processes:

@@ -187,6 +187,7 @@ class Device:
         task.
         """
         self.is_serving, self._serving = True, self.world.env.active_process
+        self.world.server.note(self)
         self.world.server.wake()
         while True:
             try:
@@ -254,6 +255,7 @@ class Device:
         if not self.is_on:
             return
         self.is_on, self._back = False, self.world.env.event()
+        self.world.server.note(self)
         at_it = dict.fromkeys(self._open_verbs)
         if self.task is not None and self._serving is not None:
             at_it[self._serving] = None
@@ -273,6 +275,7 @@ class Device:
             return
         self.is_on = True
         self._back.succeed()
+        self.world.server.note(self)
         self.world.server.note_return(self)
 
     def _until_on(self) -> Steps[None]:

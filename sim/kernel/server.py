@@ -14,6 +14,7 @@ from devices.compute import ComputeModel
 from devices.hardware import DeviceProfile
 from sim.kernel.device import COUNTED, Device, Payload
 from sim.kernel.learned import joined
+from sim.kernel.roster import Roster
 from sim.kernel.spans import EnergyMeter, recorded
 from sim.kernel.work import ClientTask, Result, Steps, Work
 
@@ -42,6 +43,8 @@ class Server:
         self._news = world.env.event()
         self._is_short = False
         self._dropped: set[Device] = set()
+        self._changed: set[Device] = set()  # since it was last looked at who is still at a task
+        self.roster = Roster(world)
         self._payloads = 0
         self._sleepless = 0
 
@@ -80,6 +83,11 @@ class Server:
         if self._sleepless > MOST_SLEEPLESS:
             raise RuntimeError("waits in a loop and takes nothing: call `server.take()`")
 
+    def note(self, device: Device) -> None:
+        """Called when a device serves, is off or on again, or has ended."""
+        self._changed.add(device)
+        self.roster.note(device)
+
     def note_dropped(self, device: Device, why: str) -> None:
         """Called by a device that has dropped its task."""
         self._dropped.add(device)
@@ -102,15 +110,8 @@ class Server:
         Waits until that many have joined (or all that ever will); for devices that are off it waits
         only while none is on.
         """
-        while True:
-            free, now_s = self._free(), self.world.env.now
-            able = sum(
-                d.is_on or now_s < d.joined_at_s
-                for d in self.world.devices
-                if self.world.is_at_work(d)
-            )
-            if len(free) >= max(min(count, able), min(1, self.world.devices_at_work)):
-                break
+        free = self.roster
+        while len(free) < max(min(count, free.able), min(1, self.world.devices_at_work)):
             self._is_short = True
             self.take()  # answers to rounds that are over
             yield from self.wait()
@@ -118,17 +119,16 @@ class Server:
         rng = self.world.streams.rng("server/selection", version)
         return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
 
-    def free(self, count: int, version: int, busy: Collection[Device]) -> list[Device]:
-        """A random sample of at most so many devices that have joined, are on and are not busy."""
-        free = [device for device in self._free() if device not in busy]
+    def free(self, count: int, version: int) -> list[Device]:
+        """A random sample of at most so many devices that have joined, are on and are not busy
+        (`roster.occupy`).
+        """
+        free = self.roster
         self._is_short = len(free) < count
+        if count <= 0:
+            return []
         rng = self.world.streams.rng("server/selection", version)
-        return [free[i] for i in rng.permutation(len(free))[: max(0, count)]]
-
-    def _free(self) -> list[Device]:
-        return [
-            d for d in self.world.devices if d.is_serving and d.is_on and self.world.is_at_work(d)
-        ]
+        return [free[i] for i in rng.permutation(len(free))[:count]]
 
     def rounds(
         self,
@@ -206,14 +206,16 @@ class Server:
         start = self.world.env.now
         got: list[Payload] = []
         deadline = None if deadline_s is None else self.world.env.timeout(deadline_s)
+        open_, answered = dict.fromkeys(devices), set[Device]()
+        self._changed.update(devices)
         while True:
-            got += [payload for payload in self.take() if payload.version == task.version]
-            answered = {payload.sender.id for payload in got}
-            open_ = [
-                d
-                for d in devices
-                if d.id not in answered and self.world.is_at_work(d) and d.has(task)
-            ]
+            came = [payload for payload in self.take() if payload.version == task.version]
+            got += came
+            answered.update(payload.sender for payload in came)
+            for device in self._changed.union(payload.sender for payload in came):
+                if device in answered or not (self.world.is_at_work(device) and device.has(task)):
+                    open_.pop(device, None)
+            self._changed.clear()
             if len(got) >= wanted or not open_ or (deadline and deadline.processed):
                 break
             self._news = self.world.env.event()
@@ -222,7 +224,7 @@ class Server:
             "server", "wait", start, self.world.env.now, flows=[p.number for p in got]
         )
         for device in devices:
-            if device.id not in answered:
+            if device not in answered:
                 gone = "offline" if self.world.is_at_work(device) else device.outcome
                 self.world.tally.miss("late" if device in open_ else gone)
         self.world.interrupt(open_, "late")

@@ -237,6 +237,7 @@ class RemoteDevice(Device):
         """A message of the device's."""
         if "is_serving" in header:
             self.is_serving = header["is_serving"]
+            self.world.server.note(self)
             self.world.server.wake()
         elif "delivered" in header:
             self._delivered.succeed(header["delivered"])

@@ -10,6 +10,7 @@ import pytest
 
 from devices.availability import DAY_S, Availability
 from sim.kernel.device import Device
+from sim.kernel.server import Server
 from sim.kernel.work import ClientTask
 from sim.results.summary import device_table, summary
 
@@ -273,6 +274,30 @@ def test_a_server_asks_only_devices_that_are_on(simulate, tmp_path):
         assert {s["actor"] for s in asked} == {d.id for d in on}
         assert len(asked) == 3 * len(on)
     assert mixed
+
+
+@pytest.mark.parametrize("kind", ["fedavg-lora", "fedasync", "fwdllm"])
+def test_whom_the_server_may_ask_is_what_a_look_at_the_whole_fleet_finds(
+    kind, harsh, simulate, monkeypatch
+):
+    seen, wait = set(), Server.wait
+
+    def looking(server):
+        world, roster = server.world, server.roster
+        at_work = [d for d in world.devices if world.is_at_work(d)]
+        free = [d for d in at_work if d.is_serving and d.is_on and d not in roster.busy]
+        able = [d for d in at_work if d.is_on or world.env.now < d.joined_at_s]
+        assert [roster[rank] for rank in range(len(roster))] == free
+        assert (roster.able, roster.busy - set(at_work)) == (len(able), set())
+        seen.add((len(free), len(able), len(at_work)))
+        return wait(server)
+
+    monkeypatch.setattr(Server, "wait", looking)
+    fleet = [{**EQUAL[0], "count": 5}]
+    world = {"method": small(kind), "fleet": fleet, "task": TASK, "availability": harsh(0.3)}
+    world |= {"arrivals": {"kind": "list", "times": ["0 s", "100 ms", "2 s", "400 ms", "3 s"]}}
+    simulate(dry=True, dropout={"times": [None, "2 s", None, None, "4 s"]}, **world)
+    assert len(seen) > 5
 
 
 def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):

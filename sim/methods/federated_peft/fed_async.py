@@ -113,7 +113,6 @@ class FedAsync(FederatedPeft):
     def server(self, server: Server) -> Generator:
         """Keep so many devices at work; apply what lands, in its order."""
         taken = 0
-        busy: set[Device] = set()
         buffer: list[Payload] = []
         slots = max(1, round(self.config.concurrency * len(self.world.devices)))
         while (
@@ -121,15 +120,14 @@ class FedAsync(FederatedPeft):
             and not self.world.target_reached
             and self.world.devices_at_work
         ):
-            busy = {
-                device for device in busy if self.world.is_at_work(device)
-            } - server.take_dropped()
-            for device in server.free(slots - len(busy), taken, busy):
+            server.roster.release(server.take_dropped())
+            asked = server.free(slots - len(server.roster.busy), taken)
+            for device in asked:
                 server.assign(device, self.task())
-                busy.add(device)
+            server.roster.occupy(asked)
             yield from server.wait()
             for payload in server.take():
-                busy.discard(payload.sender)
+                server.roster.release([payload.sender])
                 payload.sender.note_outcome("unused")  # until it is taken out of the buffer
                 taken, buffer = taken + 1, [*buffer, payload]
                 if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):

@@ -1,0 +1,76 @@
+"""Which devices a server may ask, kept up to date as devices come, go and get work: no question to
+it looks at the whole fleet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from sortedcontainers import SortedList
+
+if TYPE_CHECKING:
+    from sim.kernel.device import Device
+    from sim.kernel.world import World
+
+
+class Roster:
+    """The devices that serve, are on, have not ended and are not busy, in the fleet's order; and
+    how many have not ended and will serve if they are waited for.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.busy: set[Device] = set()
+        self._place = {device: place for place, device in enumerate(world.devices)}
+        self._free = SortedList()  # places in the fleet
+        self._off: set[Device] = set()  # have joined, have not ended
+        self._off_before_joining: list[tuple[float, int]] = []  # a heap of (joining time, place)
+        for device in world.devices:
+            self.note(device)
+
+    def note(self, device: Device) -> None:
+        """Something has changed with a device: it serves, is off or on again, has ended, or is busy
+        or not.
+        """
+        place, is_at_work = self._place[device], self.world.is_at_work(device)
+        if not is_at_work:
+            self.busy.discard(device)
+        is_free = is_at_work and device.is_serving and device.is_on and device not in self.busy
+        if is_free != (place in self._free):
+            (self._free.add if is_free else self._free.remove)(place)
+        self._off.discard(device)
+        if is_at_work and not device.is_on:
+            if device.joined_at_s <= self.world.env.now:
+                self._off.add(device)
+            else:
+                heapq.heappush(self._off_before_joining, (device.joined_at_s, place))
+
+    def occupy(self, devices: Iterable[Device]) -> None:
+        """These devices have work: they are not free."""
+        for device in devices:
+            self.busy.add(device)
+            self.note(device)
+
+    def release(self, devices: Iterable[Device]) -> None:
+        """These devices are rid of their work."""
+        for device in devices:
+            self.busy.discard(device)
+            self.note(device)
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def __getitem__(self, rank: int) -> Device:
+        """The free device of that rank in the fleet's order."""
+        return self.world.devices[self._free[rank]]
+
+    @property
+    def able(self) -> int:
+        """Devices that have not ended, but for those that have joined and are off."""
+        while self._off_before_joining and self._off_before_joining[0][0] <= self.world.env.now:
+            device = self.world.devices[heapq.heappop(self._off_before_joining)[1]]
+            if not device.is_on and self.world.is_at_work(device):
+                self._off.add(device)
+        return self.world.devices_at_work - len(self._off)
