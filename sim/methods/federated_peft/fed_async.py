@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from learning.federated.aggregation import ServerOptimiser, Staleness
 from learning.federated.local_training import LocalTraining
-from sim.kernel.device import Device, Payload
+from sim.kernel.device import Payload
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
