@@ -64,7 +64,8 @@ class Roster:
 
     def __getitem__(self, rank: int) -> Device:
         """The free device of that rank in the fleet's order."""
-        return self.world.devices[self._free[rank]]
+        place: int = self._free[rank]
+        return self.world.devices[place]
 
     @property
     def able(self) -> int:
