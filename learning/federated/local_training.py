@@ -189,7 +189,7 @@ def new_optimiser(parameters: list[Tensor], settings: LocalTraining, matrix: int
         {"params": others, "weight_decay": 0.0},
     ]
     if settings.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     if settings.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
     raise ValueError(f"optimiser {settings.optimiser!r} is not one of adamw, sgd")

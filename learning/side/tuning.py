@@ -63,7 +63,9 @@ class SideNetworkTrainer:
         self.averaged = place(SideNetwork(shape, config, seed)).eval()
         self.averaged.skips = self.network.skips  # solved, so there is nothing to average
         self.optimiser = torch.optim.AdamW(
-            _decay_groups(self.network, training.weight_decay), lr=training.learning_rate
+            _decay_groups(self.network, training.weight_decay),
+            lr=training.learning_rate,
+            fused=True,
         )
         self.steps = 0
         self._records: list[tuple[str, Tensor, Tensor]] = []
