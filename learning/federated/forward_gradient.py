@@ -335,8 +335,9 @@ def spry_steps(
 
     own = {name: state[name].detach().clone() for name in assigned}
     fixed = {name: tensor for name, tensor in state.items() if name not in own}
-    how = {"lr": learning_rate, "weight_decay": weight_decay}
-    optimiser = torch.optim.AdamW(own.values(), fused=True, **how)
+    optimiser = torch.optim.AdamW(
+        own.values(), lr=learning_rate, weight_decay=weight_decay, fused=True
+    )
     result = SpryResult(own, [], [])
     for step, loss in enumerate(losses):
         result.probes.append([])
