@@ -28,6 +28,7 @@ from learning.backbones import assets
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice, compute_on
 from network.route import LONGEST_S
+from sim.kernel.at_work import ActiveProcesses
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.host import Host, single_threaded_torch
 from sim.kernel.journal import Journal
@@ -168,9 +169,7 @@ class Simulation:
             self.remark(what)
         self.devices: Sequence[Device] = self._devices(members, folder)
         self._working = {device.id for device in self.devices}
-        self._alive: dict[simpy.Process, Device | None] = {}
-        self._alive_of: dict[str, dict[simpy.Process, int]] = {}  # device -> process -> which start
-        self._starts = 0
+        self._processes = ActiveProcesses()
         self.server = self._server(folder)
         availability.assign(self, scenario.availability, folder)
         mix = Counter(device.backbone for device in self.devices)
@@ -215,7 +214,7 @@ class Simulation:
         self.start(None, generator_of("server", self.method.server(self.server)))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
-        while self._alive:
+        while self._processes:
             self._step_some()
             self.callbacks.on_progress(self)
             if self.ended.reason == "running" and self.callbacks.should_stop():
@@ -246,7 +245,7 @@ class Simulation:
 
     def _step_some(self) -> None:
         for _ in range(STEPS_BETWEEN_LOOKS):
-            if not self._alive:
+            if not self._processes:
                 return
             if self.env.peek() > LONGEST_S and self.ended.reason == "running":
                 # whoever still waits waits for bytes that no link will ever carry
@@ -260,16 +259,8 @@ class Simulation:
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
         process = self.env.process(self._until_stopped(generator))
-        self._alive[process] = actor
-        if actor is not None:
-            self._starts += 1
-            self._alive_of.setdefault(actor.id, {})[process] = self._starts
-        process.callbacks.append(lambda _: self._forget(process))
+        self._processes.add(process, actor)
         return process
-
-    def _forget(self, process: simpy.Process) -> None:
-        if (actor := self._alive.pop(process)) is not None:
-            del self._alive_of[actor.id][process]
 
     @staticmethod
     def _until_stopped(generator: Process) -> Steps[None]:
@@ -303,7 +294,7 @@ class Simulation:
         """Tell everybody to stop, for the first reason that is given."""
         if self.ended.reason == "running":
             self.ended.reason = reason
-            self._interrupt(list(self._alive), reason)
+            self._interrupt(self._processes.all(), reason)
 
     @property
     def devices_at_work(self) -> int:
@@ -318,9 +309,7 @@ class Simulation:
         """Break into what these devices are doing; their spans end now, with the reason as
         outcome.
         """
-        of = [self._alive_of.get(id_, {}) for id_ in {device.id for device in devices}]
-        started = sorted((number, p) for processes in of for p, number in processes.items())
-        self._interrupt([process for _, process in started], reason)
+        self._interrupt(self._processes.of(devices), reason)
 
     def _interrupt(self, processes: list[simpy.Process], reason: str) -> None:
         for process in processes:
@@ -436,9 +425,7 @@ class Simulation:
         self.ended.reason = "diverged"
         self.recorder.metric(self.env.now, "updates", self.updates)
         self.recorder.metric(self.env.now, "uplink_bytes", self.recorder.uplink_bytes)
-        self._interrupt(
-            [process for process, actor in self._alive.items() if actor is not None], "ended"
-        )
+        self._interrupt(self._processes.of_devices(), "ended")
         raise simpy.Interrupt("diverged")
 
     def _look_at_target(self, score: float) -> None:
@@ -451,7 +438,7 @@ class Simulation:
         """No more updates: a last look, and whoever is still at work is told to stop."""
         self.trained_at_s = self.env.now
         self.after_update(learner, None, 0, last=True)
-        at_work = [process for process, actor in self._alive.items() if actor is not None]
+        at_work = self._processes.of_devices()
         self._interrupt(at_work, "target" if self.target_reached else "ended")
 
     def present_devices(self) -> list[Device]:

@@ -5,32 +5,52 @@ it looks at the whole fleet.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
+import simpy
 from sortedcontainers import SortedList
 
-if TYPE_CHECKING:
-    from sim.kernel.device import Device
-    from sim.kernel.world import World
+
+class Askable(Protocol):
+    """What is looked at in a device."""
+
+    is_serving: bool
+    is_on: bool
+    joined_at_s: float
 
 
-class Roster:
+Member = TypeVar("Member", bound=Askable)
+
+
+class Fleet(Protocol[Member]):
+    """What is looked at in a world."""
+
+    @property
+    def env(self) -> simpy.Environment: ...
+    @property
+    def devices(self) -> Sequence[Member]: ...
+    @property
+    def devices_at_work(self) -> int: ...
+    def is_at_work(self, device: Member, /) -> bool: ...
+
+
+class Roster(Generic[Member]):
     """The devices that serve, are on, have not ended and are not busy, in the fleet's order; and
     how many have not ended and will serve if they are waited for.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: Fleet[Member]) -> None:
         self.world = world
-        self.busy: set[Device] = set()
+        self.busy: set[Member] = set()
         self._place = {device: place for place, device in enumerate(world.devices)}
         self._free = SortedList()  # places in the fleet
-        self._off: set[Device] = set()  # have joined, have not ended
+        self._off: set[Member] = set()  # have joined, have not ended
         self._off_before_joining: list[tuple[float, int]] = []  # a heap of (joining time, place)
         for device in world.devices:
             self.note(device)
 
-    def note(self, device: Device) -> None:
+    def note(self, device: Member) -> None:
         """Something has changed with a device: it serves, is off or on again, has ended, or is busy
         or not.
         """
@@ -47,13 +67,13 @@ class Roster:
             else:
                 heapq.heappush(self._off_before_joining, (device.joined_at_s, place))
 
-    def occupy(self, devices: Iterable[Device]) -> None:
+    def occupy(self, devices: Iterable[Member]) -> None:
         """These devices have work: they are not free."""
         for device in devices:
             self.busy.add(device)
             self.note(device)
 
-    def release(self, devices: Iterable[Device]) -> None:
+    def release(self, devices: Iterable[Member]) -> None:
         """These devices are rid of their work."""
         for device in devices:
             self.busy.discard(device)
@@ -62,7 +82,7 @@ class Roster:
     def __len__(self) -> int:
         return len(self._free)
 
-    def __getitem__(self, rank: int) -> Device:
+    def __getitem__(self, rank: int) -> Member:
         """The free device of that rank in the fleet's order."""
         place: int = self._free[rank]
         return self.world.devices[place]

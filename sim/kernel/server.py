@@ -44,7 +44,7 @@ class Server:
         self._is_short = False
         self._dropped: set[Device] = set()
         self._changed: set[Device] = set()  # since it was last looked at who is still at a task
-        self.roster = Roster(world)
+        self.roster: Roster[Device] = Roster(world)
         self._payloads = 0
         self._sleepless = 0
 

@@ -30,7 +30,9 @@ def world():
     simulation.
     """
     env = simpy.Environment()
-    sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1), network=Network(env))
+    sim = SimpleNamespace(
+        env=env, recorder=Recorder(), host=Host(1), network=Network(env), devices=()
+    )
     sim.costing = SimpleNamespace(weight_bytes=lambda member: 1000)
     sim.start = lambda actor, generator: env.process(generator)
     member = Member("device-0000", "jetson-tx2", "simple", "b", "line", None, None, "group-0")

@@ -280,9 +280,9 @@ def test_a_server_asks_only_devices_that_are_on(simulate, tmp_path):
 def test_whom_the_server_may_ask_is_what_a_look_at_the_whole_fleet_finds(
     kind, harsh, simulate, monkeypatch
 ):
-    seen, wait = set(), Server.wait
+    seen, wait, free = set(), Server.wait, Server.free
 
-    def looking(server):
+    def look(server):
         world, roster = server.world, server.roster
         at_work = [d for d in world.devices if world.is_at_work(d)]
         free = [d for d in at_work if d.is_serving and d.is_on and d not in roster.busy]
@@ -290,9 +290,9 @@ def test_whom_the_server_may_ask_is_what_a_look_at_the_whole_fleet_finds(
         assert [roster[rank] for rank in range(len(roster))] == free
         assert (roster.able, roster.busy - set(at_work)) == (len(able), set())
         seen.add((len(free), len(able), len(at_work)))
-        return wait(server)
 
-    monkeypatch.setattr(Server, "wait", looking)
+    monkeypatch.setattr(Server, "wait", lambda server: (look(server), wait(server))[1])
+    monkeypatch.setattr(Server, "free", lambda server, *how: (look(server), free(server, *how))[1])
     fleet = [{**EQUAL[0], "count": 5}]
     world = {"method": small(kind), "fleet": fleet, "task": TASK, "availability": harsh(0.3)}
     world |= {"arrivals": {"kind": "list", "times": ["0 s", "100 ms", "2 s", "400 ms", "3 s"]}}

@@ -37,7 +37,7 @@ def test_the_servers_queue_is_m_m_1(load):
     waits = []
     for _ in range(batches):
         env = simpy.Environment()
-        sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1))
+        sim = SimpleNamespace(env=env, recorder=Recorder(), host=Host(1), devices=())
         server, asked_s = Server(sim, profile, ComputeModel(profile, "simple")), []
 
         def customer(env, server, asked_s, arrives_s, seconds):
