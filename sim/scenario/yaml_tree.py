@@ -44,6 +44,15 @@ class Node:
     size: int = 1  # characters and nodes, aliases written out
     height: int = 0  # levels of lists and mappings from here down
 
+    @classmethod
+    def of(cls, value: Any, place: Place) -> "Node":
+        """What `plain` would give back, with one place for all of it."""
+        if isinstance(value, dict):
+            return cls({str(key): cls.of(child, place) for key, child in value.items()}, place)
+        if isinstance(value, list):
+            return cls([cls.of(child, place) for child in value], place)
+        return cls(value, place)
+
     def plain(self) -> Any:
         """The value alone: the dictionaries, lists and scalars that a model validates."""
         if isinstance(self.value, dict):

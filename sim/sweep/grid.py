@@ -274,7 +274,7 @@ def _against(
     if folder is None:
         return
     for key, value in values.items():
-        node = Node(value if isinstance(value, bool) else "", Place(""))  # else whatever it is
+        node = Node.of(value, Place(""))
         for step in reversed(dotted_path(key)):
             node = Node({str(step): node}, Place(""))
         yield from unread(scenario, node)

@@ -265,6 +265,14 @@ def test_a_setting_that_nothing_reads_is_no_factor(mobifleet, scenario_file, tmp
     assert done.code == 2 and "method.most_asks" in done.err
 
 
+def test_a_value_of_many_settings_is_looked_at_like_many_values(mobifleet, scenario_file):
+    many = "method.side_network={adapters: 0.3},{skip: none, adapters: 0.2}"
+    done = mobifleet("sweep", scenario_file(), "--grid", many, "--dry")
+    assert done.code == 2
+    assert "method.side_network.adapters: is for a `skip` alone" in done.err
+    assert "adapters=0.3" not in done.err and "0.3" not in done.err
+
+
 @pytest.mark.parametrize(
     ("grid", "methods"),
     [
