@@ -278,7 +278,7 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[PlannedRun]) -
     view.add_column("", no_wrap=True)
     for row in table:
         name = row["method"] + (" (reference)" if row["reference"] else "")
-        view.add_column(name, justify="right")
+        view.add_column(name, justify="right", overflow="fold")
     columns = headings(table)
     rows_of = [cells for _, cells in shown(table, columns)]
     for number, heading in enumerate(columns.values()):
@@ -316,7 +316,7 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
     view.caption = f"left out: {'; '.join(left_out)}" if left_out else None
     view.caption_justify = "left"
     for heading in ("", "reduction", "factor", "best baseline"):
-        view.add_column(heading, no_wrap=True)
+        view.add_column(heading, overflow="fold", no_wrap=heading == "factor")
     for name, value in found.items():
         if name == "accuracy":
             more = [f"{100 * value[f'difference{end}']:+.1f}" for end in ("", "_low", "_high")]
