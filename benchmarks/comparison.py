@@ -11,6 +11,7 @@ hold cannot be printed, and a table whose cells are of several commits or settin
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -439,7 +440,11 @@ def main(folders: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    asked = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    asked.add_argument("folders", nargs="*", help="of comparisons whose numbers are taken first")
     try:
-        main(sys.argv[1:])
+        main(asked.parse_args().folders)
     except (Refused, OSError) as error:
         sys.exit(str(error))
