@@ -81,7 +81,7 @@ def read(name: str, backbone: str, count: int, draw: int = 7) -> Read:
     def read_out(tokens: Tokens, readout: str) -> np.ndarray:
         return pooled_activations(
             spec, tokens, readout, store, lambda compute, pieces: (compute(*p) for p in pieces)
-        )
+        ).take()
 
     def through(words: Sequence[str]) -> np.ndarray:
         return read_out(tokenise(spec, words, max_tokens=64), "mean")

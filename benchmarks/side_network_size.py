@@ -117,8 +117,8 @@ def activations(
     tokens = tokenise(spec, [data.texts[i] for i in chosen], None, MAX_TOKENS)
     store = ActivationStore(assets.cache_dir() / "activations")
     values = pooled_activations(spec, tokens, "mean", store, itertools.starmap)
-    layers = [layer for layer in layers if layer < values.shape[1]]
-    return values[:, layers].astype(np.float16).astype(np.float32), data.labels[chosen]
+    layers = [layer for layer in layers if layer < values.vectors]
+    return values.take(layers=layers).astype(np.float16).astype(np.float32), data.labels[chosen]
 
 
 def trained(

@@ -150,7 +150,8 @@ LIGHT = {
     "cost": {"cost_cache", "costs", "forward_pass"},
     "data": {"cells", "labels", "partition", "tables", "texts"},
     "side": {
-        *("activation_store", "activations", "config", "prediction_difference", "readouts", "taps"),
+        *("activation_store", "activations", "config", "prediction_difference", "readouts"),
+        *("store_size", "taps"),
     },
 }
 DRAW = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -22,6 +22,31 @@ if TYPE_CHECKING:
 Map = Callable[[Callable[..., np.ndarray], Iterable[tuple]], Iterator[np.ndarray]]
 
 
+class Pooled:
+    """Vectors [layers + 1, hidden] of each of n texts, float32: where they were computed, or mapped
+    from the store, so that what is looked at takes memory.
+    """
+
+    def __init__(self, values: Sequence[np.ndarray]) -> None:
+        self._values = values
+        self.vectors, self.hidden = values[0].shape
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def take(
+        self, rows: Sequence[int] | None = None, layers: Sequence[int] | slice = slice(None)
+    ) -> np.ndarray:
+        """A copy of these texts' vectors of these layers (0 is the embedding), [rows, layers,
+        hidden]; all of them where none are named.
+        """
+        chosen = range(len(self)) if rows is None else rows
+        out_NLD = np.empty((len(chosen), *self._values[0][layers].shape), dtype=np.float32)
+        for place, row in enumerate(chosen):
+            out_NLD[place] = self._values[row][layers]
+        return out_NLD
+
+
 def pooled_activations(
     spec: BackboneSpec,
     tokens: Tokens,
@@ -29,9 +54,8 @@ def pooled_activations(
     store: ActivationStore,
     spread: Map,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """Float32 [n, layers + 1, hidden] for all tokens; `spread` maps a function over pieces of work,
-    in order.
+) -> Pooled:
+    """The vectors of all tokens; `spread` maps a function over pieces of work, in order.
 
     `progress(done, total)` counts what has to be computed. What is computed is stored piece by
     piece, so an interrupted computation goes on where it stopped.
@@ -46,12 +70,14 @@ def pooled_activations(
     for piece, computed in zip(
         pieces, spread(compute, ((spec, piece, readout) for piece in pieces)), strict=True
     ):
-        store.save(mark, readout, piece, computed)
+        store.save(mark, readout, piece, computed, spec.name)
         for row, index in enumerate(missing[done : done + len(piece)]):
             values[index] = computed[row]
         done += len(piece)
         progress(done, len(missing))
-    return np.stack(cast(list[np.ndarray], values))  # none is missing any more
+    if pieces:
+        store.hold_to_limit()
+    return Pooled(cast(list[np.ndarray], values))  # none is missing any more
 
 
 def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sim.cli import faults
+from sim.cli.cache import cache
 from sim.cli.calibrate_device import calibrate_device
 from sim.cli.calibrate_link import calibrate_link
 from sim.cli.check import check
@@ -37,6 +38,7 @@ app.command("validate")(validate)
 app.command("check")(check)
 app.command("list")(list_)
 app.command("fetch")(fetch)
+app.command("cache")(cache)
 
 calibrate = typer.Typer(
     name="calibrate",

@@ -16,6 +16,10 @@ CHUNK = HostDevice().texts
 SPEC = catalogue.find("random-bert")
 
 
+def pooled(*asked):
+    return pooled_activations(SPEC, *asked).take()
+
+
 def plain_map(function, items):
     return (function(*item) for item in items)
 
@@ -33,20 +37,20 @@ def some_of(tokens, chosen):
 
 def test_cold_and_warm_are_the_same_bits_and_warm_computes_nothing(plain_store, monkeypatch):
     tokens = texts(300)
-    cold = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
+    cold = pooled(tokens, "mean", plain_store, plain_map)
     monkeypatch.setattr(readouts, "compute", lambda *_: pytest.fail("computed again"))
-    warm = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
+    warm = pooled(tokens, "mean", plain_store, plain_map)
     assert cold.shape == (300, 3, 64) and np.array_equal(cold, warm)
     chosen = np.random.default_rng(1).permutation(300)[:50]
     assert np.array_equal(
-        pooled_activations(SPEC, some_of(tokens, chosen), "mean", plain_store, plain_map),
+        pooled(some_of(tokens, chosen), "mean", plain_store, plain_map),
         cold[chosen],
     )
 
 
 def test_values_belong_to_their_texts(plain_store, get, some_tokens):
     tokens = texts(CHUNK + 40)
-    got = pooled_activations(SPEC, tokens, "last", plain_store, plain_map)
+    got = pooled(tokens, "last", plain_store, plain_map)
     for index in (0, 17, CHUNK, CHUNK + 39):
         alone = get("random-bert").readouts(some_of(tokens, [index]), "last")[0]
         assert np.allclose(got[index], alone, atol=1e-5)
@@ -54,7 +58,7 @@ def test_values_belong_to_their_texts(plain_store, get, some_tokens):
 
 def test_progress_counts_what_has_to_be_computed(plain_store):
     tokens, seen = texts(300), []
-    pooled_activations(SPEC, some_of(tokens, range(100)), "mean", plain_store, plain_map)
+    pooled(some_of(tokens, range(100)), "mean", plain_store, plain_map)
     pooled_activations(
         SPEC, tokens, "mean", plain_store, plain_map, lambda done, total: seen.append((done, total))
     )
@@ -72,21 +76,21 @@ def test_an_interrupted_computation_goes_on_where_it_stopped(plain_store):
             yield function(*item)
 
     with pytest.raises(KeyboardInterrupt):
-        pooled_activations(SPEC, tokens, "mean", plain_store, interrupted)
+        pooled(tokens, "mean", plain_store, interrupted)
     _, missing = plain_store.load(catalogue.fingerprint(SPEC), "mean", tokens)
     assert done == [CHUNK, CHUNK] and len(missing) == 300 - 2 * CHUNK
     total = []
-    pooled_activations(SPEC, tokens, "mean", plain_store, plain_map, lambda _, of: total.append(of))
+    pooled(tokens, "mean", plain_store, plain_map, lambda _, of: total.append(of))
     assert total[0] == 300 - 2 * CHUNK
 
 
 def test_depth_and_readout_have_their_own_entries(plain_store):
     tokens = texts(5)
-    whole = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
-    first = pooled_activations(SPEC, tokens, "first", plain_store, plain_map)
+    whole = pooled(tokens, "mean", plain_store, plain_map)
+    first = pooled(tokens, "first", plain_store, plain_map)
     cut = pooled_activations(
         catalogue.find("random-bert-l1"), tokens, "mean", plain_store, plain_map
-    )
+    ).take()
     assert whole.shape == first.shape == (5, 3, 64) and cut.shape == (5, 2, 64)
     assert not np.array_equal(whole, first)
     assert len({path.parent for path in plain_store.root.rglob("*.safetensors")}) == 3
@@ -98,11 +102,10 @@ def test_workers_give_the_same_bits(plain_store, tmp_path):
     from learning.side.activation_store import ActivationStore
 
     tokens = texts(400)
-    inline = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
+    inline = pooled(tokens, "mean", plain_store, plain_map)
     with ThreadPoolExecutor(2) as pool:
         other = ActivationStore(tmp_path / "other")
-        spread = pooled_activations(
-            SPEC,
+        spread = pooled(
             tokens,
             "mean",
             other,
@@ -115,10 +118,10 @@ def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
     from learning.side.activation_store import ActivationStore
 
     tokens = texts(300)
-    cold = pooled_activations(SPEC, tokens, "mean", plain_store, plain_map)
+    cold = pooled(tokens, "mean", plain_store, plain_map)
     warmed = ActivationStore(tmp_path / "warmed")
-    pooled_activations(SPEC, some_of(tokens, range(0, 300, 3)), "mean", warmed, plain_map)
-    assert np.array_equal(pooled_activations(SPEC, tokens, "mean", warmed, plain_map), cold)
+    pooled(some_of(tokens, range(0, 300, 3)), "mean", warmed, plain_map)
+    assert np.array_equal(pooled(tokens, "mean", warmed, plain_map), cold)
 
 
 def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_store(

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sim.cli.listing import LISTINGS
 
-VERBS = ("run", "plot", "check", "list", "fetch")
+VERBS = ("run", "plot", "check", "list", "fetch", "cache")
 PROBE = """
 import sys, time
 sys.argv = ["mobifleet", *sys.argv[1:]]

@@ -49,7 +49,7 @@ def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):
 
     def vectors(of) -> np.ndarray:
         rows = [learner._row["random-bert"][int(i)] for i in of]
-        return learner._readouts["random-bert"][rows][:, layers]
+        return learner._readouts["random-bert"].take(rows, layers)
 
     held = {"random-bert": HeldOut(vectors(test), y_b[test], labels[test])}
     seed = sim.streams.seed64("server/side-network") % 2**31

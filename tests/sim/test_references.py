@@ -176,7 +176,7 @@ def test_a_side_network_of_its_own_learns_as_if_the_others_were_not_there(simula
     y_b = np.full((len(sim.task.labels), 3), 1 / 3, np.float32)
     for batch in device.batches(4):
         rows = [learner._row[name][int(i)] for i in batch.samples]
-        vectors = learner._readouts[name][rows]  # the embedding and its one layer
+        vectors = learner._readouts[name].take(rows)  # the embedding and its one layer
         targets = difference(sim.task.labels[batch.samples], y_b[batch.samples])
         alone.ingest(name, encode(Activations(vectors, targets, batch.samples), "float32"))
         cache.insert(name, len(batch.samples))
@@ -273,7 +273,7 @@ def test_a_ladder_on_the_device_is_side_tuning_of_its_own_records(simulate, curv
         shared.tuning.value.held_out,
         seed,
     )
-    vectors = shared._readouts[name][[shared._row[name][int(i)] for i in device.samples]]
+    vectors = shared._readouts[name].take([shared._row[name][int(i)] for i in device.samples])
     y_b = np.full((20, 3), 1 / 3, np.float32)
     targets = np.concatenate([difference(sim.task.labels[device.samples], y_b) + y_b, y_b], axis=1)
     alone.ingest(name, encode(Activations(vectors, targets, device.samples), "float32"))

@@ -33,7 +33,7 @@ def method(taps, **changes) -> dict:
 def public_vectors(sim, backbone):
     learner = sim.method.learner
     rows = [learner._row[backbone][int(i)] for i in sim.task.public]
-    return learner._readouts[backbone][rows]
+    return learner._readouts[backbone].take(rows)
 
 
 def test_the_server_chooses_and_every_device_is_told_before_it_begins(simulate, spans):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from learning.backbones.tokens import Tokens
     from learning.metrics import Score
+    from learning.side.readouts import Pooled
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
 
@@ -82,7 +83,7 @@ class SideTuningLearner(RealLearner):
         task, store = self.world.task, ActivationStore(self.world.store_folder)
         own, rule = self.config.backbone_prediction, asking_rule(self.config)
         self._row: dict[str, dict[int, int]] = {}
-        self._readouts: dict[str, np.ndarray] = {}
+        self._readouts: dict[str, Pooled] = {}
         self._classes: dict[str, np.ndarray] = {}
         self._logits: dict[str, np.ndarray] = {}
         for name, spec in self._specs.items():
@@ -98,7 +99,7 @@ class SideTuningLearner(RealLearner):
             self._read_classes(name, tokens, read)
         if rule:
             public_vectors = {
-                name: self._vectors_of(name, task.public, range(readouts.shape[1]))
+                name: self._vectors_of(name, task.public, range(readouts.vectors))
                 for name, readouts in self._readouts.items()
             }
             first = self.shape.start == "embedding"
@@ -110,7 +111,7 @@ class SideTuningLearner(RealLearner):
         self.tuning = Learned.given(known, self.fresh(self._seed))
 
     def _read_classes(
-        self, backbone: str, tokens: Tokens, read: Callable[[Tokens, str], np.ndarray]
+        self, backbone: str, tokens: Tokens, read: Callable[[Tokens, str], Pooled]
     ) -> None:
         """What stands for the classes: vectors of what is said of them, or what a verbaliser says
         after each text, [texts, classes], and after what it is calibrated by.
@@ -123,11 +124,11 @@ class SideTuningLearner(RealLearner):
         if kind in VERBALISERS:
             words = {name: task.label_words[name] for name in task.class_names}
             says = WordHead(spec, first_tokens(spec, task.template or "", words))
-            self._logits[backbone] = says(read(tokens, "last")[:, -1])
+            self._logits[backbone] = says(read(tokens, "last").take(layers=[-1])[:, 0])
             if said is not None:
-                self._classes[backbone] = says(read(said, "last")[:, -1])
+                self._classes[backbone] = says(read(said, "last").take(layers=[-1])[:, 0])
         elif said is not None:
-            self._classes[backbone] = read(said, self.config.readout)[:, -1]
+            self._classes[backbone] = read(said, self.config.readout).take(layers=[-1])[:, 0]
 
     def _parts_of(self, backbone: str) -> list[np.ndarray]:
         """The training texts that this backbone will see."""
@@ -157,7 +158,7 @@ class SideTuningLearner(RealLearner):
     def _vectors_of(self, backbone: str, samples: np.ndarray, layers: Sequence[int]) -> np.ndarray:
         """[n, layers, hidden]; layer 0 is the embedding."""
         rows = [self._row[backbone][int(sample)] for sample in samples]
-        return self._readouts[backbone][np.ix_(rows, layers)]
+        return self._readouts[backbone].take(rows, layers)
 
     def _fit_heads(self) -> None:
         """Those of `public-head`, [D + 1, C] a backbone, or of `own-head`, [K, D + 1, C] for K
