@@ -146,7 +146,7 @@ def test_a_module_keeps_to_its_place(path):
 # modules of learning on the way of `--help`, `check`, `list` and `--dry`
 LIGHT = {
     "": {"kept"},
-    "backbones": {"assets", "catalogue", "tokens", "trial"},
+    "backbones": {"assets", "batches", "catalogue", "tokens", "trial"},
     "cost": {"cost_cache", "costs", "forward_pass"},
     "data": {"cells", "labels", "partition", "tables", "texts"},
     "side": {

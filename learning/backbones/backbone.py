@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TypeVar
@@ -11,15 +12,15 @@ import torch
 from torch import Tensor
 
 from inputs.files import first_line, is_ours
+from learning.backbones.batches import batches, padded
 from learning.backbones.catalogue import BackboneError, BackboneSpec, config_of, depth_of, too_long
 from learning.backbones.huggingface import has_segments
-from learning.backbones.layers import hidden_states, positions_of
+from learning.backbones.layers import ends_with_its_layers, hidden_states, positions_of
 from learning.backbones.loading import load_model
 from learning.backbones.tokens import Tokens
 from learning.host_device import host_device
 
 READOUTS = ("first", "last", "mean")
-_LENGTH_STEP = 8
 
 
 class Backbone:
@@ -52,22 +53,34 @@ class Backbone:
         except NotImplementedError:  # CANINE hashes characters
             return None
 
+    @functools.cached_property
+    def is_prefix(self) -> bool:
+        """Whether all its states are those of any deeper cut of the same model, its last one among
+        them: nothing, such as a norm, follows its layers.
+        """
+        ids_BT, mask_BT = (tensor.to(self.model.device) for tensor in pad([np.array([1, 2])]))
+        with torch.inference_mode():
+            return ends_with_its_layers(self.model, input_ids=ids_BT, attention_mask=mask_BT)
+
     def readouts(
         self, tokens: Tokens, readout: str = "mean", progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Pooled hidden states, float32 [n, layers + 1, hidden_size]; index 0 is the embedding
         output.
 
-        Kernels round differently for another shape of their input. So a text is always computed in
-        the same shape: padded to the next multiple of eight tokens, in a batch of exactly as many
-        rows as its length has on this device (16 on a CPU); alone, where experts get tokens of all
-        rows at once. `progress` is called with the texts done.
+        A text is always computed in the same shape (`learning/backbones/batches.py`): in a batch of
+        16 on a CPU; alone, where experts get tokens of all rows at once. `progress` is called with
+        the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
+        padded_N = self._padded(tokens.lengths())
         begun = (
-            (chosen, self._begin(tokens, np.resize(chosen, at_once), length, readout, len(chosen)))
-            for chosen, at_once, length in self._batches(tokens)
-        )  # a batch that is not full repeats its texts
+            (
+                chosen,
+                self._begin(tokens, self._filled(chosen, length), length, readout, len(chosen)),
+            )
+            for length, chosen in batches(padded_N, self._rows)
+        )
         done = 0
         for chosen, result in _one_ahead(begun):
             out[chosen] = result().numpy()
@@ -76,14 +89,11 @@ class Backbone:
                 progress(done)
         return out
 
-    def _batches(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, int, int]]:
-        """Texts of one padded length, how many rows their batch has, and that length."""
-        padded = self._padded(tokens.lengths())
-        for length in map(int, np.unique(padded)):
-            same = np.flatnonzero(padded == length)
-            at_once = 1 if self._reads_alone else self.host.rows(length, self.hidden_size)
-            for start in range(0, len(same), at_once):
-                yield same[start : start + at_once], at_once, length
+    def _filled(self, chosen: np.ndarray, length: int) -> np.ndarray:
+        return np.resize(chosen, self._rows(length))  # which repeats them
+
+    def _rows(self, length: int) -> int:
+        return 1 if self._reads_alone else self.host.rows(length, self.hidden_size)
 
     def read_alone(self, ids_T: np.ndarray) -> None:
         """Let the model read one text, as long as `readouts` would make it; BackboneError where it
@@ -95,7 +105,7 @@ class Backbone:
         most = self.positions or 1 << 30
         if lengths_N.max(initial=0) > most:
             raise too_long(self.spec.name, int(lengths_N.max()), most)
-        return np.minimum(-(-lengths_N // _LENGTH_STEP) * _LENGTH_STEP, most)
+        return padded(lengths_N, most)
 
     def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
         return self._begin(tokens, chosen, length, readout, len(chosen))()

@@ -157,6 +157,12 @@ def is_own(spec: BackboneSpec) -> bool:
     )
 
 
+def are_cuts_of_one(spec: BackboneSpec, other: BackboneSpec) -> bool:
+    """Whether both are the same model, but for how many of its layers are kept."""
+    bare = {"name": "", "layers": None, "title": ""}
+    return dataclasses.replace(spec, **bare) == dataclasses.replace(other, **bare)
+
+
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers that a Hugging Face configuration states."""
     return _whole(config, _LAYERS_KEYS, "number of layers", _MOST_LAYERS)

@@ -48,14 +48,25 @@ def hidden_states(model: PreTrainedModel, **inputs: Any) -> list[Tensor]:
     not. Where a projection to another width follows the layers (OPT-350M), the last one is the last
     layer's own output.
     """
+    states, last, output = _passed(model, **inputs)
+    return [*states, output if output.shape[-1] == last.shape[-1] else last]
+
+
+def ends_with_its_layers(model: PreTrainedModel, **inputs: Any) -> bool:
+    """Whether what the last layer gives is the model's output as it is, with no norm after it."""
+    _, last, output = _passed(model, **inputs)
+    return last.equal(output)
+
+
+def _passed(model: PreTrainedModel, **inputs: Any) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What enters each layer, what leaves the last, and the model's output."""
     _watch(model)
     _seen.entering, _seen.leaving = [], []
     try:
         output = model(**inputs).last_hidden_state
-        states, last = _seen.entering, _seen.leaving[-1]
+        return _seen.entering, _seen.leaving[-1], output
     finally:
         _seen.entering = _seen.leaving = None
-    return [*states, output if output.shape[-1] == last.shape[-1] else last]
 
 
 _seen = threading.local()  # by the pass of this thread: workers share a model

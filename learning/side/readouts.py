@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from learning.backbones.catalogue import BackboneSpec, fingerprint
+from learning.backbones.batches import pieces
+from learning.backbones.catalogue import BackboneSpec, config_of, depth_of, fingerprint, width_of
 from learning.backbones.tokens import Tokens
 from learning.host_device import HostDevice, host_device
 from learning.side.activation_store import ActivationStore
@@ -54,45 +55,74 @@ def pooled_activations(
     store: ActivationStore,
     spread: Map,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    deeper: Sequence[BackboneSpec] = (),
 ) -> Pooled:
     """The vectors of all tokens; `spread` maps a function over pieces of work, in order.
 
     `progress(done, total)` counts what has to be computed. What is computed is stored piece by
-    piece, so an interrupted computation goes on where it stopped.
+    piece, so an interrupted computation goes on where it stopped. What one of `deeper`, cuts of the
+    same model that were read before, has of the same tokens is taken from there, with the same
+    bits.
     """
     mark = fingerprint(spec)
     values, missing = store.load(mark, readout, tokens)
-    missing = missing[np.argsort(tokens.lengths()[missing], kind="stable")]
-    size = host_device().texts
-    pieces = [_subset(tokens, missing[i : i + size]) for i in range(0, len(missing), size)]
+    for other in deeper:
+        taken = _taken(spec, other, _subset(tokens, missing), readout, store)
+        for index, value in zip(missing, taken, strict=True):
+            values[index] = value
+        missing = np.array([i for i in missing if values[i] is None], dtype=np.int64)
+    host, width = host_device(), width_of(config_of(spec))
+    parts = pieces(tokens.lengths()[missing], lambda length: host.rows(length, width), host.texts)
+    chosen = [missing[part] for part in parts]
+    todo = [_subset(tokens, part) for part in chosen]
     progress(0, len(missing))
     done = 0
-    for piece, computed in zip(
-        pieces, spread(compute, ((spec, piece, readout) for piece in pieces)), strict=True
+    for part, piece, computed in zip(
+        chosen, todo, spread(compute, ((spec, piece, readout) for piece in todo)), strict=True
     ):
         store.save(mark, readout, piece, computed, spec.name)
-        for row, index in enumerate(missing[done : done + len(piece)]):
+        for row, index in enumerate(part):
             values[index] = computed[row]
         done += len(piece)
         progress(done, len(missing))
-    if pieces:
+    if todo:
         store.hold_to_limit()
     return Pooled(cast(list[np.ndarray], values))  # none is missing any more
 
 
+def _taken(
+    spec: BackboneSpec, deeper: BackboneSpec, tokens: Tokens, readout: str, store: ActivationStore
+) -> list[np.ndarray | None]:
+    """What the store has of tokens, read by a deeper cut of the same model; stored as this one's,
+    too.
+    """
+    values, missing = store.load(fingerprint(deeper), readout, tokens)
+    there = np.setdiff1d(np.arange(len(tokens)), missing)
+    if not len(there) or not _backbone(spec).is_prefix:
+        return [None] * len(tokens)
+    states = depth_of(config_of(spec)) + 1
+    values = [None if value is None else value[:states] for value in values]
+    mine = np.stack([value for value in values if value is not None])
+    store.save(fingerprint(spec), readout, _subset(tokens, there), mine, spec.name)
+    return values
+
+
 def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
     """The forward pass itself: a pure function of its arguments, for any worker."""
-    import torch
-
-    torch.set_num_threads(1)  # the same bits in every worker
-    with _LOADING:
-        backbone = _loaded(spec, host_device())
-    return backbone.readouts(tokens, readout)
+    return _backbone(spec).readouts(tokens, readout)
 
 
 _LOADING = (
     threading.Lock()
 )  # transformers imports lazily and not safely from two threads; and one copy is enough
+
+
+def _backbone(spec: BackboneSpec) -> Backbone:
+    import torch
+
+    torch.set_num_threads(1)  # the same bits in every worker
+    with _LOADING:
+        return _loaded(spec, host_device())
 
 
 @functools.lru_cache(maxsize=4)

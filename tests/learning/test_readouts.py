@@ -5,10 +5,11 @@ same bits ever after.
 import numpy as np
 import pytest
 
-from learning.backbones import catalogue
+from learning.backbones import batches, catalogue
 from learning.backbones.tokens import Tokens
 from learning.host_device import HostDevice
 from learning.side import readouts
+from learning.side.activation_store import ActivationStore
 from learning.side.readouts import pooled_activations
 
 CHUNK = HostDevice().texts
@@ -62,7 +63,8 @@ def test_progress_counts_what_has_to_be_computed(plain_store):
     pooled_activations(
         SPEC, tokens, "mean", plain_store, plain_map, lambda done, total: seen.append((done, total))
     )
-    assert seen == [(0, 200), (128, 200), (200, 200)]
+    assert [total for _, total in seen] == [200] * 3
+    assert seen[0][0] == 0 and CHUNK <= seen[1][0] < CHUNK + 16 and seen[2][0] == 200
 
 
 def test_an_interrupted_computation_goes_on_where_it_stopped(plain_store):
@@ -78,10 +80,11 @@ def test_an_interrupted_computation_goes_on_where_it_stopped(plain_store):
     with pytest.raises(KeyboardInterrupt):
         pooled(tokens, "mean", plain_store, interrupted)
     _, missing = plain_store.load(catalogue.fingerprint(SPEC), "mean", tokens)
-    assert done == [CHUNK, CHUNK] and len(missing) == 300 - 2 * CHUNK
+    assert len(done) == 2 and all(CHUNK <= texts < CHUNK + 16 for texts in done)
+    assert len(missing) == 300 - sum(done)
     total = []
     pooled(tokens, "mean", plain_store, plain_map, lambda _, of: total.append(of))
-    assert total[0] == 300 - 2 * CHUNK
+    assert total[0] == 300 - sum(done)
 
 
 def test_depth_and_readout_have_their_own_entries(plain_store):
@@ -99,8 +102,6 @@ def test_depth_and_readout_have_their_own_entries(plain_store):
 def test_workers_give_the_same_bits(plain_store, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
-    from learning.side.activation_store import ActivationStore
-
     tokens = texts(400)
     inline = pooled(tokens, "mean", plain_store, plain_map)
     with ThreadPoolExecutor(2) as pool:
@@ -115,8 +116,6 @@ def test_workers_give_the_same_bits(plain_store, tmp_path):
 
 
 def test_what_the_store_already_held_does_not_show(plain_store, tmp_path):
-    from learning.side.activation_store import ActivationStore
-
     tokens = texts(300)
     cold = pooled(tokens, "mean", plain_store, plain_map)
     warmed = ActivationStore(tmp_path / "warmed")
@@ -141,3 +140,72 @@ def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_sto
                 spec, Tokens([np.array([4, 7, 5], np.int32)]), "mean", plain_store, plain_map
             )
     assert not list(plain_store.root.rglob("*.safetensors"))
+
+
+def test_a_set_fills_its_batches_before_it_is_divided():
+    lengths = np.random.default_rng(0).integers(1, 33, 700)
+    parts = [*batches.pieces(lengths, lambda length: 16, 128)]
+    assert sorted(np.concatenate(parts)) == list(range(700))
+    assert all(128 <= len(part) < 144 for part in parts[:-1])
+    computed = {
+        (int(length), len(chosen))
+        for part in parts
+        for length, chosen in batches.batches(batches.padded(lengths[part]), lambda length: 16)
+    }
+    assert all(length % 8 == 0 for length, _ in computed)
+    assert sum(texts < 16 for _, texts in computed) <= 4  # one a padded length
+
+
+def read_by(monkeypatch):
+    """The names of the backbones and the numbers of the texts that are really computed."""
+    seen, really = [], readouts.compute
+
+    def compute(spec, tokens, readout):
+        seen.append((spec.name, len(tokens)))
+        return really(spec, tokens, readout)
+
+    monkeypatch.setattr(readouts, "compute", compute)
+    return seen
+
+
+@pytest.mark.parametrize("readout", ["first", "last", "mean"])
+def test_a_cut_takes_what_a_deeper_one_has_read_with_the_same_bits(
+    plain_store, tmp_path, monkeypatch, readout
+):
+    cut, tokens = catalogue.find("random-bert-l1"), texts(60)
+    own = ActivationStore(tmp_path / "own")
+    expected = pooled_activations(cut, tokens, readout, own, plain_map).take()
+    seen = read_by(monkeypatch)
+    pooled(some_of(tokens, range(0, 60, 2)), readout, plain_store, plain_map)
+    got = pooled_activations(cut, tokens, readout, plain_store, plain_map, deeper=[SPEC])
+    assert np.array_equal(got.take(), expected)
+    assert seen == [("random-bert", 30), ("random-bert-l1", 30)]
+    again = pooled_activations(cut, tokens, readout, plain_store, plain_map)
+    assert np.array_equal(again.take(), expected) and len(seen) == 2
+
+
+def test_a_cut_whose_last_state_is_its_own_takes_nothing(plain_store, monkeypatch):
+    """A decoder ends with a norm, which a deeper one's states below do not show."""
+    whole, cut = catalogue.find("random-llama"), catalogue.find("random-llama-l1")
+    seen, tokens = read_by(monkeypatch), texts(10)
+    pooled_activations(whole, tokens, "last", plain_store, plain_map)
+    pooled_activations(cut, tokens, "last", plain_store, plain_map, deeper=[whole])
+    assert seen == [("random-llama", 10), ("random-llama-l1", 10)]
+
+
+def test_cuts_are_of_one_model_whatever_they_are_called():
+    own = {
+        "a": {"path": "/models/a"},
+        "b": {"path": "/models/a", "layers": 2},
+        "c": {"path": "/models/c"},
+        "d": {"random": SPEC.config, "seed": 1},
+        "e": {"random": SPEC.config, "seed": 2},
+    }
+    found = {name: catalogue.find(name, own) for name in [*own, "a-l3", "d-l1", "random-bert"]}
+    alike = {
+        (one, other)
+        for one in found
+        for other in found
+        if one < other and catalogue.are_cuts_of_one(found[one], found[other])
+    }
+    assert alike == {("a", "a-l3"), ("a", "b"), ("a-l3", "b"), ("d", "d-l1")}

@@ -86,21 +86,29 @@ class SideTuningLearner(RealLearner):
         self._readouts: dict[str, Pooled] = {}
         self._classes: dict[str, np.ndarray] = {}
         self._logits: dict[str, np.ndarray] = {}
-        for name, spec in self._specs.items():
+        deepest_first = sorted(
+            self._specs.items(), key=lambda item: -catalogue.depth_of(catalogue.config_of(item[1]))
+        )
+        for name, spec in deepest_first:
             public = [task.public] if rule or own == "public-head" else []
             samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
-            report = functools.partial(self.world.on_prepare, name)
+            read_before = [self._specs[other] for other in self._readouts]
             read = functools.partial(
-                pooled_activations, spec, store=store, spread=self.world.host.map, progress=report
+                pooled_activations,
+                spec,
+                store=store,
+                spread=self.world.host.map,
+                progress=functools.partial(self.world.on_prepare, name),
+                deeper=[other for other in read_before if catalogue.are_cuts_of_one(spec, other)],
             )
             self._readouts[name] = read(tokens, self.config.readout)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
             self._read_classes(name, tokens, read)
         if rule:
             public_vectors = {
-                name: self._vectors_of(name, task.public, range(readouts.vectors))
-                for name, readouts in self._readouts.items()
+                name: self._vectors_of(name, task.public, range(self._readouts[name].vectors))
+                for name in self._specs
             }
             first = self.shape.start == "embedding"
             self.layers = chosen(rule, self.shape.blocks, self.world, public_vectors, first)
