@@ -159,8 +159,9 @@ def is_own(spec: BackboneSpec) -> bool:
 
 def are_cuts_of_one(spec: BackboneSpec, other: BackboneSpec) -> bool:
     """Whether both are the same model, but for how many of its layers are kept."""
-    bare = {"name": "", "layers": None, "title": ""}
-    return dataclasses.replace(spec, **bare) == dataclasses.replace(other, **bare)
+    return other == dataclasses.replace(
+        spec, name=other.name, layers=other.layers, title=other.title
+    )
 
 
 def depth_of(config: Mapping[str, Any]) -> int:

@@ -24,7 +24,18 @@ _TEXT = "It is read once, to see that it can be."
 _LONGEST = 512  # tokens of the longest text that is tried
 _TRIERS = tuple(
     f"backbones/{name}"
-    for name in ("backbone", "catalogue", "huggingface", "layers", "loading", "tokens", "trial")
+    for name in (
+        *(
+            "backbone",
+            "batches",
+            "catalogue",
+            "huggingface",
+            "layers",
+            "loading",
+            "tokens",
+            "trial",
+        ),
+    )
 )
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
