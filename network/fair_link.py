@@ -96,6 +96,13 @@ class Trunk(Protocol):
     capacity_bps: float
     trace: CapacityTrace | None
 
+    @property
+    def ceiling_bps(self) -> float:
+        """What holds down every link's level now; infinite while nothing does."""
+
+    def add(self, link: FairLink) -> None:
+        """One more link that leads into it."""
+
     def rebalance(self, changed: FairLink) -> None:
         """Find everybody's level after a change in one link."""
 
@@ -141,6 +148,8 @@ class FairLink:
         self._occupancy = Occupancy()
         self._timer: simpy.Event | None = None
         self._timer_s = inf
+        if trunk is not None:
+            trunk.add(self)
 
     # ---- what users call
 
@@ -167,6 +176,8 @@ class FairLink:
             transfer.succeed(self.env.now)
             return transfer
         self._advance()
+        if self.trunk is not None and not self.n_flows:
+            self._set_ceiling(self.trunk.ceiling_bps)  # while it carried nothing, nobody told it
         self._ticket = max(
             self._ticket, transfer._past
         )  # or an entry that it left on another link could match again

@@ -10,12 +10,17 @@ is concave, increasing and piecewise linear in L, so Newton's method finds carri
 the trunk exactly and in few steps, from below without overshooting. When the links together cannot
 fill the trunk there is nothing to solve and each link minds its own transfers.
 
+Whether they can is asked at every change, so what they want together is kept as an exact sum: a
+change of one link costs nothing for all others. Links without transfers are left alone; one that
+begins to carry again first takes the ceiling of that moment.
+
 Max-min by progressive filling: Bertsekas & Gallager, "Data Networks" (2nd ed., 1992), section
 6.5.2.
 """
 
 from __future__ import annotations
 
+import sys
 from math import fsum, inf
 
 import numpy as np
@@ -26,10 +31,14 @@ from network.errors import NetworkError
 from network.fair_link import FairLink
 from network.occupancy import union
 
+PER_UNIT = (
+    sys.float_info.mant_dig - sys.float_info.min_exp
+)  # the least step between floats is 2**-PER_UNIT
+
 
 class FairTrunk:
-    """A link of `capacity_bps` bit/s fed by fair links; a change costs O(links + log transfers)
-    when it binds.
+    """A link of `capacity_bps` bit/s fed by fair links; a change costs O(links that carry something
+    + log transfers) when it binds, and O(log transfers) when it does not.
     """
 
     def __init__(self, env: simpy.Environment, capacity_bps: float):
@@ -39,6 +48,9 @@ class FairTrunk:
         self.capacity_bps = capacity_bps
         self.trace: CapacityTrace | None = None  # as a FairLink's
         self.links: list[FairLink] = []
+        self._place: dict[FairLink, int] = {}  # of each in `links`
+        self._wants_bps: dict[FairLink, float] = {}  # of those that have transfers
+        self._wanted = 0  # the exact sum of these, in units of 2**-PER_UNIT bit/s
         self._level_bps = 0.0  # of the last time it bound: where the next search starts
         self._binds = False
 
@@ -46,9 +58,12 @@ class FairTrunk:
         """A new fair link under this trunk; infinite if its transfers share nothing but the trunk
         (and have caps).
         """
-        link = FairLink(self.env, capacity_bps, trunk=self)
+        return FairLink(self.env, capacity_bps, trunk=self)
+
+    def add(self, link: FairLink) -> None:
+        """Called by a link that is made under this trunk."""
+        self._place[link] = len(self.links)
         self.links.append(link)
-        return link
 
     def set_capacity(self, capacity_bps: float) -> None:
         """Re-rate the trunk from now on; 0 bit/s stops every transfer until a later call."""
@@ -62,12 +77,17 @@ class FairTrunk:
     @property
     def n_flows(self) -> int:
         """Transfers under way now."""
-        return sum(link.n_flows for link in self.links)
+        return sum(link.n_flows for link in self._wants_bps)
 
     @property
     def rate_bps(self) -> float:
         """Sum of the rates now, bit/s."""
-        return fsum(link.rate_bps for link in self.links)
+        return fsum(link.rate_bps for link in self._wants_bps)
+
+    @property
+    def ceiling_bps(self) -> float:
+        """What holds down the level of every link now, bit/s; infinite while nothing does."""
+        return self._level_bps if self._binds else inf
 
     @property
     def bytes_carried(self) -> float:
@@ -89,24 +109,37 @@ class FairTrunk:
         """Find the level after a change in one link (or, with None, in the trunk) and arm the
         timers that it moves.
         """
-        if fsum([link.demand_bps for link in self.links]) > self.capacity_bps:
-            for link in self.links:
+        if changed is not None:
+            self._note(changed)
+        if self._wanted / 2**PER_UNIT > self.capacity_bps:
+            touched = self._busy()
+            for link in touched:
                 link._advance()
-            self._find_level()
+            self._find_level(touched)
             self._binds = True
-            touched = self.links
         elif self._binds or changed is None:
-            for link in self.links:
+            touched = self._busy()
+            for link in touched:
                 link._advance()
                 link._set_ceiling(inf)
             self._binds = False
-            touched = self.links
         else:
             touched = [changed]
         for link in touched:
             link._arm()
 
-    def _find_level(self) -> None:
+    def _note(self, link: FairLink) -> None:
+        before_bps, wants_bps = self._wants_bps.pop(link, 0.0), link.demand_bps
+        if link.n_flows:
+            self._wants_bps[link] = wants_bps
+        if wants_bps != before_bps:
+            self._wanted += _exact(wants_bps) - _exact(before_bps)
+
+    def _busy(self) -> list[FairLink]:
+        """The links that have transfers, in the order of all."""
+        return sorted(self._wants_bps, key=self._place.__getitem__)
+
+    def _find_level(self, links: list[FairLink]) -> None:
         lowest_bps = (
             self.capacity_bps / self.n_flows
         )  # nobody gets less, unless held lower by cap or link
@@ -114,7 +147,7 @@ class FairTrunk:
         started = False
         while True:
             carried_bps, held = 0.0, 0
-            for link in self.links:
+            for link in links:
                 rate_bps, n = link._set_ceiling(level_bps)
                 carried_bps += rate_bps
                 held += n
@@ -129,3 +162,9 @@ class FairTrunk:
                 break
             started = True
         self._level_bps = level_bps
+
+
+def _exact(bps: float) -> int:
+    """A float as a whole number of the smallest step between floats, so that sums lose nothing."""
+    numerator, denominator = bps.as_integer_ratio()
+    return numerator << (PER_UNIT + 1 - denominator.bit_length())

@@ -111,25 +111,42 @@ def _opens(gate: float | Rate, t_s: float) -> float:
     return gate.opens(t_s)
 
 
+class Sender(Protocol):
+    """What may have something under way: a Lane."""
+
+    def may_move(self) -> bool:
+        """Whether bits of it pass now, or ever will."""
+
+
 class TracedCapacities:
     """The shared links whose capacity follows a trace, each re-rated at every change while anything
-    under way can move.
-
-    `may_move()` tells whether; `resume()` is to be called when something sets out.
+    under way can move: while `moves()`, or while one of those that have something under way says
+    that it may.
     """
 
     def __init__(
         self,
         env: simpy.Environment,
         links: Sequence[tuple[FairLink | FairTrunk, CapacityTrace]],
-        may_move: Callable[[], bool],
+        moves: Callable[[], bool],
     ):
         self._env = env
-        self._may_move = may_move
+        self._moves = moves
+        self._under_way: dict[Sender, None] = {}
         self._paused = list(links)
-        self.resume()
+        self._resume()
 
-    def resume(self) -> None:
+    def set_out(self, sender: Sender) -> None:
+        """Somebody has something under way."""
+        self._under_way[sender] = None
+        if self._paused:
+            self._resume()
+
+    def rest(self, sender: Sender) -> None:
+        """He has no more."""
+        self._under_way.pop(sender, None)
+
+    def _resume(self) -> None:
         """Give every paused link the capacity of this moment, and those of the changes to
         come.
         """
@@ -143,7 +160,7 @@ class TracedCapacities:
         change_s = trace.next_change(now)
         if change_s == inf:
             return
-        if self._may_move():
+        if self._moves() or any(sender.may_move() for sender in self._under_way):
             self._env.timeout(change_s - now).callbacks.append(lambda _: self._follow(link, trace))
         else:
             self._paused.append((link, trace))

@@ -92,10 +92,11 @@ class Network:
         self._up = self._share("ingress", ingress_bps, cells, "up")
         self._down = self._share("egress", egress_bps, cells, "down")
         self._lanes: dict[str, tuple[Lane, Lane]] = {}
+        self._routes: dict[tuple[float, FairLink], Route] = {}
         for name, trace in (traces or {}).items():
             _named(self.shared, name, "shared link").trace = trace
         self._traced = TracedCapacities(
-            env, [(link, link.trace) for link in self.shared.values() if link.trace], self._may_move
+            env, [(link, link.trace) for link in self.shared.values() if link.trace], self._moves
         )
 
     def attach(
@@ -134,10 +135,26 @@ class Network:
         ):
             for name in journey.cells if journey else (cell,):
                 _named(links, name, "cell")
-            route = Route(rate, links if journey else {None: links[cell]}, journey)
+            route = self._route(rate, links, cell, journey)
             lane = Lane(self.env, route, profile, tcp, handover_s, self._traced)
             lanes.append(lane)
         self._lanes[device_id] = (lanes[0], lanes[1])
+
+    def _route(
+        self,
+        rate: Rate | float,
+        links: dict[str | None, FairLink],
+        cell: str | None,
+        journey: Journey | None,
+    ) -> Route:
+        if journey:
+            return Route(rate, {name: links[name] for name in journey.cells}, journey)
+        if not isinstance(rate, float | int):
+            return Route(rate, {None: links[cell]})
+        key = (rate, links[cell])
+        if key not in self._routes:  # one for all devices alike
+            self._routes[key] = Route(rate, {None: links[cell]})
+        return self._routes[key]
 
     def upload(self, device_id: str, nbytes: float) -> LaneTransfer:
         """Send bytes from a device to the server; the event's value is the finish time, s."""
@@ -177,11 +194,9 @@ class Network:
         """
         return fsum(lane.resent_bytes for lanes in self._lanes.values() for lane in lanes)
 
-    def _may_move(self) -> bool:
-        """Whether anything under way moves, or ever will."""
-        if self.shared["ingress"].rate_bps or self.shared["egress"].rate_bps:
-            return True
-        return any(lane.may_move() for lanes in self._lanes.values() for lane in lanes)
+    def _moves(self) -> bool:
+        """Whether anything under way moves now."""
+        return bool(self.shared["ingress"].rate_bps or self.shared["egress"].rate_bps)
 
     def _share(
         self, name: str, capacity_bps: float, cells: dict[str, Cell], direction: str
@@ -202,8 +217,7 @@ class Network:
         if cell.kind == "shared":
             return trunk.link(capacity_bps)
         fair = cell.kind == "cellular" or direction == "down" or cell.fair_uplink
-        trunk.links.append(link := AirLink(self.env, capacity_bps, fair, cell.gain, trunk))
-        return link
+        return AirLink(self.env, capacity_bps, fair, cell.gain, trunk)
 
 
 class InstantNetwork:

@@ -2,7 +2,7 @@
 every event.
 """
 
-from math import inf
+from math import fsum, inf
 
 import numpy as np
 import pytest
@@ -91,13 +91,32 @@ def play(arrivals, actions, capacity_bps, until_s=inf):
     return finish, [8.0 * arrivals[i][1] - left[i] for i in range(len(arrivals))]
 
 
-def play_fair(arrivals, actions, capacity_bps):
+class WalkingTrunk(FairTrunk):
+    """Looks at every link at every change, also at those that carry nothing."""
+
+    n_flows = property(lambda self: sum(link.n_flows for link in self.links))
+
+    def rebalance(self, changed=None):
+        binds = fsum(link.demand_bps for link in self.links) > self.capacity_bps
+        touched = self.links if binds or self._binds or changed is None else [changed]
+        for link in self.links if touched is self.links else ():
+            link._advance()
+            if not binds:
+                link._set_ceiling(inf)
+        if binds:
+            self._find_level(self.links)
+        self._binds = binds
+        for link in touched:
+            link._arm()
+
+
+def play_fair(arrivals, actions, capacity_bps, trunk=FairTrunk):
     """The same schedule on a fair link or, with a "trunk", on fair links under one: (transfers,
     what carried them).
     """
     env = simpy.Environment()
     if "trunk" in capacity_bps:
-        top = FairTrunk(env, capacity_bps["trunk"])
+        top = trunk(env, capacity_bps["trunk"])
         links = {name: top.link(bps) for name, bps in capacity_bps.items() if name != "trunk"}
         links["trunk"] = top
         links["direct"] = top.link(inf)
@@ -223,6 +242,32 @@ def test_long_schedules(seed):
     sent, top = play_fair(*schedule)
     assert top.n_flows == 0 and all(transfer.triggered for transfer in sent)
     assert top.bytes_carried == pytest.approx(sum(a[1] for a in arrivals), rel=1e-9)
+
+
+@settings(max_examples=120, deadline=None)
+@given(schedules(TREE, caps, ["a", "b", "c", "trunk"]))
+def test_links_that_carry_nothing_are_left_alone_to_the_last_bit(schedule):
+    ends = [
+        [(t.moved_bytes, t.value if t.triggered else None) for t in play_fair(*schedule, trunk)[0]]
+        for trunk in (FairTrunk, WalkingTrunk)
+    ]
+    assert ends[0] == ends[1]
+
+
+def test_a_change_in_one_link_looks_at_no_other(monkeypatch):
+    """A thousand cells under an ingress that could carry all of them: who has been asked."""
+    env, asked = simpy.Environment(), []
+    trunk = FairTrunk(env, 1e9)
+    cells = [trunk.link(1e5) for _ in range(1_000)]
+    for cell in cells[:500]:
+        cell.transfer(1e6)
+    demand = FairLink.demand_bps.fget
+    looked_at = property(lambda link: asked.append(link) or demand(link))
+    monkeypatch.setattr(FairLink, "demand_bps", looked_at)
+    for cell in cells[-3:]:
+        cell.transfer(10)
+    env.run(until=60)
+    assert set(asked) == {*cells[-3:]}
 
 
 def test_the_trunk_shares_by_transfer_not_by_link():

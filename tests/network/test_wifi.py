@@ -193,7 +193,6 @@ def play_air(cells, arrivals, actions, ingress_bps):
     links = {
         n: AirLink(env, wire, fair, airtime, trunk) for n, (wire, fair, airtime) in cells.items()
     }
-    trunk.links += links.values()
     sent = [None] * len(arrivals)
 
     def start(i):
