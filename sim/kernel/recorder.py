@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import struct
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sim.kernel.writing import replacing
@@ -32,7 +35,52 @@ _METRIC_TYPES = {
 }
 
 
-Span = tuple[str, str, float, float, int, float, float, str, tuple[int, ...]]
+_PACKED = {pa.string(): "i", pa.float64(): "d", pa.int64(): "q", pa.list_(pa.int64()): "i"}
+
+
+class _Rows:
+    """Rows of one table as they come, packed: 8 bytes a number, 4 a text, whose number in `codes`
+    it is, or a list, whose length it is (its numbers are in `listed`).
+
+    A row that were an object would weigh five times as much, and be looked at by every collection
+    of garbage.
+    """
+
+    def __init__(self, types: dict[str, pa.DataType]) -> None:
+        self.codes = _Codes()
+        self.packed = bytearray()
+        self.listed = array("q")
+        self.pack = struct.Struct("=" + "".join(_PACKED[type_] for type_ in types.values())).pack
+        self._types = types
+        self._dtype = np.dtype([(name, f"={_PACKED[type_]}") for name, type_ in types.items()])
+        self._table: tuple[int, pa.Table] | None = None
+
+    def table(self) -> pa.Table:
+        """All rows so far; made once for so many."""
+        if self._table is None or self._table[0] != len(self.packed):
+            rows = np.frombuffer(self.packed, self._dtype)
+            # copied: what still looked into the rows would keep them from growing
+            columns = {
+                name: self._column(type_, rows[name].copy()) for name, type_ in self._types.items()
+            }
+            self._table = len(self.packed), pa.table(columns)
+        return self._table[1]
+
+    def _column(self, type_: pa.DataType, values: np.ndarray) -> pa.Array:
+        if pa.types.is_string(type_):
+            return pa.array(list(self.codes), pa.string()).take(pa.array(values))
+        if pa.types.is_list(type_):
+            ends = np.cumsum(values, dtype=np.int32)
+            return pa.ListArray.from_arrays(np.append(np.int32(0), ends), np.array(self.listed))
+        return pa.array(values)
+
+
+class _Codes(dict[str, int]):
+    """A number for each text, in the order in which they are first asked for."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = code = len(self)
+        return code
 
 
 class Recorder:
@@ -41,8 +89,7 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self._spans: list[Span] = []
-        self._metrics: list[tuple[float, str, float, str]] = []
+        self._spans, self._metrics = _Rows(_SPAN_TYPES), _Rows(_METRIC_TYPES)
         self.uplink_bytes = 0
         self.downlink_bytes = 0
 
@@ -61,9 +108,14 @@ class Recorder:
         """One thing that an actor did; `flows` are the payloads that it sent, or was the first to
         use.
         """
-        self._spans.append(
-            (actor, kind, start_s, end_s, nbytes, flop, joules, outcome, tuple(flows))
+        rows = self._spans
+        code = rows.codes
+        who, what, how = code[actor], code[kind], code[outcome]
+        rows.packed += rows.pack(
+            who, what, start_s, end_s, int(nbytes), flop, joules, how, len(flows)
         )
+        if flows:
+            rows.listed.extend(flows)
         if kind == "upload":
             self.uplink_bytes += nbytes
         elif kind == "download":
@@ -81,23 +133,27 @@ class Recorder:
 
     def metric(self, time_s: float, name: str, value: float, group: str = "") -> None:
         """A number at a moment, of one group or (group "") of the whole fleet."""
-        self._metrics.append((time_s, name, float(value), group))
+        rows = self._metrics
+        rows.packed += rows.pack(time_s, rows.codes[name], float(value), rows.codes[group])
 
     def bytes_by_actor(self, kind: str) -> Counter[str]:
         """Bytes that each actor's spans of that kind come to."""
+        spans = self.spans()
+        spans = spans.filter(pc.equal(spans["kind"], kind))
         nbytes: Counter[str] = Counter()
-        for actor, its_kind, _, _, its_bytes, *_ in self._spans:
-            if its_kind == kind:
-                nbytes[actor] += its_bytes
+        for actor, its_bytes in zip(
+            spans["actor"].to_pylist(), spans["nbytes"].to_pylist(), strict=True
+        ):
+            nbytes[actor] += its_bytes
         return nbytes
 
     def spans(self) -> pa.Table:
         """All spans in the order in which they ended."""
-        return _table(self._spans, _SPAN_TYPES)
+        return self._spans.table()
 
     def metrics(self) -> pa.Table:
         """All metrics in the order in which they were taken."""
-        return _table(self._metrics, _METRIC_TYPES)
+        return self._metrics.table()
 
     def digest(self, *also: str) -> str:
         """SHA-256 over every span, every metric and whatever else is named (scenario, learned
@@ -112,7 +168,7 @@ class Recorder:
                     digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
                     column = column.flatten()
                 if pa.types.is_string(column.type):
-                    digest.update("\x00".join(column.to_pylist()).encode())
+                    digest.update(_joined(column))
                 else:
                     digest.update(
                         np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes()
@@ -131,11 +187,10 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _table(rows: Sequence[tuple[object, ...]], types: dict[str, pa.DataType]) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(types)
-    return pa.table(
-        {
-            name: pa.array(col, type_)
-            for (name, type_), col in zip(types.items(), columns, strict=True)
-        }
-    )
+def _joined(texts: pa.StringArray) -> memoryview:
+    """All texts in UTF-8 with a zero byte between each two: as they lie in memory, when each has
+    got one behind it.
+    """
+    ended = pc.binary_join_element_wise(texts, "", "\x00")
+    content, nbytes = ended.buffers()[2], pc.sum(pc.binary_length(ended)).as_py()
+    return memoryview(content)[: nbytes - 1] if nbytes else memoryview(b"")

@@ -2,6 +2,7 @@
 in whatever process.
 """
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -280,6 +281,48 @@ def test_the_digest_sees_every_column_of_a_span(column):
     changed = (*ROW[:column], OTHER[column], *ROW[column + 1 :])
     assert digest(ROW) == digest(ROW)
     assert digest(changed) != digest(ROW)
+
+
+def test_the_digest_is_of_the_columns_one_after_the_other():
+    recorder = Recorder()
+    recorder.span(*ROW)
+    recorder.span("é", "wait", 0.0, 1.5)
+    recorder.metric(2.0, "accuracy", 0.5, "bert")
+    content = hashlib.sha256(b"x\0y")
+    for name, column in {
+        "actor": "device-0000\0é".encode(),
+        "kind": b"upload\0wait",
+        "start_s": np.array([1.0, 0.0]),
+        "end_s": np.array([2.0, 1.5]),
+        "nbytes": np.array([100, 0]),
+        "flop": np.array([5.0, 0.0]),
+        "joules": np.array([3.0, 0.0]),
+        "outcome": b"ok\0ok",
+        "flows": np.array([2, 0], dtype=np.int32).tobytes() + np.array([1, 2]).tobytes(),
+        "time_s": np.array([2.0]),
+        "name": b"accuracy",
+        "value": np.array([0.5]),
+        "group": b"bert",
+    }.items():
+        content.update(name.encode())
+        content.update(column)
+    assert recorder.digest("x", "y") == content.hexdigest()
+
+
+def test_a_recorder_may_be_looked_at_while_it_grows():
+    recorder, seen = Recorder(), []
+    for number in range(3):
+        recorder.span(f"device-{number}", "upload", number, number + 1, number, flows=(number,) * 2)
+        recorder.metric(number, "loss", number)
+        seen.append((recorder.spans(), recorder.metrics()))
+        assert recorder.spans() is seen[-1][0]  # made once
+    assert [(len(spans), len(metrics)) for spans, metrics in seen] == [(1, 1), (2, 2), (3, 3)]
+    assert seen[-1][0].slice(0, 1).equals(seen[0][0])
+    assert seen[-1][0].to_pylist()[2] == {
+        **{"actor": "device-2", "kind": "upload", "start_s": 2.0, "end_s": 3.0, "nbytes": 2},
+        **{"flop": 0.0, "joules": 0.0, "outcome": "ok", "flows": [2, 2]},
+    }
+    assert recorder.bytes_by_actor("upload") == {"device-0": 0, "device-1": 1, "device-2": 2}
 
 
 def test_the_digest_sees_flows_metrics_order_and_what_else_is_named():
