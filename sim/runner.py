@@ -16,6 +16,7 @@ from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import CannotWrite, replacing, write_json
+from sim.results.host_memory import forget_peak_rss
 from sim.results.run import Run, open_run
 from sim.results.run_directory import (
     RunDirectoryError,
@@ -59,7 +60,8 @@ def run_scenario(
     once). Raises RunDirectoryError, CannotResume, CannotWrite, and what building the world raises:
     all ValueError or AssetError with a message for the user.
     """
-    began = time.perf_counter()
+    began, seconds = time.perf_counter(), dict[str, float]()
+    forget_peak_rss()
     callbacks = callbacks or RunCallbacks()
     inputs = digests(scenario, folder, texts)
     with (
@@ -82,10 +84,12 @@ def run_scenario(
                 with building(scenario) as warned:
                     if not dry:
                         preflight(scenario, folder)
-                    built = Simulation(
-                        scenario, folder, dry, workers, journal, callbacks, texts, host
-                    )
-                    built.prepare()
+                    with _spending(seconds, "building"):
+                        built = Simulation(
+                            scenario, folder, dry, workers, journal, callbacks, texts, host
+                        )
+                    with _spending(seconds, "store", built):
+                        built.prepare()
                     sim = built
                 sim.remark(*warned, *journal.remarks, *_arithmetic_remarks(place, sim))
                 known = (
@@ -94,20 +98,25 @@ def run_scenario(
                     else ""
                 )
                 on_stage(f"simulating{known}")
-                sim.run()
+                with _spending(seconds, "events", sim):
+                    sim.run()
                 if sim.host.is_replaying and sim.ended.reason != "interrupted":
                     raise CannotResume.other_course()
                 if sim.host.is_replaying:
                     raise Interrupted("before it was where it had been; `--resume` goes on")
                 on_stage("writing")
-                _write(place, sim, began)
+                seconds["torch"] = sim.host.torch_s
+                _write(place, sim, began, seconds)
         except BaseException as error:
             if sim is not None:
                 sim.host.close(at_once=True)
             _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
             raise
         run = open_run(place)
-        _draw(run, figures, on_stage)
+        with _spending(seconds, "figures"):
+            _draw(run, figures, on_stage)
+        run.summary["host"]["seconds"] = seconds
+        write_json(place / "summary.json", run.summary)
     if run.manifest["status"] == "interrupted":
         raise Interrupted(f"{place} holds the run so far; `--resume` goes on from there", run)
     return run
@@ -158,7 +167,21 @@ def _mark(
             empty(place)
 
 
-def _write(place: Path, sim: Simulation, began: float) -> None:
+@contextmanager
+def _spending(
+    seconds: dict[str, float], what: str, sim: Simulation | None = None
+) -> Iterator[None]:
+    """Count the seconds that pass meanwhile under this name, but for what learning takes of
+    them.
+    """
+    began, torch_s = time.perf_counter(), sim.host.torch_s if sim else 0.0
+    yield
+    learning_s = sim.host.torch_s - torch_s if sim else 0.0
+    seconds[what] = max(0.0, time.perf_counter() - began - learning_s)
+
+
+def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]) -> None:
+    recorded = time.perf_counter()
     status = "interrupted" if sim.ended.reason == "interrupted" else "finished"
     learner = sim.method.learner
     mark = sim.recorder.digest(digest(resolved(sim.scenario)), learner.digest())
@@ -168,7 +191,10 @@ def _write(place: Path, sim: Simulation, began: float) -> None:
     if not sim.dry:
         with replacing(place / "model") as temporary:
             learner.save(temporary)
-    write_json(place / "summary.json", summary(sim, mark, devices, time.perf_counter() - began))
+    found = summary(sim, mark, devices, time.perf_counter() - began)
+    seconds["recording"] = time.perf_counter() - recorded
+    found["host"]["seconds"] = seconds
+    write_json(place / "summary.json", found)
     write_manifest(place, sim.scenario, status, dry=sim.dry, digest=mark)
     if status == "finished":
         sim.host.journal.forget()

@@ -156,6 +156,8 @@ def _show_summary(done) -> None:
         f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, "
         f"{format_bytes(s['host']['peak_rss_bytes'])}",
     )
+    if spent := s["host"].get("seconds"):
+        row("time went to", ", ".join(f"{what} {took:.1f} s" for what, took in spent.items()))
     if recalled := s["host"].get("pieces_recalled"):
         row(
             "resumed",

@@ -5,17 +5,16 @@ spans.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sim.kernel.vocabulary import STATES
 from sim.results.by_device import accuracy_by_device, spread
+from sim.results.host_memory import peak_rss_bytes
 from sim.results.span_table import is_waste, joules_by_state, of_devices
 from sim.simulation import Simulation
 
@@ -147,7 +146,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
             "pieces_of_learning": sim.host.pieces,
             "pieces_recalled": sim.host.recalled,
             "events": next(sim.env._eid),
-            "peak_rss_bytes": _peak_rss_bytes(),
+            "peak_rss_bytes": peak_rss_bytes(),
         },
     }
 
@@ -226,15 +225,3 @@ def _spread(column: pa.ChunkedArray) -> dict[str, float | None]:
         "p95": float(np.percentile(values, 95)),
         "max": float(values.max()),
     }
-
-
-def _peak_rss_bytes() -> int:
-    """The most memory that this process has held; Windows tells it in another place than all others
-    do.
-    """
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

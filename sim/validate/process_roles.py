@@ -224,4 +224,4 @@ def _write(world: ServerWorld, out: Path, began_s: float) -> None:
 
     out.mkdir(parents=True)
     write_manifest(out, world.scenario, "running", dry=False)
-    _write(out, world, time.perf_counter() - (time.monotonic() - began_s))
+    _write(out, world, time.perf_counter() - (time.monotonic() - began_s), {})

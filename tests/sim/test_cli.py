@@ -155,6 +155,9 @@ def test_a_run_on_no_terminal_prints_plain_lines_and_its_summary(mobifleet, scen
     assert "forward passes of random-bert: 0/" in outcome.out or "accuracy" in outcome.out
     for word in ("seed 5", "exhausted", "uplink", "device energy", "3 ok", "digest", "runs/tiny"):
         assert word in outcome.out
+    text = " ".join(outcome.out.split())
+    for part in ("building", "store", "torch", "events", "recording", "figures"):
+        assert re.search(rf"time went to .*\b{part} [0-9.]+ s", text), part
 
 
 def test_quiet_prints_the_summary_alone(mobifleet, scenario_file):

@@ -3,10 +3,12 @@ when.
 """
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
+from sim.results.host_memory import forget_peak_rss, peak_rss_bytes
 from sim.results.run import COLUMNS
 from sim.results.summary import device_table, summary
 
@@ -267,3 +269,13 @@ def test_the_running_uplink_counts_what_was_sent_in_vain(simulate, report, spans
     assert 0 < lost["nbytes"] < total
     assert notes[-1] == report(sim)["totals"]["uplink_bytes"] == total
     assert report(sim)["totals"]["wasted_bytes"] == lost["nbytes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone forgets a peak")
+def test_the_peak_of_memory_is_that_of_the_run_and_not_of_what_the_process_did_before():
+    before = bytearray(200_000_000)
+    before[::4096] = b"x" * len(before[::4096])
+    held = peak_rss_bytes()
+    del before
+    forget_peak_rss()
+    assert peak_rss_bytes() < held - 150_000_000
