@@ -11,8 +11,7 @@ These are the seconds of a cool device that has nothing else to do; `devices/the
 """
 
 import math
-
-import numpy as np
+from typing import Protocol
 
 from devices.hardware import DeviceProfile
 
@@ -36,7 +35,14 @@ def seconds(profile: DeviceProfile, engine: str, flop: float, bytes_moved: float
     )
 
 
-def jitter_factor(cv: float, rng: np.random.Generator) -> float:
+class NormalDraws(Protocol):
+    """Where jitter comes from: a generator of NumPy's, or what draws as one."""
+
+    def standard_normal(self) -> float:
+        """One draw of mean 0 and deviation 1."""
+
+
+def jitter_factor(cv: float, rng: NormalDraws) -> float:
     """One draw of a log-normal factor with mean 1 and coefficient of variation `cv`.
 
     sigma^2 = ln(1 + cv^2), mu = -sigma^2 / 2; one draw of `rng` whatever `cv` is.
@@ -57,7 +63,7 @@ class ComputeModel:
         self,
         profile: DeviceProfile,
         engine_name: str,
-        rng: np.random.Generator | None = None,
+        rng: NormalDraws | None = None,
         jitter: bool = True,
     ):
         self.profile = profile

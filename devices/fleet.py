@@ -11,6 +11,7 @@ Choice = str | Mapping[str, float]
 """One value for all, or a mapping value -> weight to draw from (weights need not sum to 1)."""
 
 Name = TypeVar("Name", bound=str | None)
+NO_DRAWS = np.zeros(5)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Group:
     name: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """One device of the fleet; every field but `memory_bytes` is a name to be looked up by
     others.
@@ -51,20 +52,22 @@ class Member:
 def draw(groups: Sequence[Group], rng_of: Callable[[str], np.random.Generator]) -> list[Member]:
     """The members of all groups, in order, with ids `device-0000`, `device-0001`, ...
 
-    `rng_of(member_id)` gives each member a stream of its own. From it come always five uniforms,
-    one per field in a fixed order, needed or not: so a device added at the end leaves all others
-    alone, and turning one field into a mix leaves the other fields alone. (Growing an earlier group
-    renumbers the later groups.) Raises `ValueError` for a negative count or a mix without positive
-    weights.
+    `rng_of(member_id)` gives each member a stream of its own. From it come five uniforms if any
+    field is a mix, one per field in a fixed order, needed or not: so a device added at the end
+    leaves all others alone, and turning one field into a mix leaves the other fields alone.
+    (Growing an earlier group renumbers the later groups.) Raises `ValueError` for a negative count
+    or a mix without positive weights.
     """
     members: list[Member] = []
     for index, group in enumerate(groups):
         name = group.name or f"group-{index}"
         if group.count < 0:
             raise ValueError(f"{name}: count is {group.count}, allowed: 0 or more")
+        choices = (group.device, group.engine, group.backbone, group.link, group.cell)
+        is_mixed = any(isinstance(choice, Mapping) for choice in choices)
         for _ in range(group.count):
             member_id = f"device-{len(members):04d}"
-            u = rng_of(member_id).random(5)
+            u = rng_of(member_id).random(5) if is_mixed else NO_DRAWS
             members.append(
                 Member(
                     id=member_id,

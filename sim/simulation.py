@@ -8,6 +8,7 @@ does; a method knows nothing of how time is kept.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -34,7 +35,7 @@ from sim.kernel.host import Host, single_threaded_torch
 from sim.kernel.journal import Journal
 from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
-from sim.kernel.streams import Streams
+from sim.kernel.streams import Normals, Streams
 from sim.kernel.tally import Tally
 from sim.kernel.work import Process, Steps
 from sim.kernel.world import Ended
@@ -151,6 +152,7 @@ class Simulation:
         self.scores: Scores = {}
         self.personal: Scores = {}
         self._looked_at_s = 0.0
+        self._looks_every = getattr(scenario.method, "evaluate_every", 0) or scenario.evaluate_every
         self.tally = Tally()
         self.remarks: list[str] = []
         self.task: DividedTask = load_task(scenario, self.streams, folder, dry, texts)
@@ -214,13 +216,11 @@ class Simulation:
         self.start(None, generator_of("server", self.method.server(self.server)))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
-        while self._processes:
-            self._step_some()
-            self.callbacks.on_progress(self)
-            if self.ended.reason == "running" and self.callbacks.should_stop():
-                # while everybody still holds what it has learned
-                self.host.checkpoint(is_last=True)
-                self.stop("interrupted")
+        gc.freeze()  # a world is no garbage while it runs: not to be looked through again and again
+        try:
+            self._let_the_clock_run()
+        finally:
+            gc.unfreeze()
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
@@ -236,6 +236,15 @@ class Simulation:
         self.host.close()
         return self.ended
 
+    def _let_the_clock_run(self) -> None:
+        while self._processes.alive:
+            self._step_some()
+            self.callbacks.on_progress(self)
+            if self.ended.reason == "running" and self.callbacks.should_stop():
+                # while everybody still holds what it has learned
+                self.host.checkpoint(is_last=True)
+                self.stop("interrupted")
+
     def _end_after(self, horizon_s: float | None) -> None:
         if horizon_s is not None:
             self.env.timeout(horizon_s).callbacks.append(lambda _: self.stop("horizon"))
@@ -244,17 +253,17 @@ class Simulation:
             event.callbacks.append(lambda _: self.stop("stalled"))
 
     def _step_some(self) -> None:
-        for _ in range(STEPS_BETWEEN_LOOKS):
-            if not self._processes:
-                return
-            if self.env.peek() > LONGEST_S and self.ended.reason == "running":
-                # whoever still waits waits for bytes that no link will ever carry
-                self.stop("stalled")
-            try:
-                self.env.step()
-            except RuntimeError as error:
-                refuse_no_event(self.env.active_process, error)
-                raise
+        alive, step, peek = self._processes.alive, self.env.step, self.env.peek
+        try:
+            for _ in range(STEPS_BETWEEN_LOOKS):
+                if not alive:
+                    return
+                if peek() > LONGEST_S and self.ended.reason == "running":
+                    self.stop("stalled")  # who waits now waits for bytes that no link will carry
+                step()
+        except RuntimeError as error:
+            refuse_no_event(self.env.active_process, error)
+            raise
 
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
@@ -389,8 +398,7 @@ class Simulation:
         """By the growth of virtual time since the last look, or else by the number of updates."""
         if (growth := self.scenario.evaluate_growth) is not None:
             return self.env.now >= growth * self._looked_at_s
-        own: int | None = getattr(self.scenario.method, "evaluate_every", None)  # see Scenario
-        return self.updates % (own or self.scenario.evaluate_every) == 0
+        return self.updates % self._looks_every == 0
 
     def _look_at_validation(self, learner: Learner) -> None:
         """Note metric and loss on the texts to choose by, if there are any: also of what nobody has
@@ -487,7 +495,7 @@ class Simulation:
         made = []
         for i, member in enumerate(members):
             profile, samples = profiles[member.device], self.task.parts[i]
-            rng = self.streams.rng("jitter", member.id) if self.scenario.jitter else None
+            rng = Normals(self.streams, "jitter", member.id) if self.scenario.jitter else None
             model = ComputeModel(profile, member.engine, rng, self.scenario.jitter)
             ready_s = ready[i]
             if max(joined_s[i], ready_s.max(initial=0.0)) > LONGEST_S:
@@ -511,7 +519,7 @@ class Simulation:
         self.remark(*[profile.estimates] if profile.lent else ())
         if settings.step_overhead is not None:
             profile = profile.with_overhead(settings.engine, settings.step_overhead)
-        rng = self.streams.rng("jitter", "server") if self.scenario.jitter else None
+        rng = Normals(self.streams, "jitter", "server") if self.scenario.jitter else None
         model = ComputeModel(profile, settings.engine, rng, self.scenario.jitter)
         return self.server_type(self, profile, model)
 

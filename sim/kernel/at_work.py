@@ -13,34 +13,36 @@ if TYPE_CHECKING:
 
 
 class ActiveProcesses:
-    """The processes that have not ended; an actor of None is the server."""
+    """The processes that have not ended (`alive`, each with its actor); an actor of None is the
+    server.
+    """
 
     def __init__(self) -> None:
-        self._alive: dict[simpy.Process, Device | None] = {}
+        self.alive: dict[simpy.Process, Device | None] = {}
         self._of: dict[Device, dict[simpy.Process, int]] = {}  # -> which start it was
         self._starts = count()
 
-    def __bool__(self) -> bool:
-        return bool(self._alive)
-
     def add(self, process: simpy.Process, actor: Device | None) -> None:
         """Note a process until it ends."""
-        self._alive[process] = actor
+        self.alive[process] = actor
         if actor is not None:
             self._of.setdefault(actor, {})[process] = next(self._starts)
-        process.callbacks.append(lambda _: self._forget(process))
+        process.callbacks.append(self._forget)
 
-    def _forget(self, process: simpy.Process) -> None:
-        if (actor := self._alive.pop(process)) is not None:
+    def _forget(self, process: simpy.Event) -> None:
+        assert isinstance(process, simpy.Process)  # whose callback it is
+        if (actor := self.alive.pop(process)) is not None:
             del self._of[actor][process]
+            if not self._of[actor]:
+                del self._of[actor]
 
     def all(self) -> list[simpy.Process]:
         """All of them."""
-        return list(self._alive)
+        return list(self.alive)
 
     def of_devices(self) -> list[simpy.Process]:
         """All but the server's."""
-        return [process for process, actor in self._alive.items() if actor is not None]
+        return [process for process, actor in self.alive.items() if actor is not None]
 
     def of(self, devices: Iterable[Device]) -> list[simpy.Process]:
         """Those of these devices, without a look at the others."""

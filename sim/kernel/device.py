@@ -11,7 +11,6 @@ late.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -61,7 +60,24 @@ class WorkConditions(Protocol):
 
 
 class Device:
-    """One device of the fleet and what it does."""
+    """One device of the fleet and what it does.
+
+    `ready_s` are the rising times at which its samples are there; the last of fewer is that of all
+    others.
+    """
+
+    __slots__ = (
+        *("_assigned", "_back", "_called", "_model", "_open_verbs", "_ready_s", "_serving"),
+        *("availability", "backbone", "client", "conditions", "finished_at_s", "id", "is_gone"),
+        *("is_on", "is_serving", "joined_at_s", "member", "memory_bytes", "meter", "off_for"),
+        *("off_since_s", "outcome", "peak_memory_bytes", "power", "profile", "samples", "task"),
+        *(
+            "task_outcome",
+            "world",
+            "__dict__",
+            "__weakref__",
+        ),  # a method may note things of its own
+    )
 
     def __init__(
         self,
@@ -95,13 +111,14 @@ class Device:
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
         self.off_for: frozenset[str] = frozenset()  # of `AWAY`: why it is off
-        self._back = world.env.event()
+        self._back: simpy.Event | None = None  # happens when it is on again, while it is off
         self._open_verbs: dict[simpy.Process, None] = {}
         self._serving: simpy.Process | None = None
         self.is_serving = False
         self.task: ClientTask[object] | None = None
-        self._assigned: deque[ClientTask[object] | None] = deque()
-        self._called = world.env.event()
+        # a deque weighs ten times as much, and few tasks wait
+        self._assigned: list[ClientTask[object] | None] = []
+        self._called: simpy.Event | None = None  # happens when one comes, while it waits for one
 
     def arrive(self) -> Steps[None]:
         """Be absent until the joining time, and until it is on; an absent device draws no power of
@@ -113,8 +130,9 @@ class Device:
     def batches(self, size: int) -> Iterator[Batch]:
         """The device's own samples, once, in batches."""
         for start in range(0, len(self.samples), size):
-            here = slice(start, start + size)
-            yield Batch(self.samples[here], float(self._ready_s[here].max()))
+            samples = self.samples[start : start + size]
+            last = min(start + len(samples), len(self._ready_s)) - 1
+            yield Batch(samples, float(self._ready_s[last]))
 
     def until(self, time_s: float) -> Steps[None]:
         """Wait, idle, until a moment; nothing happens if it has passed."""
@@ -175,8 +193,9 @@ class Device:
         if task is not None and not self.is_on:
             return
         self._assigned.append(task)
-        if not self._called.triggered:
+        if self._called is not None:
             self._called.succeed()
+            self._called = None
 
     def serve(self, client_round: Callable[[ClientTask[object]], Process]) -> Steps[None]:
         """Run `client_round` for every task that the server assigns, then wait, idle, until that
@@ -194,7 +213,7 @@ class Device:
                 while not self._assigned:
                     self._called = self.world.env.event()
                     yield self._called
-                self.task = self._assigned.popleft()
+                self.task = self._assigned.pop(0)
                 if self.task is None:
                     return
                 yield from client_round(self.task)
@@ -261,7 +280,7 @@ class Device:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
             self.world.server.note_dropped(self, why)
-        self._assigned = deque(task for task in self._assigned if task is None)
+        self._assigned = [task for task in self._assigned if task is None]
         for process in at_it:
             process.interrupt(why)
 
@@ -274,12 +293,14 @@ class Device:
         if self.is_on or self.off_for:
             return
         self.is_on = True
-        self._back.succeed()
+        if self._back is not None:
+            self._back.succeed()
+            self._back = None
         self.world.server.note(self)
         self.world.server.note_return(self)
 
     def _until_on(self) -> Steps[None]:
-        while not self.is_on:
+        while self._back is not None:
             yield self._back
 
     def _resumed(self, verb: Callable[[], Steps[None]]) -> Steps[None]:
@@ -331,17 +352,17 @@ class Device:
         outcome: str = "ok",
         done: Callable[[float], float] | None = None,
     ) -> Steps[None]:
-        """Let so many seconds of one kind pass and record them; `done` gives the share of the FLOP
-        in a part of them.
+        """Let so many seconds of one kind pass from now on and record them; `done` gives the share
+        of the FLOP in a part of them.
         """
         event = self.world.env.timeout(seconds)
-        yield from recorded(
+        return recorded(
             self, kind, event, watts, seconds=seconds, flop=flop, outcome=outcome, done=done
         )
 
     def _wait(self, time_s: float) -> Steps[None]:
         left_s = max(0.0, time_s - self.world.env.now)
-        yield from self.timed("wait", left_s, self.power.idle_w)
+        return self.timed("wait", left_s, self.power.idle_w)
 
     def _computing(self, work: Work[object], seconds: float) -> Steps[None]:
         if self.conditions:
@@ -373,4 +394,4 @@ class Device:
                 progress=network.progress if j_per_byte else None,
             )
 
-        yield from self._resumed(transfer)
+        return self._resumed(transfer)

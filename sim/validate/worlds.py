@@ -166,7 +166,7 @@ class DeviceWorld(RealWorld):
     def execute(self) -> dict[str, Any]:
         """Run this device's part of the method; returns what the server needs to know of it."""
         self.start(self.me, self._device_process(self.me, self.method.device(self.me)))
-        while self._processes:
+        while self._processes.alive:
             self.env.step()
         return {
             "outcome": self.me.outcome,
@@ -320,7 +320,7 @@ class ServerWorld(RealWorld):
         for device in self.devices:
             self.start(device, self._device_process(device, device.until_done()))
         self.start(None, self.method.server(self.server))
-        while self._processes:
+        while self._processes.alive:
             self.env.step()
             on_progress(self)
             if time.monotonic() - began > limit_s:

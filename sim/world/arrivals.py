@@ -55,8 +55,8 @@ def data_times(
     streams: Streams,
     folder: Path,
 ) -> list[np.ndarray]:
-    """When each of a device's so many samples is there, rising seconds, of every device; ValueError
-    as above.
+    """When each of a device's so many samples is there, rising seconds, of every device (one where
+    all are there at once); ValueError as above.
     """
     records = models.read_times(located(how.path, folder)) if isinstance(how, DataTraced) else {}
 
@@ -76,7 +76,7 @@ def data_times(
             case DataTraced():
                 record = models.pick(records, streams.rng("fresh-data", id_))
                 return models.data_traced(count, record, start_s, how.period)
-        return models.data_present(count, start_s)
+        return models.data_present(min(count, 1), start_s)  # that of all
 
     return [of(*device) for device in zip(samples, ids, joined_s, strict=True)]
 

@@ -5,7 +5,7 @@ which precision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,7 @@ class FleetCosting:
     precision: dict[str, str]
     fixed_tokens: int | None
     remarks: tuple[str, ...] = ()
+    _passes: dict[tuple[str, str, int, int], Cost] = field(default_factory=dict, repr=False)
 
     @property
     def charged_as(self) -> str | None:
@@ -72,8 +73,12 @@ class FleetCosting:
     def forward(self, member: Member, lengths: np.ndarray) -> Cost:
         """One forward pass over texts of these lengths, padded to the longest."""
         tokens = self.fixed_tokens or int(lengths.max())
-        width = BYTES_PER_NUMBER[self.precision[member.group]]
-        return self.architectures[member.backbone].forward(len(lengths), tokens, width)
+        alike = member.group, member.backbone, len(lengths), tokens
+        if (known := self._passes.get(alike)) is None:
+            width = BYTES_PER_NUMBER[self.precision[member.group]]
+            known = self.architectures[member.backbone].forward(len(lengths), tokens, width)
+            self._passes[alike] = known
+        return known
 
     def next_word(self, member: Member, texts: int, words: int) -> Cost:
         """What so many words' logits cost after a forward pass over these texts."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.kernel.streams import Streams
+from sim.kernel.streams import Normals, Streams
 
 
 def test_golden_draws():
@@ -34,6 +35,21 @@ def test_each_call_starts_the_stream_anew_whatever_was_drawn_before():
         streams.rng("jitter", other).random(other)
     assert streams.rng("jitter", "a").random(5).tolist() == first.tolist()
     assert Streams(1).rng("jitter", "a").random(5).tolist() == first.tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32, 2**64 + 3, 2**128 - 1, 2**128, 2**200 + 5])
+def test_a_stream_is_that_of_a_seed_and_a_spawn_key_as_numpy_spawns(seed):
+    words = np.frombuffer(blake2b(b"6:jitter:device-3", digest_size=16).digest(), dtype="<u4")
+    spawned = np.random.SeedSequence(seed, spawn_key=tuple(map(int, words)))
+    theirs = np.random.Generator(np.random.PCG64(spawned))
+    ours = Streams(seed).rng("jitter", "device-3")
+    assert ours.integers(0, 2**63, 4).tolist() == theirs.integers(0, 2**63, 4).tolist()
+
+
+def test_normals_are_those_of_the_generator_one_by_one():
+    normals, rng = Normals(Streams(3), "jitter", "a"), Streams(3).rng("jitter", "a")
+    drawn = [normals.standard_normal() for _ in range(100)]
+    assert drawn == [rng.standard_normal() for _ in range(100)]
 
 
 names = st.tuples(st.integers(0, 2**70), st.text(max_size=8), st.text(max_size=8))

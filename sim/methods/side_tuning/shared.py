@@ -228,6 +228,7 @@ class SideTuning:
         self.learner = self.new_learner()
         self.cache = ReplayCache(world.streams.rng("server/replay"))
         self.updates, self.is_shipped = 0, False
+        self.step_costs: dict[frozenset[tuple[str, int]], Cost] = {}
         self.fitted: Counter[str] = Counter()  # records that a skip was last solved for
         self.fresh: list[int] = []  # numbers of payloads that came since the last update
 
@@ -451,7 +452,10 @@ class SideTuning:
 
     def update(self, records: list[int]) -> Work:
         """One AdamW update of the side network and the projections on the drawn records."""
-        cost = self.shape.training_step(self.cache.count_by_backbone(records))
+        counts = self.cache.count_by_backbone(records)
+        alike = frozenset(counts.items())
+        if (cost := self.step_costs.get(alike)) is None:
+            cost = self.step_costs[alike] = self.shape.training_step(counts)
         return self.learner.work(cost, self.learner.step, self.server_update, records)
 
     def end(self, server: Server) -> Generator:
