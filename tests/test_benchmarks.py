@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -97,3 +98,25 @@ def test_a_side_network_is_measured_at_every_size_and_precision(tmp_path):
     assert all(value * 16 == round(value * 16) > 8 for value in accuracy.values())
     assert module.table(found).count("\n") == 4
     assert found["shipped_bytes"]["4"]["int8"] == 174_084
+
+
+def test_a_fleet_costs_as_many_calls_an_event_however_large_it_is(tmp_path):
+    spec = spec_from_file_location("fleet_benchmark", FOLDER / "fleet.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = module.measured("cells", 200)
+    assert found["updates"] >= 20 * 200 * 8 / 32  # of replay, texts and a batch; the rest are fits
+    assert 200 * (4 + 4 + 1) + found["updates"] < found["spans"] < found["events"] / 2
+
+    def calls_an_event(kind, devices):
+        sim, calls = module.simulation(kind, devices, tmp_path), Counter()
+        sys.setprofile(lambda frame, event, what: calls.update([event]))
+        try:
+            sim.run()
+        finally:
+            sys.setprofile(None)
+        return (calls["call"] + calls["c_call"]) / next(sim.env._eid)
+
+    for kind in ("fedavg", "fedasync", "cells"):
+        few, many = (calls_an_event(kind, devices) for devices in (100, 400))
+        assert many < 1.1 * few
