@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from learning.host_device import HostDevice
+from sim.kernel.host import AUTO
 from sim.scenario import SCENARIOS, file, partitions, registry
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from sim.results.run import Run
 
 PATIENCE_S = 2.0  # what is over sooner shows no progress
-USUAL_WORKERS = min(4, os.cpu_count() or 1)
 
 
 def load(
@@ -95,7 +95,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     dry: bool = False,
     resume: bool = False,
-    workers: int | str = USUAL_WORKERS,
+    workers: int | str = AUTO,
     figures: bool = True,
     quiet: bool = False,
     texts: TextDataset | None = None,
@@ -106,10 +106,11 @@ def run(
 
     `scenario` is what `load` gave, or what `load` takes. The run directory is `out`, or a fresh
     `runs/<name>`; `dry` leaves the learning out (timing, bytes, FLOP and joules alone); `resume`
-    goes on with the unfinished run of this scenario; `workers`, a number or "ray", moves the host's
-    time only, and so does `host`, the torch device of the learning ("cpu", "cuda" or "mps";
-    `precision` "bfloat16" is faster there and coarser); `texts` takes the place of the scenario's
-    data set. `quiet` silences progress and notes; the notes are in `run.summary["remarks"]`. Ctrl-C
+    goes on with the unfinished run of this scenario; `workers`, a number, "auto" or "ray", moves
+    the host's time only, and so does `host`, the torch device of the learning ("cpu", "cuda" or
+    "mps"; `precision` "bfloat16" is faster there and coarser); `texts` takes the place of the
+    scenario's data set. `quiet` silences progress and notes; the notes are in
+    `run.summary["remarks"]`. Ctrl-C
     ends it in good order and raises Interrupted; ValueErrors of mobifleet's say what stands against
     the scenario.
 

@@ -12,6 +12,7 @@ training: any other pass is a function of its inputs and of the state alone.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -156,10 +157,15 @@ class TrainableClassifier(nn.Module):
         h_BTD = self.backbone(**inputs).last_hidden_state
         return self.head(self.dropout(_read(h_BTD, mask_BT, self.readout)))
 
+    def twin(self) -> TrainableClassifier:
+        """Another one, for another thread: what is frozen is shared, what is trained its own."""
+        shared = {id(p): p for p in self.parameters() if not p.requires_grad}
+        return copy.deepcopy(self, shared)
+
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
-        return self.backbone.device
+        return next(iter(self._named.values())).device
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """The live trainable parameters in the fixed order; their names are those of
@@ -177,20 +183,20 @@ class TrainableClassifier(nn.Module):
         """Take a state as `trainable` gives it; ValueError if its names or shapes are not this
         model's.
         """
-        odd = [
-            name
-            for name in {*state, *self._named}
-            if _shape(state, name) != _shape(self._named, name)
-        ]
-        if odd:
-            name = min(odd)
-            raise ValueError(
-                f"this state is not one of {self.spec.name!r} trained by {self.kind}: {name} is "
-                f"{_shape(state, name)} in the state and {_shape(self._named, name)} in the model"
-            )
+        if state.keys() != self._named.keys() or any(
+            state[name].shape != parameter.shape for name, parameter in self._named.items()
+        ):
+            raise self._not_mine(state)
         with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(state[name])
+            torch._foreach_copy_(list(self._named.values()), [state[name] for name in self._named])
+
+    def _not_mine(self, state: Mapping[str, Tensor]) -> ValueError:
+        odd = (n for n in {*state, *self._named} if _shape(state, n) != _shape(self._named, n))
+        name = min(odd)
+        return ValueError(
+            f"this state is not one of {self.spec.name!r} trained by {self.kind}: {name} is "
+            f"{_shape(state, name)} in the state and {_shape(self._named, name)} in the model"
+        )
 
     @property
     def trainable_bytes(self) -> int:

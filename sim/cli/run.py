@@ -84,11 +84,7 @@ def run(
 def _workers(text: str) -> int | str:
     import re
 
-    from sim.api import USUAL_WORKERS
-
-    if text == "auto":
-        return USUAL_WORKERS
-    if text == "ray":
+    if text in ("auto", "ray"):
         return text
     if not re.fullmatch("[0-9]{1,4}", text) or int(text) < 1:
         raise UserError(f"--workers: a number from 1, auto or ray (got {text!r})")

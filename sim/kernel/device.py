@@ -23,7 +23,6 @@ from devices.compute import ComputeModel
 from devices.fleet import Member
 from devices.hardware import DeviceProfile
 from devices.power import radio
-from sim.kernel.learned import joined
 from sim.kernel.spans import AWAY, EnergyMeter, recorded
 from sim.kernel.work import Batch, ClientTask, Process, Result, Steps, Work
 
@@ -152,7 +151,7 @@ class Device:
         seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
         result = work.run() if work.run else None
         yield from self._resumed(lambda: self._computing(work, seconds))
-        return joined(result)
+        return self.world.host.joined(result)
 
     def payload(
         self, samples: np.ndarray, nbytes: int, data: object = None, version: int = 0

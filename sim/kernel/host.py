@@ -1,8 +1,7 @@
 """Where the host computes: the learning's own work, apart from virtual time.
 
 A piece of learning is a pure function of inputs fixed at its virtual start, so it may run anywhere
-and be joined at its virtual end; the number of workers changes how long the host takes, never a
-result.
+and be joined later; the number of workers changes how long the host takes, never a result.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ import functools
 import math
 import os
 import sys
+import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
@@ -20,11 +21,15 @@ from typing import TypeVar, cast, overload
 
 from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
-from sim.kernel.learned import Learned, Piece, key_of, with_values
+from sim.kernel.learned import Learned, Piece, key_of, wait_for, with_values
+from sim.kernel.side_by_side import SideBySide
 
 Result = TypeVar("Result")
 Second = TypeVar("Second")
 Third = TypeVar("Third")
+
+AUTO = "auto"
+PATIENCE = 4  # times as much is at stake before a checkpoint waits for pieces that run side by side
 
 
 class HostError(ValueError):
@@ -32,10 +37,12 @@ class HostError(ValueError):
 
 
 class Host:
-    """Runs functions inline (`workers=1`), on threads (`workers=N`) or on Ray (`workers="ray"`).
+    """Runs functions inline (`workers=1`), on threads (`workers=N`) or on Ray (`workers="ray"`);
+    `"auto"`: on as many threads as there are cores, up to four, where that is faster.
 
-    `learn`, `compute_now` and `start` keep the order in which they were called (one lane); `map`
-    spreads independent pieces over all workers. `journal` remembers what was learned.
+    `learn`, `compute_now` and `start` compute at once, in the order in which they were called, but
+    for pieces that may run side by side: these go to the threads. `map` spreads independent pieces
+    over all workers. `journal` remembers what was learned.
     """
 
     def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
@@ -48,19 +55,23 @@ class Host:
         self._alive: weakref.WeakSet[Learned[object]] = weakref.WeakSet()
         self._ray: ModuleType | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._lane: ThreadPoolExecutor | None = None
+        self._beside: SideBySide | None = None
+        self._joined: deque[Future[None]] = deque()  # at their virtual end, and not looked at yet
+        self._clock = threading.Lock()
         if workers == "ray":
             if host_device().name != "cpu":
                 raise HostError(
                     f"--workers ray computes on CPUs: choose --host cpu (got {host_device().name})"
                 )
             self._ray = _start_ray()
-        elif isinstance(workers, int) and workers >= 1:
-            if workers > 1:
-                self._pool = ThreadPoolExecutor(workers, "mobifleet-worker", _one_thread)
-                self._lane = ThreadPoolExecutor(1, "mobifleet-lane", _one_thread)
+        elif workers == AUTO or (isinstance(workers, int) and workers >= 1):
+            threads = min(4, os.cpu_count() or 1) if isinstance(workers, str) else workers
+            if threads > 1:
+                self._pool = ThreadPoolExecutor(threads, "mobifleet-worker", _one_thread)
+                if host_device().name == "cpu":  # threads would only queue for an accelerator
+                    self._beside = SideBySide(self._pool, threads, is_on_trial=workers == AUTO)
         else:
-            raise HostError(f"workers: a number from 1, or ray (got {workers!r})")
+            raise HostError(f"workers: a number from 1, auto or ray (got {workers!r})")
 
     # --- the learning, which an interrupted run takes up again
 
@@ -71,6 +82,7 @@ class Host:
         *arguments: object,
         stored: tuple[bool, bool],
         revive: Callable[..., Result] | None = None,
+        side_by_side: bool = False,
     ) -> tuple[Learned[Result], Learned[Second]]: ...
 
     @overload
@@ -80,6 +92,7 @@ class Host:
         *arguments: object,
         stored: tuple[bool, bool, bool],
         revive: Callable[..., Result] | None = None,
+        side_by_side: bool = False,
     ) -> tuple[Learned[Result], Learned[Second], Learned[Third]]: ...
 
     @overload
@@ -89,6 +102,7 @@ class Host:
         *arguments: object,
         stored: tuple[bool] = (True,),
         revive: Callable[..., Result] | None = None,
+        side_by_side: bool = False,
     ) -> Learned[Result]: ...
 
     @overload
@@ -98,6 +112,7 @@ class Host:
         *arguments: object,
         stored: Sequence[bool],
         revive: Callable[..., object] | None = None,
+        side_by_side: bool = False,
     ) -> Learned[object] | tuple[Learned[object], ...]: ...
 
     def learn(
@@ -106,18 +121,20 @@ class Host:
         *arguments: object,
         stored: Sequence[bool] = (True,),
         revive: Callable[..., object] | None = None,
+        side_by_side: bool = False,
     ) -> Learned[object] | tuple[Learned[object], ...]:
         """Begin a piece of learning: `function`, pure, on arguments of which results of other
         pieces may be a part.
 
         Returns a `Learned` at once, or a tuple of as many as `stored` has entries; those that are
         not stored are computed again in a resumed run. `revive`: as in `Learned`, for the first.
-        What the journal's checkpoint holds is not computed.
+        What the journal's checkpoint holds is not computed. `side_by_side` lets the piece run on a
+        thread beside others, in any order: it uses nothing that another piece changes meanwhile.
         """
         is_past = self.is_replaying
         if self.pieces == 0:
             self._prepared_s = self._saved_s = self.torch_s
-        if not is_past and self.journal.is_due(self.torch_s - self._saved_s, self._learning_s):
+        if not is_past and self._is_checkpoint_due():
             self.checkpoint()
         self.pieces += 1
         piece = Piece(function, arguments, stored)
@@ -125,7 +142,7 @@ class Host:
         if is_past:
             piece.skip(self.journal.fetch)
         else:
-            future = self.start(piece.run)
+            future = self._begun(piece.run, arguments, side_by_side)
             for learned in results:
                 learned.future = future
         if self.journal.keeps:
@@ -144,7 +161,8 @@ class Host:
             return cast(Result, noted)  # by its key it is what this function gave
         if self.is_replaying:
             raise CannotResume.other_course()
-        value = self.start(lambda: function(*map(with_values, arguments))).result()
+        call = functools.partial(_called, function, arguments)
+        value = self._begun(call, arguments, side_by_side=False).result()
         if self.journal.keeps:
             self.journal.note(key, value)
         return value
@@ -153,6 +171,31 @@ class Host:
         """The value of a small result, noted."""
         known: Callable[..., Result] = _itself
         return self.compute_now(known, learned)
+
+    def joined(self, result: Result | Callable[[], Result]) -> Result:
+        """What a verb gave, at the virtual end of its work. A function is called, for what is to
+        happen only then; what went wrong with a piece is raised (those that were left out stay so).
+
+        A piece that still runs beside others is not waited for: the clock goes on to what the
+        threads can do next, and its error is raised as soon as it is known, in the order of virtual
+        ends.
+        """
+        self._note_end_of(result)
+        while self._joined and self._joined[0].done():
+            self._joined.popleft().result()
+        return result() if callable(result) else result
+
+    def _note_end_of(self, result: object) -> None:
+        if isinstance(result, Learned) and result.future is not None:
+            self._joined.append(result.future)
+        elif isinstance(result, tuple):
+            for one in result:
+                self._note_end_of(one)
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether pieces may run side by side."""
+        return self._beside is not None and self._beside.is_worth_it
 
     @property
     def is_replaying(self) -> bool:
@@ -182,8 +225,14 @@ class Host:
                 position, alive, at_stake_s, self._learning_s
             )
 
-        if self._in_turn(write).result():
+        if write():
             self._saved_s = self.torch_s
+
+    def _is_checkpoint_due(self) -> bool:
+        at_stake_s = self.torch_s - self._saved_s
+        if self._beside and self._beside.is_running:
+            at_stake_s /= PATIENCE
+        return self.journal.is_due(at_stake_s, self._learning_s)
 
     @property
     def _learning_s(self) -> float:
@@ -196,20 +245,29 @@ class Host:
     # --- anything else
 
     def start(self, function: Callable[[], Result]) -> Future[Result]:
-        """Begin a piece of work; its result is joined with `.result()`. Pieces run one after
-        another, in call order.
+        """Do a piece of work; its result is joined with `.result()`, which raises what went
+        wrong.
         """
-        return self._in_turn(lambda: self._timed(function))
-
-    def _in_turn(self, function: Callable[[], Result]) -> Future[Result]:
-        if self._lane:
-            return self._lane.submit(function)
         done: Future[Result] = Future()
         try:
-            done.set_result(function())
+            done.set_result(self._timed(function))
         except Exception as error:  # raised where the work is joined, as with a thread
             done.set_exception(error)
         return done
+
+    def _begun(
+        self, function: Callable[[], Result], arguments: Sequence[object], side_by_side: bool
+    ) -> Future[Result]:
+        """The function's call, on a thread where it may be; what its arguments wait for is no time
+        of its own.
+        """
+        if self._beside is None:
+            return self.start(function)
+        if side_by_side and self._beside.is_worth_it:
+            return self._beside.begin(lambda: self._timed(function), arguments)
+        if self._beside.is_running:
+            wait_for(arguments)
+        return self.start(function)
 
     def map(
         self, function: Callable[..., Result], items: Iterable[tuple[object, ...]]
@@ -234,22 +292,27 @@ class Host:
             yield from (self._timed(functools.partial(function, *item)) for item in items)
 
     def close(self, at_once: bool = False) -> None:
-        """Let the workers go: with what was started done, joined or not, as it is without threads;
-        or at once.
+        """Let the workers go: with what was started done, joined or not, as it is without threads
+        (raises what went wrong with what was joined); or at once.
         """
         if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-        if self._lane:
-            self._lane.shutdown(wait=not at_once, cancel_futures=at_once)
+            self._pool.shutdown(wait=not at_once, cancel_futures=at_once)
         if self._ray:
             self._ray.shutdown()
+        while self._joined and not at_once:
+            self._joined.popleft().result()
 
     def _timed(self, function: Callable[[], Result]) -> Result:
         begin = time.perf_counter()
         try:
             return function()
         finally:
-            self.torch_s += time.perf_counter() - begin
+            with self._clock:
+                self.torch_s += time.perf_counter() - begin
+
+
+def _called(function: Callable[..., Result], arguments: Sequence[object]) -> Result:
+    return function(*map(with_values, arguments))
 
 
 def _itself(value: Result) -> Result:

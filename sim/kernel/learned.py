@@ -9,6 +9,7 @@ Methods and learners pass `Learned` on unread.
 from __future__ import annotations
 
 import hashlib
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ import numpy as np
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
 Result = TypeVar("Result")
+
+_making = threading.RLock()
 
 
 @runtime_checkable
@@ -59,8 +62,10 @@ class Learned(Generic[Value_co]):
         if not hasattr(self, "_value"):
             if self.future is not None:
                 self.future.result()
-            elif self._make is not None:
-                self._make(self)
+            else:
+                with _making:  # pieces on several threads may ask for it
+                    if self._make is not None and not hasattr(self, "_value"):
+                        self._make(self)
         try:
             return self._value
         except AttributeError:
@@ -190,17 +195,17 @@ def with_values(argument: object) -> object:
     return argument
 
 
-def joined(result: Result | Callable[[], Result]) -> Result:
-    """What a verb gave, at the virtual end of its work: the pieces of what is learned have run, or
-    raise what went wrong (those that were left out stay so); a function is called, for what is to
-    happen only then.
-    """
-    if isinstance(result, Learned) and result.future is not None:
-        result.future.result()
-    elif isinstance(result, tuple):
-        for one in result:
-            joined(one)
-    return result() if callable(result) else result
+def wait_for(argument: object) -> None:
+    """Return when every piece has run whose results are in the argument, well or not."""
+    if isinstance(argument, Taken):
+        argument = argument.learned
+    if isinstance(argument, Learned) and argument.future is not None:
+        argument.future.exception()
+    elif isinstance(argument, list | tuple):
+        for one in argument:
+            wait_for(one)
+    elif isinstance(argument, dict):
+        wait_for(list(argument.values()))
 
 
 def key_of(function: Callable[..., object], arguments: Sequence[object]) -> str:

@@ -13,7 +13,6 @@ import simpy
 from devices.compute import ComputeModel
 from devices.hardware import DeviceProfile
 from sim.kernel.device import COUNTED, Device, Payload
-from sim.kernel.learned import joined
 from sim.kernel.roster import Roster
 from sim.kernel.spans import EnergyMeter, recorded
 from sim.kernel.work import ClientTask, Result, Steps, Work
@@ -275,7 +274,7 @@ class Server:
             yield from recorded(
                 self, kind, done, watts, seconds=seconds, flop=work.cost.flop, flows=flows
             )
-        return joined(result)
+        return self.world.host.joined(result)
 
     def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Steps[None]:
         """Send every device its bytes, all at once through the shared links; ends when the last has

@@ -52,7 +52,7 @@ def test_an_error_comes_where_the_work_is_joined_not_where_it_is_started(host):
 
 @pytest.mark.parametrize("workers", [0, -1, "many", 1.5, None])
 def test_other_workers_are_refused(workers):
-    with pytest.raises(HostError, match="a number from 1, or ray"):
+    with pytest.raises(HostError, match="a number from 1, auto or ray"):
         Host(workers)
 
 

@@ -5,7 +5,9 @@ averaged by the server.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ class FederatedLearner(RealLearner):
     """
 
     lora_dropout = 0.0  # other than 0: LoRA's inputs are dropped out as well, where anything is
+    side_by_side = True  # whether client updates may run on threads, each with a model of its own
 
     def __init__(
         self,
@@ -52,6 +55,8 @@ class FederatedLearner(RealLearner):
         from learning.federated.trainable import TrainableClassifier
 
         self.world = world
+        self._idle: dict[Any, list[TrainableClassifier]] = {}  # models that nobody computes with
+        self._lending = threading.Lock()
         self._memory: Learned | None = None  # of the server, beside the model: moments and the like
         seed = world.streams.seed64("server/model") % 2**31
         self.models: dict[Any, TrainableClassifier] = {
@@ -109,31 +114,53 @@ class FederatedLearner(RealLearner):
         *how: Any,
         results: int = 1,
     ) -> Any:
-        """Begin a client update: `update(client, *how)`, a pure function.
+        """Begin a client update: `update(client, *how)`, a pure function; several run at a time.
 
         It gives what the device sends, a state or a list of states, which is packed into bytes; or
         a tuple of `results` values, of which that is the first and the others stay on the device.
         """
-        stored = (True,) * results
-        return self.world.host.learn(self._updated, update, backbone, samples, *how, stored=stored)
+        return self.world.host.learn(
+            self._updated,
+            *(update, backbone, samples, *how),
+            stored=(True,) * results,
+            side_by_side=self.side_by_side,
+        )
 
     def _updated(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
-        made = update(self.client_of(backbone, samples), *how)
+        with self.lent(backbone) as model:
+            made = update(self.client_of(model, backbone, samples), *how)
         sent, *kept = made if isinstance(made, tuple) else (made,)
         states = sent if isinstance(sent, list) else [sent]
         data = b"".join(map(self.packed, states))
         return (data, *kept) if kept else data
 
-    def client_of(self, backbone: str, samples: Any) -> object:
+    def client_of(self, model: TrainableClassifier, backbone: str, samples: Any) -> object:
         """What a client update computes with."""
         return Client(
-            self.models[backbone],
+            model,
             self.tokens(backbone, samples),
             self.world.task.labels[samples],
             functools.partial(self.part_of, backbone),
         )
+
+    @contextmanager
+    def lent(self, backbone: Any) -> Iterator[TrainableClassifier]:
+        """A model that nobody else computes with meanwhile: that of `models`, or a twin of it.
+
+        A twin is made of a model that lies idle, so one more than are lent is kept, where several
+        ever are.
+        """
+        with self._lending:
+            idle = self._idle.setdefault(backbone, [self.models[backbone]])
+            model = idle.pop()
+            if not idle and self.side_by_side and self.world.host.is_parallel:
+                idle.append(model.twin())
+        try:
+            yield model
+        finally:
+            idle.append(model)
 
     def serve(
         self, update: Callable[..., Any], backbones: Sequence[Any], sent: Any, *how: Any
@@ -231,7 +258,9 @@ class FederatedLearner(RealLearner):
         from learning.federated.local_training import predict
 
         tokens = self.tokens(backbone, self.world.task.texts_of(part))
-        return self.world.task.score(part, predict(self.models[backbone], state, tokens))
+        with self.lent(backbone) as model:
+            predictions = predict(model, state, tokens)
+        return self.world.task.score(part, predictions)
 
     def digest(self) -> str:
         """A digest of the server's state."""

@@ -146,12 +146,14 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         if device_id not in self.evaluated or device_id in self.lost:
             return None
         last = self.states.get(device_id, self._initial[backbone])
-        return self.world.host.learn(self._updated, update, backbone, samples, last, *more)
+        how = (update, backbone, samples, last, *more)
+        return self.world.host.learn(self._updated, *how, side_by_side=self.side_by_side)
 
     def _updated(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
-        return update(self.client_of(backbone, samples), *how)
+        with self.lent(backbone) as model:
+            return update(self.client_of(model, backbone, samples), *how)
 
     def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
         """What a device's present state scores; a state is scored once on each part."""

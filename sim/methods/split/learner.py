@@ -66,6 +66,7 @@ class SplitLearner(FederatedLearner):
     """
 
     own: tuple[int, ...] = (0,)
+    side_by_side = False  # a batch's pieces are parts of one graph on one model
 
     def __init__(
         self,
