@@ -7,6 +7,7 @@ and be joined later; the number of workers changes how long the host takes, neve
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import sys
@@ -349,7 +350,7 @@ def _start_ray() -> ModuleType:
             "workers: ray is not installed; run `pip install 'mobifleet[ray]'`"
         ) from error
     ray.init(
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         include_dashboard=False,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
