@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -163,7 +163,7 @@ def compare(
     seeds: int | None = None,
     dry: bool = False,
     tune: bool = True,
-    processes: int = 1,
+    processes: int | Literal["ray"] = 1,
     quiet: bool = False,
     host: str = "cpu",
     precision: str = "float32",
@@ -174,8 +174,9 @@ def compare(
     What comes back has `frames` (title of a table -> pandas.DataFrame, one row a method),
     `reductions` and the `folder`, which is `out` or `runs/<name>-compare`; finished runs in it are
     kept. `methods` chooses labels, `seeds` repeats (default: as the scenario says, or once);
-    `host` and `precision` are those of `run`. With more `processes` than one, a script has to start
-    under `if __name__ == "__main__":`, for each process imports it again.
+    `host` and `precision` are those of `run`. With `processes="ray"` runs are made on a Ray
+    cluster; with more than one, a script has to start under `if __name__ == "__main__":`, for each
+    process imports it again.
 
         comparison = mobifleet.compare("table1_small", dry=True)
         next(iter(comparison.frames.values()))[["time_s", "uplink_bytes"]]
@@ -207,7 +208,7 @@ def sweep(
     seeds: int = 1,
     out: str | os.PathLike[str] | None = None,
     dry: bool = False,
-    workers: int = 1,
+    workers: int | Literal["ray"] = 1,
     quiet: bool = False,
     host: str = "cpu",
     precision: str = "float32",
@@ -217,8 +218,9 @@ def sweep(
 
     `grid` maps dotted paths to values, `methods` are labels of `compare.methods` or kinds (default:
     the scenario's own method). Runs lie in `out` or `runs/<name>-sweep`; finished ones are kept,
-    failed ones tried again: a row says so under `status` and `error`. With more `workers` than one
-    a script has to start under `if __name__ == "__main__":`, for each process imports it again.
+    failed ones tried again: a row says so under `status` and `error`. With `workers="ray"` runs
+    are made on a Ray cluster; with more than one, a script has to start under `if __name__ ==
+    "__main__":`, for each process imports it again.
 
         frame = mobifleet.sweep("quickstart", {"method.replay": [5, 20]}, seeds=3, dry=True)
         frame.groupby("method.replay")["virtual_time_s"].mean()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from learning.host_device import HostDevice
 from sim.cli.options import (
     AllowCode,
     Dry,
+    Engine,
     HostName,
     Labels,
     Overrides,
@@ -19,6 +19,7 @@ from sim.cli.options import (
     ScenarioName,
     Seed,
     labels_of,
+    runs_at_a_time,
 )
 from sim.cli.terminal import console, errors
 
@@ -41,6 +42,7 @@ def compare(
     processes: Annotated[
         int | None, typer.Option(help="Runs at a time; default one a core.", min=1)
     ] = None,
+    engine: Engine = "processes",
     tune: Annotated[
         bool, typer.Option(help="Choose every method's dials first, where the scenario lists some.")
     ] = True,
@@ -62,13 +64,15 @@ def compare(
         mobifleet compare table1_small --methods fed-mobillm,fedavg-lora --seeds 3
 
         mobifleet compare table1_small --columns chosen,time_s,communication_bytes
+
+        mobifleet compare table1 --engine ray
     """
     from sim.api import load
     from sim.compare.runs import compare_of
     from sim.compare.verb import compare_scenario
 
     chosen = load(scenario, overrides or (), seed, allow_code)
-    cores = processes or os.cpu_count() or 1
+    at_once = runs_at_a_time(processes, "--processes", engine)
     folder = out or Path("runs") / f"{chosen.name}-compare"
     seeds = seeds or compare_of(chosen).seeds
     where, only, of_latex = HostDevice(host, precision), labels_of(methods), labels_of(columns)
@@ -80,7 +84,7 @@ def compare(
             seeds,
             only,
             dry,
-            cores,
+            at_once,
             console,
             tune,
             where,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,6 +38,10 @@ Precision = Annotated[
     str,
     typer.Option(help="Of its matrix products: float32, or bfloat16 (faster on a GPU, coarser)."),
 ]
+Engine = Annotated[
+    Literal["processes", "ray"],
+    typer.Option(help="Where runs are made: on this machine, or on a Ray cluster's cores."),
+]
 Labels = Annotated[
     str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")
 ]
@@ -44,6 +49,15 @@ ProfileName = Annotated[
     str, typer.Option(help="Name of the profile; files go to calibrations/NAME.")
 ]
 ProfileFolder = Annotated[Path | None, typer.Option("--out", help="Another output folder.")]
+
+
+def runs_at_a_time(asked: int | None, option: str, engine: str) -> int | Literal["ray"]:
+    """As many processes as are asked for, by default one a core, or `ray`; UserError for both."""
+    if engine != "ray":
+        return asked or os.cpu_count() or 1
+    if asked is not None:
+        raise UserError(f"--engine ray runs on the cluster's cores: leave {option} out")
+    return "ray"
 
 
 def labels_of(methods: str | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +11,14 @@ from learning.host_device import HostDevice
 from sim.cli.options import (
     AllowCode,
     Dry,
+    Engine,
     HostName,
     Overrides,
     Precision,
     ScenarioName,
     Seed,
     labels_of,
+    runs_at_a_time,
 )
 from sim.cli.terminal import console, errors
 
@@ -51,6 +52,7 @@ def sweep(
     workers: Annotated[
         int | None, typer.Option(help="Runs at a time; default one a core.", min=1)
     ] = None,
+    engine: Engine = "processes",
     host: HostName = "cpu",
     precision: Precision = "float32",
 ) -> None:
@@ -59,6 +61,8 @@ def sweep(
     Values are YAML: numbers, words, lists in brackets. Every run has a folder as `mobifleet run`
     leaves it. Ctrl-C loses nothing: the same command goes on, and tries again what failed. Writes
     sweep.csv and sweep.parquet (one row a run), effects.csv, curves and figures.
+
+    With `--engine ray` runs go to the nodes of the Ray cluster at RAY_ADDRESS, or that runs here.
 
     Examples:
 
@@ -83,7 +87,7 @@ def sweep(
             labels_of(methods),
             seeds,
             dry,
-            workers or os.cpu_count() or 1,
+            runs_at_a_time(workers, "--workers", engine),
             console,
             HostDevice(host, precision),
         )

@@ -28,7 +28,7 @@ from sim.compare.write import headings, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
-from sim.sweep.engine import is_done
+from sim.sweep.engine import Processes, is_done
 from sim.sweep.progress import run_shown
 from sim.sweep.trial import try_all
 
@@ -103,7 +103,7 @@ def compare_scenario(
     seeds: int,
     only: list[str],
     dry: bool,
-    processes: int,
+    processes: Processes,
     console: Console,
     tune: bool = True,
     host: HostDevice = CPU,
@@ -140,7 +140,7 @@ def _compared(
     seeds: int,
     only: list[str],
     dry: bool,
-    processes: int,
+    processes: Processes,
     console: Console,
     tune: bool,
     host: HostDevice,

@@ -7,7 +7,6 @@ and be joined later; the number of workers changes how long the host takes, neve
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 import sys
@@ -23,6 +22,7 @@ from typing import TypeVar, cast, overload
 from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
 from sim.kernel.learned import Learned, Piece, key_of, wait_for, with_values
+from sim.kernel.ray_cluster import NoRay, started
 from sim.kernel.side_by_side import SideBySide
 
 Result = TypeVar("Result")
@@ -64,7 +64,10 @@ class Host:
                 raise HostError(
                     f"--workers ray computes on CPUs: choose --host cpu (got {host_device().name})"
                 )
-            self._ray = _start_ray()
+            try:
+                self._ray = started()
+            except NoRay as error:
+                raise HostError(f"workers: {error}") from error
         elif workers == AUTO or (isinstance(workers, int) and workers >= 1):
             threads = min(4, os.cpu_count() or 1) if isinstance(workers, str) else workers
             if threads > 1:
@@ -340,19 +343,3 @@ def _one_thread() -> None:
     """
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-
-
-def _start_ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise HostError(
-            "workers: ray is not installed; run `pip install 'mobifleet[ray]'`"
-        ) from error
-    ray.init(
-        logging_level=logging.ERROR,
-        include_dashboard=False,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
-    )
-    module: ModuleType = ray
-    return module

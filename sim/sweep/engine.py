@@ -9,6 +9,7 @@ once when it is gone.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inputs.files import FileProblem, is_ours, read_text
 from learning.host_device import CPU, HostDevice
@@ -27,11 +28,14 @@ from sim.kernel.writing import replacing
 from sim.results.run_directory import empty, held, read_manifest
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import changed_files, digests
+from sim.sweep.cluster import in_cluster
 from sim.sweep.planned_run import PlannedRun, SweepError
 
 FAILED = "failed.txt"  # in the folder of a run that failed: one line that says why
 KILLED = "its process ended without a word (was it killed, did the machine run out of memory?)"
 
+Processes = int | Literal["ray"]
+"""How many of this machine; or the cores of a Ray cluster."""
 OnDone = Callable[[PlannedRun, int, int], None]
 """Told of each run that has ended: which, how many of how many that is."""
 
@@ -77,13 +81,13 @@ def run_all(
     entries: list[PlannedRun],
     folder: Path,
     dry: bool,
-    processes: int,
+    processes: Processes,
     on_done: OnDone,
     host: HostDevice = CPU,
     keep_going: bool = False,
 ) -> None:
-    """Run what is not done yet, in so many processes; what was interrupted goes on where it
-    stopped.
+    """Run what is not done yet, in so many processes or on a Ray cluster; what was interrupted goes
+    on where it stopped, on a cluster from its beginning.
 
     The first run that fails ends it with its error. With `keep_going` a failure is written into the
     run's folder (`failure` reads it) and the others go on. Ctrl-C and SIGTERM end all runs under
@@ -99,6 +103,10 @@ def run_all(
 
     work = (folder, dry, host, keep_going)
     with _sigterm_is_ctrl_c():
+        if processes == "ray":
+            run = functools.partial(_run, dry=dry, host=host, keep_going=keep_going)
+            in_cluster(missing, folder, run, end, functools.partial(_lost, keep_going=keep_going))
+            return
         if processes <= 1 or len(missing) <= 1:
             for entry in missing:
                 _run(entry, *work)
@@ -107,10 +115,15 @@ def run_all(
         left = _in_processes(missing, min(processes, len(missing)), work, end)
         for entry in left:  # alone, it is clear which one it is whose process dies
             if _in_processes([entry], 1, work, end):
-                if not keep_going:
-                    raise SweepError(f"{entry.folder}: {KILLED}")
-                _note_failure(entry, KILLED)
+                _lost(entry, keep_going)
                 end(entry)
+
+
+def _lost(entry: PlannedRun, keep_going: bool) -> None:
+    """Its process died."""
+    if not keep_going:
+        raise SweepError(f"{entry.folder}: {KILLED}")
+    _note_failure(entry, KILLED)
 
 
 def _in_processes(

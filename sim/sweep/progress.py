@@ -22,7 +22,8 @@ from rich.progress import (
 from inputs.files import FileProblem, read_json
 from inputs.units import format_seconds
 from learning.host_device import CPU, HostDevice
-from sim.sweep.engine import changed_inputs, failure, is_done, run_all
+from sim.sweep.cluster import cores
+from sim.sweep.engine import Processes, changed_inputs, failure, is_done, run_all
 from sim.sweep.planned_run import PlannedRun
 
 
@@ -31,13 +32,14 @@ def run_shown(
     folder: Path,
     out: Path,
     dry: bool,
-    processes: int,
+    processes: Processes,
     console: Console,
     what: str = "run",
     host: HostDevice = CPU,
     keep_going: bool = False,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
+    at_once = cores() if processes == "ray" else processes
     changed = Counter(
         ", ".join(names) for entry in entries if (names := changed_inputs(entry, dry, folder))
     )
@@ -62,7 +64,7 @@ def run_shown(
             what,
             total=len(entries),
             completed=len(ended),
-            left=_left(ended, waiting, took_s, processes),
+            left=_left(ended, waiting, took_s, at_once),
         )
 
         def done(entry: PlannedRun, count: int, of: int) -> None:
@@ -70,7 +72,7 @@ def run_shown(
             took_s[entry.folder] = None if why is not None else _took_s(entry)
             ended.append(entry)
             waiting[:] = [other for other in waiting if other.folder != entry.folder]
-            left = _left(ended, waiting, took_s, processes)
+            left = _left(ended, waiting, took_s, at_once)
             progress.update(bar, completed=count, left=left)
             if why is not None:
                 left = f"failed: {why}"

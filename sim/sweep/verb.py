@@ -19,7 +19,7 @@ from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
 from sim.sweep.effects import OUTCOMES, Effect, effects_of
-from sim.sweep.engine import is_done
+from sim.sweep.engine import Processes, is_done
 from sim.sweep.grid import Grid, cells_of, planned, value_text
 from sim.sweep.planned_run import PlannedRun
 from sim.sweep.progress import run_shown
@@ -89,7 +89,7 @@ def sweep_scenario(
     methods: Sequence[str],
     seeds: int,
     dry: bool,
-    processes: int,
+    processes: Processes,
     console: Console,
     host: HostDevice = CPU,
 ) -> Sweep:

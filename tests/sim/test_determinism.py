@@ -3,7 +3,6 @@ in whatever process.
 """
 
 import hashlib
-import importlib.util
 import json
 import shutil
 from importlib.metadata import version
@@ -45,8 +44,9 @@ def test_the_number_of_workers_changes_nothing(workers, simulate, mark, tmp_path
     assert len(marks) == 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.thorough
 def test_ray_changes_nothing(simulate, mark, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
     inline = mark(simulate())
     monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "cache-ray"))
     assert mark(simulate(workers="ray")) == inline
