@@ -141,6 +141,7 @@ class DryLearner:
     def __getattr__(self, verb: str) -> Callable[..., None]:
         if verb.startswith("_") or not callable(getattr(self._learner, verb, None)):
             raise AttributeError(f"{self._learner.__name__} has no verb {verb!r}")
+        setattr(self, verb, _nothing)  # so that nobody asks again
         return _nothing
 
     def work(

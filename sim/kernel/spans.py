@@ -127,9 +127,10 @@ class EnergyMeter:
         """A span opens."""
         if self.battery:
             self.battery.held_j()
+        now = self.env.now
         if not self._open:
-            self._bears_since_s = self.env.now
-        draw = Draw(self.env.now, watts, j_per_byte, progress)
+            self._bears_since_s = now
+        draw = Draw(now, watts, j_per_byte, progress)
         self._open.append(draw)
         if self.battery:
             self.battery.follow()
@@ -171,7 +172,7 @@ def recorded(
     """
     env = who.world.env
     draw = who.meter.begin(watts, j_per_byte, progress and functools.partial(progress, event))
-    start = env.now
+    start = draw.since_s
     try:
         yield event
     except simpy.Interrupt as stop:
@@ -182,11 +183,9 @@ def recorded(
         nbytes = int(abort(event)) if abort else nbytes
         raise
     finally:
-        joules = who.meter.end(draw, nbytes)
-        if kind != "wait" or env.now > start:  # no time passed, nobody waited
-            who.world.recorder.span(
-                who.id, kind, start, env.now, nbytes, flop, joules, outcome, flows
-            )
+        joules, now = who.meter.end(draw, nbytes), env.now
+        if kind != "wait" or now > start:  # no time passed, nobody waited
+            who.world.recorder.span(who.id, kind, start, now, nbytes, flop, joules, outcome, flows)
 
 
 @contextmanager
