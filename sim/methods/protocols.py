@@ -35,7 +35,9 @@ class ServerDriven:
         raise NotImplementedError
 
     def seed(self, device: Device, version: int) -> int:
-        """The seed of what is random in a device's work on a task."""
+        """The seed of what is random in a device's work on a task; 0 where nothing learns."""
+        if self.world.dry:
+            return 0
         return self.world.streams.seed64("local-training", f"{device.id}/{version}") % 2**31
 
     def batches(self, device: Device, task: ClientTask, count: int) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ own data and sends it back.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Generator
 from typing import Any, Literal
@@ -23,6 +24,8 @@ from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
+
+KNOWN_COSTS = 4_096  # of local training, by the texts' lengths
 
 LEARNING_RATES = {
     "lora": 5e-3,
@@ -112,6 +115,7 @@ class FederatedPeft(ServerDriven):
             )
             for device in {self.model_of(device): device for device in world.devices}.values()
         }
+        self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
         self.learner_args = config.classifier
         self.learner = self.new_learner()
 
@@ -148,22 +152,25 @@ class FederatedPeft(ServerDriven):
         """The local epochs, real and charged."""
         model = self.model_of(device)
         lengths = self.world.lengths(device, device.samples)
+        cost = self.charged(model, tuple(lengths.tolist()))
+        seed = self.seed(device, task.version)
+        how = (model, device.samples, task.model, self.settings, seed)
+        return self.learner.work(cost, self.learner.client, self.client_update, *how)
+
+    def _charged(self, model: Any, lengths: tuple[int, ...]) -> Cost:
+        """What the local epochs on texts of these lengths cost."""
         counted, epoch = self.costs[model], Cost()
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
-            tokens = self.world.costing.fixed_tokens or int(batch.max())
             epoch += counted.step(
                 len(batch),
-                tokens,
+                self.world.costing.fixed_tokens or max(batch),
                 self.settings.charged_as,
                 self.config.gradient_checkpointing,
             )
         epochs = self.config.local_epochs
         peak = epoch.peak_bytes + counted.optimiser_bytes(self.settings.charged_as)
-        cost = Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
-        seed = self.seed(device, task.version)
-        how = (model, device.samples, task.model, self.settings, seed)
-        return self.learner.work(cost, self.learner.client, self.client_update, *how)
+        return Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
 
     def alone_s(self, device: Device) -> float:
         """Nominal seconds of a round of the device when nobody else sends: download, training,
