@@ -120,3 +120,30 @@ def test_a_fleet_costs_as_many_calls_an_event_however_large_it_is(tmp_path):
     for kind in ("fedavg", "fedasync", "cells"):
         few, many = (calls_an_event(kind, devices) for devices in (100, 400))
         assert many < 1.1 * few
+
+
+def test_frozen_forwards_are_measured_and_every_computed_token_counts():
+    module = module_of("forwards")
+    asked = ["--backbone", "random-bert", "--data", "hutto-films", "--texts", "40", "--cuts", "1"]
+    try:
+        found = module.main([*asked, "--repeat", "1"])
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+    assert found["texts"] == 40 and found["off_most"] < 1e-5
+    assert 1 <= found["plain_computed_a_token"] < found["ours_computed_a_token"]
+    # whole batches of 16 rows, each of a multiple of 8 tokens
+    assert round(found["ours_computed_a_token"] * found["tokens"]) % (16 * 8) == 0
+    assert found["fleet_layer_texts_saved"] == 10 / (2 * 25 + 25) and found["fleet_same_bits"]
+
+
+def test_a_plain_loop_of_side_network_steps_ends_where_ours_does():
+    found = module_of("side_steps").main(["--steps", "6", "--repeat", "1"])
+    assert found["numbers"] == 2 * 384 * 48 + 48 + 384 + 2 * 384 + 1 + 2 * 384 + 6 * 385
+    assert found["off_most"] < 1e-5
+
+
+def module_of(name):
+    spec = spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

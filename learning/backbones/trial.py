@@ -22,21 +22,8 @@ from learning.backbones.catalogue import (
 
 _TEXT = "It is read once, to see that it can be."
 _LONGEST = 512  # tokens of the longest text that is tried
-_TRIERS = tuple(
-    f"backbones/{name}"
-    for name in (
-        *(
-            "backbone",
-            "batches",
-            "catalogue",
-            "huggingface",
-            "layers",
-            "loading",
-            "tokens",
-            "trial",
-        ),
-    )
-)
+_READERS = ("backbone", "batches", "catalogue", "huggingface", "layers", "loading", "tokens")
+_TRIERS = tuple(f"backbones/{name}" for name in (*_READERS, "trial"))
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,11 @@ class Standardiser(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("mean", torch.zeros(vectors, width, dtype=torch.float64))
         self.register_buffer("squares", torch.zeros(vectors, width, dtype=torch.float64))
+        self._scale: tuple[Tensor, Tensor] | None = None  # until the statistics change
 
     def observe(self, a_BVM: Tensor) -> None:
         """Take more records in (Chan et al. 1979: exact, whatever the order of the batches)."""
+        self._scale = None
         values = a_BVM.double()
         count, mean = len(values), values.mean(dim=0)
         shift, total = mean - self.mean, self.count + count
@@ -76,12 +79,28 @@ class Standardiser(nn.Module):
         self.count.copy_(total)
 
     def forward(self, a_BVM: Tensor) -> Tensor:
+        if self._scale is None:
+            with torch.inference_mode(False):  # a prediction may be the first to ask
+                self._scale = self._computed()
+        mean, deviation = self._scale
+        return (a_BVM - mean) / deviation
+
+    def _computed(self) -> tuple[Tensor, Tensor]:
+        """What is subtracted and what the rest is divided by, float32."""
         if self.count < 2:
-            return a_BVM
+            return torch.zeros_like(self.mean).float(), torch.ones_like(self.mean).float()
         deviation = (self.squares / self.count).sqrt()
         # a number that hardly varies carries nothing, and its rounding must not be blown up
         floor = 1e-3 * (self.mean**2 + deviation**2).mean(dim=-1, keepdim=True).sqrt() + 1e-12
-        return (a_BVM - self.mean.float()) / torch.maximum(deviation, floor).float()
+        return self.mean.float(), torch.maximum(deviation, floor).float()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._scale = None
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._scale = None
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 class SideNetwork(nn.Module):

@@ -67,6 +67,8 @@ class SideNetworkTrainer:
             lr=training.learning_rate,
             fused=True,
         )
+        self._trained = [*self.network.parameters()]  # looked up once: a step is short
+        self._means = [*self.averaged.parameters()]
         self.steps = 0
         self._records: list[tuple[str, Tensor, Tensor]] = []
 
@@ -113,7 +115,8 @@ class SideNetworkTrainer:
             values, targets = (torch.stack(parts) for parts in zip(*mine, strict=True))
             y_s_BC = self.network(values, backbone, masks)
             loss = loss + self._loss(y_s_BC, targets.to(y_s_BC.device)) / len(records)
-        self.optimiser.zero_grad(set_to_none=True)
+        for weight in self._trained:
+            weight.grad = None
         loss.backward()
         self.optimiser.step()
         self._average()
@@ -158,9 +161,7 @@ class SideNetworkTrainer:
         if not self.network.config.averaging:
             decay = 0.0
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averaged.parameters()), list(self.network.parameters()), 1 - decay
-            )
+            torch._foreach_lerp_(self._means, self._trained, 1 - decay)
 
     def evaluate(self, on: Mapping[str, HeldOut] | None = None) -> dict[str, float | None]:
         """Held-out accuracy of backbone + side network (the averaged weights) for each backbone, on

@@ -2,10 +2,12 @@
 file.
 """
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -326,3 +328,30 @@ def test_what_is_shipped_holds_the_statistics_too():
 def test_settings_that_make_no_network_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SideNetworkConfig(**wrong)
+
+
+def test_vectors_are_scaled_by_the_statistics_of_now_however_these_came():
+    rng = np.random.default_rng(0)
+
+    def fresh(*batches):
+        standardiser = Standardiser(3, 8)
+        for batch in batches:
+            standardiser.observe(batch)
+        return standardiser
+
+    parts = [torch.from_numpy(rng.normal(k, k, (10, 3, 8)).astype(np.float32)) for k in (1, 2, 3)]
+    one = fresh()
+    assert torch.equal(one(parts[0]), parts[0])
+    for count in (1, 2, 3):
+        one.observe(parts[count - 1])
+        with torch.inference_mode():
+            assert torch.equal(one(parts[0]), fresh(*parts[:count])(parts[0]))
+        assert torch.equal(one(parts[0]), fresh(*parts[:count])(parts[0]))
+    other = fresh(parts[2])
+    other(parts[0])
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other(parts[0]), one(parts[0]))
+    twin = copy.deepcopy(one)
+    twin.observe(parts[0])
+    assert torch.equal(twin(parts[0]), fresh(*parts, parts[0])(parts[0]))
+    assert torch.equal(one(parts[0]), fresh(*parts)(parts[0]))
