@@ -67,8 +67,10 @@ class SideNetworkTrainer:
             lr=training.learning_rate,
             fused=True,
         )
-        self._trained = [*self.network.parameters()]  # looked up once: a step is short
-        self._means = [*self.averaged.parameters()]
+        self._trained: list[Tensor] = [
+            *self.network.parameters()
+        ]  # a step is short: looked up once
+        self._means: list[Tensor] = [*self.averaged.parameters()]
         self.steps = 0
         self._records: list[tuple[str, Tensor, Tensor]] = []
 
