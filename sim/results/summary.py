@@ -5,8 +5,9 @@ spans.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,14 +39,14 @@ def device_table(sim: Simulation) -> pa.Table:
         rows["samples"].append(len(device.samples))
         rows["joined_at_s"].append(device.joined_at_s)
         rows["finished_at_s"].append(device.finished_at_s)
-        rows["uplink_bytes"].append(int(mine.get(("upload", "nbytes"), 0)))
-        rows["downlink_bytes"].append(int(mine.get(("download", "nbytes"), 0)))
+        rows["uplink_bytes"].append(mine.get("upload", NOTHING).nbytes)
+        rows["downlink_bytes"].append(mine.get("download", NOTHING).nbytes)
         rows["delivery_bytes"].append(sim.method.delivery_bytes(device))
-        rows["flop"].append(mine.get(("compute", "flop"), 0.0))
-        rows["energy_j"].append(math.fsum(v for (_, what), v in mine.items() if what == "joules"))
+        rows["flop"].append(mine.get("compute", NOTHING).flop)
+        rows["energy_j"].append(math.fsum(of_kind.joules for of_kind in mine.values()))
         rows["peak_memory_bytes"].append(device.peak_memory_bytes)
-        rows["busy_s"].append(mine.get(("compute", "seconds"), 0.0))
-        rows["waiting_s"].append(mine.get(("wait", "seconds"), 0.0))
+        rows["busy_s"].append(mine.get("compute", NOTHING).seconds)
+        rows["waiting_s"].append(mine.get("wait", NOTHING).seconds)
         own = device.availability
         rows["on_share"].append(1.0 if own is None else own.share(0.0, sim.ended.at_s))
         rows["outcome"].append(device.outcome)
@@ -67,17 +68,28 @@ _DEVICE_TYPES = {
 }
 
 
-def _sums_by_actor(spans: pa.Table) -> dict[str, dict[tuple[str, str], float]]:
-    """Sums of bytes, FLOP, joules and seconds by actor, keyed (kind, quantity)."""
+class _Sums(NamedTuple):
+    """Of an actor's spans of one kind."""
+
+    nbytes: int = 0
+    flop: float = 0.0
+    joules: float = 0.0
+    seconds: float = 0.0
+
+
+NOTHING = _Sums()
+
+
+def _sums_by_actor(spans: pa.Table) -> dict[str, dict[str, _Sums]]:
+    """Sums of bytes, FLOP, joules and seconds by actor and kind."""
     timed = spans.append_column("seconds", pc.subtract(spans["end_s"], spans["start_s"]))
-    what = ["nbytes", "flop", "joules", "seconds"]
     grouped = timed.group_by(["actor", "kind"], use_threads=False).aggregate(
-        [(name, "sum") for name in what]
+        [(name, "sum") for name in _Sums._fields]
     )
-    sums: dict[str, dict[tuple[str, str], float]] = {}
-    for row in grouped.to_pylist():
-        for name in what:
-            sums.setdefault(row["actor"], {})[row["kind"], name] = row[f"{name}_sum"]
+    names = ("actor", "kind", *(f"{name}_sum" for name in _Sums._fields))
+    sums: dict[str, dict[str, _Sums]] = {}
+    for actor, kind, *amounts in zip(*(grouped[n].to_pylist() for n in names), strict=True):
+        sums.setdefault(actor, {})[sys.intern(kind)] = _Sums(*amounts)
     return sums
 
 
