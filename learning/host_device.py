@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,9 +78,11 @@ class HostDevice:
 
     def products(self) -> Any:
         """A context in which the matrix products of training are of this precision."""
+        if self.precision == "float32":
+            return nullcontext()
         import torch
 
-        return torch.autocast(self.name, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(self.name, torch.bfloat16)
 
     def rows(self, length: int, width: int) -> int:
         """How many texts of a length go at once through a frozen backbone of a width.

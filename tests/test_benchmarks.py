@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from learning.backbones.assets import AssetMissing
+from learning.backbones.tokens import tokenise
+from learning.federated.local_training import LocalTraining, train
 from learning.host_device import CPU, compute_on
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -147,3 +150,36 @@ def module_of(name):
     module = sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def client_update():
+    return module_of("client_update")
+
+
+def test_the_plain_loop_beside_our_client_updates_trains_the_same(client_update):
+    """From the same state on the same texts in the same order it comes to the same numbers."""
+    loop, seed = client_update.PlainLoop("tiny", devices=2), 5
+    own = slice(client_update.TEXTS, 2 * client_update.TEXTS)
+    tokens = tokenise(loop.model.spec, client_update.TEXT.texts[own], None, client_update.TOKENS)
+    settings = LocalTraining(
+        1, client_update.BATCH, client_update.RATE, 0.0, "sgd", schedule="constant", dropout=0.0
+    )
+    labels = client_update.TEXT.labels[own]
+    ours = train(loop.model, loop.model.trainable(), tokens, labels, settings, seed)
+    assert ours.steps == client_update.TEXTS // client_update.BATCH
+    loop.train(loop.devices[1], np.random.default_rng(seed))
+    plain = loop.model.trainable()
+    assert all(torch.equal(plain[name], tensor) for name, tensor in ours.state.items())
+    assert not torch.equal(plain["head.weight"], loop.state[0])
+
+
+@pytest.mark.thorough
+def test_client_updates_are_measured_over_the_rounds_that_are_said(client_update):
+    run = client_update.ours_of("tiny", 2, workers=2)
+    updates = 2 * client_update.A_ROUND
+    assert run.summary["host"]["pieces_of_learning"] == updates + 2  # and a mean a round
+    found = client_update.main(["--rounds", "1", "--repeat", "1", "--only", "tiny"])
+    assert {*found["tiny"]} == {"ours_ms", "plain_ms", "above_ms", "ratio"}
+    gains = client_update.main(["--rounds", "1", "--repeat", "1", "--only", "tiny", "--threads"])
+    assert {*gains["tiny"]} == {"one_s", "two_s", "gain"}

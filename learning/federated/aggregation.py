@@ -32,15 +32,20 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
     Raises ValueError for a tensor with a negative weight, or with none above zero.
     """
     import torch
+    from torch._utils import _unflatten_dense_tensors
 
     mean = {}
-    for name in _names(states):
+    for names in _blocks(states):
+        shares = _shares(states, weights, names[0])
         total = sum(  # one at a time
-            (states[k][name].double() * share for k, share in _shares(states, weights, name)),
+            (_flat(states[k], names).double() * share for k, share in shares),
             start=torch.zeros((), dtype=torch.float64),
         )
-        mean[name] = total.to(next(state[name] for state in states if name in state).dtype)
-    return mean
+        like = [states[shares[0][0]][name] for name in names]
+        parts = _unflatten_dense_tensors(total, like)
+        for name, part, one in zip(names, parts, like, strict=True):
+            mean[name] = part.to(one.dtype, copy=True)  # in memory of its own
+    return {name: mean[name] for name in _names(states)}
 
 
 def fed_avg(x: State, states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -54,7 +59,13 @@ def fed_avg(x: State, states: Sequence[State], weights: Sequence[float]) -> dict
 
 def model_delta(trained: State, received: State) -> dict[str, Tensor]:
     """The delta of every tensor of `trained`."""
-    return {name: tensor - received[name] for name, tensor in trained.items()}
+    import torch
+
+    names = list(trained)
+    if not names:
+        return {}
+    new, old = [trained[name] for name in names], [received[name] for name in names]
+    return dict(zip(names, torch._foreach_sub(new, old), strict=True))
 
 
 def restrict(x: State, like: Iterable[str]) -> dict[str, Tensor]:
@@ -66,7 +77,7 @@ def is_finite(state: State) -> bool:
     """Whether every number of a state is finite; one that is not would take the whole mean
     along.
     """
-    return all(bool(tensor.isfinite().all()) for tensor in state.values())
+    return all(bool(_flat(state, names).isfinite().all()) for names in _blocks([state]))
 
 
 # --- server optimisers
@@ -303,6 +314,34 @@ def _best(b_parts: list[Tensor], a_parts: list[Tensor], rank: int) -> tuple[Tens
     q_a, r_a = torch.linalg.qr(a_RI.T)
     u, s, v_t = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return v_t[:rank] @ q_a.T, (q_b @ u[:, :rank]) * s[:rank]
+
+
+_BLOCK = 1 << 16  # numbers: many small tensors are one operation, a large one is enough for one
+
+
+def _blocks(states: Sequence[State]) -> list[list[str]]:
+    """Every name once, in blocks of tensors that the same states have, all of one type, as small
+    ones can be computed with as one.
+    """
+    blocks: list[list[str]] = []
+    last, room = None, 0
+    for name in _names(states):
+        holders = [k for k, state in enumerate(states) if name in state]
+        tensor = states[holders[0]][name]
+        kind = (holders, tensor.dtype)
+        if kind != last or tensor.numel() > room:
+            blocks.append([])
+            last, room = kind, _BLOCK
+        blocks[-1].append(name)
+        room -= tensor.numel()
+    return blocks
+
+
+def _flat(state: State, names: Sequence[str]) -> Tensor:
+    """The numbers of these tensors, one after another."""
+    from torch._utils import _flatten_dense_tensors
+
+    return _flatten_dense_tensors([state[name] for name in names])
 
 
 def _shares(

@@ -106,13 +106,13 @@ def train(
     losses: list[tuple[Tensor, int]] = []  # read at the end: an accelerator need not wait for us
     todo = batches_of(len(tokens), settings, seed)
     with dropping_out(model, settings.dropout, seed):
-        for number, chosen in enumerate(todo):
+        for number, (rows, batch) in enumerate(_padded_once(tokens, todo)):
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
             with model.host.products():
-                logits = model(*inputs(tokens, chosen))
-            loss = loss_of(logits.float(), targets[chosen].to(logits.device))
-            optimiser.zero_grad(set_to_none=True)
+                logits = model(*batch)
+            loss = loss_of(logits.float(), targets[rows].to(logits.device))
+            _forget_gradients(parameters)
             loss.backward()
             if settings.proximal_mu:
                 for name, parameter in parameters.items():  # of mu / 2 |w - w_received|^2
@@ -120,8 +120,8 @@ def train(
             for name, added in correction.items():
                 _add_gradient(parameters[name], added)
             optimiser.step()
-            losses.append((loss.detach(), len(chosen)))
-    optimiser.zero_grad(set_to_none=True)
+            losses.append((loss.detach(), len(rows)))
+    _forget_gradients(parameters)
     summed = math.fsum(float(loss) * texts for loss, texts in losses)
     mean_loss = summed / max(1, settings.epochs * len(tokens))
     return LocalResult(model.trainable(), mean_loss, len(losses))
@@ -156,6 +156,32 @@ def predict(
     return logits
 
 
+def _padded_once(
+    tokens: Tokens, todo: Sequence[np.ndarray]
+) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]]:
+    """The rows of each batch, and what `inputs` makes of them, cut out of all texts padded as one;
+    batch by batch where the padding would weigh more than the texts are worth.
+    """
+    import torch
+
+    lengths = tokens.lengths()
+    if len(tokens) * int(lengths.max()) > _PADDED_AT_ONCE:
+        yield from ((torch.from_numpy(chosen), inputs(tokens, chosen)) for chosen in todo)
+        return
+    ids_NT, mask_NT, segments_NT = inputs(tokens, range(len(tokens)))
+    for chosen in todo:
+        rows, longest = torch.from_numpy(chosen), int(lengths[chosen].max())
+        ids_BT = ids_NT[:, :longest].index_select(0, rows)
+        mask_BT = mask_NT[:, :longest].index_select(0, rows)
+        segments_BT = (
+            None if segments_NT is None else segments_NT[:, :longest].index_select(0, rows)
+        )
+        yield rows, (ids_BT, mask_BT, segments_BT)
+
+
+_PADDED_AT_ONCE = 1 << 21  # tokens, 32 MB with their mask
+
+
 def inputs(
     tokens: Tokens, chosen: Sequence[int] | np.ndarray
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -167,6 +193,12 @@ def inputs(
     ids_BT, mask_BT = pad([tokens.ids[i] for i in chosen])
     segments_BT = None if tokens.segments is None else pad([tokens.segments[i] for i in chosen])[0]
     return ids_BT, mask_BT, segments_BT
+
+
+def _forget_gradients(parameters: Mapping[str, Tensor]) -> None:
+    """What `optimiser.zero_grad` does, without the profiler's record of it."""
+    for parameter in parameters.values():
+        parameter.grad = None
 
 
 def _add_gradient(parameter: Tensor, added: Tensor, times: float = 1.0) -> None:
@@ -191,5 +223,7 @@ def new_optimiser(parameters: list[Tensor], settings: LocalTraining, matrix: int
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+        return torch.optim.SGD(
+            groups, lr=settings.learning_rate, momentum=settings.momentum, foreach=True
+        )
     raise ValueError(f"optimiser {settings.optimiser!r} is not one of adamw, sgd")

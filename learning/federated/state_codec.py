@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 
 def pack(state: Mapping[str, Tensor]) -> bytes:
     """The bytes of all tensors, one after the other: four a number."""
-    return b"".join(
-        np.ascontiguousarray(tensor.detach().numpy(), dtype="<f4").tobytes()
-        for tensor in state.values()
-    )
+    if not state:
+        return b""
+    with torch.no_grad():
+        numbers = _flatten_dense_tensors(list(state.values())).numpy()
+    return numbers.astype("<f4", copy=False).tobytes()
 
 
 def nbytes(like: Mapping[str, Tensor]) -> int:
@@ -28,18 +30,13 @@ def nbytes(like: Mapping[str, Tensor]) -> int:
 
 
 def unpack(data: bytes, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state that was packed, by the names and shapes of `like`; ValueError if the size is
-    another.
+    """The state that was packed, by the names and shapes of `like`, in one piece of memory;
+    ValueError if the size is another.
     """
     if len(data) != nbytes(like):
         raise ValueError(f"{len(data)} bytes are no state of {len(like)} tensors like these")
-    numbers = np.frombuffer(data, dtype="<f4")
-    state, start = {}, 0
-    for name, tensor in like.items():
-        part = numbers[start : start + tensor.numel()].reshape(tensor.shape)
-        state[name] = torch.from_numpy(part.astype(np.float32))
-        start += tensor.numel()
-    return state
+    numbers = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float32))
+    return dict(zip(like, _unflatten_dense_tensors(numbers, list(like.values())), strict=True))
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

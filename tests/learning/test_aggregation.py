@@ -17,12 +17,14 @@ from learning.federated.aggregation import (
     fed_avg,
     fed_buff,
     flex_lora,
+    is_finite,
     model_delta,
     restrict,
     server_step,
     weighted_mean,
 )
 from learning.federated.local_training import LocalTraining, train
+from learning.federated.state_codec import pack, unpack
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
@@ -333,3 +335,30 @@ def test_before_any_training_the_update_is_zero_and_can_grow():
     assert all(
         grown[n].grad.abs().sum(0).count_nonzero() == 4 for n in grown if ".lora_B." in n
     )  # every rank moves
+
+
+def test_means_of_many_tensors_at_once_are_those_of_each_to_the_bit():
+    """Small ones, one too large for their company, none at all, and states of two depths."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (3,), "b": (), "c": (300, 300), "d": (2, 5), "e": (0, 4), "f": (70_000,)}
+    states = [
+        {n: torch.randn(s, generator=generator) for n, s in shapes.items() if deep or n < "d"}
+        for deep in (True, False, True)
+    ]
+    weights = [3.0, 1.0, 7.0]
+    mean = weighted_mean(states, weights)
+    assert [*mean] == [*shapes]
+    for name, shape in shapes.items():
+        having = [k for k in range(3) if name in states[k]]
+        total = torch.zeros(shape, dtype=torch.float64)
+        for k in having:
+            total += states[k][name].double() * (weights[k] / sum(weights[j] for j in having))
+        assert torch.equal(mean[name], total.float()) and mean[name].shape == shape
+    assert is_finite(mean)
+    for name in ("b", "d", "f"):
+        wrong = {**mean, name: mean[name].clone().fill_(math.nan)}
+        assert not is_finite(wrong)
+
+
+def test_a_state_that_is_nothing_is_no_bytes():
+    assert unpack(pack({}), {}) == {}
