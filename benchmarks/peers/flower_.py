@@ -7,7 +7,8 @@ from __future__ import annotations
 import logging
 import os
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# no telemetry; and Ray's own niceness of 15 starves on a machine that does anything else
+os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_worker_niceness="0")
 
 import torch
 import torch.nn.functional as F

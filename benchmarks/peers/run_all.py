@@ -98,7 +98,7 @@ def environment(name: str, folder: Path) -> Path:
     return python
 
 
-def started(command: list[str], variables: dict[str, str], timeout_s: float = 3600) -> str:
+def started(command: list[str], variables: dict[str, str], timeout_s: float = 1200) -> str:
     """What a command prints; raises Failed with the last line of its errors."""
     try:
         done = subprocess.run(
@@ -119,9 +119,9 @@ def started(command: list[str], variables: dict[str, str], timeout_s: float = 36
 def table(found: dict[str, Any]) -> str:
     """A row a peer and model: medians over the repetitions."""
     lines = [
-        "| | version | model | ms a client update | plain loop beside it | above it (least to most) "
-        "| first round, s | peak MB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | version | model | ms a client update | plain loop beside it "
+        "| above it (least to most) | times the plain loop's | first round, s | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in [part.partition("=")[0] for part in found["rounds"]]:
         for peer, runs in found["runs"].items():
@@ -129,15 +129,17 @@ def table(found: dict[str, Any]) -> str:
             own = [one["cpu"]["ms"] for one in of]
             plain = [statistics.mean(one["plain_cpu_ms"]) for one in of]
             above = [a - b for a, b in zip(own, plain, strict=True)]
+            ratios = [a / b for a, b in zip(own, plain, strict=True)]
             cells = [
                 *(peer, runs[0]["version"], model),
                 *(f"{statistics.median(x):.1f}" for x in (own, plain)),
                 f"{statistics.median(above):.1f} ({min(above):.1f} to {max(above):.1f})",
+                f"{statistics.median(ratios):.2f}",
                 f"{statistics.median(one['cpu']['first_s'] for one in of):.1f}",
                 f"{max(run['peak_rss_mb'] for run in runs)}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"| {peer} | | did not run: {why} |" for peer, why in found["failed"].items()]
+    lines += [f"| {peer} | | did not run: {w} | | | | | | |" for peer, w in found["failed"].items()]
     return "\n".join(lines)
 
 
