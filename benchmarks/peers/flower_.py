@@ -24,13 +24,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 def client_app(name: str) -> ClientApp:
     """A client trains the model that came on its own texts."""
-    app, kept = ClientApp(), []
+    app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        if not kept:  # once for each actor
-            kept.extend([workload.model(name), workload.clients()])
-        model, clients = kept
+        model, clients = workload.kept(name)  # the app itself is unpickled for every message
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
         own = TensorDataset(*clients[context.node_config["partition-id"]])
         optimiser = torch.optim.SGD(model.parameters(), lr=workload.RATE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -48,6 +49,12 @@ def model(name: str) -> nn.Module:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     return Bert(bert_config(name))
+
+
+@functools.cache
+def kept(name: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+    """A model and the clients, built once in a process."""
+    return model(name), clients()
 
 
 def bert_config(name: str) -> dict[str, Any]:
