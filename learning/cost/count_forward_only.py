@@ -176,10 +176,11 @@ class _Counter:
         return [self.kind, self.classes, self.options]
 
     def _count(self, config: Mapping[str, Any], names: Sequence[str]) -> PassCounts:
+        from learning.backbones.layers import positions_of
         from learning.cost.meter import LONG, coefficients
 
         model, roomy = self._model(config), self._model(config, 2 * LONG[-1])
-        (made,) = coefficients(_run_on(model, names), _run_on(roomy, names))
+        (made,) = coefficients(_run_on(model, names), _run_on(roomy, names), positions_of(model))
         return PassCounts(**{name: value for name, value in made.items() if name != "saved"})
 
     def _model(self, config: Mapping[str, Any], positions: int | None = None) -> Any:

@@ -177,6 +177,7 @@ def _count(
     options: Mapping[str, Any],
     is_cut: bool = False,
 ) -> PartArchitecture:
+    from learning.backbones.layers import positions_of
     from learning.cost.meter import LONG, coefficients
     from learning.cost.weightless_classifier import weightless_classifier
     from learning.federated.split import Part, require_apart
@@ -192,7 +193,7 @@ def _count(
         return part, entering
 
     (part, entering), roomy = made(None), made(2 * LONG[-1])
-    ahead, back = coefficients(_run_on(part, entering), _run_on(*roomy))
+    ahead, back = coefficients(_run_on(part, entering), _run_on(*roomy), positions_of(part))
     own = {name: parameter.numel() for name, parameter in part.named_parameters()}
     return PartArchitecture(
         sum(own.values()),

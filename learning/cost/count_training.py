@@ -183,12 +183,14 @@ def _count(
 
 
 def _step_counts(model: Any, roomy: Any) -> StepCounts:
+    from learning.backbones.layers import positions_of
     from learning.cost.meter import coefficients
 
     def run_on(one: Any) -> Any:
         return lambda batch, tokens: [measure_step(one, batch, tokens)]
 
-    return StepCounts(**coefficients(run_on(model), run_on(roomy))[0])
+    (made,) = coefficients(run_on(model), run_on(roomy), positions_of(model))
+    return StepCounts(**made)
 
 
 def count_step(

@@ -199,18 +199,20 @@ class Reading:
 Run = Callable[[int, int], Sequence[Reading]]
 
 
-def coefficients(run: Run, roomy: Run) -> list[dict[str, Any]]:
+def coefficients(run: Run, roomy: Run, longest: int | None) -> list[dict[str, Any]]:
     """Fit what costs a text of n tokens, for each piece of work that `run(batch, tokens)` measures.
 
     FLOP and saved bytes are polynomials of n: (constant, linear, quadratic). The peak has a
     feed-forward regime (short texts) and an attention regime; the latter is read far beyond the
-    lengths in use, where it is alone, by `roomy`, which measures a model with positions for them.
+    lengths in use, where it is alone, by `roomy`, which measures a model with positions for them;
+    `longest` is the longest text that `run` has positions for, None where it takes any.
     Where the operators grow in number with the text (a recurrence), there is one regime.
     `flop_per_batch` and `bytes_moved` are what a batch costs once, however many texts it has.
     """
-    short = [run(_MANY, n) for n in SHORT]
+    few = SHORT if longest is None else tuple(min(n, longest * n // SHORT[-1]) for n in SHORT)
+    short = [run(_MANY, n) for n in few]
     is_recurrent = short[0][0].operators != short[1][0].operators
-    far = SHORT if is_recurrent else LONG
+    far = few if is_recurrent else LONG
     long = short if is_recurrent else [roomy(_MANY, n) for n in far]
     one, two = run(1, TINY[0]), run(2, TINY[0])
     made = []
@@ -218,10 +220,10 @@ def coefficients(run: Run, roomy: Run) -> list[dict[str, Any]]:
         once = 2 * one[i].flop - two[i].flop
         made.append(
             {
-                "flop": quadratic(SHORT, [round((at[i].flop - once) / _MANY) for at in short]),
-                "saved": quadratic(SHORT, [round(at[i].saved_bytes / _MANY) for at in short]),
+                "flop": quadratic(few, [round((at[i].flop - once) / _MANY) for at in short]),
+                "saved": quadratic(few, [round(at[i].saved_bytes / _MANY) for at in short]),
                 "peak_feed_forward": quadratic(
-                    SHORT, [round(at[i].peak_bytes / _MANY) for at in short]
+                    few, [round(at[i].peak_bytes / _MANY) for at in short]
                 ),
                 "peak_attention": quadratic(far, [round(at[i].peak_bytes / _MANY) for at in long]),
                 "bytes_moved": float(2 * one[i].bytes_moved - two[i].bytes_moved),

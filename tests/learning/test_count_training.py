@@ -2,6 +2,7 @@
 on real tensors.
 """
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -24,6 +25,16 @@ torch.set_num_threads(1)
 ROBERTA, NARROW, MIB = config_of(find("roberta-base")), config_of(find("minilm-narrow")), 2**20
 SIZES = {"full": {}, "lora": {"rank": 8}, "adapter": {"bottleneck": 16}, "bitfit": {}, "head": {}}
 BACKBONES = ("roberta-base", "minilm", "minilm-l2", "minilm-l4", "minilm-narrow")
+
+
+@pytest.mark.parametrize("positions", [5, 32, 63])
+def test_a_model_with_few_positions_costs_what_one_with_many_does(positions):
+    short, long = (
+        count_training({**NARROW, "max_position_embeddings": n}, "lora", rank=2).plain
+        for n in (positions, 512)
+    )
+    assert dataclasses.replace(short, bytes_moved=long.bytes_moved) == long
+    assert short.bytes_moved == pytest.approx(long.bytes_moved, rel=0.002)  # of the table itself
 
 
 @pytest.fixture
