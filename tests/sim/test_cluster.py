@@ -44,7 +44,15 @@ def digests(entries):
 
 
 @pytest.mark.thorough
-def test_a_node_that_is_lost_in_the_middle_loses_nothing(nodes, scenario_file, tmp_path):
+def test_a_cluster_changes_nothing_and_a_node_that_is_lost_in_the_middle_loses_nothing(
+    nodes, scenario_file, tmp_path, simulate, mark, monkeypatch
+):
+    """One test, as a cluster takes as long to start as all of it to run."""
+    inline = mark(simulate())
+    with monkeypatch.context() as context:
+        context.setenv("MOBIFLEET_CACHE", str(tmp_path / "cache-ray"))
+        assert mark(simulate(workers="ray")) == inline
+
     here, folder = plan(scenario_file, tmp_path / "here")
     run_all(here, folder, False, 1, lambda *_: None)
     there, _ = plan(scenario_file, tmp_path / "there")

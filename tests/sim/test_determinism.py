@@ -45,14 +45,6 @@ def test_the_number_of_workers_changes_nothing(workers, simulate, mark, tmp_path
 
 
 @pytest.mark.thorough
-def test_ray_changes_nothing(simulate, mark, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
-    inline = mark(simulate())
-    monkeypatch.setenv("MOBIFLEET_CACHE", str(tmp_path / "cache-ray"))
-    assert mark(simulate(workers="ray")) == inline
-
-
-@pytest.mark.thorough
 def test_python_hash_seeds_change_nothing(shell, scenario_file, tmp_path):
     path, processes = scenario_file(), []
     for seed in ("0", "12345"):
