@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from types import ModuleType
 
 
@@ -19,6 +20,8 @@ def started() -> ModuleType:
     except ImportError as error:
         raise NoRay("ray is not installed; run `pip install 'mobifleet[ray]'`") from error
     if not ray.is_initialized():
+        # of a cluster begun here: Ray's own workers (15) starve beside anything else
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             logging_level=logging.CRITICAL,
             log_to_driver=False,

@@ -22,6 +22,7 @@ def nodes(monkeypatch):
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # or they starve beside other tests
     how = {"num_cpus": 1, "object_store_memory": 10**8}
     head = {**how, "include_dashboard": False, "_system_config": ALERT}
     made = Cluster(initialize_head=True, head_node_args=head)
