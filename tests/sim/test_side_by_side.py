@@ -4,6 +4,7 @@ results and errors of one worker.
 
 import gc
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,24 +39,16 @@ def host(request):
 
 
 @pytest.fixture
-def at_once(monkeypatch):
-    """The most client updates that were under way together."""
-    from sim.methods.federated_peft.learner import FederatedLearner
+def on_threads(monkeypatch):
+    """How many pieces have been given to threads."""
+    begun, begin = [0], SideBySide.begin
 
-    now, most, lock, updated = [0], [0], threading.Lock(), FederatedLearner._updated
+    def counted(*what):
+        begun[0] += 1
+        return begin(*what)
 
-    def counted(*what, **how):
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        try:
-            return updated(*what, **how)
-        finally:
-            with lock:
-                now[0] -= 1
-
-    monkeypatch.setattr(FederatedLearner, "_updated", counted)
-    return most
+    monkeypatch.setattr(SideBySide, "begin", counted)
+    return begun
 
 
 def test_pieces_that_may_run_side_by_side_do(host):
@@ -99,13 +92,14 @@ def test_others_run_in_the_calling_thread_and_wait_for_what_they_need(host):
 
 
 def test_what_waits_for_a_piece_is_not_counted_as_its_own_time(host):
-    gate = threading.Event()
+    gate, began_s = threading.Event(), time.perf_counter()
     first = host.learn(gate.wait, 30, side_by_side=True)
     threading.Timer(0.3, gate.set).start()
     second = host.learn(int, first)
     third = host.learn(int, first, side_by_side=True)
     assert (second.value, third.value) == (1, 1)
-    assert host.torch_s < 0.45  # once, not two or three times
+    # once, not two or three times
+    assert host.torch_s < 1.5 * (time.perf_counter() - began_s)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -227,14 +221,14 @@ def test_a_twin_shares_what_is_frozen_and_trains_what_is_its_own(kind):
         for name in METHODS
     ],
 )
-def test_client_updates_on_threads_have_the_bits_of_one_worker(name, simulate, mark, at_once):
+def test_client_updates_on_threads_have_the_bits_of_one_worker(name, simulate, mark, on_threads):
     method = METHODS[name]
     alone = simulate(method=method, **AT_ONCE)
-    assert at_once == [1]
+    assert on_threads == [0]
     for workers in (2, 4):
-        at_once[0] = 0
+        on_threads[0] = 0
         sim = simulate(method=method, workers=workers, **AT_ONCE)
-        assert at_once[0] > 1 and mark(sim) == mark(alone)
+        assert on_threads[0] > 1 and mark(sim) == mark(alone)
         for model in sim.method.learner.models:
             made = sim.method.learner._idle.get(model, [])
             assert len(made) <= workers + 1  # whatever was lent is back
@@ -242,9 +236,9 @@ def test_client_updates_on_threads_have_the_bits_of_one_worker(name, simulate, m
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", [{"kind": "spry", **ROUNDS}, {"kind": "splitfed-v1", **ROUNDS}])
-def test_what_shares_state_between_threads_stays_in_turn(method, simulate, at_once):
+def test_what_shares_state_between_threads_stays_in_turn(method, simulate, on_threads):
     simulate(method=method, workers=2, **AT_ONCE)
-    assert at_once[0] <= 1
+    assert on_threads == [0]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
