@@ -101,6 +101,8 @@ def run_all(
         ended += 1
         on_done(entry, ended, len(entries))
 
+    if not missing:
+        return
     work = (folder, dry, host, keep_going)
     with _sigterm_is_ctrl_c():
         if processes == "ray":

@@ -39,7 +39,6 @@ def run_shown(
     keep_going: bool = False,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
-    at_once = cores() if processes == "ray" else processes
     changed = Counter(
         ", ".join(names) for entry in entries if (names := changed_inputs(entry, dry, folder))
     )
@@ -51,6 +50,10 @@ def run_shown(
     ended = [entry for entry in entries if entry.folder in done_before]
     waiting = [entry for entry in entries if entry.folder not in done_before]
     took_s = {entry.folder: _took_s(entry) for entry in ended}
+    if processes == "ray":
+        at_once = cores() if waiting else 1  # no cluster is begun for nothing
+    else:
+        at_once = processes
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
