@@ -106,11 +106,15 @@ def ours(spec: catalogue.BackboneSpec, tokens: Tokens) -> np.ndarray:
 def counts(spec: catalogue.BackboneSpec, tokens: Tokens) -> dict[str, float]:
     """Tokens of the texts, and how many both ways compute for each."""
     lengths = tokens.lengths()
-    rows, width = host_device().rows, catalogue.width_of(catalogue.config_of(spec))
+    host, width = host_device(), catalogue.width_of(catalogue.config_of(spec))
+
+    def rows(length: int) -> int:
+        return host.rows(length, width)
+
     ours = sum(
-        length * rows(length, width)
-        for piece in batches.pieces(lengths, lambda n: rows(n, width), host_device().texts)
-        for length, _ in batches.batches(batches.padded(lengths[piece]), lambda n: rows(n, width))
+        length * rows(length)
+        for piece in batches.pieces(lengths, host.length_step, rows, host.texts)
+        for length, _ in batches.batches(batches.padded(lengths[piece], host.length_step), rows)
     )
     ends = np.sort(lengths)
     parts = [ends[i : i + PLAIN_BATCH] for i in range(0, len(ends), PLAIN_BATCH)]

@@ -114,7 +114,7 @@ class Plain:
         for backbone in sorted({name for name, _, _ in records}):
             values = torch.stack([value for name, value, _ in records if name == backbone])
             targets = torch.stack([target for name, _, target in records if name == backbone])
-            y_s_BC = self.network(values, backbone, masks)
+            y_s_BC = self.network.training_forward([(backbone, values)], masks)
             loss = loss + ((y_s_BC - targets) ** 2).sum() / len(records)
         self.optimiser.zero_grad()
         loss.backward()

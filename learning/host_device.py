@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 HOSTS = ("cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bfloat16")
-_CPU_ROWS, _CPU_TEXTS = 16, 128
-_TEXTS = 4096
+_CPU_ROWS, _CPU_STEP, _CPU_TEXTS = 16, 4, 128
+_STEP, _TEXTS = 8, 4096
 _MOST_TOKENS = 1 << 17  # of a batch: more fills no card better
 _NUMBERS_A_GB = 1_600_000  # of a batch's hidden states: 65,536 tokens of width 2048 on 85 GB
 _MPS_GB = 8
@@ -95,6 +95,11 @@ class HostDevice:
         held = int(_NUMBERS_A_GB * self._memory_gb() / width)
         tokens = min(_MOST_TOKENS, 1 << max(1, held).bit_length() - 1)  # a power of two
         return max(_CPU_ROWS, tokens // length)
+
+    @property
+    def length_step(self) -> int:
+        """Short texts are padded to multiples of so many tokens (`batches.padded`)."""
+        return _CPU_STEP if self.name == "cpu" else _STEP
 
     @property
     def texts(self) -> int:

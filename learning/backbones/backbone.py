@@ -69,7 +69,7 @@ class Backbone:
         output.
 
         A text is always computed in the same shape (`learning/backbones/batches.py`): in a batch of
-        16 on a CPU; alone, where experts get tokens of all rows at once. `progress` is called with
+        so many rows; alone, where experts get tokens of all rows at once. `progress` is called with
         the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
@@ -105,7 +105,7 @@ class Backbone:
         most = self.positions or 1 << 30
         if lengths_N.max(initial=0) > most:
             raise too_long(self.spec.name, int(lengths_N.max()), most)
-        return padded(lengths_N, most)
+        return padded(lengths_N, self.host.length_step, most)
 
     def _forward(self, tokens: Tokens, chosen: Sequence[int], length: int, readout: str) -> Tensor:
         return self._begin(tokens, chosen, length, readout, len(chosen))()

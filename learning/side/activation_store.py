@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 
 from inputs.units import format_bytes
 from learning.arithmetic import arithmetic
+from learning.backbones import batches
 from learning.backbones.tokens import Tokens
 from learning.cache import keep
 from learning.side.store_size import LIMIT, limit_bytes, remove, shards, superfluous
@@ -106,8 +107,9 @@ class ActivationStore:
             )
 
     def _folder(self, fingerprint: str, readout: str) -> Path:
-        computed_by = hashlib.blake2b(arithmetic().encode(), digest_size=8).hexdigest()
-        return self.root / fingerprint / computed_by / readout
+        computed_by = f"{arithmetic()}, batches {batches.VERSION}"
+        digest = hashlib.blake2b(computed_by.encode(), digest_size=8).hexdigest()
+        return self.root / fingerprint / digest / readout
 
     def _mapped(self, wanted: set[bytes], shard: Path) -> dict[bytes, np.ndarray]:
         """What a shard holds of what is wanted."""

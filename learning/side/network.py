@@ -17,7 +17,7 @@ adapters' share; or the skip's alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -194,25 +194,40 @@ class SideNetwork(nn.Module):
             count += len(x_NF)
         return error / count
 
-    def forward(
-        self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None = None
-    ) -> Tensor:
-        """`a_BVM`: the uploaded vectors [B, vectors, d_m]; `dropout`: the generator of this step's
-        mask (drawn on the CPU, so the same on any device), for what the adapters alone say, as
-        they are trained; None to predict.
-        """
+    def forward(self, a_BVM: Tensor, backbone: str) -> Tensor:
+        """The prediction difference [B, classes] of uploaded vectors [B, vectors, d_m]."""
         a_BVM = self._normalised(a_BVM, backbone)
         share = self.config.adapters if self.shape.has_adapters else 0.0
         y_BC = a_BVM.new_zeros(())
         if self.shape.has_adapters:
-            y_BC = self._adapted(a_BVM, backbone, dropout)
-        if dropout is not None or self.shape.skip == "none":
+            y_BC = self._adapted(self._projected(a_BVM, backbone))
+        if self.shape.skip == "none":
             return y_BC
         skip = self.skips[_of_width(a_BVM.shape[-1])]
         assert isinstance(skip, Skip), "as they were all made"
         if share and not skip.is_fitted:
             return y_BC
         return share * y_BC + (1 - share) * skip(a_BVM.flatten(1))
+
+    def training_forward(
+        self, parts: Sequence[tuple[str, Tensor]], masks: torch.Generator
+    ) -> Tensor:
+        """What the adapters alone say, as they are trained, of uploaded vectors [B_m, vectors, d_m]
+        of several backbones, in one pass: [sum of B_m, classes], in the order given.
+
+        `masks` draws the step's dropout, on the CPU, so the same on any device.
+        """
+        a_BVD = torch.cat(
+            [
+                self._projected(self._normalised(a_BVM, backbone), backbone)
+                for backbone, a_BVM in parts
+            ]
+        )
+        if self.config.dropout > 0:
+            keep = 1 - self.config.dropout
+            is_kept = torch.rand(a_BVD.shape, generator=masks) < keep
+            a_BVD = a_BVD * is_kept.to(a_BVD.device) / keep
+        return self._adapted(a_BVD)
 
     def _normalised(self, a_BVM: Tensor, backbone: str) -> Tensor:
         a_BVM = a_BVM.to(self.place.device)
@@ -222,16 +237,11 @@ class SideNetwork(nn.Module):
             return F.layer_norm(a_BVM, a_BVM.shape[-1:])
         return a_BVM
 
-    def _adapted(self, a_BVM: Tensor, backbone: str, dropout: torch.Generator | None) -> Tensor:
+    def _projected(self, a_BVM: Tensor, backbone: str) -> Tensor:
         projection = self.projection(backbone)
-        if projection is not None:
-            a_BVD = torch.einsum("bvm,vmd->bvd", a_BVM, projection)
-        else:
-            a_BVD = a_BVM
-        if dropout is not None and self.config.dropout > 0:
-            keep = 1 - self.config.dropout
-            is_kept = torch.rand(a_BVD.shape, generator=dropout) < keep
-            a_BVD = a_BVD * is_kept.to(a_BVD.device) / keep
+        return a_BVM if projection is None else torch.einsum("bvm,vmd->bvd", a_BVM, projection)
+
+    def _adapted(self, a_BVD: Tensor) -> Tensor:
         blocks_VBD = list(a_BVD.unbind(dim=1))
         if self.shape.start == "embedding":
             h_BD = blocks_VBD.pop(0)

@@ -72,8 +72,8 @@ def pooled_activations(
             values[index] = value
         missing = np.array([i for i in missing if values[i] is None], dtype=np.int64)
     host, width = host_device(), width_of(config_of(spec))
-    parts = pieces(tokens.lengths()[missing], lambda length: host.rows(length, width), host.texts)
-    chosen = [missing[part] for part in parts]
+    shapes = (host.length_step, lambda length: host.rows(length, width), host.texts)
+    chosen = [missing[part] for part in pieces(tokens.lengths()[missing], *shapes)]
     todo = [_subset(tokens, part) for part in chosen]
     progress(0, len(missing))
     done = 0

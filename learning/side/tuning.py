@@ -112,11 +112,13 @@ class SideNetworkTrainer:
         by_backbone: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for backbone, value, target in records:
             by_backbone.setdefault(backbone, []).append((value, target))
-        loss = torch.zeros(())
-        for backbone, mine in sorted(by_backbone.items()):
-            values, targets = (torch.stack(parts) for parts in zip(*mine, strict=True))
-            y_s_BC = self.network(values, backbone, masks)
-            loss = loss + self._loss(y_s_BC, targets.to(y_s_BC.device)) / len(records)
+        parts = sorted(by_backbone.items())
+        y_s_BC = self.network.training_forward(
+            [(backbone, torch.stack([value for value, _ in mine])) for backbone, mine in parts],
+            masks,
+        )
+        targets = torch.stack([target for _, mine in parts for _, target in mine])
+        loss = self._loss(y_s_BC, targets.to(y_s_BC.device)) / len(records)
         for weight in self._trained:
             weight.grad = None
         loss.backward()

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from learning.backbones import batches
 from learning.backbones.tokens import Tokens
 from learning.side.activation_store import ActivationStore
 
@@ -64,6 +65,12 @@ def test_backbones_readouts_and_depths_never_mix(plain_store):
     for seed, (mark, readout) in enumerate([("a", "mean"), ("a", "last"), ("b", "mean")]):
         assert np.array_equal(fully(plain_store, tokens, mark, readout), values_of(seed))
     assert len(plain_store.load("b", "last", tokens)[1]) == 20
+
+
+def test_what_was_computed_in_other_shapes_is_not_seen(plain_store, monkeypatch):
+    plain_store.save("mark", "mean", tokens_of(0), values_of(0))
+    monkeypatch.setattr(batches, "VERSION", batches.VERSION + 1)
+    assert len(plain_store.load("mark", "mean", tokens_of(0))[1]) == 20
 
 
 def test_segments_are_part_of_a_text(plain_store):

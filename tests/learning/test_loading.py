@@ -290,7 +290,7 @@ def test_weights_that_overflow_are_an_error(own_model):
         backbone = Backbone(spec_of(folder))
         from learning.backbones.tokens import tokenise
 
-        backbone.readouts(tokenise(backbone.spec, ["a1 b2"]))
+        backbone.readouts(tokenise(backbone.spec, ["a1 b2 c3 d4 e5 f6 g7"]))
 
 
 @pytest.mark.parametrize(

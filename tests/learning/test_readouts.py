@@ -4,6 +4,8 @@ same bits ever after.
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from learning.backbones import batches, catalogue
 from learning.backbones.tokens import Tokens
@@ -143,17 +145,30 @@ def test_a_model_that_does_not_fit_or_gives_no_numbers_leaves_nothing_in_the_sto
 
 
 def test_a_set_fills_its_batches_before_it_is_divided():
-    lengths = np.random.default_rng(0).integers(1, 33, 700)
-    parts = [*batches.pieces(lengths, lambda length: 16, 128)]
+    lengths, rows = np.random.default_rng(0).integers(1, 33, 700), 8
+    parts = [*batches.pieces(lengths, 2, lambda length: rows, 128)]
     assert sorted(np.concatenate(parts)) == list(range(700))
-    assert all(128 <= len(part) < 144 for part in parts[:-1])
-    computed = {
+    assert all(128 <= len(part) < 128 + rows for part in parts[:-1])
+    computed = [
         (int(length), len(chosen))
         for part in parts
-        for length, chosen in batches.batches(batches.padded(lengths[part]), lambda length: 16)
-    }
-    assert all(length % 8 == 0 for length, _ in computed)
-    assert sum(texts < 16 for _, texts in computed) <= 4  # one a padded length
+        for length, chosen in batches.batches(batches.padded(lengths[part], 2), lambda length: rows)
+    ]
+    assert all(length % 2 == 0 for length, _ in computed)
+    not_full = [length for length, texts in computed if texts < rows]
+    assert len(not_full) == len(set(not_full)) <= 16  # one a padded length
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1), st.sampled_from([1, 2, 8]))
+def test_a_padded_text_is_hardly_longer_and_lengths_are_few(lengths, step):
+    lengths = np.array(lengths)
+    padded = batches.padded(lengths, step)
+    assert np.all(padded >= lengths) and np.all(padded % step == 0)
+    assert np.all(padded - lengths < np.maximum(step, lengths / 8))
+    assert np.array_equal(batches.padded(padded, step), padded)
+    assert np.all(batches.padded(lengths, step, 100)[lengths <= 100] <= 100)
+    octave = np.unique(batches.padded(np.arange(1024, 2048), 2))
+    assert len(octave) <= 9
 
 
 def read_by(monkeypatch):

@@ -138,14 +138,31 @@ def test_dropout_masks_the_incoming_vectors_and_keeps_their_mean():
     a = vectors(network, "same")
     mask = (torch.rand(a.shape, generator=torch.Generator().manual_seed(3)) < 0.6) / 0.6
     with torch.no_grad():
-        got = network(a, "same", torch.Generator().manual_seed(3))
+        got = network.training_forward([("same", a)], torch.Generator().manual_seed(3))
         assert torch.allclose(got, by_the_equations(network, a, "same", mask), atol=2e-5, rtol=1e-4)
         assert not torch.allclose(got, network(a, "same"))
         untouched = network_of(SideNetworkConfig(dropout=0.0))
-        assert torch.equal(untouched(a, "same", torch.Generator()), untouched(a, "same"))
+        got = untouched.training_forward([("same", a)], torch.Generator())
+        assert torch.equal(got, untouched(a, "same"))
     big = torch.ones(200_000)
     kept = (torch.rand(big.shape, generator=torch.Generator().manual_seed(0)) < 0.6) / 0.6
     assert kept.mean() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_pass_over_several_backbones_says_what_a_pass_each_says(name):
+    network = network_of(CONFIGS[name])
+    parts = [(backbone, vectors(network, backbone, seed=i)) for i, backbone in enumerate(WIDTHS)]
+    with torch.no_grad():
+        together = network.training_forward(parts, torch.Generator().manual_seed(3))
+        each, masks = [], torch.Generator().manual_seed(3)
+        for backbone, a in parts:  # which share one stream of masks
+            shape = (*a.shape[:-1], network.shape.width)
+            rate = network.config.dropout
+            drawn = torch.rand(shape, generator=masks) if rate else torch.ones(shape)
+            mask = (drawn < 1 - rate) / (1 - rate) if rate else drawn
+            each.append(by_the_equations(network, a, backbone, mask))
+    assert torch.allclose(together, torch.cat(each), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -82,7 +82,8 @@ def reference_loss(network, training, batch, generator):
     for backbone, first in (("narrow", 0), ("wide", 100)):
         chosen = np.array(sorted(n for n in batch if n // 100 == (backbone == "wide")), dtype=int)
         texts = chosen - first + (100 if backbone == "wide" else 0)
-        y_s = network(torch.from_numpy(WORLD.values[backbone][texts]), backbone, generator)
+        values = torch.from_numpy(WORLD.values[backbone][texts])
+        y_s = network.training_forward([(backbone, values)], generator)
         y_b, one_hot = torch.from_numpy(WORLD.y_b[texts]), torch.eye(CLASSES)[WORLD.labels[texts]]
         if training.loss == "squared-error":
             total = total + ((y_s - (one_hot - y_b)) ** 2).sum()
