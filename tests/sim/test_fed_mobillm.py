@@ -191,6 +191,22 @@ def test_a_side_network_that_cannot_be_is_refused_on_its_line(
         assert f"{where or 'method'}.side_network." in problem and said in problem
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(("fed-mobillm", name) for name in ("learning_rate", "replay", "update_share_on_arrival")),
+        ("centralised", "weight_decay"),
+        ("pae-mobillm", "epochs"),
+    ],
+)
+def test_what_steps_read_alone_is_refused_where_all_is_solved(kind, name, scenario_file):
+    method = {"kind": kind, name: 1, "side_network": {"adapters": 0}}
+    with pytest.raises(ScenarioError, match=f"method.{name}: is for adapters"):
+        load(str(scenario_file(method=method)), Scenario, check=problems)
+    method["side_network"] = {"adapters": 0.5}
+    load(str(scenario_file(method=method)), Scenario, check=problems)
+
+
 def test_no_update_precedes_the_samples_that_grant_it(simulate):
     sim = simulate(dry=True)
     spans = sim.recorder.spans().to_pylist()

@@ -42,7 +42,7 @@ from sim.methods.side_tuning.tap_choice import (
     sampled,
 )
 from sim.methods.side_tuning.updates import closed_form
-from sim.scenario.settings import RenamedSettings
+from sim.scenario.settings import OnlyFor, RenamedSettings
 
 SERVER_TEXTS = 128  # that it passes over at once
 
@@ -61,6 +61,10 @@ Unfitted = Literal[
 class SideTuningSettings(RenamedSettings):
     """A side network over the sampled layers of a backbone, trained by AdamW."""
 
+    only_for: ClassVar[OnlyFor] = dict.fromkeys(  # of each method those that it has
+        ("learning_rate", "weight_decay", "replay", "update_share_on_arrival", "epochs"),
+        ("adapters (`side_network.adapters` above 0)", lambda s: s.side_network.has_adapters),
+    )
     takes_texts_as_they_come: ClassVar[bool] = True
     takes_texts_in_order: ClassVar[bool] = True
     taps: Taps = "interval"
