@@ -37,11 +37,10 @@ def weighted_mean(states: Sequence[State], weights: Sequence[float]) -> dict[str
     mean = {}
     for names in _blocks(states):
         shares = _shares(states, weights, names[0])
-        total = sum(  # one at a time
-            (_flat(states[k], names).double() * share for k, share in shares),
-            start=torch.zeros((), dtype=torch.float64),
-        )
         like = [states[shares[0][0]][name] for name in names]
+        total = torch.zeros(sum(one.numel() for one in like), dtype=torch.float64)
+        for k, share in shares:
+            total.add_(_flat(states[k], names), alpha=share)
         parts = _unflatten_dense_tensors(total, like)
         for name, part, one in zip(names, parts, like, strict=True):
             mean[name] = part.to(one.dtype, copy=True)  # in memory of its own
@@ -77,7 +76,14 @@ def is_finite(state: State) -> bool:
     """Whether every number of a state is finite; one that is not would take the whole mean
     along.
     """
-    return all(bool(_flat(state, names).isfinite().all()) for names in _blocks([state]))
+    return all(_all_finite(_flat(state, names)) for names in _blocks([state]))
+
+
+def _all_finite(numbers: Tensor) -> bool:
+    """By the least and the greatest, of which NaN is either: several times faster than to look at
+    each.
+    """
+    return not numbers.numel() or all(math.isfinite(end) for end in numbers.aminmax())
 
 
 # --- server optimisers

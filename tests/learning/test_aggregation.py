@@ -350,10 +350,13 @@ def test_means_of_many_tensors_at_once_are_those_of_each_to_the_bit():
     assert [*mean] == [*shapes]
     for name, shape in shapes.items():
         having = [k for k in range(3) if name in states[k]]
-        total = torch.zeros(shape, dtype=torch.float64)
+        total, plain = torch.zeros(2, *shape, dtype=torch.float64)
         for k in having:
-            total += states[k][name].double() * (weights[k] / sum(weights[j] for j in having))
+            share = weights[k] / sum(weights[j] for j in having)
+            total.add_(states[k][name], alpha=share)
+            plain += states[k][name].double() * share
         assert torch.equal(mean[name], total.float()) and mean[name].shape == shape
+        assert torch.allclose(total, plain, rtol=0, atol=1e-15)
     assert is_finite(mean)
     for name in ("b", "d", "f"):
         wrong = {**mean, name: mean[name].clone().fill_(math.nan)}
