@@ -16,13 +16,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import ModuleType
 from typing import TypeVar, cast, overload
 
 from learning.host_device import host_device
 from sim.kernel.journal import UNKNOWN, CannotResume, Journal
 from sim.kernel.learned import Learned, Piece, key_of, wait_for, with_values
-from sim.kernel.ray_cluster import NoRay, started
+from sim.kernel.ray_cluster import Cluster, NoRay
 from sim.kernel.side_by_side import SideBySide
 
 Result = TypeVar("Result")
@@ -42,8 +41,9 @@ class Host:
     `"auto"`: on as many threads as there are cores, up to four, where that is faster.
 
     `learn`, `compute_now` and `start` compute at once, in the order in which they were called, but
-    for pieces that may run side by side: these go to the threads. `map` spreads independent pieces
-    over all workers. `journal` remembers what was learned.
+    for pieces that may run side by side: these go to the threads, each of which may have a process
+    of the `cluster` compute for it. `map` spreads independent pieces over all workers. `journal`
+    remembers what was learned.
     """
 
     def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
@@ -54,7 +54,7 @@ class Host:
             0.0  # of torch_s, what passed before the first piece and what is not at stake
         )
         self._alive: weakref.WeakSet[Learned[object]] = weakref.WeakSet()
-        self._ray: ModuleType | None = None
+        self.cluster: Cluster | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._beside: SideBySide | None = None
         self._joined: deque[Future[None]] = deque()  # at their virtual end, and not looked at yet
@@ -65,9 +65,12 @@ class Host:
                     f"--workers ray computes on CPUs: choose --host cpu (got {host_device().name})"
                 )
             try:
-                self._ray = started()
+                self.cluster = Cluster()
             except NoRay as error:
                 raise HostError(f"workers: {error}") from error
+            threads = self.cluster.cores
+            self._pool = ThreadPoolExecutor(threads, "mobifleet-cluster", _one_thread)
+            self._beside = SideBySide(self._pool, threads, is_on_trial=False)
         elif workers == AUTO or (isinstance(workers, int) and workers >= 1):
             threads = min(4, os.cpu_count() or 1) if isinstance(workers, str) else workers
             if threads > 1:
@@ -279,10 +282,8 @@ class Host:
         """`function(*item)` of each item, in order; independent pieces, computed at once as far as
         workers reach.
         """
-        if self._ray:
-            remote = self._ray.remote(function)
-            pending = [remote.remote(*item) for item in items]
-            yield from (self._ray.get(reference) for reference in pending)
+        if self.cluster:
+            yield from self.cluster.map(function, items)
         elif self._pool:
             futures = [
                 self._pool.submit(self._timed, functools.partial(function, *item)) for item in items
@@ -301,8 +302,8 @@ class Host:
         """
         if self._pool:
             self._pool.shutdown(wait=not at_once, cancel_futures=at_once)
-        if self._ray:
-            self._ray.shutdown()
+        if self.cluster:
+            self.cluster.close()
         while self._joined and not at_once:
             self._joined.popleft().result()
 

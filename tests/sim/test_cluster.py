@@ -4,9 +4,12 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from sim.kernel.ray_cluster import Cluster
+from sim.methods.federated_peft.learner import made_elsewhere
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
 from sim.sweep import cluster
@@ -18,7 +21,7 @@ ALERT = {"health_check_period_ms": 500, "health_check_failure_threshold": 10}
 
 @pytest.fixture
 def nodes(monkeypatch):
-    """Two nodes of one core each on this machine; calling it with a node takes that one away."""
+    """Two nodes of one core each on this machine: `lose()` one of them, and `add()` one again."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -26,9 +29,12 @@ def nodes(monkeypatch):
     how = {"num_cpus": 1, "object_store_memory": 10**8}
     head = {**how, "include_dashboard": False, "_system_config": ALERT}
     made = Cluster(initialize_head=True, head_node_args=head)
-    second = made.add_node(**how)
+    others = [made.add_node(**how)]
     monkeypatch.setenv("RAY_ADDRESS", made.address)
-    yield lambda: made.remove_node(second, allow_graceful=False)
+    yield SimpleNamespace(
+        lose=lambda: made.remove_node(others.pop(), allow_graceful=False),
+        add=lambda: others.append(made.add_node(**how)),
+    )
     ray.shutdown()
     made.shutdown()
 
@@ -54,6 +60,22 @@ def test_a_cluster_changes_nothing_and_a_node_that_is_lost_in_the_middle_loses_n
         context.setenv("MOBIFLEET_CACHE", str(tmp_path / "cache-ray"))
         assert mark(simulate(workers="ray")) == inline
 
+    method = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0}
+    inline = mark(simulate(method=method))
+    calls, really = [], Cluster.call
+
+    def call(self, function, *arguments):
+        calls.append(function)
+        if len(calls) == 2:
+            nodes.lose()
+        return really(self, function, *arguments)
+
+    with monkeypatch.context() as context:
+        context.setattr(Cluster, "call", call)
+        assert mark(simulate(method=method, workers="ray")) == inline
+    assert calls == [made_elsewhere] * len(calls) and len(calls) > 3
+    nodes.add()
+
     here, folder = plan(scenario_file, tmp_path / "here")
     run_all(here, folder, False, 1, lambda *_: None)
     there, _ = plan(scenario_file, tmp_path / "there")
@@ -61,7 +83,7 @@ def test_a_cluster_changes_nothing_and_a_node_that_is_lost_in_the_middle_loses_n
 
     def end(entry, count, of):
         if not ended:
-            nodes()
+            nodes.lose()
         ended.append((entry.folder, count, of))
 
     (there[0].folder).mkdir(parents=True)

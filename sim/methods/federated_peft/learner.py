@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.tokens import Tokens
 from learning.federated.local_training import LocalTraining
+from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
+from sim.kernel.ray_cluster import Shared
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from learning.federated.aggregation import State
     from learning.federated.trainable import TrainableClassifier
     from learning.metrics import Score
     from sim.kernel.world import World
@@ -123,18 +126,50 @@ class FederatedLearner(RealLearner):
             self._updated,
             *(update, backbone, samples, *how),
             stored=(True,) * results,
-            side_by_side=self.side_by_side,
+            side_by_side=self.runs_side_by_side,
         )
+
+    @property
+    def runs_side_by_side(self) -> bool:
+        """Whether client updates may run beside one another, where the host computes."""
+        return self._goes_far if self.world.host.cluster else self.side_by_side
+
+    @property
+    def _goes_far(self) -> bool:
+        """Whether a process of a cluster can make a `Client`, and so a client update."""
+        return type(self).client_of is FederatedLearner.client_of
 
     def _updated(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
-        with self.lent(backbone) as model:
-            made = update(self.client_of(model, backbone, samples), *how)
+        made = self.made(update, backbone, samples, how)
         sent, *kept = made if isinstance(made, tuple) else (made,)
         states = sent if isinstance(sent, list) else [sent]
         data = b"".join(map(self.packed, states))
         return (data, *kept) if kept else data
+
+    def made(
+        self, update: Callable[..., Any], backbone: str, samples: Any, how: Sequence[Any]
+    ) -> Any:
+        """What a client update gives, computed here or on the cluster."""
+        cluster = self.world.host.cluster
+        if cluster is None or not self._goes_far:
+            with self.lent(backbone) as model:
+                return update(self.client_of(model, backbone, samples), *how)
+        cluster.by_value(update)
+        names, given = self.models[backbone].trainable_parameters(), []
+        for number, one in enumerate(how):
+            if isinstance(one, Mapping) and all(name in one for name in names):
+                both = functools.partial(self._with_part, backbone, one)
+                given.append(cluster.shared(f"state {number} of {backbone}", one, both))
+            else:
+                given.append(one)
+        frozen = cluster.shared(f"model {backbone}", self.models[backbone])
+        tokens, labels = self.tokens(backbone, samples), self.world.task.labels[samples]
+        return cluster.call(made_elsewhere, update, frozen, tokens, labels, given)
+
+    def _with_part(self, backbone: str, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
+        return state, self.part_of(backbone, state)
 
     def client_of(self, model: TrainableClassifier, backbone: str, samples: Any) -> object:
         """What a client update computes with."""
@@ -155,7 +190,8 @@ class FederatedLearner(RealLearner):
         with self._lending:
             idle = self._idle.setdefault(backbone, [self.models[backbone]])
             model = idle.pop()
-            if not idle and self.side_by_side and self.world.host.is_parallel:
+            host = self.world.host
+            if not idle and self.side_by_side and host.is_parallel and not host.cluster:
                 idle.append(model.twin())
         try:
             yield model
@@ -299,6 +335,31 @@ class Client:
     tokens: Tokens
     labels: np.ndarray
     part_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+def made_elsewhere(
+    update: Callable[..., Any],
+    model: Shared,
+    tokens: Tokens,
+    labels: np.ndarray,
+    how: Sequence[Any],
+) -> Any:
+    """What a client update gives, in a process of a cluster; `how` has what the update is called
+    with, its states shared together with the device's part of each.
+    """
+    single_threaded_torch()
+    both = {
+        place: cast("tuple[State, dict[str, Tensor]]", one.value())
+        for place, one in enumerate(how)
+        if isinstance(one, Shared)
+    }
+
+    def part_of(state: State) -> dict[str, Tensor]:
+        return next(part for whole, part in both.values() if whole is state)
+
+    given = [both[place][0] if place in both else one for place, one in enumerate(how)]
+    own = cast("TrainableClassifier", model.value())
+    return update(Client(own, tokens, labels, part_of), *given)
 
 
 def locally_trained(

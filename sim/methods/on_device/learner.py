@@ -147,13 +147,12 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
             return None
         last = self.states.get(device_id, self._initial[backbone])
         how = (update, backbone, samples, last, *more)
-        return self.world.host.learn(self._updated, *how, side_by_side=self.side_by_side)
+        return self.world.host.learn(self._updated, *how, side_by_side=self.runs_side_by_side)
 
     def _updated(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
-        with self.lent(backbone) as model:
-            return update(self.client_of(model, backbone, samples), *how)
+        return self.made(update, backbone, samples, how)
 
     def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
         """What a device's present state scores; a state is scored once on each part."""
