@@ -14,7 +14,7 @@ import numpy as np
 
 from sim.compare.costs import COLUMNS, costs_at, costs_until
 from sim.compare.planned_run import PlannedRun
-from sim.results.looks import chosen_score, converged_at_s
+from sim.results.looks import chosen_score, converged_at_s, validated_score
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
 from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style, note_of
@@ -51,7 +51,7 @@ def draw_reductions(
         for number, label in enumerate(baselines):
             run, style = runs[label], line_style(number)
             time_s, converged = run.curve(run.metric)[0], converged_at_s(run)
-            if converged is None or (chosen_score(run) or 0.0) < learned:
+            if converged is None or (validated_score(run) or 0.0) < learned:
                 continue
             cost = costs_at(run, time_s)
             here = int(np.searchsorted(time_s, converged))

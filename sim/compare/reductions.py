@@ -32,12 +32,12 @@ REDUCED = (
 
 
 def has_learned(row: Mapping[str, Any], learned: float) -> bool:
-    """Whether a method's accuracy has come up to that, or in one seed at least to the table's own
-    target: else it has no part in reductions.
+    """Whether a method's accuracy on validation texts has come up to that, or in one seed at least
+    to the table's own target: else it has no part in reductions.
     """
     if row.get("target") is not None:
         return bool(row["reached"])
-    return (row.get("chosen") or 0.0) >= learned
+    return (row.get("validated", row.get("chosen")) or 0.0) >= learned
 
 
 def reductions(
@@ -49,7 +49,8 @@ def reductions(
     """How much less our method needs than the best baseline (default: any other method but the
     references), column by column; and under "accuracy", how much more accurate it is.
 
-    A method whose accuracy stays below `learned` has no part in it: what never learns is cheap.
+    A method whose accuracy on validation texts stays below `learned` has no part in it: what never
+    learns is cheap.
     `factor` is the geometric mean over seeds of theirs / ours (the seeds' worlds are common to
     both), `reduction` is 1 - 1 / factor, between `reduction_low` and `reduction_high` (95 %);
     `said` is a sentence where the seeds cannot tell the two apart. Of a baseline that not all seeds

@@ -12,7 +12,7 @@ import numpy as np
 
 from sim.compare.costs import costs_at, is_untrained, reached
 from sim.compare.planned_run import PlannedRun
-from sim.results.looks import Moment, chosen_score, converged
+from sim.results.looks import Moment, chosen_score, converged, validated_score
 from sim.results.run import Run, open_run
 from sim.results.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
 
@@ -109,6 +109,8 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
             found = over_seeds(known)
         row |= _columns(name, found if len(known) == len(values) else None)
         row[f"{name}_each"] = values
+    validated = [score for run in runs if (score := validated_score(run)) is not None]
+    row["validated"] = math.fsum(validated) / len(runs) if len(validated) == len(runs) else None
     row["metric"] = runs[0].metric
     row["accuracies"] = [name for name in scores if name.startswith(OF_BACKBONE)]
     return row

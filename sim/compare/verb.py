@@ -298,10 +298,11 @@ def _left_out(
         for row in others
         if row["method"] in baselines and not has_learned(row, learned)
     ]
+    metric, is_own = table[0]["metric"], table[0]["target"] is None
     said = (
         (references, "references"),
         (strangers, "no baselines"),
-        (below, f"below {table[0]['metric']} {learned:g}"),
+        (below, f"{metric} {learned:g} not reached" + " on validation texts" * is_own),
     )
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 

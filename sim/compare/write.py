@@ -113,7 +113,10 @@ def _why_none(name: str, row: Mapping[str, Any]) -> str:
         return "never above its start" + (of(at_start) if at_start < seeds else "")
     if row.get(f"{name}_at_least") is None or not row["reached"]:
         return "not reached"
-    return f"≥ {_writer(name)(row[f'{name}_at_least'])}{of(row['reached'])}"
+    known = _writer(name)(row[f"{name}_at_least"])
+    if name in ("delivery_bytes", "peak_memory_bytes"):  # whenever a target is reached
+        return known
+    return f"≥ {known}{of(row['reached'])}"
 
 
 def markdown(tables: Mapping[str, list[dict[str, Any]]], notes: Iterable[str] = ()) -> str:

@@ -52,3 +52,13 @@ def chosen_score(run: Run) -> float | None:
         return None
     look = int(np.searchsorted(time_s, at_s, side="right")) - 1
     return float(accuracy[max(0, look)])
+
+
+def validated_score(run: Run) -> float | None:
+    """What the metric is on the validation texts at the look that they choose; as `chosen_score`
+    where a run has none.
+    """
+    at_s, (time_s, accuracy) = converged_at_s(run), validation_curve(run)
+    if at_s is None or not len(accuracy):
+        return chosen_score(run)
+    return float(accuracy[int(np.searchsorted(time_s, at_s))])
