@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=nn.Module)
 
 HOSTS = ("cpu", "cuda", "mps")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "int8")
 _CPU_ROWS, _CPU_STEP, _CPU_TEXTS = 16, 4, 128
 _STEP, _TEXTS = 8, 4096
 _MOST_TOKENS = 1 << 17  # of a batch: more fills no card better
@@ -37,8 +37,10 @@ class HostDevice:
     """A torch device by its name, and the number format of matrix products on it.
 
     In `bfloat16` a frozen backbone reads with weights of that format, and a trained one keeps
-    float32 weights, with bfloat16 in its products (torch's autocast). Raises HostDeviceError for a
-    name or precision that is unknown; whether the device is there is seen by `compute_on`.
+    float32 weights, with bfloat16 in its products (torch's autocast). In `int8` the linear maps of
+    a frozen backbone have the weights that a device which holds them so has, and all is computed in
+    float32. Raises HostDeviceError for a name or precision that is unknown; whether the device is
+    there is seen by `compute_on`.
     """
 
     name: str = "cpu"
@@ -66,6 +68,8 @@ class HostDevice:
         if self.precision == "bfloat16":
             for parameter in model.parameters():
                 parameter.data = parameter.data.bfloat16()
+        elif self.precision == "int8":
+            _round_to_int8(model)
         return self.place(model)
 
     def place_side_network(self, network: Module) -> Module:
@@ -78,7 +82,7 @@ class HostDevice:
 
     def products(self) -> Any:
         """A context in which the matrix products of training are of this precision."""
-        if self.precision == "float32":
+        if self.precision != "bfloat16":
             return nullcontext()
         import torch
 
@@ -139,6 +143,19 @@ class HostDevice:
 
             what += f" ({torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda})"
         return f"{what}, {self.precision}"
+
+
+def _round_to_int8(model: nn.Module) -> None:
+    """What makes one number of a linear map's output goes to whole 1/127 of its largest weight."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            weights = module.weight.data
+            inputs = 0 if isinstance(module, Conv1D) else 1  # it holds them the other way round
+            step = weights.abs().amax(dim=inputs, keepdim=True).clamp_min(1e-30) / 127
+            module.weight.data = (weights / step).round() * step
 
 
 CPU = HostDevice()

@@ -108,7 +108,7 @@ def run(
     `runs/<name>`; `dry` leaves the learning out (timing, bytes, FLOP and joules alone); `resume`
     goes on with the unfinished run of this scenario; `workers`, a number, "auto" or "ray", moves
     the host's time only, and so does `host`, the torch device of the learning ("cpu", "cuda" or
-    "mps"; `precision` "bfloat16" is faster there and coarser); `texts` takes the place of the
+    "mps"; `precision` "bfloat16" is faster and coarser); `texts` takes the place of the
     scenario's data set. `quiet` silences progress and notes; the notes are in
     `run.summary["remarks"]`. Ctrl-C
     ends it in good order and raises Interrupted; ValueErrors of mobifleet's say what stands against

@@ -36,7 +36,7 @@ HostName = Annotated[
 ]
 Precision = Annotated[
     str,
-    typer.Option(help="Of its matrix products: float32, or bfloat16 (faster on a GPU, coarser)."),
+    typer.Option(help="float32, bfloat16 (faster, coarser), or int8 (frozen weights alone)."),
 ]
 Engine = Annotated[
     Literal["processes", "ray"],

@@ -5,6 +5,8 @@ Where there is no accelerator, bfloat16 on the CPU takes the same ways, and fake
 stand for a device: torch refuses to mix theirs with the CPU's.
 """
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -287,6 +289,36 @@ def test_the_store_keeps_apart_what_each_precision_computed():
     assert arithmetic() == f"{plain}, on cpu, bfloat16"
     compute_on(CPU)
     assert arithmetic() == plain
+
+
+@pytest.mark.parametrize("name", ["random-bert", "random-gpt2"])
+def test_weights_in_int8_have_255_values_an_output(name):
+    """GPT-2's maps lie in memory the other way round."""
+    spec = find("random-bert")
+    if name == "random-gpt2":
+        fields = {"model_type": "gpt2", "vocab_size": 2048, "n_embd": 64, "n_layer": 2, "n_head": 2}
+        spec = find(name, {name: {"random": fields}})
+    exact, texts_seen = Backbone(spec), texts(20)
+    compute_on(HostDevice("cpu", "int8"))
+    rounded = Backbone(spec)
+    ones = [
+        (n, m.weight.data)
+        for n, m in rounded.model.named_modules()
+        if type(m).__name__ in ("Linear", "Conv1D")
+    ]
+    assert len(ones) > 7
+    for name, weights in ones:
+        before = exact.model.get_submodule(name).weight.data
+        outputs = (
+            weights.T if type(exact.model.get_submodule(name)).__name__ == "Conv1D" else weights
+        )
+        largest = outputs.abs().amax(1)
+        assert all(len(row.unique()) <= 255 for row in outputs)
+        assert torch.all((weights - before).abs().amax() <= largest.max() / 127 / 2 * 1.001)
+    read, plain = rounded.readouts(texts_seen), exact.readouts(texts_seen)
+    assert 0 < np.abs(read - plain).max() < 0.05 * np.abs(plain).max()
+    assert isinstance(rounded.host.products(), nullcontext)
+    compute_on(CPU)
 
 
 def test_batches_of_another_size_read_the_same(monkeypatch):
