@@ -47,6 +47,7 @@ from sim.world.conditions import Conditions
 from sim.world.costing import FleetCosting, check_memory, costing_for
 from sim.world.end_remarks import end_remarks
 from sim.world.task import DividedTask, load_task
+from sim.world.truncation import lengths_by_backbone
 
 if TYPE_CHECKING:
     from sim.kernel.learned import Learned
@@ -164,7 +165,8 @@ class Simulation:
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: FleetCosting = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
-        self._lengths = self._lengths_by_backbone(members)
+        self._lengths, cuts = lengths_by_backbone(self.task, members, self.costing.learned, dry)
+        self.remark(*cuts)
         self.traces = links.read_traces(scenario, folder)
         self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
         for what in links.doubts(scenario, self.traces):
@@ -467,16 +469,6 @@ class Simulation:
             raise Interrupted("while preparing; what was computed is stored, `--resume` goes on")
 
     # --- the world
-
-    def _lengths_by_backbone(self, members: list[fleet.Member]) -> dict[str, np.ndarray]:
-        lengths = {}
-        for name, spec in self.costing.learned.items():
-            samples = np.concatenate(
-                [p for m, p in zip(members, self.task.parts, strict=True) if m.backbone == name]
-            )
-            lengths[name] = np.zeros(len(self.task.labels), dtype=np.int64)
-            lengths[name][samples] = self.task.lengths(spec, samples)
-        return lengths
 
     def _clock(self) -> simpy.Environment:
         return simpy.Environment()

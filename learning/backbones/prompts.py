@@ -57,7 +57,7 @@ def prompts(
     columns = [texts] if second_texts is None else [texts, second_texts]
     room = (max_tokens - around) // len(columns)
     found: dict[int, np.ndarray] = {}
-    left = np.arange(len(texts))
+    left, is_cut = np.arange(len(texts)), [False] * len(texts)
     while len(left):
         if room < 1:
             raise BackboneError(
@@ -65,12 +65,14 @@ def prompts(
                 f"the template takes as {spec.name} reads it"
             )
         cut = [shortened(spec, [column[i] for i in left.tolist()], room) for column in columns]
+        for i, *parts in zip(left.tolist(), *cut, strict=True):
+            is_cut[i] = parts != [column[i] for column in columns]
         whole = [filled(template, *parts) for parts in zip(*cut, strict=True)]
         ids = tokenise(spec, whole, None, _ANY_LENGTH).ids
         fits = np.array([len(one) <= max_tokens for one in ids])
         found |= {int(i): one for i, one, fit in zip(left, ids, fits, strict=True) if fit}
         left, room = left[~fits], room - 1  # tokens that arise where text and template meet
-    return Tokens([found[i] for i in range(len(texts))])
+    return Tokens([found[i] for i in range(len(texts))], None, is_cut)
 
 
 def first_tokens(spec: BackboneSpec, template: str, words: Mapping[str, str]) -> np.ndarray:

@@ -36,11 +36,12 @@ _NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.ind
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """Token ids of each text, and the segment (0 or 1) of each token where texts come in pairs;
-    int32 arrays.
+    int32 arrays. `is_cut` says of each text whether it went on, where that is known.
     """
 
     ids: list[np.ndarray]
     segments: list[np.ndarray] | None = None
+    is_cut: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -71,10 +72,10 @@ def tokenise(
             f"{spec.name} puts around it"
         )
     with reading(directory(spec), "a tokenizer of these texts"):
-        ids, segments = _encoded(tokenizer, texts, second_texts, max_tokens)
+        ids, segments, is_cut = _encoded(tokenizer, texts, second_texts, max_tokens)
     if len(ids) > 1:  # one alone says little
         _warn_of_unknown(spec, tokenizer, ids, around)
-    made = Tokens([_array(spec, i) for i in ids])
+    made = Tokens([_array(spec, i) for i in ids], None, is_cut)
     if are_pairs and segments:
         marked = [_array(spec, s) for s in segments]
         made = dataclasses.replace(made, segments=marked)
@@ -90,11 +91,15 @@ def tokenise(
 
 def _encoded(
     tokenizer, texts, second_texts, max_tokens
-) -> tuple[list[list[int]], list[list[int]] | None]:
+) -> tuple[list[list[int]], list[list[int]] | None, list[bool]]:
     if not hasattr(tokenizer, "encode_batch"):  # one of transformers' own, in Python
         second = None if second_texts is None else list(second_texts)
-        both = tokenizer(list(texts), second, truncation=True, max_length=max_tokens)
-        return both["input_ids"], both.get("token_type_ids")
+        both, longer = (
+            tokenizer(list(texts), second, truncation=True, max_length=most)
+            for most in (max_tokens, max_tokens + 1)
+        )
+        is_cut = [len(ids) > max_tokens for ids in longer["input_ids"]]
+        return both["input_ids"], both.get("token_type_ids"), is_cut
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     if getattr(tokenizer.model, "dropout", None):  # merges left out at random, for training
@@ -102,13 +107,19 @@ def _encoded(
     encoded = tokenizer.encode_batch_fast(  # without where in the text each token stands
         list(texts) if second_texts is None else list(zip(texts, second_texts, strict=True))
     )
-    return [e.ids for e in encoded], [e.type_ids for e in encoded]
+    ids = [e.ids for e in encoded]
+    is_cut = [
+        len(i) == max_tokens and bool(e.overflowing) for i, e in zip(ids, encoded, strict=True)
+    ]
+    return ids, [e.type_ids for e in encoded], is_cut
 
 
 def shortened(spec: BackboneSpec, texts: Sequence[str], most: int) -> list[str]:
     """Texts, cut where their first `most` tokens end; without special tokens."""
     if spec.kind in ("random", "shape"):
-        return [" ".join(text.split()[:most]) for text in texts]
+        return [
+            text if len(words := text.split()) <= most else " ".join(words[:most]) for text in texts
+        ]
     tokenizer = tokenizer_of(spec)
     with reading(directory(spec), "a tokenizer of these texts"):
         if not hasattr(tokenizer, "encode_batch"):  # one of transformers' own, in Python
@@ -242,7 +253,7 @@ def _hashed_words(spec, texts, second_texts, max_tokens) -> Tokens:
             vocabulary - 2
         )
 
-    ids, segments = [], []
+    ids, segments, is_cut = [], [], []
     for index, text in enumerate(texts):
         first = [1, *map(word_id, text.lower().split())]
         other = (
@@ -254,4 +265,5 @@ def _hashed_words(spec, texts, second_texts, max_tokens) -> Tokens:
         segments.append(
             np.array(([0] * len(first) + [1] * len(other))[:max_tokens], dtype=np.int32)
         )
-    return Tokens(ids, None if second_texts is None else segments)
+        is_cut.append(len(first) + len(other) > max_tokens)
+    return Tokens(ids, None if second_texts is None else segments, is_cut)

@@ -153,7 +153,8 @@ class DividedTask:
         ]
         marked = [piece.segments for piece in made if piece.segments is not None]
         segments = [ids for piece in marked for ids in piece] if marked else None
-        return Tokens([ids for piece in made for ids in piece.ids], segments)
+        is_cut = [one for piece in made for one in piece.is_cut or ()]
+        return Tokens([ids for piece in made for ids in piece.ids], segments, is_cut)
 
     def lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
         """Tokens of each sample, shape [n]."""
