@@ -145,7 +145,8 @@ def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
     """What a scenario was read as, who holds what and what it will take, without learning anything.
 
     The answer has `facts` (name, what) and `remarks`; printed, it is what `mobifleet check` shows.
-    Raises what `run` would raise before its clock starts.
+    Raises what `run`, and `compare` of a scenario that lists methods, would raise before a clock
+    starts.
 
         print(mobifleet.check("my_study.yaml"))
     """

@@ -111,15 +111,21 @@ def load(spec: object, ratings: bool = False) -> TextDataset:
 
 
 def split(
-    dataset: TextDataset, train: int | None, test: int | None, rng: np.random.Generator
+    dataset: TextDataset,
+    train: int | None,
+    test: int | None,
+    rng: np.random.Generator,
+    held: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw disjoint train and test indices, each in random order.
 
     Each part is drawn from its own half of an official split where there is one. Otherwise the test
     part is drawn first, so it stays the same when only the train size changes. A size of None means
     all there is (with no official split and no sizes at all, a fifth is held out for the test).
-    Raises DataError when more is asked than there is.
+    Raises DataError when more is asked than there is; it says how many of the train part are `held`
+    out of training.
     """
+    of_train = f" ({held} of them for validation or the server)" if held else ""
     if dataset.official_split is not None:
         parts = []
         for part, size, pool in zip(
@@ -128,7 +134,7 @@ def split(
             if size is not None and not 0 <= size <= len(pool):
                 raise DataError(
                     f"{dataset.name} has {len(pool)} {part} texts in its official split; {size} "
-                    "were asked for"
+                    f"were asked for{of_train if part == 'train' else ''}"
                 )
             parts.append(rng.permutation(pool)[:size])
         return parts[0], parts[1]
@@ -139,7 +145,8 @@ def split(
         train = n - test
     if min(train, test) < 0 or train + test > n:
         raise DataError(
-            f"{dataset.name} has {n} texts; train {train} and test {test} do not fit into them"
+            f"{dataset.name} has {n} texts; train {train}{of_train} and test {test} do not fit "
+            "into them"
         )
     order = rng.permutation(n)
     return order[test : test + train], order[:test]

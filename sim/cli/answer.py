@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inputs.units import format_bytes, format_seconds
+from sim.compare.runs import try_comparison
 from sim.scenario.data import SizedData
 from sim.scenario.schema import Scenario
 from sim.simulation import STEPS_BETWEEN_LOOKS, Simulation, building
@@ -51,14 +52,17 @@ class Answer:
 
 
 def answer(scenario: Scenario, folder: Path) -> Answer:
-    """Build the scenario's world dry, and run its clock to the end where that is soon.
+    """Build the scenario's world dry, and those of its comparison, and run its own clock to the end
+    where that is soon.
 
-    `folder` is where its relative paths start. Raises what stands against the scenario, as a run
-    would.
+    `folder` is where its relative paths start. Raises what stands against the scenario, as a run or
+    a comparison would.
     """
     with building(scenario) as heard:
         preflight(scenario, folder)
         sim = Simulation(scenario, folder, dry=True)
+    if scenario.compare is not None:
+        try_comparison(scenario, folder)
     sim.remark(*heard)
     facts = (*_about_data(sim), *_about_fleet(sim), *_expected(sim))
     return Answer(scenario.name, facts, tuple(sim.remarks))

@@ -8,22 +8,23 @@ out of training, with one equal budget of runs.
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from learning.data.texts import DataError
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.protocol import like_with_like
 from sim.compare.table import rows
 from sim.kernel.streams import Streams
 from sim.scenario.complaints import nearest
-from sim.scenario.file import ScenarioError, changed
 from sim.scenario.schema import Compare, Scenario
-from sim.sweep.grid import MOST_RUNS, cells_of, folder_name, planned
+from sim.sweep.grid import cells_of, folder_name, planned
 from sim.sweep.planned_run import SweepError
+from sim.sweep.trial import try_all
+from sim.world.task import load_task
 
 
 def plan(
@@ -52,7 +53,40 @@ def plan(
         world = like_with_like(scenario) if alike else scenario
         return planned(world, cells_of(over), methods, seeds, out, folder)
     except SweepError as error:
-        raise CompareError(f"compare.over: {error}" if over else str(error)) from None
+        raise (_at("compare.over", error) if over else CompareError(str(error))) from None
+
+
+def try_plan(
+    entries: Iterable[PlannedRun], trials: list[PlannedRun], dry: bool, folder: Path
+) -> None:
+    """Build the worlds of a comparison, and then of its tuning, once; SweepError with all that
+    cannot be.
+    """
+    try_all(entries, dry, folder)
+    for trial in trials[:1]:  # its texts are divided as those of the others
+        try:
+            load_task(trial.scenario, Streams(trial.scenario.seed), folder, dry=True)
+        except DataError as error:  # which the comparison's own texts were not
+            raise CompareError(f"compare.tune.validation: {error}") from None
+    try:
+        try_all(trials, dry, folder)
+    except SweepError as error:
+        raise _at("compare.tune", error) from None
+
+
+def try_comparison(scenario: Scenario, folder: Path) -> None:
+    """Plan what a scenario says of a comparison and build its worlds, as `mobifleet compare` does
+    before anything runs; SweepError with what cannot be.
+    """
+    out, seeds = Path(), compare_of(scenario).seeds
+    entries, trials = plan(scenario, out, seeds, (), folder), tuning_plan(scenario, out)
+    try_plan(entries, trials, False, folder)
+
+
+def _at(where: str, error: SweepError) -> CompareError:
+    return CompareError(
+        "\n".join(f"{where}: {line.removeprefix('grid: ')}" for line in str(error).splitlines())
+    )
 
 
 def compare_of(scenario: Scenario) -> Compare:
@@ -63,14 +97,6 @@ def compare_of(scenario: Scenario) -> Compare:
             f"{{methods: {{label: {{kind: ...}}}}}}`"
         )
     return scenario.compare
-
-
-def _with(scenario: Scenario, key: str, value: Any, where: str) -> Scenario:
-    scenario.recall_names()
-    try:
-        return changed(scenario, key, value)
-    except ScenarioError as error:
-        raise CompareError(f"{where}: {key}={value!r} cannot be: {error}") from None
 
 
 # --- every method's own dials, chosen with one equal budget
@@ -88,27 +114,25 @@ def tuning_plan(scenario: Scenario, out: Path, only: Iterable[str] = ()) -> list
         update={"validation": tune.validation, "judge_on": "validation"}
     )
     stop = scenario.stop.model_copy(update={"target": target})
+    world = like_with_like(scenario).model_copy(update={"task": task, "stop": stop})
     entries = []
     for label, dials in tune.dials.items():
         if only and label not in only:
             continue
-        for number, settings in enumerate(
-            candidates(dials, tune.budget, Streams(scenario.seed), label)
-        ):
-            judged = like_with_like(scenario).model_copy(
-                update={"method": compare.methods[label], "task": task, "stop": stop}
+        try:
+            chosen = candidates(dials, tune.budget, Streams(scenario.seed), label)
+            cells = [{f"method.{key}": one[key] for key in one} for one in chosen]
+            found = planned(world, cells, [label], 1, out)
+        except SweepError as error:
+            raise _at(f"compare.tune.dials.{label}", error) from None
+        entries += [
+            replace(
+                entry,
+                folder=out / "tuning" / f"{folder_name(label)}-{number}",
+                at=json.dumps(settings),
             )
-            for key, value in settings.items():
-                judged = _with(judged, f"method.{key}", value, f"compare.tune.dials.{label}")
-            judged = judged.model_copy(update={"compare": None})
-            entries.append(
-                PlannedRun(
-                    label,
-                    judged,
-                    out / "tuning" / f"{folder_name(label)}-{number}",
-                    json.dumps(settings),
-                )
-            )
+            for number, (entry, settings) in enumerate(zip(found, chosen, strict=True))
+        ]
     return entries
 
 
@@ -116,14 +140,10 @@ def candidates(
     dials: dict[str, list[Any]], budget: int, streams: Streams, label: str
 ) -> list[dict[str, Any]]:
     """At most `budget` combinations of the dials' values: all of them, or a random sample of a
-    larger grid. CompareError for a grid that is larger than can be drawn from.
+    larger grid. SweepError for a value that is there twice, or a grid that is larger than can be
+    drawn from.
     """
-    size = math.prod(map(len, dials.values()))
-    if size > MOST_RUNS:
-        raise CompareError(
-            f"compare.tune.dials.{label}: {size:,} combinations, and {MOST_RUNS:,} is the most"
-        )
-    grid = [dict(zip(dials, values, strict=True)) for values in itertools.product(*dials.values())]
+    grid = cells_of(dials)
     chosen = sorted(streams.rng("compare/tuning", label).permutation(len(grid))[:budget])
     return [grid[i] for i in chosen]
 

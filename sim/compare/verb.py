@@ -22,7 +22,7 @@ from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
 from sim.compare.protocol import how_made
 from sim.compare.reductions import has_learned, reductions
-from sim.compare.runs import compare_of, plan, target_of, tuned, tuning_plan
+from sim.compare.runs import compare_of, plan, target_of, try_plan, tuned, tuning_plan
 from sim.compare.table import rows
 from sim.compare.write import headings, markdown, shown, write_csv
 from sim.results.run import open_run
@@ -30,7 +30,6 @@ from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
 from sim.sweep.engine import Processes, is_done
 from sim.sweep.progress import run_shown
-from sim.sweep.trial import try_all
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -116,9 +115,11 @@ def compare_scenario(
     check_columns(columns)
     entries = plan(scenario, out, seeds, only, folder)
     trials = tuning_plan(scenario, out, only) if tune else []
-    wanted = entries if dry else [*entries, *trials]
-    missing = [entry for entry in wanted if not is_done(entry, dry, folder)]
-    try_all(missing, dry, folder)  # what cannot be is told now
+    missing, untried = (
+        [entry for entry in some if not is_done(entry, dry, folder)]
+        for some in (entries, [] if dry else trials)
+    )
+    try_plan(missing, untried, dry, folder)  # what cannot be is told now
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         compared = _compared(

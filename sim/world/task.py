@@ -198,8 +198,9 @@ def load_task(
         clients, test_pool = None, 0
     elif texts is not None:
         labels, names, clients = texts.labels, texts.class_names, texts.clients
-        wanted = None if settings.train is None else settings.train + further + settings.public
-        train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"))
+        held = further + settings.public
+        wanted = None if settings.train is None else settings.train + held
+        train, test = data.split(texts, wanted, settings.test, streams.rng("task/split"), held)
         test_pool = len(texts) if texts.official_split is None else len(texts.official_split[1])
     held = math.ceil(share * len(train)) if share else further
     if held >= len(train):

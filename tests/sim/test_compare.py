@@ -273,21 +273,46 @@ def test_what_cannot_be_compared(mobifleet, scenario_file, tmp_path):
         assert wrong.code == 2 and "compare.claims.flop" in wrong.err
 
 
+TYPO = "compare.over: task.tran=40: nothing is called 'task.tran'; did you mean 'train'?"
+TOO_MANY = "compare.tune.validation: texts has 120 texts; train 360 (300 of them for validation"
+
+
+def tuned_by(dials, validation=12):
+    return {"tune": {"validation": validation, "dials": dials}}
+
+
+@pytest.mark.parametrize("verb", ["check", "compare"])
 @pytest.mark.parametrize(
-    ("dial", "said"),
+    ("more", "said"),
     [
-        ({"repaly": [5]}, "compare.tune.dials.ours.repaly: no setting is called 'repaly'; did you"),
-        ({"replay": [5, -1]}, "compare.tune.dials.ours: method.replay=-1 cannot be"),
-        ({"side_network.skp": ["ridge"]}, "did you mean 'skip'"),
-        ({name: list(range(1, 50)) for name in ("replay", "server_batch", "device_batch")}, "most"),
+        (tuned_by({"ours": {"repaly": [5]}}), "compare.tune.dials.ours.repaly: no setting is call"),
+        (
+            tuned_by({"ours": {"replay": [5, -1]}}),
+            "compare.tune.dials.ours: method.replay=-1, ours",
+        ),
+        (tuned_by({"ours": {"side_network.skp": ["ridge"]}}), "did you mean 'skip'"),
+        (
+            tuned_by(
+                {
+                    "ours": {
+                        name: list(range(1, 50))
+                        for name in ("replay", "server_batch", "device_batch")
+                    }
+                }
+            ),
+            "most",
+        ),
+        (tuned_by({"lora": {"learning_rate": [1e-2, 1e-9, 1e-2]}}), "has the value 0.01 twice"),
+        (tuned_by({"lora": {"rank": [2, 4]}}, 300), TOO_MANY),
+        ({"over": {"key": "task.tran", "values": [40]}}, TYPO),
     ],
 )
-def test_dials_that_cannot_be_are_told_before_anything_runs(
-    mobifleet, scenario_file, tmp_path, dial, said
+def test_what_cannot_be_compared_is_told_before_anything_runs(
+    mobifleet, scenario_file, tmp_path, verb, more, said
 ):
-    tune = {"validation": 12, "dials": {"ours": dial}}
-    path = scenario_file(compare={**COMPARE, "target": 0.5, "tune": tune})
-    done = mobifleet("compare", path, "--out", "out", "--processes", 1)
+    path = scenario_file(compare={**COMPARE, **more})
+    out = ["--out", "out", "--processes", 1] if verb == "compare" else []
+    done = mobifleet(verb, path, *out)
     assert done.code == 2 and said in done.err
     assert not (tmp_path / "out").exists()
 
@@ -303,7 +328,7 @@ def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
     assert not is_done(entry, False, tmp_path)
 
 
-TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9, 1e-2, 1e-9]}}}
+TUNE = {"budget": 2, "validation": 12, "dials": {"lora": {"learning_rate": [1e-9, 1e-2, 1e-8]}}}
 
 
 @pytest.mark.thorough
