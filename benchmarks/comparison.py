@@ -24,7 +24,7 @@ import jinja2
 
 from inputs.units import format_bytes, format_seconds, format_si
 from sim.compare.reductions import has_learned, reductions
-from sim.compare.write import shown
+from sim.compare.write import is_cut_off, shown
 from sim.results.statistics import Costs, over_seeds, paired_difference, paired_ratio
 from sim.views import escaping
 
@@ -384,6 +384,8 @@ def sentence(results: dict[str, Result]) -> str:
 def cost_table(result: Result, table: Table, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """A table of a comparison as Markdown, each value with its interval, references last."""
     rows = list(table.rows.values())
+    if is_cut_off(rows):
+        columns = [name for name in columns if name != "chosen"]
     named = [COLUMNS[name].format(metric=rows[0]["metric"]) for name in columns]
     lines = ["| | " + " | ".join(named) + " |", "|" + "---|" * (len(named) + 1)]
     for name, cells in shown(rows, columns):

@@ -12,7 +12,7 @@ from typing import Any
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
 from sim.compare.reductions import has_learned
-from sim.compare.write import ACCURACIES, half_width
+from sim.compare.write import ACCURACIES, half_width, is_cut_off
 from sim.scenario.complaints import nearest
 from sim.views import escaping
 
@@ -88,6 +88,8 @@ def _float(
     learned: float,
     costed_as: str | None,
 ) -> str:
+    if is_cut_off(table):
+        columns = [name for name in columns if name not in ACCURACIES]
     units = {name: _unit(name, table) for name in columns}
     best = {name: _best(name, table, learned) for name in columns}
     lines: list[str] = []

@@ -66,7 +66,7 @@ def reductions(
         if baselines is None or row["method"] in baselines
     ]
     found = {}
-    if accuracy := _more_accurate(mine, others):
+    if mine.get("ends_at") is None and (accuracy := _more_accurate(mine, others)):
         found["accuracy"] = accuracy
     for name in REDUCED:
         costs = [(cost, row) for row in others if (cost := _least(row, name)) is not None]

@@ -9,7 +9,7 @@ out of training, with one equal budget of runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,22 @@ def plan(
     try:
         methods = only or list(compare.methods)
         world = like_with_like(scenario) if alike else scenario
-        return planned(world, cells_of(over), methods, seeds, out, folder)
+        entries = planned(world, cells_of(over), methods, seeds, out, folder)
     except SweepError as error:
         raise (_at("compare.over", error) if over else CompareError(str(error))) from None
+    if alike:
+        _come_to(target_of(scenario), entries)
+    return entries
+
+
+def _come_to(target: float | None, entries: Iterable[PlannedRun]) -> None:
+    """Raise CompareError where runs stop before they can come to the target."""
+    stops = [stop for entry in entries if (stop := entry.scenario.stop.target) is not None]
+    if target is not None and stops and min(stops) < target:
+        raise CompareError(
+            f"compare.target: no run comes to {target:g}, for `stop.target` ends it at "
+            f"{min(stops):g}: leave that out, or raise it"
+        )
 
 
 def try_plan(
@@ -180,6 +193,16 @@ def tuned(scenario: Scenario, entries: list[PlannedRun], out: Path, seeds: int) 
         seeds,
         choices,
     )
+
+
+def nothing_chosen(trials: Sequence[PlannedRun]) -> Iterator[str]:
+    """Of which methods every candidate diverged, in sentences."""
+    for label in dict.fromkeys(trial.label for trial in trials):
+        if all(rows([trial], "own")[0]["diverged"] for trial in trials if trial.label == label):
+            yield (
+                f"Every candidate of {label} diverged, so none could be chosen: give "
+                f"`compare.tune.dials.{label}` other values."
+            )
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:

@@ -36,6 +36,7 @@ def rows(
         runs = [open_run(entry.folder) for entry in mine]
         is_reference = getattr(getattr(mine[0].scenario, "method", None), "is_reference", False)
         row = {"method": label, "kind": runs[0].method, "seeds": len(runs)}
+        row["ends_at"] = _ends_at(runs[0])
         table.append({**row, "reference": is_reference, **_row(runs, protocol, target)})
     return sorted(table, key=lambda row: row["reference"])
 
@@ -76,6 +77,14 @@ def _row(runs: list[Run], protocol: str, target: float | None) -> dict[str, Any]
                 row[f"{name}_at_least"] = math.fsum(looks.at) / len(runs)
                 row[f"{name}_looks"] = looks
     return row
+
+
+def _ends_at(run: Run) -> float | None:
+    """The accuracy that ended a run, or would have, so that it is no more than that; None where
+    nothing did.
+    """
+    stop = run.manifest["scenario"].get("stop") or {}
+    return None if run.summary["dry"] else stop.get("target")
 
 
 def _moment(run: Run, protocol: str, target: float | None) -> Moment | None:

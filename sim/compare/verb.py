@@ -22,13 +22,22 @@ from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
 from sim.compare.protocol import how_made
 from sim.compare.reductions import has_learned, reductions
-from sim.compare.runs import compare_of, plan, target_of, try_plan, tuned, tuning_plan
+from sim.compare.runs import (
+    compare_of,
+    nothing_chosen,
+    plan,
+    target_of,
+    try_plan,
+    tuned,
+    tuning_plan,
+)
 from sim.compare.table import rows
 from sim.compare.write import headings, markdown, shown, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
 from sim.sweep.engine import Processes, is_done
+from sim.sweep.grid import title as in_words
 from sim.sweep.progress import run_shown
 
 if TYPE_CHECKING:
@@ -57,6 +66,8 @@ class Comparison:
     """The accuracy below which a baseline counts in no reduction."""
     runs: Mapping[str, list[PlannedRun]]
     """The runs behind each table, by its title."""
+    trials: Sequence[PlannedRun] = ()
+    """The runs that dials were chosen by."""
 
     @property
     def reductions(self) -> dict[str, dict[str, Any]]:
@@ -92,7 +103,24 @@ class Comparison:
     @property
     def notes(self) -> list[str]:
         """How the numbers came about, in sentences."""
-        return list(how_made(self.entries))
+        return [
+            *how_made(self.entries),
+            *self._ends(),
+            *nothing_chosen(self.trials),
+            *self._unheld(),
+        ]
+
+    def _ends(self) -> Iterator[str]:
+        for title, (row, *_) in self.tables.items():
+            if row["ends_at"] is not None:
+                yield (
+                    f'"{title}": runs end at {row["metric"]} {row["ends_at"]:g}, so what they '
+                    "would come to is not known, and not compared."
+                )
+
+    def _unheld(self) -> Iterator[str]:
+        if self.ours not in {entry.label for entry in self.entries}:
+            yield f"Nothing is held against anything: {self.ours}, which is `ours`, was left out."
 
 
 def compare_scenario(
@@ -153,8 +181,9 @@ def _compared(
     for sentence in (*_of_other_machines(entries), *_of_other_commits(entries)):
         console.print(sentence, highlight=False, soft_wrap=True)
     compare, target = compare_of(scenario), target_of(scenario)
-    runs = {_title("totals" if dry else OWN, at): mine for at, mine in _by_world(entries)}
+    runs = {_title("totals" if dry else OWN, mine): mine for _, mine in _by_world(entries)}
     tables = {title: rows(mine, "own") for title, mine in runs.items()}
+    trials: list[PlannedRun] = []
     if target is not None and not dry:
         to_target, how = entries, ""
         if compare.tune is not None and tune:
@@ -163,18 +192,18 @@ def _compared(
             to_target = tuned(scenario, trials, out, seeds)
             how = ", every method tuned"
             run(to_target, "tuned")
-        for at, mine in _by_world(to_target):
+        for _, mine in _by_world(to_target):
             table = rows(mine, "target", target)
-            title = _title(f"cost to {table[0]['metric']} {target}{how}", at)
+            title = _title(f"cost to {table[0]['metric']} {target}{how}", mine)
             tables[title], runs[title] = table, mine
-    ours = compare.ours or next(iter(compare.methods))
     baselines = [
         label
         for label in compare.baselines or compare.methods
         if not getattr(compare.methods[label], "is_reference", False)
     ]
     learned = 0.0 if dry else target or 0.0
-    return Comparison(out, entries, tables, ours, baselines, learned, runs)
+    ours = compare.label_of_ours
+    return Comparison(out, entries, tables, ours, baselines, learned, runs, trials)
 
 
 def _of_other_machines(entries: Iterable[PlannedRun]) -> Iterator[str]:
@@ -205,7 +234,8 @@ def _by_world(entries: Iterable[PlannedRun]) -> Iterator[tuple[str, list[Planned
         yield at, [entry for entry in entries if entry.at == at]
 
 
-def _title(title: str, at: str) -> str:
+def _title(title: str, entries: Sequence[PlannedRun]) -> str:
+    at = in_words(entries[0].values)
     return f"{title}; {at}" if at else title
 
 

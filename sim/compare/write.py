@@ -18,7 +18,7 @@ ACCURACIES = (*OF_METRIC, *BY_DEVICE)
 
 def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The columns and their headings: what the metric says (of each backbone too, where there are
-    several), accuracy by device where it is known, then costs.
+    several), accuracy by device where it is known, then costs. Costs alone where runs were cut off.
     """
     rows = list(table)
     metric = next((row["metric"] for row in rows if "metric" in row), "accuracy")
@@ -28,11 +28,20 @@ def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for name in row["accuracies"]
     }
     unknown = {name for name in BY_DEVICE if all(row.get(name) is None for row in rows)}
+    if is_cut_off(rows):
+        return {name: text for name, text in COLUMNS.items() if name not in ACCURACIES}
     return (
         {name: COLUMNS[name].replace("accuracy", metric) for name in OF_METRIC}
         | of_backbones
         | {name: text for name, text in COLUMNS.items() if name not in {*OF_METRIC, *unknown}}
     )
+
+
+def is_cut_off(table: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the table is of costs to a target and runs ended at one, so that no accuracy is what
+    a method comes to.
+    """
+    return any(row.get("ends_at") is not None and row["target"] is not None for row in table)
 
 
 def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) -> None:

@@ -92,6 +92,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
                     None,
                 )
         yield from _tuning_problems(scenario.compare, scenario.stop.target)
+        yield from _role_problems(scenario.compare)
         for index, label in enumerate(scenario.compare.baselines or ()):
             where = ("compare", "baselines", index)
             yield from _unknown(where, label, set(scenario.compare.methods), "method", None)
@@ -165,6 +166,24 @@ def _methods(scenario: Scenario) -> dict[Where, AnyMethod]:
     return methods
 
 
+def _role_problems(compare: Compare) -> Iterator[tuple[Where, str]]:
+    """What cannot be held against others, or others against it."""
+    ours = compare.label_of_ours
+    references = {label for label, method in compare.methods.items() if method.is_reference}
+    if compare.ours in references:
+        what = "is a reference, and references are in no reduction: name another method"
+        yield ("compare", "ours"), f"{compare.ours!r} {what}"
+    if compare.baselines == []:
+        yield ("compare", "baselines"), "names none: leave it out, which means all others"
+    for index, label in enumerate(compare.baselines or ()):
+        where = ("compare", "baselines", index)
+        if label == ours:
+            yield where, f"{label!r} is `ours`, which is not held against itself: leave it out"
+        elif label in references:
+            what = "is a reference, a line beside the methods and no baseline: leave it out"
+            yield where, f"{label!r} {what}"
+
+
 def _tuning_problems(
     compare: Compare, target: float | None
 ) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -174,6 +193,11 @@ def _tuning_problems(
         yield ("compare", "tune"), "does not go together with `over`: tune in a scenario of its own"
     if compare.target is None and target is None:
         yield ("compare", "tune"), "needs a `target`: what is tuned is the cost to reach it"
+    if not any(compare.tune.dials.values()):
+        yield (
+            ("compare", "tune", "dials"),
+            "name no values to choose from, so that nothing would be tuned: leave out `tune`",
+        )
     for label in compare.tune.dials:
         where = ("compare", "tune", "dials", label)
         yield from _unknown(where, label, set(compare.methods), "method", None)
@@ -181,6 +205,8 @@ def _tuning_problems(
         fields = type(compare.methods[label]).model_fields if label in compare.methods else dials
         for key in dials:
             name = key.partition(".")[0]
+            if name == "kind":
+                yield (*where, key), "is another method: list that under `compare.methods`"
             if name not in {*fields, *RENAMED}:
                 yield (*where, key), f"no setting is called {name!r}{nearest(name, fields)}"
         for key in dials if label in compare.methods and "peft" not in dials else ():

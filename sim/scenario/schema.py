@@ -317,7 +317,9 @@ class Compare(Settings):
     seeds: int = Field(1, ge=1)
     """From the scenario's own on; `--seeds` goes before it."""
     ours: str | None = None
-    """The label whose reductions against the best other one are reported; default the first."""
+    """The label whose reductions against the best other one are reported; default the first that
+    is no reference.
+    """
     baselines: list[str] | None = None
     """The labels that they are taken against (the best of each column); default all others."""
     reference: str | None = None
@@ -333,6 +335,14 @@ class Compare(Settings):
         Annotated[float, Field(ge=0, lt=1)],
     ] = {}
     """Reductions that a paper reports, to be drawn beside those measured."""
+
+    @property
+    def label_of_ours(self) -> str:
+        """The label that `ours` is, or is by default."""
+        if self.ours is not None:
+            return self.ours
+        own = (label for label, method in self.methods.items() if not method.is_reference)
+        return next(own, next(iter(self.methods)))
 
 
 class Stop(Settings):

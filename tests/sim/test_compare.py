@@ -305,6 +305,16 @@ def tuned_by(dials, validation=12):
         (tuned_by({"lora": {"learning_rate": [1e-2, 1e-9, 1e-2]}}), "has the value 0.01 twice"),
         (tuned_by({"lora": {"rank": [2, 4]}}, 300), TOO_MANY),
         ({"over": {"key": "task.tran", "values": [40]}}, TYPO),
+        (tuned_by({"ours": {"kind": ["mobillm"]}}), "compare.tune.dials.ours.kind: is another met"),
+        (tuned_by({}), "compare.tune.dials: name no values"),
+        (tuned_by({"ours": {}}), "compare.tune.dials: name no values"),
+        ({"methods": {**METHODS, "all": {"kind": "centralised"}}, "ours": "all"}, "is a reference"),
+        ({"baselines": ["lora", "ours"]}, "compare.baselines.1: 'ours' is `ours`"),
+        (
+            {"methods": {**METHODS, "all": {"kind": "centralised"}}, "baselines": ["all"]},
+            "compare.baselines.0: 'all' is a reference",
+        ),
+        ({"baselines": []}, "compare.baselines: names none"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_anything_runs(
@@ -315,6 +325,54 @@ def test_what_cannot_be_compared_is_told_before_anything_runs(
     done = mobifleet(verb, path, *out)
     assert done.code == 2 and said in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "compare"])
+def test_a_target_that_no_run_can_come_to_is_refused(mobifleet, scenario_file, verb):
+    path = scenario_file(compare=COMPARE)
+    refused = mobifleet(verb, path, "--set", "stop.target=0.45")
+    assert refused.code == 2 and "no run comes to 0.5, for `stop.target` ends it at 0.45" in (
+        refused.err
+    )
+    assert mobifleet("check", path, "--set", "stop.target=0.55").code == 0
+
+
+def test_ours_is_by_default_no_reference(scenario_file):
+    methods = {"all": {"kind": "centralised"}, **METHODS}
+    for these, ours in ((methods, "ours"), ({"all": methods["all"]}, "all")):
+        path = scenario_file(compare={"methods": these})
+        assert load(str(path), Scenario).compare.label_of_ours == ours
+
+
+def test_what_is_not_compared_is_said_under_the_tables(compared):
+    """Tuned runs end at the target, here one that nobody comes to, and `ours` is left out."""
+    done, out = compared(
+        "--methods",
+        "lora",
+        compare={
+            "methods": {**METHODS, "lora": {**METHODS["lora"], "rounds": 1}},
+            "tune": {"validation": 12, "dials": {"lora": {"learning_rate": [1e30, 1e29]}}},
+        },
+    )
+    own, to_target = (out / "table.md").read_text().split("## cost to accuracy 0.5, every method")
+    assert "| accuracy, final |" in own and "| accuracy" not in to_target
+    assert "Accuracy &" not in (out / "table.tex").read_text().partition("every method tuned")[2]
+    for said in (
+        '"cost to accuracy 0.5, every method tuned": runs end at accuracy 0.5',
+        "Every candidate of lora diverged",
+        "Nothing is held against anything: ours, which is `ours`, was left out",
+    ):
+        assert said in done.out.replace("\n", " ")
+
+
+def test_titles_have_the_value_as_it_was_written(compared):
+    mix = {"lte": 0.5, "wifi-home": 0.5}
+    done, out = compared(
+        "--dry",
+        compare={"methods": METHODS, "over": {"key": "fleet.0.link", "values": ["lte", mix]}},
+    )
+    assert 'totals; fleet.0.link={"lte": 0.5, "wifi-home": 0.5}' in done.out
+    assert "totals; fleet.0.link=lte" in (out / "table.md").read_text()
 
 
 def test_an_unfinished_run_is_not_taken_for_done(tmp_path, scenario_file):
