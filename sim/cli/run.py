@@ -140,6 +140,11 @@ def _show_summary(done) -> None:
         "server",
         f"{totals['updates']} updates{rounds}, busy {format_seconds(totals['server_busy_s'])}",
     )
+    if taps := s.get("taps"):
+        row(
+            "sampled layers",
+            "; ".join(f"{name}: {', '.join(map(str, layers))}" for name, layers in taps.items()),
+        )
     if s["costed_as"]:
         charged = Text.assemble(
             (s["costed_as"], "yellow"), " (time, bytes, FLOP and joules are that architecture's)"
@@ -153,7 +158,14 @@ def _show_summary(done) -> None:
         f"{format_bytes(s['host']['peak_rss_bytes'])}",
     )
     if spent := s["host"].get("seconds"):
-        row("time went to", ", ".join(f"{what} {took:.1f} s" for what, took in spent.items()))
+        together = " (of all workers)" if spent["torch"] > s["host"]["wall_s"] else ""
+        row(
+            "time went to",
+            ", ".join(
+                f"{what} {took:.1f} s{together if what == 'torch' else ''}"
+                for what, took in spent.items()
+            ),
+        )
     if recalled := s["host"].get("pieces_recalled"):
         row(
             "resumed",
