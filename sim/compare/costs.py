@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from sim.results.looks import Moment
+from sim.results.looks import Moment, converged
 from sim.results.run import Run, encode
 from sim.results.span_table import is_waste, of_devices
 
@@ -38,6 +38,12 @@ COLUMNS = {
 def is_untrained(run: Run, at_s: float) -> bool:
     """Whether the model of that moment had had no update yet."""
     return not _last_before(*run.curve("updates"), np.array([at_s]))[0]
+
+
+def own_convergence(run: Run) -> Moment | None:
+    """The look that validation chooses; None where nothing had been learned by then."""
+    moment = converged(run)
+    return None if moment is None or is_untrained(run, moment.at_s) else moment
 
 
 def reached(run: Run, target: float | None) -> Moment | None:

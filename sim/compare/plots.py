@@ -12,9 +12,9 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 
-from sim.compare.costs import COLUMNS, costs_at, costs_until
+from sim.compare.costs import COLUMNS, costs_at, costs_until, own_convergence
 from sim.compare.planned_run import PlannedRun
-from sim.results.looks import chosen_score, converged_at_s, validated_score
+from sim.results.looks import chosen_score, validated_score
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
 from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style, note_of
@@ -38,26 +38,29 @@ def draw_reductions(
     """How much less `ours` costs, against the server updates that a baseline is given; a dot where
     it had converged.
 
-    Our cost is that of our own convergence. `claims` are drawn as dashed lines; baselines whose
-    accuracy stays below `learned` are left out. Returns the file; None without accuracy.
+    Our cost is that of our own convergence. `claims` are drawn as dashed lines. Baselines that
+    learn nothing, or whose accuracy stays below `learned`, are left out, and the figure says so.
+    Returns the file; None where `ours` learns nothing, or no baseline is left.
     """
-    until_s = converged_at_s(runs[ours])
-    if until_s is None:
+    until = own_convergence(runs[ours])
+    left_out = {label: why for label in baselines if (why := _why_left_out(runs[label], learned))}
+    if until is None or len(left_out) == len(baselines):
         return None
-    mine = costs_until(runs[ours], until_s)
+    mine = costs_until(runs[ours], until.at_s)
+    said = ", ".join(f"{label} ({why})" for label, why in left_out.items())
+    note = "; ".join(filter(None, [note_of([runs[ours]]), said and f"left out: {said}"]))
     with matplotlib.style.context(["default", STYLE]):
         title = f"what {ours} saves, seed {runs[ours].seed}"
-        figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title, note_of([runs[ours]]))
+        figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title, note)
         for number, label in enumerate(baselines):
-            run, style = runs[label], line_style(number)
-            time_s, converged = run.curve(run.metric)[0], converged_at_s(run)
-            if converged is None or (validated_score(run) or 0.0) < learned:
+            run, style, moment = runs[label], line_style(number), own_convergence(runs[label])
+            if label in left_out or moment is None:
                 continue
-            cost = costs_at(run, time_s)
-            here = int(np.searchsorted(time_s, converged))
+            cost, there = costs_at(run, run.curve(run.metric)[0]), costs_until(run, moment.at_s)
             for ax, name in zip(axes, PANELS, strict=True):
                 with np.errstate(divide="ignore"):
                     saved = 100 * (1 - mine[name] / cost[name])
+                    at_dot = 100 * (1 - mine[name] / np.float64(there[name]))
                 named: dict[str, Any] = {"label": label} if ax is axes[0] else {}
                 ax.plot(cost["updates"], saved, **style, **named)
                 dot: dict[str, Any] = {
@@ -65,7 +68,7 @@ def draw_reductions(
                     "color": style["color"],
                     "markeredgecolor": "white",
                 }
-                ax.plot(cost["updates"][here], saved[here], linestyle="", **dot)
+                ax.plot(there["updates"], at_dot, linestyle="", **dot)
         axes[1].set_xlabel("server updates of the baseline")
         for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
             ax.set(title=title, xscale="log", ylim=(0, 101))
@@ -81,6 +84,15 @@ def draw_reductions(
             )
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
         return save(figure, out / "reductions.png")
+
+
+def _why_left_out(run: Run, learned: float) -> str | None:
+    """Why a baseline is in no figure of what is saved; None for one that is."""
+    if chosen_score(run) is None or own_convergence(run) is None:
+        return "diverged" if run.has_diverged else "never above its start"
+    if (validated_score(run) or 0.0) < learned:
+        return f"{run.metric} {learned:g} not reached on validation texts"
+    return None
 
 
 def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:

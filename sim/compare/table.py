@@ -28,7 +28,8 @@ def rows(
 
     `protocol` is "own" (up to the end of its own convergence) or "target" (up to the common
     target). A method of which some seed does not reach the moment has None in its costs, and the
-    least that they are in the mean in `..._at_least`: that seed's until its run's end.
+    least that they are in the mean in `..._at_least`: that seed's until its run's end. `diverged`
+    counts the seeds that diverged, `diverged_without` those that did before the moment.
     """
     table = []
     for label in dict.fromkeys(entry.label for entry in entries):
@@ -52,8 +53,9 @@ def _row(runs: list[Run], protocol: str, target: float | None) -> dict[str, Any]
     known = [None if start else moment for start, moment in zip(starts, moments, strict=True)]
     row: dict[str, Any] = {
         **_accuracies(runs),
-        "diverged": sum(
-            run.summary["final"] is None and bool(run.summary.get("diverged")) for run in runs
+        "diverged": sum(run.has_diverged for run in runs),
+        "diverged_without": sum(
+            run.has_diverged and moment is None for run, moment in zip(runs, known, strict=True)
         ),
         "never_above_start": sum(starts),
         "reached": sum(moment is not None for moment in known),

@@ -32,7 +32,7 @@ from sim.compare.runs import (
     tuning_plan,
 )
 from sim.compare.table import rows
-from sim.compare.write import headings, markdown, shown, write_csv
+from sim.compare.write import headings, markdown, shown, why_none, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
@@ -330,10 +330,16 @@ def _left_out(
         if row["method"] in baselines and not has_learned(row, learned)
     ]
     metric, is_own = table[0]["metric"], table[0]["target"] is None
+    costless: dict[str, list[str]] = {}
+    for row in table:
+        has_cost = row["time_s"] is not None or row.get("time_s_at_least") is not None
+        if not has_cost and row["method"] in {ours, *baselines} - {*references, *below}:
+            costless.setdefault(why_none("time_s", row), []).append(row["method"])
     said = (
         (references, "references"),
         (strangers, "no baselines"),
         (below, f"{metric} {learned:g} not reached" + " on validation texts" * is_own),
+        *((methods, f"no cost: {why}") for why, methods in costless.items()),
     )
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]
 

@@ -11,7 +11,7 @@ from sim.compare.costs import COLUMNS
 from sim.compare.table import BY_DEVICE, OF_BACKBONE
 from sim.views import escaping
 
-OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start")
+OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start", "diverged")
 OF_METRIC = ("final", "chosen")
 ACCURACIES = (*OF_METRIC, *BY_DEVICE)
 
@@ -87,7 +87,7 @@ def _cell(name: str, row: Mapping[str, Any], lost: str) -> str:
     is_accuracy = name in ACCURACIES or name.startswith(OF_BACKBONE)
     write = _writer(name)
     if value is None:
-        return lost if is_accuracy else _why_none(name, row)
+        return lost if is_accuracy else why_none(name, row)
     if low is None or high is None or low == high:
         return write(value)
     if (half := half_width(value, low, high)) is not None:
@@ -115,9 +115,11 @@ def _writer(name: str) -> Callable[[float], str]:
     }.get(name, format_bytes)
 
 
-def _why_none(name: str, row: Mapping[str, Any]) -> str:
+def why_none(name: str, row: Mapping[str, Any]) -> str:
     """What stands in place of a cost that there is none of."""
     seeds, of = row["seeds"], lambda count: f" ({count} of {row['seeds']})"
+    if lost := row.get("diverged_without"):
+        return "diverged" + (of(lost) if lost < seeds else "")
     if at_start := row.get("never_above_start"):
         return "never above its start" + (of(at_start) if at_start < seeds else "")
     if row.get(f"{name}_at_least") is None or not row["reached"]:

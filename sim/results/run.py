@@ -133,6 +133,11 @@ class Run:
         return str(self.summary.get("metric") or "accuracy")
 
     @property
+    def has_diverged(self) -> bool:
+        """Whether it has no accuracy at its end for numbers that were not finite."""
+        return self.summary.get("final") is None and bool(self.summary.get("diverged"))
+
+    @property
     def is_reference(self) -> bool:
         """Whether its method is what others are held against, and no way for a fleet to learn."""
         return bool(self.summary.get("is_reference"))

@@ -14,7 +14,7 @@ from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.reductions import REDUCED, reductions
 from sim.compare.runs import candidates, plan
 from sim.compare.table import rows
-from sim.compare.write import ACCURACIES
+from sim.compare.write import ACCURACIES, shown
 from sim.kernel.streams import Streams
 from sim.results.looks import chosen_score, converged, converged_at_s
 from sim.results.run import open_run
@@ -22,6 +22,7 @@ from sim.results.statistics import Costs
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
 from sim.sweep.engine import is_done, run_all
+from sim.views.saving_figures import save
 from sim.world.task import load_task
 
 METHODS = {
@@ -41,6 +42,8 @@ METHODS = {
         "evaluate_every": 1,
     },
 }
+LATE = {**METHODS["lora"], "deadline": "1 ms"}  # nobody can answer
+LOST = {**METHODS["lora"], "kind": "fedavg-full", "learning_rate": 1e12}
 OTHERS = [name for name in REDUCED if name != "flop"]
 COMPARE = {"methods": METHODS, "target": 0.5}
 
@@ -546,6 +549,54 @@ def test_what_never_rises_above_its_untrained_start_has_no_cost(compared):
     with (out / "table.csv").open() as file:
         [row] = csv.DictReader(file)
     assert row["never_above_start"] == "1" and row["flop"] == row["time_s"] == ""
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(1, "diverged"), (2, "diverged (1 of 2)")])
+def test_what_diverged_before_it_learned_says_so_in_place_of_its_costs(
+    compared, tmp_path, seeds, said
+):
+    _, out = compared(compare={"methods": {"lost": LOST, "lora": METHODS["lora"]}})
+    entries = [PlannedRun("a", None, out / f"{label}-seed0") for label in ("lost", "lora")[:seeds]]
+    for protocol in ("own", "target"):
+        table = rows(entries, protocol, 0.3)
+        [(_, cells)] = shown(table, ["final", "flop", "time_s"])
+        assert table[0]["diverged"] == 1 and cells[1:] == [said] * 2
+
+
+def test_a_baseline_that_learns_nothing_is_left_out_of_the_figure_which_says_so(
+    compared, monkeypatch
+):
+    said = {}
+
+    def keep(figure, path):
+        said["note"], said["lines"] = figure.get_supxlabel(), figure.axes[0].get_lines()
+        return save(figure, path)
+
+    monkeypatch.setattr("sim.compare.plots.save", keep)
+    methods = {"ours": METHODS["ours"], "late": LATE, "lora": METHODS["lora"], "lost": LOST}
+    done, _ = compared(compare={"methods": methods, "target": None})
+    assert done.code == 0, done.err
+    why = "late (no cost: never above its start); lost (no cost: diverged)"
+    assert f"left out: {why}" in " ".join(done.out.split())
+    assert said["note"] == "left out: late (never above its start), lost (diverged)"
+    assert [line.get_label() for line in said["lines"] if len(line.get_xdata()) > 1] == ["lora"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes"),
+    [
+        ({"ours": METHODS["ours"], "late": LATE}, {}),
+        (METHODS, {"stop": {"horizon": "1 us"}}),
+        ({"lost": LOST, "lora": METHODS["lora"]}, {}),
+    ],
+)
+def test_where_nothing_was_learned_there_is_a_table_and_no_figure_of_what_is_saved(
+    compared, methods, changes
+):
+    done, out = compared(compare={"methods": methods}, **changes)
+    assert done.code == 0, done.err
+    assert all(f"| {label} |" in (out / "table.md").read_text() for label in methods)
+    assert not (out / "figures" / "reductions.png").exists()
 
 
 @pytest.mark.thorough
