@@ -71,6 +71,7 @@ def test_a_run_keeps_it_and_a_dry_one_or_one_that_ships_nothing_does_not(
 ):
     for name, more, given, there in (
         ("real", [], True, True),
+        ("ended at its target, before", ["--set", "stop.target=0.05"], True, False),
         ("dry", ["--dry"], True, False),
         ("kept", [], False, False),
     ):

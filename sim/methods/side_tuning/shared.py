@@ -466,6 +466,6 @@ class SideTuning:
         """The training is over; send every device what it needs to use the side network."""
         self.world.end_training(self.learner)
         if self.config.ship_side_network:
-            self.is_shipped = True
             devices = self.world.present_devices()
             yield from server.deliver(devices, self.delivery_bytes)
+            self.is_shipped = True  # and the study has not ended meanwhile, at a target, say
