@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from inputs.files import first_line, is_ours
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.layers import entering, leaving, stack
 from learning.cost.meter import CostMeter
@@ -55,11 +56,18 @@ class Anatomy:
 
 def anatomy(model: PreTrainedModel) -> Anatomy:
     """The anatomy of a model of transformers, by its configuration; BackboneError for one without a
-    list of layers.
+    list of layers, and for one that this cannot be told of.
     """
-    return _of_configuration(
-        type(model.config).from_dict, model.config.to_json_string(use_diff=False)
-    )
+    try:
+        return _of_configuration(
+            type(model.config).from_dict, model.config.to_json_string(use_diff=False)
+        )
+    except Exception as error:
+        if is_ours(error) or isinstance(error, MemoryError):
+            raise
+        raise BackboneError(
+            f"a {model.config.model_type} model cannot be taken apart: {first_line(error)}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)

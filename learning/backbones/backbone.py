@@ -128,7 +128,6 @@ class Backbone:
             else pad([tokens.segments[i] for i in chosen], length)[0]
         )
         states = self.states(ids_BT, mask_BT, segments_BT)
-        self._require_even(states)
         with torch.inference_mode():
             mask_BT = mask_BT.to(states[0].device)
             out_BLD = torch.stack([_read(h_BTD, mask_BT, readout) for h_BTD in states], dim=1)
@@ -164,7 +163,7 @@ class Backbone:
             )
         try:
             with torch.inference_mode():
-                return hidden_states(self.model, **inputs)
+                states = hidden_states(self.model, **inputs)
         except Exception as error:
             if is_ours(error) or isinstance(error, MemoryError):
                 raise
@@ -172,18 +171,26 @@ class Backbone:
             raise BackboneError(
                 f"backbone {self.spec.name!r}: its forward pass fails ({at}): {first_line(error)}"
             ) from error
+        self._require_even(states, ids_BT.shape)
+        return states
 
-    def _require_even(self, states: Sequence[Tensor]) -> None:
-        """A state of one width from the embedding and from each layer; else a side network has
-        nothing to stand beside.
+    def _require_even(self, states: Sequence[Tensor], texts_BT: torch.Size) -> None:
+        """A state of one width for each token, from the embedding and from each layer; else nothing
+        can be read out, and a side network has nothing to stand beside.
         """
         widths = sorted({h_BTD.shape[-1] for h_BTD in states})
         if len(states) != self.layers + 1 or widths != [self.hidden_size]:
             raise BackboneError(
                 f"backbone {self.spec.name!r} has {self.layers} layers of width "
                 f"{self.hidden_size}, but gives {len(states)} "
-                f"states of width {' and '.join(map(str, widths))}: no side network fits beside it "
-                "(train the model itself)"
+                f"states of width {' and '.join(map(str, widths))}: take another backbone, with a "
+                "state for each layer"
+            )
+        if odd := next((h.shape[:2] for h in states if h.shape[:2] != texts_BT), None):
+            raise BackboneError(
+                f"backbone {self.spec.name!r} ({self.model.config.model_type}): a layer gives "
+                f"{odd[0]} x {odd[1]} states for {texts_BT[0]} texts of {texts_BT[1]} tokens: take "
+                "another backbone, with a state for each token"
             )
 
 

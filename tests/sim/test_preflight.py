@@ -112,6 +112,16 @@ def test_check_and_run_refuse_in_the_same_words(own_model, both, kind, how, said
         ({"model_type": "bert2"}, "has no model_type 'bert2'"),
         ({"hidden_act": "no-such-function"}, "no-such-function"),
         ({"layer_norm_eps": -1e9}, "NaN or infinity"),
+        (
+            {"model_type": "xlnet", "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48},
+            r"mine' \(xlnet\): a layer gives 4 x (\d+) states for \1 texts of 4 tokens",
+        ),
+        (
+            {"model_type": "longformer", "attention_window": [6, 6]},
+            r"mine' \(longformer\): a layer gives (\d+) x 6 states for \1 texts of 4 tokens: take "
+            "another backbone",
+        ),
+        ({"model_type": "canine"}, "take another backbone, with a state for each layer"),
     ],
 )
 def test_a_configuration_to_initialise_is_tried_too(both, config, said):
