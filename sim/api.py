@@ -231,6 +231,7 @@ def sweep(
 
     scenario = _loaded(scenario)
     place = Path(out) if out is not None else Path("runs") / f"{scenario.name}-sweep"
+    console = _console(quiet)
     made = sweep_scenario(
         scenario,
         scenario.folder,
@@ -240,9 +241,11 @@ def sweep(
         seeds,
         dry,
         workers,
-        _console(quiet),
+        console,
         HostDevice(host, precision),
     )
+    for sentence in made.notes:
+        console.print(f"note: {sentence}", style="yellow")
     return made.frame
 
 

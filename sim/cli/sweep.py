@@ -96,6 +96,8 @@ def sweep(
         raise typer.Exit(130) from None
     for view in made.tables_for(console.width):
         console.print(view)
+    for sentence in made.notes:
+        console.print(sentence, highlight=False)
     console.print(f"written to {folder}", highlight=False, soft_wrap=True)
     for line in failures(made):
         errors.print(f"failed: {line}")

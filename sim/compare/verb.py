@@ -39,6 +39,7 @@ from sim.scenario.schema import Scenario
 from sim.sweep.engine import Processes, is_done
 from sim.sweep.grid import title as in_words
 from sim.sweep.progress import run_shown
+from sim.sweep.remarks import remarks_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -102,12 +103,15 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """How the numbers came about, in sentences."""
+        """How the numbers came about, and what the runs noted, in sentences."""
         return [
             *how_made(self.entries),
             *self._ends(),
             *nothing_chosen(self.trials),
             *self._unheld(),
+            *remarks_of(
+                list({run.folder: run for some in self.runs.values() for run in some}.values())
+            ),
         ]
 
     def _ends(self) -> Iterator[str]:
@@ -332,7 +336,9 @@ def _left_out(
     metric, is_own = table[0]["metric"], table[0]["target"] is None
     costless: dict[str, list[str]] = {}
     for row in table:
-        has_cost = row["time_s"] is not None or row.get("time_s_at_least") is not None
+        has_cost = row["time_s"] is not None or (
+            row["reached"] and row.get("time_s_at_least") is not None
+        )
         if not has_cost and row["method"] in {ours, *baselines} - {*references, *below}:
             costless.setdefault(why_none("time_s", row), []).append(row["method"])
     said = (

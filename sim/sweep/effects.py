@@ -66,7 +66,7 @@ def factors_of(rows: Rows, keys: Sequence[str]) -> dict[str, list[Any]]:
 
 def outcomes_of(rows: Rows) -> list[str]:
     """The outcomes that any run has."""
-    return [name for name in OUTCOMES if any(_number(row, name) is not None for row in rows)]
+    return [name for name in OUTCOMES if any(number_of(row, name) is not None for row in rows)]
 
 
 def effects_of(rows: Rows, keys: Sequence[str]) -> list[Effect]:
@@ -86,7 +86,7 @@ def _of_factor(
     others = [key for key in keys if key != factor]
     found: dict[str, dict[tuple[str, Any], float]] = {_key(value): {} for value in values}
     for row in rows:
-        number = _number(row, outcome)
+        number = number_of(row, outcome)
         if number is not None:
             combination = json.dumps([_key(row[key]) for key in others])
             found[_key(row[factor])][combination, row["seed"]] = number
@@ -135,9 +135,17 @@ def _half_width(by_seed: list[float]) -> float | None:
     return None if high is None else high - value
 
 
-def _number(row: Mapping[str, Any], name: str) -> float | None:
-    value = row.get(name)
-    return None if value is None or row["status"] != "finished" else float(value)
+def left_out(row: Mapping[str, Any]) -> str | None:
+    """Why a finished run is in no effect: its model diverged, or it stalled; None for others."""
+    if row.get("ended") == "stalled":
+        return "stalled"
+    return "diverged" if row.get("final") is None and row.get("diverged.device") else None
+
+
+def number_of(row: Mapping[str, Any], name: str) -> float | None:
+    """An outcome of a run that counts in effects; None where it has none."""
+    is_in = row["status"] == "finished" and left_out(row) is None
+    return float(row[name]) if is_in and row.get(name) is not None else None
 
 
 def _key(value: Any) -> str:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, outcomes_of
+from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, number_of, outcomes_of
 from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
 from sim.views.saving_figures import save
@@ -150,9 +150,10 @@ def _by_seed(rows: Rows, outcome: str, factor: str, values: Sequence[Any]) -> np
     found = np.full((len(seeds), len(values)), np.nan)
     for (line, seed), (column, value) in itertools.product(enumerate(seeds), enumerate(values)):
         numbers = [
-            row[outcome]
+            number
             for row in rows
-            if row["seed"] == seed and row[factor] == value and row.get(outcome) is not None
+            if row["seed"] == seed and row[factor] == value
+            if (number := number_of(row, outcome)) is not None
         ]
         if numbers:
             found[line, column] = np.mean(numbers)
@@ -203,7 +204,7 @@ def _legend(figure: Figure, methods: Sequence[str]) -> None:
 
 def _scale(rows: Rows, outcome: str) -> tuple[str, float]:
     """In which unit an outcome is drawn, in brackets, and how large that is."""
-    most = max(abs(row[outcome]) for row in rows if row.get(outcome) is not None)
+    most = max(abs(number) for row in rows if (number := number_of(row, outcome)) is not None)
     if "bytes" in outcome:
         unit, size = byte_unit(most)
     elif outcome.endswith("_s"):

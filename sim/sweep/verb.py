@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,12 @@ from sim.kernel.writing import write_json
 from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
-from sim.sweep.effects import OUTCOMES, Effect, effects_of
+from sim.sweep.effects import OUTCOMES, Effect, effects_of, left_out
 from sim.sweep.engine import Processes, is_done
 from sim.sweep.grid import Grid, cells_of, planned, value_text
 from sim.sweep.planned_run import PlannedRun
 from sim.sweep.progress import run_shown
+from sim.sweep.remarks import remarks_of
 from sim.sweep.trial import try_all
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ class Sweep:
     rows: list[dict[str, Any]]
     effects: list[Effect]
     metric: str
+    notes: list[str]
+    """What the runs noted, and how many are in no effect, in sentences."""
 
     @property
     def frame(self) -> DataFrame:
@@ -146,7 +150,15 @@ def _write(
         if curves:
             table.write(curves, out, "curves")
         draw(rows, curves, keys, metric, out / "figures")
-    return Sweep(out, rows, effects, metric)
+    done = [entry for entry, row in zip(entries, rows, strict=True) if row["status"] == "finished"]
+    return Sweep(out, rows, effects, metric, [*remarks_of(done), *_in_no_effect(rows)])
+
+
+def _in_no_effect(rows: list[dict[str, Any]]) -> Iterator[str]:
+    whys = Counter(why for row in rows if (why := left_out(row)))
+    if whys:
+        said = ", ".join(f"{count} {why}" for why, count in whys.items())
+        yield f"{whys.total()} of {_count(len(rows), 'run')} are in no effect: {said}"
 
 
 def failures(sweep: Sweep) -> list[str]:

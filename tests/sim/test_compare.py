@@ -582,6 +582,25 @@ def test_a_baseline_that_learns_nothing_is_left_out_of_the_figure_which_says_so(
     assert [line.get_label() for line in said["lines"] if len(line.get_xdata()) > 1] == ["lora"]
 
 
+def test_what_runs_noted_stands_below_the_table_once_with_the_methods_it_is_of(compared):
+    methods = {"lora": METHODS["lora"], "late": LATE, "later": {**LATE, "rank": 4}}
+    done, out = compared("--seeds", "2", compare={"methods": methods, "target": None})
+    notes = [
+        line for line in (out / "table.md").read_text().splitlines() if "had an answer" in line
+    ]
+    assert notes == ["late, later: 0 of 4 rounds had an answer that counted: 12 late"]
+    assert notes[0] in " ".join(done.out.split())
+    few = out / "late-seed1" / "summary.json"
+    found = json.loads(few.read_text())
+    remark = next(text for text in found["remarks"] if "had an answer" in text)
+    found["remarks"] = [remark.replace("12 late", "11 late"), "the cache takes nothing"]
+    few.write_text(json.dumps(found))
+    done, out = compared("--seeds", "2", compare={"methods": methods, "target": None})
+    said = " ".join(done.out.split())
+    assert f"{notes[0]} (in others with other numbers)" in said
+    assert "late (1 of 2 seeds): the cache takes nothing" in said
+
+
 @pytest.mark.parametrize(
     ("methods", "changes"),
     [

@@ -514,6 +514,46 @@ def test_what_never_reached_a_target_leaves_its_pairs_out():
     assert by_value[3].half_width is None
 
 
+@pytest.mark.parametrize(
+    "ill",
+    [
+        {"ended": "stalled"},
+        {"ended": "diverged", "final": None, "diverged.device": "server"},
+        {"ended": "exhausted", "final": None, "diverged.device": "device-0001"},
+    ],
+)
+def test_what_stalled_or_diverged_is_in_no_effect(ill):
+    rows = [
+        {**row_of(a, "x", seed, 0.5), "virtual_time_s": 10.0 * a + seed}
+        for a in (1, 3)
+        for seed in (0, 1)
+    ]
+    rows[0] |= {"diverged.device": "device-0001"}  # one answer of it, and it has learned
+    rows[3] |= {"virtual_time_s": 1e-3, **ill}
+    effects = [effect for effect in effects_of(rows, ["a"]) if effect.outcome == "virtual_time_s"]
+    assert [(e.runs, e.mean, e.pairs, e.difference) for e in effects] == [
+        (2, 10.5, 0, None),
+        (1, 30.0, 1, 20.0),
+    ]
+
+
+def test_a_sweep_says_what_its_runs_noted_and_which_are_in_no_effect(
+    mobifleet, scenario_file, tmp_path
+):
+    for name, rate in (("dead", 0), ("good", 10**6)):
+        (tmp_path / f"{name}.csv").write_text(f"time_s,bit/s\n0,{rate}\n100,{rate}\n")
+    fleet = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    argv = ("--grid", "fleet.0.trace=good.csv,dead.csv", "--seeds", 2, "--dry", "--workers", 1)
+    done = mobifleet("sweep", scenario_file(fleet=fleet), *argv, "--out", "out")
+    said = " ".join(done.out.split())
+    assert done.code == 0, done.err
+    assert "fed-mobillm (2 of 4 runs): no update was made: whoever was left waited" in said
+    assert "2 of 4 runs are in no effect: 2 stalled" in said
+    effects = read(tmp_path / "out" / "effects.csv")
+    assert {row["runs"] for row in effects if row["value"] == "dead.csv"} == {"0"}
+    assert {row["pairs"] for row in effects} == {"0"}
+
+
 def test_what_does_not_vary_is_no_factor():
     rows = [row_of(1, "x", seed, 0.5) for seed in range(3)]
     assert effects_of(rows, ["a"]) == []
