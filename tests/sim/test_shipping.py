@@ -14,6 +14,7 @@ from sim.results.run import open_run
 from sim.results.summary import device_table, summary
 from sim.scenario.file import ScenarioError, changed, load, resolved
 from sim.scenario.schema import Scenario
+from sim.simulation import Simulation
 
 METHOD = {"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "device_batch": 4}
 KINDS = {
@@ -71,7 +72,6 @@ def test_a_run_keeps_it_and_a_dry_one_or_one_that_ships_nothing_does_not(
 ):
     for name, more, given, there in (
         ("real", [], True, True),
-        ("ended at its target, before", ["--set", "stop.target=0.05"], True, False),
         ("dry", ["--dry"], True, False),
         ("kept", [], False, False),
     ):
@@ -82,6 +82,13 @@ def test_a_run_keeps_it_and_a_dry_one_or_one_that_ships_nothing_does_not(
         assert ("delivered" in run.summary) == there
         assert run.summary["prediction_at_server"]["texts_to_break_even"] > 0
         assert json.loads((tmp_path / name / "summary.json").read_text()) == run.summary
+
+
+def test_a_side_network_that_reached_nobody_has_not_been_delivered(simulate, monkeypatch):
+    monkeypatch.setattr(Simulation, "present_devices", lambda self: [])
+    sim = simulate()
+    assert not [s for s in sim.recorder.spans().to_pylist() if s["kind"] == "download"]
+    assert "delivered" not in summary(sim, "", device_table(sim), 0.0)
 
 
 def test_a_prediction_at_the_server_by_hand():

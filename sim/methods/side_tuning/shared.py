@@ -468,4 +468,4 @@ class SideTuning:
         if self.config.ship_side_network:
             devices = self.world.present_devices()
             yield from server.deliver(devices, self.delivery_bytes)
-            self.is_shipped = True  # and the study has not ended meanwhile, at a target, say
+            self.is_shipped = bool(devices)  # and the study has not ended meanwhile
