@@ -3,6 +3,7 @@ and how well each device is served.
 """
 
 import csv
+import re
 import runpy
 from pathlib import Path
 
@@ -72,6 +73,37 @@ def test_ratings_are_learned(rated, simulate, curve):
         if (row["name"], row["group"]) == ("validation_loss", "")
     ]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [
+        ({"kind": "fed-mobillm", "replay": 5, "server_batch": 8}, ", or say `wire: float32`"),
+        ({"kind": "fed-mobillm", "wire": "int8"}, ", or say `wire: float32`"),
+        ({"kind": "pae-mobillm", "bits": 16}, ", or say `bits: 32`"),
+        ({"kind": "upload-raw-text", "replay": 5, "server_batch": 8}, ""),
+        ({"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "wire": "float32"}, None),
+        ({"kind": "pae-mobillm", "epochs": 1}, None),
+        ({"kind": "centralised", "replay": 5, "server_batch": 8}, None),
+    ],
+)
+def test_ratings_beyond_half_precision_are_refused_where_they_are_sent_in_it(
+    method, instead, rated, simulate, tmp_path
+):
+    fleet = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    given = {"task": rated, "fleet": fleet, "arrivals": {"kind": "at-once"}, "method": method}
+    file = tmp_path / "rated.csv"
+    text = file.read_text()
+    file.write_text(text.replace(",-2.0", ",-65504"))  # the last one that it holds
+    simulate(dry=True, **given)
+    file.write_text(text.replace(",-2.0", ",-2e5"))
+    if instead is None:
+        simulate(dry=True, **given)
+        return
+    said = "ends at 65,504, and they go up to 200,000: scale them to a few units"
+    with pytest.raises(ValueError, match=re.escape(f"{method['kind']} sends ratings")) as error:
+        simulate(dry=True, **given)
+    assert str(error.value).endswith(said + instead)
 
 
 def test_ratings_are_divided_by_quantile_bins():

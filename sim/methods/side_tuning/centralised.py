@@ -30,6 +30,7 @@ from sim.methods.side_tuning.shared import (
     SideTuning,
     SideTuningSettings,
     Unfitted,
+    require_ratings_of_half,
     server_cost,
     server_pass,
     shape_over,
@@ -81,6 +82,8 @@ class Centralised(SideTuning):
                 f"method.backbone: no device runs {self.backbone}; choose one of {', '.join(known)}"
             )
         self.architecture = known[self.backbone]
+        if config.kind == "upload-raw-text":  # each text after its label
+            require_ratings_of_half(config, world)
         super().__init__(config, world)
         self.landed = deque(self.texts_at_the_server())
 

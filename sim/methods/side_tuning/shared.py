@@ -145,6 +145,19 @@ def require_words(config: Any, world: World) -> None:
         raise ValueError("public-head needs `task.public: N`, so many labelled texts at the server")
 
 
+def require_ratings_of_half(config: Any, world: World, or_else: str = "") -> None:
+    """Raise ValueError for ratings that half precision cannot hold, for a method that sends them
+    so.
+    """
+    task, most = world.task, float(np.finfo(np.float16).max)
+    largest = np.abs(task.labels[np.concatenate(task.parts)]).max() if task.has_ratings else 0
+    if largest > most:
+        raise ValueError(
+            f"{config.kind} sends ratings in half precision, which ends at {most:,.0f}, and they "
+            f"go up to {largest:,.6g}: scale them to a few units{or_else}"
+        )
+
+
 def device_pass(
     config: SideTuningSettings, world: World, device: Device, lengths: np.ndarray
 ) -> Cost:
@@ -224,6 +237,9 @@ class SideTuning:
         if config.keeps_records:  # which grant updates
             require_updates(config, world.devices)
         require_words(config, world)
+        number, exact = ("bits", 32) if hasattr(config, "bits") else ("wire", "float32")
+        if getattr(config, number) != exact:
+            require_ratings_of_half(config, world, f", or say `{number}: {exact}`")
         self.public_read = world.env.event()
         self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
         self.tap_rule = asking_rule(config)
