@@ -40,7 +40,8 @@ def compare(
     ] = None,
     dry: Dry = False,
     processes: Annotated[
-        int | None, typer.Option(help="Runs at a time; default one a core.", min=1)
+        int | None,
+        typer.Option("--workers", "--processes", help="Runs at a time; default one a core.", min=1),
     ] = None,
     engine: Engine = "processes",
     tune: Annotated[
@@ -54,7 +55,9 @@ def compare(
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
-    The scenario lists them under `compare: {methods: {label: {kind: ...}}}`. Writes table.csv,
+    The scenario lists them under `compare: {methods: {label: {kind: ...}}}`; beside them may stand
+    `target` (a second table, of costs to a common accuracy), `tune` (each method's dials, chosen
+    with one budget) and `over` (all of it at several values of a setting). Writes table.csv,
     table.md, table.tex (7 in wide), table-column.tex (3.3 in) and figures.
 
     Examples:
@@ -72,7 +75,7 @@ def compare(
     from sim.compare.verb import compare_scenario
 
     chosen = load(scenario, overrides or (), seed, allow_code)
-    at_once = runs_at_a_time(processes, "--processes", engine)
+    at_once = runs_at_a_time(processes, "--workers", engine)
     folder = out or Path("runs") / f"{chosen.name}-compare"
     seeds = seeds or compare_of(chosen).seeds
     where, only, of_latex = HostDevice(host, precision), labels_of(methods), labels_of(columns)
