@@ -18,7 +18,7 @@ from sim.results.statistics import (
     paired_difference,
     paired_ratio,
     seeds_needed,
-    test_variance,
+    variances_of_texts,
 )
 
 REDUCED = (
@@ -141,7 +141,9 @@ def _more_accurate(
         said += f" ({100 * more.low:+.1f} to {100 * more.high:+.1f} points)"
         if seeds > 1:
             each = [x - y for x, y in zip(a, b, strict=True)]
-            said += "; " + _would(seeds_needed(each, test_variance(a, b, texts, overlap)), seeds)
+            below, above = variances_of_texts(a, b, texts)
+            stays = overlap * (below if more.value > 0 else above)
+            said += "; " + _would(seeds_needed(each, stays), seeds)
     return {
         "ours": mine["chosen"],
         "best_other": best["chosen"],

@@ -103,8 +103,34 @@ def test_a_difference_is_paired():
     assert found.value == pytest.approx(0.07 / 3)
     assert found.high - found.value == pytest.approx(4.302653 * deviation / 3**0.5, rel=1e-4)
     assert over_seeds([0.70, 0.80, 0.90]).low < 0.6  # one by one they would say nothing
-    on_texts = paired_difference([0.8, 0.8], [0.7, 0.7], 100)
-    assert on_texts.high - 0.1 == pytest.approx(1.96 * math.sqrt(0.37 / 100), rel=1e-3)
+    on_texts = paired_difference([0.8, 0.8], [0.7, 0.7], 100)  # Wilson's ends, by hand
+    arms = (0.8 - 0.711170, 0.781051 - 0.7), (0.866633 - 0.8, 0.7 - 0.604151)
+    below, above = (math.hypot(*ends) for ends in arms)
+    assert on_texts[1:] == pytest.approx((0.1 - below, 0.1 + above), abs=2e-6)
+
+
+def test_a_difference_of_shares_is_newcombes():
+    """His table II, method 10: 9/10 - 3/10 and 10/10 - 0/10."""
+    assert paired_difference([0.9], [0.3], 10)[1:] == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert paired_difference([1.0], [0.0], 10)[1:] == pytest.approx((0.6075, 1.0), abs=5e-5)
+    assert paired_difference([1.0], [1.0], 60)[1:] == pytest.approx((-0.0602, 0.0602), abs=5e-5)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("overlap", [0.0, 1.0])
+@pytest.mark.parametrize(("p", "q"), [(1.0, 1.0), (1.0, 0.96), (0.99, 0.99), (0.98, 0.9)])
+def test_differences_near_the_ends_are_covered(seeds, overlap, p, q):
+    """60 texts, all or nearly all of them right: seen without an error, there is one to come."""
+    n = 60
+
+    def draw(rng):
+        each = rng.binomial(n, [[p], [q]], size=(2, 1 if overlap else seeds)) / n
+        ours, others = (values.repeat(seeds // len(values)).tolist() for values in each)
+        found = paired_difference(ours, others, n, overlap)
+        assert found.low < found.value < found.high
+        return found
+
+    assert coverage(p - q, draw, 500) >= 0.95 - 2 * MONTE_CARLO
 
 
 def test_a_ratio_is_the_geometric_mean_over_seeds():
@@ -174,8 +200,8 @@ def test_what_cannot_be_is_in_no_interval():
 
 
 def test_one_seed_has_no_other_to_share_its_texts_with():
-    found = paired_difference([0.8], [0.7], 100, overlap=0.05)
-    assert found.high - found.value == pytest.approx(1.96 * math.sqrt(0.37 / 100))
+    alone = paired_difference([0.8], [0.7], 100, overlap=0.05)
+    assert alone == pytest.approx(paired_difference([0.8], [0.7], 100))
 
 
 def test_no_difference_of_shares_is_beyond_one():
