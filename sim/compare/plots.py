@@ -104,7 +104,9 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
     metric = runs[0][2].metric
     references = 0
     with matplotlib.style.context(["default", STYLE]):
-        figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"{metric} against {key}", note="")
+        seeds = len({entry.scenario.seed for entry in entries})
+        note = f"means of {seeds} seeds, bars from the worst seed to the best" if seeds > 1 else ""
+        figure, (ax,) = FULL_WIDTH.figure(2.9, 1, title=f"{metric} against {key}", note=note)
         for number, label in enumerate(dict.fromkeys(entry.label for entry in entries)):
             mine = [[run for of, its, run in runs if (of, its) == (label, at)] for at in values]
             found = [[_or_gap(chosen_score(run)) for run in some] for some in mine]
