@@ -166,6 +166,8 @@ def are_cuts_of_one(spec: BackboneSpec, other: BackboneSpec) -> bool:
 
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers that a Hugging Face configuration states."""
+    if "decoder_layers" in config and not set(_LAYERS_KEYS) & set(config):  # BART's kin
+        raise of_two_parts(config.get("model_type"))
     return _whole(config, _LAYERS_KEYS, "number of layers", _MOST_LAYERS)
 
 
@@ -218,6 +220,15 @@ def _whole(config: Mapping[str, Any], keys: Sequence[str], what: str, most: int)
                 )
             return value
     raise BackboneError(f"a configuration without a {what} (looked for {', '.join(keys)})")
+
+
+def of_two_parts(model_type: object) -> BackboneError:
+    """What to say of an encoder-decoder whose encoder cannot be loaded alone."""
+    return BackboneError(
+        f"a {model_type} model is an encoder and a decoder, and transformers has no class "
+        "for its encoder alone; "
+        "what can be used is an encoder (BERT, T5's) or a decoder (Llama)"
+    )
 
 
 def too_long(name: str, tokens: int, positions: int) -> BackboneError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from learning.backbones.catalogue import BackboneError
+from learning.backbones.catalogue import BackboneError, of_two_parts
 
 
 def hf_config(config: Mapping[str, Any]) -> Any:
@@ -42,11 +42,7 @@ def bare_model(config: Any) -> Any:
         return AutoModelForTextEncoding
     if not config.is_encoder_decoder:
         return AutoModel
-    raise BackboneError(
-        f"a {config.model_type} model is an encoder and a decoder, and transformers has no class "
-        "for its encoder alone; "
-        "what can be used is an encoder (BERT, T5's) or a decoder (Llama)"
-    )
+    raise of_two_parts(config.model_type)
 
 
 def has_segments(config: Any) -> bool:

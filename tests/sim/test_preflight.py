@@ -121,6 +121,11 @@ def test_check_and_run_refuse_in_the_same_words(own_model, both, kind, how, said
             r"mine' \(longformer\): a layer gives (\d+) x 6 states for \1 texts of 4 tokens: take "
             "another backbone",
         ),
+        (
+            {"model_type": "mbart", "num_hidden_layers": None}
+            | dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
+            "mine': a mbart model is an encoder and a decoder",
+        ),
         ({"model_type": "canine"}, "take another backbone, with a state for each layer"),
     ],
 )
@@ -132,7 +137,9 @@ def test_a_configuration_to_initialise_is_tried_too(both, config, said):
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     }
-    assert re.search(said, both({"random": {**fine, "intermediate_size": 48, **config}}))
+    given = {**fine, "intermediate_size": 48, **config}
+    given = {key: value for key, value in given.items() if value is not None}
+    assert re.search(said, both({"random": given}))
 
 
 def test_positions_count_for_every_method_and_for_packaged_backbones(
