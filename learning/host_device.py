@@ -144,6 +144,11 @@ class HostDevice:
             what += f" ({torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda})"
         return f"{what}, {self.precision}"
 
+    def is_that_of(self, described: str) -> bool:
+        """Whether a description (`describe`) is of this device and precision, whatever the card."""
+        what, _, precision = described.rpartition(", ")
+        return (what.partition(" ")[0], precision) == (self.name, self.precision)
+
 
 def _round_to_int8(model: nn.Module) -> None:
     """What makes one number of a linear map's output goes to whole 1/127 of its largest weight."""

@@ -148,7 +148,7 @@ def compare_scenario(
     entries = plan(scenario, out, seeds, only, folder)
     trials = tuning_plan(scenario, out, only) if tune else []
     missing, untried = (
-        [entry for entry in some if not is_done(entry, dry, folder)]
+        [entry for entry in some if not is_done(entry, dry, folder, host)]
         for some in (entries, [] if dry else trials)
     )
     try_plan(missing, untried, dry, folder)  # what cannot be is told now

@@ -45,6 +45,7 @@ COLUMNS = {
         ),
     ),
 }
+AGAIN = "delete its folder and run the scenario again"
 SAMPLE_REASONS = ("slowest", "failed", "median", "fastest", "random")
 
 
@@ -155,9 +156,7 @@ class Run:
         try:
             return pq.read_table(file, columns=list(columns or COLUMNS[name]))
         except (OSError, pa.ArrowException) as error:
-            raise RunError(
-                f"{file} cannot be read ({_first_line(error)}): run the scenario again"
-            ) from error
+            raise RunError(f"{file} cannot be read ({_first_line(error)}): {AGAIN}") from error
 
 
 def open_run(path: str | Path) -> Run:
@@ -179,15 +178,13 @@ def open_run(path: str | Path) -> Run:
         )
     manifest = _read_json(path / "manifest.json")
     if not isinstance(manifest.get("scenario"), dict):
-        raise RunError(f"{path / 'manifest.json'} has no resolved scenario: run the scenario again")
+        raise RunError(f"{path / 'manifest.json'} has no resolved scenario: {AGAIN}")
     parts = ["summary.json", *(f"{name}.parquet" for name in COLUMNS)]
     missing = [part for part in parts if not (path / part).exists()]
     if missing:
-        status = manifest.get("status", "unknown")
-        todo = (
-            "wait for it to end"
-            if status == "running"
-            else "finish it with `mobifleet run SCENARIO --resume`"
+        status = str(manifest.get("status", "unknown"))
+        todo = {"running": "wait for it to end", "finished": AGAIN}.get(
+            status, "finish it with `mobifleet run SCENARIO --resume`"
         )
         raise RunError(f"{path} is incomplete (status: {status}; no {', '.join(missing)}): {todo}")
     for name, columns in COLUMNS.items():
@@ -263,9 +260,9 @@ def _read_json(file: Path) -> dict:
     try:
         value = read_json(file)
     except FileProblem as problem:
-        raise RunError(f"{problem}: run the scenario again") from problem
+        raise RunError(f"{problem}: {AGAIN}") from problem
     if not isinstance(value, dict):
-        raise RunError(f"{file} does not hold a JSON object: run the scenario again")
+        raise RunError(f"{file} does not hold a JSON object: {AGAIN}")
     return value
 
 
@@ -273,14 +270,10 @@ def _check_table(file: Path, columns: tuple[str, ...]) -> None:
     try:
         found = pq.read_schema(file).names
     except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"{file} is truncated ({_first_line(error)}): run the scenario again"
-        ) from error
+        raise RunError(f"{file} is truncated ({_first_line(error)}): {AGAIN}") from error
     lacking = [column for column in columns if column not in found]
     if lacking:
-        raise RunError(
-            f"{file} has no column {', '.join(lacking)}: run the scenario again with this version"
-        )
+        raise RunError(f"{file} has no column {', '.join(lacking)}: {AGAIN} with this version")
 
 
 def _first_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ from sim.scenario.named_files import changed_files
 from sim.scenario.schema import Scenario
 
 LOCK = ".lock"
+FAILED = "failed.txt"  # of a planned run that failed: one line that says why
 RESERVED_BYTES = 16_384
 ANEW = "run without --resume, into another --out"
 PATIENCE_S = 0.5  # for one who only looks whether a folder is held
@@ -115,9 +116,10 @@ def new_folder(name: str, out: Path | None) -> Iterator[Path]:
     nothing was put into a folder made here, it goes again.
     """
     folder, is_new = (out, not out.exists()) if out is not None else (_numbered(name), True)
+    is_unfinished = read_manifest(folder).get("status", "finished") != "finished"
     refusal = RunDirectoryError(
-        f"{folder} exists and is not empty: name another directory with --out, "
-        "or go on with an interrupted run there by --resume"
+        f"{folder} exists and is not empty: name another directory with --out"
+        + ", or go on with the unfinished run there by --resume" * is_unfinished
     )
     if not is_new and not (_is_unused(folder) or (folder / LOCK).is_file()):
         raise refusal  # nothing of ours is put into a stranger's folder
@@ -163,13 +165,19 @@ def _not_writable(folder: Path, error: OSError) -> RunDirectoryError:
 
 
 def _is_unused(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what a run leaves that was killed before it had
-    begun.
+    """Whether there is nothing in a folder but what a run leaves that failed, or was killed, before
+    it had begun.
     """
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
         LOCK,
+        FAILED,
         "manifest.json.tmp",
     }
+
+
+def is_strangers(folder: Path) -> bool:
+    """Whether a folder holds something, and no run whose manifest can be read."""
+    return folder.exists() and not _is_unused(folder) and not read_manifest(folder)
 
 
 @contextmanager

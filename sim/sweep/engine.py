@@ -25,13 +25,13 @@ from typing import Any, Literal
 from inputs.files import FileProblem, is_ours, read_text
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import replacing
-from sim.results.run_directory import empty, held, read_manifest
+from sim.results.run import RunError, open_run
+from sim.results.run_directory import FAILED, empty, held, is_strangers, read_manifest
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import changed_files, digests
 from sim.sweep.cluster import in_cluster
 from sim.sweep.planned_run import PlannedRun, SweepError
 
-FAILED = "failed.txt"  # in the folder of a run that failed: one line that says why
 KILLED = "its process ended without a word (was it killed, did the machine run out of memory?)"
 
 Processes = int | Literal["ray"]
@@ -40,33 +40,39 @@ OnDone = Callable[[PlannedRun, int, int], None]
 """Told of each run that has ended: which, how many of how many that is."""
 
 
-def is_done(entry: PlannedRun, dry: bool, folder: Path) -> bool:
-    """Whether there already is a finished run of exactly this scenario and what its files hold, dry
-    or not as asked.
+def is_done(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice = CPU) -> bool:
+    """Whether there already is a finished run, whole, of exactly this scenario and what its files
+    hold, computed on that host, dry or not as asked.
 
     `folder` is where the scenario's relative paths start.
     """
-    finished = read_manifest(entry.folder).get("status") == "finished"
-    return finished and _is_same(entry, dry) and not changed_inputs(entry, dry, folder)
+    finished = _manifest(entry, dry).get("status") == "finished"
+    return finished and why_again(entry, dry, folder, host) is None
 
 
-def changed_inputs(entry: PlannedRun, dry: bool, folder: Path) -> list[str]:
-    """The files that held something else when the run of this scenario in the folder was begun;
-    none without one.
+def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> str | None:
+    """Why the run of this scenario in the folder is made again; None where it need not be, and
+    without one.
     """
-    if not _is_same(entry, dry):
-        return []
-    return changed_files(
-        read_manifest(entry.folder).get("inputs") or {}, digests(entry.scenario, folder)
-    )
+    if not (manifest := _manifest(entry, dry)):
+        return None
+    if changed := changed_files(manifest.get("inputs") or {}, digests(entry.scenario, folder)):
+        return f"{', '.join(changed)} held something else before"
+    if (before := manifest.get("host")) and not host.is_that_of(before):
+        return f"computed on {before} before"
+    if manifest.get("status") == "finished":
+        try:
+            open_run(entry.folder)
+        except RunError:
+            return "finished, but a file is missing or damaged"
+    return None
 
 
-def _is_same(entry: PlannedRun, dry: bool) -> bool:
+def _manifest(entry: PlannedRun, dry: bool) -> dict[str, Any]:
+    """That of the run of exactly this scenario in the folder, {} without one."""
     manifest = read_manifest(entry.folder)
-    return (
-        manifest.get("scenario_digest") == digest(resolved(entry.scenario))
-        and manifest.get("dry", False) == dry
-    )
+    is_same = manifest.get("scenario_digest") == digest(resolved(entry.scenario))
+    return manifest if is_same and manifest.get("dry", False) == dry else {}
 
 
 def failure(entry: PlannedRun) -> str | None:
@@ -93,7 +99,7 @@ def run_all(
     run's folder (`failure` reads it) and the others go on. Ctrl-C and SIGTERM end all runs under
     way in good order, and then raise KeyboardInterrupt.
     """
-    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
+    missing = [entry for entry in entries if not is_done(entry, dry, folder, host)]
     ended = len(entries) - len(missing)
 
     def end(entry: PlannedRun) -> None:
@@ -101,6 +107,12 @@ def run_all(
         ended += 1
         on_done(entry, ended, len(entries))
 
+    for entry in missing:  # nothing of ours is put there, and nothing of theirs removed
+        if is_strangers(entry.folder):
+            raise SweepError(
+                f"{entry.folder} holds what is no run, or one whose manifest.json is damaged: move "
+                "it away, or name another --out"
+            )
     if not missing:
         return
     work = (folder, dry, host, keep_going)
@@ -217,7 +229,7 @@ def _note_failure(entry: PlannedRun, why: str) -> None:
 
 
 def _run_or_resume(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice) -> None:
-    """A run of another scenario, or of other files, in its place goes."""
+    """A run of another scenario, of other files or of another host in its place goes."""
     from sim.kernel.journal import CannotResume
     from sim.runner import run_scenario
 
@@ -233,7 +245,8 @@ def _run_or_resume(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice)
             host=host,
         )
 
-    if is_begun := _is_same(entry, dry) and not changed_inputs(entry, dry, folder):
+    is_begun = _manifest(entry, dry) and why_again(entry, dry, folder, host) is None
+    if is_begun:
         with suppress(CannotResume):  # by other code: it is run anew
             return run(resume=True)
     if is_begun or read_manifest(entry.folder):

@@ -23,7 +23,7 @@ from inputs.files import FileProblem, read_json
 from inputs.units import format_seconds
 from learning.host_device import CPU, HostDevice
 from sim.sweep.cluster import cores
-from sim.sweep.engine import Processes, changed_inputs, failure, is_done, run_all
+from sim.sweep.engine import Processes, failure, is_done, run_all, why_again
 from sim.sweep.planned_run import PlannedRun
 
 
@@ -39,14 +39,11 @@ def run_shown(
     keep_going: bool = False,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
-    changed = Counter(
-        ", ".join(names) for entry in entries if (names := changed_inputs(entry, dry, folder))
-    )
-    for files, count in changed.items():
-        console.print(
-            f"{files} held something else before: {count} runs are made again", highlight=False
-        )
-    done_before = {entry.folder for entry in entries if is_done(entry, dry, folder)}
+    again = Counter(why for entry in entries if (why := why_again(entry, dry, folder, host)))
+    for why, count in again.items():
+        runs = "1 run is" if count == 1 else f"{count} runs are"
+        console.print(f"{why}: {runs} made again", highlight=False)
+    done_before = {entry.folder for entry in entries if is_done(entry, dry, folder, host)}
     ended = [entry for entry in entries if entry.folder in done_before]
     waiting = [entry for entry in entries if entry.folder not in done_before]
     took_s = {entry.folder: _took_s(entry) for entry in ended}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from learning.host_device import HostDevice
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import replacing
 from sim.results.looks import chosen_score
@@ -25,14 +26,14 @@ MOST_WHOLE = 2**63 - 1  # that a column of numbers holds
 
 
 def rows_of(
-    entries: Sequence[PlannedRun], out: Path, dry: bool, folder: Path
+    entries: Sequence[PlannedRun], out: Path, dry: bool, folder: Path, host: HostDevice
 ) -> list[dict[str, Any]]:
     """One row a run, in the order of the plan: its settings, `method` (the label), `seed`,
     `folder`, `status` and `error`, then the numbers of its summary by their paths in it.
     """
     rows = []
     for entry in entries:
-        done = is_done(entry, dry, folder)
+        done = is_done(entry, dry, folder, host)
         why = None if done else failure(entry)
         row = {
             **entry.values,
@@ -102,14 +103,12 @@ def write_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]], path: Pat
         writer.writerows(rows)
 
 
-def curves_of(entries: Sequence[PlannedRun], dry: bool, folder: Path) -> list[dict[str, Any]]:
-    """What the finished runs have noted of the whole fleet, one row a value: settings, `method`,
+def curves_of(entries: Sequence[PlannedRun]) -> list[dict[str, Any]]:
+    """What these finished runs have noted of the whole fleet, one row a value: settings, `method`,
     `seed`, `time_s`, `name`, `value`.
     """
     found = []
     for entry in entries:
-        if not is_done(entry, dry, folder):
-            continue
         noted = open_run(entry.folder).metrics().to_pylist()
         for row in noted:
             if row["group"] == "":

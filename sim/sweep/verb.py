@@ -104,7 +104,7 @@ def sweep_scenario(
     """
     cells = cells_of(grid)
     entries = planned(scenario, cells, methods, seeds, out, folder)
-    missing = [entry for entry in entries if not is_done(entry, dry, folder)]
+    missing = [entry for entry in entries if not is_done(entry, dry, folder, host)]
     labels = list(dict.fromkeys(entry.label for entry in entries))
     console.print(
         f"{_count(len(cells), 'combination')} x {_count(len(labels), 'method')} x "
@@ -120,9 +120,9 @@ def sweep_scenario(
         try:
             run_shown(entries, folder, out, dry, processes, console, "run", host, keep_going=True)
         except KeyboardInterrupt:
-            _write(entries, list(grid), out, dry, folder)
+            _write(entries, list(grid), out, dry, folder, host)
             raise
-        return _write(entries, list(grid), out, dry, folder, figures=True)
+        return _write(entries, list(grid), out, dry, folder, host, figures=True)
 
 
 def _write(
@@ -131,10 +131,12 @@ def _write(
     out: Path,
     dry: bool,
     folder: Path,
+    host: HostDevice,
     figures: bool = False,
 ) -> Sweep:
-    rows = table.rows_of(entries, out, dry, folder)
+    rows = table.rows_of(entries, out, dry, folder, host)
     table.write(rows, out, "sweep")
+    done = [entry for entry, row in zip(entries, rows, strict=True) if row["status"] == "finished"]
     effects = effects_of(rows, keys)
     names = [field.name for field in dataclasses.fields(Effect)]
     table.write_csv(
@@ -146,11 +148,10 @@ def _write(
     if figures:
         from sim.sweep.plots import draw
 
-        curves = table.curves_of(entries, dry, folder)
+        curves = table.curves_of(done)
         if curves:
             table.write(curves, out, "curves")
         draw(rows, curves, keys, metric, out / "figures")
-    done = [entry for entry, row in zip(entries, rows, strict=True) if row["status"] == "finished"]
     return Sweep(out, rows, effects, metric, [*remarks_of(done), *_in_no_effect(rows)])
 
 

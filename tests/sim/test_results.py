@@ -69,7 +69,10 @@ def test_something_else_is_refused(tmp_path):
 @pytest.mark.parametrize("part", ["manifest.json", "summary.json"])
 def test_a_part_that_is_nested_too_deep_is_named(path, part):
     (path / part).write_text("[" * 100_000, encoding="utf-8")
-    with pytest.raises(RunError, match=part.replace(".", r"\.") + ".*: run the scenario again"):
+    with pytest.raises(
+        RunError,
+        match=part.replace(".", r"\.") + ".*: delete its folder and run the scenario again",
+    ):
         open_run(path)
 
 

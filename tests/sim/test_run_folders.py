@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from learning.backbones import assets
+from learning.host_device import HostDevice
 from sim.compare.planned_run import PlannedRun
 from sim.kernel.journal import Journal
 from sim.results.run import RunError, open_run
@@ -33,6 +34,7 @@ from sim.scenario.named_files import digests
 from sim.scenario.schema import Scenario
 from sim.simulation import Interrupted, RunCallbacks, Simulation
 from sim.sweep.engine import run_all
+from sim.sweep.planned_run import SweepError
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 HOLD = """
@@ -180,7 +182,7 @@ def test_a_comparison_recovers_what_a_kill_left_of_its_runs(scenario, tmp_path):
 def test_a_comparison_leaves_a_strangers_folder_alone(scenario, tmp_path):
     (tmp_path / "ours-seed0").mkdir()
     (tmp_path / "ours-seed0" / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunDirectoryError, match="not empty"):
+    with pytest.raises(SweepError, match="holds what is no run"):
         run_all(
             [PlannedRun("ours", scenario, tmp_path / "ours-seed0")],
             tmp_path,
@@ -440,3 +442,95 @@ def test_a_cache_that_keeps_nothing_is_told_of_once_and_the_run_goes_on(
         open_run(tmp_path / "run").summary["digest"]
         == open_run(tmp_path / "usual").summary["digest"]
     )
+
+
+# --- of a sweep or a comparison
+
+
+@pytest.fixture
+def swept(mobifleet, scenario_file, tmp_path):
+    """A sweep of one run, as the command line leaves it, and the run's folder."""
+    path = scenario_file()
+
+    def run(*more):
+        done = mobifleet("sweep", path, "--workers", 1, "--out", "out", *more)
+        [folder] = (tmp_path / "out").glob("*seed0")
+        return done, folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("part", "keep"),
+    [
+        ("summary.json", 0.5),
+        ("spans.parquet", 0.9),
+        ("metrics.parquet", None),
+        ("devices.parquet", 0),
+    ],
+)
+def test_a_finished_run_that_is_damaged_is_made_again(swept, part, keep):
+    done, folder = swept("--dry")
+    assert done.code == 0, done.err
+    whole = (folder / part).read_bytes()
+    if keep is None:
+        (folder / part).unlink()
+    else:
+        (folder / part).write_bytes(whole[: int(keep * len(whole))])
+    done, _ = swept("--dry")
+    assert done.code == 0, done.err
+    assert "finished, but a file is missing or damaged: 1 run is made again" in done.out
+    assert part == "summary.json" or (folder / part).read_bytes() == whole
+    done, _ = swept("--dry")
+    assert "again" not in done.out and "1 run, 1 of them finished" in done.out
+
+
+@pytest.mark.parametrize(
+    "before", ["cpu, bfloat16", "cuda (NVIDIA H100 80GB HBM3, CUDA 13.0), float32"]
+)
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_what_was_computed_on_another_host_is_made_again(swept, before, status):
+    done, folder = swept()
+    assert done.code == 0, done.err
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["host"] == "cpu, float32"
+    made = json.dumps({**manifest, "status": status, "host": before, "digest": "theirs"})
+    (folder / "manifest.json").write_text(made)
+    done, _ = swept()
+    assert f"computed on {before} before: 1 run is made again" in " ".join(done.out.split())
+    again = json.loads((folder / "manifest.json").read_text())
+    assert (again["host"], again["digest"]) == (manifest["host"], manifest["digest"])
+    assert "1 of them finished" in swept()[0].out
+
+
+def test_host_and_precision_tell_what_was_computed_where():
+    card = "cuda (NVIDIA A100-SXM4, 80GB, CUDA 12.4), bfloat16"
+    assert HostDevice("cuda", "bfloat16").is_that_of(card)
+    others = [HostDevice("cuda"), HostDevice("cpu", "bfloat16"), HostDevice("mps", "bfloat16")]
+    assert not any(other.is_that_of(card) for other in others)
+    assert HostDevice().is_that_of(HostDevice().describe())
+
+
+@pytest.mark.parametrize("verb", ["sweep", "compare"])
+@pytest.mark.parametrize("name", ["notes.txt", "manifest.json"])
+def test_a_strangers_folder_stays_as_it_is_and_is_named(
+    mobifleet, scenario_file, tmp_path, verb, name
+):
+    theirs = tmp_path / "out" / "fed-mobillm-seed0"
+    theirs.mkdir(parents=True)
+    (theirs / name).write_text("{")
+    compare = {"methods": {"fed-mobillm": {"kind": "fed-mobillm"}}}
+    done = mobifleet(verb, scenario_file(compare=compare), "--dry", "--out", "out")
+    assert done.code == 2 and "fed-mobillm-seed0 holds what is no run" in done.err
+    assert "or name another --out" in done.err and "--resume" not in done.err
+    assert [(path.name, path.read_text()) for path in theirs.iterdir()] == [(name, "{")]
+
+
+def test_resuming_is_advised_where_there_is_something_to_resume(tmp_path, scenario):
+    place = tmp_path / "run"
+    place.mkdir()
+    for status in (None, "finished", "interrupted"):
+        (place / "manifest.json").write_text(json.dumps({"status": status} if status else {}))
+        with pytest.raises(RunDirectoryError) as refused, new_folder("run", place):
+            pass
+        assert ("--resume" in str(refused.value)) == (status == "interrupted")
