@@ -159,6 +159,8 @@ METRICS_OF_CLASSES: dict[str, Metric] = {
     "mcc": mcc,
 }
 METRICS_OF_RATINGS: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
+CORRELATIONS = ("mcc", *METRICS_OF_RATINGS)
+"""From -1 on; the others are from 0 on. All are at most 1."""
 
 
 def why_unfit(metric: str, classes: int | None) -> str:

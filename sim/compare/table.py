@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from learning.metrics import CORRELATIONS
 from sim.compare.costs import costs_at, is_untrained, reached
 from sim.compare.planned_run import PlannedRun
 from sim.results.looks import Moment, chosen_score, converged, validated_score
@@ -108,6 +109,7 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
         scores[f"{OF_BACKBONE}{name}"] = [run.summary["by_backbone"].get(name) for run in runs]
     for name, key in BY_DEVICE.items():
         scores[name] = [(run.summary.get("accuracy_by_device") or {}).get(key) for run in runs]
+    least = -1.0 if runs[0].metric in CORRELATIONS else 0.0
     texts, overlap = _test_texts(runs[0])
     row: dict[str, Any] = {"test_texts": texts, "test_overlap": overlap}
     for name, values in scores.items():
@@ -117,7 +119,7 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
         elif texts and name not in BY_DEVICE:  # of these the texts' part has no formula
             found = of_accuracy(known, texts, overlap)
         else:
-            found = over_seeds(known)
+            found = _between(least, over_seeds(known))
         row |= _columns(name, found if len(known) == len(values) else None)
         row[f"{name}_each"] = values
     validated = [score for run in runs if (score := validated_score(run)) is not None]
@@ -125,6 +127,13 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
     row["metric"] = runs[0].metric
     row["accuracies"] = [name for name in scores if name.startswith(OF_BACKBONE)]
     return row
+
+
+def _between(least: float, found: Interval) -> Interval:
+    """An interval of a metric, which is at least that and at most 1."""
+    if found.low is None or found.high is None:
+        return found
+    return Interval(found.value, max(least, found.low), min(1.0, found.high))
 
 
 def _test_texts(run: Run) -> tuple[int, float]:

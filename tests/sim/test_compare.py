@@ -77,6 +77,8 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
         assert float(row["time_s"]) == converged_at_s(run)
         known = pq.read_table(run.path / "devices.parquet")["accuracy"].to_pylist()
         assert float(row["device_worst"]) == min(known) <= float(row["device_p10"])
+        ends = [row[f"{name}_{end}"] for name in ACCURACIES for end in ("low", "high")]
+        assert all(0 <= float(end) <= 1 for end in ends if end)
     assert (out / "table.md").read_text().count("| lora |") == 2
     assert r"\begin{tabular}" in (out / "table.tex").read_text()
     assert (out / "figures" / "accuracy.png").stat().st_size > 1000
