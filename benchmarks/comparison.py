@@ -24,7 +24,7 @@ import jinja2
 
 from inputs.units import format_bytes, format_seconds, format_si
 from sim.compare.reductions import has_learned, reductions
-from sim.compare.write import is_cut_off, shown
+from sim.compare.write import from_to, is_cut_off, shown
 from sim.results.statistics import Costs, over_seeds, paired_difference, paired_ratio
 from sim.views import escaping
 
@@ -184,7 +184,7 @@ class Claim:
         text = self.written(found.value)
         if found.low is None or found.high is None or found.low == found.high:
             return text
-        return f"{text} ({self.written(found.low)} to {self.written(found.high)})"
+        return f"{text} ({from_to(found.low, found.high, self.written)})"
 
 
 def saved(name: str, peft: bool = False) -> Callable[[Result, Table], Measured | None]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
+from sim.compare.write import from_to
 from sim.results.statistics import (
     MOST_SEEDS,
     Costs,
@@ -29,6 +30,8 @@ REDUCED = (
     "peak_memory_bytes",
     "energy_j",
 )
+
+TOO_FAR_APART = "the looks are too far apart"
 
 
 def has_learned(row: Mapping[str, Any], learned: float) -> bool:
@@ -112,17 +115,18 @@ def _saved(name: str, mine: Mapping[str, Any], best: Mapping[str, Any]) -> dict[
 def _said_of_ratio(
     what: str, ours: str, other: str, a: Costs, b: Costs, ratio: Interval
 ) -> str | None:
-    if len(a.at) < 2 or ratio.low is None or ratio.high is None:
+    seeds = len(a.at)
+    if ratio.low is None or ratio.high is None:
         return None
     if ratio.low == ratio.high:
-        return f"{what}: the same in every seed, on which it does not depend"
+        return f"{what}: the same in every seed, on which it does not depend" if seeds > 1 else None
     if not ratio.low <= 1 <= ratio.high:
         return None
-    needed = seeds_needed(log_ratios(a.at, b.at)) if min(a.at) > 0 else None
-    return (
-        f"{what}: {_cannot_tell(len(a.at), ours, other)} ({ratio.low:.2f} to {ratio.high:.2f} "
-        f"times); {_would(needed, len(a.at))}"
-    )
+    known = from_to(ratio.low, ratio.high, lambda times: f"{times:.2f}")
+    why = TOO_FAR_APART
+    if seeds > 1:
+        why = _would(seeds_needed(log_ratios(a.at, b.at)) if min(a.at) > 0 else None, seeds)
+    return f"{what}: {_cannot_tell(seeds, ours, other)} ({known} times); {why}"
 
 
 def _more_accurate(
@@ -164,5 +168,5 @@ def _would(needed: int | None, seeds: int) -> str:
     if needed is None:
         return f"nor would {MOST_SEEDS:,}, if the difference is what these show"
     if needed <= seeds:
-        return "the looks are too far apart, or the test texts too few"
+        return f"{TOO_FAR_APART}, or the test texts too few"
     return f"about {needed:,} would, if the difference is what these show"

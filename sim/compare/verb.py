@@ -4,6 +4,7 @@ comparison.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from sim.compare.runs import (
     tuning_plan,
 )
 from sim.compare.table import rows
-from sim.compare.write import headings, markdown, shown, why_none, write_csv
+from sim.compare.write import from_to, headings, markdown, shown, why_none, write_csv
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
@@ -368,10 +369,12 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
             continue
         low, high = value["reduction_low"], value["reduction_high"]
         least = "at least " if value["at_least"] else ""
-        saved = f"{least}{value['reduction']:.1%}" if value["best_other"] else "it needs none"
+        is_free = math.isinf(value["reduction"])  # in some seed the other needs nothing
+        saved = "it needs none" if is_free else f"{least}{value['reduction']:.1%}"
         if low is not None and high is not None and high > low:
-            saved += f" ({low:.1%} to {high:.1%})"
-        view.add_row(COLUMNS[name], saved, f"{value['factor']:.2f}x", value["of"])
+            saved += f" ({from_to(low, high, '{:.1%}'.format)})"
+        factor = "–" if math.isinf(value["factor"]) else f"{value['factor']:.2f}x"
+        view.add_row(COLUMNS[name], saved, factor, value["of"])
     said = [value["said"] for value in found.values() if value["said"]]
     view.caption = "\n".join([*said, *([str(view.caption)] if view.caption else [])]) or None
     return view

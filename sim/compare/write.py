@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,14 @@ def _cell(name: str, row: Mapping[str, Any], lost: str) -> str:
         return write(value)
     if (half := half_width(value, low, high)) is not None:
         return f"{write(value)} ± {write(half)}"
-    return f"{write(value)} ({write(low)} to {write(high)})"
+    return f"{write(value)} ({from_to(low, high, write)})"
+
+
+def from_to(low: float, high: float, write: Callable[[float], str]) -> str:
+    """An interval for people; an end that nothing bounds is open."""
+    if math.isinf(low):
+        return "not known" if math.isinf(high) else f"at most {write(high)}"
+    return f"at least {write(low)}" if math.isinf(high) else f"{write(low)} to {write(high)}"
 
 
 def half_width(value: float, low: float, high: float) -> float | None:

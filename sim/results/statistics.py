@@ -15,6 +15,7 @@ import numpy as np
 
 LEVEL, POWER = 0.95, 0.8
 MOST_SEEDS = 1000
+MOST_LOG = 700.0  # of a ratio that is a number
 MANY = 1e6  # degrees of freedom, with which t is normal
 
 
@@ -151,7 +152,8 @@ def paired_ratio(ours: Costs, others: Costs) -> Interval:
         high = 0.0
     else:
         one = over_seeds(log_ratios(ours.after, others.before))
-        high = math.exp(min(700.0, one.value if one.high is None else one.high))
+        end = one.value if one.high is None else one.high
+        high = math.exp(end) if end < MOST_LOG else math.inf
     return Interval(value, min(low, value), max(high, value))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 
@@ -14,7 +15,7 @@ from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.reductions import REDUCED, reductions
 from sim.compare.runs import candidates, plan
 from sim.compare.table import rows
-from sim.compare.write import ACCURACIES, shown
+from sim.compare.write import ACCURACIES, from_to, shown
 from sim.kernel.streams import Streams
 from sim.results.looks import chosen_score, converged, converged_at_s
 from sim.results.run import open_run
@@ -489,6 +490,33 @@ def test_what_seeds_cannot_tell_is_said_and_how_many_would():
     assert reductions(table, "ours")["flop"]["said"] is None
     table[1] = row_of("a", 0.9, flop=[2.0, 2.0, 2.0], **none)
     assert "the same in every seed" in reductions(table, "ours")["flop"]["said"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "known"),
+    [((2.5, 3.0, 5.0), "0.20 to 1.60 times"), ((0.0, 3.0, 5.0), "at least 0.20 times")],
+)
+def test_one_seed_cannot_tell_what_lies_between_its_looks(theirs, known):
+    table = [row_of("ours", 0.9, flop=2.0), row_of("a", 0.9, flop=theirs[1])]
+    for row, looks in zip(table, ((1.0, 2.0, 4.0), theirs), strict=True):
+        row |= {"flop_looks": Costs(*([cost] for cost in looks)), **dict.fromkeys(OTHERS)}
+    said = f"1 seed cannot tell ours from a ({known}); the looks are too far apart"
+    assert reductions(table, "ours")["flop"]["said"] == f"compute a device: {said}"
+    table[1]["flop_looks"] = Costs([10.0], [11.0], [12.0])
+    assert reductions(table, "ours")["flop"]["said"] is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.2, "10.0% to 20.0%"),
+        (-math.inf, 0.019, "at most 1.9%"),
+        (0.5, math.inf, "at least 50.0%"),
+        (-math.inf, math.inf, "not known"),
+    ],
+)
+def test_an_end_that_nothing_bounds_is_open(low, high, said):
+    assert from_to(low, high, "{:.1%}".format) == said
 
 
 def test_references_are_no_baselines():
