@@ -55,5 +55,11 @@ def plot(
         raise UserError(f"--label: give one for each of the {len(runs)} runs (got {len(label)})")
     opened = [open_run(path) for path in runs]
     folder = out or (runs[0] / "figures" if len(runs) == 1 else Path("figures"))
-    for path in draw(opened, folder, wanted, labels=label, page=Page(width, title)):
+    files = draw(opened, folder, wanted, labels=label, page=Page(width, title))
+    if not files:
+        raise UserError(
+            f"nothing to plot: none of the {len(runs)} runs measured {opened[0].metric}, and "
+            "in none did a device finish; `mobifleet plot RUN` of one alone shows its timeline"
+        )
+    for path in files:
         console.print(str(path))

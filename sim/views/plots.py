@@ -81,7 +81,6 @@ def draw(
             "devices": lambda: devices_figure(one, page),
         }
     out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     files = []
     with matplotlib.style.context(["default", STYLE]):
         for name, make in figures.items():

@@ -498,6 +498,15 @@ def test_small_and_empty_runs_draw_what_there_is(tmp_path):
         draw([], tmp_path)
 
 
+def test_runs_that_have_nothing_to_lay_over_each_other_are_told(mobifleet, tmp_path):
+    late = [write_run(tmp_path / name, 4, dry=True, oom_share=1.0) for name in ("a", "b")]
+    done = mobifleet("plot", *late, "--out", tmp_path / "figures")
+    assert done.code == 2 and "none of the 2 runs measured accuracy" in done.err
+    assert not (tmp_path / "figures").exists()
+    alone = mobifleet("plot", late[0], "--out", tmp_path / "figures")
+    assert alone.code == 0 and (tmp_path / "figures" / "timeline.png").exists()
+
+
 def test_drawing_needs_neither_pyplot_nor_torch():
     code = (
         "import sim.views.plots, sys; sys.exit(bool({'matplotlib.pyplot', 'torch', 'pandas'} & "
