@@ -357,6 +357,12 @@ class Stop(Settings):
 class Scenario(Settings):
     """One study: which task, which fleet, which links, which method, from which seed."""
 
+    only_for: ClassVar[OnlyFor] = {
+        "cells": (
+            "groups of the fleet with a `cell` or `mobility`",
+            lambda s: any(group.cell or group.mobility for group in s.fleet),
+        )
+    }
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
     description: str = ""
     seed: int = Field(0, ge=0)
@@ -430,6 +436,19 @@ class Scenario(Settings):
             yield ("fresh_data",), f"{own}, which has all texts from the start: leave it out"
         if self.task.drift is not None and not getattr(self.method, "takes_texts_in_order", False):
             yield ("task", "drift"), f"{own}, which shuffles the texts of a device: leave it out"
+        methods = [self.method, *(self.compare.methods.values() if self.compare else ())]
+        if not any(map(_may_read_of_classes, methods)):
+            for key in ("public", "label_texts", "label_words"):
+                if getattr(self.task, key):
+                    yield ("task", key), f"{own}: leave it out"
+        if all(method.kind == "centralised" for method in methods):
+            for where, is_set in (
+                (("dropout",), self.dropout is not None),
+                (("links", "vary"), self.links.vary),
+                (("links", "tcp"), self.links.tcp),
+            ):
+                if is_set:
+                    yield where, f"{own}, whose server has all texts: leave it out"
 
     def renamed(self) -> Iterator[str]:
         """What it says by an old name, in words."""
@@ -467,6 +486,14 @@ class Scenario(Settings):
     def own_backbones(self) -> dict[str, dict[str, Any]]:
         """The scenario's own backbones as plain dictionaries."""
         return {name: own.model_dump() for name, own in self.backbones.items()}
+
+
+def _may_read_of_classes(method: AnyMethod) -> bool:
+    """Whether a method may read public texts and what is said of classes: none of ours that has no
+    own prediction of a backbone.
+    """
+    is_ours = type(method).__module__.startswith("sim.methods.")
+    return not is_ours or "backbone_prediction" in type(method).model_fields
 
 
 def _looking(method: AnyMethod, every: int) -> AnyMethod:

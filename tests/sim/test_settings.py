@@ -82,6 +82,12 @@ ELSEWHERE = [
         "cells.a.fair_uplink",
         "`kind: wifi`",
     ),
+    (["cells={a: {kind: wifi}}"], "cells", "groups of the fleet with a `cell` or `mobility`"),
+    (
+        ["method={kind: fedavg-lora, participation: 1, over_selection: 2}"],
+        "method.over_selection",
+        "`participation` below 1",
+    ),
     (["devices={thermal_recovery: 4}"], "devices.thermal_recovery", "`thermal: true`"),
     (
         ["devices={memory_pressure: {then: fail, retries: 3}}"],
@@ -209,6 +215,30 @@ def test_texts_that_come_one_by_one_or_in_an_order_are_refused_where_nobody_heed
             continue
         with pytest.raises(ScenarioError, match=f"{where}: is not heeded by {kind}"):
             load(scenario_file(), Scenario, changes, [], problems)
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "heeding"),
+    [
+        ("fedavg-lora", "task.public=10", "fed-mobillm"),
+        ("local-lora", "task.label_texts={a: x, b: y, c: z}", "centralised"),
+        ("fwdllm", "task.label_words={a: x, b: y, c: z}", "pae-mobillm"),
+        ("centralised", "dropout={rate: 1 /d}", "upload-raw-text"),
+        ("centralised", "links.vary=true", "fedavg-lora"),
+        ("centralised", "links.tcp=true", "fed-mobillm"),
+    ],
+)
+def test_what_a_method_does_not_heed_is_refused_unless_one_that_is_compared_does(
+    kind, override, heeding, scenario_file
+):
+    method, where = f"method={{kind: {kind}}}", override.partition("=")[0]
+    with pytest.raises(ScenarioError) as caught:
+        load(scenario_file(), Scenario, [method, override], [], problems)
+    [problem] = caught.value.problems
+    assert f"{where}: is not heeded by {kind}" in problem
+    load(scenario_file(), Scenario, [f"method={{kind: {heeding}}}", override], [], problems)
+    compared = f"compare={{methods: {{a: {{kind: {heeding}}}}}}}"
+    load(scenario_file(), Scenario, [method, override, compared], [], problems)
 
 
 def test_in_a_comparison_it_is_a_remark(simulate, scenario_file, mobifleet, tmp_path):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Generator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ from sim.kernel.world import World
 from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
+from sim.scenario.settings import OnlyFor
 
 KNOWN_COSTS = 4_096  # of local training, by the texts' lengths
 
@@ -68,6 +69,9 @@ class PeftSettings(OptimiserSettings, TrainableSettings):
 class RoundSettings(PeftSettings):
     """What is trained, and how synchronous rounds go."""
 
+    only_for: ClassVar[OnlyFor] = {
+        "over_selection": ("`participation` below 1", lambda s: s.participation < 1)
+    }
     rounds: int = Field(100, ge=1)
     participation: float = Field(0.1, gt=0, le=1)
     """Share of the fleet that answers in a round."""
