@@ -147,7 +147,8 @@ def _more_accurate(
             each = [x - y for x, y in zip(a, b, strict=True)]
             below, above = variances_of_texts(a, b, texts)
             stays = overlap * (below if more.value > 0 else above)
-            said += "; " + _would(seeds_needed(each, stays), seeds)
+            needed = seeds_needed(each, stays)
+            said += f"; {_would(needed, seeds)}{'' if needed else '; more test texts might'}"
     return {
         "ours": mine["chosen"],
         "best_other": best["chosen"],

@@ -4,7 +4,6 @@ comparison.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from rich.table import Table
 
 from inputs.files import read_json
 from learning.host_device import CPU, HostDevice
-from sim.compare.costs import COLUMNS
 from sim.compare.evidence import write_evidence
 from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
@@ -33,7 +31,16 @@ from sim.compare.runs import (
     tuning_plan,
 )
 from sim.compare.table import rows
-from sim.compare.write import from_to, headings, markdown, shown, why_none, write_csv
+from sim.compare.write import (
+    SAVED,
+    headings,
+    markdown,
+    said_of,
+    saved_cells,
+    shown,
+    why_none,
+    write_csv,
+)
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
@@ -99,8 +106,12 @@ class Comparison:
             for first in range(0, len(table), abreast):
                 yield _shown(title, table[first : first + abreast], self.entries)
             if title in saved:
-                left_out = _left_out(table, self.ours, self.baselines, self.learned)
-                yield _headline(self.ours, saved[title], left_out)
+                yield _headline(self.ours, *self.saved_in(title))
+
+    def saved_in(self, title: str) -> tuple[dict[str, Any], list[str]]:
+        """Of a table: what was saved, and which methods are in no reduction, and why."""
+        left_out = _left_out(self.tables[title], self.ours, self.baselines, self.learned)
+        return self.reductions[title], left_out
 
     @property
     def notes(self) -> list[str]:
@@ -249,15 +260,19 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
     written = ("table-*.csv", "reductions.json", "comparison.json")  # not by every comparison
     for old in [path for name in written for path in out.glob(name)]:
         old.unlink()
-    for number, table in enumerate(compared.tables.values(), 1):
-        write_csv(table, out / ("table.csv" if number == 1 else f"table-{number}.csv"), reference)
-    (out / "table.md").write_text(markdown(compared.tables, compared.notes), encoding="utf-8")
+    for number, (title, table) in enumerate(compared.tables.items(), 1):
+        path = out / ("table.csv" if number == 1 else f"table-{number}.csv")
+        write_csv(title, table, path, reference)
+    saved = compared.reductions
+    beside = {title: (compared.ours, *compared.saved_in(title)) for title in saved}
+    text = markdown(compared.tables, compared.notes, beside)
+    (out / "table.md").write_text(text, encoding="utf-8")
     costed_as = open_run(compared.entries[0].folder).summary["costed_as"]
     for name, default in (("table.tex", PAGE), ("table-column.tex", IN_COLUMN)):
         how = (columns or default, default is PAGE, compared.learned, costed_as)
         text = tables_for_paper(compared.tables, *how)
         (out / name).write_text(text, encoding="utf-8")
-    if saved := compared.reductions:
+    if saved:
         # a baseline that needs nothing makes ratios infinite, for which JSON has no number
         encoded = to_json(saved, indent=2, inf_nan_mode="null")
         (out / "reductions.json").write_bytes(encoded + b"\n")
@@ -358,23 +373,10 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
         box=None,
         header_style="bold",
     )
-    view.caption = f"left out: {'; '.join(left_out)}" if left_out else None
-    view.caption_justify = "left"
-    for heading in ("", "reduction", "factor", "best baseline"):
+    for heading in SAVED:
         view.add_column(heading, overflow="fold", no_wrap=heading == "factor")
-    for name, value in found.items():
-        if name == "accuracy":
-            more = [f"{100 * value[f'difference{end}']:+.1f}" for end in ("", "_low", "_high")]
-            view.add_row(name, f"{more[0]} points ({more[1]} to {more[2]})", "", value["of"])
-            continue
-        low, high = value["reduction_low"], value["reduction_high"]
-        least = "at least " if value["at_least"] else ""
-        is_free = math.isinf(value["reduction"])  # in some seed the other needs nothing
-        saved = "it needs none" if is_free else f"{least}{value['reduction']:.1%}"
-        if low is not None and high is not None and high > low:
-            saved += f" ({from_to(low, high, '{:.1%}'.format)})"
-        factor = "–" if math.isinf(value["factor"]) else f"{value['factor']:.2f}x"
-        view.add_row(COLUMNS[name], saved, factor, value["of"])
-    said = [value["said"] for value in found.values() if value["said"]]
-    view.caption = "\n".join([*said, *([str(view.caption)] if view.caption else [])]) or None
+    for cells in saved_cells(found):
+        view.add_row(*cells)
+    view.caption = "\n".join(said_of(found, left_out)) or None
+    view.caption_justify = "left"
     return view

@@ -45,7 +45,7 @@ def is_cut_off(table: Iterable[Mapping[str, Any]]) -> bool:
     return any(row.get("ends_at") is not None and row["target"] is not None for row in table)
 
 
-def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
+def write_csv(title: str, table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
     """Every number of the table, in SI units, and each as a ratio to the reference method."""
     base = next((row for row in table if row["method"] == reference), None)
     columns = headings(table)
@@ -59,13 +59,14 @@ def write_csv(table: list[dict[str, Any]], path: Path, reference: str | None) ->
         )
     ]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*OF_METHOD, *names], extrasaction="ignore")
+        fields = [*OF_METHOD, "table", *names]
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
         writer.writeheader()
         for row in table:
             ratios = (
                 {f"{c}_ratio": _ratio(row.get(c), base.get(c)) for c in columns} if base else {}
             )
-            writer.writerow({**row, **ratios})
+            writer.writerow({**row, **ratios, "table": title})
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -138,8 +139,44 @@ def why_none(name: str, row: Mapping[str, Any]) -> str:
     return f"≥ {known}{of(row['reached'])}"
 
 
-def markdown(tables: Mapping[str, list[dict[str, Any]]], notes: Iterable[str] = ()) -> str:
-    """The tables as Markdown, one below the other, and how they were made."""
+SAVED = ("", "reduction", "factor", "best baseline")
+
+
+def saved_cells(found: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str, str]]:
+    """What was saved of each cost, as `SAVED` heads it; and how much more accurate ours is."""
+    for name, value in found.items():
+        if name == "accuracy":
+            more = [f"{100 * value[f'difference{end}']:+.1f}" for end in ("", "_low", "_high")]
+            yield name, f"{more[0]} points ({more[1]} to {more[2]})", "", value["of"]
+            continue
+        low, high = value["reduction_low"], value["reduction_high"]
+        least = "at least " if value["at_least"] else ""
+        is_free = math.isinf(value["reduction"])  # in some seed the other needs nothing
+        saved = "it needs none" if is_free else f"{least}{value['reduction']:.1%}"
+        if low is not None and high is not None and high > low:
+            saved += f" ({from_to(low, high, '{:.1%}'.format)})"
+        factor = value["factor"]
+        times = (
+            "–" if math.isinf(factor) else f"{factor:,.0f}x" if factor >= 100 else f"{factor:.3g}x"
+        )
+        yield COLUMNS[name], saved, times, value["of"]
+
+
+def said_of(found: Mapping[str, Mapping[str, Any]], left_out: Iterable[str]) -> list[str]:
+    """What stands below: what seeds cannot tell, and who is in no reduction."""
+    named = "; ".join(left_out)
+    said = [value["said"] for value in found.values() if value["said"]]
+    return [*said, f"left out: {named}"] if named else said
+
+
+def markdown(
+    tables: Mapping[str, list[dict[str, Any]]],
+    notes: Iterable[str] = (),
+    saved: Mapping[str, tuple[str, Mapping[str, Any], list[str]]] | None = None,
+) -> str:
+    """The tables as Markdown, one below the other, and how they were made; `saved` has of a title
+    whose method is held against the best baseline, what it saves, and who is left out.
+    """
     parts = []
     for title, table in tables.items():
         columns = headings(table)
@@ -155,4 +192,12 @@ def markdown(tables: Mapping[str, list[dict[str, Any]]], notes: Iterable[str] = 
             for name, cells in shown(table, columns)
         ]
         parts.append("\n".join(lines))
+        if saved and title in saved:
+            ours, found, left_out = saved[title]
+            parts.append(f"### {escaping.markdown(ours)} against the best baseline")
+            rows = [SAVED, ("---",) * len(SAVED), *saved_cells(found)]
+            parts.append(
+                "\n".join(f"| {' | '.join(map(escaping.markdown, row))} |" for row in rows)
+            )
+            parts += map(escaping.markdown, said_of(found, left_out))
     return "\n\n".join([*parts, *map(escaping.markdown, notes)]) + "\n"

@@ -80,7 +80,12 @@ def test_it_runs_each_method_once_and_writes_every_form(compared):
         assert float(row["device_worst"]) == min(known) <= float(row["device_p10"])
         ends = [row[f"{name}_{end}"] for name in ACCURACIES for end in ("low", "high")]
         assert all(0 <= float(end) <= 1 for end in ends if end)
-    assert (out / "table.md").read_text().count("| lora |") == 2
+    text = (out / "table.md").read_text()
+    assert text.count("\n| lora |") == 2 and text.count("### ours against the best baseline") == 2
+    assert text.count("| lora |\n") > 10  # whom each cost's reduction is against
+    assert {row["table"] for row in table.values()} == {
+        "cost to the end of each method's own convergence"
+    }
     assert r"\begin{tabular}" in (out / "table.tex").read_text()
     assert (out / "figures" / "accuracy.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/manifest.json")}
