@@ -18,7 +18,7 @@ from sim.results.looks import chosen_score, validated_score
 from sim.results.run import Run, open_run
 from sim.sweep.grid import value_text
 from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style, note_of
-from sim.views.saving_figures import save
+from sim.views.saving_figures import save, shortened
 
 PANELS = {
     "flop": "compute",
@@ -125,7 +125,7 @@ def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:
             where = np.arange(len(values)) + 0.04 * number
             style = line_style(number) | {"marker": "o", "capsize": 2}
             ax.errorbar(where, middle, np.abs(spread), label=label, **style)
-        named = {entry.at: value_text(entry.values[key]) for entry in entries}
+        named = {entry.at: shortened(value_text(entry.values[key])) for entry in entries}
         ax.set_xticks(range(len(values)), [named[at] for at in values])
         ax.set(xlabel=key, ylabel=COLUMNS["chosen"].replace("accuracy", metric))
         figure.legend(loc="outside right center")

@@ -30,7 +30,7 @@ from sim.scenario.availability import Diurnal
 from sim.scenario.complaints import nearest
 from sim.scenario.data import OwnData, SizedData
 from sim.scenario.schema import MOST_DEVICES, AnyMethod, Compare, Mix, Scenario, TaskSettings
-from sim.scenario.settings import RENAMED, why_unread
+from sim.scenario.settings import RENAMED, as_seen, why_unread
 
 Where = tuple[str | int, ...]
 
@@ -93,6 +93,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
                 )
         yield from _tuning_problems(scenario.compare, scenario.stop.target)
         yield from _role_problems(scenario.compare)
+        yield from _twin_problems(scenario.compare)
         for index, label in enumerate(scenario.compare.baselines or ()):
             where = ("compare", "baselines", index)
             yield from _unknown(where, label, set(scenario.compare.methods), "method", None)
@@ -182,6 +183,14 @@ def _role_problems(compare: Compare) -> Iterator[tuple[Where, str]]:
         elif label in references:
             what = "is a reference, a line beside the methods and no baseline: leave it out"
             yield where, f"{label!r} {what}"
+
+
+def _twin_problems(compare: Compare) -> Iterator[tuple[Where, str]]:
+    """Labels that nobody could tell apart in a table."""
+    seen: dict[str, str] = {}
+    for label in compare.methods:
+        if (other := seen.setdefault(as_seen(label), label)) != label:
+            yield ("compare", "methods", label), f"looks like {other!r}: give it another label"
 
 
 def _tuning_problems(

@@ -5,6 +5,7 @@ by field.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
@@ -31,15 +32,21 @@ FIRST_NAME = {now: old for old, now in RENAMED.items()}
 OTHER_NAME = RENAMED | FIRST_NAME
 
 
-def _without_control_characters(label: str) -> str:
+def as_seen(label: str) -> str:
+    """What is seen of a label: no signs without a shape, and one space for any white space."""
+    shown = (sign if sign.isprintable() else " " * sign.isspace() for sign in label)
+    return " ".join(unicodedata.normalize("NFC", "".join(shown)).split())
+
+
+def _one_line(label: str) -> str:
     if re.search(r"[\x00-\x1f\x7f-\x9f]", label):
         raise ValueError("a label is one line of text, without control characters")
+    if label and not as_seen(label):
+        raise ValueError("a label needs a sign that is seen")
     return label
 
 
-Label = Annotated[
-    str, Field(min_length=1, max_length=1000), AfterValidator(_without_control_characters)
-]
+Label = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_one_line)]
 """What a method is called in tables, figures and legends; its folders have a name made of it."""
 
 

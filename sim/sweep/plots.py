@@ -23,12 +23,11 @@ from matplotlib.lines import Line2D
 from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, number_of, outcomes_of
 from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
-from sim.views.saving_figures import save
+from sim.views.saving_figures import save, shortened
 
 WIDTH_IN = 7.0
 MOST_PANELS = 12  # combinations whose curves are drawn
 COLUMNS = 3
-LONGEST = 32  # characters of a name in a figure
 SCORES = ("chosen", "final")
 ON_FIGURE = (
     *SCORES,
@@ -119,12 +118,12 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
             mine = [row for row in rows if method in ("", row["method"])]
             means = _by_seed(mine, outcome, factor, values) / scales[outcome][1]
             _band(ax, np.arange(len(values)), means, line_style(number) | {"marker": "o"})
-        named = [_short(_value(value)) for value in values]
+        named = [shortened(_value(value)) for value in values]
         turned = {"rotation": 30, "ha": "right"} if max(map(len, named)) > 12 else {}
         ax.set_xticks(range(len(values)), named, **turned)
         ax.margins(x=0.08)
         if line == len(outcomes) - 1:
-            ax.set_xlabel(_short(factor))
+            ax.set_xlabel(shortened(factor))
         if column == 0:
             said = OUTCOMES[outcome].format(metric=metric) + scales[outcome][0]
             ax.set_ylabel(textwrap.fill(said, 22))
@@ -198,7 +197,7 @@ def _figure(height_in: float, down: int, across: int, **subplots: Any) -> tuple[
 
 def _legend(figure: Figure, methods: Sequence[str]) -> None:
     handles = [Line2D([], [], **line_style(number)) for number in range(len(methods))]
-    texts = [_short(method) for method in methods]
+    texts = [shortened(method) for method in methods]
     figure.legend(handles, texts, loc="outside right upper")
 
 
@@ -230,7 +229,3 @@ def _value(value: Any) -> str:
     if not isinstance(value, Mapping):
         return value_text(value)
     return ", ".join(f"{key}: {_value(one)}" for key, one in value.items())
-
-
-def _short(text: str, most: int = LONGEST) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

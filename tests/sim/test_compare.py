@@ -326,6 +326,11 @@ def tuned_by(dials, validation=12):
             "compare.baselines.0: 'all' is a reference",
         ),
         ({"baselines": []}, "compare.baselines: names none"),
+        ({"methods": {"  ": METHODS["ours"]}}, "a label needs a sign that is seen"),
+        ({"methods": {"\u200b": METHODS["ours"]}}, "a label needs a sign that is seen"),
+        ({"methods": {"b": METHODS["ours"], "b ": METHODS["lora"]}}, "looks like 'b'"),
+        ({"methods": {"e\u0301": METHODS["ours"], "é": METHODS["lora"]}}, "give it another label"),
+        ({"methods": {"b\u200b c": METHODS["ours"], "b  c": METHODS["lora"]}}, "looks like 'b"),
     ],
 )
 def test_what_cannot_be_compared_is_told_before_anything_runs(

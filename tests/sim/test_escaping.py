@@ -78,3 +78,18 @@ def test_figures_draw_a_name_with_dollars_as_it_is_written(tmp_path):
     assert with_dollars != drawn("a b")[1]
     assert len(ticks) > 4  # within a decade the smaller ones are named, too
     assert all(label.get_parse_math() for label in ticks)  # powers of ten stay powers
+
+
+def test_a_long_name_leaves_room_for_the_panels(tmp_path, recwarn):
+    """Names that begin alike are told apart by their ends."""
+    from sim.views.page import FULL_WIDTH
+    from sim.views.saving_figures import save
+
+    figure, (ax,) = FULL_WIDTH.figure(2.0, 1, title="", note="")
+    for end in ("a", "b\nc"):
+        ax.plot([0, 1], label="x" * 300 + end)
+    figure.legend(loc="outside right center")
+    save(figure, tmp_path / "figure.png")
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f"{'x' * 20}…{'x' * 18}{end}" for end in ("a", "b\nc")]
+    assert not recwarn.list and ax.get_position().width > 0.3
