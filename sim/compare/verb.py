@@ -307,6 +307,7 @@ def _figures(
 
     compare, learned = compare_of(scenario), target_of(scenario) or 0.0
     for at, mine in _by_world(entries):
+        (out / at / "figures" / "reductions.png").unlink(missing_ok=True)  # not of every comparison
         first = {
             e.label: open_run(e.folder) for e in mine if e.scenario.seed == mine[0].scenario.seed
         }

@@ -650,8 +650,10 @@ def test_what_runs_noted_stands_below_the_table_once_with_the_methods_it_is_of(c
     ],
 )
 def test_where_nothing_was_learned_there_is_a_table_and_no_figure_of_what_is_saved(
-    compared, methods, changes
+    compared, tmp_path, methods, changes
 ):
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    (tmp_path / "out" / "figures" / "reductions.png").write_text("of another target")
     done, out = compared(compare={"methods": methods}, **changes)
     assert done.code == 0, done.err
     assert all(f"| {label} |" in (out / "table.md").read_text() for label in methods)
