@@ -56,6 +56,20 @@ class Layout:
     header: bool = True
     skip_blank: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise DataError where one column is to be two of a text, its second part and its
+        label.
+        """
+        roles: dict[str, str] = {}
+        for role in ("text", "text_b", "label"):
+            column = self.columns.get(role)
+            if column in roles:
+                raise DataError(
+                    f"{roles[column]} and {role} are both column {column!r}: each needs its own"
+                )
+            if column is not None:
+                roles[column] = role
+
     @property
     def columns(self) -> dict[str, str]:
         """The wanted columns by what they hold."""

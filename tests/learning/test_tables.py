@@ -82,6 +82,19 @@ def test_every_format_gives_the_same_cells(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        ({"text": "label"}, "text and label are both column 'label': each needs its own"),
+        ({"text_b": "text"}, "text and text_b are both column 'text'"),
+        ({"text": 1, "text_b": 2, "label": "2"}, "text_b and label are both column '2'"),
+    ],
+)
+def test_one_column_is_no_two_parts_of_a_text(layout, said):
+    with pytest.raises(DataError, match=said):
+        Layout(**layout)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("column", ["text", "label", "who"])
 @pytest.mark.parametrize("blank", ["", "  \u00a0", "\u200b\ufeff", None, float("nan")], ids=repr)
