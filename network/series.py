@@ -59,7 +59,7 @@ _UNIT = re.compile(
     r"(?![A-Za-z])"
 )
 _OTHER = re.compile(
-    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|m?[sS]ec(?:ond)?s?|ms)"
+    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|km/?h|kph|mph|m/s|m?[sS]ec(?:ond)?s?|ms)"
     r"(?![A-Za-z])|%"
 )
 
@@ -186,9 +186,8 @@ def _rate_column(table: SeriesTable, asked: str | None, is_capacity: bool) -> in
         else "a line of names is missing"
     )
     how = "leave the others out" if is_capacity else "name one with --column"
-    raise FileProblem(
-        f"{table.path}: which column is the rate ({known})? Give its name a unit, or {how}"
-    )
+    how = how if len(with_unit) > 1 else f"give its name a unit, or {how}"
+    raise FileProblem(f"{table.path}: which column is the rate ({known})? {how.capitalize()}")
 
 
 def _has_unit(table: SeriesTable, place: int) -> bool:

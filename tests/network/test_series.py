@@ -92,10 +92,13 @@ def test_a_unit_that_can_be_read_in_two_ways_is_refused(file, name):
         read_rates(file(f"time_s,{name}\n0,1\n1,3\n"))
 
 
-@pytest.mark.parametrize("name", ["signal_dBm", "power (mW)", "loss %", "rx_pps", "RTT ms"])
+@pytest.mark.parametrize(
+    "name", ["signal_dBm", "power (mW)", "loss %", "rx_pps", "RTT ms", "speed_kmh", "m/s"]
+)
 def test_a_column_of_another_quantity_is_no_rate(file, name):
-    with pytest.raises(FileProblem, match="as it says, which is no rate"):
-        read_rates(file(f"time_s,{name}\n0,1\n1,2\n"), column=name)
+    for column in (name, None):
+        with pytest.raises(FileProblem, match="as it says, which is no rate"):
+            read_rates(file(f"time_s,{name}\n0,1\n1,3\n5,2\n"), column=column)
 
 
 def test_where_no_unit_is_said_it_is_the_callers_and_is_told(file):
@@ -130,8 +133,11 @@ def test_columns_are_chosen_by_rule(file):
     both = file("timestamp,t_s,mbps\n2026-03-02T10:00:00,0.0,5\n2026-03-02T10:00:01,1.0,6\n")
     assert read_rates(both).times_s == [0, 1]
     for text, message in (
-        ("t_s,a,b\n0,1,2\n1,1,2\n", r"which column is the rate \(a, b\)"),
-        ("t_s,up_mbps,down_mbps\n0,1,2\n1,2,3\n", "up_mbps, down_mbps"),
+        (
+            "t_s,a,b\n0,1,2\n1,1,2\n",
+            r"which column is the rate \(a, b\)\? Give its name a unit, or",
+        ),
+        ("t_s,up_mbps,down_mbps\n0,1,2\n1,2,3\n", r"up_mbps, down_mbps\)\? Name one with"),
         ("0,1,2\n1,2,3\n", "a line of names is missing"),
         (
             "x,mbps\n0,1\n100,2\n200,3\n",
