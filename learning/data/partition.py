@@ -219,10 +219,10 @@ def _check(n: int, n_clients: int, min_size: int) -> None:
     if n_clients < 1:
         raise PartitionError(f"at least one client is needed, got {n_clients}")
     if n_clients * min_size > n:
+        fewer = f", or for {n // n_clients} texts a client" if n >= n_clients else ""
         raise PartitionError(
             f"{n} texts do not give {n_clients} clients {min_size} each: "
-            f"that is enough for {n // max(min_size, 1)} clients, or for {n // n_clients} texts a "
-            "client"
+            f"that is enough for {n // max(min_size, 1)} clients{fewer}"
         )
 
 

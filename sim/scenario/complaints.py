@@ -21,6 +21,7 @@ _EXPECTED = {
     ),
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "expected a list"),
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "expected a whole number"),
+    "int_parsing_size": "expected a smaller whole number",
     **dict.fromkeys(("float_type", "float_parsing"), "expected a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "expected true or false"),
     "string_type": "expected text",

@@ -252,3 +252,11 @@ def test_shares_that_would_take_forever_are_refused(clients, classes, equal):
         match=f"{classes:,} classes are too many for a Dirichlet division of 100,000 texts",
     ):
         partition.dirichlet(labels, clients, np.random.default_rng(0), alpha=0.1, equal=equal)
+
+
+@pytest.mark.parametrize(
+    ("clients", "said"), [(9, "for 8 clients$"), (4, "for 2 clients, or for 2 texts a client$")]
+)
+def test_too_few_texts_say_what_they_are_enough_for(clients, said):
+    with pytest.raises(partition.PartitionError, match=said):
+        partition.iid(np.zeros(8), clients, np.random.default_rng(0), 1 if clients > 8 else 4)

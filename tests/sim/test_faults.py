@@ -61,6 +61,7 @@ REFUSED = [
     (("fleet.0.count=1000000000000", TOGETHER), "must be at most 2000000"),
     (("fleet=[]",), "fleet"),
     (("task.train=0",), "at least 1"),
+    (("seed=1e30",), "seed: expected a smaller whole number"),
     (("task.train=2",), "do not give 3 clients"),
     (("task.train=100000",), "do not fit"),
     (("task.test=119",), "do not fit"),
