@@ -134,7 +134,7 @@ def _stored(spec: BackboneSpec) -> PreTrainedModel:
     model, report = loaded
     mismatched = {name: shapes for name, *shapes in report["mismatched_keys"]}
     if any(map(_is_pooler, [*report["missing_keys"], *mismatched])):
-        model.add_module("pooler", None)
+        model.add_module("pooler", torch.nn.Identity())  # LayoutLM would call it all the same
     faults = [
         *_absent(report["missing_keys"], len(bare.state_dict()), tensors),
         *_unlike({name: shapes for name, shapes in mismatched.items() if not _is_pooler(name)}),
@@ -144,7 +144,8 @@ def _stored(spec: BackboneSpec) -> PreTrainedModel:
     ]
     if faults:
         raise BackboneError(
-            f"{where} does not fit its config.json ({bare.config.model_type}): {'; '.join(faults)}"
+            f"{where} does not fit its config.json ({bare.config.model_type}): {'; '.join(faults)} "
+            "(save_pretrained of the whole model writes both)"
         )
     if odd := [
         name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()
@@ -157,7 +158,11 @@ def _absent(names: Iterable[str], of: int, tensors: Mapping[str, Any]) -> Iterat
     if all(map(_is_pooler, names)):
         return
     found = next((key for key in tensors if key.endswith(f".{min(names)}")), "")
-    hint = f", for its name in the weights is {found}" if found else ""
+    before = found.removesuffix(min(names))
+    hint = f", for its name in the weights is {found}: take {before!r} off" if found else ""
+    layers = [layer_of(name) for name in names if not _is_pooler(name)]
+    if not found and (whole := min(-1 if layer is None else layer for layer in layers)) > 0:
+        hint = f": `layers: {whole}` keeps those before"
     yield f"{_some(names, of)} missing{hint}"
 
 

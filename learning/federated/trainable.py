@@ -105,9 +105,8 @@ class TrainableClassifier(nn.Module):
             self.backbone = load_model(spec) if backbone is None else backbone
             self.backbone.set_attn_implementation("eager")
             if getattr(self.backbone, "pooler", None) is not None:
-                self.backbone.add_module(
-                    "pooler", None
-                )  # BERT's own summary of a text, which no readout uses
+                # BERT's own summary of a text, which no readout uses; LayoutLM would call None
+                self.backbone.add_module("pooler", nn.Identity())
             for module in self.backbone.modules():
                 if "layerdrop" in vars(module):
                     vars(module)["layerdrop"] = 0.0  # OPT's: a layer is trained whole or not at all
@@ -257,6 +256,11 @@ def _add_lora(
     """Put LoRA beside the target modules, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
+    if not _linear_maps(backbone):
+        raise BackboneError(
+            f"backbone {name!r} ({backbone.config.model_type}) has no linear map that LoRA could "
+            "stand beside; let something else of it train"
+        )
     targets = _targets(backbone, name) if target_modules is None else target_modules
     targets = targets if isinstance(targets, str) else list(targets)
     for target in targets if target_modules is not None and isinstance(targets, list) else ():

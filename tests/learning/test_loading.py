@@ -173,7 +173,9 @@ def test_buffers_that_a_model_computes_may_be_in_its_weights(own_model):
 def test_prefixed_names_are_an_error(own_model, kind, prefix):
     first = FAMILIES[kind][0]
     with pytest.raises(
-        BackboneError, match=rf"of \d+ tensors \(the first {first}\) missing.* is {prefix}{first}"
+        BackboneError,
+        match=rf"of \d+ tensors \(the first {first}\) missing.* is {prefix}{first}: "
+        f"take '{prefix}' off",
     ):
         load_model(spec_of(own_model(kind, tensors=prefixed(prefix))))
 
@@ -183,7 +185,8 @@ def test_half_of_the_layers_is_an_error_unless_that_half_is_asked_for(own_model,
     layer = FAMILIES[kind][1]
     folder = own_model(kind, tensors=without(layer))
     with pytest.raises(
-        BackboneError, match=rf"\d+ of \d+ tensors \(the first {layer}.*\) missing$"
+        BackboneError,
+        match=rf"\d+ of \d+ tensors \(the first {layer}.*\) missing: `layers: 1` keeps those",
     ):
         load_model(spec_of(folder))
     load_model(spec_of(folder, layers=1))

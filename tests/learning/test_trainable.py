@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call, jvp
 
 from learning.backbones.backbone import Backbone
-from learning.backbones.catalogue import config_of, find
+from learning.backbones.catalogue import BackboneError, config_of, find
 from learning.backbones.tokens import Tokens
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import inputs
@@ -289,3 +289,23 @@ def test_errors_say_what_to_do():
         classifier("lora").load_trainable(classifier("lora", rank=4).trainable())
     with pytest.raises(ValueError, match="absent in the state"):
         classifier("lora").load_trainable(classifier("head").trainable())
+
+
+def bert_like(model_type):
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    return {"own": {"random": {"model_type": model_type, "num_attention_heads": 2, **sizes}}}
+
+
+def test_a_model_that_calls_its_pooler_come_what_may_trains_without_it():
+    model = classifier("full", "own", bert_like("layoutlm"))
+    ids, mask, _ = texts()
+    model(ids, mask).sum().backward()
+    assert not [name for name in model.trainable() if "pooler" in name]
+    counted = training_architecture(find("own", bert_like("layoutlm")), "full", 3)
+    assert counted.trainable == sum(t.numel() for t in model.trainable().values())
+
+
+@pytest.mark.parametrize("target_modules", [None, "all-linear", ["query"]])
+def test_a_model_whose_linear_maps_are_its_own_has_no_lora(target_modules):
+    with pytest.raises(BackboneError, match=r"\(ibert\) has no linear map that LoRA could stand"):
+        classifier("lora", "own", bert_like("ibert"), target_modules=target_modules)
