@@ -12,7 +12,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 LARGEST_BYTES = 1_000_000
-BINARY = {".png", ".jpg", ".gif", ".svg", ".ico", ".pdf"}
+BINARY = {".png", ".jpg", ".gif", ".svg", ".ico", ".pdf", ".xz"}
 
 
 def tracked() -> list[Path]:
