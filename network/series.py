@@ -59,7 +59,8 @@ _UNIT = re.compile(
     r"(?![A-Za-z])"
 )
 _OTHER = re.compile(
-    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|km/?h|kph|mph|m/s|m?[sS]ec(?:ond)?s?|ms)"
+    r"(?<![A-Za-z])(dBm?|mW|W|V|percent|pct|pps|packets|[MG]?Hz|km/?h|kph|mph|m/s"
+    r"|m?[sS]ec(?:ond)?s?|ms)"
     r"(?![A-Za-z])|%"
 )
 
