@@ -201,7 +201,7 @@ def test_a_method_that_never_reaches_the_target_says_so_and_stays(compared):
     second = (out / "table.md").read_text().split("## cost to accuracy 1.0")[1]
     assert second.count("not reached") >= 10 and "| lora |" in second
     said = " ".join(done.out.split())
-    assert "left out: lora (below accuracy 1)" in said and f"written to {out}" in said
+    assert "left out: lora (accuracy 1 not reached)" in said and f"written to {out}" in said
 
 
 def test_several_seeds_give_means_and_intervals(compared, scenario_file):
