@@ -316,10 +316,11 @@ def test_fedmezo_models_follow_to_the_bit_from_what_was_sent(scenario_file):
         batches = [plain.batches(p.sender, number, MEZO["local_steps"]) for p in round_]
         counts = [sum(map(len, mine)) for mine in batches]
         shares = [count / sum(counts) for count in counts]
-        state = {
-            n: sum(one[n].double() * w for w, one in zip(shares, made, strict=True)).float()
-            for n in state
-        }
+        sums = {n: torch.zeros_like(tensor, dtype=torch.float64) for n, tensor in state.items()}
+        for share, one in zip(shares, made, strict=True):
+            for n, total in sums.items():
+                total.add_(one[n], alpha=share)
+        state = {n: total.float() for n, total in sums.items()}
     assert all(
         torch.equal(state[n], tensor) for n, tensor in sim.method.learner.state.value.items()
     )

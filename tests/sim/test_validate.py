@@ -172,7 +172,10 @@ def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
         ({"availability": {"kind": "diurnal"}}, "availability is simulated only"),
         ({"links": {"tcp": True}}, "links is simulated only"),
         (
-            {"fleet": [{**TWO["fleet"][0], "count": 40}], "arrivals": {"kind": "at-once"}},
+            {
+                "fleet": [{**TWO["fleet"][0], "count": 40}, TWO["fleet"][1]],
+                "arrivals": {"kind": "at-once"},
+            },
             "at most 32",
         ),
     ],
