@@ -441,14 +441,6 @@ class Scenario(Settings):
             for key in ("public", "label_texts", "label_words"):
                 if getattr(self.task, key):
                     yield ("task", key), f"{own}: leave it out"
-        if all(method.kind == "centralised" for method in methods):
-            for where, is_set in (
-                (("dropout",), self.dropout is not None),
-                (("links", "vary"), self.links.vary),
-                (("links", "tcp"), self.links.tcp),
-            ):
-                if is_set:
-                    yield where, f"{own}, whose server has all texts: leave it out"
 
     def renamed(self) -> Iterator[str]:
         """What it says by an old name, in words."""

@@ -86,8 +86,6 @@ def test_a_cluster_changes_nothing_and_a_node_that_is_lost_in_the_middle_loses_n
             nodes.lose()
         ended.append((entry.folder, count, of))
 
-    (there[0].folder).mkdir(parents=True)
-    (there[0].folder / "left over.txt").write_text("of a run that was killed")
     run_all(there, folder, False, "ray", end)
     assert [count for _, count, _ in ended] == [1, 2, 3, 4]
     assert {folder for folder, _, _ in ended} == {entry.folder for entry in there}

@@ -223,9 +223,6 @@ def test_texts_that_come_one_by_one_or_in_an_order_are_refused_where_nobody_heed
         ("fedavg-lora", "task.public=10", "fed-mobillm"),
         ("local-lora", "task.label_texts={a: x, b: y, c: z}", "centralised"),
         ("fwdllm", "task.label_words={a: x, b: y, c: z}", "pae-mobillm"),
-        ("centralised", "dropout={rate: 1 /d}", "upload-raw-text"),
-        ("centralised", "links.vary=true", "fedavg-lora"),
-        ("centralised", "links.tcp=true", "fed-mobillm"),
     ],
 )
 def test_what_a_method_does_not_heed_is_refused_unless_one_that_is_compared_does(
