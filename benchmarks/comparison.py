@@ -465,9 +465,8 @@ def page(results: dict[str, Result], text: str | None = None) -> str:
     )
     environment.filters |= FILTERS
     template = environment.from_string(text or TEMPLATE.read_text(encoding="utf-8"))
-    made = {"verdicts": verdicts, "sentence": sentence, "cost_table": cost_table, "source": source}
-    made["left_out"] = left_out
-    return template.render(results=results, **made)
+    made = (verdicts, sentence, cost_table, left_out, source)
+    return template.render(results=results, **{one.__name__: one for one in made})
 
 
 def take(folder: Path, results: Path = RESULTS) -> Path:

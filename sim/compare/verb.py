@@ -99,19 +99,23 @@ class Comparison:
 
     def tables_for(self, width: int) -> Iterator[Table]:
         """The tables and what was saved, for a terminal of so many characters."""
-        saved = self.reductions
+        savings = self.savings
         for title, table in self.tables.items():
             column = max([COLUMN, *(len(row["method"]) + 2 for row in table)])  # names stay whole
             abreast = max(1, (width - FIRST_COLUMN) // column)
             for first in range(0, len(table), abreast):
                 yield _shown(title, table[first : first + abreast], self.entries)
-            if title in saved:
-                yield _headline(self.ours, *self.saved_in(title))
+            if title in savings:
+                yield _headline(self.ours, *savings[title])
 
-    def saved_in(self, title: str) -> tuple[dict[str, Any], list[str]]:
-        """Of a table: what was saved, and which methods are in no reduction, and why."""
-        left_out = _left_out(self.tables[title], self.ours, self.baselines, self.learned)
-        return self.reductions[title], left_out
+    @property
+    def savings(self) -> dict[str, tuple[dict[str, Any], list[str]]]:
+        """By title: what was saved, and which methods are in no reduction, and why."""
+        how = (self.ours, self.baselines, self.learned)
+        return {
+            title: (found, _left_out(self.tables[title], *how))
+            for title, found in self.reductions.items()
+        }
 
     @property
     def notes(self) -> list[str]:
@@ -263,16 +267,16 @@ def _write(compared: Comparison, reference: str, columns: Sequence[str]) -> None
     for number, (title, table) in enumerate(compared.tables.items(), 1):
         path = out / ("table.csv" if number == 1 else f"table-{number}.csv")
         write_csv(title, table, path, reference)
-    saved = compared.reductions
-    beside = {title: (compared.ours, *compared.saved_in(title)) for title in saved}
-    text = markdown(compared.tables, compared.notes, beside)
+    savings = compared.savings
+    text = markdown(compared.tables, compared.notes, compared.ours, savings)
     (out / "table.md").write_text(text, encoding="utf-8")
     costed_as = open_run(compared.entries[0].folder).summary["costed_as"]
     for name, default in (("table.tex", PAGE), ("table-column.tex", IN_COLUMN)):
         how = (columns or default, default is PAGE, compared.learned, costed_as)
         text = tables_for_paper(compared.tables, *how)
         (out / name).write_text(text, encoding="utf-8")
-    if saved:
+    if savings:
+        saved = {title: found for title, (found, _) in savings.items()}
         # a baseline that needs nothing makes ratios infinite, for which JSON has no number
         encoded = to_json(saved, indent=2, inf_nan_mode="null")
         (out / "reductions.json").write_bytes(encoded + b"\n")

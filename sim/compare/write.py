@@ -172,10 +172,11 @@ def said_of(found: Mapping[str, Mapping[str, Any]], left_out: Iterable[str]) -> 
 def markdown(
     tables: Mapping[str, list[dict[str, Any]]],
     notes: Iterable[str] = (),
-    saved: Mapping[str, tuple[str, Mapping[str, Any], list[str]]] | None = None,
+    ours: str = "",
+    savings: Mapping[str, tuple[Mapping[str, Any], list[str]]] | None = None,
 ) -> str:
-    """The tables as Markdown, one below the other, and how they were made; `saved` has of a title
-    whose method is held against the best baseline, what it saves, and who is left out.
+    """The tables as Markdown, one below the other, and how they were made; `savings` has
+    of a title what `ours` saves against the best baseline, and who is left out.
     """
     parts = []
     for title, table in tables.items():
@@ -192,8 +193,8 @@ def markdown(
             for name, cells in shown(table, columns)
         ]
         parts.append("\n".join(lines))
-        if saved and title in saved:
-            ours, found, left_out = saved[title]
+        if savings and title in savings:
+            found, left_out = savings[title]
             parts.append(f"### {escaping.markdown(ours)} against the best baseline")
             rows = [SAVED, ("---",) * len(SAVED), *saved_cells(found)]
             parts.append(
