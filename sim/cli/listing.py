@@ -82,9 +82,17 @@ def methods() -> Table:
 
     table = _table("method", "what it is")
     for kind, entry in registry.known().items():
-        what = (entry.method.__doc__ or "").split("\n\n")[0]
-        table.add_row(kind, " ".join(what.split()))
+        table.add_row(kind, _about(kind, entry.method.__doc__ or ""))
     return table
+
+
+def _about(kind: str, docstring: str) -> str:
+    """What a class says of the method that it is under this name: its paragraph that begins with
+    the name and a colon, where it has several, or else its first.
+    """
+    paragraphs = [" ".join(one.split()) for one in docstring.split("\n\n")]
+    own = [one.removeprefix(f"{kind}: ") for one in paragraphs if one.startswith(f"{kind}: ")]
+    return (own or paragraphs)[0]
 
 
 def partitions() -> Table:

@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from sim.cli.listing import LISTINGS
+from sim.cli.terminal import console
+from sim.scenario import registry
 
 VERBS = ("run", "plot", "check", "list", "fetch", "cache")
 PROBE = """
@@ -228,3 +230,18 @@ def test_odd_numbers_of_workers_are_refused_in_one_line(mobifleet, scenario_file
 def test_the_version_is_told(mobifleet):
     outcome = mobifleet("--version")
     assert outcome.code == 0 and re.fullmatch(r"mobifleet \d+\.\d+\.\d+", outcome.out.strip())
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_method_has_a_description_of_its_own(mobifleet, monkeypatch, columns):
+    monkeypatch.setattr(console, "width", columns)
+    said = {}
+    for line in mobifleet("list", "methods").out.splitlines()[1:]:
+        name, what = re.fullmatch(r" (\S*) +(.*?) *", line).groups()
+        if name:
+            kind = name
+        said[kind] = f"{said.get(kind, '')} {what}".strip()
+    assert said.keys() == registry.known().keys()
+    assert len(set(said.values())) == len(said) and all(said.values())
+    assert said["fedavg-lora"] == "FedAvg of LoRA in synchronous rounds."
+    assert said["fedasync"].endswith("every answer is mixed into the model as it lands.")

@@ -60,8 +60,11 @@ def buffered(
 
 
 class FedAsync(FederatedPeft):
-    """Asynchronous federated PEFT: every answer (fedasync) or every K answers (fedbuff) make a new
-    model.
+    """Asynchronous federated PEFT: no device waits for another.
+
+    fedasync: Asynchronous federated PEFT: every answer is mixed into the model as it lands.
+
+    fedbuff: Asynchronous federated PEFT: the server steps on every K answers.
     """
 
     class Config(PeftSettings):

@@ -39,8 +39,15 @@ def server_update(
 
 
 class FedAvg(SynchronousPeft):
-    """Synchronous federated PEFT: LoRA, adapters, BitFit or full fine-tuning, averaged every
-    round.
+    """Synchronous federated PEFT: what devices train is averaged every round.
+
+    fedavg-lora: FedAvg of LoRA in synchronous rounds.
+
+    fedavg-adapter: FedAvg of adapters in synchronous rounds.
+
+    fedavg-bitfit: FedAvg of BitFit (the biases alone) in synchronous rounds.
+
+    fedavg-full: FedAvg of all weights (full fine-tuning) in synchronous rounds.
     """
 
     class Config(RoundSettings):

@@ -41,8 +41,11 @@ from sim.scenario.settings import OnlyFor
 
 
 class Centralised(SideTuning):
-    """Side-tuning of one backbone at the server, with all texts there or with texts that devices
-    upload.
+    """Side-tuning of one backbone at the server.
+
+    centralised: Side-tuning of one backbone at the server, with all texts there from the start.
+
+    upload-raw-text: Side-tuning of one backbone at the server, with texts that devices upload.
     """
 
     class Config(SideTuningSettings):

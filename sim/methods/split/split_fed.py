@@ -100,7 +100,12 @@ class SplitFedLearner(SplitLearner):
 
 
 class SplitFed(SplitTraining):
-    """Split learning in rounds: V1 with clients in parallel, V2 with clients in turn."""
+    """Split learning in rounds: first layers on the device, the rest at the server.
+
+    splitfed-v1: Split learning in rounds, clients in parallel: both sides' models are averaged.
+
+    splitfed-v2: Split learning in rounds, clients in turn: one model at the server sees them all.
+    """
 
     learner: SplitFedLearner
     learner_class = SplitFedLearner
