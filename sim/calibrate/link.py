@@ -42,6 +42,7 @@ from network.measured import NEAR_A_SECOND, ThroughputSeries, per_second, read_t
 from network.profile import LinkProfile
 from network.series import doubt
 from sim.calibrate.link_figure import draw
+from sim.views.terminal_tables import show
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WARM_UP_S = 1  # of a bulk transfer: TCP finding the rate is no variation of the link
@@ -412,7 +413,7 @@ def _show(
                 f"held out, {way}",
                 f"{title}: {outcome if isinstance(outcome, str) else _errors(*outcome)}",
             )
-    console.print(table)
+    show(table, console)
     console.print(
         f"written to {folder}; in a scenario: `link: {folder / 'profile.yaml'}`", soft_wrap=True
     )

@@ -20,6 +20,7 @@ from devices.calibration import Errors, Point
 from devices.hardware import DeviceProfile
 from inputs.units import format_bytes, format_seconds, format_si
 from sim.calibrate.device_plan import DeviceMeasurements, Plan
+from sim.views.terminal_tables import show
 
 BAR_MEAN_PCT, BAR_P95_PCT = 10.0, 25.0  # of shapes that the fit did not see
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe-Ito
@@ -366,7 +367,7 @@ def _show(title: str, rows: Sequence[tuple[str, str]], console: Console) -> None
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     for what, found in rows:
         table.add_row(what, found)
-    console.print(table)
+    show(table, console)
 
 
 def write_validation(
@@ -415,7 +416,7 @@ def write_validation(
         table.add_row(
             s["workload"], _ms(s["measured_s"]), _ms(s["predicted_s"]), f"{s['off_pct']:+.0f} %"
         )
-    console.print(table)
+    show(table, console)
     rate = old.provenance[f"engines.{next(iter(old.engines))}.flop_per_s"]
     console.print(f"profile made {rate.date or rate.version}: {rate.conditions}", soft_wrap=True)
     console.print(

@@ -50,12 +50,13 @@ def cache(
     from learning.backbones.assets import cache_dir
     from learning.side import store_size
     from sim.cli.cached import table
+    from sim.views.terminal_tables import show
 
     root = cache_dir() / "activations"
     keep_bytes, age_s = _quantity("--keep", keep, "B"), _quantity("--older-than", older_than, "s")
     held = store_size.shards(root)
     if keep is None and older_than is None:
-        console.print(table(cache_dir(), held, time.time()))
+        show(table(cache_dir(), held, time.time()), console)
         limit = format_bytes(store_size.limit_bytes())
         plain.print(f"{cache_dir()}; activations: at most {limit} ({store_size.LIMIT})")
         return

@@ -25,7 +25,7 @@ def table(cache: Path, held: Sequence[Shard], now_s: float) -> Table:
     rest by kind.
     """
     shown = Table(box=None, header_style="bold", padding=(0, 1))
-    shown.add_column("what", overflow="fold")
+    shown.add_column("what")
     shown.add_column("bytes", justify="right", no_wrap=True)
     shown.add_column("last used", no_wrap=True)
     everything = [shard.nbytes for shard in held]

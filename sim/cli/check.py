@@ -21,8 +21,9 @@ def check(
     """
     from sim.api import load
     from sim.cli.answer import answer
+    from sim.views.terminal_tables import show
 
     chosen = load(scenario, overrides or (), seed, allow_code)
     found = answer(chosen, chosen.folder)
-    console.print(found.table())
+    show(found.table(), console)
     show_remarks(found.remarks)

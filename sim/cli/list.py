@@ -26,6 +26,7 @@ def list_(
         mobifleet list devices
     """
     from sim.cli.listing import LISTINGS, unseen
+    from sim.views.terminal_tables import show
 
     if what not in LISTINGS:
         from sim.scenario.complaints import nearest
@@ -33,5 +34,5 @@ def list_(
         raise UserError(
             f"list: one of {', '.join(LISTINGS)} (got {what!r}){nearest(what, LISTINGS)}"
         )
-    console.print(LISTINGS[what]())
+    show(LISTINGS[what](), console)
     show_remarks(unseen(what))

@@ -10,14 +10,14 @@ from rich.table import Table
 from inputs.files import read_yaml
 from inputs.units import format_bytes, format_seconds, format_si
 
-# columns of words, which take the lines that a narrow terminal needs; names stay whole
+# columns of sentences, which take the lines that a narrow terminal needs
 PROSE = {"what it is", "licence"}
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1))
     for name in columns:
-        table.add_column(name, overflow="fold", no_wrap=name not in PROSE)
+        table.add_column(name, no_wrap=name not in PROSE)
     return table
 
 

@@ -93,6 +93,7 @@ def _workers(text: str) -> int | str:
 
 def _show_summary(done) -> None:
     from inputs.units import format_bytes, format_seconds, format_si
+    from sim.views.terminal_tables import show
 
     s = done.summary
     table = Table(
@@ -174,7 +175,7 @@ def _show_summary(done) -> None:
         )
     row("digest", s["digest"][:16])
     row("written to", str(done.path))
-    console.print(table)
+    show(table, console)
     show_remarks(s.get("remarks", []))
 
 

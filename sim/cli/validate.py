@@ -52,6 +52,7 @@ def validate(
     from sim.api import load
     from sim.validate.agreement_report import conclusion, tables
     from sim.validate.verb import headline, validate
+    from sim.views.terminal_tables import show
 
     chosen = load(scenario, overrides or (), seed, allow_code)
     only = labels_of(methods)
@@ -64,7 +65,7 @@ def validate(
         errors.print("stopped: every process has ended, and the runs that were finished are kept")
         raise typer.Exit(130) from None
     for table in tables(found):
-        console.print(table)
+        show(table, console)
     console.print(conclusion(found), highlight=False)
     console.print(f"written to {found['path']}", highlight=False, soft_wrap=True)
     bars = headline(found)

@@ -48,11 +48,12 @@ from sim.sweep.engine import Processes, is_done
 from sim.sweep.grid import title as in_words
 from sim.sweep.progress import run_shown
 from sim.sweep.remarks import remarks_of
+from sim.views.terminal_tables import fitted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-FIRST_COLUMN, COLUMN = 26, 13  # characters
+FIRST_COLUMN, COLUMN = 24, 14  # characters, at least
 OWN = "cost to the end of each method's own convergence"
 
 Tables = dict[str, list[dict[str, Any]]]
@@ -101,12 +102,9 @@ class Comparison:
         """The tables and what was saved, for a terminal of so many characters."""
         savings = self.savings
         for title, table in self.tables.items():
-            column = max([COLUMN, *(len(row["method"]) + 2 for row in table)])  # names stay whole
-            abreast = max(1, (width - FIRST_COLUMN) // column)
-            for first in range(0, len(table), abreast):
-                yield _shown(title, table[first : first + abreast], self.entries)
+            yield from fitted(_shown(title, table, self.entries), width)
             if title in savings:
-                yield _headline(self.ours, *savings[title])
+                yield from fitted(_headline(self.ours, *savings[title]), width)
 
     @property
     def savings(self) -> dict[str, tuple[dict[str, Any], list[str]]]:
@@ -331,10 +329,10 @@ def _shown(title: str, table: list[dict[str, Any]], entries: list[PlannedRun]) -
     view = Table(
         title=f"{title}{note}", title_justify="left", box=None, header_style="bold", padding=(0, 1)
     )
-    view.add_column("", no_wrap=True)
+    view.add_column("", min_width=FIRST_COLUMN)
     for row in table:
         name = row["method"] + (" (reference)" if row["reference"] else "")
-        view.add_column(name, justify="right", overflow="fold")
+        view.add_column(name, justify="right", min_width=COLUMN)
     columns = headings(table)
     rows_of = [cells for _, cells in shown(table, columns)]
     for number, heading in enumerate(columns.values()):
@@ -379,7 +377,7 @@ def _headline(ours: str, found: dict[str, dict[str, Any]], left_out: list[str]) 
         header_style="bold",
     )
     for heading in SAVED:
-        view.add_column(heading, overflow="fold", no_wrap=heading == "factor")
+        view.add_column(heading, no_wrap=heading == "factor")
     for cells in saved_cells(found):
         view.add_row(*cells)
     view.caption = "\n".join(said_of(found, left_out)) or None

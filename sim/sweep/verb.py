@@ -26,11 +26,13 @@ from sim.sweep.planned_run import PlannedRun
 from sim.sweep.progress import run_shown
 from sim.sweep.remarks import remarks_of
 from sim.sweep.trial import try_all
+from sim.views.terminal_tables import fitted
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 ON_TERMINAL = 4  # outcomes
+COLUMN = 11  # characters, at least
 MOST_SHOWN = 10  # failures
 
 
@@ -73,16 +75,17 @@ class Sweep:
             padding=(0, 1),
         )
         names = [value_text(effect.value) for effect in self.effects]
-        view.add_column("", overflow="fold", min_width=min(24, 2 + max(map(len, names))))
+        view.add_column("", min_width=min(24, 2 + max(map(len, names))))
         for outcome in outcomes:
-            view.add_column(OUTCOMES[outcome].format(metric=self.metric), justify="right")
+            heading = OUTCOMES[outcome].format(metric=self.metric)
+            view.add_column(heading, justify="right", min_width=COLUMN)
         found = {(e.factor, value_text(e.value), e.outcome): e for e in self.effects}
         for factor in dict.fromkeys(effect.factor for effect in self.effects):
             view.add_row(factor)
             for value in dict.fromkeys(v for f, v, _ in found if f == factor):
                 cells = [_cell(found.get((factor, value, outcome))) for outcome in outcomes]
                 view.add_row(f"  {value}", *cells)
-        return [view]
+        return [*fitted(view, width)]
 
 
 def sweep_scenario(
