@@ -358,7 +358,7 @@ def quickstart(bench: Bench) -> dict[str, Any]:
                 taken_s = time.perf_counter() - begin
                 here = found[f"{host.name}_{host.precision}_{state}"] = {
                     "taken_s": taken_s,
-                    "learning_s": run.summary["host"].get("torch_s"),
+                    "learning_s": run.summary["host"]["seconds"]["torch"],
                     "accuracy": run.summary["final"],
                     "best": run.summary["best"],
                     "digest": run.summary["digest"][:16],

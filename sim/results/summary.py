@@ -153,8 +153,6 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         },
         "host": {
             "wall_s": wall_s,
-            "build_s": sim.build_s,
-            "torch_s": sim.host.torch_s,
             "pieces_of_learning": sim.host.pieces,
             "pieces_recalled": sim.host.recalled,
             "events": next(sim.env._eid),

@@ -150,7 +150,9 @@ def test_without_a_verb_the_help_is_shown(mobifleet):
     assert "Traceback" not in outcome.err
 
 
-def test_a_run_on_no_terminal_prints_plain_lines_and_its_summary(mobifleet, scenario_file):
+def test_a_run_on_no_terminal_prints_plain_lines_and_its_summary(
+    mobifleet, scenario_file, tmp_path
+):
     outcome = mobifleet("run", scenario_file(), "--no-figures", "--workers", "1", "--seed", "5")
     assert (outcome.code, outcome.err) == (0, "")
     assert "\x1b" not in outcome.out
@@ -158,7 +160,13 @@ def test_a_run_on_no_terminal_prints_plain_lines_and_its_summary(mobifleet, scen
     for word in ("seed 5", "exhausted", "uplink", "device energy", "3 ok", "digest", "runs/tiny"):
         assert word in outcome.out
     text = " ".join(outcome.out.split())
-    for part in ("building", "store", "torch", "events", "recording", "figures"):
+    [run] = (tmp_path / "runs").iterdir()
+    host = json.loads((run / "summary.json").read_text(encoding="utf-8"))["host"]
+    parts = {"building", "store", "torch", "events", "recording", "figures"}
+    assert host["seconds"].keys() == parts
+    # the time of each part is told once
+    assert {name for name in host if name.endswith("_s")} == {"wall_s"}
+    for part in parts:
         assert re.search(rf"time went to .*\b{part} [0-9.]+ s", text), part
 
 

@@ -76,7 +76,9 @@ def test_a_summary_has_every_promised_field(simulate, report):
         *("uplink_bytes", "downlink_bytes"),
         "device_energy_j",
     }
-    assert set(found["host"]) >= {"wall_s", "torch_s", "events", "peak_rss_bytes"}
+    assert set(found["host"]) == {
+        *("wall_s", "pieces_of_learning", "pieces_recalled", "events", "peak_rss_bytes"),
+    }
     assert (found["scenario"], found["method"], found["seed"], found["digest"]) == (
         "tiny",
         "fed-mobillm",
