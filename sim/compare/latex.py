@@ -12,7 +12,14 @@ from typing import Any
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
 from sim.compare.reductions import has_learned
-from sim.compare.write import ACCURACIES, half_width, is_cut_off
+from sim.compare.write import (
+    ACCURACIES,
+    DIVERGED,
+    divergence,
+    half_width,
+    is_cut_off,
+    why_costless,
+)
 from sim.scenario.complaints import nearest
 from sim.views import escaping
 
@@ -171,6 +178,9 @@ def _best(name: str, table: list[dict[str, Any]], learned: float) -> set[str]:
 def _cell(name: str, row: Mapping[str, Any], unit: float, is_best: bool) -> str:
     value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
+        why = divergence(row) if name in ACCURACIES else why_costless(row)
+        if why.startswith(DIVERGED):
+            return escaping.latex(why)
         least = row.get(f"{name}_at_least")
         return "--" if least is None else rf"$\geq${_number(least / unit)}"
     decimals = 3 if name in ACCURACIES else _decimals(value / unit)

@@ -90,9 +90,10 @@ def _why_left_out(run: Run, learned: float) -> str | None:
     """Why a baseline is in no figure of what is saved; None for one that is."""
     if chosen_score(run) is None or own_convergence(run) is None:
         return "diverged" if run.has_diverged else "never above its start"
-    if (validated_score(run) or 0.0) < learned:
-        return f"{run.metric} {learned:g} not reached on validation texts"
-    return None
+    if (validated_score(run) or 0.0) >= learned:
+        return None
+    low = f"{run.metric} {learned:g} not reached on validation texts"
+    return "diverged" if run.has_diverged else low
 
 
 def draw_over(key: str, entries: Sequence[PlannedRun], out: Path) -> Path:

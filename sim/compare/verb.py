@@ -33,6 +33,7 @@ from sim.compare.runs import (
 from sim.compare.table import rows
 from sim.compare.write import (
     SAVED,
+    divergence,
     headings,
     markdown,
     said_of,
@@ -347,23 +348,24 @@ def _left_out(
     references = [row["method"] for row in table if row["reference"]]
     others = [row for row in table if row["method"] != ours and not row["reference"]]
     strangers = [row["method"] for row in others if row["method"] not in baselines]
-    below = [
-        row["method"]
-        for row in others
-        if row["method"] in baselines and not has_learned(row, learned)
-    ]
     metric, is_own = table[0]["metric"], table[0]["target"] is None
+    low = f"{metric} {learned:g} not reached" + " on validation texts" * is_own
+    below: dict[str, list[str]] = {}
+    for row in others:
+        if row["method"] in baselines and not has_learned(row, learned):
+            below.setdefault(divergence(row) or low, []).append(row["method"])
+    named = {*references, *(method for methods in below.values() for method in methods)}
     costless: dict[str, list[str]] = {}
     for row in table:
         has_cost = row["time_s"] is not None or (
             row["reached"] and row.get("time_s_at_least") is not None
         )
-        if not has_cost and row["method"] in {ours, *baselines} - {*references, *below}:
+        if not has_cost and row["method"] in {ours, *baselines} - named:
             costless.setdefault(why_none("time_s", row), []).append(row["method"])
     said = (
         (references, "references"),
         (strangers, "no baselines"),
-        (below, f"{metric} {learned:g} not reached" + " on validation texts" * is_own),
+        *((methods, why) for why, methods in below.items()),
         *((methods, f"no cost: {why}") for why, methods in costless.items()),
     )
     return [f"{', '.join(methods)} ({why})" for methods, why in said if methods]

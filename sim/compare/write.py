@@ -15,6 +15,7 @@ from sim.views import escaping
 OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start", "diverged")
 OF_METRIC = ("final", "chosen")
 ACCURACIES = (*OF_METRIC, *BY_DEVICE)
+DIVERGED, NOT_REACHED = "diverged", "not reached"
 
 
 def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -46,7 +47,9 @@ def is_cut_off(table: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def write_csv(title: str, table: list[dict[str, Any]], path: Path, reference: str | None) -> None:
-    """Every number of the table, in SI units, and each as a ratio to the reference method."""
+    """Every number of the table, in SI units, and each as a ratio to the reference method;
+    `no_cost` has in words why a method's costs are not known.
+    """
     base = next((row for row in table if row["method"] == reference), None)
     columns = headings(table)
     names = [
@@ -59,14 +62,15 @@ def write_csv(title: str, table: list[dict[str, Any]], path: Path, reference: st
         )
     ]
     with path.open("w", newline="", encoding="utf-8") as file:
-        fields = [*OF_METHOD, "table", *names]
+        fields = [*OF_METHOD, "no_cost", "table", *names]
         writer = csv.DictWriter(file, fields, extrasaction="ignore")
         writer.writeheader()
         for row in table:
             ratios = (
                 {f"{c}_ratio": _ratio(row.get(c), base.get(c)) for c in columns} if base else {}
             )
-            writer.writerow({**row, **ratios, "table": title})
+            why = "" if row["time_s"] is not None else why_costless(row)
+            writer.writerow({**row, **ratios, "no_cost": why, "table": title})
 
 
 def _ratio(value: float | None, base: float | None) -> float | None:
@@ -76,20 +80,17 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 def shown(table: list[dict[str, Any]], columns: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """Rows for people: the method and its cells in the order of `columns`."""
     for row in table:
-        lost = row.get("diverged") and (
-            "diverged" if row["diverged"] == row["seeds"] else f"{row['diverged']} diverged"
-        )
         name = row["method"] + (" (reference)" if row["reference"] else "")
-        yield name, [_cell(column, row, lost or "–") for column in columns]
+        yield name, [_cell(column, row) for column in columns]
 
 
-def _cell(name: str, row: Mapping[str, Any], lost: str) -> str:
+def _cell(name: str, row: Mapping[str, Any]) -> str:
     """A value with its interval: the half-width, or both ends where it is not in their middle."""
     value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
     is_accuracy = name in ACCURACIES or name.startswith(OF_BACKBONE)
     write = _writer(name)
     if value is None:
-        return lost if is_accuracy else why_none(name, row)
+        return divergence(row) or "–" if is_accuracy else why_none(name, row)
     if low is None or high is None or low == high:
         return write(value)
     if (half := half_width(value, low, high)) is not None:
@@ -126,17 +127,37 @@ def _writer(name: str) -> Callable[[float], str]:
 
 def why_none(name: str, row: Mapping[str, Any]) -> str:
     """What stands in place of a cost that there is none of."""
-    seeds, of = row["seeds"], lambda count: f" ({count} of {row['seeds']})"
-    if lost := row.get("diverged_without"):
-        return "diverged" + (of(lost) if lost < seeds else "")
-    if at_start := row.get("never_above_start"):
-        return "never above its start" + (of(at_start) if at_start < seeds else "")
-    if row.get(f"{name}_at_least") is None or not row["reached"]:
-        return "not reached"
-    known = _writer(name)(row[f"{name}_at_least"])
+    why, least, reached = why_costless(row), row.get(f"{name}_at_least"), row.get("reached")
+    if not why.startswith(NOT_REACHED) or least is None or not reached:
+        return why
+    known = _writer(name)(least)
     if name in ("delivery_bytes", "peak_memory_bytes"):  # whenever a target is reached
         return known
-    return f"≥ {known}{of(row['reached'])}"
+    return f"≥ {known}{_of_seeds(reached, row)}"
+
+
+def why_costless(row: Mapping[str, Any]) -> str:
+    """Why a method has no costs of all its seeds, and in how many, if not in all."""
+    seeds = row["seeds"]
+    for count, why in (
+        (row.get("diverged_without"), DIVERGED),
+        (row.get("never_above_start"), "never above its start"),
+    ):
+        if count:
+            return why + _of_seeds(count, row)
+    return NOT_REACHED + _of_seeds(seeds - (row.get("reached") or 0), row)
+
+
+def divergence(row: Mapping[str, Any]) -> str:
+    """That a method had diverged by its end, and in how many seeds, if not in all; empty for one
+    that had not.
+    """
+    count = row.get("diverged")
+    return DIVERGED + _of_seeds(count, row) if count else ""
+
+
+def _of_seeds(count: int, row: Mapping[str, Any]) -> str:
+    return f" ({count} of {row['seeds']})" if count < row["seeds"] else ""
 
 
 SAVED = ("", "reduction", "factor", "best baseline")

@@ -381,6 +381,23 @@ def test_what_is_not_compared_is_said_under_the_tables(compared):
         assert said in done.out.replace("\n", " ")
 
 
+def test_what_diverged_however_it_was_tuned_says_so_wherever_it_is_named(compared):
+    """To the common target, where it would be among those that did not come to it."""
+    dials = {"ours": {"replay": [20]}, "lora": {"learning_rate": [1e30, 1e29]}}
+    done, out = compared(compare={"tune": {"validation": 12, "dials": dials}})
+    assert done.code == 0, done.err
+    _, told = done.out.split("cost to accuracy 0.5, every method tuned", 1)
+    assert "left out: lora (diverged)" in told and "not reached" not in told
+    with (out / "table-2.csv").open() as file:
+        said = {
+            row["method"]: (row["no_cost"], row["time_s"] == "") for row in csv.DictReader(file)
+        }
+    assert said == {"ours": ("", False), "lora": ("diverged", True)}
+    tex = (out / "table.tex").read_text().partition("every method tuned")[2]
+    [line] = [line for line in tex.splitlines() if line.startswith("lora & ")]
+    assert line == " & ".join(["lora", *["diverged"] * 7]) + r" \\"
+
+
 def test_titles_have_the_value_as_it_was_written(compared):
     mix = {"lte": 0.5, "wifi-home": 0.5}
     done, out = compared(

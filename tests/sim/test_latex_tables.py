@@ -77,6 +77,13 @@ def test_headings_name_the_metric_and_devices_have_columns_of_their_own():
     assert cells(text, "a")[3] == r"0.500\,{\tiny$\pm$0.100}"
 
 
+def test_what_diverged_says_so_and_in_how_many_seeds():
+    lost = {"method": "lost", "reference": False, "seeds": 3, "chosen": None, "time_s": None}
+    lost |= {"diverged": 2, "diverged_without": 1, "reached": 2, "time_s_at_least": 600.0}
+    text = tables_for_paper({TITLE: [*TABLE, lost]}, ["chosen", "time_s"], is_page=False)
+    assert cells(text, "lost") == ["lost", "diverged (2 of 3)", "diverged (1 of 3)"]
+
+
 def test_a_column_that_there_is_none_of_is_refused():
     with pytest.raises(CompareError, match="'tmie' is no column"):
         tables_for_paper({TITLE: TABLE}, ["tmie"], is_page=False)
