@@ -1,5 +1,5 @@
 """A comparison's tables for a paper: LaTeX floats with caption and label (booktabs), one unit a
-column, the best in bold, at the width of a column or of a page.
+column, the best in bold, at the width of a column or of a page, and below what the columns mean.
 """
 
 from __future__ import annotations
@@ -40,6 +40,18 @@ HEADINGS = {  # short, and what each number is of
     "waiting_s": "Waiting",
     "wasted_bytes": "Wasted",
     "updates": "Updates",
+}
+NOTES = {  # what a heading does not say
+    "chosen": "at the evaluation that validation texts choose",
+    "device_p10": "percentile of {metric} by device at the end, each on its own mix of classes",
+    "device_worst": "its {metric} at the end, on its own mix of classes",
+    "time_s": "on the simulated clock",
+    "training_bytes": "what a device sends and receives until then",
+    "delivery_bytes": "what a device downloads once, to predict by itself",
+    "communication_bytes": "up, down and delivery",
+    "peak_memory_bytes": "a device's peak in the whole run",
+    "wasted_bytes": "the whole fleet's transfers that came to nothing",
+    "updates": "of the server's model",
 }
 UNITS: dict[str, tuple[tuple[str, float], ...]] = {
     "s": (("h", 3600.0), ("min", 60.0), ("s", 1.0)),
@@ -108,6 +120,7 @@ def _float(
     metric = table[0].get("metric") or "accuracy"
     named = "Accuracy" if metric == "accuracy" else metric
     head = [HEADINGS[name].replace("Accuracy", named) for name in columns]
+    note = _note(table, dict(zip(columns, head, strict=True)), metric, "\n".join(lines))
     said = [f"[{units[name][0]}]" if units[name][0] else "" for name in columns]
     environment = "table*" if is_page else "table"
     return "\n".join(
@@ -126,6 +139,7 @@ def _float(
             r"\bottomrule",
             r"\end{tabular}}%",
             r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox{0}}\else\usebox{0}\fi",
+            rf"\par\vspace{{3pt}}\parbox{{\linewidth}}{{\scriptsize\raggedright {note}}}",
             rf"\end{{{environment}}}",
         ]
     )
@@ -142,6 +156,35 @@ def _caption(title: str, table: list[dict[str, Any]], costed_as: str | None) -> 
         *([f"Costed as {escaping.latex(costed_as)}."] if costed_as else []),
     ]
     return " ".join(sentences)
+
+
+def _note(table: list[dict[str, Any]], heads: Mapping[str, str], metric: str, cells: str) -> str:
+    """What stands below: what columns, intervals and signs mean that do not say so themselves."""
+    meant = "; ".join(
+        rf"\emph{{{escaping.latex(head)}}}: {NOTES[name].format(metric=escaping.latex(metric))}"
+        for name, head in heads.items()
+        if name in NOTES
+    )
+    texts, has_scores = table[0].get("test_texts"), any(name in ACCURACIES for name in heads)
+    sentences = {
+        meant: bool(meant),
+        f"Test texts: $n={texts}$": bool(texts) and has_scores,
+        _of_intervals(table, heads, escaping.latex(metric)): r"\tiny" in cells,
+        r"$\geq$: not reached in every seed, counted until its end": r"$\geq$" in cells,
+        "--: never above its untrained start": any(row.get("never_above_start") for row in table),
+        r"1\,MB is $10^6$ bytes": any(name.endswith("bytes") for name in heads),
+    }
+    return " ".join(f"{sentence}." for sentence, is_needed in sentences.items() if is_needed)
+
+
+def _of_intervals(table: list[dict[str, Any]], columns: Iterable[str], metric: str) -> str:
+    is_score = {name in ACCURACIES for name in columns}
+    one, texts = all(row["seeds"] == 1 for row in table), table[0].get("test_texts")
+    over = [*(["seeds"] if not one else []), *(["test texts"] if texts else [])]
+    scores = f"{metric} over {' and '.join(over)}{' alone' * one}"
+    costs = f"costs {'over seeds and ' * (not one)}between the evaluations before and after"
+    said = [*([scores] if True in is_score and over else []), *([costs] * (False in is_score))]
+    return f"Intervals (95 \\%): {', '.join(said)}"
 
 
 def _slug(title: str) -> str:

@@ -54,12 +54,36 @@ def test_a_column_has_one_unit_and_the_best_is_bold():
     assert cells(text, "never") == ["never", "--", r"$\geq$600", "--"]
     assert text.count(r"\textbf") == 3  # a reference's 0.9 s and 0.900 are nobody's best
     rows = text.splitlines()
-    assert rows.index(r"\midrule", rows.index(r"\midrule") + 1) == len(rows) - 6
+    assert rows.index(r"\midrule", rows.index(r"\midrule") + 1) == len(rows) - 7
     assert r"\label{tab:cost-to-the-end-of-100-of-each-method-s-own-convergence}" in text
     assert r"100 \% of each" in text and "over 3 seeds, with 95" in text
     assert "Costed as" not in text
     charged = tables_for_paper({TITLE: TABLE}, IN_COLUMN, False, costed_as="roberta_base")
     assert r"Costed as roberta\_base." in charged
+
+
+def note(text):
+    [line] = [line for line in text.splitlines() if line.startswith(r"\par")]
+    return line
+
+
+def test_what_columns_and_signs_mean_stands_below_where_they_are():
+    table = [{**one, "test_texts": 300} for one in TABLE]
+    said = note(tables_for_paper({TITLE: table}, IN_COLUMN, is_page=False))
+    for part in (
+        r"\emph{Accuracy}: at the evaluation that validation texts choose; \emph{Time}: on the",
+        r"\emph{Bytes}: up, down and delivery. Test texts: $n=300$. ",
+        r"Intervals (95 \%): accuracy over seeds and test texts, costs over seeds and between the "
+        "evaluations before and after.",
+        r"$\geq$: not reached in every seed, counted until its end. 1\,MB is $10^6$ bytes.",
+    ):
+        assert part in said
+    alone = [{**one, "seeds": 1} for one in table[:3]]
+    said = note(tables_for_paper({TITLE: alone}, ["chosen", "energy_j"], is_page=False))
+    assert "accuracy over test texts alone, costs between the evaluations before" in said
+    assert not any(word in said for word in ("Bytes", "bytes", "geq", "Time"))
+    exact = [{"method": "a", "reference": False, "seeds": 3, "energy_j": 2.0}]
+    assert "Intervals" not in note(tables_for_paper({TITLE: exact}, ["energy_j"], is_page=False))
 
 
 def test_what_has_not_learned_is_in_no_column_the_best():
