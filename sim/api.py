@@ -32,23 +32,27 @@ if TYPE_CHECKING:
     from sim.compare.verb import Comparison
     from sim.results.run import Run
 
+Source = Scenario | str | os.PathLike[str] | Mapping[str, Any]
+"""What may be given as a scenario: a loaded one, a path or name, or what YAML would give."""
+
 PATIENCE_S = 2.0  # what is over sooner shows no progress
 
 
 def load(
-    scenario: str | os.PathLike[str],
+    scenario: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Mapping[str, Any] | Iterable[str] = (),
     seed: int | None = None,
     allow_code: bool = False,
 ) -> Scenario:
-    """A scenario of one's own by its path, or a shipped one by its name, checked as `mobifleet
-    check` checks it.
+    """A scenario of one's own by its path, a shipped one by its name, or a dict as YAML would give
+    it, checked as `mobifleet check` checks it.
 
     `overrides` change single values, as `--set` does: a mapping of dotted paths, or texts such as
     `"stop.target=0.75"`. What comes back is frozen, knows its folder (`scenario.folder`), and goes
-    to `run`, `check` and `compare`. `allow_code` lets the scenario name a method or a
-    partition in a file or module of its own (`kind: my_file.py:MyMethod`), whose code is run.
-    Raises ScenarioError with every mistake and its place.
+    to `run`, `check` and `compare`; paths in a dict start in the working directory. `allow_code`
+    lets the scenario name a method or a partition in a file or module of its own
+    (`kind: my_file.py:MyMethod`), whose code is run. Raises ScenarioError with every mistake and
+    its place.
 
         scenario = mobifleet.load("my_study.yaml", {"stop.target": 0.75, "fleet.0.count": 20})
     """
@@ -73,8 +77,12 @@ def load(
     return loaded
 
 
-def folder_of(scenario: str | os.PathLike[str]) -> Path:
-    """Where a scenario's relative paths start: its file's folder, or that of the shipped ones."""
+def folder_of(scenario: str | os.PathLike[str] | Mapping[str, Any]) -> Path:
+    """Where a scenario's relative paths start: its file's folder, or that of the shipped ones; of
+    what is no file the working directory.
+    """
+    if not isinstance(scenario, str | os.PathLike):
+        return Path()
     for path in (Path(f"{os.fspath(scenario)}{suffix}") for suffix in file.SUFFIXES):
         if os.path.isfile(path):  # False for a name that is too long, too
             return path.parent
@@ -90,7 +98,7 @@ def _as_text(key: str, value: Any) -> str:
 
 
 def run(
-    scenario: Scenario | str | os.PathLike[str],
+    scenario: Source,
     *,
     out: str | os.PathLike[str] | None = None,
     dry: bool = False,
@@ -141,7 +149,7 @@ def run(
     return done
 
 
-def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
+def check(scenario: Source) -> Answer:
     """What a scenario was read as, who holds what and what it will take, without learning anything.
 
     The answer has `facts` (name, what) and `remarks`; printed, it is what `mobifleet check` shows.
@@ -157,7 +165,7 @@ def check(scenario: Scenario | str | os.PathLike[str]) -> Answer:
 
 
 def compare(
-    scenario: Scenario | str | os.PathLike[str],
+    scenario: Source,
     *,
     out: str | os.PathLike[str] | None = None,
     methods: Iterable[str] = (),
@@ -202,7 +210,7 @@ def compare(
 
 
 def sweep(
-    scenario: Scenario | str | os.PathLike[str],
+    scenario: Source,
     grid: Mapping[str, Iterable[Any]] | None = None,
     *,
     methods: Iterable[str] = (),
@@ -249,7 +257,7 @@ def sweep(
     return made.frame
 
 
-def _loaded(scenario: Scenario | str | os.PathLike[str]) -> Scenario:
+def _loaded(scenario: Source) -> Scenario:
     return scenario if isinstance(scenario, Scenario) else load(scenario)
 
 

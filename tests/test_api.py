@@ -15,6 +15,7 @@ import yaml
 import mobifleet
 from devices.availability import PROFILES
 from sim import api
+from sim.scenario.file import resolved
 from sim.scenario.named_files import changed_files, digests
 
 STUDY = {
@@ -259,3 +260,43 @@ def test_a_comparison_of_no_seeds_is_refused(study, tmp_path):
     path = study(compare={"methods": {"a": {"kind": "fed-mobillm"}}})
     with pytest.raises(ValueError, match=r"seeds: at least 1 \(got 0\)"):
         mobifleet.compare(path, seeds=0, dry=True, quiet=True, out=tmp_path / "out")
+
+
+def test_a_dict_is_a_scenario_whose_paths_start_in_the_working_directory(
+    study, tmp_path, monkeypatch
+):
+    assert resolved(mobifleet.load(STUDY)) == resolved(mobifleet.load(study()))
+    (tmp_path / "up.csv").write_text("time_s,rate_mbps\n0,8\n1,8\n", encoding="utf-8")
+    (tmp_path / "base.yaml").write_text("seed: 5\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    group = {**STUDY["fleet"][0], "count": np.int64(2), "trace": Path("up.csv")}
+    mine = {**STUDY, "fleet": (group,), "extends": "base.yaml", "description": "Äpfel: 1e-3"}
+    loaded = mobifleet.load(mine, {"task.train": 30})
+    assert (loaded.seed, loaded.fleet[0].count, loaded.task.train) == (5, 2, 30)
+    assert loaded.description == "Äpfel: 1e-3" and loaded.folder == Path()
+    assert "8 Mbit/s" in str(mobifleet.check(mine))
+    run = mobifleet.run(mine, out="run", dry=True, figures=False, quiet=True)
+    assert run.manifest["seed"] == 5 and "up.csv" in run.manifest["inputs"]
+    with pytest.raises(mobifleet.ScenarioError) as caught:
+        mobifleet.load({**mine, "fleet": [{**group, "count": "two"}], "colour": "red"})
+    colour, count = sorted(caught.value.problems)
+    assert colour.startswith("scenario: colour: ")
+    assert count.startswith("scenario: fleet.0.count: expected a whole number (got 'two'")
+
+
+@pytest.mark.parametrize("call", ["load", "check", "run", "compare", "sweep"])
+@pytest.mark.parametrize("given", [None, 5, [], b"quickstart"])
+def test_what_can_be_no_scenario_is_told_what_may_be_one(call, given):
+    with pytest.raises(mobifleet.ScenarioError, match="expected the path of a file, the name of"):
+        getattr(mobifleet, call)(given)
+
+
+def test_a_missing_file_and_a_dict_without_a_yaml_form_are_told(tmp_path):
+    for missing in (tmp_path / "none.yaml", str(tmp_path / "none")):
+        with pytest.raises(mobifleet.ScenarioError, match="no such scenario file"):
+            mobifleet.run(missing)
+    for bad in (object(), float("nan")):
+        with pytest.raises(mobifleet.ScenarioError, match="the dict holds what YAML cannot"):
+            mobifleet.load({**STUDY, "description": bad})
+    with pytest.raises(ValueError, match="grid: expected a dict of dotted paths to lists"):
+        mobifleet.sweep(STUDY, ["seed"])

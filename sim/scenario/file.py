@@ -41,15 +41,15 @@ class ScenarioError(ValueError):
 
 
 def load(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     model: type[Model],
     overrides: Iterable[str] = (),
     search: Iterable[str | os.PathLike[str]] = (),
     check: Callable[[Model], Iterable[tuple[tuple[str | int, ...], str]]] | None = None,
     before: Callable[[Any], Iterable[tuple[tuple[str | int, ...], str]]] | None = None,
 ) -> Model:
-    """The scenario in the file as a model instance, its parents and then the overrides
-    (`fleet.0.count=3`) applied.
+    """The scenario in the file, or the mapping that its YAML would give, as a model instance, its
+    parents and then the overrides (`fleet.0.count=3`) applied.
 
     A name that is no file is tried with `.yaml` and `.yml` appended, then in the `search` folders.
     An override sets the value at its path, whole. `check` looks at the finished instance and yields
@@ -59,9 +59,7 @@ def load(
     """
     problems: list[Problem] = []
     try:
-        root = _read_with_parents(
-            _find(Path(path), [Path(folder) for folder in search]), [], problems
-        )
+        root = _root(source, [Path(folder) for folder in search], problems)
     except Problem as problem:
         raise _error([*problems, problem]) from None
     for override in overrides:
@@ -203,6 +201,29 @@ def _error(problems: list[Problem]) -> ScenarioError:
 # ---- from a file to a tree of nodes
 
 
+def _root(source: object, folders: list[Path], problems: list[Problem]) -> Node:
+    """The tree of what a user named as a scenario; the paths of a mapping start in the working
+    directory.
+    """
+    place = Place("scenario")
+    if isinstance(source, str | os.PathLike):
+        path = _find(Path(source), folders)
+        return _with_parents(_read(path, problems), path, [], problems)
+    if not isinstance(source, Mapping):
+        raise Problem(
+            place,
+            "expected the path of a file, the name of a shipped scenario, or a dict as YAML would "
+            f"give it (got {shown(source)})",
+        )
+    try:
+        text = json.dumps(dict(source), allow_nan=False, ensure_ascii=False, default=plain)
+    except (TypeError, ValueError) as error:
+        raise Problem(place, f"the dict holds what YAML cannot ({error})") from None
+    root = read(text, place.source, problems)
+    assert root is not None, "a dict is not nothing"
+    return _with_parents(_placed(root, place), Path(), [], problems)
+
+
 def _find(path: Path, folders: list[Path]) -> Path:
     """The file itself, or the one of that name in the first search folder that has it."""
     place = _file_place(path)
@@ -227,9 +248,10 @@ def _find(path: Path, folders: list[Path]) -> Path:
     raise Problem(place, f"no such scenario file{allowed}{nearest(path.stem, known)}")
 
 
-def _read_with_parents(path: Path, children: list[Path], problems: list[Problem]) -> Node:
-    """The file laid over the file it extends, which is laid over its own parent, and so on."""
-    root = _read(path, problems)
+def _with_parents(root: Node, path: Path, children: list[Path], problems: list[Problem]) -> Node:
+    """The file's tree laid over the file it extends, which is laid over its own parent, and so
+    on.
+    """
     parent = root.value.get("extends")
     if parent is None:
         return root
@@ -240,7 +262,8 @@ def _read_with_parents(path: Path, children: list[Path], problems: list[Problem]
     if len(here) > MAX_PARENTS:
         raise Problem(parent.place, f"extends: more than {MAX_PARENTS} parents")
     own = {key: child for key, child in root.value.items() if key != "extends"}
-    return _merged(_read_with_parents(parent_path, here, problems), replace(root, value=own))
+    above = _with_parents(_read(parent_path, problems), parent_path, here, problems)
+    return _merged(above, replace(root, value=own))
 
 
 def _parent_path(path: Path, parent: Node) -> Path:

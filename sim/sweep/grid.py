@@ -68,6 +68,8 @@ def grid_of(options: Iterable[str]) -> dict[str, list[Any]]:
 
 def plain_grid(grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The same from Python: values are what JSON can hold, numpy's numbers, and paths."""
+    if not isinstance(grid, Mapping):
+        raise SweepError(f"grid: expected a dict of dotted paths to lists (got {shown(grid)})")
     found = {}
     for key, values in grid.items():
         if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
