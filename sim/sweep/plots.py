@@ -1,7 +1,8 @@
 """Figures of a sweep: what was learned when, combination by combination, and outcomes against each
 factor.
 
-Lines are means over seeds; a band reaches from the worst seed to the best.
+Lines are means over seeds; a band reaches from the worst seed to the best. A curve whose training
+ended before others' goes on, dotted, at the level that its model keeps.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib.style
@@ -29,6 +31,10 @@ WIDTH_IN = 7.0
 MOST_PANELS = 12  # combinations whose curves are drawn
 COLUMNS = 3
 SCORES = ("chosen", "final")
+AFTER_TRAINING: dict[str, Any] = {
+    **{"linestyle": ":", "linewidth": 0.8},
+    **{"marker": "o", "markersize": 3, "markevery": [0]},  # where it ended
+}
 ON_FIGURE = (
     *SCORES,
     *("target.reached_at_s", "virtual_time_s", "per_device.uplink_bytes.mean"),
@@ -45,7 +51,7 @@ def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) 
     with matplotlib.style.context(["default", STYLE]):
         learned = [row for row in curves if row["name"] == metric]
         for name, figure in (
-            ("curves", curves_figure(learned, keys, metric)),
+            ("curves", curves_figure(learned, keys, metric, _lost(rows, keys))),
             ("effects", effects_figure(rows, keys, metric)),
         ):
             if figure is not None:
@@ -53,11 +59,16 @@ def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) 
     return files
 
 
-def curves_figure(curves: Rows, keys: Sequence[str], metric: str) -> Figure | None:
-    """The metric against virtual time: a panel a combination, a line a method."""
+def curves_figure(
+    curves: Rows, keys: Sequence[str], metric: str, lost: Container[tuple[str, str]] = ()
+) -> Figure | None:
+    """The metric against virtual time: a panel a combination, a line a method.
+
+    What is `lost`, as (combination, method), has no model at its end, so its curve just ends.
+    """
     by_cell: dict[str, dict[str, dict[int, list[tuple[float, float]]]]] = {}
     for row in curves:
-        cell = json.dumps({key: row[key] for key in keys})
+        cell = _cell(row, keys)
         seeds = by_cell.setdefault(cell, {}).setdefault(row["method"], {})
         seeds.setdefault(row["seed"], []).append((row["time_s"], row["value"]))
     if not by_cell:
@@ -74,13 +85,20 @@ def curves_figure(curves: Rows, keys: Sequence[str], metric: str) -> Figure | No
     down = -(-len(shown) // across)
     figure, axes = _figure(0.7 + 1.6 * down, down, across, sharex=True, sharey=True)
     unit, unit_s = time_unit(max(ends_s))
+    is_short = False  # whether any training ended before the last
     some = f", {len(shown)} of {len(by_cell)} combinations" if len(by_cell) > len(shown) else ""
     figure.suptitle(f"{metric} over virtual time{some}", fontsize=8, x=0.01, ha="left")
     for ax, (cell, of) in zip(axes.flat, shown, strict=False):
         ax.set_title(_combination(json.loads(cell), 96 // across), fontsize=7)
         for method, seeds in of.items():
             moments_s, values = _over_seeds(seeds.values())
-            _band(ax, moments_s / unit_s, values, line_style(methods.index(method)))
+            style = line_style(methods.index(method))
+            _band(ax, moments_s / unit_s, values, style)
+            if moments_s[-1] < max(ends_s) and (cell, method) not in lost:
+                level = values[:, -1].mean()
+                rest = {**AFTER_TRAINING, "color": style["color"]}
+                ax.plot([moments_s[-1] / unit_s, max(ends_s) / unit_s], [level, level], **rest)
+                is_short = True
     if min(ends_s) > 0 and max(ends_s) > FAR_APART * min(ends_s):
         axes.flat[0].set_xscale("log", nonpositive="mask")
     for ax in axes.flat[len(shown) :]:
@@ -91,8 +109,22 @@ def curves_figure(curves: Rows, keys: Sequence[str], metric: str) -> Figure | No
         last = max(row for row in range(down) if row * across + column < len(shown))
         axes[last, column].set_xlabel(f"virtual time [{unit}]")
         axes[last, column].tick_params(labelbottom=True)
-    _legend(figure, methods)
+    after = {"training has ended": Line2D([], [], color="#555555", **AFTER_TRAINING)}
+    _legend(figure, methods, after if is_short else {})
     return figure
+
+
+def _cell(row: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return json.dumps({key: row[key] for key in keys})
+
+
+def _lost(rows: Rows, keys: Sequence[str]) -> set[tuple[str, str]]:
+    """Combinations and methods of which some seed's model has no score at its end."""
+    return {
+        (_cell(row, keys), row["method"])
+        for row in rows
+        if row["status"] == "finished" and row.get("final") is None
+    }
 
 
 def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | None:
@@ -195,10 +227,12 @@ def _figure(height_in: float, down: int, across: int, **subplots: Any) -> tuple[
     return figure, figure.subplots(down, across, squeeze=False, **subplots)
 
 
-def _legend(figure: Figure, methods: Sequence[str]) -> None:
+def _legend(
+    figure: Figure, methods: Sequence[str], more: Mapping[str, Line2D] = MappingProxyType({})
+) -> None:
     handles = [Line2D([], [], **line_style(number)) for number in range(len(methods))]
     texts = [shortened(method) for method in methods]
-    figure.legend(handles, texts, loc="outside right upper")
+    figure.legend([*handles, *more.values()], [*texts, *more], loc="outside right upper")
 
 
 def _scale(rows: Rows, outcome: str) -> tuple[str, float]:

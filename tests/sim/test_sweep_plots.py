@@ -4,7 +4,7 @@ import itertools
 
 import matplotlib.style
 
-from sim.sweep.plots import curves_figure, effects_figure
+from sim.sweep.plots import curves_figure, draw, effects_figure
 from sim.views.page import STYLE
 
 
@@ -27,6 +27,35 @@ def test_panels_are_told_apart_and_a_single_look_is_seen():
     boxes = [ax.title.get_window_extent() for ax in panels]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_a_short_training_goes_on_dotted_at_its_level_unless_it_diverged(tmp_path, monkeypatch):
+    ends_s = {"short": 2.0, "long": 50.0, "lost": 4.0}
+    at = {"task.train": 60}
+    runs = [(method, seed) for method in ends_s for seed in range(2)]
+    rows = [
+        {"method": m, "seed": s, "status": "finished", "final": None if m == "lost" and s else 0.5}
+        for m, s in runs
+    ]
+    failed = {"method": "short", "seed": 2, "status": "failed", "final": None}
+    rows = [{**at, **row} for row in (*rows, failed)]
+    curves = [
+        {**at, "method": m, "seed": s, "time_s": time_s, "name": "accuracy", "value": value}
+        for m, s in runs
+        for time_s, value in ((1.0, 0.2), (ends_s[m], 0.5 + 0.1 * s))
+    ]
+    drawn = {}
+    monkeypatch.setattr("sim.sweep.plots.save", lambda figure, path: drawn.setdefault(path, figure))
+    draw(rows, curves, ["task.train"], "accuracy", tmp_path)
+    figure = drawn[tmp_path / "curves.png"]
+    lines = {(line.get_color(), line.get_linestyle()): line for line in figure.axes[0].lines}
+    dotted = {colour: line for (colour, dashes), line in lines.items() if dashes == ":"}
+    [short] = dotted.values()
+    assert lines[short.get_color(), "-"].get_xdata().tolist() == [1, 2]
+    assert short.get_xdata().tolist() == [2, 50] and short.get_ydata().tolist() == [0.55, 0.55]
+    assert short.get_marker() == "o" and short.get_markevery() == [0]  # where it ended
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.texts] == [*ends_s, "training has ended"]
 
 
 def test_names_of_outcomes_and_values_stay_within_the_figure():
