@@ -31,8 +31,8 @@ from sim.views.plots import draw
 # %% [markdown]
 # ## Run
 #
-# The overrides are those of `mobifleet run quickstart --set task.train=800 ...`; every one is
-# checked like the file.
+# The overrides are those of `mobifleet run quickstart --set task.train=800 --set task.test=300
+# --set evaluate_every=10`; every one is checked like the file.
 
 # %%
 overrides = {"task.train": 800, "task.test": 300, "evaluate_every": 10}

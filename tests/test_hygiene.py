@@ -3,12 +3,17 @@ clean.
 """
 
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from typer.core import TyperGroup
+
+from sim.cli.main import app
 
 REPOSITORY = Path(__file__).parents[1]
 LARGEST_BYTES = 1_000_000
@@ -177,3 +182,33 @@ def test_links_between_pages_lead_somewhere_and_to_every_page():
                 assert not anchor or anchor in anchors(page), (path, link)
     pages = {path.resolve() for path in tracked() if path.match("docs/*.md")}
     assert not pages - linked
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """The command lines of ours on a page, in its text and in its blocks, that say more than the
+    verb.
+    """
+    text = page.read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if "`" not in line]
+    said = [*re.findall(r"`(mobifleet [^`]+)`", text), *lines]
+    found = [shlex.split(line, comments=True) for line in said if re.match(r"mobifleet \w", line)]
+    return [argv[1:] for argv in found if len(argv) > 2]
+
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_can_be_pasted(page):
+    """None is cut short, and the command line takes each: its verb, options and kinds of values."""
+    for argv in commands_of(page):
+        command, rest = typer.main.get_command(app), argv
+        while isinstance(command, TyperGroup):
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(command.name, list(rest))
+        if page.stem != "comparison":  # whose text is that of its template
+            assert not re.search(r"\.\.\.|…", " ".join(argv)), argv
+
+
+def test_the_pages_have_commands_to_try():
+    assert sum(len(commands_of(page)) for page in PAGES) > 80
