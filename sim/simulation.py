@@ -33,6 +33,7 @@ from sim.kernel.at_work import ActiveProcesses
 from sim.kernel.device import COUNTED, Device
 from sim.kernel.host import Host, single_threaded_torch
 from sim.kernel.journal import Journal
+from sim.kernel.ledger import Ledger
 from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.streams import Normals, Streams
@@ -144,7 +145,7 @@ class Simulation:
         self.seed = scenario.seed
         self.store_folder = assets.cache_dir() / "activations"
         self.env = self._clock()
-        self.recorder = Recorder()
+        self.recorder, self.ledger = Recorder(), Ledger()
         self.host = Host(workers, journal)
         self.streams, self.ended = Streams(scenario.seed), Ended()
         self.target_reached, self.updates = False, 0
@@ -184,6 +185,7 @@ class Simulation:
                 raise MethodError(
                     f"{type(self.method).__name__} sets no `learner` when it is built"
                 )
+            self.ledger.declare(getattr(self.method, "keeps_on_device", ()))
             check_memory(self.method, self.devices, scenario.out_of_memory)
         self.build_s, self._is_prepared = time.perf_counter() - begin, False
 

@@ -142,6 +142,7 @@ def decode_probes(data: bytes) -> list[Probe]:
 
 _PROBE = np.dtype([("seed", "<i8"), ("derivative", "<f4")])
 PROBE_BYTES = _PROBE.itemsize
+SEED_BYTES = _PROBE["seed"].itemsize
 
 
 # --- FwdLLM

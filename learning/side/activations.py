@@ -72,11 +72,22 @@ def decode(data: bytes) -> Activations:
 
 
 @functools.cache
-def encoded_nbytes(wire: str, records: int, vectors: int, hidden: int, classes: int) -> int:
-    """The exact size of such a payload, header included: the size of one full of zeros."""
+def encoded_sizes(
+    wire: str, records: int, vectors: int, hidden: int, classes: int
+) -> dict[str, int]:
+    """The exact bytes of each tensor of such a payload, and of its header (`frame`): those of one
+    full of zeros.
+    """
     shape = Activations(
         np.zeros((records, vectors, hidden), np.float32),
         np.zeros((records, classes), np.float32),
         np.zeros(records, np.int64),
     )
-    return len(encode(shape, wire))
+    data = encode(shape, wire)
+    sizes = {name: tensor.nbytes for name, tensor in load(data).items()}
+    return {**sizes, "frame": len(data) - sum(sizes.values())}
+
+
+def encoded_nbytes(wire: str, records: int, vectors: int, hidden: int, classes: int) -> int:
+    """The exact size of such a payload, header included."""
+    return sum(encoded_sizes(wire, records, vectors, hidden, classes).values())

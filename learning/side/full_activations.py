@@ -170,8 +170,15 @@ def unpack_nibbles(packed: np.ndarray, hidden: int) -> np.ndarray:
 def encoded_nbytes(
     bits: int, records: int, tokens: int, layers: int, hidden: int, classes: int
 ) -> int:
-    """The exact size of such a payload, header included, without building it: `tokens` is the sum
-    over its `records`.
+    """The exact size of such a payload, header included."""
+    return sum(encoded_sizes(bits, records, tokens, layers, hidden, classes).values())
+
+
+def encoded_sizes(
+    bits: int, records: int, tokens: int, layers: int, hidden: int, classes: int
+) -> dict[str, int]:
+    """The exact bytes of each tensor of such a payload, and of its header (`frame`), without
+    building it: `tokens` is the sum over its `records`.
     """
     number = "F32" if bits == 32 else "F16"
     shapes = {
@@ -183,7 +190,7 @@ def encoded_nbytes(
         shapes["scale"] = ("F16", (layers, tokens, 1))
     packed = math.ceil(hidden / 2) if bits == 4 else hidden
     shapes["values"] = ({32: "F32", 16: "F16", 8: "I8", 4: "U8"}[bits], (layers, tokens, packed))
-    return _safetensors_nbytes(shapes)
+    return _safetensors_sizes(shapes)
 
 
 _NUMBER_BYTES = {
@@ -195,17 +202,18 @@ _NUMBER_BYTES = {
 }  # in the order in which safetensors lays tensors out
 
 
-def _safetensors_nbytes(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> int:
-    """8 bytes of header length, the JSON header padded to a multiple of 8, the numbers (the
-    safetensors format).
+def _safetensors_sizes(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
+    """Bytes of each tensor, in the order in which they lie, and of the frame before them: 8 bytes
+    of header length, and the JSON header padded to a multiple of 8 (the safetensors format).
     """
-    header, offset = {}, 0
+    header, sizes, offset = {}, {}, 0
     order = list(_NUMBER_BYTES)
     for name, (dtype, shape) in sorted(
         shapes.items(), key=lambda item: (order.index(item[1][0]), item[0])
     ):
-        end = offset + math.prod(shape) * _NUMBER_BYTES[dtype]
+        sizes[name] = math.prod(shape) * _NUMBER_BYTES[dtype]
+        end = offset + sizes[name]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":"))
-    return 8 + math.ceil(len(text) / 8) * 8 + offset
+    return {**sizes, "frame": 8 + math.ceil(len(text) / 8) * 8}

@@ -23,6 +23,7 @@ from devices.compute import ComputeModel
 from devices.fleet import Member
 from devices.hardware import DeviceProfile
 from devices.power import radio
+from sim.kernel.ledger import Contents, contents_of
 from sim.kernel.spans import AWAY, EnergyMeter, recorded
 from sim.kernel.work import Batch, ClientTask, Process, Result, Steps, Work
 
@@ -35,16 +36,21 @@ MOST_TRIES = 1_000  # of one verb that is cut short again and again by going off
 
 @dataclass(frozen=True)
 class Payload:
-    """What an upload carries: its number in the run, who sent how many records, its size, and
+    """What an upload carries: its number in the run, who sent how many records, what it holds, and
     (unless dry) its bytes, or the `Learned` that will be these.
     """
 
     number: int
     sender: Device
     samples: np.ndarray
-    nbytes: int
+    contents: Contents
     data: object = field(default=None, repr=False)
     version: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.contents.nbytes
 
 
 class WorkConditions(Protocol):
@@ -154,16 +160,22 @@ class Device:
         return self.world.host.joined(result)
 
     def payload(
-        self, samples: np.ndarray, nbytes: int, data: object = None, version: int = 0
+        self,
+        samples: np.ndarray,
+        contents: Contents | int,
+        data: object = None,
+        version: int = 0,
     ) -> Payload:
-        """What the device has to send, numbered in the run: records of so many samples, in so many
-        bytes.
+        """What the device has to send, numbered in the run: records of so many samples, holding
+        this (or so many bytes of which nothing is said).
 
         `data` are the bytes, or the `Learned` that will be these; `version` is that of the model
-        that they answer.
+        that they answer. Raises BrokenDeclaration where the method declares to keep such on the
+        device.
         """
-        number = self.world.server.next_payload()
-        return Payload(number, self, samples, nbytes, data, version)
+        number, contents = self.world.server.next_payload(), contents_of(contents)
+        self.world.ledger.require_kept(self.id, contents)
+        return Payload(number, self, samples, contents, data, version)
 
     def send(self, payload: Payload, into_inbox: bool = True) -> Steps[Payload]:
         """Upload a payload, and hand it over: it lies in the server's inbox with its last byte.
@@ -179,11 +191,13 @@ class Device:
         """Send a payload's bytes to the server through whatever links lie between."""
         link = self.world.network.upload
         yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
+        self.world.ledger.note("server", payload.contents, len(payload.samples))
 
-    def download(self, nbytes: int) -> Steps[None]:
-        """Receive bytes from the server."""
-        link = self.world.network.download
-        yield from self._transfer("download", link, nbytes, "downlink")
+    def download(self, contents: Contents | int) -> Steps[None]:
+        """Receive this (or so many bytes of which nothing is said) from the server."""
+        link, contents = self.world.network.download, contents_of(contents)
+        yield from self._transfer("download", link, contents.nbytes, "downlink")
+        self.world.ledger.note("devices", contents, 0)
 
     def assign(self, task: ClientTask[object] | None) -> None:
         """Called by the server: one more task (which a device that is off never hears of), or None:

@@ -19,6 +19,8 @@ class Method(Protocol):
     Config: ClassVar[type[BaseModel]]
     """Its settings; their `kind` is what a scenario calls the method."""
     learner: Learner
+    # keeps_on_device: Collection[str] of kinds (`sim.kernel.ledger.KINDS`) that no upload may hold;
+    # a method that has none declares nothing
 
     def device(self, device: Device) -> Generator[simpy.Event, None, None]:
         """All that a device does from its joining to its end."""

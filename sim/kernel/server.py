@@ -13,6 +13,7 @@ import simpy
 from devices.compute import ComputeModel
 from devices.hardware import DeviceProfile
 from sim.kernel.device import COUNTED, Device, Payload
+from sim.kernel.ledger import Contents
 from sim.kernel.roster import Roster
 from sim.kernel.spans import EnergyMeter, recorded
 from sim.kernel.work import ClientTask, Result, Steps, Work
@@ -276,11 +277,13 @@ class Server:
             )
         return self.world.host.joined(result)
 
-    def deliver(self, devices: Sequence[Device], nbytes_of: Callable[[Device], int]) -> Steps[None]:
-        """Send every device its bytes, all at once through the shared links; ends when the last has
-        them.
+    def deliver(
+        self, devices: Sequence[Device], contents_for: Callable[[Device], Contents | int]
+    ) -> Steps[None]:
+        """Send every device what is for it, all at once through the shared links; ends when the
+        last has it.
         """
         downloads = [
-            self.world.start(device, device.download(nbytes_of(device))) for device in devices
+            self.world.start(device, device.download(contents_for(device))) for device in devices
         ]
         yield self.world.env.all_of(downloads)

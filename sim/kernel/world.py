@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sim.kernel.host import Host
     from sim.kernel.learned import Learned
     from sim.kernel.learner import Learner, Part
+    from sim.kernel.ledger import Ledger
     from sim.kernel.recorder import Recorder
     from sim.kernel.server import Server
     from sim.kernel.streams import Streams
@@ -201,6 +202,8 @@ class World(Protocol):
     host: Host
     """Where learning is computed, and kept for a resumed run."""
     recorder: Recorder
+    ledger: Ledger
+    """Who has seen what."""
     tally: Tally
     ended: Ended
     target_reached: bool

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from learning.cost.costs import Cost
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import Learner
+from sim.kernel.ledger import PER_TEXT_KINDS
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
@@ -24,6 +25,7 @@ class ServerDriven:
     config: Any
     world: World
     learner: Learner
+    keeps_on_device: ClassVar[frozenset[str]] = PER_TEXT_KINDS
 
     def device(self, device: Device) -> Generator:
         """Take part whenever the server asks."""

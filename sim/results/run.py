@@ -45,6 +45,8 @@ COLUMNS = {
         ),
     ),
 }
+LEDGER_COLUMNS = ("receiver", "kind", "layer", "token", "way", "payloads", "records", "nbytes")
+"""Of a table that runs of versions before it lack."""
 AGAIN = "delete its folder and run the scenario again"
 SAMPLE_REASONS = ("slowest", "failed", "median", "fastest", "random")
 
@@ -78,6 +80,13 @@ class Run:
     def devices(self) -> pa.Table:
         """One row a device: what it is, when it finished (null if it did not), what it spent."""
         return self._table("devices")
+
+    def ledger(self) -> pa.Table:
+        """Who has seen what: one row a receiver (server, devices), kind of content, layer and
+        token, with payloads, records (texts, each as often as it came) and bytes. `way` is sent,
+        start (what a party had from the start) or cut off (what never arrived whole).
+        """
+        return self._table("ledger", list(LEDGER_COLUMNS))
 
     def curve(self, name: str, group: str = "") -> tuple[np.ndarray, np.ndarray]:
         """A metric over virtual time: (time_s, value), both float64 of shape (n,), in time order; n

@@ -22,6 +22,7 @@ import simpy
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned, with_values
 from sim.kernel.learner import Learner
+from sim.kernel.ledger import Contents
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Steps
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -97,7 +98,7 @@ class LocalDevice(Device):
         del self._acknowledged[payload.number]
         self._record("upload", start_s, nbytes, self.power.uplink_w, [payload.number])
 
-    def download(self, nbytes: int) -> Generator[simpy.Event, Any, None]:
+    def download(self, contents: Contents | int) -> Generator[simpy.Event, Any, None]:
         """Receive the model of the present task, which the server sends without being asked."""
         start_s, task = self.world.env.now, self._present
         body, nbytes = yield task.landed
@@ -223,7 +224,7 @@ class RemoteDevice(Device):
         """Nobody drops a task here: it has it until it has answered."""
         return task.closed is None or not task.closed.triggered
 
-    def download(self, nbytes: int) -> Generator[simpy.Event, Any, None]:
+    def download(self, contents: Contents | int) -> Generator[simpy.Event, Any, None]:
         """Send it what it needs to predict, and wait for its word that this has landed."""
         start_s, watts = self.world.env.now, self.power.downlink_w
         self.data.send({"delivery": self.id}, self.world.shipped(self.backbone))

@@ -16,6 +16,7 @@ from network.profile import LinkProfile
 from network.topology import Network
 from sim.kernel.device import Device, Payload
 from sim.kernel.host import Host
+from sim.kernel.ledger import Ledger, only
 from sim.kernel.recorder import Recorder
 from sim.kernel.server import Server
 from sim.kernel.work import Work
@@ -31,7 +32,12 @@ def world():
     """
     env = simpy.Environment()
     sim = SimpleNamespace(
-        env=env, recorder=Recorder(), host=Host(1), network=Network(env), devices=()
+        env=env,
+        recorder=Recorder(),
+        ledger=Ledger(),
+        host=Host(1),
+        network=Network(env),
+        devices=(),
     )
     sim.costing = SimpleNamespace(weight_bytes=lambda member: 1000)
     sim.start = lambda actor, generator: env.process(generator)
@@ -49,7 +55,7 @@ def rows(sim) -> list[dict]:
 
 
 def payload(sim, number: int = 1, nbytes: int = 500) -> Payload:
-    return Payload(number, sim.device, np.arange(2), nbytes)
+    return Payload(number, sim.device, np.arange(2), only("activation", nbytes))
 
 
 def test_compute_runs_the_work_and_returns_its_result_after_the_modelled_seconds(world):

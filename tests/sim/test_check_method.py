@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sim.kernel.device import Payload
+from sim.kernel.ledger import only
 from sim.methods import METHODS
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.testing import check_method
@@ -36,7 +37,8 @@ class Underpaid(FedMobiLLM):
 
     def payload(self, device, samples, activations):
         made = super().payload(device, samples, activations)
-        return Payload(made.number, device, samples, made.nbytes // 2, made.data)
+        half = only("activation", made.nbytes // 2)
+        return Payload(made.number, device, samples, half, made.data)
 
 
 class Forgetful(FedMobiLLM):

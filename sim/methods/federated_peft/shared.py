@@ -18,6 +18,7 @@ from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
@@ -137,9 +138,10 @@ class FederatedPeft(ServerDriven):
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download, train, upload."""
-        yield from device.download(self.nbytes(device))
+        trained = only("parameters", self.nbytes(device))
+        yield from device.download(trained)
         data = yield from device.compute(self.local_training(device, task))
-        answer = device.payload(device.samples, self.nbytes(device), data, task.version)
+        answer = device.payload(device.samples, trained, data, task.version)
         yield from device.send(answer)
 
     def peak_bytes(self, device: Device) -> int:

@@ -17,6 +17,7 @@ from pydantic import Field
 from learning.federated.aggregation import fed_avg
 from learning.federated.forward_gradient import (
     PROBE_BYTES,
+    SEED_BYTES,
     Probe,
     decode_probes,
     mezo_steps,
@@ -24,6 +25,7 @@ from learning.federated.forward_gradient import (
 )
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import Contents, Item, only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
@@ -94,14 +96,12 @@ class FedMezo(ForwardOnly):
         """Catch up with the server's model, take local steps, upload seeds and scalars."""
         missed = self.missed(device, task)
         nbytes = self.costs[device.backbone].nbytes()
-        catch_up = nbytes if missed is None else PROBE_BYTES * missed
+        catch_up = only("parameters", nbytes) if missed is None else probes(missed)
         yield from device.download(catch_up)
         self.known[device.id] = task.version
         data = yield from device.compute(self.stepping(device, task, missed or 0))
-        payload = device.payload(
-            device.samples, PROBE_BYTES * self.config.local_steps, data, task.version
-        )
-        yield from device.send(payload)
+        held = probes(self.config.local_steps)
+        yield from device.send(device.payload(device.samples, held, data, task.version))
 
     def missed(self, device: Device, task: ClientTask) -> int | None:
         """How many probes lead from the device's model to the server's; None where downloading the
@@ -171,3 +171,8 @@ class FedMezoLearner(RecallingLearner):
     def received(self, state: State, backbone: str, data: bytes) -> list[dict[str, Tensor]]:
         """The model of the device that sent these probes."""
         return [replay(self.part_of(backbone, state), decode_probes(data), self._learning_rate)]
+
+
+def probes(count: int) -> Contents:
+    """So many seeds, each with the derivative along its direction."""
+    return Contents(Item("seed", SEED_BYTES * count), Item("derivative", 4 * count))

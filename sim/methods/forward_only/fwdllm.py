@@ -24,6 +24,7 @@ from learning.federated import forward_gradient as fg
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import Contents, Item, only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
@@ -152,11 +153,13 @@ class FwdLLM(ForwardOnly):
         asked: Asked = task.model
         counted, directions = self.costs[device.backbone], self.config.perturbations
         picks = directions * (len(counted.tensors) if asked.is_guided else 1)
-        yield from device.download(8 + 4 * picks + asked.is_new * counted.nbytes())
+        model = asked.is_new * counted.nbytes()
+        yield from device.download(Contents(Item("seed", 8 + 4 * picks), Item("parameters", model)))
         data = yield from device.compute(self.probing(device, asked))
         samples = self.batch(device, asked.batch)
-        nbytes = 4 * directions if self.config.shared_seeds else counted.nbytes()
-        yield from device.send(device.payload(samples, nbytes, data, task.version))
+        made = only("gradient", counted.nbytes())
+        held = only("derivative", 4 * directions) if self.config.shared_seeds else made
+        yield from device.send(device.payload(samples, held, data, task.version))
 
     def batch(self, device: Device, batch: int) -> np.ndarray:
         """One batch of a round: the device's texts in their order, as in the published code."""

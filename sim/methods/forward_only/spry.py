@@ -24,6 +24,7 @@ from learning.federated.forward_gradient import assign_tensors, spry_server_step
 from learning.federated.seeds import derived_seed
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
@@ -142,11 +143,11 @@ class Spry(ForwardOnly):
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download all tensors, train the dealt ones, upload these."""
-        yield from device.download(self.costs[device.backbone].nbytes())
+        yield from device.download(only("parameters", self.costs[device.backbone].nbytes()))
         data = yield from device.compute(self.training(device, task))
         payload = device.payload(
             device.samples,
-            self.costs[device.backbone].nbytes(self.charged(device, task)),
+            only("parameters", self.costs[device.backbone].nbytes(self.charged(device, task))),
             data,
             task.version,
         )

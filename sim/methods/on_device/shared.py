@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
+from typing import Any, ClassVar
 
 from sim.kernel.device import Device
+from sim.kernel.ledger import KINDS
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
@@ -18,6 +19,7 @@ class OnDeviceMethod:
 
     world: World
     learner: Any
+    keeps_on_device: ClassVar[frozenset[str]] = frozenset(KINDS)
 
     @property
     def rounds(self) -> int:

@@ -22,6 +22,7 @@ from learning.side.config import SideShape
 from learning.side.prediction_difference import SAID_FIRST
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import Contents, Item
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
@@ -35,7 +36,7 @@ from sim.methods.side_tuning.shared import (
     server_pass,
     shape_over,
 )
-from sim.methods.side_tuning.text_wire import encode_texts, texts_nbytes
+from sim.methods.side_tuning.text_wire import LABEL_BYTES, encode_texts, framing_nbytes
 from sim.methods.side_tuning.updates import one_step, with_differences
 from sim.scenario.settings import OnlyFor
 
@@ -89,6 +90,13 @@ class Centralised(SideTuning):
             require_ratings_of_half(config, world)
         super().__init__(config, world)
         self.landed = deque(self.texts_at_the_server())
+        if config.kind == "centralised":
+            for kind in ("text", "label"):
+                world.ledger.hold(
+                    "server", kind, sum(len(device.samples) for device in world.devices)
+                )
+
+    keeps_on_device: frozenset[str] = frozenset()  # nothing is kept there
 
     def new_shape(self) -> SideShape:
         """Over the server's backbone."""
@@ -165,9 +173,10 @@ class Centralised(SideTuning):
         tokens = self.world.costing.fixed_tokens or self.world.task.fixed_tokens
         if texts is None or tokens:
             text_bytes = round(self.config.bytes_per_token * tokens)
-            return device.payload(samples, texts_nbytes([text_bytes] * len(samples)))
+            return device.payload(samples, texts_held(len(samples), text_bytes * len(samples)))
         data = encode_texts(texts, samples)
-        return device.payload(samples, len(data), data)
+        held = texts_held(len(samples), len(data) - framing_nbytes(len(samples)))
+        return device.payload(samples, held, data)
 
     def forward_pass(self, samples: np.ndarray) -> Work:
         """The backbone over a batch, at the server."""
@@ -176,3 +185,10 @@ class Centralised(SideTuning):
         tokens = fixed or int(self.world.task.lengths(spec, samples).max())
         cost = server_cost(self.config, self.world, self.backbone, len(samples), tokens)
         return self.learner.work(cost, self.learner.forward, self.backbone, samples)
+
+
+def texts_held(records: int, text_bytes: int) -> Contents:
+    """What so many texts of so many bytes together hold on the wire."""
+    labels = LABEL_BYTES * records
+    lengths = framing_nbytes(records) - labels
+    return Contents(Item("text", text_bytes), Item("label", labels), Item("length", lengths))

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from learning.side.full_activations import encoded_nbytes
+from learning.side.full_activations import encoded_sizes
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import Work
+from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.side_tuning.shared import SideTuning, device_pass
@@ -61,7 +62,9 @@ class MatrixUploads(SideTuning):
         classes = self.world.task.classes
         shape = (len(samples), tokens, self.shape.vectors, width, classes)
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
-        return device.payload(samples, encoded_nbytes(self.config.bits, *shape), data)
+        sizes = encoded_sizes(self.config.bits, *shape)
+        held = uploaded(sizes, self.sent_layers(device.backbone), "each", self.targets)
+        return device.payload(samples, held, data)
 
     def train_as_it_comes(self, server: Server) -> Generator:
         """Every payload is one update and then forgotten."""

@@ -56,6 +56,7 @@ class MobiLLM(MatrixUploads):
             """Every payload is one update, and then forgotten."""
             return False
 
+    targets = ("label",)
     client_update = staticmethod(with_labels)
     server_update = staticmethod(one_step)
 

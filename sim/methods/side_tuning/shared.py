@@ -5,6 +5,7 @@ and its shape.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -17,16 +18,18 @@ from pydantic import Field
 from learning.backbones.language_head import require_language_model
 from learning.backbones.prompts import first_tokens
 from learning.cost.costs import Cost
-from learning.side.activations import encoded_nbytes
+from learning.side.activations import encoded_sizes
 from learning.side.config import SideNetworkSettings, SideShape, shape_for
 from learning.side.heads import fitting, head_bytes
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS
 from learning.side.taps import Taps
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import DATA_KINDS, Contents, Item, only
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
+from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shipping import (
@@ -251,6 +254,21 @@ class SideTuning:
         self.step_costs: dict[frozenset[tuple[str, int]], Cost] = {}
         self.fitted: Counter[str] = Counter()  # records that a skip was last solved for
         self.fresh: list[int] = []  # numbers of payloads that came since the last update
+        if self.reads_public:
+            for kind in ("text", "label"):
+                world.ledger.hold("server", kind, len(world.task.public))
+        self.held = functools.cache(self._held)  # by uploads alike
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The kinds of what goes along with activations."""
+        is_difference = self.config.loss == "squared-error"
+        return ("prediction difference",) if is_difference else ("label", "prediction")
+
+    @property
+    def keeps_on_device(self) -> frozenset[str]:
+        """Texts, and labels where the loss can do without them."""
+        return DATA_KINDS - {*self.targets}
 
     def new_shape(self) -> SideShape:
         """The side network over all backbones of the fleet."""
@@ -280,11 +298,11 @@ class SideTuning:
             yield from device.compute(Work(class_pass(self.config, self.world, device)))
         if self.reads_public:
             yield from device.until_event(self.public_read)
-            nbytes = LAYER_BYTES * self.shape.blocks if self.tap_rule else 0
+            choice = LAYER_BYTES * self.shape.blocks if self.tap_rule else 0
+            width, head = self.shape.backbone_widths[device.backbone], 0
             if self.config.backbone_prediction == "public-head":
-                width = self.shape.backbone_widths[device.backbone]
-                nbytes += head_bytes(width, self.world.task.classes)
-            yield from device.download(nbytes)
+                head = head_bytes(width, self.world.task.classes)
+            yield from device.download(Contents(Item("layer choice", choice), Item("head", head)))
 
     @property
     def reads_public(self) -> bool:
@@ -377,10 +395,24 @@ class SideTuning:
         """Sampled activations and prediction differences, encoded; charged by the exact size of the
         charged shapes.
         """
-        width = self.shape.backbone_widths[device.backbone]
-        shape = (len(samples), self.shape.vectors, width, self.target_width)
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
-        return device.payload(samples, encoded_nbytes(self.config.wire, *shape), data)
+        return device.payload(samples, self.held(device.backbone, len(samples)), data)
+
+    def _held(self, backbone: str, records: int) -> Contents:
+        """What an upload of so many records holds."""
+        width = self.shape.backbone_widths[backbone]
+        shape = (records, self.shape.vectors, width, self.target_width)
+        sizes = encoded_sizes(self.config.wire, *shape)
+        return uploaded(sizes, self.sent_layers(backbone), self.config.readout, self.targets)
+
+    def sent_layers(self, backbone: str) -> list[int]:
+        """Of which layers a device uploads vectors; none are named where texts choose them in a
+        run that has none.
+        """
+        first = [0] if self.shape.start == "embedding" else []
+        if self.tap_rule:
+            return [] if self.world.dry else self.learner.vectors[backbone]
+        return [*first, *sampled(self.config, self.world, self.world.costing.depths())[backbone]]
 
     # --- the server
 
@@ -483,5 +515,7 @@ class SideTuning:
         self.world.end_training(self.learner)
         if self.config.ship_side_network:
             devices = self.world.present_devices()
-            yield from server.deliver(devices, self.delivery_bytes)
+            yield from server.deliver(
+                devices, lambda device: only("side network", self.delivery_bytes(device))
+            )
             self.is_shipped = bool(devices)  # and the study has not ended meanwhile

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from learning.metrics import is_rating
 # class number, bytes of the text, bytes of its second part (0 for single texts)
 _FRAME = struct.Struct("<HII")
 _RATED = struct.Struct("<eII")  # as long, with a rating in half precision
+LABEL_BYTES = 2
 
 
 def encode_texts(texts: TextDataset, samples: np.ndarray) -> bytes:
@@ -39,6 +39,6 @@ def decode_texts(data: bytes) -> list[tuple[str, str, int]]:
     return found
 
 
-def texts_nbytes(text_bytes: Sequence[int]) -> int:
-    """The size of such a payload from the bytes of its texts."""
-    return sum(text_bytes) + _FRAME.size * len(text_bytes)
+def framing_nbytes(texts: int) -> int:
+    """The bytes before so many texts: their labels and lengths."""
+    return _FRAME.size * texts

@@ -12,6 +12,7 @@ import numpy as np
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
 from sim.kernel.device import Device
+from sim.kernel.ledger import Item
 from sim.kernel.world import World
 
 
@@ -41,14 +42,13 @@ class Charging:
         cost = self.parts[device.backbone][part].backward(*shape, self.optimiser)
         return self._charged(device, part, cost)
 
-    def wire_bytes(self, device: Device, samples: np.ndarray, part: int, numbers: int = 0) -> int:
-        """The vectors of all real tokens after a part, in float32, and so many numbers of 4 bytes a
-        text.
-        """
+    def states(self, device: Device, samples: np.ndarray, part: int, layer: int) -> Item:
+        """The vectors of all real tokens after a part, which ends with this layer, in float32."""
         batch, tokens = self._shape(device, samples)
         fixed = self.world.costing.fixed_tokens is not None
         vectors = batch * tokens if fixed else int(self.world.lengths(device, samples).sum())
-        return 4 * (vectors * self.parts[device.backbone][part].width + numbers * batch)
+        nbytes = 4 * vectors * self.parts[device.backbone][part].width
+        return Item("activation", nbytes, (layer,), "each")
 
     def device_bytes(self, device: Device) -> int:
         """What a round carries each way: the trained numbers of the device's parts."""

@@ -17,6 +17,7 @@ from pydantic import Field
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
 from sim.kernel.learned import Learned, Taken
+from sim.kernel.ledger import DATA_KINDS, Contents, Item, only
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.split.learner import (
@@ -147,6 +148,7 @@ class FedBert(SplitTraining):
 
     learner: FedBertLearner
     learner_class = FedBertLearner
+    keeps_on_device = DATA_KINDS
 
     class Config(SplitSettings):
         """Settings of FedBert; the defaults are its fine-tuning of MRPC."""
@@ -183,22 +185,25 @@ class FedBert(SplitTraining):
         charge, name, work = self.charging, device.backbone, self.learner.work
         first, embed = charge.forward(device, samples, 0), self.learner.embed
         sent: Any = yield from device.compute(work(first, embed, name, samples, slot[0], seed))
-        nbytes = charge.wire_bytes(device, samples, 0, numbers=1)  # each text's length
-        up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
+        embedded = charge.states(device, samples, 0, 0)
+        held = Contents(embedded, Item("length", 4 * len(samples)))
+        up = yield from self.exchange(device, task, samples, held, sent and sent.data)
         ahead = charge.forward(device, samples, 1)
         body = (self.learner.body, name, len(samples), seed)
         out = yield from self.served(device, task, up, ahead, *body)
-        yield from device.download(charge.wire_bytes(device, samples, 1))
+        depth = self.world.costing.depths()[name]
+        output = charge.states(device, samples, 1, depth)
+        yield from device.download(Contents(output))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
         loss = work(both, self.learner.loss, name, samples, seed, slot[0], sent, out and out.data)
         made: Any = (yield from device.compute(loss)) or (None, None)
         gradient, head = made
         up = yield from self.exchange(
-            device, task, samples, charge.wire_bytes(device, samples, 1), gradient
+            device, task, samples, only("gradient", output.nbytes), gradient
         )
         back = charge.backward(device, samples, 1)
         gradient = yield from self.trained(device, task, up, back, self.learner.body_back, out)
-        yield from device.download(charge.wire_bytes(device, samples, 0))
+        yield from device.download(only("gradient", embedded.nbytes))
         last = charge.backward(device, samples, 0)
         finish = work(last, self.learner.finish, client_update, slot, sent, gradient, head)
         return (yield from device.compute(finish))

@@ -15,6 +15,7 @@ from learning.cost.count_split import PartArchitecture
 from learning.federated.seeds import derived_seed
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
+from sim.kernel.ledger import Contents, only
 from sim.kernel.server import Server
 from sim.kernel.spans import waiting
 from sim.kernel.work import ClientTask, Work
@@ -94,8 +95,8 @@ class SplitTraining(SynchronousRounds):
         """Download the device's parts, train them batch by batch together with the server, and send
         them back.
         """
-        nbytes = self.charging.device_bytes(device)
-        yield from device.download(nbytes)
+        own = only("parameters", self.charging.device_bytes(device))
+        yield from device.download(own)
         slot = [task.model]
         for number, samples in enumerate(self.texts(device, task)):
             seed = derived_seed(self.seed(device, task.version), number)
@@ -105,7 +106,7 @@ class SplitTraining(SynchronousRounds):
         del slot, held  # what is on its way is all that the device has left
         if device.id in self.copies:
             self.copies[device.id] = self.copies[device.id]._replace(moments=None)
-        yield from device.send(device.payload(device.samples, nbytes, data, task.version))
+        yield from device.send(device.payload(device.samples, own, data, task.version))
 
     def batch(
         self, device: Device, task: ClientTask, samples: np.ndarray, seed: int, slot: list
@@ -120,10 +121,10 @@ class SplitTraining(SynchronousRounds):
         return self.batches(device, task, self.steps(device, self.config.local_epochs))
 
     def exchange(
-        self, device: Device, task: ClientTask, samples: np.ndarray, nbytes: int, data: object
+        self, device: Device, task: ClientTask, samples: np.ndarray, held: Contents, data: object
     ) -> Generator[Any, Any, Payload]:
         """Upload what the server works on at once, while the device waits for it."""
-        payload = device.payload(samples, nbytes, data, task.version)
+        payload = device.payload(samples, held, data, task.version)
         return (yield from device.send(payload, into_inbox=False))
 
     # --- what the server does for a device

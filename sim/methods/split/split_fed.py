@@ -19,6 +19,7 @@ from learning.backbones.catalogue import config_of, depth_of
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
 from sim.kernel.learned import Learned
+from sim.kernel.ledger import DATA_KINDS, Contents, Item, only
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
@@ -109,6 +110,7 @@ class SplitFed(SplitTraining):
 
     learner: SplitFedLearner
     learner_class = SplitFedLearner
+    keeps_on_device = DATA_KINDS - {"label"}
 
     class Config(TrainableSettings, SplitSettings):
         """Settings of SplitFed."""
@@ -156,12 +158,14 @@ class SplitFed(SplitTraining):
         sent: Any = yield from device.compute(
             work(ahead, self.learner.embed, name, samples, slot[0], seed, True)
         )
-        nbytes = charge.wire_bytes(device, samples, 0, numbers=2)  # each text's length and label
-        up = yield from self.exchange(device, task, samples, nbytes, sent and sent.data)
+        states = charge.states(device, samples, 0, self.config.layers)
+        each = 4 * len(samples)
+        held = Contents(states, Item("length", each), Item("label", each))
+        up = yield from self.exchange(device, task, samples, held, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
         learn = (self.learner.learn, name, len(samples), seed)
         gradient = yield from self.trained(device, task, up, both, *learn)
-        yield from device.download(charge.wire_bytes(device, samples, 0))
+        yield from device.download(only("gradient", states.nbytes))
         back = charge.backward(device, samples, 0)
         finish = work(back, self.learner.finish, client_update, slot, sent, gradient)
         return (yield from device.compute(finish))
