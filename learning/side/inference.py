@@ -32,6 +32,8 @@ from learning.side.prediction_difference import (
     VERBALISERS,
     backbone_prediction,
 )
+from learning.side.protection import FILE as SECRET_FILE
+from learning.side.protection import Secret, to_classes
 from learning.side.readouts import compute
 
 
@@ -50,6 +52,8 @@ class SidePredictor:
     spec: BackboneSpec
     network: SideNetwork
     notes: Mapping[str, Any]
+    secret: Secret | None = None
+    """What devices have and the server has not, where what they sent was protected."""
 
     @classmethod
     def load(
@@ -98,7 +102,7 @@ class SidePredictor:
                 f"{file} was trained with; "
                 f"give the right ones as own={{{backbone!r}: {{'path': ...}}}}"
             )
-        return cls(spec, network, notes)
+        return cls(spec, network, notes, _secret_beside(file, notes))
 
     @property
     def class_names(self) -> list[str]:
@@ -127,9 +131,12 @@ class SidePredictor:
         pooled = self._pooled(texts, second_texts)
         y_b = torch.from_numpy(self._own_prediction(pooled[:, -1], texts, second_texts))
         with torch.inference_mode():
-            y_s = self.network(
-                torch.from_numpy(pooled[:, self.notes["vectors"][self.spec.name]]), self.spec.name
-            )
+            values = pooled[:, self.notes["vectors"][self.spec.name]]
+            sent = values if self.secret is None else self.secret.rotated(values)
+            y_s = self.network(torch.from_numpy(sent), self.spec.name)
+            if self.secret is not None:
+                offset = self.secret.offset(self.spec.name, values)
+                y_s = torch.from_numpy(to_classes(self.secret, y_s.numpy(), offset))
             scores = compose(y_b, y_s, self.notes["loss"]).numpy()
         return [self.class_names[c] for c in scores.argmax(axis=1)], scores
 
@@ -176,6 +183,18 @@ class SidePredictor:
         return backbone_prediction(
             kind, last_layer_ND, len(self.class_names), classes, rng, head, logits_NC=logits
         )
+
+
+def _secret_beside(file: Path, notes: Mapping[str, Any]) -> Secret | None:
+    if not int(notes.get("is_protected", 0)):
+        return None
+    path = file.with_name(SECRET_FILE)
+    if not path.is_file():
+        raise InferenceError(
+            f"{file} was trained on protected uploads: without the devices' secret, {path}, what "
+            "it says cannot be read"
+        )
+    return Secret.load(path)
 
 
 _JSON = ("vectors", "class_names", "backbones", "heads", "pairs")

@@ -38,12 +38,14 @@ class Training:
 @dataclass(frozen=True)
 class HeldOut:
     """Held-out texts as one backbone sees them: vectors [n, V, d_m], its own prediction [n, C],
-    labels [n].
+    labels [n]; where what devices send is protected, the secret offset [n, K] and codes [C, K].
     """
 
     values: np.ndarray
     prediction: np.ndarray
     labels: np.ndarray
+    offset: np.ndarray | None = None
+    codes: np.ndarray | None = None
 
 
 class SideNetworkTrainer:
@@ -181,6 +183,8 @@ class SideNetworkTrainer:
         """What backbone + side network (the averaged weights) predict for texts, [n, C]."""
         with torch.inference_mode():
             y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
+            if held.codes is not None and held.offset is not None:
+                y_s = (y_s + torch.from_numpy(held.offset)) @ torch.from_numpy(held.codes).T
             y_b = torch.from_numpy(held.prediction)
             predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
         return predicted.numpy()

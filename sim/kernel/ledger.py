@@ -29,6 +29,7 @@ KINDS = {
     "side network": "the side network with what belongs to a backbone",
     "head": "a fitted head",
     "layer choice": "which layers to sample",
+    "public axes": "statistics of public texts' activations",
     "seed": "what random directions follow from",
     "frame": "the format's header",
     "undeclared": "whatever a method sends without saying what it is",

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sim.kernel.device import Device
+from sim.methods.side_tuning.protection import Protection
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
@@ -38,9 +39,20 @@ class FedMobiLLM(SideTuning):
         have arrived.
         """
         server_batch: int = Field(32, ge=1)
+        protection: Protection | None = None
+        """What devices do to what they send, so that the server learns less from it."""
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network and its backbone's projections.
         """
+
+        @model_validator(mode="after")
+        def _codes_are_for_differences(self):
+            if self.protection is not None and self.loss != "squared-error":
+                raise ValueError(
+                    "protection: hides differences, and loss: cross-entropy sends the labels "
+                    "themselves: leave one of them out"
+                )
+            return self
 
     client_update = staticmethod(with_differences)
     server_update = staticmethod(one_step)

@@ -19,8 +19,10 @@ from learning.backbones.prompts import first_tokens
 from learning.side import heads
 from learning.side.config import shape_for
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS, backbone_prediction
+from learning.side.protection import FILE as SECRET_FILE
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
+from sim.methods.side_tuning.protection import outputs_of, wanted_axes
 from sim.methods.side_tuning.tap_choice import asking_rule, chosen, sampled
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from learning.backbones.tokens import Tokens
     from learning.metrics import Score
+    from learning.side.protection import Secret
     from learning.side.readouts import Pooled
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
@@ -51,7 +54,8 @@ class SideTuningLearner(RealLearner):
         widths = {name: catalogue.width_of(c) for name, c in configs.items()}
         self.layers = sampled(config, world, depths)
         blocks = len(next(iter(self.layers.values())))
-        self.shape = shape_for(config.side_network, blocks, widths, world.task.classes)
+        outputs = outputs_of(config, world.task.classes)
+        self.shape = shape_for(config.side_network, blocks, widths, outputs)
         self._specs = specs
         self._seed = world.streams.seed64("server/side-network") % 2**31
         self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
@@ -90,7 +94,8 @@ class SideTuningLearner(RealLearner):
             self._specs.items(), key=lambda item: -catalogue.depth_of(catalogue.config_of(item[1]))
         )
         for name, spec in deepest_first:
-            public = [task.public] if rule or own == "public-head" else []
+            asks = rule or own == "public-head" or wanted_axes(self.config)
+            public = [task.public] if asks else []
             samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
             read_before = [self._specs[other] for other in self._readouts]
@@ -113,6 +118,7 @@ class SideTuningLearner(RealLearner):
             first = self.shape.start == "embedding"
             self.layers = chosen(rule, self.shape.blocks, self.world, public_vectors, first)
         self._fit_heads()
+        self._secret = self._drawn()
         self._held_out = self._of_part("test")
         self._validation = self._of_part("validation")
         known = f"side network of {list(self._specs)}"
@@ -214,7 +220,52 @@ class SideTuningLearner(RealLearner):
         labels = self.world.task.labels[samples]
         y_b = self._own_prediction(backbone, samples)
         values, targets = update(activations, labels, y_b, self.config.loss)
+        if self._secret is not None:
+            values, targets = self._protected(backbone, values, targets, samples)
         return encode(Activations(values, targets, samples), self.config.wire)
+
+    # --- what a device does so that the server learns less
+
+    def _drawn(self) -> Secret | None:
+        """What the devices share and the server has not; None where nothing is protected."""
+        from learning.side.protection import draw_secret, public_axes
+
+        c = getattr(self.config, "protection", None)
+        if c is None:
+            return None
+        axes = None
+        if count := wanted_axes(self.config):
+            public = self.world.task.public
+            vectors = {n: self._vectors_of(n, public, v) for n, v in self.vectors.items()}
+            axes = public_axes(vectors, count)
+        widths = {*self.shape.backbone_widths.values()} if c.rotate else ()
+        return draw_secret(
+            self.world.streams.rng("owner/secret"),
+            self.world.task.classes,
+            self.shape.classes,
+            c.offset,
+            axes,
+            dict.fromkeys(widths, self.shape.vectors),
+        )
+
+    def _protected(
+        self, backbone: str, values: np.ndarray, targets: np.ndarray, samples: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As they are sent. The noise belongs to a text: whoever sends it twice sends the same."""
+        from learning.side.protection import to_send
+
+        c, secret = self.config.protection, self._secret
+        assert secret is not None, "as something is protected"
+        noise = np.zeros((len(samples), self.shape.classes), dtype=np.float32)
+        more = np.zeros_like(values) if c.activation_noise else None
+        for row, sample in enumerate(samples if c.noise or c.activation_noise else ()):
+            rng = self.world.streams.rng("owner/noise", int(sample))
+            noise[row] = c.noise * rng.standard_normal(noise.shape[1])
+            if more is not None:
+                size = np.sqrt((values[row] ** 2).mean(axis=-1, keepdims=True))
+                more[row] = c.activation_noise * size * rng.standard_normal(values[row].shape)
+        sent, targets = to_send(secret, backbone, values, targets, noise)
+        return (sent if more is None else sent + more), targets
 
     # --- what the server computes
 
@@ -316,10 +367,15 @@ class SideTuningLearner(RealLearner):
         if not len(texts):
             return {}
         labels = self.world.task.labels[texts]
-        return {
-            name: HeldOut(self.forward(name, texts), self._own_prediction(name, texts), labels)
-            for name in self.vectors
-        }
+        found = {}
+        for name in self.vectors:
+            values, y_b = self.forward(name, texts), self._own_prediction(name, texts)
+            if self._secret is None:
+                found[name] = HeldOut(values, y_b, labels)
+            else:  # as the device itself predicts
+                sent, offset = self._secret.rotated(values), self._secret.offset(name, values)
+                found[name] = HeldOut(sent, y_b, labels, offset, self._secret.codes)
+        return found
 
     def digest(self) -> str:
         """A digest of the shipped weights."""
@@ -352,8 +408,11 @@ class SideTuningLearner(RealLearner):
             loss=self.config.loss,
             max_tokens=str(task.max_tokens),
             seed=str(self.world.seed),
+            is_protected=str(int(self._secret is not None)),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
+        if self._secret is not None:
+            self._secret.save(folder / SECRET_FILE)
 
 
 def paired(values: np.ndarray, targets: np.ndarray) -> list[Record]:

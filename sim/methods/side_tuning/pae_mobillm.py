@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
+from sim.methods.side_tuning.protection import Protection
 from sim.methods.side_tuning.shared import SideTuningSettings
 from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
@@ -49,6 +50,8 @@ class PaeMobiLLM(MatrixUploads):
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
         """Records of one update from the cache; without a cache every payload is one update."""
+        protection: Protection | None = None
+        """What devices do to what they send, so that the server learns less from it."""
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
 
@@ -58,6 +61,8 @@ class PaeMobiLLM(MatrixUploads):
                 raise ValueError(
                     "bits: 4 is for shortcut: matrix; single vectors go with 32, 16 or 8"
                 )
+            if self.shortcut == "matrix" and self.protection is not None:
+                raise ValueError("protection: is for single vectors, so for shortcut: pivot")
             return self
 
         @property

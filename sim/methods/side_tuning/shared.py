@@ -31,6 +31,14 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.protection import (
+    axes_bytes,
+    axes_cost,
+    device_cost,
+    outputs_of,
+    require_public,
+    wanted_axes,
+)
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.shipping import (
     at_server,
@@ -216,7 +224,10 @@ def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[s
     layers = sampled(settings, world, {name: depths[name] for name in backbones})
     blocks = len(next(iter(layers.values())))
     return shape_for(
-        settings.side_network, blocks, {name: widths[name] for name in layers}, world.task.classes
+        settings.side_network,
+        blocks,
+        {name: widths[name] for name in layers},
+        outputs_of(settings, world.task.classes),
     )
 
 
@@ -244,7 +255,9 @@ class SideTuning:
         if getattr(config, number) != exact:
             require_ratings_of_half(config, world, f", or say `{number}: {exact}`")
         self.public_read = world.env.event()
-        self.target_width = world.task.classes * (2 if config.loss == "cross-entropy" else 1)
+        require_public(config, world)
+        outputs = outputs_of(config, world.task.classes)
+        self.target_width = outputs * (2 if config.loss == "cross-entropy" else 1)
         self.tap_rule = asking_rule(config)
         self.shape = self.new_shape()
         require_texts_to_choose_by(config, world, self.shape.backbone_widths)
@@ -302,12 +315,23 @@ class SideTuning:
             width, head = self.shape.backbone_widths[device.backbone], 0
             if self.config.backbone_prediction == "public-head":
                 head = head_bytes(width, self.world.task.classes)
-            yield from device.download(Contents(Item("layer choice", choice), Item("head", head)))
+            axes = axes_bytes(self.config, self.shape, device.backbone)
+            yield from device.download(
+                Contents(
+                    Item("layer choice", choice),
+                    Item("head", head),
+                    Item("public axes", axes if wanted_axes(self.config) else 0),
+                )
+            )
 
     @property
     def reads_public(self) -> bool:
-        """Whether the server reads the public texts: to fit heads, or to choose layers."""
-        return self.config.backbone_prediction == "public-head" or self.tap_rule is not None
+        """Whether the server reads the public texts: to fit heads, choose layers, or for axes."""
+        return (
+            self.config.backbone_prediction == "public-head"
+            or self.tap_rule is not None
+            or wanted_axes(self.config) > 0
+        )
 
     def read_public(self, server: Server) -> Generator:
         """At the server, before anything else: every backbone passes over the public texts, gets a
@@ -326,6 +350,10 @@ class SideTuning:
             if self.tap_rule:
                 cost = choice_cost(self.tap_rule, self.shape.blocks, self.world, widths)
                 yield from server.compute(Work(cost))
+            if wanted_axes(self.config):
+                yield from server.compute(
+                    Work(axes_cost(self.config, self.shape, len(task.public)))
+                )
             self.public_read.succeed()
 
     def fitting_own(self, device: Device) -> Work:
@@ -389,6 +417,7 @@ class SideTuning:
         """The frozen backbone over a batch: all that a device computes."""
         lengths = self.world.lengths(device, samples)
         cost = device_pass(self.config, self.world, device, lengths)
+        cost += device_cost(self.config, self.shape, device.backbone, len(samples))
         return self.learner.work(cost, self.learner.forward, device.backbone, samples)
 
     def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:

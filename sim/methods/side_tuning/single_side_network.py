@@ -45,7 +45,7 @@ class SingleSideNetwork(FedMobiLLM):
         require_texts_to_choose_by(config, world, list(widths)[:1])  # nobody shares a network
         self.shapes = {
             name: shape_for(
-                config.side_network, self.shape.blocks, {name: width}, world.task.classes
+                config.side_network, self.shape.blocks, {name: width}, self.shape.classes
             )
             for name, width in widths.items()
         }

@@ -1,0 +1,160 @@
+"""What a device does to what it sends, so that the server learns less from it, and takes off again
+from what it gets: by a secret that the devices of one owner share and the server never has.
+
+With x a text's vectors side by side, delta_y [C] its prediction difference, M [C, K] the codes
+(orthonormal rows), g a secret function and e noise that belongs to the text,
+
+    sent target = delta_y M - g(x) + e,        y_hat = y_b + (y_s + g(x)) M'
+
+The codes hide which class is which. They do not hide which texts are of one class: with a constant
+y_b the differences of a class are equal. What differs from text to text does: g, which the side
+network learns along, because it is linear in the leading principal axes of *public* texts' vectors
+(whitened; elsewhere a ridge regression would shrink it, which costs accuracy), and e, for a server
+that knows of g and solves for both. `benchmarks/grouping.py` measures what each hides and costs.
+
+A secret rotation of each vector hides what its numbers say from who knows the backbone alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FILE = "device_secret.safetensors"
+"""Beside the side network, in a run's folder: what devices have and the server has not."""
+
+
+@dataclass(frozen=True)
+class PublicAxes:
+    """Principal axes of public texts' standardised vectors, side by side: mean and deviation of
+    each backbone [F], and axes [F, k] of all backbones of a width, along which these have variance
+    1. No secret.
+    """
+
+    mean: Mapping[str, np.ndarray]
+    deviation: Mapping[str, np.ndarray]
+    axes: Mapping[int, np.ndarray]
+
+
+def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
+    """So many axes of public texts' vectors [n, V, d] by backbone; ValueError where the texts are
+    too few for them.
+    """
+    mean, deviation, by_width = {}, {}, dict[int, list[np.ndarray]]()
+    for name, a_NVD in sorted(vectors.items()):
+        x_NF = a_NVD.reshape(len(a_NVD), -1).astype(np.float64)
+        mean[name] = x_NF.mean(axis=0)
+        deviation[name] = np.maximum(x_NF.std(axis=0), 1e-3 * np.abs(x_NF).mean() + 1e-12)
+        by_width.setdefault(a_NVD.shape[-1], []).append((x_NF - mean[name]) / deviation[name])
+    axes = {}
+    for width, parts in by_width.items():
+        x_NF = np.concatenate(parts)
+        if min(len(part) for part in parts) <= count or x_NF.shape[1] < count:
+            raise ValueError(
+                f"{count} axes need more than {count} public texts and numbers a text; there are "
+                f"{min(len(part) for part in parts)} and {x_NF.shape[1]}"
+            )
+        _, lengths_K, axes_KF = np.linalg.svd(x_NF, full_matrices=False)
+        axes[width] = axes_KF[:count].T * (np.sqrt(len(x_NF)) / lengths_K[:count])
+    return PublicAxes(mean, deviation, axes)
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What devices of one owner share: codes [C, K]; by backbone the weights [F, K] and constant
+    [K] of the offset g (none: no offset); by width rotations [V, d, d] (none: no rotation).
+    """
+
+    codes: np.ndarray
+    offsets: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    rotations: Mapping[int, np.ndarray]
+
+    def offset(self, backbone: str, a_NVD: np.ndarray) -> np.ndarray:
+        """g of texts' vectors [n, V, d] as the backbone gives them: [n, K]."""
+        if backbone not in self.offsets:
+            return np.zeros((len(a_NVD), self.codes.shape[1]), dtype=np.float32)
+        weights_FK, constant_K = self.offsets[backbone]
+        return a_NVD.reshape(len(a_NVD), -1) @ weights_FK - constant_K
+
+    def rotated(self, a_NVD: np.ndarray) -> np.ndarray:
+        """Vectors [n, V, d] as they are sent."""
+        rotations_VDD = self.rotations.get(a_NVD.shape[-1])
+        if rotations_VDD is None:
+            return a_NVD
+        return np.einsum("nvd,vde->nve", a_NVD, rotations_VDD, optimize=True)
+
+    def save(self, path: Path) -> None:
+        """A safetensors file of it."""
+        from safetensors.numpy import save_file
+
+        tensors = {"codes": self.codes}
+        for name, (weights, constant) in self.offsets.items():
+            tensors |= {f"weights of {name}": weights, f"constant of {name}": constant}
+        tensors |= {f"rotations of {width}": r for width, r in self.rotations.items()}
+        save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> Secret:
+        """What `save` wrote."""
+        from safetensors.numpy import load_file
+
+        tensors = load_file(path)
+        names = [n.removeprefix("weights of ") for n in tensors if n.startswith("weights of ")]
+        offsets = {n: (tensors[f"weights of {n}"], tensors[f"constant of {n}"]) for n in names}
+        widths = [n.removeprefix("rotations of ") for n in tensors if n.startswith("rotations of ")]
+        rotations = {int(width): tensors[f"rotations of {width}"] for width in widths}
+        return cls(tensors["codes"], offsets, rotations)
+
+
+def draw_secret(
+    rng: np.random.Generator,
+    classes: int,
+    length: int,
+    offset: float,
+    axes: PublicAxes | None,
+    rotated: Mapping[int, int],
+) -> Secret:
+    """A secret by a generator that only devices have: codes of `length` numbers; an offset whose
+    variance is so many times that of the codes of even classes; rotations for so many vectors of
+    each width.
+    """
+    codes_CK = _orthonormal(rng, length)[:classes]
+    offsets = {}
+    if axes is not None and offset > 0:
+        variance = offset * (1 - 1 / classes if classes > 1 else 1.0) / length
+        drawn = {
+            width: w_FK @ rng.normal(0, np.sqrt(variance / w_FK.shape[1]), (w_FK.shape[1], length))
+            for width, w_FK in sorted(axes.axes.items())
+        }
+        for name, mean_F in axes.mean.items():
+            (weights_FK,) = [w for w in drawn.values() if len(w) == len(mean_F)]
+            weights_FK = weights_FK / axes.deviation[name][:, None]
+            constant_K = mean_F @ weights_FK
+            offsets[name] = weights_FK.astype(np.float32), constant_K.astype(np.float32)
+    rotations = {
+        width: np.stack([_orthonormal(rng, width) for _ in range(vectors)]).astype(np.float32)
+        for width, vectors in sorted(rotated.items())
+    }
+    return Secret(codes_CK.astype(np.float32), offsets, rotations)
+
+
+def to_send(
+    secret: Secret, backbone: str, a_NVD: np.ndarray, targets_NC: np.ndarray, noise_NK: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [n, V, d] and differences [n, C] as a device sends them: [n, V, d], [n, K]."""
+    sent_NK = targets_NC @ secret.codes - secret.offset(backbone, a_NVD) + noise_NK
+    return secret.rotated(a_NVD), sent_NK.astype(np.float32)
+
+
+def to_classes(secret: Secret, y_s_NK: np.ndarray, offset_NK: np.ndarray) -> np.ndarray:
+    """What a side network says, as differences of the classes [n, C]: for devices alone."""
+    return (y_s_NK + offset_NK) @ secret.codes.T
+
+
+def _orthonormal(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A rotation or reflection, evenly drawn (Stewart 1980): [size, size]."""
+    q, r = np.linalg.qr(rng.standard_normal((size, size)))
+    return q * np.sign(np.diag(r))

@@ -1,0 +1,107 @@
+"""The settings of what devices do to what they send (`learning.side.protection`), and its cost."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from learning.cost.costs import Cost
+from learning.side.config import SideShape
+from sim.kernel.world import World
+from sim.scenario.settings import OnlyFor, Settings
+
+STATISTIC_BYTES = 2
+"""Of a number of the public axes, on its way to a device."""
+
+
+class Protection(Settings):
+    """What devices do to what they send, by a secret that they share and the server has not.
+    Differences go as codes of the classes, always; the rest is chosen here.
+    """
+
+    only_for: ClassVar[OnlyFor] = {"axes": ("an `offset`", lambda settings: settings.offset > 0)}
+    codes: int | None = Field(None, ge=1)
+    """Numbers of a code, at least as many as classes; default as many."""
+    offset: float = Field(0.0, ge=0)
+    """Variance, over that of the codes, of a secret function of the text's vectors that is taken
+    off before sending and added again to what the side network says.
+    """
+    axes: int = Field(64, ge=1)
+    """Leading axes of public texts' vectors (`task.public`) that this function is linear in."""
+    noise: float = Field(0.0, ge=0)
+    """Deviation of what is added to each number of a difference; two codes are 1.41 apart."""
+    rotate: bool = False
+    """Rotate every vector, each place of the side network by a rotation of its own."""
+    activation_noise: float = Field(0.0, ge=0)
+    """Deviation of what is added to each number of a vector, over the vector's root mean square."""
+
+    def outputs(self, classes: int) -> int:
+        """How many numbers the side network says."""
+        return classes if self.codes is None else self.codes
+
+
+def outputs_of(config: Any, classes: int) -> int:
+    """How many numbers a method's side network says of a text."""
+    protection: Protection | None = getattr(config, "protection", None)
+    return classes if protection is None else protection.outputs(classes)
+
+
+def wanted_axes(config: Any) -> int:
+    """How many axes of public texts devices need; 0: none."""
+    protection: Protection | None = getattr(config, "protection", None)
+    return protection.axes if protection is not None and protection.offset > 0 else 0
+
+
+def require_public(config: Any, world: World) -> None:
+    """Raise ValueError where a protection lacks what it needs: codes for all classes, public texts
+    for its axes.
+    """
+    protection: Protection | None = getattr(config, "protection", None)
+    if protection is None:
+        return
+    classes, count = world.task.classes, len(world.task.public)
+    if protection.outputs(classes) < classes:
+        raise ValueError(
+            f"method.protection.codes: {protection.codes} numbers cannot tell {classes} classes "
+            f"apart: say at least {classes}"
+        )
+    if wanted_axes(config) >= count and wanted_axes(config):
+        raise ValueError(
+            f"method.protection.offset: {protection.axes} axes need more than {protection.axes} "
+            f"public texts, and `task.public` is {count}: say more, or fewer `axes`"
+        )
+
+
+def device_cost(config: Any, shape: SideShape, backbone: str, records: int) -> Cost:
+    """What protecting so many records costs a device beside its forward pass."""
+    protection: Protection | None = getattr(config, "protection", None)
+    if protection is None:
+        return Cost()
+    width, numbers = shape.backbone_widths[backbone], shape.inputs(backbone)
+    flop = 2.0 * shape.classes**2  # at most, as there are no more classes than numbers of a code
+    held = 0.0
+    if protection.offset:
+        flop += 2.0 * numbers * shape.classes
+        held += 4.0 * numbers * shape.classes
+    if protection.rotate:
+        flop += 2.0 * numbers * width
+        held += 4.0 * numbers * width
+    return Cost(records * flop, held)
+
+
+def axes_cost(config: Any, shape: SideShape, texts: int) -> Cost:
+    """What the axes of so many public texts cost the server: a singular value decomposition in
+    6 n F min(n, F) (Golub & Van Loan, section 8.6), all backbones of a width together.
+    """
+    cost = Cost()
+    for width in {*shape.backbone_widths.values()}:
+        rows = texts * sum(w == width for w in shape.backbone_widths.values())
+        numbers = shape.vectors * width
+        cost += Cost(6.0 * rows * numbers * min(rows, numbers), 8.0 * rows * numbers)
+    return cost
+
+
+def axes_bytes(config: Any, shape: SideShape, backbone: str) -> int:
+    """What a device is sent of them: its axes, and the mean and deviation of each number."""
+    return STATISTIC_BYTES * (wanted_axes(config) + 2) * shape.inputs(backbone)
