@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sim.kernel.device import Device
-from sim.methods.side_tuning.protection import Protection
+from sim.methods.side_tuning.protection import ProtectedSettings
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
@@ -26,7 +26,7 @@ class FedMobiLLM(SideTuning):
     width.
     """
 
-    class Config(SideTuningSettings):
+    class Config(SideTuningSettings, ProtectedSettings):
         """Settings of Fed MobiLLM."""
 
         kind: Literal["fed-mobillm"]
@@ -39,8 +39,6 @@ class FedMobiLLM(SideTuning):
         have arrived.
         """
         server_batch: int = Field(32, ge=1)
-        protection: Protection | None = None
-        """What devices do to what they send, so that the server learns less from it."""
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network and its backbone's projections.
         """

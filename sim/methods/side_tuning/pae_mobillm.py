@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
-from sim.methods.side_tuning.protection import Protection
+from sim.methods.side_tuning.protection import ProtectedSettings
 from sim.methods.side_tuning.shared import SideTuningSettings
 from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_differences
@@ -29,7 +29,7 @@ class PaeMobiLLM(MatrixUploads):
     labels there.
     """
 
-    class Config(SideTuningSettings):
+    class Config(SideTuningSettings, ProtectedSettings):
         """Settings of PAE MobiLLM."""
 
         only_for: ClassVar[OnlyFor] = {
@@ -50,8 +50,6 @@ class PaeMobiLLM(MatrixUploads):
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
         """Records of one update from the cache; without a cache every payload is one update."""
-        protection: Protection | None = None
-        """What devices do to what they send, so that the server learns less from it."""
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
 

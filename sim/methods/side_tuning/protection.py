@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_serializer
 
 from learning.cost.costs import Cost
 from learning.side.config import SideShape
@@ -39,6 +40,22 @@ class Protection(Settings):
     def outputs(self, classes: int) -> int:
         """How many numbers the side network says."""
         return classes if self.codes is None else self.codes
+
+
+class ProtectedSettings(Settings):
+    """Settings of a method whose devices may protect what they send."""
+
+    protection: Protection | None = None
+    """What devices do to what they send, so that the server learns less from it."""
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: Callable[[ProtectedSettings], dict[str, Any]]) -> dict[str, Any]:
+        """Who protects nothing keeps the digest from before there was this setting."""
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name != "protection" or value is not None
+        }
 
 
 def outputs_of(config: Any, classes: int) -> int:
