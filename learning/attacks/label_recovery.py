@@ -1,0 +1,240 @@
+"""Labels out of what was uploaded: from prediction differences alone, from what the server can
+compute itself, from which differences or activations are alike, and from a few labels known before.
+
+    outcomes = [by_largest(deltas_NC, labels_N), *by_clustering(deltas_NC, labels_N, 6, rng)]
+
+delta_y = one_hot(y) - y_b has its one positive component at y, so its largest is the label
+(docs/pae_mobillm.md); the sign of the last layer's gradient, which is the same difference, gives
+labels away in iDLG (Zhao et al., arXiv 2001.02610). Codes of labels in a space of their own hide
+the names of the classes, not that equal labels have equal codes: so grouping and naming are judged
+apart. A server that holds a few labelled texts needs no codes at all (Fu et al., Label Inference
+Attacks Against Vertical Federated Learning, USENIX Security 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learning.attacks.outcome import AttackOutcome, interval, majority, of_share, resampled
+
+KNOWN = (1, 10)
+"""Labels a class that the server knows."""
+
+
+def by_largest(deltas_NC: np.ndarray, labels_N: np.ndarray) -> AttackOutcome:
+    """The largest component of a difference [n, classes] is the label.
+
+    Raises ValueError where differences are not as long as there are classes.
+    """
+    _require_components(deltas_NC, labels_N)
+    hits_N = deltas_NC.argmax(axis=1) == labels_N
+    return of_share("largest component", "labels", hits_N, majority(labels_N))
+
+
+def by_sign(deltas_NC: np.ndarray, labels_N: np.ndarray) -> AttackOutcome:
+    """The only positive component of a difference [n, classes] is the label; where there is none,
+    or another one, the text counts as missed. ValueError as `by_largest`.
+    """
+    _require_components(deltas_NC, labels_N)
+    is_positive_NC = deltas_NC > 0
+    hits_N = (is_positive_NC.sum(axis=1) == 1) & (is_positive_NC.argmax(axis=1) == labels_N)
+    return of_share("only positive component", "labels", hits_N, majority(labels_N))
+
+
+def by_backbone_knowledge(
+    deltas_NC: np.ndarray, y_b_NC: np.ndarray, labels_N: np.ndarray
+) -> AttackOutcome:
+    """Where the server can compute the backbone's own prediction y_b [n, classes], delta_y + y_b is
+    the one-hot label itself. ValueError as `by_largest`.
+    """
+    _require_components(deltas_NC, labels_N)
+    hits_N = (deltas_NC + y_b_NC).argmax(axis=1) == labels_N
+    return of_share("difference plus known y_b", "labels", hits_N, majority(labels_N))
+
+
+def by_clustering(
+    values: np.ndarray,
+    labels_N: np.ndarray,
+    classes: int,
+    rng: np.random.Generator,
+    known_a_class: Sequence[int] = KNOWN,
+    priors_C: np.ndarray | None = None,
+) -> list[AttackOutcome]:
+    """Texts whose values are alike have one label: groups first, then names for them.
+
+    `values` [n, ...] are differences, label codes of any length or activations. Groups are equal
+    values, if there are no more of these than classes, else k-means (`groups_of`). The outcomes:
+    the adjusted Rand index of the groups (chance 0); names by the groups' sizes, no label being
+    known, against the shares of the classes `priors_C` [classes] (those of these very labels where
+    none are given, which knows the most), on the average over resampled texts, as one naming is
+    right or wrong for whole classes; and names by a vote of so many known labels a class, of
+    the nearest known text in groups without one, judged on the other texts.
+    """
+    groups_N = groups_of(values, classes, rng)
+    flat_NK = values.reshape(len(values), -1)
+    if priors_C is None:
+        priors_C = np.bincount(labels_N, minlength=classes) / len(labels_N)
+    n, every = len(labels_N), np.arange(len(labels_N))
+    index = adjusted_rand(groups_N, labels_N)
+    grouped = resampled(
+        lambda rows: adjusted_rand(groups_N, labels_N, np.bincount(rows, minlength=n)), rng, every
+    )
+    named = resampled(
+        lambda rows: _named_by_size(groups_N[rows], labels_N[rows], priors_C, rng), rng, every
+    )
+    what, chance = "grouping (adjusted Rand index)", majority(labels_N)
+    outcomes = [
+        AttackOutcome("clustering", what, index, *interval(grouped), 0.0, n),
+        AttackOutcome(
+            "clustering, named by size", "labels", float(named.mean()), *interval(named), chance, n
+        ),
+    ]
+    for known in known_a_class:
+        is_known_N = drawn(labels_N, known, rng)
+        guess_N = _named_by_known(flat_NK, groups_N, labels_N, is_known_N)
+        attack = f"clustering, named by {known} known a class"
+        outcomes.append(_judged(attack, guess_N, labels_N, ~is_known_N))
+    return outcomes
+
+
+def by_known_labels(
+    features: np.ndarray,
+    labels_N: np.ndarray,
+    rng: np.random.Generator,
+    known_a_class: Sequence[int] = KNOWN,
+) -> list[AttackOutcome]:
+    """A classifier of uploaded activations or differences [n, ...], learned from so many texts a
+    class whose labels the server knows: logistic regression, and the nearest known text by cosine.
+
+    Judged on the other texts; with no known label there is nothing to learn from (`by_clustering`).
+    """
+    x_NF = standardised(features.reshape(len(features), -1))
+    outcomes = []
+    for known in known_a_class:
+        is_known_N = drawn(labels_N, known, rng)
+        for name, guess in (("logistic regression", _logistic), ("nearest text", _nearest)):
+            guess_N = guess(x_NF[is_known_N], labels_N[is_known_N], x_NF)
+            attack = f"{name}, {known} known a class"
+            outcomes.append(_judged(attack, guess_N, labels_N, ~is_known_N))
+    return outcomes
+
+
+def groups_of(values: np.ndarray, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """The group of each text, [n] from 0 on: those of equal values [n, ...] where these are no more
+    than classes (a constant y_b leaves one difference a class), else k-means with ten starts.
+    """
+    flat_NK = np.ascontiguousarray(values.reshape(len(values), -1))
+    different, same_N = np.unique(flat_NK, axis=0, return_inverse=True)
+    if len(different) <= classes:
+        return same_N.reshape(-1)
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    seed = int(rng.integers(1 << 31))
+    with threadpool_limits(1):  # threads would add in another order each time
+        return KMeans(classes, n_init=10, random_state=seed).fit_predict(standardised(flat_NK))
+
+
+def adjusted_rand(
+    groups_N: np.ndarray, labels_N: np.ndarray, weights_N: np.ndarray | None = None
+) -> float:
+    """How far pairs of texts are together or apart in both, 1 at best and 0 on the average by
+    chance (Hubert & Arabie, Journal of Classification 2, 1985).
+
+    Weights count a text several times, as a bootstrap does; a text is no pair with itself.
+    """
+    w_N = np.ones(len(labels_N)) if weights_N is None else weights_N.astype(np.float64)
+    cells_N = groups_N.astype(np.int64) * (int(labels_N.max()) + 1) + labels_N
+
+    def pairs(of_N: np.ndarray) -> float:
+        sums, squares = np.bincount(of_N, w_N), np.bincount(of_N, w_N**2)
+        return float((sums**2 - squares).sum()) / 2
+
+    both, grouped, labelled = pairs(cells_N), pairs(groups_N), pairs(labels_N)
+    every = pairs(np.zeros(len(w_N), dtype=np.int64))
+    expected = grouped * labelled / every if every else 0.0
+    most = (grouped + labelled) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0
+
+
+def standardised(x_NF: np.ndarray) -> np.ndarray:
+    """Each column less its mean, over its deviation where it has one; float64."""
+    x_NF = x_NF.astype(np.float64)
+    spread_F = x_NF.std(axis=0)
+    return (x_NF - x_NF.mean(axis=0)) / np.where(spread_F > 0, spread_F, 1.0)
+
+
+def drawn(labels_N: np.ndarray, a_class: int, rng: np.random.Generator) -> np.ndarray:
+    """Which texts' labels are known, bool [n]: so many of each class, all where it has fewer.
+
+    Raises ValueError where that is no text, or every one.
+    """
+    is_known_N = np.zeros(len(labels_N), dtype=bool)
+    for label in np.unique(labels_N):
+        of_class = np.flatnonzero(labels_N == label)
+        is_known_N[rng.permutation(of_class)[:a_class]] = True
+    if a_class < 1 or is_known_N.all():
+        raise ValueError(
+            f"{a_class} known labels a class are {is_known_N.sum()} of {len(labels_N)} texts: "
+            "an attack by known labels needs some, and others to be judged on"
+        )
+    return is_known_N
+
+
+def _require_components(deltas_NC: np.ndarray, labels_N: np.ndarray) -> None:
+    if deltas_NC.ndim != 2 or deltas_NC.shape[1] <= labels_N.max():
+        raise ValueError(
+            f"differences of shape {deltas_NC.shape} have no component for each of "
+            f"{labels_N.max() + 1} classes: try by_clustering or by_known_labels"
+        )
+
+
+def _judged(
+    attack: str, guess_N: np.ndarray, labels_N: np.ndarray, is_judged_N: np.ndarray
+) -> AttackOutcome:
+    labels_N = labels_N[is_judged_N]
+    return of_share(attack, "labels", guess_N[is_judged_N] == labels_N, majority(labels_N))
+
+
+def _named_by_size(
+    groups_N: np.ndarray, labels_N: np.ndarray, priors_C: np.ndarray, rng: np.random.Generator
+) -> float:
+    """The share of texts that is named right if groups get the names of classes as large as they
+    are, with the least sum of squared differences in size; where two do as well, one at random.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    sizes_G = np.bincount(groups_N) / len(groups_N)
+    priors_C = priors_C + rng.normal(0, 1e-9, len(priors_C))
+    groups, names = linear_sum_assignment((sizes_G[:, None] - priors_C) ** 2)
+    name_G = np.full(len(sizes_G), -1)
+    name_G[groups] = names
+    return float((name_G[groups_N] == labels_N).mean())
+
+
+def _named_by_known(
+    flat_NK: np.ndarray, groups_N: np.ndarray, labels_N: np.ndarray, is_known_N: np.ndarray
+) -> np.ndarray:
+    x_NK = standardised(flat_NK)
+    guess_N = _nearest(x_NK[is_known_N], labels_N[is_known_N], x_NK)
+    for group in np.unique(groups_N[is_known_N]):
+        in_group_N = groups_N == group
+        guess_N[in_group_N] = np.bincount(labels_N[in_group_N & is_known_N]).argmax()
+    return guess_N
+
+
+def _logistic(known_KF: np.ndarray, labels_K: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
+    if len(np.unique(labels_K)) == 1:
+        return np.full(len(x_NF), labels_K[0])
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=1000).fit(known_KF, labels_K).predict(x_NF)
+
+
+def _nearest(known_KF: np.ndarray, labels_K: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
+    known_KF, x_NF = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (known_KF, x_NF)
+    )
+    return labels_K[(x_NF @ known_KF.T).argmax(axis=1)]
