@@ -199,9 +199,10 @@ def taken_apart(
 
     Non-negative orthogonal matching pursuit: the atom that is most like what is left joins, all
     shares are solved anew, until what is left is below `tolerance` of the vector or `most` atoms
-    have joined. Shares are 1/T a token, so those below half of their median are dropped again. As
-    the shares sum to 1, the mean atom is taken off both sides, and what atoms have in common does
-    not drown them.
+    have joined. A token's share is about 1/T each time that it stands there; atoms that make up for
+    the places of tokens have much less, and are dropped where shares fall to a third or less at
+    once. As the shares sum to 1, the mean atom is taken off both sides, and what atoms have in
+    common does not drown them.
     """
     from scipy.optimize import nnls
 
@@ -219,6 +220,14 @@ def taken_apart(
             chosen.append(int(likeness_V.argmax()))
             share_C, _ = nnls(a_VD[chosen].T, whole_D)
             left_D = whole_D - share_C @ a_VD[chosen]
-        kept = share_C >= 0.5 * np.median(share_C[share_C > 0]) if len(share_C) else []
-        found.append(ids_V[np.array(chosen, dtype=np.int64)[kept]])
+        found.append(ids_V[np.array(chosen, dtype=np.int64)[_is_large(share_C)]])
     return found
+
+
+def _is_large(share_C: np.ndarray) -> np.ndarray:
+    """Which shares lie above the widest relative gap between them, if that is wide."""
+    falling_C = np.sort(share_C)[::-1]
+    falls = falling_C[:-1] / np.maximum(falling_C[1:], 0.05 * falling_C[:1])
+    if not len(falls) or falls.max() < 3:
+        return share_C > 0
+    return share_C >= falling_C[falls.argmax()]
