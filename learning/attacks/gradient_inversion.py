@@ -109,20 +109,20 @@ def tokens_in_span(
     embeddings: Callable[[Tensor], Tensor],
     ids_V: np.ndarray,
     length: int,
-    tolerance: float = 1e-2,
+    tolerance: float = 1e-5,
     at_once: int = 1024,
 ) -> list[np.ndarray]:
     """For each of the first `length` positions the token ids whose layer 0 lies in the row space of
     a gradient [out, hidden] of a linear map that reads layer 0, such as the first query.
 
     `embeddings` maps ids [B, T] to layer 0 [B, T, hidden]; a token fits if less than `tolerance` of
-    its embedding is outside of the space. Of a batch of one text this gives order, too; of more,
-    what stands at each place in any of them. LoRA's A tells once its B is no longer zero, of as
-    many tokens as its rank. Nothing is told where the batch has as many tokens as there are axes,
-    or where several steps or texts without bound are added up.
+    its embedding is outside of the space: 1e-5 is for float32, 1e-2 for float16. Of a batch of one
+    text this gives order, too; of more, what stands at each place in any of them. LoRA's A tells
+    once its B is no longer zero, of as many tokens as its rank. Nothing is told where the batch has
+    as many tokens as there are axes.
     """
     _, s_K, rows_KD = torch.linalg.svd(weight_gradient_OD.detach().double(), full_matrices=False)
-    rows_KD = rows_KD[s_K > 1e-6 * s_K[0]]
+    rows_KD = rows_KD[s_K > 0.1 * tolerance * s_K[0]]
     found: list[list[np.ndarray]] = [[] for _ in range(length)]
     for start in range(0, len(ids_V), at_once):
         some_V = ids_V[start : start + at_once]

@@ -211,7 +211,8 @@ def taken_apart(
     unit_VD = _unit(a_VD)
     found = []
     for left_D in vectors_ND - mean_D:
-        whole_D, chosen, share_C = left_D, [], np.empty(0)
+        whole_D, share_C = left_D, np.empty(0)
+        chosen: list[int] = []
         while len(chosen) < most and np.linalg.norm(left_D) > tolerance * np.linalg.norm(whole_D):
             likeness_V = unit_VD @ left_D
             likeness_V[chosen] = -np.inf
