@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from learning.attacks.outcome import AttackOutcome, interval, majority, of_share, resampled
+from learning.attacks.standards import standardised, unit
 
 KNOWN = (1, 10)
 """Labels a class that the server knows."""
@@ -159,13 +160,6 @@ def adjusted_rand(
     return (both - expected) / (most - expected) if most != expected else 1.0
 
 
-def standardised(x_NF: np.ndarray) -> np.ndarray:
-    """Each column less its mean, over its deviation where it has one; float64."""
-    x_NF = x_NF.astype(np.float64)
-    spread_F = x_NF.std(axis=0)
-    return (x_NF - x_NF.mean(axis=0)) / np.where(spread_F > 0, spread_F, 1.0)
-
-
 def drawn(labels_N: np.ndarray, a_class: int, rng: np.random.Generator) -> np.ndarray:
     """Which texts' labels are known, bool [n]: so many of each class, all where it has fewer.
 
@@ -234,7 +228,4 @@ def _logistic(known_KF: np.ndarray, labels_K: np.ndarray, x_NF: np.ndarray) -> n
 
 
 def _nearest(known_KF: np.ndarray, labels_K: np.ndarray, x_NF: np.ndarray) -> np.ndarray:
-    known_KF, x_NF = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (known_KF, x_NF)
-    )
-    return labels_K[(x_NF @ known_KF.T).argmax(axis=1)]
+    return labels_K[(unit(x_NF) @ unit(known_KF).T).argmax(axis=1)]

@@ -21,6 +21,7 @@ import numpy as np
 
 from learning.attacks.bags import bag, commonest, measured
 from learning.attacks.outcome import AttackOutcome, of_share
+from learning.attacks.standards import standards, unit
 from learning.side.heads import leave_one_out
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Inverter:
         if not len(words_V):
             raise ValueError("no token stands in two public texts: there is nothing to learn")
         y_NV = np.array([np.isin(words_V, ids) for ids in public_ids], dtype=np.float64)
-        mean_D, spread_D = x_ND.mean(axis=0), x_ND.std(axis=0)
-        spread_D[spread_D == 0] = 1.0
+        mean_D, spread_D = standards(x_ND)
         u_NK, s_K, v_KD = np.linalg.svd((x_ND - mean_D) / spread_D, full_matrices=False)
         scale = max(float((s_K**2).sum()) / x_ND.shape[1], 1e-12)
         k, left_NV = leave_one_out(u_NK, s_K**2, y_NV, scale)
@@ -119,9 +119,8 @@ def identify(
     x_ND, y_MD = (v.reshape(len(v), -1).astype(np.float64) for v in (uploads, candidates))
     if x_ND.shape[1] != y_MD.shape[1]:
         raise ValueError(f"uploads have {x_ND.shape[1]} numbers, candidates {y_MD.shape[1]}")
-    mean_D, spread_D = y_MD.mean(axis=0), y_MD.std(axis=0)
-    spread_D[spread_D == 0] = 1.0
-    x_ND, y_MD = (_unit((v - mean_D) / spread_D) for v in (x_ND, y_MD))
+    mean_D, spread_D = standards(y_MD)
+    x_ND, y_MD = (unit((v - mean_D) / spread_D) for v in (x_ND, y_MD))
     likeness_NM = x_ND @ y_MD.T
     own_N = likeness_NM[np.arange(len(x_ND)), true_N]
     place_N = (likeness_NM >= own_N[:, None]).sum(axis=1)
@@ -162,10 +161,6 @@ def _along_axes(x_ND: np.ndarray, axes: int) -> np.ndarray:
     return along_NA * np.where((along_NA**3).sum(axis=0) < 0, -1.0, 1.0)
 
 
-def _unit(x_ND: np.ndarray) -> np.ndarray:
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
-
-
 # --- by the embedding table: a mixture taken apart
 
 
@@ -192,6 +187,7 @@ def taken_apart(
     vectors_ND: np.ndarray,
     atoms_VD: np.ndarray,
     ids_V: np.ndarray,
+    marks: Sequence[int] = (),
     most: int = 40,
     tolerance: float = 0.02,
 ) -> list[np.ndarray]:
@@ -200,15 +196,15 @@ def taken_apart(
     Non-negative orthogonal matching pursuit: the atom that is most like what is left joins, all
     shares are solved anew, until what is left is below `tolerance` of the vector or `most` atoms
     have joined. A token's share is about 1/T each time that it stands there; atoms that make up for
-    the places of tokens have much less, and are dropped where shares fall to a third or less at
-    once. As the shares sum to 1, the mean atom is taken off both sides, and what atoms have in
-    common does not drown them.
+    the places of tokens have much less, and are dropped: below half of what the `marks` have, ids
+    that every text has once, or where shares fall to a third or less at once. As the shares sum to
+    1, the mean atom is taken off both sides, and what atoms have in common does not drown them.
     """
     from scipy.optimize import nnls
 
     mean_D = atoms_VD.astype(np.float64).mean(axis=0)
     a_VD = atoms_VD - mean_D
-    unit_VD = _unit(a_VD)
+    unit_VD = unit(a_VD)
     found = []
     for left_D in vectors_ND - mean_D:
         whole_D, share_C = left_D, np.empty(0)
@@ -221,12 +217,17 @@ def taken_apart(
             chosen.append(int(likeness_V.argmax()))
             share_C, _ = nnls(a_VD[chosen].T, whole_D)
             left_D = whole_D - share_C @ a_VD[chosen]
-        found.append(ids_V[np.array(chosen, dtype=np.int64)[_is_large(share_C)]])
+        ids_C = ids_V[np.array(chosen, dtype=np.int64)]
+        found.append(ids_C[_is_large(share_C, np.isin(ids_C, marks))])
     return found
 
 
-def _is_large(share_C: np.ndarray) -> np.ndarray:
-    """Which shares lie above the widest relative gap between them, if that is wide."""
+def _is_large(share_C: np.ndarray, is_mark_C: np.ndarray) -> np.ndarray:
+    """Which shares are as large as those of marks, or lie above the widest relative gap, if that is
+    wide.
+    """
+    if is_mark_C.any():
+        return share_C >= 0.5 * share_C[is_mark_C].mean()
     falling_C = np.sort(share_C)[::-1]
     falls = falling_C[:-1] / np.maximum(falling_C[1:], 0.05 * falling_C[:1])
     if not len(falls) or falls.max() < 3:
