@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ortho_group
 
-from learning.attacks.bags import commonest, judged
+from learning.attacks.bags import commonest, judged_tokens
 from learning.attacks.outcome import AttackOutcome
 from learning.attacks.text_recovery import (
     Inverter,
@@ -91,7 +91,7 @@ def cell(found: Uploaded, readout: str, layer: int, perturb: Perturb) -> dict[st
     inverter = Inverter.fit(sent_ND[:public], found.ids[:public], found.marks)
     common = commonest(found.ids[:public], found.marks)
     guess = inverter.guess(sent_ND[public:])
-    bags = judged("inverter", guess, found.ids[public:], common, rng, found.marks)
+    bags = judged_tokens("inverter", guess, found.ids[public:], common, rng, found.marks)
     private = np.arange(public, len(clean_ND))
     named = identify(sent_ND[public:], clean_ND, private)
     return told([*bags, *named])
@@ -155,7 +155,7 @@ def by_table(found: Uploaded, backbone: str, most: int = 100) -> dict[str, list[
     guess = taken_apart(found.vectors["mean"][private, 0], table_VD, vocabulary, found.marks)
     common = commonest(found.ids[:public], found.marks)
     rng = np.random.default_rng(0)
-    return told(judged("table", guess, found.ids[private], common, rng, found.marks))
+    return told(judged_tokens("table", guess, found.ids[private], common, rng, found.marks))
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:

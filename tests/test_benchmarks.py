@@ -83,6 +83,22 @@ def test_own_predictions_are_measured_and_every_label_is_read(tmp_path):
             assert kind.endswith("-head") or choice["read_by_argmax"] == 1.0
 
 
+def test_attacks_on_vectors_are_measured_in_every_cell(tmp_path):
+    module, out = module_of("attacks"), tmp_path / "found.json"
+    asked = ["--backbone", "random-bert", "--data", "hutto-films", "--out", str(out)]
+    try:
+        found = module.main([*asked, "--public", "60", "--private", "20"])
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    assert len(found["cells"]) == 3 * 3 + 3 * len(module.BITS) + 3 * len(module.NOISES)
+    for figures in found["cells"].values():
+        assert [*figures] == ["precision", "recall", "F1", "text in top 1", "text in top 10"]
+        assert all(low <= value <= high for value, low, high, _ in figures.values())
+    assert found["cells"]["mean, layer 0"]["text in top 1"][0] == 1.0  # its own vector is nearest
+    assert found["rotated"]["layer 0"]["as it is"]["text in top 1"][0] < 0.5
+
+
 def test_a_side_network_is_measured_at_every_size_and_precision(tmp_path):
     spec = spec_from_file_location("sizes", FOLDER / "side_network_size.py")
     module = module_from_spec(spec)

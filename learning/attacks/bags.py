@@ -40,7 +40,7 @@ def measured(guess: set[int], truth: set[int]) -> tuple[float, float, float]:
     )
 
 
-def judged(
+def judged_tokens(
     attack: str,
     guesses: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],

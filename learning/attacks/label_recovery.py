@@ -161,14 +161,15 @@ def adjusted_rand(
 
 
 def drawn(labels_N: np.ndarray, a_class: int, rng: np.random.Generator) -> np.ndarray:
-    """Which texts' labels are known, bool [n]: so many of each class, all where it has fewer.
+    """Which texts' labels are known, bool [n]: so many of each class, but of a small class one, or
+    half of it, so that some are left to be judged on.
 
     Raises ValueError where that is no text, or every one.
     """
     is_known_N = np.zeros(len(labels_N), dtype=bool)
     for label in np.unique(labels_N):
-        of_class = np.flatnonzero(labels_N == label)
-        is_known_N[rng.permutation(of_class)[:a_class]] = True
+        of_class = rng.permutation(np.flatnonzero(labels_N == label))
+        is_known_N[of_class[: min(a_class, max(1, len(of_class) // 2))]] = True
     if a_class < 1 or is_known_N.all():
         raise ValueError(
             f"{a_class} known labels a class are {is_known_N.sum()} of {len(labels_N)} texts: "

@@ -28,10 +28,10 @@ def by_loss(
 ) -> list[AttackOutcome]:
     """A text with a small loss was trained on: losses of members [n] and of other texts [m].
 
-    First the measures of `judged`, then what one threshold gets that the attacker may well know,
-    the members' mean loss: TPR - FPR, 0 by chance (Yeom et al. 2018, adversary 2).
+    First the measures of `judged_scores`, then what one threshold gets that the attacker may well
+    know, the members' mean loss: TPR - FPR, 0 by chance (Yeom et al. 2018).
     """
-    outcomes = judged("loss", -members_N, -others_M, rng)
+    outcomes = judged_scores("loss", -members_N, -others_M, rng)
     at = members_N.mean()
     gain = _advantage_at(-at, -members_N, -others_M)
     drawn = resampled(lambda a, b: _advantage_at(a.mean(), a, b), rng, -members_N, -others_M)
@@ -54,7 +54,7 @@ def by_calibrated_loss(
     """
     _require_same_texts(members_N, others_M, members_RN, others_RM)
     scores = members_RN.mean(axis=0) - members_N, others_RM.mean(axis=0) - others_M
-    return judged(f"loss calibrated by {len(members_RN)}", *scores, rng)
+    return judged_scores(f"loss calibrated by {len(members_RN)}", *scores, rng)
 
 
 def by_likelihood(
@@ -78,7 +78,7 @@ def by_likelihood(
     spread = own_K if models >= FEW_MODELS else np.sqrt((own_K**2).mean())
     scores_K = (mean_K - np.concatenate([members_N, others_M])) / np.maximum(spread, 1e-12)
     n = len(members_N)
-    return judged(f"likelihood under {models} models", scores_K[:n], scores_K[n:], rng)
+    return judged_scores(f"likelihood under {models} models", scores_K[:n], scores_K[n:], rng)
 
 
 def logits(cross_entropies: np.ndarray) -> np.ndarray:
@@ -92,7 +92,7 @@ def logits(cross_entropies: np.ndarray) -> np.ndarray:
 # --- measures of scores, the higher the likelier a member
 
 
-def judged(
+def judged_scores(
     attack: str, members_N: np.ndarray, others_M: np.ndarray, rng: np.random.Generator
 ) -> list[AttackOutcome]:
     """The area under the ROC curve, the true-positive rates at `ALARMS`, and the largest advantage,

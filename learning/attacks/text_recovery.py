@@ -1,7 +1,8 @@
 """Texts out of their vectors: which tokens stand in them, and which of many candidates they are.
 
     inverter = Inverter.fit(public_ND, public_ids, ignore=(101, 102))
-    outcomes = judged("inverter", inverter.guess(private_ND), private_ids, inverter.words_V, rng)
+    guesses = inverter.guess(private_ND)
+    outcomes = judged_tokens("inverter", guesses, private_ids, inverter.words_V, rng, (101, 102))
     top1, top10 = identify(uploads_ND, candidates_MD, true_N)
 
 Three attackers. One has public texts, runs the backbone on them and learns to read tokens off

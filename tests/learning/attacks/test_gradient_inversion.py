@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from learning.attacks.bags import judged
+from learning.attacks.bags import judged_tokens
 from learning.attacks.gradient_inversion import (
     OBJECTIVES,
     EmbeddingGradients,
@@ -152,7 +152,9 @@ def invert(model, texts, labels, seed=0, **how):
     shape = (*ids.shape, table.shape[1])
     rng = np.random.default_rng(seed)
     result = matched(gradients, gradient_of, torch.tensor(labels), shape, table, rng, **how)
-    outcomes = judged("matching", [*result.ids_BT], [*ids.numpy()], np.arange(ids.shape[1]), rng)
+    outcomes = judged_tokens(
+        "matching", [*result.ids_BT], [*ids.numpy()], np.arange(ids.shape[1]), rng
+    )
     return result, outcomes
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from learning.attacks.bags import commonest, judged, measured
+from learning.attacks.bags import commonest, judged_tokens, measured
 from learning.attacks.text_recovery import (
     Inverter,
     atoms,
@@ -39,7 +39,7 @@ def test_precision_recall_and_f1_by_hand():
     public = [np.array([5, 5, 7]), np.array([7, 9]), np.array([7, 5, 1])]
     assert commonest(public, ignore=(1,)).tolist() == [7, 5, 9]
     assert commonest(public, at_least=2).tolist() == [7, 5]
-    found = judged(
+    found = judged_tokens(
         "any",
         [np.array([7, 9]), np.array([1])],
         [np.array([7, 8, 101]), np.array([101])],
@@ -55,7 +55,7 @@ def test_precision_recall_and_f1_by_hand():
 def test_means_of_embeddings_give_every_word_to_a_linear_inverter():
     ids, vectors, _ = mixtures(400, 0)
     inverter = Inverter.fit(vectors[:300], ids[:300])
-    found = judged(
+    found = judged_tokens(
         "inverter",
         inverter.guess(vectors[300:]),
         ids[300:],
@@ -70,7 +70,7 @@ def test_vectors_that_know_nothing_give_what_the_commonest_tokens_give():
     ids, vectors, _ = mixtures(400, 1)
     noise = np.random.default_rng(2).normal(size=vectors.shape)
     inverter = Inverter.fit(noise[:300], ids[:300])
-    found = judged(
+    found = judged_tokens(
         "inverter",
         inverter.guess(noise[300:]),
         ids[300:],
@@ -144,7 +144,7 @@ def scores(vectors, ids, public=200):
     inverter = Inverter.fit(vectors[:public], ids[:public], MARKS)
     guess = inverter.guess(vectors[public:])
     common = commonest(ids[:public], MARKS)
-    return judged("inverter", guess, ids[public:], common, np.random.default_rng(0), MARKS)
+    return judged_tokens("inverter", guess, ids[public:], common, np.random.default_rng(0), MARKS)
 
 
 @pytest.mark.fetched
@@ -162,7 +162,7 @@ def test_a_minilms_embedding_is_taken_apart_with_its_table(minilm):
     vectors, ids, backbone = minilm
     vocabulary = np.unique(np.concatenate(ids))
     table = atoms(backbone.model.embeddings, vocabulary, length=12)
-    found = judged(
+    found = judged_tokens(
         "matching pursuit",
         taken_apart(vectors[:40, 0], table, vocabulary, MARKS),
         ids[:40],
