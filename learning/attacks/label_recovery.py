@@ -100,6 +100,30 @@ def by_clustering(
     return outcomes
 
 
+def by_sentences(
+    values: np.ndarray, zero_shot_NC: np.ndarray, labels_N: np.ndarray, rng: np.random.Generator
+) -> list[AttackOutcome]:
+    """Without any known label, by a server that knows the backbone and a sentence about each class:
+    what it predicts zero-shot from the uploaded vectors [n, classes], alone; and as names for the
+    groups of `by_clustering`, each named so that most of its texts agree, which needs no more than
+    differences that are alike.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    classes = zero_shot_NC.shape[1]
+    groups_N, guess_N = groups_of(values, classes, rng), zero_shot_NC.argmax(axis=1)
+    agreed_GC = np.zeros((groups_N.max() + 1, classes))
+    np.add.at(agreed_GC, (groups_N, guess_N), 1)
+    groups, names = linear_sum_assignment(-agreed_GC)
+    name_G = np.full(len(agreed_GC), -1)
+    name_G[groups] = names
+    every_N = np.ones(len(labels_N), dtype=bool)
+    return [
+        _judged("zero-shot, by sentences about the classes", guess_N, labels_N, every_N),
+        _judged("clustering, named zero-shot", name_G[groups_N], labels_N, every_N),
+    ]
+
+
 def by_known_labels(
     features: np.ndarray,
     labels_N: np.ndarray,

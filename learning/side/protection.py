@@ -38,6 +38,11 @@ class PublicAxes:
     deviation: Mapping[str, np.ndarray]
     axes: Mapping[int, np.ndarray]
 
+    def along(self, backbone: str, a_NVD: np.ndarray) -> np.ndarray:
+        """Where vectors [n, V, d] of a backbone lie along the axes: [n, k]."""
+        x_NF = a_NVD.reshape(len(a_NVD), -1)
+        return (x_NF - self.mean[backbone]) / self.deviation[backbone] @ self.axes[a_NVD.shape[-1]]
+
 
 def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
     """So many axes of public texts' vectors [n, V, d] by backbone; ValueError where the texts are

@@ -17,6 +17,7 @@ from sim.cli.compare import compare
 from sim.cli.fetch import fetch
 from sim.cli.list import list_
 from sim.cli.plot import plot
+from sim.cli.privacy import privacy
 from sim.cli.run import run
 from sim.cli.sweep import sweep
 from sim.cli.terminal import console, errors
@@ -35,6 +36,7 @@ app.command("plot")(plot)
 app.command("compare")(compare)
 app.command("sweep")(sweep)
 app.command("validate")(validate)
+app.command("privacy")(privacy)
 app.command("check")(check)
 app.command("list")(list_)
 app.command("fetch")(fetch)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from learning.attacks import label_recovery
 from learning.attacks.bags import judged_tokens
+from learning.attacks.mixture import by_mixture
 from learning.attacks.outcome import AttackOutcome
 from learning.attacks.text_recovery import Inverter, identify
-from learning.side.prediction_difference import VERBALISERS, backbone_prediction
+from learning.backbones.tokens import Tokens
+from learning.side.prediction_difference import backbone_prediction
 from sim.privacy.uploads import PrivacyError, Uploads
 
 PUBLIC, ATTACKED = 600, 200
@@ -36,6 +40,12 @@ def labels(uploads: Uploads) -> list[AttackOutcome]:
         if (y_b_NC := _known_predictions(uploads)) is not None:
             found += [label_recovery.by_backbone_knowledge(targets_NK, y_b_NC, truth_N)]
     found += label_recovery.by_clustering(targets_NK, truth_N, classes, rng)
+    if (zero_shot_NC := _zero_shot(uploads)) is not None:
+        found += label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
+    if (axes := uploads.sim.method.learner.public_axes()) is not None:
+        along = [axes.along(name, part.vectors) for name, part in parts.items()]
+        found.append(by_mixture(targets_NK, np.concatenate(along), truth_N, classes, rng))
+    found.append(_by_what_is_learned(uploads, classes))
     widest = max(parts.values(), key=lambda part: len(part.samples))
     found += label_recovery.by_known_labels(
         widest.vectors, uploads.labels[widest.samples], np.random.default_rng(0)
@@ -43,25 +53,48 @@ def labels(uploads: Uploads) -> list[AttackOutcome]:
     return found
 
 
+def _by_what_is_learned(uploads: Uploads, classes: int) -> AttackOutcome:
+    """Groups by what the server's own side network says of the uploads: what can be learned of the
+    classes, it has learned.
+    """
+    import torch
+
+    said, truth = [], []
+    network = uploads.sim.method.learner.tuning.value.averaged
+    for name, part in uploads.vectors().items():
+        with torch.inference_mode():
+            said.append(network(torch.from_numpy(part.vectors), name).cpu().numpy())
+        truth.append(uploads.labels[part.samples])
+    rng = np.random.default_rng(0)
+    first, *_ = label_recovery.by_clustering(
+        np.concatenate(said), np.concatenate(truth), classes, rng, ()
+    )
+    return replace(first, attack="clustering what the side network says")
+
+
 def _known_predictions(uploads: Uploads) -> np.ndarray | None:
     """The backbones' own predictions as a server that knows them computes them from what is
     uploaded; None where that needs more than the last uploaded layer.
     """
-    config, learner = uploads.sim.scenario.method, uploads.sim.method.learner
-    kind = config.backbone_prediction
-    if kind in VERBALISERS or kind == "own-head":
+    learner = uploads.sim.method.learner
+    found = [learner.as_server(name, p.vectors[:, -1]) for name, p in uploads.vectors().items()]
+    return None if any(y_b_NC is None for y_b_NC in found) else np.concatenate(found)
+
+
+def _zero_shot(uploads: Uploads) -> np.ndarray | None:
+    """What a server says that knows the backbones and a sentence about each class, from the last
+    uploaded layers alone, [n, C]; None where no sentences are known.
+    """
+    task = uploads.sim.task
+    if not task.label_texts:
         return None
     found = []
     for name, part in uploads.vectors().items():
+        spec = uploads.sim.costing.learned[name]
+        said = task.said_tokens(spec, "class-texts")
+        classes_CD = _read(uploads, name, said)[:, part.layers[-1]]
         found.append(
-            backbone_prediction(
-                kind,
-                part.vectors[:, -1],
-                uploads.sim.task.classes,
-                learner._classes.get(name),
-                learner._head_stream(name),
-                learner._heads.get(name),
-            )
+            backbone_prediction("class-texts", part.vectors[:, -1], task.classes, classes_CD)
         )
     return np.concatenate(found)
 
@@ -99,16 +132,10 @@ def texts(uploads: Uploads, public: int = PUBLIC, attacked: int = ATTACKED) -> l
         own = _computed(uploads, name, part.samples[mine])[:, list(part.layers)]
         candidates = np.concatenate([own, theirs])
         found += [
-            _renamed(outcome, f"{outcome.attack}, {name}")
+            replace(outcome, attack=f"{outcome.attack}, {name}")
             for outcome in identify(part.vectors[mine], candidates, np.arange(len(mine)))
         ]
     return found
-
-
-def _renamed(outcome: AttackOutcome, attack: str) -> AttackOutcome:
-    from dataclasses import replace
-
-    return replace(outcome, attack=attack)
 
 
 def _marks(ids: Sequence[np.ndarray]) -> tuple[int, ...]:
@@ -118,17 +145,23 @@ def _marks(ids: Sequence[np.ndarray]) -> tuple[int, ...]:
 
 
 def _computed(uploads: Uploads, backbone: str, samples: np.ndarray) -> np.ndarray:
-    """All layers' vectors of texts, as whoever has the backbone computes them: [n, layers + 1, d]."""
+    """All layers' vectors of texts, as whoever has the backbone computes them:
+    [n, layers + 1, d].
+    """
+    spec = uploads.sim.costing.learned[backbone]
+    return _read(uploads, backbone, uploads.sim.task.tokens(spec, samples))
+
+
+def _read(uploads: Uploads, backbone: str, tokens: Tokens) -> np.ndarray:
     from learning.side.activation_store import ActivationStore
     from learning.side.readouts import pooled_activations
 
-    sim = uploads.sim
-    spec = sim.costing.learned[backbone]
+    config: Any = uploads.sim.scenario.method
     read = pooled_activations(
-        spec,
-        sim.task.tokens(spec, samples),
-        sim.scenario.method.readout,
-        ActivationStore(sim.store_folder),
+        uploads.sim.costing.learned[backbone],
+        tokens,
+        config.readout,
+        ActivationStore(uploads.sim.store_folder),
         lambda compute, pieces: (compute(*piece) for piece in pieces),
     )
     return read.take()

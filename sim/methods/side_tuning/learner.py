@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from learning.backbones.tokens import Tokens
     from learning.metrics import Score
-    from learning.side.protection import Secret
+    from learning.side.protection import PublicAxes, Secret
     from learning.side.readouts import Pooled
     from learning.side.tuning import SideNetworkTrainer
     from sim.kernel.world import World
@@ -166,6 +166,22 @@ class SideTuningLearner(RealLearner):
             logits_NC=self._logits[backbone][rows] if backbone in self._logits else None,
         )
 
+    def as_server(self, backbone: str, last_layer_ND: np.ndarray) -> np.ndarray | None:
+        """The backbone's own prediction as a server that knows it computes it from the last layer,
+        [n, C]; None where it would need what stays on devices, or tokens.
+        """
+        kind = self.config.backbone_prediction
+        if kind in VERBALISERS or kind == "own-head":
+            return None
+        return backbone_prediction(
+            kind,
+            last_layer_ND,
+            self.world.task.classes,
+            self._classes.get(backbone),
+            self._head_stream(backbone),
+            self._heads.get(backbone),
+        )
+
     def _last_layer(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         return self._vectors_of(backbone, samples, [-1])[:, 0]
 
@@ -226,18 +242,24 @@ class SideTuningLearner(RealLearner):
 
     # --- what a device does so that the server learns less
 
+    def public_axes(self) -> PublicAxes | None:
+        """What the server makes of the public texts for the devices' offset; None without one."""
+        from learning.side.protection import public_axes
+
+        public = self.world.task.public
+        if not (count := wanted_axes(self.config)):
+            return None
+        vectors = {n: self._vectors_of(n, public, v) for n, v in self.vectors.items()}
+        return public_axes(vectors, count)
+
     def _drawn(self) -> Secret | None:
         """What the devices share and the server has not; None where nothing is protected."""
-        from learning.side.protection import draw_secret, public_axes
+        from learning.side.protection import draw_secret
 
         c = getattr(self.config, "protection", None)
         if c is None:
             return None
-        axes = None
-        if count := wanted_axes(self.config):
-            public = self.world.task.public
-            vectors = {n: self._vectors_of(n, public, v) for n, v in self.vectors.items()}
-            axes = public_axes(vectors, count)
+        axes = self.public_axes()
         widths = {*self.shape.backbone_widths.values()} if c.rotate else ()
         return draw_secret(
             self.world.streams.rng("owner/secret"),

@@ -1,0 +1,48 @@
+"""`mobifleet privacy RUN`: what each party saw, and how far attacks on it get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sim.cli.terminal import console
+
+Attack = Literal["labels", "texts", "all", "none"]
+
+
+def privacy(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    attacks: Annotated[
+        Attack, typer.Option(help="Which attacks to run on what the server was sent.")
+    ] = "all",
+    folder: Annotated[
+        Path, typer.Option(help="Where the scenario's own files are, if it names any.")
+    ] = Path(),
+) -> None:
+    """Show what each party of a run saw, by kind, and run attacks on it.
+
+    The run is simulated again to have its payloads; what attacks found goes into RUN/privacy.json.
+
+    Examples:
+
+        mobifleet privacy runs/quickstart
+
+        mobifleet privacy runs/quickstart --attacks none
+    """
+    from sim.privacy.report import ledger_tables, outcome_table, report
+    from sim.results.run import open_run
+
+    opened = open_run(run)
+    for table in ledger_tables(opened):
+        console.print(table)
+    if attacks == "none":
+        return
+    with console.status("simulating the run again") as status:
+        found = report(opened, attacks, folder, lambda what: status.update(what))
+    for remark in found.remarks:
+        console.print(remark, highlight=False)
+    if found.outcomes:
+        console.print(outcome_table(found.outcomes))
+        console.print(f"written to {run / 'privacy.json'}", highlight=False, soft_wrap=True)
