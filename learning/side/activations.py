@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from safetensors.numpy import load, save
 
-WIRES = ("float32", "float16", "int8")
+from learning.side.full_activations import pack_nibbles, quantise, unpack_nibbles
+
+WIRES = ("float32", "float16", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Activations:
 
 
 def encode(activations: Activations, wire: str = "float16") -> bytes:
-    """The bytes that cross the link. `int8` sends each vector with its own float16 scale; targets
-    go as float16 or float32.
+    """The bytes that cross the link. `int8` and `int4` send each vector with its own float16 scale
+    (`learning.side.full_activations.quantise`), two numbers of 4 bits in a byte; targets go as
+    float16 or float32.
     """
     values = activations.values
     number = np.float32 if wire == "float32" else np.float16
@@ -40,15 +43,10 @@ def encode(activations: Activations, wire: str = "float16") -> bytes:
         "samples": activations.samples.astype(np.int32),
         "targets": activations.targets.astype(number),
     }
-    if wire == "int8":
-        scale = np.abs(values).max(axis=-1, keepdims=True) / 127
-        scale = np.clip(scale, np.finfo(np.float16).tiny, np.finfo(np.float16).max).astype(
-            np.float16
-        )
-        tensors["scale"] = scale
-        tensors["values"] = np.clip(np.rint(values / scale.astype(np.float32)), -127, 127).astype(
-            np.int8
-        )
+    if wire in ("int8", "int4"):
+        bits = 4 if wire == "int4" else 8
+        rounded, tensors["scale"] = quantise(values, bits)
+        tensors["values"] = pack_nibbles(rounded) if bits == 4 else rounded
     elif wire in WIRES:
         limit = np.finfo(
             number
@@ -60,10 +58,15 @@ def encode(activations: Activations, wire: str = "float16") -> bytes:
     return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
 
-def decode(data: bytes) -> Activations:
-    """The records in a payload, as float32; what the wire's precision lost stays lost."""
+def decode(data: bytes, hidden: int | None = None) -> Activations:
+    """The records in a payload, as float32; what the wire's precision lost stays lost. `hidden`
+    tells a 4-bit vector of odd width from one a number longer, which it is taken for without.
+    """
     tensors = load(data)
-    values = tensors["values"].astype(np.float32)
+    values = tensors["values"]
+    if values.dtype == np.uint8:
+        values = unpack_nibbles(values, hidden or 2 * values.shape[-1])
+    values = values.astype(np.float32)
     if "scale" in tensors:
         values *= tensors["scale"].astype(np.float32)
     return Activations(

@@ -73,7 +73,9 @@ class Uploads:
             if not isinstance(data, bytes) or not data:
                 continue
             try:
-                parts.setdefault(payload.sender.backbone, []).append(decode(data))
+                name = payload.sender.backbone
+                batch = decode(data, learner.shape.backbone_widths[name])
+                parts.setdefault(name, []).append(batch)
             except KeyError:
                 raise PrivacyError(f"{self.run.method} uploads matrices here") from None
         found = {}

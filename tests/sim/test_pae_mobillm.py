@@ -192,10 +192,13 @@ def test_fresh_samples_are_sent_as_they_come(simulate, spans):
     )  # the server does not wait for all
 
 
-def test_four_bits_need_matrices(mobifleet, scenario_file):
-    outcome = mobifleet("check", scenario_file(method={**PAE, "bits": 4}))
-    assert outcome.code != 0
-    assert "4 is for shortcut: matrix" in outcome.out + outcome.err
+def test_four_bits_take_half_the_bytes_of_eight(simulate):
+    eight, four = (simulate(dry=True, method={**PAE, "bits": bits}) for bits in (8, 4))
+    shape = four.method.shape
+    (width,) = {*shape.backbone_widths.values()}
+    halved = sum(len(d.samples) for d in four.devices) * shape.vectors * width / 2
+    saved = eight.recorder.uplink_bytes - four.recorder.uplink_bytes
+    assert abs(saved - halved) < 0.02 * halved  # the header names another type
 
 
 def test_the_methods_import_no_torch():

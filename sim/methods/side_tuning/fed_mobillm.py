@@ -30,7 +30,7 @@ class FedMobiLLM(SideTuning):
         """Settings of Fed MobiLLM."""
 
         kind: Literal["fed-mobillm"]
-        wire: Literal["float32", "float16", "int8"] = "float16"
+        wire: Literal["float32", "float16", "int8", "int4"] = "float16"
         """Number format of uploaded activations."""
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""

@@ -321,7 +321,7 @@ class SideTuningLearner(RealLearner):
         """A payload decoded: [(vectors, target), ...]."""
         from learning.side.activations import decode
 
-        received = decode(data)
+        received = decode(data, self.shape.backbone_widths[backbone])
         key = hashlib.blake2b(data, digest_size=16).hexdigest()
         return Learned.given(f"payload/{key}", paired(received.values, received.targets))
 

@@ -45,7 +45,7 @@ class PaeMobiLLM(MatrixUploads):
         width].
         """
         bits: Literal[32, 16, 8, 4] = 32
-        """Of a number on the wire; 4 for matrices only."""
+        """Of a number on the wire."""
         loss: Literal["squared-error"] = "squared-error"
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
@@ -54,11 +54,7 @@ class PaeMobiLLM(MatrixUploads):
         """After training, send each device the side network."""
 
         @model_validator(mode="after")
-        def _four_bits_are_for_matrices(self):
-            if self.shortcut == "pivot" and self.bits == 4:
-                raise ValueError(
-                    "bits: 4 is for shortcut: matrix; single vectors go with 32, 16 or 8"
-                )
+        def _protection_is_for_vectors(self):
             if self.shortcut == "matrix" and self.protection is not None:
                 raise ValueError("protection: is for single vectors, so for shortcut: pivot")
             return self
@@ -76,7 +72,7 @@ class PaeMobiLLM(MatrixUploads):
         @property
         def wire(self) -> str:
             """The number format of single vectors."""
-            return {32: "float32", 16: "float16", 8: "int8"}[self.bits]
+            return {32: "float32", 16: "float16", 8: "int8", 4: "int4"}[self.bits]
 
         @property
         def replay(self) -> int:

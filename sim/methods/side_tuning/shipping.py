@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 from learning.side.config import Precision, SideShape
 from sim.scenario.settings import Settings
 
-BYTES_A_NUMBER = {"float32": 4, "float16": 2, "int8": 1}
+BYTES_A_NUMBER = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
 """Of vectors, by number format."""
 
 
@@ -41,7 +41,8 @@ def precision_of(ships: bool | Shipping) -> Precision:
 
 def vector_bytes(width: int, wire: str) -> int:
     """Of one vector on the wire, with its scale where it has one."""
-    return width * BYTES_A_NUMBER[wire] + (2 if wire == "int8" else 0)
+    scale = 2 if wire in ("int8", "int4") else 0
+    return math.ceil(width * BYTES_A_NUMBER[wire]) + scale
 
 
 def prediction_bytes(shape: SideShape, backbone: str, wire: str) -> int:

@@ -1,0 +1,151 @@
+"""Protected uploads on the clock: what the server gets, what it can do with it, and the price."""
+
+import json
+
+import numpy as np
+import pytest
+
+from learning.side.inference import InferenceError, SidePredictor
+from learning.side.protection import FILE
+from sim.api import run as run_scenario
+from sim.kernel.learned import with_values
+from sim.privacy.uploads import uploads_of
+from sim.scenario.checks import problems
+from sim.scenario.file import ScenarioError, load
+from sim.scenario.schema import Scenario
+from sim.simulation import Simulation
+
+METHOD = {
+    "kind": "fed-mobillm",
+    "replay": 5,
+    "update_share_on_arrival": 1,
+    "server_batch": 8,
+    "device_batch": 4,
+}
+TASK = {
+    "dataset": {"path": "texts.csv"},
+    "train": 60,
+    "test": 30,
+    "max_tokens": 16,
+    "public": 25,
+}
+ALL = {"codes": 5, "offset": 4, "axes": 8, "noise": 0.05, "rotate": True}
+
+
+def protected(**protection) -> dict:
+    return {"task": TASK, "method": {**METHOD, "protection": protection}}
+
+
+def test_the_price_of_codes_is_nothing_and_a_protected_run_learns(simulate):
+    open_ = simulate(task=TASK, method=METHOD)
+    coded = simulate(**protected())
+    assert coded.score == pytest.approx(open_.score, abs=0.1)
+    assert simulate(**protected(**ALL)).score > 0.6  # three classes
+    assert coded.recorder.uplink_bytes == open_.recorder.uplink_bytes
+
+
+def test_bytes_and_flop_are_charged(simulate):
+    open_, coded = (
+        simulate(dry=True, **w) for w in ({"task": TASK, "method": METHOD}, protected())
+    )
+    turned = simulate(dry=True, **protected(rotate=True))
+    axes = simulate(dry=True, **protected(offset=2, axes=8))
+    wide = simulate(dry=True, **protected(codes=10))
+    shape = open_.method.shape
+    flop = [sum(s.recorder.spans()["flop"].to_pylist()) for s in (coded, turned)]
+    # every vector of 60 texts meets a matrix; who trains on the server is charged the same
+    width = next(iter(shape.backbone_widths.values()))
+    assert flop[1] - flop[0] == pytest.approx(60 * 2 * shape.vectors * width**2)
+    down = axes.recorder.downlink_bytes - coded.recorder.downlink_bytes
+    assert down == 3 * 2 * (8 + 2) * shape.vectors * width
+    assert wide.recorder.uplink_bytes - coded.recorder.uplink_bytes >= 60 * 2 * (10 - 3)
+
+
+def test_what_the_server_holds_is_useless_without_the_secret(scenario_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = run_scenario(str(scenario_file(**protected(**ALL))), out=tmp_path / "run", figures=False)
+    texts = [line.split(",") for line in (tmp_path / "texts.csv").read_text().splitlines()[1:]]
+    words, truth = [t[0] for t in texts], [t[-1] for t in texts]
+    own = SidePredictor.load(run.path, "random-bert")
+    said, _ = own.predict(words)
+    assert np.mean(np.array(said) == np.array(truth)) > 0.6
+    secret = run.path / "model" / FILE
+    other = type(own.secret)(own.secret.codes[::-1][[1, 0, 2]], {}, {})
+    without, _ = SidePredictor(own.spec, own.network, own.notes, other).predict(words)
+    assert np.mean(np.array(without) == np.array(truth)) < 0.6
+    secret.unlink()
+    with pytest.raises(InferenceError, match="without the devices' secret"):
+        SidePredictor.load(run.path, "random-bert")
+
+
+def test_a_text_that_is_sent_twice_carries_the_same_noise(scenario_file):
+    method = {
+        "kind": "pae-mobillm",
+        "cache": False,
+        "epochs": 2,
+        "side_network": {"skip": "none"},
+        "protection": {"noise": 0.5, "activation_noise": 0.5},
+    }
+    path = scenario_file(task=TASK, method=method)
+    sim = Simulation(load(str(path), Scenario, (), [], problems), path.parent)
+    made = []
+    for device in sim.devices:
+        make = device.payload
+        vars(device)["payload"] = lambda *what, make=make: made.append(make(*what)) or made[-1]
+    sim.run()
+    data = {}
+    for payload in made:
+        data.setdefault(tuple(payload.samples), set()).add(with_values(payload.data))
+    assert len(made) == 2 * len(data) and all(len(same) == 1 for same in data.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"codes": 2}, "2 numbers cannot tell 3 classes apart"),
+        ({"offset": 1, "axes": 25}, "25 axes need more than 25 public texts"),
+    ],
+)
+def test_what_cannot_be_protected_so_is_told(simulate, changes, what):
+    with pytest.raises(ValueError, match=what):
+        simulate(dry=True, **protected(**changes))
+
+
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [
+        ({**METHOD, "loss": "cross-entropy", "protection": {}}, "sends the labels themselves"),
+        ({"kind": "pae-mobillm", "shortcut": "matrix", "protection": {}}, "shortcut: pivot"),
+        ({**METHOD, "protection": {"axes": 3}}, "is for an `offset` alone"),
+        ({"kind": "mobillm", "protection": {}}, "protection"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_told_at_their_line(scenario_file, method, what):
+    with pytest.raises(ScenarioError, match=what):
+        load(str(scenario_file(task=TASK, method=method)), Scenario, (), [], problems)
+
+
+def test_one_seed_gives_one_digest(simulate):
+    marks = [
+        sim.recorder.digest(sim.method.learner.digest())
+        for sim in (simulate(workers=n, **protected(**ALL)) for n in (1, 2))
+    ]
+    assert marks[0] == marks[1]
+
+
+def test_the_privacy_command_tells_open_from_protected(scenario_file, tmp_path, mobifleet):
+    found = {}
+    for name, changes in (("open", {}), ("shut", {"protection": ALL})):
+        path = scenario_file(task=TASK, method={**METHOD, **changes})
+        run_scenario(str(path), out=tmp_path / name, figures=False)
+        said = mobifleet("privacy", tmp_path / name)
+        assert said.code == 0, said.err
+        assert "What the server saw" in said.out and "prediction difference" in said.out
+        rows = json.loads((tmp_path / name / "privacy.json").read_text())["outcomes"]
+        found[name] = {(row["attack"], row["what"]): row["success"] for row in rows}
+    grouping = "grouping (adjusted Rand index)"
+    assert found["open"]["largest component", "labels"] == 1.0
+    assert found["open"]["clustering", grouping] == 1.0
+    assert ("largest component", "labels") not in found["shut"]  # codes are of another length
+    assert found["shut"]["clustering", grouping] < 0.5
+    assert uploads_of(tmp_path / "open", tmp_path).is_same
