@@ -90,7 +90,8 @@ def measured(
     mine_N = labels_N[:train]
 
     def alike(values_NK: np.ndarray) -> float:
-        return adjusted_rand(groups_of(values_NK, classes, np.random.default_rng(0)), mine_N)
+        groups = groups_of(values_NK, classes * words, np.random.default_rng(0))
+        return adjusted_rand(groups, mine_N)
 
     found = {
         "accuracy": float((scores_NC.argmax(axis=1) == labels_N[judged]).mean()),

@@ -237,3 +237,27 @@ def test_client_updates_are_measured_over_the_rounds_that_are_said(client_update
     assert {*found["tiny"]} == {"ours_ms", "plain_ms", "above_ms", "ratio"}
     gains = client_update.main(["--rounds", "1", "--repeat", "1", "--only", "tiny", "--threads"])
     assert {*gains["tiny"]} == {"one_s", "two_s", "gain"}
+
+
+def test_protections_of_differences_are_measured_in_every_way(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module, out = module_of("protection"), tmp_path / "found.json"
+    monkeypatch.setattr(
+        module,
+        "WAYS",
+        {"open": {}, "words": {"words": 2}, "offset": {"offset": 10.0, "axes": 8, "noise": 0.1}},
+    )
+    asked = ["--backbone", "random-bert", "--data", "hutto-films", "--out", str(out)]
+    try:
+        found = module.main(
+            [*asked, "--train", "60", "--judge", "20", "--public", "20", "--seeds", "1"]
+        )
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    assert [*found["ways"]] == ["open", "words", "offset"]
+    [open_] = found["ways"]["open"]
+    assert (
+        open_["alike"] == 1.0 and "solved" not in open_
+    )  # equal differences, nothing to solve for
+    assert found["ways"]["offset"][0]["alike"] < 0.5

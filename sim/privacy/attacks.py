@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,13 +12,15 @@ from learning.attacks import label_recovery
 from learning.attacks.bags import judged_tokens
 from learning.attacks.mixture import by_mixture
 from learning.attacks.outcome import AttackOutcome
-from learning.attacks.text_recovery import Inverter, identify
+from learning.attacks.text_recovery import Inverter, identify, turned_back, turned_by_axes
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
-from sim.privacy.uploads import PrivacyError, Uploads
+from sim.privacy.uploads import PrivacyError, Uploads, Vectors
 
 PUBLIC, ATTACKED = 600, 200
 """Texts that the attacker has, and those whose tokens are guessed, a backbone."""
+KNOWN, AXES = (50, 150), 32
+"""Uploads whose texts he knows, and axes along which he looks, where vectors are rotated."""
 
 
 def labels(uploads: Uploads) -> list[AttackOutcome]:
@@ -135,6 +137,44 @@ def texts(uploads: Uploads, public: int = PUBLIC, attacked: int = ATTACKED) -> l
             replace(outcome, attack=f"{outcome.attack}, {name}")
             for outcome in identify(part.vectors[mine], candidates, np.arange(len(mine)))
         ]
+        protection = getattr(uploads.sim.scenario.method, "protection", None)
+        if protection is not None and protection.rotate:
+            bags = _Bags(known_ids, own_ids, marks)
+            found += _turned_back(uploads, name, part, theirs, mine, bags)
+    return found
+
+
+class _Bags(NamedTuple):
+    """Token ids of the attacker's texts and of the attacked, and those that every text has."""
+
+    public: Sequence[np.ndarray]
+    own: Sequence[np.ndarray]
+    marks: tuple[int, ...]
+
+
+def _turned_back(
+    uploads: Uploads, name: str, part: Vectors, theirs: np.ndarray, mine: np.ndarray, bags: _Bags
+) -> list[AttackOutcome]:
+    """Against rotated vectors: of the last uploaded layer, along the uploads' own principal axes,
+    which a rotation leaves, and turned back by some texts that the attacker knows.
+    """
+    rng, found = np.random.default_rng(0), list[AttackOutcome]()
+    sent_ND, public_MD = part.vectors[:, -1], theirs[:, -1]
+    along_NA, public_MA = turned_by_axes(
+        sent_ND, public_MD, min(AXES, len(sent_ND), len(public_MD))
+    )
+    ways = {"by principal axes": (along_NA, public_MA)}
+    rest = np.setdiff1d(np.arange(len(part.samples)), mine)
+    for known in KNOWN:
+        if known <= len(rest):
+            some = rest[:known]
+            own = _computed(uploads, name, part.samples[some])[:, part.layers[-1]]
+            ways[f"by {known} texts known"] = (turned_back(sent_ND, some, own), public_MD)
+    for way, (uploaded, public) in ways.items():
+        inverter = Inverter.fit(public, bags.public, bags.marks)
+        attack = f"tokens of {name}, layer {part.layers[-1]}, turned back {way}"
+        guesses = inverter.guess(uploaded[mine])
+        found += judged_tokens(attack, guesses, bags.own, inverter.words_V, rng, bags.marks)
     return found
 
 
