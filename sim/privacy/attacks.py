@@ -169,7 +169,7 @@ def _turned_back(
         if known <= len(rest):
             some = rest[:known]
             own = _computed(uploads, name, part.samples[some])[:, part.layers[-1]]
-            ways[f"by {known} texts known"] = (turned_back(sent_ND, some, own), public_MD)
+            ways[f"by {known} texts known"] = (turned_back(sent_ND, some.tolist(), own), public_MD)
     for way, (uploaded, public) in ways.items():
         inverter = Inverter.fit(public, bags.public, bags.marks)
         attack = f"tokens of {name}, layer {part.layers[-1]}, turned back {way}"
