@@ -10,7 +10,7 @@ The codes hide which class is which. They do not hide which texts are of one cla
 y_b the differences of a class are equal. What differs from text to text does: g, which the side
 network learns along, because it is linear in the leading principal axes of *public* texts' vectors
 (whitened; elsewhere a ridge regression would shrink it, which costs accuracy), and e, for a server
-that knows of g and solves for both. `benchmarks/grouping.py` measures what each hides and costs.
+that knows of g and solves for both. `benchmarks/protection.py` measures what each hides and costs.
 
 A secret rotation of each vector hides what its numbers say from who knows the backbone alone.
 """

@@ -30,11 +30,16 @@ class Interval(NamedTuple):
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """The mean of one value a seed, with Student's t interval."""
+    """The mean of one value a seed, with Student's t interval: of no width where all seeds have one
+    value but for the rounding of sums.
+    """
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Interval(mean, None, None)
-    half = _t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    deviation = np.std(values, ddof=1)
+    if deviation <= 1e-12 * abs(mean):
+        return Interval(mean, mean, mean)
+    half = _t(len(values) - 1) * deviation / math.sqrt(len(values))
     return Interval(mean, mean - float(half), mean + float(half))
 
 

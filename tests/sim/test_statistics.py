@@ -207,3 +207,12 @@ def test_one_seed_has_no_other_to_share_its_texts_with():
 def test_no_difference_of_shares_is_beyond_one():
     low, high = paired_difference([0.99, 0.1], [0.2, 0.6], 60)[1:]
     assert (low, high) == (-1.0, 1.0)
+
+
+def test_seeds_of_one_value_have_an_interval_of_no_width_however_sums_are_rounded():
+    value = 3_200_000.1
+    rounded = [value, value * (1 + 2**-52), value]
+    assert rounded[0] != rounded[1]
+    found = over_seeds(rounded)
+    assert found.low == found.value == found.high == pytest.approx(value)
+    assert over_seeds([1.0, 1.0 + 1e-6, 1.0]).low < 1.0
