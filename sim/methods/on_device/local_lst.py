@@ -21,11 +21,10 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.on_device.learner import LadderLearner
 from sim.methods.on_device.shared import OnDeviceMethod
+from sim.methods.side_tuning.passes import class_pass, device_pass
 from sim.methods.side_tuning.shared import (
     SideTuningSettings,
     Unfitted,
-    class_pass,
-    device_pass,
     require_words,
     settled,
     shape_over,

@@ -18,7 +18,8 @@ from sim.kernel.work import Work
 from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
-from sim.methods.side_tuning.shared import SideTuning, device_pass
+from sim.methods.side_tuning.passes import device_pass
+from sim.methods.side_tuning.shared import SideTuning
 
 
 class MatrixUploads(SideTuning):

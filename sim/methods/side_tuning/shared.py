@@ -31,6 +31,7 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.passes import class_pass, device_pass, server_pass
 from sim.methods.side_tuning.protection import (
     axes_bytes,
     axes_cost,
@@ -54,9 +55,6 @@ from sim.methods.side_tuning.tap_choice import (
 )
 from sim.methods.side_tuning.updates import closed_form
 from sim.scenario.settings import OnlyFor, RenamedSettings
-
-SERVER_TEXTS = 128  # that it passes over at once
-
 
 Unfitted = Literal[
     "uniform",
@@ -167,53 +165,6 @@ def require_ratings_of_half(config: Any, world: World, or_else: str = "") -> Non
             f"{config.kind} sends ratings in half precision, which ends at {most:,.0f}, and they "
             f"go up to {largest:,.6g}: scale them to a few units{or_else}"
         )
-
-
-def device_pass(
-    config: SideTuningSettings, world: World, device: Device, lengths: np.ndarray
-) -> Cost:
-    """A device's pass over a batch of texts of these lengths; and what a verbaliser says of each:
-    the logits of the classes' words alone, as the rest of the vocabulary cancels among them.
-    """
-    cost = world.costing.forward(device.member, lengths)
-    if config.backbone_prediction in VERBALISERS:
-        cost += world.costing.next_word(device.member, len(lengths), world.task.classes)
-    return cost
-
-
-def class_pass(config: SideTuningSettings, world: World, device: Device) -> Cost:
-    """A device's passes over what is said of the classes, a batch at a time."""
-    spec = world.costing.learned[device.backbone]
-    lengths = world.task.said_lengths(spec, config.backbone_prediction)
-    batches = in_batches(lengths, config.device_batch)
-    return sum((device_pass(config, world, device, batch) for batch in batches), Cost())
-
-
-def server_pass(
-    config: SideTuningSettings, world: World, backbone: str, lengths: np.ndarray
-) -> Cost:
-    """The server's passes of a backbone over texts of these lengths."""
-    tokens, cost = world.costing.fixed_tokens, Cost()
-    for batch in in_batches(lengths, SERVER_TEXTS):
-        longest = tokens or int(batch.max())
-        cost += server_cost(config, world, backbone, len(batch), longest)
-    return cost
-
-
-def server_cost(
-    config: SideTuningSettings, world: World, backbone: str, texts: int, tokens: int
-) -> Cost:
-    """One pass of the server's, as `device_pass` is one of a device's."""
-    architecture = world.costing.architectures[backbone]
-    cost = architecture.forward(texts, tokens)
-    if config.backbone_prediction in VERBALISERS:
-        cost += architecture.next_word(texts, world.task.classes)
-    return cost
-
-
-def in_batches(lengths: np.ndarray, size: int) -> list[np.ndarray]:
-    """Texts of these lengths, alike ones together, so many at a time."""
-    return np.split(np.sort(lengths), range(size, len(lengths), size))
 
 
 def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[str]) -> SideShape:
