@@ -1,5 +1,5 @@
-"""What side-tuning's passes cost: a device's over its texts, the server's over public ones, and both
-over what is said of the classes.
+"""What side-tuning's passes cost: of a device over its texts, of the server over public ones, and
+of both over what is said of the classes.
 """
 
 from __future__ import annotations
