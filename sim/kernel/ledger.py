@@ -98,6 +98,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.keeps: frozenset[str] = frozenset()
+        self._barred: frozenset[str] = frozenset()
         self._seen: dict[tuple[str, tuple[str, tuple[int, ...], str]], list[int]] = {}
         self._held: list[tuple[str, str, int]] = []
 
@@ -106,12 +107,14 @@ class Ledger:
         if unknown := [kind for kind in keeps if kind not in KINDS]:
             raise ValueError(f"keeps_on_device: {unknown[0]!r} is none of {', '.join(KINDS)}")
         self.keeps = frozenset(keeps)
+        self._barred = self.keeps | {"undeclared"} if keeps else self.keeps
 
     def require_kept(self, sender: str, contents: Contents) -> None:
         """Raise BrokenDeclaration for an upload that holds what is to stay on the device, or what
         nobody says, where something is to stay there.
         """
-        if self.keeps and (broken := contents.kinds & (self.keeps | {"undeclared"})):
+        if not contents.kinds.isdisjoint(self._barred):
+            broken = contents.kinds & self._barred
             what, kept = ", ".join(sorted(broken)), ", ".join(sorted(self.keeps))
             hint = (
                 ": say what it holds by `Contents` (sim/kernel/ledger.py)"

@@ -44,7 +44,7 @@ else:
     AnyMethod = Settings  # until methods are registered: see `_may_name`
 
 # so that a slip of the keyboard is an error, not all memory
-MOST_TEXTS = 2_000_000
+MOST_TEXTS = 20_000_000
 MOST_DEVICES = 2_000_000
 
 Weight = Annotated[float, Field(ge=0)]
