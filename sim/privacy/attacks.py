@@ -37,15 +37,21 @@ def labels(uploads: Uploads) -> list[AttackOutcome]:
     truth_N = np.concatenate([uploads.labels[part.samples] for part in parts.values()])
     targets_NK = np.concatenate([part.targets for part in parts.values()])
     found = []
-    if targets_NK.shape[1] == classes:
+    if uploads.sends_labels:
+        found += [label_recovery.by_largest(targets_NK[:, :classes], truth_N)]
+    elif targets_NK.shape[1] == classes:
         found += [label_recovery.by_largest(targets_NK, truth_N)]
         if (y_b_NC := _known_predictions(uploads)) is not None:
             found += [label_recovery.by_backbone_knowledge(targets_NK, y_b_NC, truth_N)]
     found += label_recovery.by_clustering(targets_NK, truth_N, classes, rng)
     if (zero_shot_NC := _zero_shot(uploads)) is not None:
         found += label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
-    if (axes := uploads.sim.method.learner.public_axes()) is not None:
-        along = [axes.along(name, part.vectors) for name, part in parts.items()]
+    along = [
+        axes.along(name, part.vectors)
+        for name, part in parts.items()
+        if (axes := uploads.learner_of(name).public_axes()) is not None
+    ]
+    if along:
         found.append(by_mixture(targets_NK, np.concatenate(along), truth_N, classes, rng))
     found.append(_by_what_is_learned(uploads, classes))
     widest = max(parts.values(), key=lambda part: len(part.samples))
@@ -62,8 +68,8 @@ def _by_what_is_learned(uploads: Uploads, classes: int) -> AttackOutcome:
     import torch
 
     said, truth = [], []
-    network = uploads.sim.method.learner.tuning.value.averaged
     for name, part in uploads.vectors().items():
+        network = uploads.learner_of(name).tuning.value.averaged
         with torch.inference_mode():
             said.append(network(torch.from_numpy(part.vectors), name).cpu().numpy())
         truth.append(uploads.labels[part.samples])
@@ -78,9 +84,12 @@ def _known_predictions(uploads: Uploads) -> np.ndarray | None:
     """The backbones' own predictions as a server that knows them computes them from what is
     uploaded; None where that needs more than the last uploaded layer.
     """
-    learner = uploads.sim.method.learner
-    found = [learner.as_server(name, p.vectors[:, -1]) for name, p in uploads.vectors().items()]
-    return None if any(y_b_NC is None for y_b_NC in found) else np.concatenate(found)
+    found = [
+        uploads.learner_of(name).as_server(name, part.vectors[:, -1])
+        for name, part in uploads.vectors().items()
+    ]
+    known = [y_b_NC for y_b_NC in found if y_b_NC is not None]
+    return np.concatenate(known) if len(known) == len(found) else None
 
 
 def _zero_shot(uploads: Uploads) -> np.ndarray | None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from sim.kernel.device import Payload
 from sim.kernel.learned import with_values
 from sim.methods.side_tuning.learner import SideTuningLearner
-from sim.methods.side_tuning.reference_learners import ServerLearner
+from sim.methods.side_tuning.reference_learners import SeparateLearner, ServerLearner
 from sim.results.run import Run, open_run
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import digests
@@ -58,6 +58,17 @@ class Uploads:
         """The truth, by sample number: no server has it; attacks are judged by it."""
         return self.sim.task.labels
 
+    @property
+    def sends_labels(self) -> bool:
+        """Whether labels go along with activations as they are."""
+        config: Any = self.sim.scenario.method
+        return config.loss == "cross-entropy"
+
+    def learner_of(self, backbone: str) -> SideTuningLearner:
+        """What learned from this backbone's records."""
+        learner: Any = self.sim.method.learner
+        return learner.of(backbone)
+
     def vectors(self) -> dict[str, Vectors]:
         """By backbone, what single vectors and targets were uploaded; PrivacyError for a method
         that uploads something else.
@@ -65,7 +76,8 @@ class Uploads:
         from learning.side.activations import decode
 
         learner = self.sim.method.learner
-        if not isinstance(learner, SideTuningLearner) or isinstance(learner, ServerLearner):
+        sends_vectors = isinstance(learner, SideTuningLearner | SeparateLearner)
+        if not sends_vectors or isinstance(learner, ServerLearner):
             raise PrivacyError(f"{self.run.method} uploads no activations with differences")
         parts: dict[str, list[Any]] = {}
         for payload in self.payloads:
@@ -74,7 +86,7 @@ class Uploads:
                 continue
             try:
                 name = payload.sender.backbone
-                batch = decode(data, learner.shape.backbone_widths[name])
+                batch = decode(data, learner.of(name).shape.backbone_widths[name])
                 parts.setdefault(name, []).append(batch)
             except KeyError:
                 raise PrivacyError(f"{self.run.method} uploads matrices here") from None
@@ -84,7 +96,7 @@ class Uploads:
             _, first = np.unique(samples, return_index=True)  # who sends a text again adds nothing
             found[name] = Vectors(
                 samples[first],
-                tuple(learner.vectors[name]),
+                tuple(learner.of(name).vectors[name]),
                 np.concatenate([part.values for part in received])[first],
                 np.concatenate([part.targets for part in received])[first],
             )

@@ -9,6 +9,7 @@ from learning.side.inference import InferenceError, SidePredictor
 from learning.side.protection import FILE
 from sim.api import run as run_scenario
 from sim.kernel.learned import with_values
+from sim.privacy.attacks import labels
 from sim.privacy.uploads import uploads_of
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
@@ -149,3 +150,19 @@ def test_the_privacy_command_tells_open_from_protected(scenario_file, tmp_path, 
     assert ("largest component", "labels") not in found["shut"]  # codes are of another length
     assert found["shut"]["clustering", grouping] < 0.5
     assert uploads_of(tmp_path / "open", tmp_path).is_same
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "single-side-network", **{k: v for k, v in METHOD.items() if k != "kind"}},
+        {**METHOD, "loss": "cross-entropy"},
+        {"kind": "pae-mobillm", "bits": 4},
+    ],
+)
+def test_labels_are_read_off_every_method_that_sends_differences_or_labels(
+    scenario_file, tmp_path, method
+):
+    run = run_scenario(str(scenario_file(task=TASK, method=method)), out=tmp_path / "run")
+    [first, *_] = labels(uploads_of(run, tmp_path))
+    assert first.attack == "largest component" and first.success == 1.0

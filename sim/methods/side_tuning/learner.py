@@ -60,6 +60,10 @@ class SideTuningLearner(RealLearner):
         self._seed = world.streams.seed64("server/side-network") % 2**31
         self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
 
+    def of(self, backbone: str) -> SideTuningLearner:
+        """What learns from this backbone's records."""
+        return self
+
     @property
     def predicts_untrained(self) -> bool:
         """Whether the backbones' own prediction, which an untrained side network leaves as it is,

@@ -48,6 +48,10 @@ class SeparateLearner(RealLearner):
             name: SideTuningLearner(world, config, [name]) for name in world.costing.learned
         }
 
+    def of(self, backbone: str) -> SideTuningLearner:
+        """What learns from this backbone's records."""
+        return self._of[backbone]
+
     def prepare(self) -> None:
         """Each of its learners."""
         for learner in self._of.values():
