@@ -39,18 +39,16 @@ def encode(activations: Activations, wire: str = "float16") -> bytes:
     """
     values = activations.values
     number = np.float32 if wire == "float32" else np.float16
+    limit = np.finfo(number).max  # what is beyond half precision saturates instead of infinity
     tensors = {
         "samples": activations.samples.astype(np.int32),
-        "targets": activations.targets.astype(number),
+        "targets": np.clip(activations.targets, -limit, limit).astype(number),
     }
     if wire in ("int8", "int4"):
         bits = 4 if wire == "int4" else 8
         rounded, tensors["scale"] = quantise(values, bits)
         tensors["values"] = pack_nibbles(rounded) if bits == 4 else rounded
     elif wire in WIRES:
-        limit = np.finfo(
-            number
-        ).max  # a value beyond half precision saturates instead of becoming infinite
         tensors["values"] = np.clip(values, -limit, limit).astype(number)
     else:
         raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")

@@ -102,18 +102,16 @@ def encode(activations: FullActivations, bits: int = 8) -> bytes:
     Targets go as float16, as float32 with 32 bits. ValueError for other numbers of bits.
     """
     number = np.float32 if bits == 32 else np.float16
+    limit = np.finfo(number).max  # what is beyond half precision saturates instead of infinity
     tensors = {
         "lengths": activations.lengths.astype(np.int32),
         "samples": activations.samples.astype(np.int32),
-        "targets": activations.targets.astype(number),
+        "targets": np.clip(activations.targets, -limit, limit).astype(number),
     }
     if bits in _LARGEST:
         rounded, tensors["scale"] = quantise(activations.values, bits)
         tensors["values"] = pack_nibbles(rounded) if bits == 4 else rounded
     elif bits in BITS:
-        limit = np.finfo(
-            number
-        ).max  # a value beyond half precision saturates instead of becoming infinite
         tensors["values"] = np.clip(activations.values, -limit, limit).astype(number)
     else:
         raise ValueError(f"{bits} bits: choose one of {', '.join(map(str, BITS))}")

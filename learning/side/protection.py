@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+LEAST = 1e-3
+"""Length of an axis, over that of the longest, below which texts do not vary along it."""
 FILE = "device_secret.safetensors"
 """Beside the side network, in a run's folder: what devices have and the server has not."""
 
@@ -63,6 +65,11 @@ def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
                 f"{min(len(part) for part in parts)} and {x_NF.shape[1]}"
             )
         _, lengths_K, axes_KF = np.linalg.svd(x_NF, full_matrices=False)
+        if (rank := int((lengths_K > LEAST * lengths_K[0]).sum())) < count:
+            raise ValueError(
+                f"the public texts vary along {rank} axes only, and {count} are wanted: say fewer "
+                "`axes`, or give more and other public texts"
+            )
         axes[width] = axes_KF[:count].T * (np.sqrt(len(x_NF)) / lengths_K[:count])
     return PublicAxes(mean, deviation, axes)
 

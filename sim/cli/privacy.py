@@ -32,11 +32,15 @@ def privacy(
         mobifleet privacy runs/quickstart --attacks none
     """
     from sim.privacy.report import ledger_tables, outcome_table, report
-    from sim.results.run import open_run
+    from sim.results.run import RunError, open_run
+    from sim.views.terminal_tables import show
 
     opened = open_run(run)
-    for table in ledger_tables(opened):
-        console.print(table)
+    try:
+        for table in ledger_tables(opened):
+            show(table, console)
+    except RunError as error:
+        console.print(str(error), highlight=False)
     if attacks == "none":
         return
     with console.status("simulating the run again") as status:
@@ -44,5 +48,5 @@ def privacy(
     for remark in found.remarks:
         console.print(remark, highlight=False)
     if found.outcomes:
-        console.print(outcome_table(found.outcomes))
-        console.print(f"written to {run / 'privacy.json'}", highlight=False, soft_wrap=True)
+        show(outcome_table(found.outcomes), console)
+    console.print(f"written to {run / 'privacy.json'}", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -80,6 +80,15 @@ class Contents:
         )
         self.nbytes = sum(item.nbytes for item in items)
         self.kinds = frozenset(item.kind for item, _ in self.items)
+
+    def plain(self) -> list[list[object]]:
+        """As JSON has it, for a header that travels with the bytes."""
+        return [[i.kind, i.nbytes, list(i.layers), i.token] for i, _ in self.items]
+
+    @classmethod
+    def of_plain(cls, given: list[list[Any]]) -> Contents:
+        """What `plain` gave."""
+        return cls(*(Item(kind, n, tuple(layers), token) for kind, n, layers, token in given))
 
 
 @functools.lru_cache(4096)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,41 +24,56 @@ KNOWN, AXES = (50, 150), 32
 """Uploads whose texts he knows, and axes along which he looks, where vectors are rotated."""
 
 
-def labels(uploads: Uploads) -> list[AttackOutcome]:
+def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOutcome]:
     """Recovery of labels from what goes along with activations: by the largest component, by what a
     server that knows the backbone computes itself, by which are alike, and from a few known labels;
     from the uploaded activations alone, too, which need no difference at all.
 
-    PrivacyError for ratings, or a method that uploads no differences.
+    PrivacyError for ratings, or a method that uploads no differences. What an attack has too little
+    to go on for is a ValueError or, where `untried` is given, a sentence there.
     """
     if uploads.sim.task.has_ratings:
         raise PrivacyError("labels are ratings here: attacks on classes do not apply")
-    rng, parts = np.random.default_rng(0), uploads.vectors()
-    classes = uploads.sim.task.classes
+    parts, classes = uploads.vectors(), uploads.sim.task.classes
     truth_N = np.concatenate([uploads.labels[part.samples] for part in parts.values()])
     targets_NK = np.concatenate([part.targets for part in parts.values()])
-    found = []
-    if uploads.sends_labels:
-        found += [label_recovery.by_largest(targets_NK[:, :classes], truth_N)]
-    elif targets_NK.shape[1] == classes:
-        found += [label_recovery.by_largest(targets_NK, truth_N)]
-        if (y_b_NC := _known_predictions(uploads)) is not None:
-            found += [label_recovery.by_backbone_knowledge(targets_NK, y_b_NC, truth_N)]
-    found += label_recovery.by_clustering(targets_NK, truth_N, classes, rng)
-    if (zero_shot_NC := _zero_shot(uploads)) is not None:
-        found += label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
-    along = [
-        axes.along(name, part.vectors)
-        for name, part in parts.items()
-        if (axes := uploads.learner_of(name).public_axes()) is not None
-    ]
-    if along:
-        found.append(by_mixture(targets_NK, np.concatenate(along), truth_N, classes, rng))
-    found.append(_by_what_is_learned(uploads, classes))
+    y_b_NC, zero_shot_NC = _known_predictions(uploads), _zero_shot(uploads)
+    axes = {name: uploads.learner_of(name).public_axes() for name in parts}
+    along = [own.along(name, parts[name].vectors) for name, own in axes.items() if own]
     widest = max(parts.values(), key=lambda part: len(part.samples))
-    found += label_recovery.by_known_labels(
-        widest.vectors, uploads.labels[widest.samples], np.random.default_rng(0)
-    )
+    are_differences = not uploads.sends_labels and targets_NK.shape[1] == classes
+
+    def attacks() -> Iterator[Callable[[], list[AttackOutcome]]]:
+        rng = np.random.default_rng(0)
+        if uploads.sends_labels or are_differences:
+            yield lambda: [label_recovery.by_largest(targets_NK[:, :classes], truth_N)]
+        if are_differences and y_b_NC is not None:
+            yield lambda: [label_recovery.by_backbone_knowledge(targets_NK, y_b_NC, truth_N)]
+        yield lambda: label_recovery.by_clustering(targets_NK, truth_N, classes, rng)
+        if zero_shot_NC is not None:
+            yield lambda: label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
+        if along:
+            axes_NA = np.concatenate(along)
+            yield lambda: [by_mixture(targets_NK, axes_NA, truth_N, classes, rng)]
+        yield lambda: [_by_what_is_learned(uploads, classes)]
+        yield lambda: label_recovery.by_known_labels(
+            widest.vectors, uploads.labels[widest.samples], np.random.default_rng(0)
+        )
+
+    return _tried(attacks(), untried)
+
+
+def _tried(
+    attacks: Iterable[Callable[[], list[AttackOutcome]]], untried: list[str] | None
+) -> list[AttackOutcome]:
+    found: list[AttackOutcome] = []
+    for attack in attacks:
+        try:
+            found += attack()
+        except ValueError as error:
+            if untried is None:
+                raise
+            untried.append(str(error))
     return found
 
 
@@ -86,6 +102,8 @@ def _known_predictions(uploads: Uploads) -> np.ndarray | None:
     """
     found = [
         uploads.learner_of(name).as_server(name, part.vectors[:, -1])
+        if part.layers[-1] == uploads.depth_of(name)
+        else None
         for name, part in uploads.vectors().items()
     ]
     known = [y_b_NC for y_b_NC in found if y_b_NC is not None]
@@ -110,46 +128,62 @@ def _zero_shot(uploads: Uploads) -> np.ndarray | None:
     return np.concatenate(found)
 
 
-def texts(uploads: Uploads, public: int = PUBLIC, attacked: int = ATTACKED) -> list[AttackOutcome]:
+def texts(
+    uploads: Uploads,
+    public: int = PUBLIC,
+    attacked: int = ATTACKED,
+    untried: list[str] | None = None,
+) -> list[AttackOutcome]:
     """Recovery of texts from activations by an attacker who has so many other texts of the kind and
     runs the backbone on them: which tokens stand in a text, of each uploaded layer and of all
     together, and which of the public texts and its own an upload is.
 
-    PrivacyError for data known by size alone, or a method that uploads no activations.
+    PrivacyError for data known by size alone, or a method that uploads no activations; `untried` as
+    of `labels`.
     """
-    task, found = uploads.sim.task, list[AttackOutcome]()
-    if task.texts is None:
+    if uploads.sim.task.texts is None:
         raise PrivacyError("the data are known by their size alone: there are no texts to recover")
-    for name, part in uploads.vectors().items():
-        rng = np.random.default_rng(0)
-        spec = uploads.sim.costing.learned[name]
-        mine = rng.permutation(len(part.samples))[:attacked]
-        others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
-        known = rng.permutation(others)[:public]
-        if len(known) < 50:
-            raise PrivacyError(f"{len(known)} texts are on no device: an attacker needs 50 or more")
-        theirs = _computed(uploads, name, known)[:, list(part.layers)]
-        known_ids = task.tokens(spec, known).ids
-        own_ids = task.tokens(spec, part.samples[mine]).ids
-        marks = _marks(own_ids)
-        for what, places in [
-            *((f"layer {layer}", [place]) for place, layer in enumerate(part.layers)),
-            ("all layers", list(range(len(part.layers)))),
-        ]:
-            inverter = Inverter.fit(theirs[:, places], known_ids, marks)
-            guesses = inverter.guess(part.vectors[mine][:, places])
-            attack = f"tokens of {name}, {what}"
-            found += judged_tokens(attack, guesses, own_ids, inverter.words_V, rng, marks)
-        own = _computed(uploads, name, part.samples[mine])[:, list(part.layers)]
-        candidates = np.concatenate([own, theirs])
-        found += [
-            replace(outcome, attack=f"{outcome.attack}, {name}")
-            for outcome in identify(part.vectors[mine], candidates, np.arange(len(mine)))
-        ]
-        protection = getattr(uploads.sim.scenario.method, "protection", None)
-        if protection is not None and protection.rotate:
-            bags = _Bags(known_ids, own_ids, marks)
-            found += _turned_back(uploads, name, part, theirs, mine, bags)
+    attacks = [
+        functools.partial(_of_backbone, uploads, name, part, public, attacked)
+        for name, part in uploads.vectors().items()
+    ]
+    return _tried(attacks, untried)
+
+
+def _of_backbone(
+    uploads: Uploads, name: str, part: Vectors, public: int, attacked: int
+) -> list[AttackOutcome]:
+    """Recovery of texts from what devices of one backbone sent."""
+    task, found = uploads.sim.task, list[AttackOutcome]()
+    rng = np.random.default_rng(0)
+    spec = uploads.sim.costing.learned[name]
+    mine = rng.permutation(len(part.samples))[:attacked]
+    others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
+    known = rng.permutation(others)[:public]
+    if len(known) < 50:
+        raise PrivacyError(f"{len(known)} texts are on no device: an attacker needs 50 or more")
+    theirs = _computed(uploads, name, known)[:, list(part.layers)]
+    known_ids = task.tokens(spec, known).ids
+    own_ids = task.tokens(spec, part.samples[mine]).ids
+    marks = _marks(own_ids)
+    for what, places in [
+        *((f"layer {layer}", [place]) for place, layer in enumerate(part.layers)),
+        ("all layers", list(range(len(part.layers)))),
+    ]:
+        inverter = Inverter.fit(theirs[:, places], known_ids, marks)
+        guesses = inverter.guess(part.vectors[mine][:, places])
+        attack = f"tokens of {name}, {what}"
+        found += judged_tokens(attack, guesses, own_ids, inverter.words_V, rng, marks)
+    own = _computed(uploads, name, part.samples[mine])[:, list(part.layers)]
+    candidates = np.concatenate([own, theirs])
+    found += [
+        replace(outcome, attack=f"{outcome.attack}, {name}")
+        for outcome in identify(part.vectors[mine], candidates, np.arange(len(mine)))
+    ]
+    protection = getattr(uploads.sim.scenario.method, "protection", None)
+    if protection is not None and protection.rotate:
+        bags = _Bags(known_ids, own_ids, marks)
+        found += _turned_back(uploads, name, part, theirs, mine, bags)
     return found
 
 

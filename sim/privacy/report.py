@@ -13,7 +13,7 @@ from inputs.units import format_bytes
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
 from sim.kernel.writing import write_json
-from sim.privacy.uploads import PrivacyError, uploads_of
+from sim.privacy.uploads import PrivacyError, refuse_others, scenario_of, uploads_of
 from sim.results.run import Run
 
 PARTIES = {"server": "What the server saw", "devices": "What devices saw"}
@@ -98,6 +98,7 @@ def report(
         raise PrivacyError(
             f"attacks need {error.name}: pip install 'mobifleet[privacy]'"
         ) from error
+    refuse_others(scenario_of(run))
     uploads = uploads_of(run, folder)
     found = Report([], [])
     if not uploads.is_same:
@@ -109,7 +110,7 @@ def report(
         if attacks in (name, "all"):
             on_stage(f"attacking {name}")
             try:
-                found.outcomes.extend(attack(uploads))
+                found.outcomes.extend(attack(uploads, untried=found.remarks))
             except PrivacyError as error:
                 found.remarks.append(f"no attack on {name}: {error}")
     rows = [dataclasses.asdict(outcome) for outcome in found.outcomes]

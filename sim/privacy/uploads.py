@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from learning.backbones import catalogue
 from sim.kernel.device import Payload
 from sim.kernel.learned import with_values
+from sim.kernel.work import Steps
+from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.learner import SideTuningLearner
-from sim.methods.side_tuning.reference_learners import SeparateLearner, ServerLearner
+from sim.methods.side_tuning.shared import SideTuning
 from sim.results.run import Run, open_run
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import digests
+from sim.scenario.registry import known, method_of
 from sim.scenario.schema import Scenario
 from sim.simulation import RunCallbacks, Simulation, building
 
@@ -43,7 +47,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Uploads:
-    """A run that was simulated again, and all payloads that its devices made.
+    """A run that was simulated again, and all payloads of its devices that arrived whole.
 
     `is_same`: whether it came to the same digest.
     """
@@ -64,49 +68,64 @@ class Uploads:
         config: Any = self.sim.scenario.method
         return config.loss == "cross-entropy"
 
+    def depth_of(self, backbone: str) -> int:
+        """How many layers it has."""
+        return catalogue.depth_of(catalogue.config_of(self.sim.costing.learned[backbone]))
+
     def learner_of(self, backbone: str) -> SideTuningLearner:
         """What learned from this backbone's records."""
         learner: Any = self.sim.method.learner
         return learner.of(backbone)
 
     def vectors(self) -> dict[str, Vectors]:
-        """By backbone, what single vectors and targets were uploaded; PrivacyError for a method
-        that uploads something else.
+        """By backbone, what single vectors and targets arrived; what is not finite is left out.
+
+        PrivacyError for a method that uploads something else, or where nothing arrived.
         """
         from learning.side.activations import decode
 
-        learner = self.sim.method.learner
-        sends_vectors = isinstance(learner, SideTuningLearner | SeparateLearner)
-        if not sends_vectors or isinstance(learner, ServerLearner):
-            raise PrivacyError(f"{self.run.method} uploads no activations with differences")
+        refuse_others(self.sim.scenario)
         parts: dict[str, list[Any]] = {}
         for payload in self.payloads:
-            data = with_values(payload.data)
-            if not isinstance(data, bytes) or not data:
-                continue
-            try:
+            if isinstance(data := with_values(payload.data), bytes) and data:
                 name = payload.sender.backbone
-                batch = decode(data, learner.of(name).shape.backbone_widths[name])
-                parts.setdefault(name, []).append(batch)
-            except KeyError:
-                raise PrivacyError(f"{self.run.method} uploads matrices here") from None
+                width = self.learner_of(name).shape.backbone_widths[name]
+                parts.setdefault(name, []).append(decode(data, width))
         found = {}
         for name, received in sorted(parts.items()):
             samples = np.concatenate([part.samples for part in received])
+            values = np.concatenate([part.values for part in received])
+            targets = np.concatenate([part.targets for part in received])
             _, first = np.unique(samples, return_index=True)  # who sends a text again adds nothing
-            found[name] = Vectors(
-                samples[first],
-                tuple(learner.of(name).vectors[name]),
-                np.concatenate([part.values for part in received])[first],
-                np.concatenate([part.targets for part in received])[first],
-            )
+            is_finite = np.isfinite(values).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
+            kept = first[is_finite[first]]
+            if len(kept):
+                layers = tuple(self.learner_of(name).vectors[name])
+                found[name] = Vectors(samples[kept], layers, values[kept], targets[kept])
+        if not found:
+            raise PrivacyError("nothing usable arrived at the server: there is nothing to attack")
         return found
+
+
+def refuse_others(scenario: Scenario) -> None:
+    """PrivacyError for a method that does not upload single vectors with what goes along."""
+    method: Any = scenario.method
+    of = method_of(method)
+    if not issubclass(of, SideTuning) or issubclass(of, Centralised):
+        raise PrivacyError(f"{method.kind} uploads no activations with differences or labels")
+    if getattr(method, "shortcut", "pivot") == "matrix":
+        raise PrivacyError(f"{method.kind} uploads whole matrices here, which no attack reads")
 
 
 def scenario_of(run: Run) -> Scenario:
     """The scenario that a run was made from, as its manifest has it. PrivacyError where this
-    version does not know it.
+    version does not know it, or where it names code of one's own, which is not run.
     """
+    kind = run.method
+    if kind not in known():
+        raise PrivacyError(
+            f"{run.path} is a run of {kind}, code of one's own, which this command does not run"
+        )
     try:
         return Scenario.model_validate(run.manifest["scenario"])
     except ValidationError as error:
@@ -131,8 +150,8 @@ def uploads_of(
     """
     run = run if isinstance(run, Run) else open_run(run)
     if run.manifest.get("dry") or run.manifest.get("status") != "finished":
-        kind = "dry" if run.manifest.get("dry") else run.manifest.get("status")
-        raise PrivacyError(f"{run.path} is a {kind} run: only a finished one has sent everything")
+        how = "was dry" if run.manifest.get("dry") else f"is {run.manifest.get('status')}"
+        raise PrivacyError(f"{run.path} {how}: only a finished run has sent everything")
     scenario = scenario_of(run)
     now, then = digests(scenario, folder, None), run.manifest.get("inputs", {})
     if changed := sorted(name for name in then if now.get(name) != then[name]):
@@ -140,19 +159,23 @@ def uploads_of(
             f"{changed[0]} is not what it was when {run.path} was made (or is not in {folder}): "
             "name the folder with the scenario's files by --folder, or run the scenario again"
         )
-    made: list[Payload] = []
+    landed: list[Payload] = []
     with building(scenario):
         sim = Simulation(scenario, folder, callbacks=callbacks)
     for device in sim.devices:
-        vars(device)["payload"] = _keeping(device.payload, made)
+        vars(device)["upload"] = _keeping(device.upload, landed)
     sim.run()
     mark = sim.recorder.digest(digest(resolved(scenario)), sim.method.learner.digest())
-    return Uploads(run, sim, made, mark == run.summary.get("digest"))
+    return Uploads(run, sim, landed, mark == run.summary.get("digest"))
 
 
-def _keeping(make: Callable[..., Payload], made: list[Payload]) -> Callable[..., Payload]:
-    def kept(*what: Any) -> Payload:
-        made.append(make(*what))
-        return made[-1]
+def _keeping(
+    upload: Callable[[Payload], Steps[None]], landed: list[Payload]
+) -> Callable[[Payload], Steps[None]]:
+    """The same, which keeps what has arrived whole."""
+
+    def kept(payload: Payload) -> Steps[None]:
+        yield from upload(payload)
+        landed.append(payload)
 
     return kept

@@ -86,6 +86,10 @@ class Run:
         token, with payloads, records (texts, each as often as it came) and bytes. `way` is sent,
         start (what a party had from the start) or cut off (what never arrived whole).
         """
+        if not (self.path / "ledger.parquet").exists():
+            raise RunError(
+                f"{self.path} was made before there was a ledger: run its scenario again"
+            )
         return self._table("ledger", list(LEDGER_COLUMNS))
 
     def curve(self, name: str, group: str = "") -> tuple[np.ndarray, np.ndarray]:

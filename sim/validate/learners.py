@@ -21,6 +21,7 @@ from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
+from sim.methods.side_tuning.protection import wanted_axes
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 from sim.methods.side_tuning.shipping import precision_of
 from sim.methods.side_tuning.tap_choice import asking_rule
@@ -57,6 +58,12 @@ class OnDevice(SideTuningLearner):
                 "method.taps: no texts choose layers in executed runs; say `interval`, a number or "
                 "a list"
             )
+        if wanted_axes(config):
+            raise ValueError(
+                "method.protection.offset: no axes of public texts are made in executed runs; "
+                "leave it out"
+            )
+        self._secret = self._drawn()
         if kind in TEMPERATURES:
             words = sim.task.said_tokens(self._spec, kind)
             self._names = self._pass(words)[:, -1]

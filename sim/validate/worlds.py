@@ -22,7 +22,7 @@ import simpy
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned, with_values
 from sim.kernel.learner import Learner
-from sim.kernel.ledger import Contents
+from sim.kernel.ledger import Contents, contents_of, only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Steps
 from sim.methods.federated_peft.learner import FederatedLearner
@@ -90,6 +90,7 @@ class LocalDevice(Device):
             "payload": payload.number,
             "records": len(payload.samples),
             "version": payload.version,
+            "holds": payload.contents.plain(),
         }
         body = with_values(payload.data)
         assert isinstance(body, bytes)
@@ -216,7 +217,9 @@ class RemoteDevice(Device):
         assert isinstance(model, Mapping)
         self._tasks = number = self._tasks + 1
         self.control.send({"task": number, "version": task.version})
-        self.data.send({"task": number}, learner.packed(learner.part_of(self.backbone, model)))
+        body = learner.packed(learner.part_of(self.backbone, model))
+        self.world.ledger.note("devices", only("parameters", len(body)), 0)
+        self.data.send({"task": number}, body)
         if task.closed is not None:
             task.closed.callbacks.append(lambda _: self.control.send({"closed": number}))
 
@@ -233,6 +236,7 @@ class RemoteDevice(Device):
         self.world.recorder.span(
             self.id, "download", start_s, now, landed_bytes, 0.0, watts * (now - start_s)
         )
+        self.world.ledger.note("devices", contents_of(contents), 0)
 
     def on_control(self, header: dict[str, Any]) -> None:
         """A message of the device's."""
@@ -251,11 +255,18 @@ class RemoteDevice(Device):
             self.spans = header["spans"]
 
     def on_data(self, header: dict[str, Any], body: bytes, counted: int) -> None:
-        """A payload whose last byte has landed."""
+        """A payload whose last byte has landed; it holds what its device says, if that is as many
+        bytes as have come.
+        """
         samples = np.zeros(
             header["records"], dtype=np.int64
         )  # which texts they were is the device's business
-        self.world.server.receive(self.payload(samples, counted, body, header["version"]))
+        said = Contents.of_plain(header["holds"])
+        held = said if said.nbytes == counted else contents_of(counted)
+        self.world.ledger.note("server", held, len(samples))
+        number = self.world.server.next_payload()
+        payload = Payload(number, self, samples, held, body, header["version"])
+        self.world.server.receive(payload)
 
 
 class LocalServer(Server):

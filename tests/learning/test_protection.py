@@ -112,3 +112,9 @@ def test_a_secret_is_read_back_to_the_bit(tmp_path):
     assert np.array_equal(again.codes, secret.codes)
     assert np.array_equal(again.offset("one", a_NVD), secret.offset("one", a_NVD))
     assert np.array_equal(again.rotated(a_NVD), secret.rotated(a_NVD))
+
+
+def test_public_texts_that_vary_along_few_axes_are_refused():
+    few = np.repeat(vectors(10, np.random.default_rng(7)), 6, axis=0)
+    with pytest.raises(ValueError, match="vary along 9 axes only, and 12 are wanted"):
+        public_axes({"one": few}, 12)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from learning.side.inference import InferenceError, SidePredictor
 from learning.side.protection import FILE
@@ -141,7 +142,7 @@ def test_the_privacy_command_tells_open_from_protected(scenario_file, tmp_path, 
         run_scenario(str(path), out=tmp_path / name, figures=False)
         said = mobifleet("privacy", tmp_path / name)
         assert said.code == 0, said.err
-        assert "What the server saw" in said.out and "prediction difference" in said.out
+        assert "What the server saw" in said.out and "activation" in said.out
         rows = json.loads((tmp_path / name / "privacy.json").read_text())["outcomes"]
         found[name] = {(row["attack"], row["what"]): row["success"] for row in rows}
     grouping = "grouping (adjusted Rand index)"
@@ -166,3 +167,69 @@ def test_labels_are_read_off_every_method_that_sends_differences_or_labels(
     run = run_scenario(str(scenario_file(task=TASK, method=method)), out=tmp_path / "run")
     [first, *_] = labels(uploads_of(run, tmp_path))
     assert first.attack == "largest component" and first.success == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"method": {"kind": "mobillm", "epochs": 1}}, "whole matrices"),
+        ({"method": {"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 1}}, "whole matrices"),
+        ({"method": {"kind": "fedavg-lora", "rounds": 1}}, "no activations"),
+        ({"method": {"kind": "upload-raw-text"}}, "no activations"),
+    ],
+)
+def test_what_cannot_be_attacked_is_said_before_it_is_simulated_again(
+    scenario_file, tmp_path, mobifleet, monkeypatch, changes, what
+):
+    run = run_scenario(str(scenario_file(**changes)), out=tmp_path / "run", figures=False)
+    monkeypatch.setattr("sim.privacy.report.uploads_of", lambda *_: pytest.fail("simulated"))
+    said = mobifleet("privacy", run.path)
+    assert said.code == 2 and what in said.err and "What the server saw" in said.out
+
+
+def test_what_never_arrived_is_not_attacked(scenario_file, tmp_path, mobifleet):
+    path = scenario_file(task=TASK, method=METHOD, dropout={"times": ["40 ms", None, None]})
+    run = run_scenario(str(path), out=tmp_path / "run", figures=False)
+    arrived = sum(len(part.samples) for part in uploads_of(run, tmp_path).vectors().values())
+    [records] = [r["records"] for r in run.ledger().to_pylist() if r["kind"] == "sample number"]
+    assert arrived == records < 60
+    nothing = scenario_file(task=TASK, method=METHOD, stop={"horizon": "1 ms"})
+    run = run_scenario(str(nothing), out=tmp_path / "nothing", figures=False)
+    said = mobifleet("privacy", run.path)
+    assert said.code == 0 and "nothing usable arrived" in said.out
+
+
+def test_a_run_from_before_the_ledger_is_still_attacked(scenario_file, tmp_path, mobifleet):
+    path = scenario_file(task=TASK, method=METHOD)
+    run = run_scenario(str(path), out=tmp_path / "run", figures=False)
+    (run.path / "ledger.parquet").unlink()
+    said = mobifleet("privacy", run.path, "--attacks", "labels")
+    assert said.code == 0 and "before there was a ledger" in said.out
+    assert "largest component" in " ".join(said.out.split())
+
+
+def test_an_attack_with_too_little_to_go_on_is_a_remark(
+    scenario_file, tmp_path, mobifleet, monkeypatch
+):
+    run = run_scenario(str(scenario_file(task=TASK, method=METHOD)), out=tmp_path / "run")
+
+    def too_little(*_):
+        raise ValueError("too few known labels")
+
+    monkeypatch.setattr("learning.attacks.label_recovery.by_known_labels", too_little)
+    said = mobifleet("privacy", run.path, "--attacks", "labels")
+    assert said.code == 0 and "too few known labels" in said.out
+    assert "largest component" in " ".join(said.out.split())
+
+
+def test_layers_that_texts_choose_are_in_the_ledger_of_separate_networks_too(simulate):
+    method = {"kind": "single-side-network", "taps": "importance", "replay": 5, "server_batch": 8}
+    sim = simulate(task=TASK, method=method)
+    rows = sim.ledger.table({"server": 0, "devices": 0}).to_pylist()
+    assert {r["layer"] for r in rows if r["kind"] == "activation"} <= {0, 1, 2}
+
+
+def test_the_file_that_is_shipped_does_not_tell_the_secret(scenario_file, tmp_path):
+    run = run_scenario(str(scenario_file(**protected(**ALL))), out=tmp_path / "run", figures=False)
+    with safe_open(run.path / "model" / "side_network.safetensors", "np") as file:
+        assert file.metadata()["seed"] == "" and file.metadata()["is_protected"] == "1"

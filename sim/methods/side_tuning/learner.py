@@ -433,7 +433,8 @@ class SideTuningLearner(RealLearner):
             backbone_prediction=kind,
             loss=self.config.loss,
             max_tokens=str(task.max_tokens),
-            seed=str(self.world.seed),
+            # the secret would follow from it
+            seed=str(self.world.seed) if self._secret is None else "",
             is_protected=str(int(self._secret is not None)),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)

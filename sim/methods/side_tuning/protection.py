@@ -90,24 +90,23 @@ def require_public(config: Any, world: World) -> None:
         )
 
 
-def device_cost(config: Any, shape: SideShape, backbone: str, records: int) -> Cost:
-    """What protecting so many records costs a device beside its forward pass."""
+def device_cost(config: Any, shape: SideShape, backbone: str, records: int, classes: int) -> Cost:
+    """What protecting so many records costs a device beside its forward pass; its peak is the
+    secret, which the device holds all the time.
+    """
     protection: Protection | None = getattr(config, "protection", None)
     if protection is None:
         return Cost()
     width, numbers = shape.backbone_widths[backbone], shape.inputs(backbone)
-    flop = 2.0 * shape.classes**2  # at most, as there are no more classes than numbers of a code
-    held = 0.0
+    secret = classes * shape.classes
     if protection.offset:
-        flop += 2.0 * numbers * shape.classes
-        held += 4.0 * numbers * shape.classes
+        secret += numbers * shape.classes
     if protection.rotate:
-        flop += 2.0 * numbers * width
-        held += 4.0 * numbers * width
-    return Cost(records * flop, held)
+        secret += numbers * width
+    return Cost(2.0 * records * secret, 4.0 * secret, 4 * secret)
 
 
-def axes_cost(config: Any, shape: SideShape, texts: int) -> Cost:
+def axes_cost(shape: SideShape, texts: int) -> Cost:
     """What the axes of so many public texts cost the server: a singular value decomposition in
     6 n F min(n, F) (Golub & Van Loan, section 8.6), all backbones of a width together.
     """

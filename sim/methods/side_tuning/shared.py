@@ -219,7 +219,8 @@ class SideTuning:
         self.fitted: Counter[str] = Counter()  # records that a skip was last solved for
         self.fresh: list[int] = []  # numbers of payloads that came since the last update
         if self.reads_public:
-            for kind in ("text", "label"):
+            reads_labels = self.tap_rule or config.backbone_prediction == "public-head"
+            for kind in ("text", *(["label"] if reads_labels else [])):
                 world.ledger.hold("server", kind, len(world.task.public))
         self.held = functools.cache(self._held)  # by uploads alike
 
@@ -246,7 +247,8 @@ class SideTuning:
         """Of a forward pass over the device's longest batch, with the backbone's weights."""
         lengths = self.world.lengths(device, device.samples)
         longest = np.full(self.config.device_batch, lengths.max(initial=1))
-        peak = device_pass(self.config, self.world, device, longest).peak_bytes
+        cost = device_pass(self.config, self.world, device, longest)
+        peak = self.protected(device, cost, len(longest)).peak_bytes
         if self.config.backbone_prediction == "own-head":
             peak = max(peak, self.fitting_own(device).cost.peak_bytes)
         return device.held_bytes(peak)
@@ -302,9 +304,9 @@ class SideTuning:
                 cost = choice_cost(self.tap_rule, self.shape.blocks, self.world, widths)
                 yield from server.compute(Work(cost))
             if wanted_axes(self.config):
-                yield from server.compute(
-                    Work(axes_cost(self.config, self.shape, len(task.public)))
-                )
+                for shape in self.shapes_apart:
+                    cost = axes_cost(shape, len(task.public))
+                    yield from server.compute(Work(cost))
             self.public_read.succeed()
 
     def fitting_own(self, device: Device) -> Work:
@@ -368,8 +370,14 @@ class SideTuning:
         """The frozen backbone over a batch: all that a device computes."""
         lengths = self.world.lengths(device, samples)
         cost = device_pass(self.config, self.world, device, lengths)
-        cost += device_cost(self.config, self.shape, device.backbone, len(samples))
+        cost = self.protected(device, cost, len(samples))
         return self.learner.work(cost, self.learner.forward, device.backbone, samples)
+
+    def protected(self, device: Device, cost: Cost, records: int) -> Cost:
+        """A pass with what protects so many records of it; the secret is held beside it."""
+        shape, classes = self.shape_of(device.backbone), self.world.task.classes
+        more = device_cost(self.config, shape, device.backbone, records, classes)
+        return dataclasses.replace(cost + more, peak_bytes=cost.peak_bytes + more.peak_bytes)
 
     def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
         """Sampled activations and prediction differences, encoded; charged by the exact size of the
@@ -391,7 +399,7 @@ class SideTuning:
         """
         first = [0] if self.shape.start == "embedding" else []
         if self.tap_rule:
-            return [] if self.world.dry else self.learner.vectors[backbone]
+            return [] if self.world.dry else self.learner.of(backbone).vectors[backbone]
         return [*first, *sampled(self.config, self.world, self.world.costing.depths())[backbone]]
 
     # --- the server
@@ -451,6 +459,11 @@ class SideTuning:
     def shape_of(self, backbone: str) -> SideShape:
         """The side network that a backbone has."""
         return self.shape
+
+    @property
+    def shapes_apart(self) -> list[SideShape]:
+        """Those of all side networks that there are."""
+        return [self.shape]
 
     def next_update(self, share: float) -> Work | None:
         """The next update, if such a share of what the records grant allows for it."""

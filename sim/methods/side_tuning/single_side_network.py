@@ -95,6 +95,11 @@ class SingleSideNetwork(FedMobiLLM):
         """Of its own."""
         return self.shapes[backbone]
 
+    @property
+    def shapes_apart(self) -> list[SideShape]:
+        """One a backbone."""
+        return list(self.shapes.values())
+
     def update_of(self, name: str, records: list[int]) -> Work:
         """One AdamW update of one backbone's side network; it moves no other network's weights."""
         cost = self.shapes[name].training_step({name: len(records)})
