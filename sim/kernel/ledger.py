@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 
@@ -40,6 +40,10 @@ DATA_KINDS = frozenset({"text", "token ids", "label"})
 PER_TEXT_KINDS = DATA_KINDS | {"activation", "prediction difference", "prediction"}
 """What there is of each text: nothing of the kind leaves a device that sends what it has trained.
 """
+
+
+Plain: TypeAlias = tuple[str, int, list[int], str]
+"""An item as JSON has it."""
 
 
 class BrokenDeclaration(RuntimeError):
@@ -81,12 +85,12 @@ class Contents:
         self.nbytes = sum(item.nbytes for item in items)
         self.kinds = frozenset(item.kind for item, _ in self.items)
 
-    def plain(self) -> list[list[object]]:
+    def plain(self) -> list[Plain]:
         """As JSON has it, for a header that travels with the bytes."""
-        return [[i.kind, i.nbytes, list(i.layers), i.token] for i, _ in self.items]
+        return [(i.kind, i.nbytes, list(i.layers), i.token) for i, _ in self.items]
 
     @classmethod
-    def of_plain(cls, given: list[list[Any]]) -> Contents:
+    def of_plain(cls, given: Iterable[Plain]) -> Contents:
         """What `plain` gave."""
         return cls(*(Item(kind, n, tuple(layers), token) for kind, n, layers, token in given))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,10 @@ def report(
     What an attack does not apply to is a remark. Raises as `uploads_of`, and PrivacyError where
     what attacks need is not installed.
     """
-    try:
-        import sklearn  # noqa: F401
+    from sim.privacy.attacks import labels, texts
 
-        from sim.privacy.attacks import labels, texts
-    except ImportError as error:
-        raise PrivacyError(
-            f"attacks need {error.name}: pip install 'mobifleet[privacy]'"
-        ) from error
+    if importlib.util.find_spec("sklearn") is None:
+        raise PrivacyError("attacks need scikit-learn: pip install 'mobifleet[privacy]'")
     refuse_others(scenario_of(run))
     uploads = uploads_of(run, folder)
     found = Report([], [])

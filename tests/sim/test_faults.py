@@ -332,6 +332,7 @@ def test_a_finished_run_leaves_no_temporary_files(mobifleet, scenario_file, tmp_
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         *(
             "devices.parquet",
+            "ledger.parquet",
             "manifest.json",
             "metrics.parquet",
             "model",
