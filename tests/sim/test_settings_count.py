@@ -72,6 +72,7 @@ CHANGED = {
     "v_start": 1e-3,
     "momentum": 0.9,
     "penalty": 100.0,
+    "protection": {"noise": 0.5},
 }
 BASES = {  # settings that must hold for another to be seen
     ("fwdllm", "asks"): {"variance_threshold": 1e9},
