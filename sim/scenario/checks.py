@@ -291,6 +291,13 @@ def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
         if rule is not None and rule.asks_texts and not task.public:
             lacking = "layers that texts choose need `task.public: N`, so many labelled texts"
             yield (*where, "taps"), f"{lacking} at the server"
+        protection = getattr(method, "protection", None)
+        if protection is not None and protection.offset > 0 and protection.axes >= task.public:
+            yield (
+                (*where, "protection", "offset"),
+                f"{protection.axes} axes need more than {protection.axes} public texts, and "
+                f"`task.public` is {task.public}: say more, or fewer `axes`",
+            )
 
 
 def _lacking(kind: str | None, task: TaskSettings) -> Iterator[str]:

@@ -70,23 +70,14 @@ def wanted_axes(config: Any) -> int:
     return protection.axes if protection is not None and protection.offset > 0 else 0
 
 
-def require_public(config: Any, world: World) -> None:
-    """Raise ValueError where a protection lacks what it needs: codes for all classes, public texts
-    for its axes.
-    """
+def require_codes(config: Any, world: World) -> None:
+    """Raise ValueError where codes have too few numbers for all classes."""
     protection: Protection | None = getattr(config, "protection", None)
-    if protection is None:
-        return
-    classes, count = world.task.classes, len(world.task.public)
-    if protection.outputs(classes) < classes:
+    classes = world.task.classes
+    if protection is not None and protection.outputs(classes) < classes:
         raise ValueError(
             f"method.protection.codes: {protection.codes} numbers cannot tell {classes} classes "
             f"apart: say at least {classes}"
-        )
-    if wanted_axes(config) >= count and wanted_axes(config):
-        raise ValueError(
-            f"method.protection.offset: {protection.axes} axes need more than {protection.axes} "
-            f"public texts, and `task.public` is {count}: say more, or fewer `axes`"
         )
 
 

@@ -37,7 +37,7 @@ from sim.methods.side_tuning.protection import (
     axes_cost,
     device_cost,
     outputs_of,
-    require_public,
+    require_codes,
     wanted_axes,
 )
 from sim.methods.side_tuning.replay_cache import ReplayCache
@@ -206,7 +206,7 @@ class SideTuning:
         if getattr(config, number) != exact:
             require_ratings_of_half(config, world, f", or say `{number}: {exact}`")
         self.public_read = world.env.event()
-        require_public(config, world)
+        require_codes(config, world)
         outputs = outputs_of(config, world.task.classes)
         self.target_width = outputs * (2 if config.loss == "cross-entropy" else 1)
         self.tap_rule = asking_rule(config)
