@@ -39,6 +39,7 @@ def privacy(
     try:
         for table in ledger_tables(opened):
             show(table, console)
+            console.print()
     except RunError as error:
         console.print(str(error), highlight=False)
     if attacks == "none":

@@ -26,7 +26,7 @@ def ledger_tables(run: Run) -> list[Table]:
     rows = run.ledger().to_pylist()
     tables = []
     for party, title in PARTIES.items():
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in ("kind", "of"):
             table.add_column(name)
         for name in ("payloads", "texts", "bytes"):
@@ -49,10 +49,12 @@ def ledger_tables(run: Run) -> list[Table]:
 
 
 def outcome_table(outcomes: Sequence[AttackOutcome]) -> Table:
-    """Each attack with its success, interval and chance; bold where it is above chance. Of tokens
-    F1 alone, of candidates the first: privacy.json has all.
+    """Each attack with its success, interval and chance. Of tokens F1 alone, of candidates the
+    first: privacy.json has all.
     """
-    table = Table(title="Attacks on what the server was sent", title_justify="left")
+    table = Table(
+        title="Attacks on what the server was sent", title_justify="left", box=None, pad_edge=False
+    )
     for name in ("attack", "judged by"):
         table.add_column(name)
     for name in ("success", "95 % interval", "chance", "texts"):
@@ -67,7 +69,6 @@ def outcome_table(outcomes: Sequence[AttackOutcome]) -> Table:
             f"{one.low:.3f} to {one.high:.3f}",
             f"{one.chance:.3f}",
             f"{one.n:,}",
-            style="bold" if one.above_chance else None,
         )
     return table
 
