@@ -85,7 +85,7 @@ def measured(
     skip.fit(x_NF[:train], torch.from_numpy(sent_NK))
     said_NK = skip(x_NF).numpy()
     judged = slice(train, len(a_NVD) - public)
-    scores_NC = to_classes(secret, said_NK[judged], offset_NK[judged])
+    scores_NC = to_classes(secret.codes, said_NK[judged], offset_NK[judged])
     scores_NC = scores_NC.reshape(-1, words, classes).sum(axis=1)
     mine_N = labels_N[:train]
 

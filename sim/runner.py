@@ -188,8 +188,7 @@ def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]
     devices = device_table(sim)
     sim.recorder.write(place)
     write_table(devices, place / "devices.parquet")
-    under_way = {"server": sim.recorder.uplink_bytes, "devices": sim.recorder.downlink_bytes}
-    write_table(sim.ledger.table(under_way), place / "ledger.parquet")
+    write_table(sim.ledger.table(sim.recorder.bytes_to), place / "ledger.parquet")
     if not sim.dry:
         with replacing(place / "model") as temporary:
             learner.save(temporary)

@@ -78,16 +78,13 @@ def by_clustering(
     if priors_C is None:
         priors_C = np.bincount(labels_N, minlength=classes) / len(labels_N)
     n, every = len(labels_N), np.arange(len(labels_N))
-    index = adjusted_rand(groups_N, labels_N)
-    grouped = resampled(
-        lambda rows: adjusted_rand(groups_N, labels_N, np.bincount(rows, minlength=n)), rng, every
-    )
+    grouped = judged_groups("clustering", groups_N, labels_N, rng)
     named = resampled(
         lambda rows: _named_by_size(groups_N[rows], labels_N[rows], priors_C, rng), rng, every
     )
-    what, chance = "grouping (adjusted Rand index)", majority(labels_N)
+    chance = majority(labels_N)
     outcomes = [
-        AttackOutcome("clustering", what, index, *interval(grouped), 0.0, n),
+        grouped,
         AttackOutcome(
             "clustering, named by size", "labels", float(named.mean()), *interval(named), chance, n
         ),
@@ -160,6 +157,18 @@ def groups_of(values: np.ndarray, classes: int, rng: np.random.Generator) -> np.
     seed = int(rng.integers(1 << 31))
     with threadpool_limits(1):  # threads would add in another order each time
         return KMeans(classes, n_init=10, random_state=seed).fit_predict(standardised(flat_NK))
+
+
+def judged_groups(
+    attack: str, groups_N: np.ndarray, labels_N: np.ndarray, rng: np.random.Generator
+) -> AttackOutcome:
+    """The adjusted Rand index of groups with labels, bootstrapped over texts; chance is 0."""
+    n, every = len(labels_N), np.arange(len(labels_N))
+    drawn_again = resampled(
+        lambda rows: adjusted_rand(groups_N, labels_N, np.bincount(rows, minlength=n)), rng, every
+    )
+    index, what = adjusted_rand(groups_N, labels_N), "grouping (adjusted Rand index)"
+    return AttackOutcome(attack, what, index, *interval(drawn_again), 0.0, n)
 
 
 def adjusted_rand(

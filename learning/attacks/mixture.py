@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from learning.attacks.label_recovery import adjusted_rand
-from learning.attacks.outcome import AttackOutcome, interval, resampled
+from learning.attacks.label_recovery import judged_groups
+from learning.attacks.outcome import AttackOutcome
 
 ROUNDS, STARTS = 40, 4
 RIDGE = 1e-6
@@ -31,14 +31,8 @@ def by_mixture(
     adjusted Rand index with the labels.
     """
     groups_N = solved_groups(targets_NK, axes_NA, classes, rng)
-    n, every = len(labels_N), np.arange(len(labels_N))
-    drawn = resampled(
-        lambda rows: adjusted_rand(groups_N, labels_N, np.bincount(rows, minlength=n)), rng, every
-    )
-    index = adjusted_rand(groups_N, labels_N)
     attack = f"clustering, solved for a function of {axes_NA.shape[1]} axes"
-    what = "grouping (adjusted Rand index)"
-    return AttackOutcome(attack, what, index, *interval(drawn), 0.0, n)
+    return judged_groups(attack, groups_N, labels_N, rng)
 
 
 def solved_groups(

@@ -20,9 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 LEAST = 1e-3
 """Length of an axis, over that of the longest, below which texts do not vary along it."""
 FILE = "device_secret.safetensors"
@@ -161,9 +166,11 @@ def to_send(
     return secret.rotated(a_NVD), sent_NK.astype(np.float32)
 
 
-def to_classes(secret: Secret, y_s_NK: np.ndarray, offset_NK: np.ndarray) -> np.ndarray:
-    """What a side network says, as differences of the classes [n, C]: for devices alone."""
-    return (y_s_NK + offset_NK) @ secret.codes.T
+def to_classes(codes_CK: Numbers, y_s_NK: Numbers, offset_NK: Numbers) -> Numbers:
+    """What a side network says, as differences of the classes [n, C]: for devices alone. Arrays, or
+    tensors.
+    """
+    return (y_s_NK + offset_NK) @ codes_CK.T
 
 
 def _orthonormal(rng: np.random.Generator, size: int) -> np.ndarray:

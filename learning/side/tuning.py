@@ -22,6 +22,7 @@ from learning.metrics import score
 from learning.side.activations import decode
 from learning.side.config import SideNetworkConfig, SideShape
 from learning.side.network import SideNetwork, save_side_network
+from learning.side.protection import to_classes
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,8 @@ class SideNetworkTrainer:
         with torch.inference_mode():
             y_s = self.averaged(torch.from_numpy(held.values), backbone).cpu()
             if held.codes is not None and held.offset is not None:
-                y_s = (y_s + torch.from_numpy(held.offset)) @ torch.from_numpy(held.codes).T
+                codes, offset = torch.from_numpy(held.codes), torch.from_numpy(held.offset)
+                y_s = to_classes(codes, y_s, offset)
             y_b = torch.from_numpy(held.prediction)
             predicted = y_b + y_s if self.training.loss == "squared-error" else _log(y_b) + y_s
         return predicted.numpy()

@@ -121,6 +121,11 @@ class Recorder:
         elif kind == "download":
             self.downlink_bytes += nbytes
 
+    @property
+    def bytes_to(self) -> dict[str, int]:
+        """All that was on its way to each party of the ledger."""
+        return {"server": self.uplink_bytes, "devices": self.downlink_bytes}
+
     def record_link(self, link: str, busy_times: np.ndarray) -> None:
         """Spans of a shared link, one for each time without a gap in which transfers were on it.
 

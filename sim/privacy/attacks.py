@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from learning.attacks.outcome import AttackOutcome
 from learning.attacks.text_recovery import Inverter, identify, turned_back, turned_by_axes
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
+from sim.methods.side_tuning.protection import protection_of
 from sim.privacy.uploads import PrivacyError, Uploads, Vectors
 
 PUBLIC, ATTACKED = 600, 200
@@ -37,8 +38,8 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
     parts, classes = uploads.vectors(), uploads.sim.task.classes
     truth_N = np.concatenate([uploads.labels[part.samples] for part in parts.values()])
     targets_NK = np.concatenate([part.targets for part in parts.values()])
-    y_b_NC, zero_shot_NC = _known_predictions(uploads), _zero_shot(uploads)
-    axes = {name: uploads.learner_of(name).public_axes() for name in parts}
+    y_b_NC, zero_shot_NC = _known_predictions(uploads, parts), _zero_shot(uploads, parts)
+    axes = {name: uploads.learner_of(name).public_axes for name in parts}
     along = [own.along(name, parts[name].vectors) for name, own in axes.items() if own]
     widest = max(parts.values(), key=lambda part: len(part.samples))
     are_differences = not uploads.sends_labels and targets_NK.shape[1] == classes
@@ -55,7 +56,7 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
         if along:
             axes_NA = np.concatenate(along)
             yield lambda: [by_mixture(targets_NK, axes_NA, truth_N, classes, rng)]
-        yield lambda: [_by_what_is_learned(uploads, classes)]
+        yield lambda: [_by_what_is_learned(uploads, parts, truth_N, classes)]
         yield lambda: label_recovery.by_known_labels(
             widest.vectors, uploads.labels[widest.samples], np.random.default_rng(0)
         )
@@ -77,26 +78,26 @@ def _tried(
     return found
 
 
-def _by_what_is_learned(uploads: Uploads, classes: int) -> AttackOutcome:
+def _by_what_is_learned(
+    uploads: Uploads, parts: Mapping[str, Vectors], truth_N: np.ndarray, classes: int
+) -> AttackOutcome:
     """Groups by what the server's own side network says of the uploads: what can be learned of the
     classes, it has learned.
     """
     import torch
 
-    said, truth = [], []
-    for name, part in uploads.vectors().items():
+    said = []
+    for name, part in parts.items():
         network = uploads.learner_of(name).tuning.value.averaged
         with torch.inference_mode():
             said.append(network(torch.from_numpy(part.vectors), name).cpu().numpy())
-        truth.append(uploads.labels[part.samples])
     rng = np.random.default_rng(0)
-    first, *_ = label_recovery.by_clustering(
-        np.concatenate(said), np.concatenate(truth), classes, rng, ()
-    )
-    return replace(first, attack="clustering what the side network says")
+    groups_N = label_recovery.groups_of(np.concatenate(said), classes, rng)
+    attack = "clustering what the side network says"
+    return label_recovery.judged_groups(attack, groups_N, truth_N, rng)
 
 
-def _known_predictions(uploads: Uploads) -> np.ndarray | None:
+def _known_predictions(uploads: Uploads, parts: Mapping[str, Vectors]) -> np.ndarray | None:
     """The backbones' own predictions as a server that knows them computes them from what is
     uploaded; None where that needs more than the last uploaded layer.
     """
@@ -104,13 +105,13 @@ def _known_predictions(uploads: Uploads) -> np.ndarray | None:
         uploads.learner_of(name).as_server(name, part.vectors[:, -1])
         if part.layers[-1] == uploads.depth_of(name)
         else None
-        for name, part in uploads.vectors().items()
+        for name, part in parts.items()
     ]
     known = [y_b_NC for y_b_NC in found if y_b_NC is not None]
     return np.concatenate(known) if len(known) == len(found) else None
 
 
-def _zero_shot(uploads: Uploads) -> np.ndarray | None:
+def _zero_shot(uploads: Uploads, parts: Mapping[str, Vectors]) -> np.ndarray | None:
     """What a server says that knows the backbones and a sentence about each class, from the last
     uploaded layers alone, [n, C]; None where no sentences are known.
     """
@@ -118,7 +119,7 @@ def _zero_shot(uploads: Uploads) -> np.ndarray | None:
     if not task.label_texts:
         return None
     found = []
-    for name, part in uploads.vectors().items():
+    for name, part in parts.items():
         spec = uploads.sim.costing.learned[name]
         said = task.said_tokens(spec, "class-texts")
         classes_CD = _read(uploads, name, said)[:, part.layers[-1]]
@@ -180,7 +181,7 @@ def _of_backbone(
         replace(outcome, attack=f"{outcome.attack}, {name}")
         for outcome in identify(part.vectors[mine], candidates, np.arange(len(mine)))
     ]
-    protection = getattr(uploads.sim.scenario.method, "protection", None)
+    protection = protection_of(uploads.sim.scenario.method)
     if protection is not None and protection.rotate:
         bags = _Bags(known_ids, own_ids, marks)
         found += _turned_back(uploads, name, part, theirs, mine, bags)

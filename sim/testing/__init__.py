@@ -79,8 +79,7 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
         )
         assert device.outcome in ("ok", "ended"), f"{device.id} ended: {device.outcome}"
     assert real.updates > 0, "no update was made"
-    under_way = {"server": real.recorder.uplink_bytes, "devices": real.recorder.downlink_bytes}
-    assert "undeclared" not in real.ledger.table(under_way)["kind"].to_pylist(), (
+    assert "undeclared" not in real.ledger.table(real.recorder.bytes_to)["kind"].to_pylist(), (
         "bytes are sent of which nothing is said: make `Contents` of them (sim/kernel/ledger.py)"
     )
     shrunk, _ = _run(given, dry=True, dropout={"times": [0.3 * real.ended.at_s, None, None]})

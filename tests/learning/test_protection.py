@@ -26,7 +26,7 @@ def test_what_a_device_takes_off_it_adds_again():
     secret, a_NVD = some_secret(rng)
     delta_NC = rng.normal(size=(300, 3)).astype(np.float32)
     sent, targets_NK = to_send(secret, "one", a_NVD, delta_NC, np.zeros((300, 4)))
-    back_NC = to_classes(secret, targets_NK, secret.offset("one", a_NVD))
+    back_NC = to_classes(secret.codes, targets_NK, secret.offset("one", a_NVD))
     assert np.allclose(back_NC, delta_NC, atol=1e-4)
     # a rotation keeps lengths, and no vector
     assert np.allclose(np.linalg.norm(sent, axis=-1), np.linalg.norm(a_NVD, axis=-1), rtol=1e-5)
@@ -67,7 +67,7 @@ def test_codes_alone_cost_a_ridge_regression_nothing():
     open_, coded = Skip(20, 3), Skip(20, 7)
     open_.fit(x_NF, torch.from_numpy(delta))
     coded.fit(x_NF, torch.from_numpy(delta @ secret.codes))
-    said = to_classes(secret, coded(x_NF).numpy(), np.zeros((120, 7), np.float32))
+    said = to_classes(secret.codes, coded(x_NF).numpy(), np.zeros((120, 7), np.float32))
     assert np.allclose(said, open_(x_NF).numpy(), atol=1e-4)
 
 

@@ -22,7 +22,7 @@ from learning.side.prediction_difference import SAID_FIRST, VERBALISERS, backbon
 from learning.side.protection import FILE as SECRET_FILE
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
-from sim.methods.side_tuning.protection import outputs_of, wanted_axes
+from sim.methods.side_tuning.protection import outputs_of, protection_of, wanted_axes
 from sim.methods.side_tuning.tap_choice import asking_rule, chosen, sampled
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ class SideTuningLearner(RealLearner):
 
     # --- what a device does so that the server learns less
 
+    @functools.cached_property
     def public_axes(self) -> PublicAxes | None:
         """What the server makes of the public texts for the devices' offset; None without one."""
         from learning.side.protection import public_axes
@@ -260,10 +261,10 @@ class SideTuningLearner(RealLearner):
         """What the devices share and the server has not; None where nothing is protected."""
         from learning.side.protection import draw_secret
 
-        c = getattr(self.config, "protection", None)
+        c = protection_of(self.config)
         if c is None:
             return None
-        axes = self.public_axes()
+        axes = self.public_axes
         widths = {*self.shape.backbone_widths.values()} if c.rotate else ()
         return draw_secret(
             self.world.streams.rng("owner/secret"),

@@ -58,21 +58,26 @@ class ProtectedSettings(Settings):
         }
 
 
+def protection_of(config: Any) -> Protection | None:
+    """What a method's devices do to what they send; None also for methods that have no such."""
+    return getattr(config, "protection", None)
+
+
 def outputs_of(config: Any, classes: int) -> int:
     """How many numbers a method's side network says of a text."""
-    protection: Protection | None = getattr(config, "protection", None)
+    protection = protection_of(config)
     return classes if protection is None else protection.outputs(classes)
 
 
 def wanted_axes(config: Any) -> int:
     """How many axes of public texts devices need; 0: none."""
-    protection: Protection | None = getattr(config, "protection", None)
+    protection = protection_of(config)
     return protection.axes if protection is not None and protection.offset > 0 else 0
 
 
 def require_codes(config: Any, world: World) -> None:
     """Raise ValueError where codes have too few numbers for all classes."""
-    protection: Protection | None = getattr(config, "protection", None)
+    protection = protection_of(config)
     classes = world.task.classes
     if protection is not None and protection.outputs(classes) < classes:
         raise ValueError(
@@ -85,7 +90,7 @@ def device_cost(config: Any, shape: SideShape, backbone: str, records: int, clas
     """What protecting so many records costs a device beside its forward pass; its peak is the
     secret, which the device holds all the time.
     """
-    protection: Protection | None = getattr(config, "protection", None)
+    protection = protection_of(config)
     if protection is None:
         return Cost()
     width, numbers = shape.backbone_widths[backbone], shape.inputs(backbone)
@@ -110,5 +115,8 @@ def axes_cost(shape: SideShape, texts: int) -> Cost:
 
 
 def axes_bytes(config: Any, shape: SideShape, backbone: str) -> int:
-    """What a device is sent of them: its axes, and the mean and deviation of each number."""
-    return STATISTIC_BYTES * (wanted_axes(config) + 2) * shape.inputs(backbone)
+    """What a device is sent of them, if any are wanted: its axes, and the mean and deviation of
+    each number.
+    """
+    axes = wanted_axes(config)
+    return STATISTIC_BYTES * (axes + 2) * shape.inputs(backbone) if axes else 0

@@ -273,7 +273,7 @@ class SideTuning:
                 Contents(
                     Item("layer choice", choice),
                     Item("head", head),
-                    Item("public axes", axes if wanted_axes(self.config) else 0),
+                    Item("public axes", axes),
                 )
             )
 

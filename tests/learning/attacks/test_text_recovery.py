@@ -52,16 +52,16 @@ def test_precision_recall_and_f1_by_hand():
     assert [one.chance for one in found] == [0.5, 0.5, 0.5]  # of 8 and 3, too, one is right
 
 
+def inverted(ids, vectors) -> list:
+    """What an inverter that has learned from the first 300 texts finds in the others."""
+    inverter = Inverter.fit(vectors[:300], ids[:300])
+    guesses, rng = inverter.guess(vectors[300:]), np.random.default_rng(0)
+    return judged_tokens("inverter", guesses, ids[300:], inverter.words_V, rng)
+
+
 def test_means_of_embeddings_give_every_word_to_a_linear_inverter():
     ids, vectors, _ = mixtures(400, 0)
-    inverter = Inverter.fit(vectors[:300], ids[:300])
-    found = judged_tokens(
-        "inverter",
-        inverter.guess(vectors[300:]),
-        ids[300:],
-        inverter.words_V,
-        np.random.default_rng(0),
-    )
+    found = inverted(ids, vectors)
     assert all(one.success > 0.99 and one.above_chance for one in found)
     assert found[1].chance < 0.3
 
@@ -69,14 +69,7 @@ def test_means_of_embeddings_give_every_word_to_a_linear_inverter():
 def test_vectors_that_know_nothing_give_what_the_commonest_tokens_give():
     ids, vectors, _ = mixtures(400, 1)
     noise = np.random.default_rng(2).normal(size=vectors.shape)
-    inverter = Inverter.fit(noise[:300], ids[:300])
-    found = judged_tokens(
-        "inverter",
-        inverter.guess(noise[300:]),
-        ids[300:],
-        inverter.words_V,
-        np.random.default_rng(0),
-    )
+    found = inverted(ids, noise)
     assert not any(one.above_chance for one in found)
     with pytest.raises(ValueError, match="nothing to learn"):
         Inverter.fit(np.eye(3), [np.array([k]) for k in range(3)])
