@@ -17,7 +17,7 @@ from sim.cli.main import app
 
 REPOSITORY = Path(__file__).parents[1]
 LARGEST_BYTES = 1_000_000
-BINARY = {".png", ".jpg", ".gif", ".svg", ".ico", ".pdf", ".xz"}
+BINARY = {".png", ".jpg", ".gif", ".svg", ".ico", ".pdf"}
 
 
 def tracked() -> list[Path]:
