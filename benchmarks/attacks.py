@@ -34,9 +34,9 @@ from learning.attacks.text_recovery import (
 from learning.backbones import assets, catalogue
 from learning.backbones.backbone import READOUTS, Backbone
 from learning.backbones.tokens import tokenise
+from learning.codecs.numbers import quantise
 from learning.data import texts
 from learning.side.activation_store import ActivationStore
-from learning.side.full_activations import quantise
 from learning.side.readouts import pooled_activations
 
 NOISES = (0.1, 0.3, 1.0, 3.0)

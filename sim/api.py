@@ -176,6 +176,7 @@ def compare(
     quiet: bool = False,
     host: str = "cpu",
     precision: str = "float32",
+    attacks: str = "none",
 ) -> Comparison:
     """Run the methods that a scenario lists under `compare` and return their tables, as `mobifleet
     compare` does.
@@ -183,7 +184,8 @@ def compare(
     What comes back has `frames` (title of a table -> pandas.DataFrame, one row a method),
     `reductions` and the `folder`, which is `out` or `runs/<name>-compare`; finished runs in it are
     kept. `methods` chooses labels, `seeds` repeats (default: as the scenario says, or once);
-    `host` and `precision` are those of `run`. With `processes="ray"` runs are made on a Ray
+    `host` and `precision` are those of `run`, `attacks` ("labels", "texts", "model", "all") those
+    of `mobifleet privacy`, which then have columns. With `processes="ray"` runs are made on a Ray
     cluster; with more than one, a script has to start under `if __name__ == "__main__":`, for each
     process imports it again.
 
@@ -206,6 +208,7 @@ def compare(
         _console(quiet),
         tune,
         HostDevice(host, precision),
+        attacks=attacks,
     )
 
 
@@ -221,13 +224,15 @@ def sweep(
     quiet: bool = False,
     host: str = "cpu",
     precision: str = "float32",
+    attacks: str = "none",
 ) -> DataFrame:
     """Run a scenario at every combination of the grid's values, methods and seeds and return the
     long table, one row a run, as `mobifleet sweep` writes it.
 
     `grid` maps dotted paths to values, `methods` are labels of `compare.methods` or kinds (default:
     the scenario's own method). Runs lie in `out` or `runs/<name>-sweep`; finished ones are kept,
-    failed ones tried again: a row says so under `status` and `error`. With `workers="ray"` runs
+    failed ones tried again: a row says so under `status` and `error`. `attacks` are those of
+    `compare`. With `workers="ray"` runs
     are made on a Ray cluster; with more than one, a script has to start under `if __name__ ==
     "__main__":`, for each process imports it again.
 
@@ -251,6 +256,7 @@ def sweep(
         workers,
         console,
         HostDevice(host, precision),
+        attacks,
     )
     for sentence in made.notes:
         console.print(f"note: {sentence}", style="yellow")

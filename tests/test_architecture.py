@@ -157,6 +157,7 @@ LIGHT = {
 DRAW = (
     "finish_times",
     "gantt",
+    "front_plots",
     "page",
     "plots",
     "figure",

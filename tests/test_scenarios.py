@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from learning.backbones.assets import AssetMissing
+from learning.codecs.chain import chain_of
 from sim.kernel.streams import Streams
 from sim.results.summary import device_table, summary
 from sim.runner import run_scenario
@@ -80,7 +81,7 @@ def test_dry_run_sends_what_its_shapes_say(name):
         sum(len(d.samples) * sim.costing.widths()[d.backbone] for d in sim.devices)
         * sim.method.shape.vectors
     )
-    values = numbers * BYTES[sim.scenario.method.wire]
+    values = numbers * BYTES[str(chain_of(sim.scenario.method.wire))]
     # beside the values: one prediction difference a text, one header a payload
     assert values < found["totals"]["uplink_bytes"] < 1.1 * values
     held = sum(len(d.samples) for d in sim.devices)

@@ -14,6 +14,7 @@ Attacks Against Vertical Federated Learning, USENIX Security 2022).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -93,7 +94,8 @@ def by_clustering(
         is_known_N = drawn(labels_N, known, rng)
         guess_N = _named_by_known(flat_NK, groups_N, labels_N, is_known_N)
         attack = f"clustering, named by {known} known a class"
-        outcomes.append(_judged(attack, guess_N, labels_N, ~is_known_N))
+        judged = _judged(attack, guess_N, labels_N, ~is_known_N)
+        outcomes.append(replace(judged, known=known))
     return outcomes
 
 
@@ -139,7 +141,8 @@ def by_known_labels(
         for name, guess in (("logistic regression", _logistic), ("nearest text", _nearest)):
             guess_N = guess(x_NF[is_known_N], labels_N[is_known_N], x_NF)
             attack = f"{name}, {known} known a class"
-            outcomes.append(_judged(attack, guess_N, labels_N, ~is_known_N))
+            judged = _judged(attack, guess_N, labels_N, ~is_known_N)
+            outcomes.append(replace(judged, known=known))
     return outcomes
 
 

@@ -22,7 +22,8 @@ class AttackOutcome:
     attack: what was done, and with which knowledge; what: the measure; success: its value, in
     [0, 1] (an adjusted Rand index may be a little below 0); low, high: the 95 % interval; chance:
     what who guesses as well as he can without the attacked vectors gets at the same measure; n: on
-    how many texts (or batches) this rests.
+    how many texts (or batches) this rests; known: how many attacked texts (of each class, where
+    labels are attacked) the attacker knows beforehand.
     """
 
     attack: str
@@ -32,6 +33,7 @@ class AttackOutcome:
     high: float
     chance: float
     n: int
+    known: int = 0
 
     @property
     def above_chance(self) -> bool:

@@ -8,14 +8,14 @@ numbers.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from safetensors.numpy import load, save
 
-from learning.side.full_activations import pack_nibbles, quantise, unpack_nibbles
-
-WIRES = ("float32", "float16", "int8", "int4")
+from learning.codecs.chain import Chain, chain_of
+from learning.codecs.numbers import from_tensors, noted, read_note, to_tensors
 
 
 @dataclass(frozen=True)
@@ -32,63 +32,68 @@ class Activations:
         return len(self.samples)
 
 
-def encode(activations: Activations, wire: str = "float16") -> bytes:
-    """The bytes that cross the link. `int8` and `int4` send each vector with its own float16 scale
-    (`learning.side.full_activations.quantise`), two numbers of 4 bits in a byte; targets go as
-    float16 or float32.
+def encode(activations: Activations, wire: str | Sequence[str] | Chain = "float16") -> bytes:
+    """The bytes that cross the link, of vectors that have been projected, where `wire` says so.
+
+    Vectors go by `learning.codecs.numbers`, targets as float32 where those do, else as float16.
+    CodecError for a wire that is none.
     """
-    values = activations.values
-    number = np.float32 if wire == "float32" else np.float16
+    chain = chain_of(wire)
+    number = np.float32 if chain.number == "float32" else np.float16
     limit = np.finfo(number).max  # what is beyond half precision saturates instead of infinity
     tensors = {
         "samples": activations.samples.astype(np.int32),
         "targets": np.clip(activations.targets, -limit, limit).astype(number),
+        **to_tensors(activations.values, chain),
     }
-    if wire in ("int8", "int4"):
-        bits = 4 if wire == "int4" else 8
-        rounded, tensors["scale"] = quantise(values, bits)
-        tensors["values"] = pack_nibbles(rounded) if bits == 4 else rounded
-    elif wire in WIRES:
-        tensors["values"] = np.clip(values, -limit, limit).astype(number)
-    else:
-        raise ValueError(f"wire {wire!r} is not one of {', '.join(WIRES)}")
     # safetensors writes an array's memory as it lies, whatever its strides
-    return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    whole = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    return save(whole, noted(chain, activations.values.shape) or None)
 
 
 def decode(data: bytes, hidden: int | None = None) -> Activations:
-    """The records in a payload, as float32; what the wire's precision lost stays lost. `hidden`
-    tells a 4-bit vector of odd width from one a number longer, which it is taken for without.
+    """The records in a payload, as float32; what the wire lost stays lost. `hidden` tells a 4-bit
+    vector of odd width from one a number longer, which it is taken for without.
     """
     tensors = load(data)
     values = tensors["values"]
-    if values.dtype == np.uint8:
-        values = unpack_nibbles(values, hidden or 2 * values.shape[-1])
-    values = values.astype(np.float32)
-    if "scale" in tensors:
-        values *= tensors["scale"].astype(np.float32)
+    if note := read_note(data):
+        chain, shape = note
+    else:  # the tensors say it all
+        four_bits = values.dtype == np.uint8
+        chain = chain_of("int4" if four_bits else values.dtype.name)
+        width = (hidden or 2 * values.shape[-1]) if four_bits else values.shape[-1]
+        shape = (*values.shape[:-1], width)
     return Activations(
-        values, tensors["targets"].astype(np.float32), tensors["samples"].astype(np.int64)
+        from_tensors(tensors, chain, shape),
+        tensors["targets"].astype(np.float32),
+        tensors["samples"].astype(np.int64),
     )
+
+
+def sizes_of(data: bytes) -> dict[str, int]:
+    """The bytes of each tensor of a payload, and of its header (`frame`)."""
+    sizes = {name: tensor.nbytes for name, tensor in load(data).items()}
+    return {**sizes, "frame": len(data) - sum(sizes.values())}
 
 
 @functools.cache
 def encoded_sizes(
-    wire: str, records: int, vectors: int, hidden: int, classes: int
+    wire: str | tuple[str, ...] | Chain, records: int, vectors: int, hidden: int, classes: int
 ) -> dict[str, int]:
-    """The exact bytes of each tensor of such a payload, and of its header (`frame`): those of one
-    full of zeros.
+    """The exact bytes of each tensor of such a payload, and of its header (`frame`), before any
+    entropy coding: those of one full of zeros. `hidden` numbers a vector, as it is sent.
     """
     shape = Activations(
         np.zeros((records, vectors, hidden), np.float32),
         np.zeros((records, classes), np.float32),
         np.zeros(records, np.int64),
     )
-    data = encode(shape, wire)
-    sizes = {name: tensor.nbytes for name, tensor in load(data).items()}
-    return {**sizes, "frame": len(data) - sum(sizes.values())}
+    return sizes_of(encode(shape, chain_of(wire).without_coder))
 
 
-def encoded_nbytes(wire: str, records: int, vectors: int, hidden: int, classes: int) -> int:
-    """The exact size of such a payload, header included."""
+def encoded_nbytes(
+    wire: str | tuple[str, ...] | Chain, records: int, vectors: int, hidden: int, classes: int
+) -> int:
+    """The exact size of such a payload, header included, before any entropy coding."""
     return sum(encoded_sizes(wire, records, vectors, hidden, classes).values())

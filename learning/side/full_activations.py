@@ -2,15 +2,10 @@
 one-token shortcut, upload.
 
 MobiLLM (arXiv 2502.20421) sends the whole matrix of a layer at a low bit width; its bit widths and
-its quantiser are not published, so plain symmetric rounding stands for them: each token's vector of
-each layer x has its own scale,
-
-    scale = max|x| / q,  sent = round(x / scale),
-    q = 127 (8 bits) or 7 (4 bits, two numbers a byte)
-
-and comes back with an error of at most half a scale. Texts of a batch are laid end to end: padding
-is not sent. As in `learning.side.activations` the bytes are a safetensors file, and their number
-follows from the shapes alone.
+its quantiser are not published, so plain symmetric rounding stands for them
+(`learning.codecs.numbers`), each token's vector of each layer with its own scale. Texts of a batch
+are laid end to end: padding is not sent. As in `learning.side.activations` the bytes are a
+safetensors file, and their number follows from the shapes alone.
 """
 
 from __future__ import annotations
@@ -24,13 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import load, save
 
+from learning.codecs.chain import Chain, CodecError, chain_of
+from learning.codecs.numbers import from_tensors, shapes_of, to_tensors
+
 if TYPE_CHECKING:
     from learning.backbones.backbone import Backbone
     from learning.backbones.tokens import Tokens
 
-BITS = (32, 16, 8, 4)
-_LARGEST = {8: 127, 4: 7}
-_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+ACROSS_TOKENS = -2
+"""The axis along which a channel has one scale."""
 
 
 @dataclass(frozen=True)
@@ -95,106 +92,72 @@ def pooled(activations: FullActivations, readout: str) -> np.ndarray:
 # ------------------------------------------------------------------------------------------
 
 
-def encode(activations: FullActivations, bits: int = 8) -> bytes:
-    """The bytes that cross the link: values in 32 or 16 bits, or in 8 or 4 with a float16 scale for
-    each token and layer.
+def encode(activations: FullActivations, wire: str | Chain = "int8") -> bytes:
+    """The bytes that cross the link: values in a number format, with a float16 scale for each token
+    and layer (or each channel of a layer) where it has scales.
 
-    Targets go as float16, as float32 with 32 bits. ValueError for other numbers of bits.
+    Targets go as float16, as float32 with float32. CodecError for what is no plain number format.
     """
-    number = np.float32 if bits == 32 else np.float16
+    chain = plain(wire)
+    number = np.float32 if chain.number == "float32" else np.float16
     limit = np.finfo(number).max  # what is beyond half precision saturates instead of infinity
     tensors = {
         "lengths": activations.lengths.astype(np.int32),
         "samples": activations.samples.astype(np.int32),
         "targets": np.clip(activations.targets, -limit, limit).astype(number),
+        **to_tensors(activations.values, chain, ACROSS_TOKENS),
     }
-    if bits in _LARGEST:
-        rounded, tensors["scale"] = quantise(activations.values, bits)
-        tensors["values"] = pack_nibbles(rounded) if bits == 4 else rounded
-    elif bits in BITS:
-        tensors["values"] = np.clip(activations.values, -limit, limit).astype(number)
-    else:
-        raise ValueError(f"{bits} bits: choose one of {', '.join(map(str, BITS))}")
     # safetensors writes an array's memory as it lies, whatever its strides
     return save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
 
 
-def decode(data: bytes, hidden: int) -> FullActivations:
-    """The records in a payload, as float32; `hidden` tells a 4-bit vector of odd width from one a
-    number longer.
-    """
+def decode(data: bytes, hidden: int, wire: str | Chain) -> FullActivations:
+    """The records in a payload of vectors of so many numbers, as float32."""
     tensors = load(data)
-    values = tensors["values"]
-    if values.dtype == np.uint8:
-        values = unpack_nibbles(values, hidden)
-    values = values.astype(np.float32)
-    if "scale" in tensors:
-        values *= tensors["scale"].astype(np.float32)
+    shape = (*tensors["values"].shape[:-1], hidden)
+    values = from_tensors(tensors, plain(wire), shape)
     whole = {name: tensors[name].astype(np.int64) for name in ("lengths", "samples")}
     return FullActivations(values, targets=tensors["targets"].astype(np.float32), **whole)
 
 
-def quantise(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Integers int8 [..., D] in -q to q, and a float16 scale [..., 1] for each vector.
-
-    integer x scale differs from the value by at most scale / 2: half precision may round a scale
-    down by 2^-11 of it, which clips the largest number by far less than that. A scale is at least
-    6.1e-5 (the smallest normal number) and at most 65504, beyond which values saturate.
-    """
-    largest = _LARGEST[bits]
-    wanted = np.abs(values).max(axis=-1, keepdims=True) / largest
-    scale = np.clip(wanted, _SMALLEST_SCALE, np.finfo(np.float16).max).astype(np.float16)
-    return np.clip(np.rint(values / scale.astype(np.float32)), -largest, largest).astype(
-        np.int8
-    ), scale
-
-
-def pack_nibbles(rounded: np.ndarray) -> np.ndarray:
-    """Two numbers a byte, uint8 [..., ceil(D / 2)]; each in -7..7, sent plus 8, the first in the
-    low half.
-    """
-    nibbles = (rounded + 8).astype(np.uint8)
-    if nibbles.shape[-1] % 2:
-        nibbles = np.concatenate([nibbles, np.full_like(nibbles[..., :1], 8)], axis=-1)
-    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4
-
-
-def unpack_nibbles(packed: np.ndarray, hidden: int) -> np.ndarray:
-    """The inverse of `pack_nibbles`: int8 [..., hidden]."""
-    both = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
-    return both[..., :hidden].astype(np.int8) - 8
+def plain(wire: str | Sequence[str] | Chain) -> Chain:
+    """A number format; CodecError for anything around it, which whole matrices have not."""
+    chain = chain_of(wire)
+    if not chain.is_plain:
+        raise CodecError(f"whole matrices are sent in a number format alone: say {chain.number}")
+    return chain
 
 
 def encoded_nbytes(
-    bits: int, records: int, tokens: int, layers: int, hidden: int, classes: int
+    wire: str | Chain, records: int, tokens: int, layers: int, hidden: int, classes: int
 ) -> int:
     """The exact size of such a payload, header included."""
-    return sum(encoded_sizes(bits, records, tokens, layers, hidden, classes).values())
+    return sum(encoded_sizes(wire, records, tokens, layers, hidden, classes).values())
 
 
 def encoded_sizes(
-    bits: int, records: int, tokens: int, layers: int, hidden: int, classes: int
+    wire: str | Chain, records: int, tokens: int, layers: int, hidden: int, classes: int
 ) -> dict[str, int]:
     """The exact bytes of each tensor of such a payload, and of its header (`frame`), without
     building it: `tokens` is the sum over its `records`.
     """
-    number = "F32" if bits == 32 else "F16"
-    shapes = {
-        "lengths": ("I32", (records,)),
-        "samples": ("I32", (records,)),
-        "targets": (number, (records, classes)),
-    }
-    if bits in _LARGEST:
-        shapes["scale"] = ("F16", (layers, tokens, 1))
-    packed = math.ceil(hidden / 2) if bits == 4 else hidden
-    shapes["values"] = ({32: "F32", 16: "F16", 8: "I8", 4: "U8"}[bits], (layers, tokens, packed))
-    return _safetensors_sizes(shapes)
+    chain = plain(wire)
+    number = "F32" if chain.number == "float32" else "F16"
+    return _safetensors_sizes(
+        {
+            "lengths": ("I32", (records,)),
+            "samples": ("I32", (records,)),
+            "targets": (number, (records, classes)),
+            **shapes_of(chain, (layers, tokens, hidden), ACROSS_TOKENS),
+        }
+    )
 
 
 _NUMBER_BYTES = {
     "F32": 4,
     "I32": 4,
     "F16": 2,
+    "U16": 2,
     "I8": 1,
     "U8": 1,
 }  # in the order in which safetensors lays tensors out

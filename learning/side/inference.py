@@ -26,6 +26,10 @@ from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.language_head import WordHead
 from learning.backbones.prompts import first_tokens, prompts
 from learning.backbones.tokens import tokenise
+from learning.codecs.chain import chain_of
+from learning.codecs.numbers import largest_alone
+from learning.codecs.projection import FILE as PROJECTION_FILE
+from learning.codecs.projection import Projection
 from learning.side.network import SideNetwork, load_side_network
 from learning.side.prediction_difference import (
     SAID_FIRST,
@@ -54,6 +58,8 @@ class SidePredictor:
     notes: Mapping[str, Any]
     secret: Secret | None = None
     """What devices have and the server has not, where what they sent was protected."""
+    projection: Projection | None = None
+    """Along which axes vectors are read, where they are not as the backbone gives them."""
 
     @classmethod
     def load(
@@ -102,7 +108,9 @@ class SidePredictor:
                 f"{file} was trained with; "
                 f"give the right ones as own={{{backbone!r}: {{'path': ...}}}}"
             )
-        return cls(spec, network, notes, _secret_beside(file, notes))
+        return cls(
+            spec, network, notes, _secret_beside(file, notes), _projection_beside(file, notes)
+        )
 
     @property
     def class_names(self) -> list[str]:
@@ -132,6 +140,10 @@ class SidePredictor:
         y_b = torch.from_numpy(self._own_prediction(pooled[:, -1], texts, second_texts))
         with torch.inference_mode():
             values = pooled[:, self.notes["vectors"][self.spec.name]]
+            if self.projection is not None:
+                values = self.projection.apply(self.spec.name, values)
+            if wire := self.notes.get("wire"):
+                values = largest_alone(values, chain_of(wire))
             sent = values if self.secret is None else self.secret.rotated(values)
             y_s = self.network(torch.from_numpy(sent), self.spec.name)
             if self.secret is not None:
@@ -195,6 +207,18 @@ def _secret_beside(file: Path, notes: Mapping[str, Any]) -> Secret | None:
             "it says cannot be read"
         )
     return Secret.load(path)
+
+
+def _projection_beside(file: Path, notes: Mapping[str, Any]) -> Projection | None:
+    if not int(notes.get("is_projected", 0)):
+        return None
+    path = file.with_name(PROJECTION_FILE)
+    if not path.is_file():
+        raise InferenceError(
+            f"{file} reads vectors along axes of their own: without these, {path}, it cannot "
+            "predict"
+        )
+    return Projection.load(path)
 
 
 _JSON = ("vectors", "class_names", "backbones", "heads", "pairs")

@@ -10,6 +10,7 @@ import typer
 from learning.host_device import HostDevice
 from sim.cli.options import (
     AllowCode,
+    Attacks,
     Dry,
     Engine,
     HostName,
@@ -52,6 +53,7 @@ def compare(
     ] = None,
     host: HostName = "cpu",
     precision: Precision = "float32",
+    attacks: Attacks = "none",
 ) -> None:
     """Run several methods on one scenario under common random numbers and put them into one table.
 
@@ -92,6 +94,7 @@ def compare(
             tune,
             where,
             of_latex,
+            attacks,
         )
     except KeyboardInterrupt:
         errors.print(f"stopped: {folder} holds what has been run, the same command goes on")

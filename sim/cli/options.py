@@ -42,6 +42,10 @@ Engine = Annotated[
     Literal["processes", "ray"],
     typer.Option(help="Where runs are made: on this machine, or on a Ray cluster's cores."),
 ]
+Attacks = Annotated[
+    Literal["none", "labels", "texts", "model", "all"],
+    typer.Option(help="Attack each run, as `mobifleet privacy` does: columns, and a figure."),
+]
 Labels = Annotated[
     str | None, typer.Option(help="Only these labels of `compare.methods`, with a comma.")
 ]

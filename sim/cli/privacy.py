@@ -9,13 +9,14 @@ import typer
 
 from sim.cli.terminal import console
 
-Attack = Literal["labels", "texts", "all", "none"]
+Attack = Literal["labels", "texts", "model", "all", "none"]
 
 
 def privacy(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     attacks: Annotated[
-        Attack, typer.Option(help="Which attacks to run on what the server was sent.")
+        Attack,
+        typer.Option(help="On labels or texts that were sent, on the trained model, or all."),
     ] = "all",
     folder: Annotated[
         Path, typer.Option(help="Where the scenario's own files are, if it names any.")

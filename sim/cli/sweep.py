@@ -10,6 +10,7 @@ import typer
 from learning.host_device import HostDevice
 from sim.cli.options import (
     AllowCode,
+    Attacks,
     Dry,
     Engine,
     HostName,
@@ -55,6 +56,7 @@ def sweep(
     engine: Engine = "processes",
     host: HostName = "cpu",
     precision: Precision = "float32",
+    attacks: Attacks = "none",
 ) -> None:
     """Run a scenario at every combination of some settings, methods and seeds, into one table.
 
@@ -90,6 +92,7 @@ def sweep(
             runs_at_a_time(workers, "--workers", engine),
             console,
             HostDevice(host, precision),
+            attacks,
         )
     except KeyboardInterrupt:
         errors.print(f"stopped: {folder} holds what has been run, the same command goes on")

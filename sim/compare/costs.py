@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from sim.privacy.measures import SAID
 from sim.results.looks import Moment, converged
 from sim.results.run import Run, encode
 from sim.results.span_table import is_waste, of_devices
@@ -32,6 +33,7 @@ COLUMNS = {
     "waiting_s": "waiting a device",
     "wasted_bytes": "wasted bytes",
     "updates": "updates",
+    **SAID,
 }
 
 

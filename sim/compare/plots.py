@@ -12,11 +12,14 @@ from typing import Any
 import matplotlib.style
 import numpy as np
 
+from learning.host_device import HostDevice
 from sim.compare.costs import COLUMNS, costs_at, costs_until, own_convergence
 from sim.compare.planned_run import PlannedRun
 from sim.results.looks import chosen_score, validated_score
 from sim.results.run import Run, open_run
+from sim.sweep.front_plots import privacy_figure
 from sim.sweep.grid import value_text
+from sim.sweep.table import rows_of
 from sim.views.page import FULL_WIDTH, REFERENCE_DASHES, STYLE, line_style, note_of
 from sim.views.saving_figures import save, shortened
 
@@ -25,6 +28,17 @@ PANELS = {
     "communication_bytes": "communication, with delivery",
     "time_s": "time",
 }
+
+
+def draw_privacy(
+    entries: Sequence[PlannedRun], out: Path, folder: Path, host: HostDevice
+) -> Path | None:
+    """What is learned against what attacks got, a mark a method; None where none were tried."""
+    rows = rows_of(entries, out, False, folder, host)
+    keys, metric = list(entries[0].values), open_run(entries[0].folder).metric
+    with matplotlib.style.context(["default", STYLE]):
+        figure = privacy_figure(rows, keys, metric)
+        return None if figure is None else save(figure, out / "figures" / "privacy.png")
 
 
 def draw_reductions(

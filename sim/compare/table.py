@@ -13,6 +13,7 @@ import numpy as np
 from learning.metrics import CORRELATIONS
 from sim.compare.costs import costs_at, is_untrained, reached
 from sim.compare.planned_run import PlannedRun
+from sim.privacy.measures import SAID, measures_in
 from sim.results.looks import Moment, chosen_score, converged, validated_score
 from sim.results.run import Run, open_run
 from sim.results.statistics import Costs, Interval, between_looks, of_accuracy, over_seeds
@@ -54,6 +55,7 @@ def _row(runs: list[Run], protocol: str, target: float | None) -> dict[str, Any]
     known = [None if start else moment for start, moment in zip(starts, moments, strict=True)]
     row: dict[str, Any] = {
         **_accuracies(runs),
+        **_privacy(runs),
         "diverged": sum(run.has_diverged for run in runs),
         "diverged_without": sum(
             run.has_diverged and moment is None for run, moment in zip(runs, known, strict=True)
@@ -126,6 +128,18 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
     row["validated"] = math.fsum(validated) / len(runs) if len(validated) == len(runs) else None
     row["metric"] = runs[0].metric
     row["accuracies"] = [name for name in scores if name.startswith(OF_BACKBONE)]
+    return row
+
+
+def _privacy(runs: list[Run]) -> dict[str, Any]:
+    """The most that attacks on its runs got, where all were tried; and what a guess gets."""
+    each = [measures_in(run) for run in runs]
+    row: dict[str, Any] = {}
+    for name in SAID:
+        if all(name in found for found in each):
+            got = _between(-1.0, over_seeds([found[name] for found in each]))
+            chances = [found[f"{name}_chance"] for found in each]
+            row |= {**_columns(name, got), f"{name}_chance": math.fsum(chances) / len(chances)}
     return row
 
 

@@ -42,10 +42,11 @@ from sim.compare.write import (
     why_none,
     write_csv,
 )
+from sim.privacy.measures import require_attacks
 from sim.results.run import open_run
 from sim.results.run_directory import computed_by, held, read_manifest
 from sim.scenario.schema import Scenario
-from sim.sweep.engine import Processes, is_done
+from sim.sweep.engine import NO_ATTACKS, Processes, is_done
 from sim.sweep.grid import title as in_words
 from sim.sweep.progress import run_shown
 from sim.sweep.remarks import remarks_of
@@ -154,12 +155,14 @@ def compare_scenario(
     tune: bool = True,
     host: HostDevice = CPU,
     columns: Sequence[str] = (),
+    attacks: str = NO_ATTACKS,
 ) -> Comparison:
     """Run the comparison into `out`, saying on the console how far it is; CompareError for none.
 
     `columns` are those of the LaTeX tables, where they are to be others than what fits.
     """
     check_columns(columns)
+    require_attacks(attacks, dry)
     entries = plan(scenario, out, seeds, only, folder)
     trials = tuning_plan(scenario, out, only) if tune else []
     missing, untried = (
@@ -170,13 +173,24 @@ def compare_scenario(
     out.mkdir(parents=True, exist_ok=True)
     with held(out):
         compared = _compared(
-            scenario, entries, folder, out, seeds, only, dry, processes, console, tune, host
+            scenario,
+            entries,
+            folder,
+            out,
+            seeds,
+            only,
+            dry,
+            processes,
+            console,
+            tune,
+            host,
+            attacks,
         )
         reference = compare_of(scenario).reference or compared.ours
         _write(compared, reference, columns)
         if not dry:
             _write_evidence(compared, scenario)
-        _figures(scenario, entries, out, compared.ours, compared.baselines, dry)
+        _figures(scenario, entries, out, compared.ours, compared.baselines, dry, folder, host)
     return compared
 
 
@@ -192,11 +206,12 @@ def _compared(
     console: Console,
     tune: bool,
     host: HostDevice,
+    attacks: str,
 ) -> Comparison:
-    def run(some: list[PlannedRun], what: str) -> None:
-        run_shown(some, folder, out, dry, processes, console, what, host)
+    def run(some: list[PlannedRun], what: str, attacks: str = NO_ATTACKS) -> None:
+        run_shown(some, folder, out, dry, processes, console, what, host, attacks=attacks)
 
-    run(entries, "run")
+    run(entries, "run", attacks)
     for sentence in (*_of_other_machines(entries), *_of_other_commits(entries)):
         console.print(sentence, highlight=False, soft_wrap=True)
     compare, target = compare_of(scenario), target_of(scenario)
@@ -304,6 +319,8 @@ def _figures(
     ours: str,
     baselines: list[str],
     dry: bool,
+    folder: Path,
+    host: HostDevice,
 ) -> None:
     from sim.compare import plots
     from sim.views.plots import draw
@@ -320,6 +337,8 @@ def _figures(
         if ours in first and against and not dry:
             claims = {str(column): saved for column, saved in compare.claims.items()}
             plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
+    if not dry:
+        plots.draw_privacy(entries, out, folder, host)
     if compare.over is not None and not dry:
         plots.draw_over(compare.over.key, entries, out / "figures")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sim.compare.costs import COLUMNS
 from sim.compare.table import BY_DEVICE, OF_BACKBONE
+from sim.privacy.measures import SAID
 from sim.views import escaping
 
 OF_METHOD = ("method", "kind", "reference", "seeds", "reached", "never_above_start", "diverged")
@@ -29,9 +30,11 @@ def headings(table: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for row in rows
         for name in row["accuracies"]
     }
-    unknown = {name for name in BY_DEVICE if all(row.get(name) is None for row in rows)}
+    often_unknown = (*BY_DEVICE, *SAID)
+    unknown = {name for name in often_unknown if all(row.get(name) is None for row in rows)}
     if is_cut_off(rows):
-        return {name: text for name, text in COLUMNS.items() if name not in ACCURACIES}
+        left_out = {*ACCURACIES, *unknown}
+        return {name: text for name, text in COLUMNS.items() if name not in left_out}
     return (
         {name: COLUMNS[name].replace("accuracy", metric) for name in OF_METRIC}
         | of_backbones
@@ -57,7 +60,8 @@ def write_csv(title: str, table: list[dict[str, Any]], path: Path, reference: st
         for c in columns
         for name in (
             *(c, f"{c}_low", f"{c}_high"),
-            *([] if c in ACCURACIES else [f"{c}_at_least"]),
+            *([f"{c}_chance"] if c in SAID else []),
+            *([] if c in (*ACCURACIES, *SAID) else [f"{c}_at_least"]),
             *([f"{c}_ratio"] if base else []),
         )
     ]
@@ -89,6 +93,8 @@ def _cell(name: str, row: Mapping[str, Any]) -> str:
     value, low, high = (row.get(f"{name}{end}") for end in ("", "_low", "_high"))
     is_accuracy = name in ACCURACIES or name.startswith(OF_BACKBONE)
     write = _writer(name)
+    if value is None and name in SAID:
+        return "–"
     if value is None:
         return divergence(row) or "–" if is_accuracy else why_none(name, row)
     if low is None or high is None or low == high:
@@ -114,7 +120,7 @@ def half_width(value: float, low: float, high: float) -> float | None:
 def _writer(name: str) -> Callable[[float], str]:
     from inputs.units import format_bytes, format_seconds, format_si
 
-    if name in ACCURACIES or name.startswith(OF_BACKBONE):
+    if name in (*ACCURACIES, *SAID) or name.startswith(OF_BACKBONE):
         return lambda v: f"{v:.3f}"
     return {
         "time_s": format_seconds,

@@ -12,17 +12,42 @@ import numpy as np
 from learning.attacks import label_recovery
 from learning.attacks.bags import judged_tokens
 from learning.attacks.mixture import by_mixture
-from learning.attacks.outcome import AttackOutcome
+from learning.attacks.outcome import AttackOutcome, majority, of_share
 from learning.attacks.text_recovery import Inverter, identify, turned_back, turned_by_axes
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
 from sim.methods.side_tuning.protection import protection_of
-from sim.privacy.uploads import PrivacyError, Uploads, Vectors
+from sim.privacy.measures import PrivacyError
+from sim.privacy.uploads import Uploads, Vectors
+from sim.results.run import RunError
 
 PUBLIC, ATTACKED = 600, 200
 """Texts that the attacker has, and those whose tokens are guessed, a backbone."""
 KNOWN, AXES = (50, 150), 32
 """Uploads whose texts he knows, and axes along which he looks, where vectors are rotated."""
+
+
+def as_they_are(uploads: Uploads, kind: str) -> list[AttackOutcome]:
+    """What needs no attack: how much of the labels, or of the texts, the server has as they are;
+    nothing where it has none.
+    """
+    try:
+        ledger = uploads.run.ledger().to_pylist()
+    except RunError:  # from before there was one
+        return []
+    rows = [row for row in ledger if row["receiver"] == "server"]
+    has = {row["kind"] for row in rows if row["records"]}
+    task = uploads.sim.task
+    whole = np.ones(sum(map(len, task.parts)), dtype=bool)
+    if kind == "labels" and "label" in has and not task.has_ratings:
+        truth = task.labels[np.concatenate(task.parts)]
+        return [of_share("sent as they are", "labels", whole, majority(truth))]
+    if kind == "texts" and has & {"text", "token ids"}:
+        return [
+            of_share("sent as they are", what, whole, 0.0)
+            for what in ("tokens, F1", "text in top 1")
+        ]
+    return []
 
 
 def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOutcome]:
@@ -102,7 +127,7 @@ def _known_predictions(uploads: Uploads, parts: Mapping[str, Vectors]) -> np.nda
     uploaded; None where that needs more than the last uploaded layer.
     """
     found = [
-        uploads.learner_of(name).as_server(name, part.vectors[:, -1])
+        uploads.learner_of(name).as_server(name, _last_layer(uploads, name, part))
         if part.layers[-1] == uploads.depth_of(name)
         else None
         for name, part in parts.items()
@@ -124,9 +149,16 @@ def _zero_shot(uploads: Uploads, parts: Mapping[str, Vectors]) -> np.ndarray | N
         said = task.said_tokens(spec, "class-texts")
         classes_CD = _read(uploads, name, said)[:, part.layers[-1]]
         found.append(
-            backbone_prediction("class-texts", part.vectors[:, -1], task.classes, classes_CD)
+            backbone_prediction(
+                "class-texts", _last_layer(uploads, name, part), task.classes, classes_CD
+            )
         )
     return np.concatenate(found)
+
+
+def _last_layer(uploads: Uploads, backbone: str, part: Vectors) -> np.ndarray:
+    """Of the last uploaded layer, as the backbone gave it, or nearly: [n, D]."""
+    return uploads.learner_of(backbone).unprojected(backbone, part.vectors)[:, -1]
 
 
 def texts(
@@ -163,7 +195,7 @@ def _of_backbone(
     known = rng.permutation(others)[:public]
     if len(known) < 50:
         raise PrivacyError(f"{len(known)} texts are on no device: an attacker needs 50 or more")
-    theirs = _computed(uploads, name, known)[:, list(part.layers)]
+    theirs = _computed(uploads, name, known, part.layers)
     known_ids = task.tokens(spec, known).ids
     own_ids = task.tokens(spec, part.samples[mine]).ids
     marks = _marks(own_ids)
@@ -175,7 +207,7 @@ def _of_backbone(
         guesses = inverter.guess(part.vectors[mine][:, places])
         attack = f"tokens of {name}, {what}"
         found += judged_tokens(attack, guesses, own_ids, inverter.words_V, rng, marks)
-    own = _computed(uploads, name, part.samples[mine])[:, list(part.layers)]
+    own = _computed(uploads, name, part.samples[mine], part.layers)
     candidates = np.concatenate([own, theirs])
     found += [
         replace(outcome, attack=f"{outcome.attack}, {name}")
@@ -208,17 +240,21 @@ def _turned_back(
         sent_ND, public_MD, min(AXES, len(sent_ND), len(public_MD))
     )
     ways = {"by principal axes": (along_NA, public_MA)}
+    knowing = {"by principal axes": 0}
     rest = np.setdiff1d(np.arange(len(part.samples)), mine)
     for known in KNOWN:
         if known <= len(rest):
             some = rest[:known]
-            own = _computed(uploads, name, part.samples[some])[:, part.layers[-1]]
-            ways[f"by {known} texts known"] = (turned_back(sent_ND, some.tolist(), own), public_MD)
+            own = _computed(uploads, name, part.samples[some], part.layers)[:, -1]
+            way = f"by {known} texts known"
+            ways[way] = (turned_back(sent_ND, some.tolist(), own), public_MD)
+            knowing[way] = known
     for way, (uploaded, public) in ways.items():
         inverter = Inverter.fit(public, bags.public, bags.marks)
         attack = f"tokens of {name}, layer {part.layers[-1]}, turned back {way}"
         guesses = inverter.guess(uploaded[mine])
-        found += judged_tokens(attack, guesses, bags.own, inverter.words_V, rng, bags.marks)
+        judged = judged_tokens(attack, guesses, bags.own, inverter.words_V, rng, bags.marks)
+        found += [replace(one, known=knowing[way]) for one in judged]
     return found
 
 
@@ -228,12 +264,15 @@ def _marks(ids: Sequence[np.ndarray]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
-def _computed(uploads: Uploads, backbone: str, samples: np.ndarray) -> np.ndarray:
-    """All layers' vectors of texts, as whoever has the backbone computes them:
-    [n, layers + 1, d].
+def _computed(
+    uploads: Uploads, backbone: str, samples: np.ndarray, layers: Sequence[int]
+) -> np.ndarray:
+    """These layers' vectors of texts, as whoever has the backbone, and knows along which axes they
+    are sent, computes them: [n, layers, d].
     """
     spec = uploads.sim.costing.learned[backbone]
-    return _read(uploads, backbone, uploads.sim.task.tokens(spec, samples))
+    read_NVD = _read(uploads, backbone, uploads.sim.task.tokens(spec, samples))
+    return uploads.learner_of(backbone).projected(backbone, read_NVD[:, list(layers)])
 
 
 def _read(uploads: Uploads, backbone: str, tokens: Tokens) -> np.ndarray:

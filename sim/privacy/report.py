@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,15 @@ from inputs.units import format_bytes
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
 from sim.kernel.writing import write_json
-from sim.privacy.uploads import PrivacyError, refuse_others, scenario_of, uploads_of
+from sim.methods.federated_peft.shared import FederatedPeft
+from sim.privacy.measures import FILE, PrivacyError, require_attacks
+from sim.privacy.uploads import Uploads, require_server, scenario_of, uploads_of
 from sim.results.run import Run
 
+NOT_SHOWN = {"tokens, precision", "tokens, recall", "text in top 10", "advantage"}
 PARTIES = {"server": "What the server saw", "devices": "What devices saw"}
+SAID = {"labels": "labels", "texts": "texts", "model": "the trained model"}
+"""What attacks are on -> in words."""
 WAYS = {"sent": "", "start": "from the start", "cut off": "cut off on the way"}
 
 
@@ -50,7 +55,7 @@ def ledger_tables(run: Run) -> list[Table]:
 
 def outcome_table(outcomes: Sequence[AttackOutcome]) -> Table:
     """Each attack with its success, interval and chance. Of tokens F1 alone, of candidates the
-    first: privacy.json has all.
+    first, of members the area under the ROC curve: privacy.json has all.
     """
     table = Table(
         title="Attacks on what the server was sent", title_justify="left", box=None, pad_edge=False
@@ -60,7 +65,7 @@ def outcome_table(outcomes: Sequence[AttackOutcome]) -> Table:
     for name in ("success", "95 % interval", "chance", "texts"):
         table.add_column(name, justify="right")
     for one in outcomes:
-        if one.what in ("tokens, precision", "tokens, recall", "text in top 10"):
+        if one.what in NOT_SHOWN or one.what.startswith("TPR"):
             continue
         table.add_row(
             one.attack,
@@ -87,16 +92,13 @@ def report(
     folder: Path = Path(),
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Report:
-    """Run the attacks ("labels", "texts" or "all") on a run's uploads and write RUN/privacy.json.
+    """Run the attacks ("labels", "texts", "model" or "all") on a run and write RUN/privacy.json.
 
     What an attack does not apply to is a remark. Raises as `uploads_of`, and PrivacyError where
-    what attacks need is not installed.
+    what attacks need is not installed, or nothing is sent to a server.
     """
-    from sim.privacy.attacks import labels, texts
-
-    if importlib.util.find_spec("sklearn") is None:
-        raise PrivacyError("attacks need scikit-learn: pip install 'mobifleet[privacy]'")
-    refuse_others(scenario_of(run))
+    require_attacks(attacks, dry=False)
+    require_server(scenario_of(run))
     uploads = uploads_of(run, folder)
     found = Report([], [])
     if not uploads.is_same:
@@ -104,13 +106,37 @@ def report(
             "simulated again it came to another digest: other last bits than the run's (another "
             "machine, or another version)"
         )
-    for name, attack in (("labels", labels), ("texts", texts)):
-        if attacks in (name, "all"):
-            on_stage(f"attacking {name}")
+    for name, tries in _attacks_on(uploads, found.remarks).items():
+        if attacks not in (name, "all"):
+            continue
+        on_stage(f"attacking {SAID[name]}")
+        for attack in tries:
             try:
-                found.outcomes.extend(attack(uploads, untried=found.remarks))
+                found.outcomes.extend(attack())
             except PrivacyError as error:
-                found.remarks.append(f"no attack on {name}: {error}")
+                found.remarks.append(f"no attack on {SAID[name]}: {error}")
     rows = [dataclasses.asdict(outcome) for outcome in found.outcomes]
-    write_json(run.path / "privacy.json", {"outcomes": rows, "remarks": found.remarks})
+    mark = {"attacks": attacks, "digest": run.summary.get("digest")}
+    write_json(run.path / FILE, {**mark, "outcomes": rows, "remarks": found.remarks})
     return found
+
+
+Attacks = Mapping[str, list[Callable[[], list[AttackOutcome]]]]
+
+
+def _attacks_on(uploads: Uploads, untried: list[str]) -> Attacks:
+    """By what they are on, the attacks that such a method's payloads and models allow."""
+    from sim.privacy import attacks, of_models, of_updates
+
+    on_model = [lambda: of_models.members(uploads)]
+    if isinstance(uploads.sim.method, FederatedPeft):
+        labels, texts = (lambda: of_updates.labels(uploads)), (lambda: of_updates.texts(uploads))
+    else:
+        labels = functools.partial(attacks.labels, uploads, untried=untried)
+        texts = functools.partial(attacks.texts, uploads, untried=untried)
+        on_model.append(lambda: of_models.stolen(uploads))
+    return {
+        "labels": [lambda: attacks.as_they_are(uploads, "labels"), labels],
+        "texts": [lambda: attacks.as_they_are(uploads, "texts"), texts],
+        "model": on_model,
+    }

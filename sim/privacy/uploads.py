@@ -15,12 +15,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from learning.backbones import catalogue
-from sim.kernel.device import Payload
+from sim.kernel.device import Device, Payload
 from sim.kernel.learned import with_values
 from sim.kernel.work import Steps
 from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.shared import SideTuning
+from sim.privacy.measures import PrivacyError
 from sim.results.run import Run, open_run
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import digests
@@ -28,9 +29,8 @@ from sim.scenario.registry import known, method_of
 from sim.scenario.schema import Scenario
 from sim.simulation import RunCallbacks, Simulation, building
 
-
-class PrivacyError(ValueError):
-    """A run cannot be looked at as asked; the message says why."""
+MOST_ANSWERS, FEW_ANSWERS = 60, 6
+"""Answers that are kept of methods which train on devices: of a part of a model, and of all."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Uploads:
     sim: Simulation
     payloads: list[Payload]
     is_same: bool
+    answered: list[tuple[Payload, object]]
+    """Of methods that train on devices the first answers, each with the model that it answers."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -117,6 +119,13 @@ def refuse_others(scenario: Scenario) -> None:
         raise PrivacyError(f"{method.kind} uploads whole matrices here, which no attack reads")
 
 
+def require_server(scenario: Scenario) -> None:
+    """PrivacyError for a method that sends nothing to a server."""
+    method: Any = scenario.method
+    if method_of(method).__module__.startswith("sim.methods.on_device."):
+        raise PrivacyError(f"{method.kind} sends nothing to a server: there is nothing to attack")
+
+
 def scenario_of(run: Run) -> Scenario:
     """The scenario that a run was made from, as its manifest has it. PrivacyError where this
     version does not know it, or where it names code of one's own, which is not run.
@@ -160,22 +169,36 @@ def uploads_of(
             "name the folder with the scenario's files by --folder, or run the scenario again"
         )
     landed: list[Payload] = []
+    answered: list[tuple[Payload, object]] = []
     with building(scenario):
         sim = Simulation(scenario, folder, callbacks=callbacks)
+    trains_all = getattr(scenario.method, "trains", None) == "full"
+    most = FEW_ANSWERS if trains_all else MOST_ANSWERS
     for device in sim.devices:
-        vars(device)["upload"] = _keeping(device.upload, landed)
+        keep = landed if isinstance(sim.method, SideTuning) else None
+        vars(device)["upload"] = _keeping(device, keep, answered, most)
     sim.run()
     mark = sim.recorder.digest(digest(resolved(scenario)), sim.method.learner.digest())
-    return Uploads(run, sim, landed, mark == run.summary.get("digest"))
+    return Uploads(run, sim, landed, mark == run.summary.get("digest"), answered)
 
 
 def _keeping(
-    upload: Callable[[Payload], Steps[None]], landed: list[Payload]
+    device: Device,
+    landed: list[Payload] | None,
+    answered: list[tuple[Payload, object]],
+    most: int,
 ) -> Callable[[Payload], Steps[None]]:
-    """The same, which keeps what has arrived whole."""
+    """The device's uploading, which keeps what has arrived whole; of methods that ask devices, the
+    first answers alone, as models weigh much.
+    """
+    upload = device.upload
 
     def kept(payload: Payload) -> Steps[None]:
+        task = device.task
         yield from upload(payload)
-        landed.append(payload)
+        if landed is not None:
+            landed.append(payload)
+        elif task is not None and len(answered) < most:
+            answered.append((payload, task.model))
 
     return kept

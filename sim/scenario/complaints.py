@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sim.scenario.settings import FIRST_NAME, RENAMED
+from sim.scenario.settings import OTHER_NAME, RENAMED
 from sim.scenario.yaml_tree import Node, Problem, dotted, shown
 
 MAX_SHOWN = 100  # problems
@@ -90,7 +90,7 @@ class _Spot:
         else:
             child = None
             if isinstance(value, dict):
-                child = value.get(str(step)) or value.get(FIRST_NAME.get(str(step), ""))
+                child = value.get(str(step)) or value.get(OTHER_NAME.get(str(step), ""))
         self.owner, prefix = self.schema, self.schema.get("prefixItems", ())
         if isinstance(step, int):
             inner = prefix[step] if step < len(prefix) else self.schema.get("items")

@@ -26,10 +26,17 @@ OnlyFor = Mapping[str, tuple[str, Callable[[Any], bool]]]
 """Field -> what it is for, in words, and whether these settings are that."""
 
 
-RENAMED = {"eager": "update_share_on_arrival", "deliver": "ship_side_network"}
+RENAMED = {
+    "eager": "update_share_on_arrival",
+    "deliver": "ship_side_network",
+    "bits": "wire",
+}
 """Old name of a setting -> its name now. The old ones are still taken, with a remark."""
-FIRST_NAME = {now: old for old, now in RENAMED.items()}
-OTHER_NAME = RENAMED | FIRST_NAME
+REWORDED = {"bits": {32: "float32", 16: "float16", 8: "int8", 4: "int4"}}
+"""Old name -> what its values are called now, where they are called otherwise, too."""
+FIRST_NAME = {now: old for old, now in RENAMED.items() if old not in REWORDED}
+"""By which digests know a setting."""
+OTHER_NAME = RENAMED | {now: old for old, now in RENAMED.items()}
 
 
 def as_seen(label: str) -> str:
@@ -81,7 +88,7 @@ class RenamedSettings(Settings):
         if not isinstance(given, Mapping):
             return make(given)
         now = {old: name for old in given if (name := name_now(cls, old)) not in given}
-        made = make({now.get(key, key): value for key, value in given.items()})
+        made = make({now.get(key, key): _reworded(key, value) for key, value in given.items()})
         made._old_names = tuple(now)
         return made
 
@@ -89,6 +96,11 @@ class RenamedSettings(Settings):
         """What was said by an old name: (old, name now)."""
         for old in self._old_names:
             yield old, RENAMED[old]
+
+
+def _reworded(name: str, value: Any) -> Any:
+    words = REWORDED.get(name, {})
+    return words.get(value, value) if type(value) is int else value
 
 
 def name_now(settings: Any, name: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim.privacy.measures import SAID
 from sim.results.statistics import over_seeds
 
 METHOD = "method"
@@ -26,6 +27,7 @@ OUTCOMES = {
     "per_device.flop.mean": "compute a device",
     "per_device.energy_j.mean": "energy a device",
     "per_device.peak_memory_bytes.mean": "peak memory a device",
+    **SAID,
 }
 """Column of the long table -> what it is."""
 

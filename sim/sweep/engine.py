@@ -25,6 +25,7 @@ from typing import Any, Literal
 from inputs.files import FileProblem, is_ours, read_text
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import replacing
+from sim.privacy.measures import is_attacked
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import FAILED, empty, held, is_strangers, read_manifest
 from sim.scenario.file import digest, resolved
@@ -36,6 +37,7 @@ KILLED = "its process ended without a word (was it killed, did the machine run o
 
 Processes = int | Literal["ray"]
 """How many of this machine; or the cores of a Ray cluster."""
+NO_ATTACKS = "none"
 OnDone = Callable[[PlannedRun, int, int], None]
 """Told of each run that has ended: which, how many of how many that is."""
 
@@ -48,6 +50,17 @@ def is_done(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice = CPU) 
     """
     finished = _manifest(entry, dry).get("status") == "finished"
     return finished and why_again(entry, dry, folder, host) is None
+
+
+def is_whole(
+    entry: PlannedRun, dry: bool, folder: Path, host: HostDevice = CPU, attacks: str = NO_ATTACKS
+) -> bool:
+    """Whether it is done, and the attacks have been tried on it."""
+    if not is_done(entry, dry, folder, host):
+        return False
+    if attacks == NO_ATTACKS:
+        return True
+    return is_attacked(entry.folder, attacks, open_run(entry.folder).summary.get("digest"))
 
 
 def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> str | None:
@@ -91,15 +104,16 @@ def run_all(
     on_done: OnDone,
     host: HostDevice = CPU,
     keep_going: bool = False,
+    attacks: str = NO_ATTACKS,
 ) -> None:
     """Run what is not done yet, in so many processes or on a Ray cluster; what was interrupted goes
-    on where it stopped, on a cluster from its beginning.
+    on where it stopped, on a cluster from its beginning. Of each, try attacks (`sim.privacy`).
 
     The first run that fails ends it with its error. With `keep_going` a failure is written into the
     run's folder (`failure` reads it) and the others go on. Ctrl-C and SIGTERM end all runs under
     way in good order, and then raise KeyboardInterrupt.
     """
-    missing = [entry for entry in entries if not is_done(entry, dry, folder, host)]
+    missing = [entry for entry in entries if not is_whole(entry, dry, folder, host, attacks)]
     ended = len(entries) - len(missing)
 
     def end(entry: PlannedRun) -> None:
@@ -115,10 +129,11 @@ def run_all(
             )
     if not missing:
         return
-    work = (folder, dry, host, keep_going)
+    work = (folder, dry, host, keep_going, attacks)
     with _sigterm_is_ctrl_c():
         if processes == "ray":
-            run = functools.partial(_run, dry=dry, host=host, keep_going=keep_going)
+            how = functools.partial(_run, dry=dry, host=host, keep_going=keep_going)
+            run = functools.partial(how, attacks=attacks)
             in_cluster(missing, folder, run, end, functools.partial(_lost, keep_going=keep_going))
             return
         if processes <= 1 or len(missing) <= 1:
@@ -207,19 +222,32 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run(entry: PlannedRun, folder: Path, dry: bool, host: HostDevice, keep_going: bool) -> None:
-    """Run it, or go on with what was begun of it; why it fails is noted, or raised."""
+def _run(
+    entry: PlannedRun, folder: Path, dry: bool, host: HostDevice, keep_going: bool, attacks: str
+) -> None:
+    """Run it, or go on with what was begun of it, and attack it; why it fails is noted, or
+    raised.
+    """
     if _stopped.is_set():
         raise KeyboardInterrupt
     with suppress(OSError):
         (entry.folder / FAILED).unlink()
     try:
-        _run_or_resume(entry, folder, dry, host)
+        if not is_done(entry, dry, folder, host):
+            _run_or_resume(entry, folder, dry, host)
+        if attacks != NO_ATTACKS:
+            _attack(entry, folder, attacks)
     except Exception as error:
         if not keep_going:
             raise
         what = str(error) if is_ours(error) else f"{type(error).__name__}: {error}"
         _note_failure(entry, what)
+
+
+def _attack(entry: PlannedRun, folder: Path, attacks: str) -> None:
+    from sim.privacy.report import report
+
+    report(open_run(entry.folder), attacks, folder)
 
 
 def _note_failure(entry: PlannedRun, why: str) -> None:

@@ -23,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, number_of, outcomes_of
+from sim.sweep.front_plots import bytes_figure, privacy_figure
 from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
 from sim.views.saving_figures import save, shortened
@@ -42,7 +43,8 @@ ON_FIGURE = (
 
 
 def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) -> list[Path]:
-    """Draw what there are numbers for, `curves.png` and `effects.png`; returns the files written.
+    """Draw what there are numbers for, `curves.png`, `effects.png`, `front.png` and `privacy.png`;
+    returns the files written.
 
     `rows` and `curves` are those of `sim.sweep.table`, `keys` the grid's, `metric` the name of what
     is learned.
@@ -53,6 +55,8 @@ def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) 
         for name, figure in (
             ("curves", curves_figure(learned, keys, metric, _lost(rows, keys))),
             ("effects", effects_figure(rows, keys, metric)),
+            ("front", bytes_figure(rows, keys, metric)),
+            ("privacy", privacy_figure(rows, keys, metric)),
         ):
             if figure is not None:
                 files.append(save(figure, out / f"{name}.png"))

@@ -23,7 +23,7 @@ from inputs.files import FileProblem, read_json
 from inputs.units import format_seconds
 from learning.host_device import CPU, HostDevice
 from sim.sweep.cluster import cores
-from sim.sweep.engine import Processes, failure, is_done, run_all, why_again
+from sim.sweep.engine import NO_ATTACKS, Processes, failure, is_whole, run_all, why_again
 from sim.sweep.planned_run import PlannedRun
 
 
@@ -37,13 +37,14 @@ def run_shown(
     what: str = "run",
     host: HostDevice = CPU,
     keep_going: bool = False,
+    attacks: str = NO_ATTACKS,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
     again = Counter(why for entry in entries if (why := why_again(entry, dry, folder, host)))
     for why, count in again.items():
         runs = "1 run is" if count == 1 else f"{count} runs are"
         console.print(f"{why}: {runs} made again", highlight=False)
-    done_before = {entry.folder for entry in entries if is_done(entry, dry, folder, host)}
+    done_before = {entry.folder for entry in entries if is_whole(entry, dry, folder, host, attacks)}
     ended = [entry for entry in entries if entry.folder in done_before]
     waiting = [entry for entry in entries if entry.folder not in done_before]
     took_s = {entry.folder: _took_s(entry) for entry in ended}
@@ -79,7 +80,7 @@ def run_shown(
             said = f"{what} {count}/{of} {entry.folder.relative_to(out)}"
             console.print(f"{said}  {left}" if left else said, highlight=False, soft_wrap=True)
 
-        run_all(entries, folder, dry, processes, done, host, keep_going)
+        run_all(entries, folder, dry, processes, done, host, keep_going, attacks)
 
 
 def left_s(

@@ -15,6 +15,7 @@ import pyarrow as pa
 from learning.host_device import HostDevice
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import replacing
+from sim.privacy.measures import measures_in
 from sim.results.looks import chosen_score
 from sim.results.run import Run, open_run
 from sim.sweep.engine import failure, is_done
@@ -53,10 +54,10 @@ def rows_of(
 
 def _numbers_of(run: Run) -> dict[str, Any]:
     """Those of the summary; and, first, what it scored at the look that its validation texts chose,
-    where it has some.
+    where it has some; last the most that attacks on it got, where any were tried.
     """
     chosen = {"chosen": chosen_score(run)} if run.summary["judged_on"]["validation"] else {}
-    return chosen | dict(_numbers(run.summary))
+    return chosen | dict(_numbers(run.summary)) | measures_in(run)
 
 
 def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

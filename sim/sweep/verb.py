@@ -16,11 +16,13 @@ from rich.table import Table
 from inputs.units import format_bytes, format_seconds, format_si
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import write_json
+from sim.privacy.measures import require_attacks
 from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
 from sim.sweep.effects import OUTCOMES, Effect, effects_of, left_out
-from sim.sweep.engine import Processes, is_done
+from sim.sweep.engine import NO_ATTACKS, Processes, is_whole
+from sim.sweep.front import FrontPoint, points_of
 from sim.sweep.grid import Grid, cells_of, planned, value_text
 from sim.sweep.planned_run import PlannedRun
 from sim.sweep.progress import run_shown
@@ -99,6 +101,7 @@ def sweep_scenario(
     processes: Processes,
     console: Console,
     host: HostDevice = CPU,
+    attacks: str = NO_ATTACKS,
 ) -> Sweep:
     """Run the sweep into `out`, saying on the console how far it is; SweepError for what cannot be.
 
@@ -107,7 +110,8 @@ def sweep_scenario(
     """
     cells = cells_of(grid)
     entries = planned(scenario, cells, methods, seeds, out, folder)
-    missing = [entry for entry in entries if not is_done(entry, dry, folder, host)]
+    missing = [entry for entry in entries if not is_whole(entry, dry, folder, host, attacks)]
+    require_attacks(attacks, dry)
     labels = list(dict.fromkeys(entry.label for entry in entries))
     console.print(
         f"{_count(len(cells), 'combination')} x {_count(len(labels), 'method')} x "
@@ -121,7 +125,7 @@ def sweep_scenario(
         asked = {"scenario": scenario.name, "grid": dict(grid), "methods": labels, "seeds": seeds}
         write_json(out / "sweep.json", {**asked, "first_seed": scenario.seed, "dry": dry})
         try:
-            run_shown(entries, folder, out, dry, processes, console, "run", host, keep_going=True)
+            run_shown(entries, folder, out, dry, processes, console, "run", host, True, attacks)
         except KeyboardInterrupt:
             _write(entries, list(grid), out, dry, folder, host)
             raise
@@ -147,6 +151,9 @@ def _write(
         ({**vars(effect), "value": value_text(effect.value)} for effect in effects),
         out / "effects.csv",
     )
+    front = [{**vars(point), **point.values} for point in points_of(rows, keys)]
+    of_point = [field.name for field in dataclasses.fields(FrontPoint) if field.name != "values"]
+    table.write_csv([*keys, *of_point], _only(front, [*keys, *of_point]), out / "front.csv")
     metric = next((row["metric"] for row in rows if row.get("metric")), "accuracy")
     if figures:
         from sim.sweep.plots import draw
@@ -156,6 +163,11 @@ def _write(
             table.write(curves, out, "curves")
         draw(rows, curves, keys, metric, out / "figures")
     return Sweep(out, rows, effects, metric, [*remarks_of(done), *_in_no_effect(rows)])
+
+
+def _only(rows: list[dict[str, Any]], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        yield {name: row[name] for name in names}
 
 
 def _in_no_effect(rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -22,6 +22,7 @@ from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 from sim.methods.side_tuning.protection import wanted_axes
+from sim.methods.side_tuning.sending import wants_public_axes
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
 from sim.methods.side_tuning.shipping import precision_of
 from sim.methods.side_tuning.tap_choice import asking_rule
@@ -63,6 +64,11 @@ class OnDevice(SideTuningLearner):
                 "method.protection.offset: no axes of public texts are made in executed runs; "
                 "leave it out"
             )
+        if wants_public_axes(config):
+            raise ValueError(
+                "method.wire: no axes of public texts are made in executed runs; say random-K, or "
+                "leave pca-K out"
+            )
         self._secret = self._drawn()
         if kind in TEMPERATURES:
             words = sim.task.said_tokens(self._spec, kind)
@@ -74,7 +80,7 @@ class OnDevice(SideTuningLearner):
             lambda: self._pass(self.world.task.tokens(self._spec, samples))
         ).result()
         self._last = readouts[:, -1]
-        return readouts[:, self.vectors[backbone]]
+        return self.projected(backbone, readouts[:, self.vectors[backbone]])
 
     def _pass(self, tokens: Any) -> np.ndarray:
         """One pass over the batch, padded to its longest text, which is what the clock charges for.

@@ -436,7 +436,9 @@ def test_the_worked_numbers_of_the_docs():
     hand = fg.assign_tensors(names, 100, 2, [name for name in names if name.startswith("head.")])[0]
     dealt = sum(rank_1.trainable_parameters()[name].nbytes for name in hand)
     probes = len(fg.encode_probes([fg.Probe(1, 0.5)] * 30))
-    mobillm = [encoded_nbytes(bits, 16, 16 * 256, 12, width, 2) for bits in (32, 8, 4)]
+    mobillm = [
+        encoded_nbytes(wire, 16, 16 * 256, 12, width, 2) for wire in ("float32", "int8", "int4")
+    ]
     rows = [
         f"| SplitFed | a batch of 16 × 128 tokens | {hidden_states:,} and the labels | "
         f"{hidden_states:,} |",
@@ -452,7 +454,7 @@ def test_the_worked_numbers_of_the_docs():
         f"| MobiLLM, 8 bits | the same | {mobillm[1]:,} | 0 |",
         f"| MobiLLM, 4 bits | the same | {mobillm[2]:,} | 0 |",
         "| PAE MobiLLM without its shortcut | a text of 256 tokens, once | "
-        f"{encoded_nbytes(32, 1, 256, 12, width, 2):,} | 0 |",
+        f"{encoded_nbytes('float32', 1, 256, 12, width, 2):,} | 0 |",
     ]
     docs = (Path(__file__).parents[2] / "docs" / "forward_only_and_split.md").read_text(
         encoding="utf-8"

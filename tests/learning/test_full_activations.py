@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from learning.backbones.tokens import Tokens
+from learning.codecs.chain import CodecError
+from learning.codecs.numbers import pack_nibbles, quantise, unpack_nibbles
 from learning.side import full_activations as full
 from learning.side.full_activations import FullActivations
 
 LENGTHS = [5, 1, 17, 9]
+NUMBERS = {32: "float32", 16: "float16", 8: "int8", 4: "int4"}
+FORMATS = (*NUMBERS.values(), "bfloat16", "int8-channel", "int4-channel")
 
 
 def batch_of(backbone, tokens, layers, classes=3):
@@ -62,7 +66,7 @@ def test_padding_never_enters(backbone, some_tokens):
 def test_a_payload_brings_back_what_its_precision_keeps(get, some_tokens, bits):
     backbone = get("random-bert")
     sent = batch_of(backbone, some_tokens(backbone, LENGTHS), [1, 2])
-    back = full.decode(full.encode(sent, bits), backbone.hidden_size)
+    back = full.decode(full.encode(sent, NUMBERS[bits]), backbone.hidden_size, NUMBERS[bits])
     assert np.array_equal(back.lengths, sent.lengths) and np.array_equal(back.samples, sent.samples)
     peak = np.abs(sent.values).max(axis=-1, keepdims=True)
     allowed = {32: 0 * peak, 16: peak * 2**-11, 8: peak / 127 * 0.501, 4: peak / 7 * 0.501}[bits]
@@ -82,7 +86,7 @@ def test_a_payload_brings_back_what_its_precision_keeps(get, some_tokens, bits):
     )
 )
 def test_rounding_errs_by_at_most_half_a_scale(values, bits):
-    rounded, scale = full.quantise(values, bits)
+    rounded, scale = quantise(values, bits)
     largest = {8: 127, 4: 7}[bits]
     assert scale.shape == (*values.shape[:-1], 1) and np.abs(rounded).max() <= largest
     exact = scale.astype(np.float64)
@@ -100,53 +104,56 @@ def test_rounding_errs_by_at_most_half_a_scale(values, bits):
     )
 )
 def test_nibbles_unpack_to_what_was_packed(values):
-    packed = full.pack_nibbles(values)
+    packed = pack_nibbles(values)
     assert packed.dtype == np.uint8 and packed.shape[-1] == (values.shape[-1] + 1) // 2
-    assert np.array_equal(full.unpack_nibbles(packed, values.shape[-1]), values)
+    assert np.array_equal(unpack_nibbles(packed, values.shape[-1]), values)
 
 
 def test_the_first_number_lies_in_the_low_half():
-    assert full.pack_nibbles(np.array([[-7, 7, 0]], np.int8)).tolist() == [[0xF1, 0x88]]
+    assert pack_nibbles(np.array([[-7, 7, 0]], np.int8)).tolist() == [[0xF1, 0x88]]
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    bits=st.sampled_from(full.BITS),
+    wire=st.sampled_from(FORMATS),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
     layers=st.integers(1, 13),
     hidden=st.integers(1, 70),
     classes=st.integers(1, 12),
 )
-def test_bytes_follow_from_the_shapes(bits, lengths, layers, hidden, classes):
-    payload = full.encode(noise(lengths, layers, hidden, classes), bits)
+def test_bytes_follow_from_the_shapes(wire, lengths, layers, hidden, classes):
+    payload = full.encode(noise(lengths, layers, hidden, classes), wire)
     assert len(payload) == full.encoded_nbytes(
-        bits, len(lengths), sum(lengths), layers, hidden, classes
+        wire, len(lengths), sum(lengths), layers, hidden, classes
     )
 
 
-@pytest.mark.parametrize("bits", [32, 16, 8, 4])
-def test_any_memory_layout_gives_the_same_payload(bits):
+@pytest.mark.parametrize("wire", FORMATS)
+def test_any_memory_layout_gives_the_same_payload(wire):
     plain = noise([3, 4], 2, 6)
     strided = FullActivations(
         np.asfortranarray(plain.values), plain.lengths, plain.targets, plain.samples
     )
-    assert full.encode(strided, bits) == full.encode(plain, bits)
+    assert full.encode(strided, wire) == full.encode(plain, wire)
 
 
 def test_numbers_beyond_half_precision_saturate():
     huge = noise([2], 1, 4, spread=1e6)
-    assert np.isfinite(full.decode(full.encode(huge, 16), 4).values).all()
-    assert np.isfinite(full.decode(full.encode(noise([2], 1, 4, spread=1e9), 4), 4).values).all()
+    assert np.isfinite(full.decode(full.encode(huge, "float16"), 4, "float16").values).all()
+    huge = noise([2], 1, 4, spread=1e9)
+    assert np.isfinite(full.decode(full.encode(huge, "int4"), 4, "int4").values).all()
 
 
 def test_zeros_stay_zeros():
     nothing = noise([2], 1, 4, spread=0.0)
-    for bits in full.BITS:
-        assert not full.decode(full.encode(nothing, bits), 4).values.any()
+    for wire in FORMATS:
+        assert not full.decode(full.encode(nothing, wire), 4, wire).values.any()
 
 
 def test_what_is_not_offered_is_refused():
-    with pytest.raises(ValueError, match="2 bits: choose one of 32, 16, 8, 4"):
-        full.encode(noise([2], 1, 4), 2)
+    with pytest.raises(CodecError, match="'int2' is no part of a wire"):
+        full.encode(noise([2], 1, 4), "int2")
+    with pytest.raises(CodecError, match="whole matrices are sent in a number format alone"):
+        full.encode(noise([2], 1, 4), ["int8", "zstd"])
     with pytest.raises(ValueError, match="readout 'middle' is not one of first, last, mean"):
         full.pooled(noise([2], 1, 4), "middle")

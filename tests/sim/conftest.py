@@ -17,6 +17,7 @@ import typer.main
 import yaml
 
 from sim.cli import main as cli
+from sim.kernel.device import Device
 from sim.scenario import registry
 from sim.scenario.checks import problems
 from sim.scenario.file import load
@@ -148,6 +149,19 @@ def simulate(scenario_file):
         return sim
 
     return run
+
+
+@pytest.fixture
+def payloads(monkeypatch):
+    """Every payload that devices of the runs that follow make, in order."""
+    made, make = [], Device.payload
+
+    def spy(self, *args):
+        made.append(make(self, *args))
+        return made[-1]
+
+    monkeypatch.setattr(Device, "payload", spy)
+    return made
 
 
 @pytest.fixture

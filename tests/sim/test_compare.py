@@ -17,6 +17,7 @@ from sim.compare.runs import candidates, plan
 from sim.compare.table import rows
 from sim.compare.write import ACCURACIES, from_to, shown
 from sim.kernel.streams import Streams
+from sim.privacy.measures import SAID
 from sim.results.looks import chosen_score, converged, converged_at_s
 from sim.results.run import open_run
 from sim.results.statistics import Costs
@@ -602,7 +603,7 @@ def test_what_never_rises_above_its_untrained_start_has_no_cost(compared):
     done, out = compared("--methods", "never", compare={"methods": {"never": never}})
     assert done.code == 0, done.err
     cells = (out / "table.md").read_text().split("| never |")[1].split("\n")[0]
-    assert cells.count("never above its start") == len(COLUMNS) - len(ACCURACIES)
+    assert cells.count("never above its start") == len(COLUMNS) - len(ACCURACIES) - len(SAID)
     with (out / "table.csv").open() as file:
         [row] = csv.DictReader(file)
     assert row["never_above_start"] == "1" and row["flop"] == row["time_s"] == ""

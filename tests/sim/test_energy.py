@@ -151,12 +151,12 @@ def test_the_sum_over_spans_is_the_integral_of_the_power(kind, simulate, tmp_pat
         assert sum(told["energy_by_state"].values()) == pytest.approx(total_j, rel=1e-9)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_devices_that_compute_and_send_at_once_idle_once(bits, simulate):
+@pytest.mark.parametrize("wire", ["int8", "int4"])
+def test_devices_that_compute_and_send_at_once_idle_once(wire, simulate):
     """Closed form of `devices.power` over each device's run: MobiLLM, whose uploads overlap the
     next forward pass.
     """
-    sim = simulate(dry=True, method={**small("mobillm"), "bits": bits}, **CALM)
+    sim = simulate(dry=True, method={**small("mobillm"), "wire": wire}, **CALM)
     for device in sim.devices:
         spans, power = mine(sim, device), power_of(device)
         states = {"compute": "compute", "upload": "uplink", "download": "downlink", "wait": "idle"}

@@ -14,7 +14,6 @@ from learning.side.prediction_difference import backbone_prediction, difference
 from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 from sim.kernel.journal import Journal
 from sim.kernel.learned import with_values
-from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
@@ -25,19 +24,6 @@ ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
     "arrivals": {"kind": "at-once"},
 }
-
-
-@pytest.fixture
-def payloads(monkeypatch):
-    """Every payload of the runs that follow, in order of making."""
-    made, make = [], FedMobiLLM.payload
-
-    def spy(self, device, samples, activations):
-        made.append(make(self, device, samples, activations))
-        return made[-1]
-
-    monkeypatch.setattr(FedMobiLLM, "payload", spy)
-    return made
 
 
 def test_one_device_is_centralised_side_tuning_in_a_plain_loop(simulate, curve):

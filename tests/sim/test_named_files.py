@@ -41,6 +41,7 @@ NO_FILES = {
         "CostAs.backbone",
         "Config.backbone",
         "Over.key",
+        "Config.wire",
         "Compare.ours",
     ),
     *(

@@ -11,7 +11,6 @@ import pytest
 from learning.side import activations, full_activations, taps
 from learning.side.network import SideNetwork
 from learning.side.prediction_difference import difference
-from sim.kernel.device import Device
 from sim.kernel.learned import with_values
 
 ONE = {
@@ -24,23 +23,10 @@ MOBILLM = {"kind": "mobillm", "epochs": 2, "device_batch": 4}
 VARIANTS = {
     "pivot": PAE,
     "pivot-no-cache": {**ANEW, "epochs": 2},
-    "matrix": {**PAE, "shortcut": "matrix", "bits": 8},
-    "matrix-no-cache": {**ANEW, "epochs": 2, "shortcut": "matrix", "bits": 16},
+    "matrix": {**PAE, "shortcut": "matrix", "wire": "int8"},
+    "matrix-no-cache": {**ANEW, "epochs": 2, "shortcut": "matrix", "wire": "float16"},
     "mobillm": MOBILLM,
 }
-
-
-@pytest.fixture
-def payloads(monkeypatch):
-    """Every payload that devices of the runs that follow make, in order."""
-    made, make = [], Device.payload
-
-    def spy(self, *args):
-        made.append(make(self, *args))
-        return made[-1]
-
-    monkeypatch.setattr(Device, "payload", spy)
-    return made
 
 
 @pytest.mark.parametrize("method", VARIANTS.values(), ids=VARIANTS)
@@ -105,7 +91,7 @@ def test_with_a_cache_the_server_goes_on_when_the_device_is_done(simulate, spans
 def test_a_plain_loop_without_a_cache_gives_the_same_side_network(simulate):
     import torch
 
-    method = {**VARIANTS["matrix-no-cache"], "side_network": {"dropout": 0}, "bits": 32}
+    method = {**VARIANTS["matrix-no-cache"], "side_network": {"dropout": 0}, "wire": "float32"}
     sim = simulate(method=method, **ONE)
     device, learner = sim.devices[0], sim.method.learner
     tokens = sim.task.tokens(sim.costing.learned["random-bert"], device.samples)
@@ -168,7 +154,7 @@ def test_the_same_seed_gives_the_same_digest_on_any_workers(variant, simulate, m
 
 def test_the_server_sees_no_labels(simulate, payloads):
     sim = simulate(method=VARIANTS["matrix"])
-    received = full_activations.decode(with_values(payloads[0].data), 64)
+    received = full_activations.decode(with_values(payloads[0].data), 64, "int8")
     labels = sim.task.labels[received.samples]
     np.testing.assert_allclose(
         received.targets, difference(labels, np.full((4, 3), 1 / 3, np.float32)), atol=1e-3
@@ -193,7 +179,7 @@ def test_fresh_samples_are_sent_as_they_come(simulate, spans):
 
 
 def test_four_bits_take_half_the_bytes_of_eight(simulate):
-    eight, four = (simulate(dry=True, method={**PAE, "bits": bits}) for bits in (8, 4))
+    eight, four = (simulate(dry=True, method={**PAE, "wire": wire}) for wire in ("int8", "int4"))
     shape = four.method.shape
     (width,) = {*shape.backbone_widths.values()}
     halved = sum(len(d.samples) for d in four.devices) * shape.vectors * width / 2
@@ -208,9 +194,12 @@ def test_the_methods_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.parametrize("bits", [16, 8, 4])
+WIRES = {16: "float16", 8: "int8", 4: "int4"}
+
+
+@pytest.mark.parametrize("bits", WIRES)
 def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, payloads):
-    sim = simulate(method={**MOBILLM, "bits": bits, "device_batch": 60, "epochs": 3}, **ONE)
+    sim = simulate(method={**MOBILLM, "wire": WIRES[bits], "device_batch": 60, "epochs": 3}, **ONE)
     tokens = int(sim.lengths(sim.devices[0], sim.devices[0].samples).sum())
     values = 3 * tokens * 64 * bits // 8  # embedding and two layers of width 64
     scales = 3 * tokens * 2 if bits < 16 else 0
@@ -225,7 +214,7 @@ def test_mobillm_sends_every_layer_of_every_token_every_epoch(bits, simulate, pa
 def test_mobillm_sends_labels(simulate, payloads):
     sim = simulate(method=MOBILLM)
     for payload in payloads[:5]:
-        received = full_activations.decode(with_values(payload.data), 64)
+        received = full_activations.decode(with_values(payload.data), 64, "int8")
         assert received.targets.tolist() == np.eye(3)[sim.task.labels[received.samples]].tolist()
 
 
@@ -268,7 +257,7 @@ def test_mobillm_is_pae_mobillm_on_labels(simulate):
     """With the same order of records only the loss differs: every batch is one update, in either
     method.
     """
-    one = {**VARIANTS["matrix-no-cache"], "bits": 8}
+    one = {**VARIANTS["matrix-no-cache"], "wire": "int8"}
     pae, mobillm = simulate(method=one, dry=True, **ONE), simulate(method=MOBILLM, dry=True, **ONE)
     assert pae.recorder.uplink_bytes == mobillm.recorder.uplink_bytes
     assert pae.updates == mobillm.updates == 30

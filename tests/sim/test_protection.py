@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from learning.attacks.outcome import AttackOutcome
 from learning.side.inference import InferenceError, SidePredictor
 from learning.side.protection import FILE
 from sim.api import run as run_scenario
 from sim.kernel.learned import with_values
 from sim.privacy.attacks import labels
+from sim.privacy.measures import measures_of
+from sim.privacy.report import report
 from sim.privacy.uploads import uploads_of
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
@@ -31,6 +34,7 @@ TASK = {
     "max_tokens": 16,
     "public": 25,
 }
+ALIKE = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
 ALL = {"codes": 5, "offset": 4, "axes": 8, "noise": 0.05, "rotate": True}
 
 
@@ -158,7 +162,7 @@ def test_the_privacy_command_tells_open_from_protected(scenario_file, tmp_path, 
     [
         {"kind": "single-side-network", **{k: v for k, v in METHOD.items() if k != "kind"}},
         {**METHOD, "loss": "cross-entropy"},
-        {"kind": "pae-mobillm", "bits": 4},
+        {"kind": "pae-mobillm", "wire": "int4"},
     ],
 )
 def test_labels_are_read_off_every_method_that_sends_differences_or_labels(
@@ -169,22 +173,78 @@ def test_labels_are_read_off_every_method_that_sends_differences_or_labels(
     assert first.attack == "largest component" and first.success == 1.0
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"method": {"kind": "mobillm", "epochs": 1}}, "whole matrices"),
-        ({"method": {"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 1}}, "whole matrices"),
-        ({"method": {"kind": "fedavg-lora", "rounds": 1}}, "no activations"),
-        ({"method": {"kind": "upload-raw-text"}}, "no activations"),
-    ],
-)
 def test_what_cannot_be_attacked_is_said_before_it_is_simulated_again(
-    scenario_file, tmp_path, mobifleet, monkeypatch, changes, what
+    scenario_file, tmp_path, mobifleet, monkeypatch
 ):
-    run = run_scenario(str(scenario_file(**changes)), out=tmp_path / "run", figures=False)
+    path = scenario_file(fleet=ALIKE, method={"kind": "local-lora", "rounds": 1})
+    run = run_scenario(str(path), out=tmp_path / "run", figures=False)
     monkeypatch.setattr("sim.privacy.report.uploads_of", lambda *_: pytest.fail("simulated"))
     said = mobifleet("privacy", run.path)
-    assert said.code == 2 and what in said.err and "What the server saw" in said.out
+    assert said.code == 2 and "sends nothing to a server" in said.err
+
+
+@pytest.mark.parametrize(
+    ("method", "found", "remark"),
+    [
+        (
+            {"kind": "mobillm", "epochs": 1},
+            {("sent as they are", "labels"): 1.0},
+            "whole matrices here",
+        ),
+        ({"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 1}, {}, "whole matrices here"),
+        (
+            {"kind": "upload-raw-text"},
+            {("sent as they are", "labels"): 1.0, ("sent as they are", "tokens, F1"): 1.0},
+            "uploads no activations",
+        ),
+        ({"kind": "splitfed-v1", "rounds": 1}, {("sent as they are", "labels"): 1.0}, "uploads no"),
+        (
+            {"kind": "fedavg-full", "rounds": 2, "participation": 1, "learning_rate": 1e-3},
+            {("rows of the table of embeddings that moved", "tokens, F1"): 1.0},
+            None,
+        ),
+        (
+            {"kind": "fedbuff", "answers": 6, "buffer": 2, "peft": "full"},
+            {("rows of the table of embeddings that moved", "tokens, F1"): 1.0},
+            None,
+        ),
+        ({"kind": "fedavg-lora", "rounds": 2, "participation": 1}, {}, "no table of embeddings"),
+    ],
+    ids=lambda value: value.get("kind") if isinstance(value, dict) else None,
+)
+def test_what_other_methods_send_is_attacked_as_it_allows(
+    method, found, remark, scenario_file, tmp_path
+):
+    path = scenario_file(fleet=ALIKE, method=method)
+    run = run_scenario(str(path), out=tmp_path / "run", figures=False)
+    got = report(run, folder=tmp_path)
+    success = {(one.attack, one.what): one.success for one in got.outcomes}
+    assert success.items() >= found.items()
+    assert remark is None or any(remark in said for said in got.remarks)
+    assert ("loss", "AUC") in success
+    if method["kind"].startswith("fed"):
+        [counted] = [one for one in got.outcomes if one.what == "labels of a batch"]
+        assert counted.success > counted.chance  # three classes, unevenly dealt
+
+
+def test_the_numbers_of_a_table_are_the_most_that_any_attack_got():
+    def got(attack, what, success, known=0) -> AttackOutcome:
+        return AttackOutcome(attack, what, success, 0, 1, 0.25, 10, known)
+
+    found = measures_of(
+        [
+            got("a", "labels", 0.3),
+            got("b", "labels", 0.6),
+            got("c", "labels", 0.9, known=10),
+            got("d", "AUC", 0.7),
+            got("e", "advantage", 0.99),
+        ]
+    )
+    assert found == {
+        **{"privacy.labels": 0.6, "privacy.labels_chance": 0.25},
+        **{"privacy.labels_known": 0.9, "privacy.labels_known_chance": 0.25},
+        **{"privacy.members": 0.7, "privacy.members_chance": 0.25},
+    }
 
 
 def test_what_never_arrived_is_not_attacked(scenario_file, tmp_path, mobifleet):

@@ -80,7 +80,7 @@ def test_ratings_are_learned(rated, simulate, curve):
     [
         ({"kind": "fed-mobillm", "replay": 5, "server_batch": 8}, ", or say `wire: float32`"),
         ({"kind": "fed-mobillm", "wire": "int8"}, ", or say `wire: float32`"),
-        ({"kind": "pae-mobillm", "bits": 16}, ", or say `bits: 32`"),
+        ({"kind": "pae-mobillm", "wire": "float16"}, ", or say `wire: float32`"),
         ({"kind": "upload-raw-text", "replay": 5, "server_batch": 8}, ""),
         ({"kind": "fed-mobillm", "replay": 5, "server_batch": 8, "wire": "float32"}, None),
         ({"kind": "pae-mobillm", "epochs": 1}, None),

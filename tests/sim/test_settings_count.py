@@ -73,12 +73,12 @@ CHANGED = {
     "momentum": 0.9,
     "penalty": 100.0,
     "protection": {"noise": 0.5},
+    "wire": ["random-8", "int8"],
 }
 BASES = {  # settings that must hold for another to be seen
     ("fwdllm", "asks"): {"variance_threshold": 1e9},
     ("fwdllm", "variance_threshold"): {"variance_threshold": 1e-12},
     ("fwdllm", "most_asks"): {"variance_threshold": 1e-12, "most_asks": 2},
-    ("pae-mobillm", "bits"): {"shortcut": "matrix"},
     ("fwdllm", "warm_up"): {"warm_up": 0.0, "rounds": 4},
     **{
         (kind, "momentum"): {"optimiser": "sgd", "learning_rate": 0.05}
@@ -145,10 +145,10 @@ def small(kind: str) -> dict:
 
 def another(name: str, annotation: object, value: object) -> object:
     """A value of the same type that is not this one; None if there is none."""
-    if name in CHANGED and CHANGED[name] != value:
-        return CHANGED[name]
     if typing.get_origin(annotation) is typing.Literal:
         return next((other for other in typing.get_args(annotation) if other != value), None)
+    if name in CHANGED and CHANGED[name] != value:
+        return CHANGED[name]
     if typing.get_origin(annotation) in (types.UnionType, typing.Union):
         found = (another(name, part, value) for part in typing.get_args(annotation))
         return next((other for other in found if other is not None), None)

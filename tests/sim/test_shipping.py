@@ -21,7 +21,12 @@ KINDS = {
     "fed-mobillm": METHOD,
     "single-side-network": METHOD | {"kind": "single-side-network"},
     "pae-mobillm": {"kind": "pae-mobillm", "epochs": 2, "server_batch": 8},
-    "pae-mobillm of 4 bits": {"kind": "pae-mobillm", "epochs": 2, "shortcut": "matrix", "bits": 4},
+    "pae-mobillm of 4 bits": {
+        "kind": "pae-mobillm",
+        "epochs": 2,
+        "shortcut": "matrix",
+        "wire": "int4",
+    },
     "mobillm": {"kind": "mobillm", "epochs": 2},
 }
 
@@ -97,9 +102,9 @@ def test_a_prediction_at_the_server_by_hand():
     """
     config = SideNetworkConfig()
     shape = shape_for(config, 12, {"roberta-base": 768}, 2)
-    assert prediction_bytes(shape, "roberta-base", "float16") == 13 * 768 * 2 + 2 * 2 == 19_972
-    assert prediction_bytes(shape, "roberta-base", "float32") == 39_944
-    assert prediction_bytes(shape, "roberta-base", "int8") == 13 * 768 + 13 * 2 + 2 * 2 == 10_014
+    assert prediction_bytes(shape, 768, "float16") == 13 * 768 * 2 + 2 * 2 == 19_972
+    assert prediction_bytes(shape, 768, "float32") == 39_944
+    assert prediction_bytes(shape, 768, "int8") == 13 * 768 + 13 * 2 + 2 * 2 == 10_014
 
 
 def test_the_number_of_texts_to_break_even_by_hand():

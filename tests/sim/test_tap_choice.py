@@ -142,7 +142,7 @@ ALONE = {"fleet": MIXED[:1]}
                 "kind": "pae-mobillm",
                 "shortcut": "matrix",
                 "replay": None,
-                "bits": 8,
+                "wire": "int8",
             },
             "say how many `layers`",
         ),

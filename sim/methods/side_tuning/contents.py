@@ -13,7 +13,7 @@ def uploaded(
     """Of an upload whose encoding has tensors of these sizes: activations of these layers at this
     token, and targets of these kinds side by side, of equal width.
     """
-    activations = sizes["values"] + sizes.get("scale", 0)
+    activations = sizes["values"] + sizes.get("scale", 0) + sizes.get("places", 0)
     return Contents(
         Item("activation", activations, tuple(layers), token),
         *(Item(kind, sizes["targets"] // len(targets)) for kind in targets),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from learning.codecs.chain import Wire
 from sim.kernel.device import Device
 from sim.methods.side_tuning.protection import ProtectedSettings
 from sim.methods.side_tuning.shared import SideTuning, SideTuningSettings
@@ -30,8 +31,8 @@ class FedMobiLLM(SideTuning):
         """Settings of Fed MobiLLM."""
 
         kind: Literal["fed-mobillm"]
-        wire: Literal["float32", "float16", "int8", "int4"] = "float16"
-        """Number format of uploaded activations."""
+        wire: Wire = ("float16",)
+        """How activations are sent: a number format or a list with one, as [pca-64, int8, zstd]."""
         replay: float = Field(20, gt=0)
         """Sample-updates granted to the server for each sample ingested."""
         update_share_on_arrival: float = Field(0.25, ge=0, le=1)

@@ -16,6 +16,8 @@ import numpy as np
 
 from learning.backbones import catalogue
 from learning.backbones.prompts import first_tokens
+from learning.codecs.chain import chain_of
+from learning.codecs.projection import FILE as PROJECTION_FILE
 from learning.side import heads
 from learning.side.config import shape_for
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS, backbone_prediction
@@ -23,16 +25,18 @@ from learning.side.protection import FILE as SECRET_FILE
 from sim.kernel.learned import Learned, Taken
 from sim.kernel.learner import Part, RealLearner
 from sim.methods.side_tuning.protection import outputs_of, protection_of, wanted_axes
+from sim.methods.side_tuning.sending import sent_widths, wants_public_axes
 from sim.methods.side_tuning.tap_choice import asking_rule, chosen, sampled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.backbones.tokens import Tokens
+    from learning.codecs.projection import Projection
     from learning.metrics import Score
     from learning.side.protection import PublicAxes, Secret
     from learning.side.readouts import Pooled
-    from learning.side.tuning import SideNetworkTrainer
+    from learning.side.tuning import HeldOut, SideNetworkTrainer
     from sim.kernel.world import World
 
 MOST_HEADS = 20  # of devices whose own head is judged, a backbone
@@ -55,7 +59,8 @@ class SideTuningLearner(RealLearner):
         self.layers = sampled(config, world, depths)
         blocks = len(next(iter(self.layers.values())))
         outputs = outputs_of(config, world.task.classes)
-        self.shape = shape_for(config.side_network, blocks, widths, outputs)
+        self.shape = shape_for(config.side_network, blocks, sent_widths(config, widths), outputs)
+        self._widths = widths
         self._specs = specs
         self._seed = world.streams.seed64("server/side-network") % 2**31
         self.records: list[tuple[str, Learned, int] | None] = []  # backbone, batch and row in it
@@ -99,6 +104,7 @@ class SideTuningLearner(RealLearner):
         )
         for name, spec in deepest_first:
             asks = rule or own == "public-head" or wanted_axes(self.config)
+            asks = asks or wants_public_axes(self.config)
             public = [task.public] if asks else []
             samples = np.unique(np.concatenate([*self._parts_of(name), task.held_out, *public]))
             tokens = task.tokens(spec, samples)
@@ -153,8 +159,34 @@ class SideTuningLearner(RealLearner):
         return [device.samples for device in self.world.devices if device.backbone == backbone]
 
     def forward(self, backbone: str, samples: np.ndarray) -> np.ndarray:
-        """The sampled vectors of a batch, float32 [n, vectors, hidden]."""
-        return self._vectors_of(backbone, samples, self.vectors[backbone])
+        """The sampled vectors of a batch as they are sent, float32 [n, vectors, width]."""
+        values = self._vectors_of(backbone, samples, self.vectors[backbone])
+        return self.projected(backbone, values)
+
+    @functools.cached_property
+    def projection(self) -> Projection | None:
+        """Along which axes vectors are sent; None: as they are."""
+        from learning.codecs import projection
+
+        chain, public = chain_of(self.config.wire), self.world.task.public
+        if chain.projection is None:
+            return None
+        if chain.projection == "random":
+            rng = self.world.streams.rng("wire/axes")
+            return projection.random(chain, self._widths, self.shape.vectors, rng)
+        vectors = {n: self._vectors_of(n, public, v) for n, v in self.vectors.items()}
+        return projection.principal(chain, vectors)
+
+    def projected(self, backbone: str, x_NVD: np.ndarray) -> np.ndarray:
+        """Vectors of a backbone as they are sent, but for rounding."""
+        from learning.codecs.numbers import largest_alone
+
+        sent = x_NVD if self.projection is None else self.projection.apply(backbone, x_NVD)
+        return largest_alone(sent, chain_of(self.config.wire))
+
+    def unprojected(self, backbone: str, y_NVK: np.ndarray) -> np.ndarray:
+        """What a server that knows the axes makes of vectors that are sent."""
+        return y_NVK if self.projection is None else self.projection.back(backbone, y_NVK)
 
     def _own_prediction(self, backbone: str, samples: np.ndarray) -> np.ndarray:
         if self._left_out and int(samples[0]) in self._left_out:  # a device's own training texts
@@ -254,8 +286,7 @@ class SideTuningLearner(RealLearner):
         public = self.world.task.public
         if not (count := wanted_axes(self.config)):
             return None
-        vectors = {n: self._vectors_of(n, public, v) for n, v in self.vectors.items()}
-        return public_axes(vectors, count)
+        return public_axes({name: self.forward(name, public) for name in self.vectors}, count)
 
     def _drawn(self) -> Secret | None:
         """What the devices share and the server has not; None where nothing is protected."""
@@ -387,22 +418,22 @@ class SideTuningLearner(RealLearner):
         there.averaged = delivered(there.averaged, precision)
         return self.scores_of(there, "test")
 
-    def _of_part(self, part: Part) -> dict[str, Any]:
-        from learning.side.tuning import HeldOut
-
+    def _of_part(self, part: Part) -> dict[str, HeldOut]:
         texts = self.world.task.texts_of(part)
         if not len(texts):
             return {}
+        return {name: self.held_out_of(name, texts) for name in self.vectors}
+
+    def held_out_of(self, backbone: str, texts: np.ndarray) -> HeldOut:
+        """Texts as one backbone sees them, and as a device itself predicts."""
+        from learning.side.tuning import HeldOut
+
         labels = self.world.task.labels[texts]
-        found = {}
-        for name in self.vectors:
-            values, y_b = self.forward(name, texts), self._own_prediction(name, texts)
-            if self._secret is None:
-                found[name] = HeldOut(values, y_b, labels)
-            else:  # as the device itself predicts
-                sent, offset = self._secret.rotated(values), self._secret.offset(name, values)
-                found[name] = HeldOut(sent, y_b, labels, offset, self._secret.codes)
-        return found
+        values, y_b = self.forward(backbone, texts), self._own_prediction(backbone, texts)
+        if self._secret is None:
+            return HeldOut(values, y_b, labels)
+        sent, offset = self._secret.rotated(values), self._secret.offset(backbone, values)
+        return HeldOut(sent, y_b, labels, offset, self._secret.codes)
 
     def digest(self) -> str:
         """A digest of the shipped weights."""
@@ -437,10 +468,14 @@ class SideTuningLearner(RealLearner):
             # the secret would follow from it
             seed=str(self.world.seed) if self._secret is None else "",
             is_protected=str(int(self._secret is not None)),
+            is_projected=str(int(self.projection is not None)),
+            wire=str(chain_of(self.config.wire)),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
         if self._secret is not None:
             self._secret.save(folder / SECRET_FILE)
+        if self.projection is not None:
+            self.projection.save(folder / PROJECTION_FILE)
 
 
 def paired(values: np.ndarray, targets: np.ndarray) -> list[Record]:

@@ -47,7 +47,7 @@ class MatrixLearner(SideTuningLearner):
         labels = self.world.task.labels[samples]
         y_b = self._own_prediction(backbone, samples)
         values, targets = update(values, labels, y_b, self.config.loss)
-        return encode(FullActivations(values, lengths, targets, samples), self.config.bits)
+        return encode(FullActivations(values, lengths, targets, samples), self.config.wire)
 
     def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The hidden states of a batch, float32 [layers, N, width], and the texts' lengths."""
@@ -64,7 +64,7 @@ class MatrixLearner(SideTuningLearner):
         return self.world.host.learn(self._pooled, backbone, data)
 
     def _pooled(self, backbone: str, data: bytes) -> list[Record]:
-        received = decode(data, self.shape.backbone_widths[backbone])
+        received = decode(data, self.shape.backbone_widths[backbone], self.config.wire)
         targets = received.targets
         if self.config.loss == "cross-entropy":
             targets = np.concatenate([targets, np.full_like(targets, 1 / targets.shape[1])], axis=1)

@@ -19,6 +19,7 @@ from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.side_tuning.passes import device_pass
+from sim.methods.side_tuning.sending import sending_cost
 from sim.methods.side_tuning.shared import SideTuning
 
 
@@ -49,7 +50,9 @@ class MatrixUploads(SideTuning):
         lengths = self.world.lengths(device, samples)
         cost = device_pass(self.config, self.world, device, lengths)
         width = self.shape.backbone_widths[device.backbone]
-        kept = 4 * self.shape.vectors * int(lengths.sum()) * width
+        tokens = int(lengths.sum())
+        cost += sending_cost(self.config, tokens * self.shape.vectors, width, 1)
+        kept = 4 * self.shape.vectors * tokens * width
         cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
         how = (self.client_update, device.backbone, samples)
         return self.learner.work(cost, self.learner.matrices, *how)
@@ -63,7 +66,7 @@ class MatrixUploads(SideTuning):
         classes = self.world.task.classes
         shape = (len(samples), tokens, self.shape.vectors, width, classes)
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
-        sizes = encoded_sizes(self.config.bits, *shape)
+        sizes = encoded_sizes(self.config.wire, *shape)
         held = uploaded(sizes, self.sent_layers(device.backbone), "each", self.targets)
         return device.payload(samples, held, data)
 

@@ -13,8 +13,10 @@ from collections.abc import Generator
 from typing import Any, Literal
 
 import simpy
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from learning.codecs.chain import Wire
+from learning.side.full_activations import plain
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
@@ -36,8 +38,8 @@ class MobiLLM(MatrixUploads):
         """Sampled layers: as many as the shallowest backbone has, so many, or a list of layers."""
         epochs: int = Field(20, ge=1)
         """Passes over the samples; each is computed and sent."""
-        bits: Literal[16, 8, 4] = 8
-        """Of a number on the wire."""
+        wire: Wire = ("int8",)
+        """Number format of uploaded activations."""
         overlap: bool = True
         """Compute the next batch while the last one is under way."""
         loss: Literal["cross-entropy"] = "cross-entropy"
@@ -50,6 +52,11 @@ class MobiLLM(MatrixUploads):
         shortcut: Literal["matrix"] = "matrix"
         ship_side_network: Ships = Shipping()
         """After training, send each device the side network."""
+
+        @model_validator(mode="after")
+        def _matrices_have_a_format_alone(self):
+            plain(self.wire)
+            return self
 
         @property
         def keeps_records(self) -> bool:

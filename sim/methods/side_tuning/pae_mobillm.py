@@ -14,6 +14,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from learning.codecs.chain import Wire
+from learning.side.full_activations import plain
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
@@ -44,8 +46,10 @@ class PaeMobiLLM(MatrixUploads):
         """Send one vector of a layer (the one the readout names), or the whole matrix [tokens,
         width].
         """
-        bits: Literal[32, 16, 8, 4] = 32
-        """Of a number on the wire."""
+        wire: Wire = ("float32",)
+        """How activations are sent: a number format or, of single vectors, a list with one, as
+        [pca-64, int8, zstd].
+        """
         loss: Literal["squared-error"] = "squared-error"
         """On the prediction difference: the server has no labels."""
         server_batch: int = Field(32, ge=1)
@@ -54,9 +58,11 @@ class PaeMobiLLM(MatrixUploads):
         """After training, send each device the side network."""
 
         @model_validator(mode="after")
-        def _protection_is_for_vectors(self):
-            if self.shortcut == "matrix" and self.protection is not None:
-                raise ValueError("protection: is for single vectors, so for shortcut: pivot")
+        def _what_is_for_vectors(self):
+            if self.shortcut == "matrix":
+                plain(self.wire)
+                if self.protection is not None:
+                    raise ValueError("protection: is for single vectors, so for shortcut: pivot")
             return self
 
         @property
@@ -68,11 +74,6 @@ class PaeMobiLLM(MatrixUploads):
             """Here a cache can be had."""
             for name, what in super().unfit():
                 yield name, what if self.cache else f"{what}, or say `cache: true`"
-
-        @property
-        def wire(self) -> str:
-            """The number format of single vectors."""
-            return {32: "float32", 16: "float16", 8: "int8", 4: "int4"}[self.bits]
 
         @property
         def replay(self) -> int:

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from learning.backbones.language_head import require_language_model
 from learning.backbones.prompts import first_tokens
+from learning.codecs.chain import chain_of
 from learning.cost.costs import Cost
-from learning.side.activations import encoded_sizes
 from learning.side.config import SideNetworkSettings, SideShape, shape_for
 from learning.side.heads import fitting, head_bytes
 from learning.side.prediction_difference import SAID_FIRST, VERBALISERS
@@ -29,6 +29,7 @@ from sim.kernel.ledger import DATA_KINDS, Contents, Item, only
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
+from sim.methods.side_tuning import sending
 from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.passes import class_pass, device_pass, server_pass
@@ -177,7 +178,7 @@ def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[s
     return shape_for(
         settings.side_network,
         blocks,
-        {name: widths[name] for name in layers},
+        sending.sent_widths(settings, {name: widths[name] for name in layers}),
         outputs_of(settings, world.task.classes),
     )
 
@@ -202,16 +203,18 @@ class SideTuning:
         if config.keeps_records:  # which grant updates
             require_updates(config, world.devices)
         require_words(config, world)
-        number, exact = ("bits", 32) if hasattr(config, "bits") else ("wire", "float32")
-        if getattr(config, number) != exact:
-            require_ratings_of_half(config, world, f", or say `{number}: {exact}`")
+        if chain_of(config.wire).number != "float32":
+            require_ratings_of_half(config, world, ", or say `wire: float32`")
+        sending.require_texts_for_axes(config, world)
+        sending.note_uncoded(config, world)
         self.public_read = world.env.event()
         require_codes(config, world)
         outputs = outputs_of(config, world.task.classes)
         self.target_width = outputs * (2 if config.loss == "cross-entropy" else 1)
         self.tap_rule = asking_rule(config)
         self.shape = self.new_shape()
-        require_texts_to_choose_by(config, world, self.shape.backbone_widths)
+        self.widths = {name: world.costing.widths()[name] for name in self.shape.backbone_widths}
+        require_texts_to_choose_by(config, world, self.widths)
         self.learner = self.new_learner()
         self.cache = ReplayCache(world.streams.rng("server/replay"))
         self.updates, self.is_shipped = 0, False
@@ -265,10 +268,11 @@ class SideTuning:
         if self.reads_public:
             yield from device.until_event(self.public_read)
             choice = LAYER_BYTES * self.shape.blocks if self.tap_rule else 0
-            width, head = self.shape.backbone_widths[device.backbone], 0
+            width, head = self.widths[device.backbone], 0
             if self.config.backbone_prediction == "public-head":
                 head = head_bytes(width, self.world.task.classes)
             axes = axes_bytes(self.config, self.shape, device.backbone)
+            axes += sending.projection_bytes(self.config, self.shape.vectors, width)
             yield from device.download(
                 Contents(
                     Item("layer choice", choice),
@@ -284,6 +288,7 @@ class SideTuning:
             self.config.backbone_prediction == "public-head"
             or self.tap_rule is not None
             or wanted_axes(self.config) > 0
+            or sending.wants_public_axes(self.config)
         )
 
     def read_public(self, server: Server) -> Generator:
@@ -292,8 +297,7 @@ class SideTuning:
         """
         if self.reads_public:
             task, specs = self.world.task, self.world.costing.learned
-            widths = self.shape.backbone_widths
-            for name, width in widths.items():
+            for name, width in self.widths.items():
                 lengths = task.lengths(specs[name], task.public)
                 cost = server_pass(self.config, self.world, name, lengths)
                 yield from server.compute(Work(cost), kind="forward")
@@ -301,7 +305,12 @@ class SideTuning:
                     cost = fitting(len(task.public), width, task.classes)
                     yield from server.compute(Work(cost))
             if self.tap_rule:
-                cost = choice_cost(self.tap_rule, self.shape.blocks, self.world, widths)
+                cost = choice_cost(self.tap_rule, self.shape.blocks, self.world, self.widths)
+                yield from server.compute(Work(cost))
+            for width in self.widths.values() if sending.wants_public_axes(self.config) else ():
+                cost = sending.projection_cost(
+                    self.config, self.shape.vectors, width, len(task.public)
+                )
                 yield from server.compute(Work(cost))
             if wanted_axes(self.config):
                 for shape in self.shapes_apart:
@@ -313,7 +322,7 @@ class SideTuning:
         """A device's own head, on the last of the vectors that it has computed; all of them stay in
         memory until they are sent.
         """
-        n, width = len(device.samples), self.shape.backbone_widths[device.backbone]
+        n, width = len(device.samples), self.widths[device.backbone]
         cost = fitting(n, width, self.world.task.classes)
         kept = 4 * n * self.shape.vectors * width
         return Work(dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept))
@@ -330,7 +339,10 @@ class SideTuning:
         devices = self.world.devices
         sends_matrices = getattr(self.config, "shortcut", "pivot") == "matrix"  # but to predict
         wire = "float16" if sends_matrices else self.config.wire
-        texts = [prediction_bytes(self.shape_of(d.backbone), d.backbone, wire) for d in devices]
+        texts = [
+            prediction_bytes(self.shape_of(d.backbone), self.widths[d.backbone], wire)
+            for d in devices
+        ]
         sizes = [self.delivery_bytes(device) for device in devices]
         found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
         if self.tap_rule and not self.world.dry:
@@ -374,9 +386,13 @@ class SideTuning:
         return self.learner.work(cost, self.learner.forward, device.backbone, samples)
 
     def protected(self, device: Device, cost: Cost, records: int) -> Cost:
-        """A pass with what protects so many records of it; the secret is held beside it."""
+        """A pass with what encodes and protects so many records of it; axes and the secret are held
+        beside it.
+        """
         shape, classes = self.shape_of(device.backbone), self.world.task.classes
         more = device_cost(self.config, shape, device.backbone, records, classes)
+        width = self.widths[device.backbone]
+        more += sending.sending_cost(self.config, shape.vectors, width, records)
         return dataclasses.replace(cost + more, peak_bytes=cost.peak_bytes + more.peak_bytes)
 
     def payload(self, device: Device, samples: np.ndarray, activations: Any) -> Payload:
@@ -384,13 +400,18 @@ class SideTuning:
         charged shapes.
         """
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
-        return device.payload(samples, self.held(device.backbone, len(samples)), data)
+        held = self.held(device.backbone, len(samples))
+        if data and chain_of(self.config.wire).coder:  # whose bytes no shape tells
+            held = self._held(device.backbone, len(samples), data)
+        return device.payload(samples, held, data)
 
-    def _held(self, backbone: str, records: int) -> Contents:
-        """What an upload of so many records holds."""
-        width = self.shape.backbone_widths[backbone]
-        shape = (records, self.shape.vectors, width, self.target_width)
-        sizes = encoded_sizes(self.config.wire, *shape)
+    def _held(self, backbone: str, records: int, data: bytes = b"") -> Contents:
+        """What an upload of so many records holds; `data` tells what entropy coding made of it."""
+        sizes = sending.upload_sizes(self.config, self.shape, backbone, records, self.target_width)
+        if data:
+            learned = self.learner.of(backbone).shape
+            own = (learned.vectors, learned.backbone_widths[backbone], self.target_width)
+            sizes = sending.coded_sizes(sizes, self.config, data, (records, *own))
         return uploaded(sizes, self.sent_layers(backbone), self.config.readout, self.targets)
 
     def sent_layers(self, backbone: str) -> list[int]:

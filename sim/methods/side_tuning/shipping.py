@@ -5,16 +5,14 @@ predictions instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from learning.codecs.chain import chain_of
 from learning.side.config import Precision, SideShape
 from sim.scenario.settings import Settings
-
-BYTES_A_NUMBER = {"float32": 4, "float16": 2, "int8": 1, "int4": 0.5}
-"""Of vectors, by number format."""
 
 
 class Shipping(Settings):
@@ -39,18 +37,14 @@ def precision_of(ships: bool | Shipping) -> Precision:
     return (ships if isinstance(ships, Shipping) else Shipping()).precision
 
 
-def vector_bytes(width: int, wire: str) -> int:
-    """Of one vector on the wire, with its scale where it has one."""
-    scale = 2 if wire in ("int8", "int4") else 0
-    return math.ceil(width * BYTES_A_NUMBER[wire]) + scale
-
-
-def prediction_bytes(shape: SideShape, backbone: str, wire: str) -> int:
-    """Of one text that the server predicts: its vectors go up as in training, `classes` numbers
-    come down; frames, which many texts share, are left out.
+def prediction_bytes(shape: SideShape, width: int, wire: str | Sequence[str]) -> int:
+    """Of one text that the server predicts: its vectors, of the backbone's width, go up as in
+    training, `classes` numbers come down; frames, which many texts share, are left out, and so is
+    what entropy coding saves.
     """
-    up = shape.vectors * vector_bytes(shape.backbone_widths[backbone], wire)
-    return up + shape.classes * (4 if wire == "float32" else 2)
+    chain = chain_of(wire)
+    up = shape.vectors * chain.vector_bytes(width)
+    return up + shape.classes * (4 if chain.number == "float32" else 2)
 
 
 def at_server(bytes_a_text: Iterable[int], delivery_bytes: Iterable[int]) -> dict[str, float]:

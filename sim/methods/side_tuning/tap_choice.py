@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from learning.codecs.chain import chain_of
 from learning.cost.costs import Cost
 from learning.side.layer_choice import choose, choosing
 from learning.side.prediction_difference import difference
 from learning.side.taps import TapRule, rule_of, sample
 from sim.kernel.world import World
-from sim.methods.side_tuning.shipping import vector_bytes
 
 LAYER_BYTES = 2
 """Of a layer's number, on its way to a device."""
@@ -58,7 +58,7 @@ def sampled(settings: Any, world: World, depths: Mapping[str, int]) -> dict[str,
     if (rule := rule_of(settings.taps)) is None or rule.bytes_a_text is None:
         return sample(depths, settings.taps, first)
     widths = world.costing.widths()
-    widest = max(vector_bytes(widths[name], settings.wire) for name in depths)
+    widest = max(chain_of(settings.wire).vector_bytes(widths[name]) for name in depths)
     return sample(depths, rule, first, widest)
 
 
