@@ -143,15 +143,15 @@ def largest_places(values: np.ndarray, kept: int) -> np.ndarray:
     return np.sort(order, axis=-1)
 
 
-def largest_alone(values: np.ndarray, chain: Chain) -> np.ndarray:
-    """Vectors with zeros for all but what the chain keeps of them: whoever predicts by what was
-    learned from such has to give it such.
+def arrived(values: np.ndarray, chain: Chain) -> np.ndarray:
+    """Vectors [n, ..., D] as who learns from them gets them: a device predicts from such, too, as
+    what rounding makes of a number that hardly varies is another number to what was learned. Half
+    precision is exact enough for statistics (`learning.side.network`), and left as it is.
     """
-    if chain.top is None:
+    if chain.number in ("float32", "float16") and chain.top is None:
         return values
-    found, places = np.zeros_like(values), largest_places(values, chain.kept(values.shape[-1]))
-    np.put_along_axis(found, places, np.take_along_axis(values, places, axis=-1), axis=-1)
-    return found
+    whole = chain.without_coder
+    return from_tensors(to_tensors(values, whole), whole, values.shape)
 
 
 def _packed_places(places: np.ndarray, width: int) -> np.ndarray:

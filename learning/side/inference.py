@@ -27,7 +27,7 @@ from learning.backbones.language_head import WordHead
 from learning.backbones.prompts import first_tokens, prompts
 from learning.backbones.tokens import tokenise
 from learning.codecs.chain import chain_of
-from learning.codecs.numbers import largest_alone
+from learning.codecs.numbers import arrived
 from learning.codecs.projection import FILE as PROJECTION_FILE
 from learning.codecs.projection import Projection
 from learning.side.network import SideNetwork, load_side_network
@@ -142,9 +142,9 @@ class SidePredictor:
             values = pooled[:, self.notes["vectors"][self.spec.name]]
             if self.projection is not None:
                 values = self.projection.apply(self.spec.name, values)
-            if wire := self.notes.get("wire"):
-                values = largest_alone(values, chain_of(wire))
             sent = values if self.secret is None else self.secret.rotated(values)
+            if wire := self.notes.get("wire"):
+                sent = arrived(sent, chain_of(wire))
             y_s = self.network(torch.from_numpy(sent), self.spec.name)
             if self.secret is not None:
                 offset = self.secret.offset(self.spec.name, values)

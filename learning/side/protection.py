@@ -12,11 +12,16 @@ network learns along, because it is linear in the leading principal axes of *pub
 (whitened; elsewhere a ridge regression would shrink it, which costs accuracy), and e, for a server
 that knows of g and solves for both. `benchmarks/protection.py` measures what each hides and costs.
 
+With vectors of unit length and differences of two distributions, which are at most sqrt(2) long,
+two texts' uploads are at most 2 sqrt(V + 2) apart, the sensitivity of Gaussian noise that makes
+each text's upload differentially private by itself (`learning.differential_privacy`).
+
 A secret rotation of each vector hides what its numbers say from who knows the backbone alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 LEAST = 1e-3
 """Length of an axis, over that of the longest, below which texts do not vary along it."""
+LONGEST_DIFFERENCE = math.sqrt(2)
 FILE = "device_secret.safetensors"
 """Beside the side network, in a run's folder: what devices have and the server has not."""
 
@@ -82,12 +88,14 @@ def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
 @dataclass(frozen=True)
 class Secret:
     """What devices of one owner share: codes [C, K]; by backbone the weights [F, K] and constant
-    [K] of the offset g (none: no offset); by width rotations [V, d, d] (none: no rotation).
+    [K] of the offset g (none: no offset); by width rotations [V, d, d] (none: no rotation); whether
+    vectors are brought to unit length, which noise of a known privacy needs.
     """
 
     codes: np.ndarray
     offsets: Mapping[str, tuple[np.ndarray, np.ndarray]]
     rotations: Mapping[int, np.ndarray]
+    is_unit: bool = False
 
     def offset(self, backbone: str, a_NVD: np.ndarray) -> np.ndarray:
         """g of texts' vectors [n, V, d] as the backbone gives them: [n, K]."""
@@ -97,7 +105,9 @@ class Secret:
         return a_NVD.reshape(len(a_NVD), -1) @ weights_FK - constant_K
 
     def rotated(self, a_NVD: np.ndarray) -> np.ndarray:
-        """Vectors [n, V, d] as they are sent."""
+        """Vectors [n, V, d] as they are sent, but for noise."""
+        if self.is_unit:
+            a_NVD = a_NVD / np.maximum(np.linalg.norm(a_NVD, axis=-1, keepdims=True), 1e-12)
         rotations_VDD = self.rotations.get(a_NVD.shape[-1])
         if rotations_VDD is None:
             return a_NVD
@@ -111,6 +121,8 @@ class Secret:
         for name, (weights, constant) in self.offsets.items():
             tensors |= {f"weights of {name}": weights, f"constant of {name}": constant}
         tensors |= {f"rotations of {width}": r for width, r in self.rotations.items()}
+        if self.is_unit:
+            tensors["is unit"] = np.ones(1, dtype=np.float32)
         save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
 
     @classmethod
@@ -123,7 +135,7 @@ class Secret:
         offsets = {n: (tensors[f"weights of {n}"], tensors[f"constant of {n}"]) for n in names}
         widths = [n.removeprefix("rotations of ") for n in tensors if n.startswith("rotations of ")]
         rotations = {int(width): tensors[f"rotations of {width}"] for width in widths}
-        return cls(tensors["codes"], offsets, rotations)
+        return cls(tensors["codes"], offsets, rotations, "is unit" in tensors)
 
 
 def draw_secret(
@@ -133,6 +145,7 @@ def draw_secret(
     offset: float,
     axes: PublicAxes | None,
     rotated: Mapping[int, int],
+    is_unit: bool = False,
 ) -> Secret:
     """A secret by a generator that only devices have: codes of `length` numbers; an offset whose
     variance is so many times that of the codes of even classes; rotations for so many vectors of
@@ -155,7 +168,7 @@ def draw_secret(
         width: np.stack([_orthonormal(rng, width) for _ in range(vectors)]).astype(np.float32)
         for width, vectors in sorted(rotated.items())
     }
-    return Secret(codes_CK.astype(np.float32), offsets, rotations)
+    return Secret(codes_CK.astype(np.float32), offsets, rotations, is_unit)
 
 
 def to_send(
@@ -164,6 +177,17 @@ def to_send(
     """Vectors [n, V, d] and differences [n, C] as a device sends them: [n, V, d], [n, K]."""
     sent_NK = targets_NC @ secret.codes - secret.offset(backbone, a_NVD) + noise_NK
     return secret.rotated(a_NVD), sent_NK.astype(np.float32)
+
+
+def sensitivity(vectors: int) -> float:
+    """How far apart two texts' uploads are at most, of so many vectors of unit length."""
+    return 2 * math.sqrt(vectors + LONGEST_DIFFERENCE**2)
+
+
+def bounded(targets_NK: np.ndarray) -> np.ndarray:
+    """Differences, none longer than two distributions' can be."""
+    lengths_N1 = np.linalg.norm(targets_NK, axis=1, keepdims=True)
+    return targets_NK / np.maximum(lengths_N1 / LONGEST_DIFFERENCE, 1.0)
 
 
 def to_classes(codes_CK: Numbers, y_s_NK: Numbers, offset_NK: Numbers) -> Numbers:

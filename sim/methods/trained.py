@@ -14,6 +14,9 @@ Head = Literal["linear", "dense"]
 
 _LATER = {  # settings that came later, and what was done before them
     "head": "linear",
+    "wire": "float32",
+    "error_feedback": False,
+    "differential_privacy": None,
     "target_modules": None,
     "optimiser": "adamw",
     "momentum": 0.0,
@@ -38,8 +41,13 @@ class HeadSettings(Settings):
         return {
             name: value
             for name, value in dump(self).items()
-            if name not in _LATER or not (value == _LATER[name] == fields[name].default)
+            if name not in _LATER or not (value == _LATER[name] == _plain(fields[name].default))
         }
+
+
+def _plain(default: Any) -> Any:
+    """As it is dumped: a wire of one part as that."""
+    return default[0] if isinstance(default, tuple) and len(default) == 1 else default
 
 
 class OptimiserSettings(Settings):

@@ -47,7 +47,7 @@ def changes(uploads: Uploads) -> Iterator[tuple[np.ndarray, str, Mapping[str, Te
             raise PrivacyError(f"what {uploads.run.method} sends is no part of one model")
         [after, *_] = learner.received(asked, model, sent)
         own = learner.part_of(model, asked)
-        is_change = method.client_update is local_delta
+        is_change = method.client_update is local_delta or method.sends_coded
         moved = after if is_change else {name: after[name] - own[name] for name in after}
         yield payload.samples, payload.sender.backbone, moved
 

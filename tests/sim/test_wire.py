@@ -127,6 +127,17 @@ def test_what_a_run_leaves_predicts_as_the_run_did(wire, scenario_file, tmp_path
         SidePredictor.load(run.path, "random-bert")
 
 
+@pytest.mark.parametrize("wire", ["int8", "int4", "int8-channel"])
+@pytest.mark.parametrize("kind", ["fed-mobillm", "pae-mobillm"])
+def test_a_number_that_never_varies_does_no_harm_however_it_is_rounded(wire, kind, simulate):
+    """The first token's embedding is every text's: what its rounding leaves is no sign."""
+    sim = simulate(**sending(wire, kind, readout="first", taps=1))
+    held = sim.method.learner.held_out_of("random-bert", sim.task.test)
+    assert np.ptp(held.values[:, 0], axis=0).max() < 1e-6
+    exact = simulate(**sending("float32", kind, readout="first", taps=1))
+    assert sim.score > exact.score - 0.25
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_attacks_read_what_is_sent_along_other_axes(kind, scenario_file, tmp_path):
     path = scenario_file(**sending(["pca-20", "int8", "zstd"], kind))

@@ -20,7 +20,7 @@ from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, locally_trained
-from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
+from sim.methods.federated_peft.shared import FederatedPeft, SendsChanges
 from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import OnlyFor
 
@@ -67,7 +67,7 @@ class FedAsync(FederatedPeft):
     fedbuff: Asynchronous federated PEFT: the server steps on every K answers.
     """
 
-    class Config(PeftSettings):
+    class Config(SendsChanges):
         """Settings of asynchronous federated PEFT."""
 
         only_for: ClassVar[OnlyFor] = {
@@ -75,7 +75,7 @@ class FedAsync(FederatedPeft):
                 ("mixing", "staleness"), ("fedasync", lambda settings: settings.kind == "fedasync")
             ),
             **dict.fromkeys(
-                ("buffer", "server_optimiser"),
+                ("buffer", "server_optimiser", "wire", "error_feedback"),
                 ("fedbuff", lambda settings: settings.kind == "fedbuff"),
             ),
         }

@@ -16,6 +16,8 @@ import numpy as np
 
 from learning.backbones.catalogue import BackboneError
 from learning.backbones.tokens import Tokens
+from learning.codecs import states
+from learning.codecs.chain import Chain
 from learning.federated.local_training import LocalTraining
 from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
@@ -41,6 +43,7 @@ class FederatedLearner(RealLearner):
     """
 
     lora_dropout = 0.0  # other than 0: LoRA's inputs are dropped out as well, where anything is
+    chain: Chain | None = None  # by which changes are sent; None: what is trained is sent
     side_by_side = True  # whether client updates may run on threads, each with a model of its own
 
     def __init__(
@@ -246,7 +249,10 @@ class FederatedLearner(RealLearner):
         """
         from learning.federated.state_codec import nbytes
 
-        size = nbytes(self.models[backbone].trainable_parameters())
+        like = self.models[backbone].trainable_parameters()
+        if self.chain is not None:
+            return [self.unpacked(backbone, data)]
+        size = nbytes(like)
         return [
             self.unpacked(backbone, data[start : start + size])
             for start in range(0, len(data), size)
@@ -258,16 +264,19 @@ class FederatedLearner(RealLearner):
         return self._memory
 
     def packed(self, state: Mapping[str, Tensor]) -> bytes:
-        """The state as bytes on the wire."""
+        """The state, or a change of it, as bytes on the wire."""
         from learning.federated.state_codec import pack
 
-        return pack(state)
+        return pack(state) if self.chain is None else states.to_bytes(state, self.chain)
 
     def unpacked(self, backbone: str, data: bytes) -> dict[str, Tensor]:
-        """The state of a backbone from its bytes."""
+        """The state of a backbone, or a change of it, from its bytes."""
         from learning.federated.state_codec import unpack
 
-        return unpack(data, self.models[backbone].trainable_parameters())
+        like = self.models[backbone].trainable_parameters()
+        return (
+            unpack(data, like) if self.chain is None else states.from_bytes(data, like, self.chain)
+        )
 
     def judged(self, verdict: Learned) -> Callable[[], list[int]]:
         """What an aggregation is joined with: the places of what it left out; a state that is not
@@ -370,6 +379,34 @@ def locally_trained(
 
     own = client.part_of(state)
     return train(client.model, own, client.tokens, client.labels, settings, seed).state
+
+
+def changed(
+    client: Client, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
+) -> dict[str, Tensor]:
+    """A client update: what local epochs change of the device's part of the state that came."""
+    from learning.federated.aggregation import model_delta
+
+    own = client.part_of(state)
+    return model_delta(locally_trained(client, state, settings, seed), own)
+
+
+def changed_and_lost(
+    client: Client,
+    state: Mapping[str, Tensor],
+    settings: LocalTraining,
+    seed: int,
+    lost: Mapping[str, Tensor] | None,
+    chain: Chain,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A client update with error feedback (Karimireddy et al., ICML 2019): the change with what the
+    last one lost on the wire, and what this one loses, which stays on the device.
+    """
+    change = changed(client, state, settings, seed)
+    if lost is not None:
+        change = {name: tensor + lost[name] for name, tensor in change.items()}
+    arrives = states.from_bytes(states.to_bytes(change, chain), change, chain)
+    return change, {name: tensor - arrives[name] for name, tensor in change.items()}
 
 
 def sorted_out(states: Sequence[Mapping[Any, Tensor]]) -> tuple[list[int], list[int]]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from devices import compute
 from inputs.units import Seconds, format_seconds
+from learning.codecs import states
+from learning.codecs.chain import Chain, Wire, chain_of
+from learning.codecs.states import require_for_states
 from learning.cost.costs import Cost
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
@@ -22,7 +25,13 @@ from sim.kernel.ledger import only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner, locally_trained
+from sim.methods.federated_peft.learner import (
+    FederatedLearner,
+    RoundLearner,
+    changed,
+    changed_and_lost,
+    locally_trained,
+)
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
 from sim.scenario.settings import OnlyFor
@@ -65,6 +74,33 @@ class PeftSettings(OptimiserSettings, TrainableSettings):
     gradient_checkpointing: bool = False
     evaluate_every: int = Field(5, ge=1)
     """Server updates between two evaluations."""
+
+
+class SendsChanges(PeftSettings):
+    """Settings of a method whose devices may send how they have changed the model by a codec."""
+
+    only_for: ClassVar[OnlyFor] = {
+        "error_feedback": (
+            "a `wire` that loses something",
+            lambda s: s.chain.number != "float32" or s.chain.top is not None,
+        )
+    }
+    wire: Wire = ("float32",)
+    """How a device's change of the model is sent: a number format or a list with one, as [top-0.1,
+    int8]. float32 sends what it has trained, as it is.
+    """
+    error_feedback: bool = False
+    """A device adds what its last change lost on the wire to its next one."""
+
+    @property
+    def chain(self) -> Chain:
+        """The wire, read."""
+        return chain_of(self.wire)
+
+    @model_validator(mode="after")
+    def _changes_have_no_axes(self) -> Self:
+        require_for_states(self.chain)
+        return self
 
 
 class RoundSettings(PeftSettings):
@@ -122,7 +158,11 @@ class FederatedPeft(ServerDriven):
         }
         self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
         self.learner_args = config.classifier
+        self.chain = getattr(config, "chain", Chain("float32"))
+        self.lost: dict[str, Any] = {}  # by device, where errors are fed back
         self.learner = self.new_learner()
+        if self.sends_coded and not world.dry:
+            self.learner.chain = self.chain
 
     def new_learner(self) -> FederatedLearner:
         """What learns."""
@@ -133,15 +173,34 @@ class FederatedPeft(ServerDriven):
         return self.config.rank
 
     def nbytes(self, device: Device) -> int:
-        """What a round carries each way: the trainable part of the device's model."""
+        """What a round carries down: the trainable part of the device's model."""
         return self.costs[self.model_of(device)].trainable_bytes
+
+    def sent_bytes(self, device: Device) -> int:
+        """What it carries up: the same, or the change of it by a codec."""
+        if not self.sends_coded:
+            return self.nbytes(device)
+        return states.nbytes(self.nbytes(device) // 4, self.chain)
+
+    @property
+    def sends_coded(self) -> bool:
+        """Whether devices send changes by a codec."""
+        return self.chain != Chain("float32")
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether devices keep what a change has lost."""
+        return self.sends_coded and self.config.error_feedback
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Download, train, upload."""
-        trained = only("parameters", self.nbytes(device))
-        yield from device.download(trained)
-        data = yield from device.compute(self.local_training(device, task))
-        answer = device.payload(device.samples, trained, data, task.version)
+        yield from device.download(only("parameters", self.nbytes(device)))
+        made: Any = yield from device.compute(self.local_training(device, task))
+        data = made
+        if self.feeds_back and not self.world.dry:
+            data, self.lost[device.id] = made
+        sent = only("parameters", self.sent_bytes(device))
+        answer = device.payload(device.samples, sent, data, task.version)
         yield from device.send(answer)
 
     def peak_bytes(self, device: Device) -> int:
@@ -161,7 +220,15 @@ class FederatedPeft(ServerDriven):
         cost = self.charged(model, tuple(lengths.tolist()))
         seed = self.seed(device, task.version)
         how = (model, device.samples, task.model, self.settings, seed)
-        return self.learner.work(cost, self.learner.client, self.client_update, *how)
+        if not self.sends_coded:
+            return self.learner.work(cost, self.learner.client, self.client_update, *how)
+        numbers = self.nbytes(device) // 4
+        cost += Cost(states.encoding_flop(numbers, self.chain), 8.0 * numbers)
+        if not self.feeds_back:
+            return self.learner.work(cost, self.learner.client, changed, *how)
+        more = (self.lost.get(device.id), self.chain)
+        work = self.learner.work
+        return work(cost, self.learner.client, changed_and_lost, *how, *more, results=2)
 
     def _charged(self, model: Any, lengths: tuple[int, ...]) -> Cost:
         """What the local epochs on texts of these lengths cost."""

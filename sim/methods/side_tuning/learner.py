@@ -178,11 +178,14 @@ class SideTuningLearner(RealLearner):
         return projection.principal(chain, vectors)
 
     def projected(self, backbone: str, x_NVD: np.ndarray) -> np.ndarray:
-        """Vectors of a backbone as they are sent, but for rounding."""
-        from learning.codecs.numbers import largest_alone
+        """Vectors of a backbone along the axes along which they are sent."""
+        return x_NVD if self.projection is None else self.projection.apply(backbone, x_NVD)
 
-        sent = x_NVD if self.projection is None else self.projection.apply(backbone, x_NVD)
-        return largest_alone(sent, chain_of(self.config.wire))
+    def arrived(self, sent_NVK: np.ndarray) -> np.ndarray:
+        """What the server learns from, of vectors that are sent."""
+        from learning.codecs.numbers import arrived
+
+        return arrived(sent_NVK, chain_of(self.config.wire))
 
     def unprojected(self, backbone: str, y_NVK: np.ndarray) -> np.ndarray:
         """What a server that knows the axes makes of vectors that are sent."""
@@ -304,24 +307,34 @@ class SideTuningLearner(RealLearner):
             c.offset,
             axes,
             dict.fromkeys(widths, self.shape.vectors),
+            c.epsilon is not None,
         )
 
     def _protected(
         self, backbone: str, values: np.ndarray, targets: np.ndarray, samples: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """As they are sent. The noise belongs to a text: whoever sends it twice sends the same."""
-        from learning.side.protection import to_send
+        from learning.differential_privacy import noise_for
+        from learning.side.protection import bounded, sensitivity, to_send
 
         c, secret = self.config.protection, self._secret
         assert secret is not None, "as something is protected"
+        enough = 0.0  # of every number, for differential privacy
+        if c.epsilon is not None:
+            enough = noise_for(c.epsilon, c.delta) * sensitivity(self.shape.vectors)
+            targets = bounded(targets)
         noise = np.zeros((len(samples), self.shape.classes), dtype=np.float32)
-        more = np.zeros_like(values) if c.activation_noise else None
-        for row, sample in enumerate(samples if c.noise or c.activation_noise else ()):
+        is_noisy = bool(c.activation_noise or enough)
+        more = np.zeros_like(values) if is_noisy else None
+        for row, sample in enumerate(samples if c.noise or is_noisy else ()):
             rng = self.world.streams.rng("owner/noise", int(sample))
-            noise[row] = c.noise * rng.standard_normal(noise.shape[1])
+            noise[row] = math.hypot(c.noise, enough) * rng.standard_normal(noise.shape[1])
             if more is not None:
                 size = np.sqrt((values[row] ** 2).mean(axis=-1, keepdims=True))
-                more[row] = c.activation_noise * size * rng.standard_normal(values[row].shape)
+                if enough:  # vectors are brought to unit length
+                    size = np.full_like(size, 1 / math.sqrt(values.shape[-1]))
+                size = np.hypot(c.activation_noise * size, enough)
+                more[row] = size * rng.standard_normal(values[row].shape)
         sent, targets = to_send(secret, backbone, values, targets, noise)
         return (sent if more is None else sent + more), targets
 
@@ -431,9 +444,9 @@ class SideTuningLearner(RealLearner):
         labels = self.world.task.labels[texts]
         values, y_b = self.forward(backbone, texts), self._own_prediction(backbone, texts)
         if self._secret is None:
-            return HeldOut(values, y_b, labels)
+            return HeldOut(self.arrived(values), y_b, labels)
         sent, offset = self._secret.rotated(values), self._secret.offset(backbone, values)
-        return HeldOut(sent, y_b, labels, offset, self._secret.codes)
+        return HeldOut(self.arrived(sent), y_b, labels, offset, self._secret.codes)
 
     def digest(self) -> str:
         """A digest of the shipped weights."""

@@ -36,6 +36,10 @@ class MatrixLearner(SideTuningLearner):
         """Begin a client update on a batch's hidden states: the payload's bytes."""
         return self.world.host.learn(self._payload, update, backbone, samples)
 
+    def arrived(self, sent_NVK: np.ndarray) -> np.ndarray:
+        """A single token's vector is rounded as that of any; of a mean the tokens were."""
+        return sent_NVK if self.config.readout == "mean" else super().arrived(sent_NVK)
+
     def encode(self, update: Any, backbone: str, samples: Any, activations: Any) -> Any:
         """They are bytes already."""
         return activations

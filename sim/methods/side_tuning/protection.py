@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from pydantic import Field, model_serializer
+from pydantic import Field, model_serializer, model_validator
 
 from learning.cost.costs import Cost
+from learning.differential_privacy import require_accountant
 from learning.side.config import SideShape
 from sim.kernel.world import World
 from sim.scenario.settings import OnlyFor, Settings
@@ -21,7 +22,10 @@ class Protection(Settings):
     Differences go as codes of the classes, always; the rest is chosen here.
     """
 
-    only_for: ClassVar[OnlyFor] = {"axes": ("an `offset`", lambda settings: settings.offset > 0)}
+    only_for: ClassVar[OnlyFor] = {
+        "axes": ("an `offset`", lambda settings: settings.offset > 0),
+        "delta": ("an `epsilon`", lambda settings: settings.epsilon is not None),
+    }
     codes: int | None = Field(None, ge=1)
     """Numbers of a code, at least as many as classes; default as many."""
     offset: float = Field(0.0, ge=0)
@@ -36,6 +40,22 @@ class Protection(Settings):
     """Rotate every vector, each place of the side network by a rotation of its own."""
     activation_noise: float = Field(0.0, ge=0)
     """Deviation of what is added to each number of a vector, over the vector's root mean square."""
+
+    epsilon: float | None = Field(None, gt=0)
+    """Each text's upload is (epsilon, delta)-differentially private against the server: vectors are
+    brought to unit length, and every number gets noise that is enough for it.
+    """
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Of `epsilon`."""
+
+    @model_validator(mode="after")
+    def _what_is_bounded(self) -> Protection:
+        if self.epsilon is not None and self.offset > 0:
+            raise ValueError(
+                "epsilon: noise is enough for differences of bounded length, and `offset` makes "
+                "them longer: leave one of them out"
+            )
+        return self
 
     def outputs(self, classes: int) -> int:
         """How many numbers the side network says."""
@@ -75,9 +95,21 @@ def wanted_axes(config: Any) -> int:
     return protection.axes if protection is not None and protection.offset > 0 else 0
 
 
-def require_codes(config: Any, world: World) -> None:
-    """Raise ValueError where codes have too few numbers for all classes."""
+def text_privacy(config: Any) -> dict[str, dict[str, float]]:
+    """For the summary: what each text's upload is, if noise is added for it."""
     protection = protection_of(config)
+    if protection is None or protection.epsilon is None:
+        return {}
+    return {"differential_privacy": {"epsilon": protection.epsilon, "delta": protection.delta}}
+
+
+def require_codes(config: Any, world: World) -> None:
+    """Raise ValueError where codes have too few numbers for all classes, or noise cannot be
+    counted.
+    """
+    protection = protection_of(config)
+    if protection is not None and protection.epsilon is not None:
+        require_accountant()
     classes = world.task.classes
     if protection is not None and protection.outputs(classes) < classes:
         raise ValueError(
@@ -99,7 +131,9 @@ def device_cost(config: Any, shape: SideShape, backbone: str, records: int, clas
         secret += numbers * shape.classes
     if protection.rotate:
         secret += numbers * width
-    return Cost(2.0 * records * secret, 4.0 * secret, 4 * secret)
+    # squares, their root, a division and noise: of each number
+    scaled = 4.0 * records * numbers if protection.epsilon is not None else 0.0
+    return Cost(2.0 * records * secret + scaled, 4.0 * secret, 4 * secret)
 
 
 def axes_cost(shape: SideShape, texts: int) -> Cost:

@@ -39,6 +39,7 @@ from sim.methods.side_tuning.protection import (
     device_cost,
     outputs_of,
     require_codes,
+    text_privacy,
     wanted_axes,
 )
 from sim.methods.side_tuning.replay_cache import ReplayCache
@@ -344,7 +345,10 @@ class SideTuning:
             for d in devices
         ]
         sizes = [self.delivery_bytes(device) for device in devices]
-        found: dict[str, Any] = {"prediction_at_server": at_server(texts, sizes)}
+        found: dict[str, Any] = {
+            "prediction_at_server": at_server(texts, sizes),
+            **text_privacy(self.config),
+        }
         if self.tap_rule and not self.world.dry:
             found["taps"] = self.learner.layers
         if self.is_shipped and not self.world.dry:
