@@ -38,9 +38,8 @@ class Panel:
     chance: float | None = None
 
     def is_telling(self, least: int) -> bool:
-        """Whether there are so many combinations, and they differ."""
-        costs, scores = {p.cost for p in self.points}, {p.score for p in self.points}
-        return len(self.points) >= least and len(costs) > 1 and len(scores) > 1
+        """Whether there are so many combinations, and their costs differ."""
+        return len(self.points) >= least and len({p.cost for p in self.points}) > 1
 
 
 def bytes_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | None:
