@@ -63,6 +63,8 @@ def by_clustering(
     rng: np.random.Generator,
     known_a_class: Sequence[int] = KNOWN,
     priors_C: np.ndarray | None = None,
+    others: np.ndarray | None = None,
+    more_groups: int = 0,
 ) -> list[AttackOutcome]:
     """Texts whose values are alike have one label: groups first, then names for them.
 
@@ -73,15 +75,24 @@ def by_clustering(
     none are given, which knows the most), on the average over resampled texts, as one naming is
     right or wrong for whole classes; and names by a vote of so many known labels a class, of
     the nearest known text in groups without one, judged on the other texts.
+
+    `others` [m, ...] are values of records that are no texts, which the server cannot tell from
+    these: they are grouped along, into so many groups more, and count in the groups' sizes.
     """
-    groups_N = groups_of(values, classes, rng)
+    mixed = values if others is None or not len(others) else np.concatenate([values, others])
+    groups_M = groups_of(mixed, classes + more_groups, rng)
+    groups_N, sizes_G = groups_M[: len(values)], np.bincount(groups_M) / len(groups_M)
     flat_NK = values.reshape(len(values), -1)
     if priors_C is None:
         priors_C = np.bincount(labels_N, minlength=classes) / len(labels_N)
     n, every = len(labels_N), np.arange(len(labels_N))
     grouped = judged_groups("clustering", groups_N, labels_N, rng)
     named = resampled(
-        lambda rows: _named_by_size(groups_N[rows], labels_N[rows], priors_C, rng), rng, every
+        lambda rows: _named_by_size(
+            groups_N[rows], labels_N[rows], priors_C, rng, None if mixed is values else sizes_G
+        ),
+        rng,
+        every,
     )
     chance = majority(labels_N)
     outcomes = [
@@ -230,14 +241,19 @@ def _judged(
 
 
 def _named_by_size(
-    groups_N: np.ndarray, labels_N: np.ndarray, priors_C: np.ndarray, rng: np.random.Generator
+    groups_N: np.ndarray,
+    labels_N: np.ndarray,
+    priors_C: np.ndarray,
+    rng: np.random.Generator,
+    sizes_G: np.ndarray | None = None,
 ) -> float:
     """The share of texts that is named right if groups get the names of classes as large as they
     are, with the least sum of squared differences in size; where two do as well, one at random.
     """
     from scipy.optimize import linear_sum_assignment
 
-    sizes_G = np.bincount(groups_N) / len(groups_N)
+    if sizes_G is None:
+        sizes_G = np.bincount(groups_N) / len(groups_N)
     priors_C = priors_C + rng.normal(0, 1e-9, len(priors_C))
     groups, names = linear_sum_assignment((sizes_G[:, None] - priors_C) ** 2)
     name_G = np.full(len(sizes_G), -1)

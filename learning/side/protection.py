@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -89,13 +89,15 @@ def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
 class Secret:
     """What devices of one owner share: codes [C, K]; by backbone the weights [F, K] and constant
     [K] of the offset g (none: no offset); by width rotations [V, d, d] (none: no rotation); whether
-    vectors are brought to unit length, which noise of a known privacy needs.
+    vectors are brought to unit length, which noise of a known privacy needs; codes of classes that
+    are none, [D, K], for decoys.
     """
 
     codes: np.ndarray
     offsets: Mapping[str, tuple[np.ndarray, np.ndarray]]
     rotations: Mapping[int, np.ndarray]
     is_unit: bool = False
+    decoys: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
     def offset(self, backbone: str, a_NVD: np.ndarray) -> np.ndarray:
         """g of texts' vectors [n, V, d] as the backbone gives them: [n, K]."""
@@ -123,6 +125,8 @@ class Secret:
         tensors |= {f"rotations of {width}": r for width, r in self.rotations.items()}
         if self.is_unit:
             tensors["is unit"] = np.ones(1, dtype=np.float32)
+        if len(self.decoys):
+            tensors["codes of decoys"] = self.decoys
         save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, path)
 
     @classmethod
@@ -135,7 +139,8 @@ class Secret:
         offsets = {n: (tensors[f"weights of {n}"], tensors[f"constant of {n}"]) for n in names}
         widths = [n.removeprefix("rotations of ") for n in tensors if n.startswith("rotations of ")]
         rotations = {int(width): tensors[f"rotations of {width}"] for width in widths}
-        return cls(tensors["codes"], offsets, rotations, "is unit" in tensors)
+        decoys = tensors.get("codes of decoys", np.empty((0, 0), dtype=np.float32))
+        return cls(tensors["codes"], offsets, rotations, "is unit" in tensors, decoys)
 
 
 def draw_secret(
@@ -146,12 +151,14 @@ def draw_secret(
     axes: PublicAxes | None,
     rotated: Mapping[int, int],
     is_unit: bool = False,
+    none_classes: int = 0,
 ) -> Secret:
     """A secret by a generator that only devices have: codes of `length` numbers; an offset whose
     variance is so many times that of the codes of even classes; rotations for so many vectors of
-    each width.
+    each width; codes of so many classes that are none.
     """
-    codes_CK = _orthonormal(rng, length)[:classes]
+    every_CK = _orthonormal(rng, length)
+    codes_CK, decoys_DK = np.split(every_CK[: classes + none_classes], [classes])
     offsets = {}
     if axes is not None and offset > 0:
         variance = offset * (1 - 1 / classes if classes > 1 else 1.0) / length
@@ -168,14 +175,20 @@ def draw_secret(
         width: np.stack([_orthonormal(rng, width) for _ in range(vectors)]).astype(np.float32)
         for width, vectors in sorted(rotated.items())
     }
-    return Secret(codes_CK.astype(np.float32), offsets, rotations, is_unit)
+    codes = codes_CK.astype(np.float32), decoys_DK.astype(np.float32)
+    return Secret(codes[0], offsets, rotations, is_unit, codes[1])
 
 
 def to_send(
     secret: Secret, backbone: str, a_NVD: np.ndarray, targets_NC: np.ndarray, noise_NK: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors [n, V, d] and differences [n, C] as a device sends them: [n, V, d], [n, K]."""
-    sent_NK = targets_NC @ secret.codes - secret.offset(backbone, a_NVD) + noise_NK
+    """Vectors [n, V, d] and differences [n, C], or [n, C + D] of decoys, too, as a device sends
+    them: [n, V, d], [n, K].
+    """
+    codes = secret.codes
+    if len(secret.decoys):
+        codes = np.concatenate([codes, secret.decoys])
+    sent_NK = targets_NC @ codes[: targets_NC.shape[1]] - secret.offset(backbone, a_NVD) + noise_NK
     return secret.rotated(a_NVD), sent_NK.astype(np.float32)
 
 

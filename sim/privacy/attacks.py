@@ -63,6 +63,9 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
     parts, classes = uploads.vectors(), uploads.sim.task.classes
     truth_N = np.concatenate([uploads.labels[part.samples] for part in parts.values()])
     targets_NK = np.concatenate([part.targets for part in parts.values()])
+    decoys_MK = np.concatenate([part.decoys for part in parts.values()])
+    protection = protection_of(uploads.sim.scenario.method)
+    none_classes = 0 if protection is None else protection.none_classes
     y_b_NC, zero_shot_NC = _known_predictions(uploads, parts), _zero_shot(uploads, parts)
     axes = {name: uploads.learner_of(name).public_axes for name in parts}
     along = [own.along(name, parts[name].vectors) for name, own in axes.items() if own]
@@ -75,7 +78,9 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
             yield lambda: [label_recovery.by_largest(targets_NK[:, :classes], truth_N)]
         if are_differences and y_b_NC is not None:
             yield lambda: [label_recovery.by_backbone_knowledge(targets_NK, y_b_NC, truth_N)]
-        yield lambda: label_recovery.by_clustering(targets_NK, truth_N, classes, rng)
+        yield lambda: label_recovery.by_clustering(
+            targets_NK, truth_N, classes, rng, others=decoys_MK, more_groups=none_classes
+        )
         if zero_shot_NC is not None:
             yield lambda: label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
         if along:

@@ -36,13 +36,14 @@ MOST_ANSWERS, FEW_ANSWERS = 60, 6
 @dataclass(frozen=True)
 class Vectors:
     """What devices of one backbone sent, each text once: sample numbers [n], vectors [n, V, d] of
-    `layers` and targets [n, K] as they arrived.
+    `layers` and targets [n, K] as they arrived; and the targets of decoys [m, K].
     """
 
     samples: np.ndarray
     layers: tuple[int, ...]
     vectors: np.ndarray
     targets: np.ndarray
+    decoys: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,14 @@ class Uploads:
             values = np.concatenate([part.values for part in received])
             targets = np.concatenate([part.targets for part in received])
             _, first = np.unique(samples, return_index=True)  # who sends a text again adds nothing
+            decoys_MK = targets[samples < 0]  # which the simulation marks, and no real server knows
+            first = first[samples[first] >= 0]
             is_finite = np.isfinite(values).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
             kept = first[is_finite[first]]
             if len(kept):
                 layers = tuple(self.learner_of(name).vectors[name])
-                found[name] = Vectors(samples[kept], layers, values[kept], targets[kept])
+                rows = (samples[kept], layers, values[kept], targets[kept])
+                found[name] = Vectors(*rows, decoys_MK)
         if not found:
             raise PrivacyError("nothing usable arrived at the server: there is nothing to attack")
         return found

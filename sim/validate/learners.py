@@ -69,7 +69,6 @@ class OnDevice(SideTuningLearner):
                 "method.wire: no axes of public texts are made in executed runs; say random-K, or "
                 "leave pca-K out"
             )
-        self._secret = self._drawn()
         if kind in TEMPERATURES:
             words = sim.task.said_tokens(self._spec, kind)
             self._names = self._pass(words)[:, -1]

@@ -7,8 +7,11 @@ import pytest
 from safetensors import safe_open
 
 from learning.attacks.outcome import AttackOutcome
+from learning.differential_privacy import noise_for
+from learning.side import full_activations
+from learning.side.activations import decode
 from learning.side.inference import InferenceError, SidePredictor
-from learning.side.protection import FILE
+from learning.side.protection import FILE, sensitivity
 from sim.api import run as run_scenario
 from sim.kernel.learned import with_values
 from sim.privacy.attacks import labels
@@ -121,9 +124,19 @@ def test_what_cannot_be_protected_so_is_told(simulate, changes, what):
     ("method", "what"),
     [
         ({**METHOD, "loss": "cross-entropy", "protection": {}}, "sends the labels themselves"),
-        ({"kind": "pae-mobillm", "shortcut": "matrix", "protection": {}}, "shortcut: pivot"),
+        (
+            {"kind": "pae-mobillm", "shortcut": "matrix", "protection": {"offset": 1}},
+            "protection.offset: is for single vectors",
+        ),
+        (
+            {"kind": "pae-mobillm", "shortcut": "matrix", "protection": {"decoys": 1}},
+            "protection.decoys: is for single vectors",
+        ),
+        ({**METHOD, "protection": {"epsilon": 8, "offset": 1}}, "leave one of them out"),
+        ({**METHOD, "protection": {"delta": 1e-6}}, "is for an `epsilon` alone"),
+        ({**METHOD, "protection": {"decoy_classes": 2}}, "is for `decoys` alone"),
         ({**METHOD, "protection": {"axes": 3}}, "is for an `offset` alone"),
-        ({"kind": "mobillm", "protection": {}}, "protection"),
+        ({"kind": "mobillm", "protection": {"noise": 1}}, "labels go as they are here"),
     ],
 )
 def test_settings_that_do_not_go_together_are_told_at_their_line(scenario_file, method, what):
@@ -293,3 +306,95 @@ def test_the_file_that_is_shipped_does_not_tell_the_secret(scenario_file, tmp_pa
     run = run_scenario(str(scenario_file(**protected(**ALL))), out=tmp_path / "run", figures=False)
     with safe_open(run.path / "model" / "side_network.safetensors", "np") as file:
         assert file.metadata()["seed"] == "" and file.metadata()["is_protected"] == "1"
+
+
+def by_labels(run, folder) -> dict:
+    return {(o.attack, o.what): o.success for o in labels(uploads_of(run, folder))}
+
+
+@pytest.mark.parametrize("none", [0, 2])
+def test_decoys_are_paid_for_learned_from_and_hide_how_many_there_are(none, simulate):
+    open_ = simulate(**protected())
+    more = {"decoys": 0.5, "decoy_classes": none} if none else {"decoys": 0.5}
+    sim = simulate(**protected(**more))
+    dry = simulate(dry=True, **protected(**more))
+    assert sim.recorder.spans().equals(dry.recorder.spans())
+    assert sim.method.records == 90 and open_.method.records == 60
+    shape = sim.method.shape
+    assert shape.classes == 3 + none
+    # a payload of four texts has two decoys: vectors, targets and a number each
+    extra = 30 * (shape.vectors * 64 * 2 + 2 * shape.classes + 4) + 60 * 2 * none
+    assert sim.recorder.uplink_bytes - open_.recorder.uplink_bytes == pytest.approx(extra, abs=200)
+    assert sim.score > 0.6  # three classes
+
+
+def test_a_server_that_counts_groups_is_led_astray_by_decoys(scenario_file, tmp_path):
+    skewed = {**TASK, "partition": {"kind": "dirichlet", "alpha": 0.4, "min_size": 6}}
+    found = {}
+    for name, protection in (("codes", {}), ("decoys", {"decoys": 2, "decoy_classes": 3})):
+        method = {**METHOD, "protection": protection}
+        path = scenario_file(task=skewed, method=method)
+        run = run_scenario(str(path), out=tmp_path / name, figures=False)
+        found[name] = by_labels(run, tmp_path)
+        assert uploads_of(run, tmp_path).is_same
+    named = ("clustering, named by size", "labels")
+    assert found["decoys"][named] < found["codes"][named]
+    grouped = ("clustering", "grouping (adjusted Rand index)")
+    assert found["decoys"][grouped] == found["codes"][grouped] == 1.0  # and no more than that
+
+
+def test_the_secret_with_decoys_predicts_from_its_file(scenario_file, tmp_path, simulate):
+    more = protected(decoys=0.5, decoy_classes=2, rotate=True, noise=0.1)
+    run = run_scenario(str(scenario_file(**more)), out=tmp_path / "run", figures=False)
+    task = simulate(dry=True, **more).task
+    own = [task.texts.texts[i] for i in task.test]
+    names = np.array(task.class_names)[task.labels[task.test]]
+    for backbone, score in run.summary["by_backbone"].items():
+        said, _ = SidePredictor.load(run.path, backbone).predict(own)
+        assert np.mean(np.array(said) == names) == pytest.approx(score)
+
+
+def test_noise_of_a_stated_privacy_is_what_it_should_be(simulate, payloads):
+    sim = simulate(**protected(epsilon=50, delta=1e-4))
+    assert sim.method.findings()["differential_privacy"] == {"epsilon": 50, "delta": 1e-4}
+    expected = noise_for(50, 1e-4) * sensitivity(sim.method.shape.vectors)
+    learner, gaps = sim.method.learner, []
+    for payload in payloads:
+        sent = decode(with_values(payload.data))
+        whole = learner.forward(payload.sender.backbone, payload.samples)
+        gaps.append((sent.values - learner._secret.rotated(whole)).ravel())
+    assert np.std(np.concatenate(gaps)) == pytest.approx(expected, rel=0.03)
+    lengths = np.linalg.norm(learner._secret.rotated(whole), axis=-1)
+    assert lengths == pytest.approx(np.ones_like(lengths), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "mobillm", "epochs": 2},
+        {"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 2, "server_batch": 8},
+    ],
+    ids=lambda method: method["kind"],
+)
+def test_matrices_are_rotated_and_noised_and_still_learned_from(method, simulate, payloads, mark):
+    turned = {**method, "protection": {"rotate": True, "activation_noise": 0.1}}
+    open_ = simulate(
+        task=TASK, method={**method, "protection": {}} if "pae" in method["kind"] else method
+    )
+    size = sum(p.nbytes for p in payloads)
+    payloads.clear()
+    sim = simulate(task=TASK, method=turned)
+    assert sum(p.nbytes for p in payloads) == size
+    assert sim.score > open_.score - 0.25
+    wire = sim.method.config.wire
+    name = payloads[0].sender.backbone
+    sent = full_activations.decode(with_values(payloads[0].data), 64, wire)
+    whole, lengths = sim.method.learner.states(name, payloads[0].samples)
+    assert np.array_equal(lengths, sent.lengths)
+    assert np.abs(sent.values - whole).mean() > 0.5 * np.abs(whole).mean()  # it is turned
+    back = sim.method.learner._secret.rotated(whole.transpose(1, 0, 2)).transpose(1, 0, 2)
+    size_LN1 = np.sqrt((whole**2).mean(axis=-1, keepdims=True))
+    assert np.std((sent.values - back) / size_LN1) == pytest.approx(0.1, rel=0.1)
+    cost = [s.method.forward(s.devices[0], np.arange(4)).cost.flop for s in (open_, sim)]
+    assert cost[1] > cost[0]
+    assert mark(simulate(workers=2, task=TASK, method=turned)) == mark(sim)

@@ -47,7 +47,7 @@ SMALL = {
 # of several kinds of a method those that are looked at, and the settings that are a kind's alone
 BESIDES = {
     "fedavg-adapter": {"bottleneck", "adapters"},
-    "fedbuff": {"buffer", "server_optimiser"},
+    "fedbuff": {"buffer", "server_optimiser", "wire", "error_feedback"},
     "upload-raw-text": {"update_share_on_arrival"},
 }
 LIKE_OTHERS = {"fedavg-bitfit", "fedavg-full", "splitfed-v2"}
@@ -72,10 +72,15 @@ CHANGED = {
     "v_start": 1e-3,
     "momentum": 0.9,
     "penalty": 100.0,
-    "protection": {"noise": 0.5},
-    "wire": ["random-8", "int8"],
+    "protection": {"activation_noise": 0.5},
+    "wire": "int8",
+    "differential_privacy": {"clip": 0.01},
 }
 BASES = {  # settings that must hold for another to be seen
+    **{
+        (kind, "error_feedback"): {"wire": ["top-0.1", "int8"]}
+        for kind in ("fedavg-lora", "fedavg-adapter", "fedbuff")
+    },
     ("fwdllm", "asks"): {"variance_threshold": 1e9},
     ("fwdllm", "variance_threshold"): {"variance_threshold": 1e-12},
     ("fwdllm", "most_asks"): {"variance_threshold": 1e-12, "most_asks": 2},

@@ -28,11 +28,11 @@ from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.side_tuning.passes import server_cost, server_pass
 from sim.methods.side_tuning.reference_learners import ServerLearner
+from sim.methods.side_tuning.sending import require_ratings_of_half
 from sim.methods.side_tuning.shared import (
     SideTuning,
     SideTuningSettings,
     Unfitted,
-    require_ratings_of_half,
     shape_over,
 )
 from sim.methods.side_tuning.text_wire import LABEL_BYTES, encode_texts, framing_nbytes

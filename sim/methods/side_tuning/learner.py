@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from learning.side.readouts import Pooled
     from learning.side.tuning import HeldOut, SideNetworkTrainer
     from sim.kernel.world import World
+    from sim.methods.side_tuning.protecting import Protecting
 
 MOST_HEADS = 20  # of devices whose own head is judged, a backbone
 Record = tuple["Tensor", "Tensor"]  # vectors [V, d_m] and target
@@ -128,7 +129,6 @@ class SideTuningLearner(RealLearner):
             first = self.shape.start == "embedding"
             self.layers = chosen(rule, self.shape.blocks, self.world, public_vectors, first)
         self._fit_heads()
-        self._secret = self._drawn()
         self._held_out = self._of_part("test")
         self._validation = self._of_part("validation")
         known = f"side network of {list(self._specs)}"
@@ -275,8 +275,8 @@ class SideTuningLearner(RealLearner):
         labels = self.world.task.labels[samples]
         y_b = self._own_prediction(backbone, samples)
         values, targets = update(activations, labels, y_b, self.config.loss)
-        if self._secret is not None:
-            values, targets = self._protected(backbone, values, targets, samples)
+        if self._protecting is not None:
+            values, targets, samples = self._protecting.vectors(backbone, values, targets, samples)
         return encode(Activations(values, targets, samples), self.config.wire)
 
     # --- what a device does so that the server learns less
@@ -291,52 +291,34 @@ class SideTuningLearner(RealLearner):
             return None
         return public_axes({name: self.forward(name, public) for name in self.vectors}, count)
 
-    def _drawn(self) -> Secret | None:
+    @functools.cached_property
+    def _secret(self) -> Secret | None:
         """What the devices share and the server has not; None where nothing is protected."""
         from learning.side.protection import draw_secret
 
         c = protection_of(self.config)
         if c is None:
             return None
-        axes = self.public_axes
         widths = {*self.shape.backbone_widths.values()} if c.rotate else ()
         return draw_secret(
             self.world.streams.rng("owner/secret"),
             self.world.task.classes,
             self.shape.classes,
             c.offset,
-            axes,
+            self.public_axes,
             dict.fromkeys(widths, self.shape.vectors),
             c.epsilon is not None,
+            c.none_classes,
         )
 
-    def _protected(
-        self, backbone: str, values: np.ndarray, targets: np.ndarray, samples: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """As they are sent. The noise belongs to a text: whoever sends it twice sends the same."""
-        from learning.differential_privacy import noise_for
-        from learning.side.protection import bounded, sensitivity, to_send
+    @functools.cached_property
+    def _protecting(self) -> Protecting | None:
+        """What devices do to a batch; None where nothing is protected."""
+        from sim.methods.side_tuning.protecting import Protecting
 
-        c, secret = self.config.protection, self._secret
-        assert secret is not None, "as something is protected"
-        enough = 0.0  # of every number, for differential privacy
-        if c.epsilon is not None:
-            enough = noise_for(c.epsilon, c.delta) * sensitivity(self.shape.vectors)
-            targets = bounded(targets)
-        noise = np.zeros((len(samples), self.shape.classes), dtype=np.float32)
-        is_noisy = bool(c.activation_noise or enough)
-        more = np.zeros_like(values) if is_noisy else None
-        for row, sample in enumerate(samples if c.noise or is_noisy else ()):
-            rng = self.world.streams.rng("owner/noise", int(sample))
-            noise[row] = math.hypot(c.noise, enough) * rng.standard_normal(noise.shape[1])
-            if more is not None:
-                size = np.sqrt((values[row] ** 2).mean(axis=-1, keepdims=True))
-                if enough:  # vectors are brought to unit length
-                    size = np.full_like(size, 1 / math.sqrt(values.shape[-1]))
-                size = np.hypot(c.activation_noise * size, enough)
-                more[row] = size * rng.standard_normal(values[row].shape)
-        sent, targets = to_send(secret, backbone, values, targets, noise)
-        return (sent if more is None else sent + more), targets
+        if self._secret is None:
+            return None
+        return Protecting(self.config.protection, self._secret, self.world.streams)
 
     # --- what the server computes
 
@@ -446,7 +428,8 @@ class SideTuningLearner(RealLearner):
         if self._secret is None:
             return HeldOut(self.arrived(values), y_b, labels)
         sent, offset = self._secret.rotated(values), self._secret.offset(backbone, values)
-        return HeldOut(self.arrived(sent), y_b, labels, offset, self._secret.codes)
+        codes = self._secret.codes if self.config.loss == "squared-error" else None
+        return HeldOut(self.arrived(sent), y_b, labels, offset, codes)
 
     def digest(self) -> str:
         """A digest of the shipped weights."""

@@ -51,6 +51,9 @@ class MatrixLearner(SideTuningLearner):
         labels = self.world.task.labels[samples]
         y_b = self._own_prediction(backbone, samples)
         values, targets = update(values, labels, y_b, self.config.loss)
+        if self._protecting is not None:
+            coded = self._protecting.matrices(values, lengths, targets, samples)
+            values, targets = coded[0], targets if self.config.loss != "squared-error" else coded[1]
         return encode(FullActivations(values, lengths, targets, samples), self.config.wire)
 
     def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from sim.methods.side_tuning.contents import uploaded
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.side_tuning.passes import device_pass
+from sim.methods.side_tuning.protection import device_cost
 from sim.methods.side_tuning.sending import sending_cost
 from sim.methods.side_tuning.shared import SideTuning
 
@@ -43,6 +44,12 @@ class MatrixUploads(SideTuning):
         peaks = [self.forward(device, batch.samples).cost.peak_bytes for batch in batches]
         return device.held_bytes(max(peaks, default=0))
 
+    @property
+    def sent_targets(self) -> int:
+        """Numbers that go along with a text's matrix: its difference, or its label."""
+        is_difference = self.config.loss == "squared-error"
+        return self.shape.classes if is_difference else self.world.task.classes
+
     def forward(self, device: Device, samples: np.ndarray) -> Work:
         """The frozen backbone over a batch; whole matrices stay in memory until they are sent."""
         if self.config.shortcut == "pivot":
@@ -51,6 +58,9 @@ class MatrixUploads(SideTuning):
         cost = device_pass(self.config, self.world, device, lengths)
         width = self.shape.backbone_widths[device.backbone]
         tokens = int(lengths.sum())
+        shape, classes = self.shape_of(device.backbone), self.world.task.classes
+        more = device_cost(self.config, shape, device.backbone, tokens, classes)
+        cost = dataclasses.replace(cost + more, peak_bytes=cost.peak_bytes + more.peak_bytes)
         cost += sending_cost(self.config, tokens * self.shape.vectors, width, 1)
         kept = 4 * self.shape.vectors * tokens * width
         cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + kept)
@@ -63,8 +73,7 @@ class MatrixUploads(SideTuning):
             return super().payload(device, samples, activations)
         tokens = int(self.world.lengths(device, samples).sum())
         width = self.shape.backbone_widths[device.backbone]
-        classes = self.world.task.classes
-        shape = (len(samples), tokens, self.shape.vectors, width, classes)
+        shape = (len(samples), tokens, self.shape.vectors, width, self.sent_targets)
         data = self.learner.encode(self.client_update, device.backbone, samples, activations)
         sizes = encoded_sizes(self.config.wire, *shape)
         held = uploaded(sizes, self.sent_layers(device.backbone), "each", self.targets)

@@ -20,6 +20,7 @@ from learning.side.full_activations import plain
 from sim.kernel.device import Device
 from sim.kernel.server import Server
 from sim.methods.side_tuning.matrix_uploads import MatrixUploads
+from sim.methods.side_tuning.protection import ProtectedSettings
 from sim.methods.side_tuning.shared import SideTuningSettings
 from sim.methods.side_tuning.shipping import Shipping, Ships
 from sim.methods.side_tuning.updates import one_step, with_labels
@@ -30,7 +31,7 @@ class MobiLLM(MatrixUploads):
     training overlap.
     """
 
-    class Config(SideTuningSettings):
+    class Config(SideTuningSettings, ProtectedSettings):
         """Settings of MobiLLM."""
 
         kind: Literal["mobillm"]
@@ -56,6 +57,8 @@ class MobiLLM(MatrixUploads):
         @model_validator(mode="after")
         def _matrices_have_a_format_alone(self):
             plain(self.wire)
+            if self.protection is not None:
+                self.protection.for_matrices(has_differences=False)
             return self
 
         @property

@@ -62,7 +62,7 @@ class PaeMobiLLM(MatrixUploads):
             if self.shortcut == "matrix":
                 plain(self.wire)
                 if self.protection is not None:
-                    raise ValueError("protection: is for single vectors, so for shortcut: pivot")
+                    self.protection.for_matrices(has_differences=True)
             return self
 
         @property

@@ -24,6 +24,7 @@ class Protection(Settings):
 
     only_for: ClassVar[OnlyFor] = {
         "axes": ("an `offset`", lambda settings: settings.offset > 0),
+        "decoy_classes": ("`decoys`", lambda settings: settings.decoys > 0),
         "delta": ("an `epsilon`", lambda settings: settings.epsilon is not None),
     }
     codes: int | None = Field(None, ge=1)
@@ -41,6 +42,10 @@ class Protection(Settings):
     activation_noise: float = Field(0.0, ge=0)
     """Deviation of what is added to each number of a vector, over the vector's root mean square."""
 
+    decoys: float = Field(0.0, ge=0, le=10)
+    """Records of no text for each record of one: half of two texts' vectors each."""
+    decoy_classes: int = Field(0, ge=0)
+    """Classes that are none, which decoys are of; 0: they are of real classes, at random."""
     epsilon: float | None = Field(None, gt=0)
     """Each text's upload is (epsilon, delta)-differentially private against the server: vectors are
     brought to unit length, and every number gets noise that is enough for it.
@@ -57,9 +62,30 @@ class Protection(Settings):
             )
         return self
 
+    @property
+    def none_classes(self) -> int:
+        """How many classes that are none there are."""
+        return self.decoy_classes if self.decoys else 0
+
+    def decoys_of(self, records: int) -> int:
+        """How many decoys go along with a payload of so many records."""
+        return round(self.decoys * records)
+
     def outputs(self, classes: int) -> int:
         """How many numbers the side network says."""
-        return classes if self.codes is None else self.codes
+        return classes + self.none_classes if self.codes is None else self.codes
+
+    def for_matrices(self, has_differences: bool) -> Protection:
+        """The same, of whole matrices; ValueError for what is of single vectors or differences."""
+        for name in ("offset", "epsilon", "decoys"):
+            if getattr(self, name):
+                raise ValueError(f"protection.{name}: is for single vectors: leave it out")
+        for name in ("codes", "noise") if not has_differences else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"protection.{name}: is for differences, and labels go as they are here"
+                )
+        return self
 
 
 class ProtectedSettings(Settings):
@@ -89,6 +115,12 @@ def outputs_of(config: Any, classes: int) -> int:
     return classes if protection is None else protection.outputs(classes)
 
 
+def sent_records(config: Any, records: int) -> int:
+    """How many records go in a payload of so many texts."""
+    protection = protection_of(config)
+    return records if protection is None else records + protection.decoys_of(records)
+
+
 def wanted_axes(config: Any) -> int:
     """How many axes of public texts devices need; 0: none."""
     protection = protection_of(config)
@@ -111,10 +143,13 @@ def require_codes(config: Any, world: World) -> None:
     if protection is not None and protection.epsilon is not None:
         require_accountant()
     classes = world.task.classes
-    if protection is not None and protection.outputs(classes) < classes:
+    if protection is None:
+        return
+    needed = classes + protection.none_classes
+    if protection.outputs(classes) < needed:
         raise ValueError(
-            f"method.protection.codes: {protection.codes} numbers cannot tell {classes} classes "
-            f"apart: say at least {classes}"
+            f"method.protection.codes: {protection.codes} numbers cannot tell {needed} classes "
+            f"apart: say at least {needed}"
         )
 
 

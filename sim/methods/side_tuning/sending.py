@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from learning.codecs.chain import CodecError, chain_of
 from learning.codecs.projection import AXIS_BYTES
 from learning.cost.costs import Cost
@@ -28,6 +30,19 @@ def require_texts_for_axes(config: Any, world: World) -> None:
             f"method.wire: pca-{chain.coordinates} needs more than {chain.coordinates} public "
             f"texts at the server: say `task.public: {4 * chain.coordinates}`, or random-"
             f"{chain.coordinates}, which needs none"
+        )
+
+
+def require_ratings_of_half(config: Any, world: World, or_else: str = "") -> None:
+    """Raise ValueError for ratings that half precision cannot hold, for a method that sends them
+    so.
+    """
+    task, most = world.task, float(np.finfo(np.float16).max)
+    largest = np.abs(task.labels[np.concatenate(task.parts)]).max() if task.has_ratings else 0
+    if largest > most:
+        raise ValueError(
+            f"{config.kind} sends ratings in half precision, which ends at {most:,.0f}, and they "
+            f"go up to {largest:,.6g}: scale them to a few units{or_else}"
         )
 
 

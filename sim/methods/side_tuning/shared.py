@@ -39,6 +39,7 @@ from sim.methods.side_tuning.protection import (
     device_cost,
     outputs_of,
     require_codes,
+    sent_records,
     text_privacy,
     wanted_axes,
 )
@@ -156,19 +157,6 @@ def require_words(config: Any, world: World) -> None:
         raise ValueError("public-head needs `task.public: N`, so many labelled texts at the server")
 
 
-def require_ratings_of_half(config: Any, world: World, or_else: str = "") -> None:
-    """Raise ValueError for ratings that half precision cannot hold, for a method that sends them
-    so.
-    """
-    task, most = world.task, float(np.finfo(np.float16).max)
-    largest = np.abs(task.labels[np.concatenate(task.parts)]).max() if task.has_ratings else 0
-    if largest > most:
-        raise ValueError(
-            f"{config.kind} sends ratings in half precision, which ends at {most:,.0f}, and they "
-            f"go up to {largest:,.6g}: scale them to a few units{or_else}"
-        )
-
-
 def shape_over(settings: SideTuningSettings, world: World, backbones: Iterable[str]) -> SideShape:
     """The side network over these backbones of the fleet, as it is charged; a block for each
     sampled layer.
@@ -205,7 +193,7 @@ class SideTuning:
             require_updates(config, world.devices)
         require_words(config, world)
         if chain_of(config.wire).number != "float32":
-            require_ratings_of_half(config, world, ", or say `wire: float32`")
+            sending.require_ratings_of_half(config, world, ", or say `wire: float32`")
         sending.require_texts_for_axes(config, world)
         sending.note_uncoded(config, world)
         self.public_read = world.env.event()
@@ -394,6 +382,7 @@ class SideTuning:
         beside it.
         """
         shape, classes = self.shape_of(device.backbone), self.world.task.classes
+        records = sent_records(self.config, records)
         more = device_cost(self.config, shape, device.backbone, records, classes)
         width = self.widths[device.backbone]
         more += sending.sending_cost(self.config, shape.vectors, width, records)
@@ -410,7 +399,8 @@ class SideTuning:
         return device.payload(samples, held, data)
 
     def _held(self, backbone: str, records: int, data: bytes = b"") -> Contents:
-        """What an upload of so many records holds; `data` tells what entropy coding made of it."""
+        """What an upload of so many texts holds; `data` tells what entropy coding made of it."""
+        records = sent_records(self.config, records)
         sizes = sending.upload_sizes(self.config, self.shape, backbone, records, self.target_width)
         if data:
             learned = self.learner.of(backbone).shape
@@ -468,7 +458,8 @@ class SideTuning:
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache, at random positions."""
-        self.keep(payload.sender, payload.sender.backbone, payload.data, len(payload.samples))
+        records = sent_records(self.config, len(payload.samples))
+        self.keep(payload.sender, payload.sender.backbone, payload.data, records)
 
     def keep(self, sender: Device | None, backbone: str, data: Any, count: int) -> None:
         """So many records of a backbone, unless they are not finite."""
