@@ -106,9 +106,10 @@ def _draw(ax: Axes, panel: Panel, by: Sequence[str], ways: Sequence[Mapping[str,
     for number, point in enumerate(front[:MOST_NAMED], 1):
         where, text = (point.cost / size, point.score), str(number)
         ax.annotate(text, where, (0, 5), textcoords="offset points", fontsize=6.5, ha="center")
-    least = min(p.cost for p in panel.points)
-    if panel.are_bytes and least > 0 and max(costs) * size > FAR_APART * least:
+    every = [p.cost for p in panel.points]
+    if panel.are_bytes and min(every) > 0 and max(every) > FAR_APART * min(every):
         ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
     if panel.chance is not None:
         ax.axvline(panel.chance, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
     ax.set_xlabel(f"{panel.x_label} [{unit}]" if unit else panel.x_label)

@@ -73,7 +73,7 @@ CHANGED = {
     "momentum": 0.9,
     "penalty": 100.0,
     "protection": {"activation_noise": 0.5},
-    "wire": "int8",
+    "wire": "int4",
     "differential_privacy": {"clip": 0.01},
 }
 BASES = {  # settings that must hold for another to be seen
