@@ -15,6 +15,7 @@ Head = Literal["linear", "dense"]
 _LATER = {  # settings that came later, and what was done before them
     "head": "linear",
     "wire": "float32",
+    "wire_down": "float32",
     "error_feedback": False,
     "differential_privacy": None,
     "target_modules": None,

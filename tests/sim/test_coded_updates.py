@@ -25,7 +25,7 @@ def numbers_of(sim) -> np.ndarray:
 
 
 def size_of(sim) -> int:
-    return sim.method.nbytes(sim.devices[0]) // 4
+    return sim.method.costs["random-bert"].trainable_bytes // 4
 
 
 @pytest.mark.parametrize("method", [FEDAVG, FEDBUFF], ids=["fedavg", "fedbuff"])
@@ -109,6 +109,21 @@ def test_noise_costs_what_it_should_and_is_told(simulate):
     assert np.linalg.norm(away) == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("method", [FEDAVG, FEDBUFF], ids=["fedavg", "fedbuff"])
+def test_down_goes_the_model_by_its_own_codec_and_what_is_trained_is_that(method, simulate):
+    sim = simulate(method={**method, "wire_down": "int8"}, **WORLD)
+    numbers = sim.method.costs["random-bert"].trainable_bytes // 4
+    size, whole = (states.nbytes(numbers, chain_of(wire)) for wire in ("int8", "float32"))
+    spans = sim.recorder.spans().to_pylist()
+    down = {s["nbytes"] for s in spans if s["kind"] == "download"} - {0}  # cut off at the end
+    up = {s["nbytes"] for s in spans if s["kind"] == "upload"}
+    assert (down, up) == ({size}, {whole})
+    assert sim.method.delivery_bytes(sim.devices[0]) == size
+    plain = simulate(method=method, **WORLD)
+    away = np.linalg.norm(numbers_of(sim) - numbers_of(plain))
+    assert 0 < away < 0.5 * np.linalg.norm(numbers_of(plain))
+
+
 def test_clipping_holds_a_round_to_its_length(simulate):
     how = {"clip": 0.05, "noise_multiplier": 0.0}
     sim = simulate(method={**FEDAVG, "rounds": 1, "differential_privacy": how}, **WORLD)
@@ -120,6 +135,7 @@ def test_clipping_holds_a_round_to_its_length(simulate):
     ("method", "what"),
     [
         ({**FEDAVG, "wire": ["pca-4", "int8"]}, "a change of a model is sent by a number format"),
+        ({**FEDAVG, "wire_down": ["top-0.1", "int8"]}, "a model is sent whole"),
         ({**FEDAVG, "error_feedback": True}, "is for a `wire` that loses something alone"),
         ({"kind": "fedasync", "answers": 9, "wire": "int8"}, "is for fedbuff alone"),
         (

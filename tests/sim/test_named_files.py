@@ -42,6 +42,7 @@ NO_FILES = {
         "Config.backbone",
         "Over.key",
         "Config.wire",
+        "Config.wire_down",
         "Compare.ours",
     ),
     *(

@@ -47,7 +47,7 @@ SMALL = {
 # of several kinds of a method those that are looked at, and the settings that are a kind's alone
 BESIDES = {
     "fedavg-adapter": {"bottleneck", "adapters"},
-    "fedbuff": {"buffer", "server_optimiser", "wire", "error_feedback"},
+    "fedbuff": {"buffer", "server_optimiser", "wire", "wire_down", "error_feedback"},
     "upload-raw-text": {"update_share_on_arrival"},
 }
 LIKE_OTHERS = {"fedavg-bitfit", "fedavg-full", "splitfed-v2"}
@@ -74,6 +74,7 @@ CHANGED = {
     "penalty": 100.0,
     "protection": {"activation_noise": 0.5},
     "wire": "int4",
+    "wire_down": "int4",
     "differential_privacy": {"clip": 0.01},
 }
 BASES = {  # settings that must hold for another to be seen

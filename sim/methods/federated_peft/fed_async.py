@@ -75,7 +75,7 @@ class FedAsync(FederatedPeft):
                 ("mixing", "staleness"), ("fedasync", lambda settings: settings.kind == "fedasync")
             ),
             **dict.fromkeys(
-                ("buffer", "server_optimiser", "wire", "error_feedback"),
+                ("buffer", "server_optimiser", "wire", "wire_down", "error_feedback"),
                 ("fedbuff", lambda settings: settings.kind == "fedbuff"),
             ),
         }

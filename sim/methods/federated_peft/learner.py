@@ -382,13 +382,24 @@ def locally_trained(
 
 
 def changed(
-    client: Client, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
+    client: Client,
+    state: Mapping[str, Tensor],
+    settings: LocalTraining,
+    seed: int,
+    down: Chain | None = None,
 ) -> dict[str, Tensor]:
-    """A client update: what local epochs change of the device's part of the state that came."""
+    """A client update: what local epochs change of the device's part of the state that came, by a
+    codec `down` where there is one.
+    """
     from learning.federated.aggregation import model_delta
+    from learning.federated.local_training import train
 
     own = client.part_of(state)
-    return model_delta(locally_trained(client, state, settings, seed), own)
+    if down is not None:
+        own = states.from_bytes(states.to_bytes(own, down), own, down)
+    return model_delta(
+        train(client.model, own, client.tokens, client.labels, settings, seed).state, own
+    )
 
 
 def changed_and_lost(
@@ -396,13 +407,14 @@ def changed_and_lost(
     state: Mapping[str, Tensor],
     settings: LocalTraining,
     seed: int,
+    down: Chain | None,
     lost: Mapping[str, Tensor] | None,
     chain: Chain,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A client update with error feedback (Karimireddy et al., ICML 2019): the change with what the
     last one lost on the wire, and what this one loses, which stays on the device.
     """
-    change = changed(client, state, settings, seed)
+    change = changed(client, state, settings, seed, down)
     if lost is not None:
         change = {name: tensor + lost[name] for name, tensor in change.items()}
     arrives = states.from_bytes(states.to_bytes(change, chain), change, chain)

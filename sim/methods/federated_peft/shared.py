@@ -4,6 +4,7 @@ own data and sends it back.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Generator
@@ -36,6 +37,7 @@ from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
 from sim.scenario.settings import OnlyFor
 
+EXACT = Chain("float32")
 KNOWN_COSTS = 4_096  # of local training, by the texts' lengths
 
 LEARNING_RATES = {
@@ -91,15 +93,27 @@ class SendsChanges(PeftSettings):
     """
     error_feedback: bool = False
     """A device adds what its last change lost on the wire to its next one."""
+    wire_down: Wire = ("float32",)
+    """How the server's model is sent to devices: a number format. They train, and send the change
+    of, what they got.
+    """
 
     @property
     def chain(self) -> Chain:
         """The wire, read."""
         return chain_of(self.wire)
 
+    @property
+    def chain_down(self) -> Chain:
+        """The wire down, read."""
+        return chain_of(self.wire_down)
+
     @model_validator(mode="after")
     def _changes_have_no_axes(self) -> Self:
         require_for_states(self.chain)
+        require_for_states(self.chain_down)
+        if self.chain_down.top is not None:
+            raise ValueError("wire_down: a model is sent whole: leave top-K out")
         return self
 
 
@@ -158,7 +172,8 @@ class FederatedPeft(ServerDriven):
         }
         self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
         self.learner_args = config.classifier
-        self.chain = getattr(config, "chain", Chain("float32"))
+        self.chain = getattr(config, "chain", EXACT)
+        self.chain_down = getattr(config, "chain_down", EXACT)
         self.lost: dict[str, Any] = {}  # by device, where errors are fed back
         self.learner = self.new_learner()
         if self.sends_coded and not world.dry:
@@ -174,18 +189,20 @@ class FederatedPeft(ServerDriven):
 
     def nbytes(self, device: Device) -> int:
         """What a round carries down: the trainable part of the device's model."""
-        return self.costs[self.model_of(device)].trainable_bytes
+        return self._coded_bytes(device, self.chain_down)
 
     def sent_bytes(self, device: Device) -> int:
         """What it carries up: the same, or the change of it by a codec."""
-        if not self.sends_coded:
-            return self.nbytes(device)
-        return states.nbytes(self.nbytes(device) // 4, self.chain)
+        return self._coded_bytes(device, self.chain)
+
+    def _coded_bytes(self, device: Device, chain: Chain) -> int:
+        whole = self.costs[self.model_of(device)].trainable_bytes
+        return states.nbytes(whole // 4, chain) if self.sends_coded else whole
 
     @property
     def sends_coded(self) -> bool:
-        """Whether devices send changes by a codec."""
-        return self.chain != Chain("float32")
+        """Whether devices send changes by a codec, or of what they got by one."""
+        return (self.chain, self.chain_down) != (EXACT, EXACT)
 
     @property
     def feeds_back(self) -> bool:
@@ -211,7 +228,7 @@ class FederatedPeft(ServerDriven):
 
     def delivery_bytes(self, device: Device) -> int:
         """The trained part of the device's model, as a broadcast carries it."""
-        return self.costs[self.model_of(device)].trainable_bytes
+        return self.nbytes(device)
 
     def local_training(self, device: Device, task: ClientTask) -> Work:
         """The local epochs, real and charged."""
@@ -222,13 +239,14 @@ class FederatedPeft(ServerDriven):
         how = (model, device.samples, task.model, self.settings, seed)
         if not self.sends_coded:
             return self.learner.work(cost, self.learner.client, self.client_update, *how)
-        numbers = self.nbytes(device) // 4
+        numbers = self.costs[model].trainable_bytes // 4
         cost += Cost(states.encoding_flop(numbers, self.chain), 8.0 * numbers)
+        learn, down = self.learner.work, None if self.chain_down == EXACT else self.chain_down
         if not self.feeds_back:
-            return self.learner.work(cost, self.learner.client, changed, *how)
-        more = (self.lost.get(device.id), self.chain)
-        work = self.learner.work
-        return work(cost, self.learner.client, changed_and_lost, *how, *more, results=2)
+            return learn(cost, self.learner.client, changed, *how, down)
+        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + 4 * numbers)
+        more = (down, self.lost.get(device.id), self.chain)
+        return learn(cost, self.learner.client, changed_and_lost, *how, *more, results=2)
 
     def _charged(self, model: Any, lengths: tuple[int, ...]) -> Cost:
         """What the local epochs on texts of these lengths cost."""
