@@ -115,6 +115,13 @@ class Secret:
             return a_NVD
         return np.einsum("nvd,vde->nve", a_NVD, rotations_VDD, optimize=True)
 
+    def turned_back(self, sent_NVD: np.ndarray) -> np.ndarray:
+        """Sent vectors [n, V, d] as the backbone gave them, but for their length."""
+        rotations_VDD = self.rotations.get(sent_NVD.shape[-1])
+        if rotations_VDD is None:
+            return sent_NVD
+        return np.einsum("nve,vde->nvd", sent_NVD, rotations_VDD, optimize=True)
+
     def save(self, path: Path) -> None:
         """A safetensors file of it."""
         from safetensors.numpy import save_file

@@ -16,6 +16,7 @@ from learning.attacks.outcome import AttackOutcome, majority, of_share
 from learning.attacks.text_recovery import Inverter, identify, turned_back, turned_by_axes
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
+from learning.side.protection import to_classes
 from sim.methods.side_tuning.protection import protection_of
 from sim.privacy.measures import PrivacyError
 from sim.privacy.uploads import Uploads, Vectors
@@ -86,6 +87,8 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
         if along:
             axes_NA = np.concatenate(along)
             yield lambda: [by_mixture(targets_NK, axes_NA, truth_N, classes, rng)]
+        if protection is not None:
+            yield lambda: [_with_the_secret(uploads, parts, truth_N)]
         yield lambda: [_by_what_is_learned(uploads, parts, truth_N, classes)]
         yield lambda: label_recovery.by_known_labels(
             widest.vectors, uploads.labels[widest.samples], np.random.default_rng(0)
@@ -106,6 +109,20 @@ def _tried(
                 raise
             untried.append(str(error))
     return found
+
+
+def _with_the_secret(
+    uploads: Uploads, parts: Mapping[str, Vectors], truth_N: np.ndarray
+) -> AttackOutcome:
+    """Labels by a server that a device has told the secret: it decodes, as devices do."""
+    said = []
+    for name, part in parts.items():
+        secret = uploads.learner_of(name).secret
+        assert secret is not None, "as something is protected"
+        offset_NK = secret.offset(name, secret.turned_back(part.vectors))
+        said.append(to_classes(secret.codes, part.targets, offset_NK))
+    found = label_recovery.by_largest(np.concatenate(said), truth_N)
+    return replace(found, attack="decoding by a device's secret", what="labels, with the secret")
 
 
 def _by_what_is_learned(

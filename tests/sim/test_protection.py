@@ -167,6 +167,8 @@ def test_the_privacy_command_tells_open_from_protected(scenario_file, tmp_path, 
     assert found["open"]["clustering", grouping] == 1.0
     assert ("largest component", "labels") not in found["shut"]  # codes are of another length
     assert found["shut"]["clustering", grouping] < 0.5
+    told = "decoding by a device's secret", "labels, with the secret"
+    assert found["shut"][told] > 0.9 and told not in found["open"]
     assert uploads_of(tmp_path / "open", tmp_path).is_same
 
 
@@ -362,9 +364,9 @@ def test_noise_of_a_stated_privacy_is_what_it_should_be(simulate, payloads):
     for payload in payloads:
         sent = decode(with_values(payload.data))
         whole = learner.forward(payload.sender.backbone, payload.samples)
-        gaps.append((sent.values - learner._secret.rotated(whole)).ravel())
+        gaps.append((sent.values - learner.secret.rotated(whole)).ravel())
     assert np.std(np.concatenate(gaps)) == pytest.approx(expected, rel=0.03)
-    lengths = np.linalg.norm(learner._secret.rotated(whole), axis=-1)
+    lengths = np.linalg.norm(learner.secret.rotated(whole), axis=-1)
     assert lengths == pytest.approx(np.ones_like(lengths), abs=1e-5)
 
 
@@ -392,7 +394,7 @@ def test_matrices_are_rotated_and_noised_and_still_learned_from(method, simulate
     whole, lengths = sim.method.learner.states(name, payloads[0].samples)
     assert np.array_equal(lengths, sent.lengths)
     assert np.abs(sent.values - whole).mean() > 0.5 * np.abs(whole).mean()  # it is turned
-    back = sim.method.learner._secret.rotated(whole.transpose(1, 0, 2)).transpose(1, 0, 2)
+    back = sim.method.learner.secret.rotated(whole.transpose(1, 0, 2)).transpose(1, 0, 2)
     size_LN1 = np.sqrt((whole**2).mean(axis=-1, keepdims=True))
     assert np.std((sent.values - back) / size_LN1) == pytest.approx(0.1, rel=0.1)
     cost = [s.method.forward(s.devices[0], np.arange(4)).cost.flop for s in (open_, sim)]

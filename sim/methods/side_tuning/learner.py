@@ -292,7 +292,7 @@ class SideTuningLearner(RealLearner):
         return public_axes({name: self.forward(name, public) for name in self.vectors}, count)
 
     @functools.cached_property
-    def _secret(self) -> Secret | None:
+    def secret(self) -> Secret | None:
         """What the devices share and the server has not; None where nothing is protected."""
         from learning.side.protection import draw_secret
 
@@ -316,9 +316,9 @@ class SideTuningLearner(RealLearner):
         """What devices do to a batch; None where nothing is protected."""
         from sim.methods.side_tuning.protecting import Protecting
 
-        if self._secret is None:
+        if self.secret is None:
             return None
-        return Protecting(self.config.protection, self._secret, self.world.streams)
+        return Protecting(self.config.protection, self.secret, self.world.streams)
 
     # --- what the server computes
 
@@ -425,10 +425,10 @@ class SideTuningLearner(RealLearner):
 
         labels = self.world.task.labels[texts]
         values, y_b = self.forward(backbone, texts), self._own_prediction(backbone, texts)
-        if self._secret is None:
+        if self.secret is None:
             return HeldOut(self.arrived(values), y_b, labels)
-        sent, offset = self._secret.rotated(values), self._secret.offset(backbone, values)
-        codes = self._secret.codes if self.config.loss == "squared-error" else None
+        sent, offset = self.secret.rotated(values), self.secret.offset(backbone, values)
+        codes = self.secret.codes if self.config.loss == "squared-error" else None
         return HeldOut(self.arrived(sent), y_b, labels, offset, codes)
 
     def digest(self) -> str:
@@ -462,14 +462,14 @@ class SideTuningLearner(RealLearner):
             loss=self.config.loss,
             max_tokens=str(task.max_tokens),
             # the secret would follow from it
-            seed=str(self.world.seed) if self._secret is None else "",
-            is_protected=str(int(self._secret is not None)),
+            seed=str(self.world.seed) if self.secret is None else "",
+            is_protected=str(int(self.secret is not None)),
             is_projected=str(int(self.projection is not None)),
             wire=str(chain_of(self.config.wire)),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
-        if self._secret is not None:
-            self._secret.save(folder / SECRET_FILE)
+        if self.secret is not None:
+            self.secret.save(folder / SECRET_FILE)
         if self.projection is not None:
             self.projection.save(folder / PROJECTION_FILE)
 
