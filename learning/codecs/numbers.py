@@ -24,7 +24,8 @@ from learning.codecs.chain import Chain, chain_of, place_bytes
 
 ZSTD_LEVEL = 3
 _LARGEST = {8: 127, 4: 7}
-_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+_ORDER = ("places", "scale", "values")
+_TYPES = {"F32": "<f4", "F16": "<f2", "U16": "<u2", "I8": "i1", "U8": "u1"}
 _LARGEST_BFLOAT16 = np.uint32(0x7F7F0000).view(np.float32)
 _DTYPES: dict[str, np.dtype] = {
     "float32": np.dtype("<f4"),
@@ -33,9 +34,11 @@ _DTYPES: dict[str, np.dtype] = {
 }
 
 
-def to_tensors(values: np.ndarray, chain: Chain, across: int = 0) -> dict[str, np.ndarray]:
+def to_tensors(
+    values: np.ndarray, chain: Chain, across: int = 0, scales: type[np.floating] = np.float16
+) -> dict[str, np.ndarray]:
     """What is sent of vectors [..., D], already projected: `values`, and where the chain has them
-    their `scale` (of a channel: along the axis `across`) and `places`.
+    their `scale` (of a channel: along the axis `across`), in this format, and `places`.
 
     Beyond a format's range numbers saturate. The places are uint16 [..., K], or bits packed into
     uint8 [..., ceil(D / 8)].
@@ -49,7 +52,7 @@ def to_tensors(values: np.ndarray, chain: Chain, across: int = 0) -> dict[str, n
         tensors["places"] = _packed_places(places, width)
     if chain.is_scaled:
         axis = across if chain.by_channel else -1
-        values, tensors["scale"] = quantise(values, chain.bits, axis)
+        values, tensors["scale"] = quantise(values, chain.bits, axis, scales)
         values = pack_nibbles(values) if chain.bits == 4 else values
     elif chain.number == "bfloat16":
         values = _to_bfloat16(values)
@@ -90,7 +93,10 @@ def from_tensors(
 
 
 def shapes_of(
-    chain: Chain, shape: tuple[int, ...], across: int = 0
+    chain: Chain,
+    shape: tuple[int, ...],
+    across: int = 0,
+    scales: type[np.floating] = np.float16,
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type (as safetensors calls it) and shape of each tensor that `to_tensors` makes of vectors of
     this shape, before any entropy coding.
@@ -102,15 +108,44 @@ def shapes_of(
     numbers = math.ceil(kept / 2) if chain.bits == 4 else kept
     found = {"values": (kind, (*outer, numbers))}
     if chain.is_scaled:
-        scales = [*outer, kept if chain.by_channel else 1]
+        lines = [*outer, kept if chain.by_channel else 1]
         if chain.by_channel:
-            scales[across] = 1
-        found["scale"] = ("F16", tuple(scales))
+            lines[across] = 1
+        found["scale"] = ("F16" if scales is np.float16 else "F32", tuple(lines))
     if chain.top is not None:
         bits = math.ceil(width / 8)
         are_bits = place_bytes(kept, width) == bits
         found["places"] = ("U8", (*outer, bits)) if are_bits else ("U16", (*outer, kept))
     return found
+
+
+def nbytes(chain: Chain, shape: tuple[int, ...]) -> int:
+    """How many bytes `to_bytes` makes of vectors of this shape."""
+    shapes = shapes_of(chain, shape, scales=np.float32)
+    return sum(np.dtype(_TYPES[kind]).itemsize * math.prod(of) for kind, of in shapes.values())
+
+
+def to_bytes(values: np.ndarray, chain: Chain) -> bytes:
+    """Vectors [..., D] as bytes without a header, for who knows the chain and the shape. Scales are
+    float32: gradients and changes of models may be smaller than half precision goes.
+    """
+    tensors = to_tensors(values, chain, scales=np.float32)
+    parts = [np.ascontiguousarray(tensors[name]) for name in _ORDER if name in tensors]
+    return b"".join(part.tobytes() for part in parts)
+
+
+def from_bytes(data: bytes, chain: Chain, shape: tuple[int, ...]) -> np.ndarray:
+    """The vectors that were sent, float32 of this shape. ValueError for bytes of another size."""
+    if len(data) != nbytes(chain, shape):
+        raise ValueError(f"{len(data)} bytes are not {math.prod(shape)} numbers as {chain}")
+    tensors, at = {}, 0
+    shapes = shapes_of(chain, shape, scales=np.float32)
+    for name in _ORDER:
+        if name in shapes:
+            kind, of = shapes[name]
+            tensors[name] = np.frombuffer(data, _TYPES[kind], math.prod(of), at).reshape(of)
+            at += tensors[name].nbytes
+    return from_tensors(tensors, chain, shape)
 
 
 def noted(chain: Chain, shape: tuple[int, ...]) -> dict[str, str]:
@@ -173,19 +208,21 @@ def _unpacked_places(packed: np.ndarray, kept: int, width: int) -> np.ndarray:
 # --- number formats
 
 
-def quantise(values: np.ndarray, bits: int, axis: int = -1) -> tuple[np.ndarray, np.ndarray]:
-    """Integers int8 of the same shape in -q to q, and a float16 scale for each line along an axis.
+def quantise(
+    values: np.ndarray, bits: int, axis: int = -1, scales: type[np.floating] = np.float16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers int8 of the same shape in -q to q, and a scale for each line along an axis.
 
     integer x scale differs from the value by at most scale / 2: half precision may round a scale
     down by 2^-11 of it, which clips the largest number by far less than that. A scale is at least
-    6.1e-5 (the smallest normal number) and at most 65504, beyond which values saturate.
+    the smallest normal number of its format (6.1e-5 in half precision) and at most its largest
+    (65504), beyond which values saturate.
     """
-    largest = _LARGEST[bits]
+    largest, format_ = _LARGEST[bits], np.finfo(scales)
     wanted = np.abs(values).max(axis=axis, keepdims=True) / largest
-    scale = np.clip(wanted, _SMALLEST_SCALE, np.finfo(np.float16).max).astype(np.float16)
-    return np.clip(np.rint(values / scale.astype(np.float32)), -largest, largest).astype(
-        np.int8
-    ), scale
+    scale = np.clip(wanted, float(format_.tiny), format_.max).astype(scales)
+    rounded = np.clip(np.rint(values / scale.astype(np.float32)), -largest, largest)
+    return rounded.astype(np.int8), scale
 
 
 def pack_nibbles(rounded: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import torch
 
 from learning.codecs import states
 from learning.codecs.chain import chain_of
+from learning.codecs.numbers import nbytes
 from learning.differential_privacy import epsilon_of
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
@@ -152,3 +153,35 @@ def test_clipping_holds_a_round_to_its_length(simulate):
 def test_what_does_not_go_together_is_told_at_its_line(method, what, scenario_file):
     with pytest.raises(ScenarioError, match=what):
         load(str(scenario_file(method=method, **WORLD)), Scenario, (), [], problems)
+
+
+SPLITFED = {"kind": "splitfed-v1", "layers": 1, "rounds": 2, "dropout": 0, "device_batch": 8}
+FEDBERT = {"kind": "fedbert", "rounds": 2, "dropout": 0, "device_batch": 8, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("method", [SPLITFED, FEDBERT], ids=["splitfed", "fedbert"])
+@pytest.mark.parametrize("wire", ["bfloat16", "int8", ["top-0.5", "int8"]], ids=str)
+def test_vectors_and_gradients_of_split_learning_go_by_a_codec(method, wire, simulate, payloads):
+    sim = simulate(method={**method, "wire": wire}, **WORLD)
+    assert all(len(p.data.value) == p.nbytes for p in payloads)
+    dry = simulate(dry=True, method={**method, "wire": wire}, **WORLD)
+    assert dry.recorder.spans().equals(sim.recorder.spans())
+    plain = simulate(method=method, **WORLD)
+    tokens = sum(int(sim.lengths(d, d.samples).sum()) for d in sim.devices)
+    saved = nbytes(chain_of("float32"), (1, 64)) - nbytes(chain_of(wire), (1, 64))
+    times = 2 * (2 if method is FEDBERT else 1)  # rounds, and vectors up (and a gradient) a batch
+    assert plain.recorder.uplink_bytes - sim.recorder.uplink_bytes == times * tokens * saved
+    assert plain.recorder.downlink_bytes - sim.recorder.downlink_bytes == times * tokens * saved
+    away = np.linalg.norm(numbers_of(sim) - numbers_of(plain))
+    moved = np.linalg.norm(
+        numbers_of(plain)
+        - torch.cat([t.flatten() for t in plain.method.learner.initial.values()]).numpy()
+    )
+    assert 0 < away < 1.2 * moved  # AdamW's steps are of one length, whatever a gradient's
+
+
+@pytest.mark.parametrize("method", [SPLITFED, FEDBERT], ids=["splitfed", "fedbert"])
+def test_what_split_learning_is_not_sent_by_is_told(method, scenario_file):
+    path = scenario_file(method={**method, "wire": ["int8", "zstd"]}, **WORLD)
+    with pytest.raises(ScenarioError, match="a batch's vectors are sent by a number format"):
+        load(str(path), Scenario, (), [], problems)

@@ -16,7 +16,7 @@ from devices import compute
 from inputs.units import Seconds, format_seconds
 from learning.codecs import states
 from learning.codecs.chain import Chain, Wire, chain_of
-from learning.codecs.states import require_for_states
+from learning.codecs.states import require_by_shape
 from learning.cost.costs import Cost
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
@@ -110,8 +110,8 @@ class SendsChanges(PeftSettings):
 
     @model_validator(mode="after")
     def _changes_have_no_axes(self) -> Self:
-        require_for_states(self.chain)
-        require_for_states(self.chain_down)
+        require_by_shape(self.chain, "a change of a model is sent")
+        require_by_shape(self.chain_down, "a model is sent")
         if self.chain_down.top is not None:
             raise ValueError("wire_down: a model is sent whole: leave top-K out")
         return self

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from learning.codecs.chain import Chain
+from learning.codecs.numbers import nbytes
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
 from sim.kernel.device import Device
@@ -27,8 +29,10 @@ class Charging:
         parts: Mapping[str, tuple[PartArchitecture, ...]],
         own: tuple[int, ...],
         optimiser: str,
+        chain: Chain,
     ) -> None:
         self.world, self.parts, self.own, self.optimiser = world, parts, own, optimiser
+        self.chain = chain  # by which vectors and their gradients are sent
 
     def forward(self, device: Device, samples: np.ndarray, part: int) -> Cost:
         """One part's forward pass over a batch of the device's texts, padded to the longest."""
@@ -43,12 +47,23 @@ class Charging:
         return self._charged(device, part, cost)
 
     def states(self, device: Device, samples: np.ndarray, part: int, layer: int) -> Item:
-        """The vectors of all real tokens after a part, which ends with this layer, in float32."""
+        """The vectors of all real tokens after a part, which ends with this layer, as sent."""
+        width = self.parts[device.backbone][part].width
+        sent = nbytes(self.chain, (self._vectors(device, samples), width))
+        return Item("activation", sent, (layer,), "each")
+
+    def with_encoding(self, cost: Cost, device: Device, samples: np.ndarray, part: int) -> Cost:
+        """The same cost with what a device computes to send the vectors of a part, or their
+        gradients.
+        """
+        width = self.parts[device.backbone][part].width
+        flop = self._vectors(device, samples) * self.chain.encoding_flop(width)
+        return replace(cost, flop=cost.flop + flop)
+
+    def _vectors(self, device: Device, samples: np.ndarray) -> int:
         batch, tokens = self._shape(device, samples)
         fixed = self.world.costing.fixed_tokens is not None
-        vectors = batch * tokens if fixed else int(self.world.lengths(device, samples).sum())
-        nbytes = 4 * vectors * self.parts[device.backbone][part].width
-        return Item("activation", nbytes, (layer,), "each")
+        return batch * tokens if fixed else int(self.world.lengths(device, samples).sum())
 
     def device_bytes(self, device: Device) -> int:
         """What a round carries each way: the trained numbers of the device's parts."""

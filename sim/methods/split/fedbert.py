@@ -102,10 +102,10 @@ class FedBertLearner(SplitLearner):
 
         single_thread()
         mask_BT = mask_of(np.frombuffer(data, "<i4", count))
-        h_BTD = unpacked_vectors(data[4 * count :], mask_BT)
+        h_BTD = unpacked_vectors(data[4 * count :], mask_BT, self.by, self.width_of(backbone))
         body = self.parts[backbone][1]
         ran = split.forward(body, held.state, h_BTD, mask_BT, dropout=dropout)
-        return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT)
+        return Ran(ran, mask_BT), packed_vectors(ran.output, mask_BT, self.by)
 
     def loss(
         self, backbone: str, samples: np.ndarray, seed: int, held: Held, sent: Sent, data: Learned
@@ -127,10 +127,10 @@ class FedBertLearner(SplitLearner):
 
         single_thread()
         labels_B = targets_of(self.world.task.labels[samples])
-        h_BTD = unpacked_vectors(data, ran.mask_BT)
+        h_BTD = unpacked_vectors(data, ran.mask_BT, self.by, self.width_of(backbone))
         head = self.parts[backbone][2]
         back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B, dropout)
-        return packed_vectors(back_BTD, ran.mask_BT), gradients
+        return packed_vectors(back_BTD, ran.mask_BT, self.by), gradients
 
     def body_back(self, sent: Sent, held: Held, data: Learned) -> tuple[Learned, Held]:
         """Begin a server update; the gradient of the embeddings goes down."""
@@ -138,9 +138,9 @@ class FedBertLearner(SplitLearner):
 
     def _back_through_body(self, ran: Ran, held: Held, data: bytes) -> tuple:
         single_thread()
-        gradient_BTD = unpacked_vectors(data, ran.mask_BT)
+        gradient_BTD = unpacked_vectors(data, ran.mask_BT, self.by, ran.width)
         back_BTD, *after = server_update(self.optimiser, held, ran.passed, gradient_BTD)
-        return packed_vectors(back_BTD, ran.mask_BT), *after
+        return packed_vectors(back_BTD, ran.mask_BT, self.by), *after
 
 
 class FedBert(SplitTraining):
@@ -183,7 +183,8 @@ class FedBert(SplitTraining):
         embeddings.
         """
         charge, name, work = self.charging, device.backbone, self.learner.work
-        first, embed = charge.forward(device, samples, 0), self.learner.embed
+        embed = self.learner.embed
+        first = charge.with_encoding(charge.forward(device, samples, 0), device, samples, 0)
         sent: Any = yield from device.compute(work(first, embed, name, samples, slot[0], seed))
         embedded = charge.states(device, samples, 0, 0)
         held = Contents(embedded, Item("length", 4 * len(samples)))
@@ -195,6 +196,7 @@ class FedBert(SplitTraining):
         output = charge.states(device, samples, 1, depth)
         yield from device.download(Contents(output))
         both = charge.forward(device, samples, 2) + charge.backward(device, samples, 2)
+        both = charge.with_encoding(both, device, samples, 1)
         loss = work(both, self.learner.loss, name, samples, seed, slot[0], sent, out and out.data)
         made: Any = (yield from device.compute(loss)) or (None, None)
         gradient, head = made

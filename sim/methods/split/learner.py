@@ -2,7 +2,7 @@
 bytes.
 
 `Held` is what one side holds: a state (of which it touches the tensors of its own parts alone) and
-its optimiser's moments. Bytes are float32 vectors of the real tokens, after each text's length.
+its optimiser's moments. Bytes are vectors of the real tokens, after each text's length.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from learning.backbones.catalogue import config_of, width_of
+from learning.codecs.chain import Chain, chain_of
 from learning.federated.aggregation import is_finite, restrict, weighted_mean
 from learning.federated.seeds import derived_seed
 from sim.kernel.learned import Learned, Taken
@@ -49,6 +51,11 @@ class Ran(NamedTuple):
     passed: Pass
     mask_BT: Tensor
 
+    @property
+    def width(self) -> int:
+        """Of what it put out."""
+        return self.passed.output.shape[-1]
+
 
 def round_mean(
     state: State, answers: Sequence[State], copies: Sequence[State], weights: Sequence[float]
@@ -66,6 +73,7 @@ class SplitLearner(FederatedLearner):
     """
 
     own: tuple[int, ...] = (0,)
+    by = chain_of("float32")  # how vectors and their gradients are sent
     side_by_side = False  # a batch's pieces are parts of one graph on one model
 
     def __init__(
@@ -92,6 +100,10 @@ class SplitLearner(FederatedLearner):
 
     def _cut(self, model: Any, layers: int) -> Sequence[Any]:
         raise NotImplementedError
+
+    def width_of(self, backbone: str) -> int:
+        """Of what crosses the wire."""
+        return width_of(config_of(self.world.costing.learned[backbone]))
 
     @property
     def label_format(self) -> str:
@@ -131,7 +143,7 @@ class SplitLearner(FederatedLearner):
         labels = self.world.task.labels[samples] if with_labels else np.empty(0)
         lengths = mask_BT.sum(1).numpy().astype("<i4")
         header = lengths.tobytes() + labels.astype(self.label_format).tobytes()
-        return Ran(ran, mask_BT), header + packed_vectors(ran.output, mask_BT)
+        return Ran(ran, mask_BT), header + packed_vectors(ran.output, mask_BT, self.by)
 
     def step_of(self, *what: Any) -> tuple[Learned, Held]:
         """Begin a piece that gives a gradient to send, and what is held after a step."""
@@ -159,7 +171,7 @@ class SplitLearner(FederatedLearner):
         self, update: Callable[..., Any], held: Held, ran: Ran, data: bytes, *head: Any
     ) -> tuple:
         single_thread()
-        gradient_BTD = unpacked_vectors(data, ran.mask_BT)
+        gradient_BTD = unpacked_vectors(data, ran.mask_BT, self.by, ran.width)
         return update(self.optimiser, held, ran.passed, gradient_BTD, *head)
 
     # --- a round
@@ -235,18 +247,20 @@ def mask_of(lengths: np.ndarray) -> Tensor:
     return (torch.arange(int(lengths.max())) < torch.as_tensor(lengths.copy())[:, None]).long()
 
 
-def packed_vectors(h_BTD: Tensor, mask_BT: Tensor) -> bytes:
-    """The vectors of real tokens as bytes, float32."""
+def packed_vectors(h_BTD: Tensor, mask_BT: Tensor, by: Chain) -> bytes:
+    """The vectors of real tokens as bytes."""
+    from learning.codecs.numbers import to_bytes
     from learning.federated.split import pack_rows
 
-    return pack_rows(h_BTD, mask_BT).numpy().astype("<f4", copy=False).tobytes()
+    return to_bytes(pack_rows(h_BTD, mask_BT).numpy(), by)
 
 
-def unpacked_vectors(data: bytes, mask_BT: Tensor) -> Tensor:
+def unpacked_vectors(data: bytes, mask_BT: Tensor, by: Chain, width: int) -> Tensor:
     """Vectors [B, T, D] from such bytes."""
     import torch
 
+    from learning.codecs.numbers import from_bytes
     from learning.federated.split import unpack_rows
 
-    rows = np.frombuffer(data, "<f4").reshape(int(mask_BT.sum()), -1).astype(np.float32)
+    rows = from_bytes(data, by, (int(mask_BT.sum()), width))
     return unpack_rows(torch.from_numpy(rows), mask_BT)

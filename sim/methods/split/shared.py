@@ -5,11 +5,13 @@ what is charged.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from learning.codecs.chain import Wire, chain_of
+from learning.codecs.states import require_by_shape
 from learning.cost.costs import Cost
 from learning.cost.count_split import PartArchitecture
 from learning.federated.seeds import derived_seed
@@ -38,11 +40,20 @@ class SplitSettings(OptimiserSettings, HeadSettings):
     dropout: float = Field(0.1, ge=0, lt=1)
     """In training, on both sides, wherever the backbone has any, and of the head's inputs; 0: none.
     """
+    wire: Wire = ("float32",)
+    """How vectors and their gradients are sent, both ways: a number format, or a list with one, as
+    [top-0.5, int8].
+    """
     readout: Literal["first", "last", "mean"] = "mean"
     weigh_by_samples: bool = False
     """Weigh devices by their number of samples instead of equally."""
     evaluate_every: int = Field(1, ge=1)
     """Rounds between two evaluations."""
+
+    @model_validator(mode="after")
+    def _vectors_have_no_axes(self) -> Self:
+        require_by_shape(chain_of(self.wire), "a batch's vectors are sent")
+        return self
 
 
 class SplitTraining(SynchronousRounds):
@@ -67,10 +78,13 @@ class SplitTraining(SynchronousRounds):
         *learner_args: Any,
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
-        self.charging = Charging(world, parts, self.learner_class.own, config.charged_as)
+        chain, own = chain_of(config.wire), self.learner_class.own
+        self.charging = Charging(world, parts, own, config.charged_as, chain)
         step = (config.optimiser, learning_rate, config.weight_decay, config.momentum)
         how = (*step, config.dropout)
         self.learner = learner_for(world, self.learner_class, *how, *learner_args)
+        if not world.dry:
+            self.learner.by = chain
         self.copies: dict[
             str, Any
         ] = {}  # what the server trains for each device, or for all of them

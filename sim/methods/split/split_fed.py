@@ -92,12 +92,12 @@ class SplitFedLearner(SplitLearner):
         lengths = np.frombuffer(data, "<i4", count)
         labels = np.frombuffer(data, self.label_format, count, offset=4 * count)
         mask_BT = mask_of(lengths)
-        h_BTD = unpacked_vectors(data[8 * count :], mask_BT)
+        h_BTD = unpacked_vectors(data[8 * count :], mask_BT, self.by, self.width_of(backbone))
         labels_B = targets_of(labels)
         part = self.parts[backbone][1]
         batch = (h_BTD, mask_BT, labels_B, dropout)
         back_BTD, *after = server_update(self.optimiser, held, part, *batch)
-        return packed_vectors(back_BTD, mask_BT), *after
+        return packed_vectors(back_BTD, mask_BT, self.by), *after
 
 
 class SplitFed(SplitTraining):
@@ -154,7 +154,7 @@ class SplitFed(SplitTraining):
     ) -> Generator[Any, Any, Any]:
         """Forward, activations and labels up, the server's step, their gradient down, backward."""
         charge, name, work = self.charging, device.backbone, self.learner.work
-        ahead = charge.forward(device, samples, 0)
+        ahead = charge.with_encoding(charge.forward(device, samples, 0), device, samples, 0)
         sent: Any = yield from device.compute(
             work(ahead, self.learner.embed, name, samples, slot[0], seed, True)
         )

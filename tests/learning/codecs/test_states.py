@@ -41,10 +41,18 @@ def test_what_comes_back_is_near_and_as_many_bytes_as_said(sizes, wire, seed):
 
 
 def test_a_worked_size():
-    # 1,000 numbers: four blocks of 256 of a byte each, and a scale of two bytes a block; a tenth of
-    # them in bytes, one scale, and a bit for each place
-    assert states.nbytes(1000, chain_of("int8")) == 4 * 256 + 4 * 2
-    assert states.nbytes(1000, chain_of("top-0.1,int8")) == 100 + 2 + 125
+    # 1,000 numbers: four blocks of 256 of a byte each, and a scale of four bytes a block; a tenth
+    # of them in bytes, one scale, and a bit for each place
+    assert states.nbytes(1000, chain_of("int8")) == 4 * 256 + 4 * 4
+    assert states.nbytes(1000, chain_of("top-0.1,int8")) == 100 + 4 + 125
+
+
+def test_the_smallest_changes_keep_their_precision():
+    change = {name: 1e-9 * tensor for name, tensor in change_of([300], 3).items()}
+    chain = chain_of("int8")
+    back = states.from_bytes(states.to_bytes(change, chain), change, chain)
+    off = np.abs(numbers_of(back) - numbers_of(change)).max()
+    assert off <= np.abs(numbers_of(change)).max() / 250
 
 
 def test_errors_that_are_fed_back_are_made_up_for():
@@ -69,9 +77,9 @@ def test_errors_that_are_fed_back_are_made_up_for():
 @pytest.mark.parametrize("wire", ["pca-4,int8", "int8-channel", "int8,zstd"])
 def test_what_no_change_is_sent_by_is_refused(wire):
     with pytest.raises(CodecError, match="a change of a model is sent by a number format"):
-        states.require_for_states(chain_of(wire))
+        states.require_by_shape(chain_of(wire), "a change of a model is sent")
 
 
 def test_bytes_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="5 bytes are no change of 3 numbers as int8"):
+    with pytest.raises(ValueError, match="5 bytes are not 256 numbers as int8"):
         states.from_bytes(b"12345", change_of([3]), chain_of("int8"))
