@@ -17,6 +17,7 @@ from learning.attacks.text_recovery import Inverter, identify, turned_back, turn
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
 from learning.side.protection import to_classes
+from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.protection import protection_of
 from sim.privacy.measures import PrivacyError
 from sim.privacy.uploads import Uploads, Vectors
@@ -36,7 +37,9 @@ def as_they_are(uploads: Uploads, kind: str) -> list[AttackOutcome]:
         ledger = uploads.run.ledger().to_pylist()
     except RunError:  # from before there was one
         return []
-    rows = [row for row in ledger if row["receiver"] == "server"]
+    is_central = isinstance(uploads.sim.method, Centralised)  # of others it has public texts alone
+    ways = ("sent", "start") if is_central else ("sent",)
+    rows = [row for row in ledger if row["receiver"] == "server" and row["way"] in ways]
     has = {row["kind"] for row in rows if row["records"]}
     task = uploads.sim.task
     whole = np.ones(sum(map(len, task.parts)), dtype=bool)

@@ -55,7 +55,8 @@ def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontP
             continue
         values = {key: mine[0][key] for key in keys}
         x_ends, y_ends = (float(x.min()), float(x.max())), (float(y.min()), float(y.max()))
-        means = float(x.mean()), float(y.mean())
+        # a mean of equal numbers may be another in its last bit
+        means = float(x.mean().clip(*x_ends)), float(y.mean().clip(*y_ends))
         found.append(
             FrontPoint(mine[0][METHOD], values, means[0], *x_ends, means[1], *y_ends, len(mine))
         )

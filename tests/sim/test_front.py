@@ -33,6 +33,15 @@ def test_the_front_is_what_no_other_beats():
     assert (one.score_least, one.score_most) == (0.5, 0.51)
 
 
+def test_a_mean_is_never_beyond_the_least_and_the_most():
+    rows = [row(taps, seed, 0.1 * taps, 0.1 * taps, 0.2) for taps in (1, 2, 3) for seed in range(3)]
+    for point in points_of(rows, ["method.taps"]):
+        assert point.cost_least == point.cost == point.cost_most
+        assert point.score_least == point.score == point.score_most
+    with matplotlib.style.context(["default", STYLE]):
+        assert bytes_figure(rows, ["method.taps"], "accuracy") is not None
+
+
 def test_a_combination_without_all_its_runs_is_no_point():
     rows = rows_of((1, 0.5, 100), (2, 0.7, 200))
     rows[0]["status"] = "failed"

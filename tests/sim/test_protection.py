@@ -208,6 +208,11 @@ def test_what_cannot_be_attacked_is_said_before_it_is_simulated_again(
         ),
         ({"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 1}, {}, "whole matrices here"),
         (
+            {"kind": "centralised"},
+            {("sent as they are", "labels"): 1.0, ("sent as they are", "text in top 1"): 1.0},
+            "uploads no activations",
+        ),
+        (
             {"kind": "upload-raw-text"},
             {("sent as they are", "labels"): 1.0, ("sent as they are", "tokens, F1"): 1.0},
             "uploads no activations",
@@ -240,6 +245,14 @@ def test_what_other_methods_send_is_attacked_as_it_allows(
     if method["kind"].startswith("fed"):
         [counted] = [one for one in got.outcomes if one.what == "labels of a batch"]
         assert counted.success > counted.chance  # three classes, unevenly dealt
+
+
+def test_public_texts_at_the_server_are_no_texts_of_devices(scenario_file, tmp_path):
+    method = {**METHOD, "backbone_prediction": "public-head"}
+    run = run_scenario(str(scenario_file(task=TASK, method=method)), out=tmp_path / "run")
+    assert {r["kind"] for r in run.ledger().to_pylist() if r["way"] == "start"} == {"text", "label"}
+    found = report(run, folder=tmp_path)
+    assert not [one for one in found.outcomes if one.attack == "sent as they are"]
 
 
 def test_the_numbers_of_a_table_are_the_most_that_any_attack_got():

@@ -53,6 +53,17 @@ class Protection(Settings):
     delta: float = Field(1e-5, gt=0, lt=1)
     """Of `epsilon`."""
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: Callable[[Protection], dict[str, Any]]) -> dict[str, Any]:
+        """Who has nothing of what came later keeps the digest from before."""
+        fields = type(self).model_fields
+        later = ("decoys", "decoy_classes", "epsilon", "delta")
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in later or value != fields[name].default
+        }
+
     @model_validator(mode="after")
     def _what_is_bounded(self) -> Protection:
         if self.epsilon is not None and self.offset > 0:
