@@ -71,7 +71,7 @@ def _figure(panels: Sequence[Panel], y_label: str) -> Figure:
     by = _varying(every)
     ways = [_ways(every, name) for name in by[:2]]
     for ax, panel in zip(axes, panels, strict=False):
-        _draw(ax, panel, by, ways)
+        _draw(ax, panel, by, ways, is_numbered=len(panels) == 1)
     for ax in list(axes)[len(panels) :]:
         ax.set_visible(False)
     for row in range(down):
@@ -80,7 +80,13 @@ def _figure(panels: Sequence[Panel], y_label: str) -> Figure:
     return figure
 
 
-def _draw(ax: Axes, panel: Panel, by: Sequence[str], ways: Sequence[Mapping[str, int]]) -> None:
+def _draw(
+    ax: Axes,
+    panel: Panel,
+    by: Sequence[str],
+    ways: Sequence[Mapping[str, int]],
+    is_numbered: bool,
+) -> None:
     unit, size = byte_unit(max(p.cost for p in panel.points)) if panel.are_bytes else ("", 1.0)
     for point in panel.points:
         places = [way[_text(point, name)] for way, name in zip(ways, by, strict=False)]
@@ -103,7 +109,7 @@ def _draw(ax: Axes, panel: Panel, by: Sequence[str], ways: Sequence[Mapping[str,
     costs, scores = [p.cost / size for p in front], [p.score for p in front]
     line: dict[str, Any] = {"color": "#555555", "linewidth": 0.8, "zorder": 1}
     ax.plot(costs, scores, drawstyle="steps-post", **line)
-    for number, point in enumerate(front[:MOST_NAMED], 1):
+    for number, point in enumerate(front[:MOST_NAMED] if is_numbered else (), 1):
         where, text = (point.cost / size, point.score), str(number)
         ax.annotate(text, where, (0, 5), textcoords="offset points", fontsize=6.5, ha="center")
     every = [p.cost for p in panel.points]
