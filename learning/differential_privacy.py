@@ -37,13 +37,18 @@ def noise_for(epsilon: float, delta: float) -> float:
         raise NoAccountant(MISSING) from error
     with warnings.catch_warnings():  # of orders, where a finer grid would tell a little less
         warnings.simplefilter("ignore")
-        return get_noise_multiplier(
-            target_epsilon=epsilon,
-            target_delta=delta,
-            sample_rate=1.0,
-            steps=1,
-            accountant="rdp",
-        )
+        try:
+            return get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=1.0,
+                steps=1,
+                accountant="rdp",
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"{epsilon:g} at delta {delta:g} is less than can be counted: say more of one"
+            ) from error
 
 
 def epsilon_of(noise_multiplier: float, sample_rate: float, releases: int, delta: float) -> float:

@@ -25,5 +25,5 @@ def standardised(x_NF: np.ndarray) -> np.ndarray:
 
 
 def unit(x_NF: np.ndarray) -> np.ndarray:
-    """Each row over its length."""
-    return x_NF / np.maximum(np.linalg.norm(x_NF, axis=1, keepdims=True), 1e-12)
+    """Each vector [..., d] over its length."""
+    return x_NF / np.maximum(np.linalg.norm(x_NF, axis=-1, keepdims=True), 1e-12)

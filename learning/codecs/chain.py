@@ -10,6 +10,7 @@ The order is that of computing: project, keep the largest, round, code. No torch
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ NUMBERS = {
 channel of a payload's vectors of a layer."""
 PROJECTIONS = ("pca", "random")
 CODERS = ("zstd",)
+_PLAIN = (*NUMBERS, *CODERS)
 SCALE_BYTES = 2
 ROUNDING_FLOP, PICKING_FLOP, CODING_FLOP = 4.0, 8.0, 5.0
 """Operations of a number that is rounded by a scale (size, compare, divide, round) or looked at for
@@ -182,7 +184,12 @@ def _stage(word: str) -> tuple[str, dict[str, Any]]:
                 return "top", {"top": float(size)}
         except ValueError:
             pass
-    raise CodecError(f"{word!r} is no part of a wire: {_SAYS}")
+    known = {name: name for name in (*NUMBERS, *CODERS)} | {
+        n: f"{n}-K" for n in (*PROJECTIONS, "top")
+    }
+    near = difflib.get_close_matches(word, known) or difflib.get_close_matches(name, known)
+    hint = f" (did you mean {known[near[0]].replace('K', size or 'K')}?)" if near else ""
+    raise CodecError(f"{word!r} is no part of a wire{hint}: {_SAYS}")
 
 
 def chain_of(wire: str | Sequence[str] | Chain) -> Chain:
@@ -196,7 +203,11 @@ def chain_of(wire: str | Sequence[str] | Chain) -> Chain:
 
 
 def _listed(given: Any) -> Any:
-    return [given] if isinstance(given, str) else given
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list | tuple) or not all(isinstance(word, str) for word in given):
+        raise CodecError(f"{given!r} is no wire: {_SAYS}")
+    return given
 
 
 def _checked(words: tuple[str, ...]) -> tuple[str, ...]:

@@ -155,7 +155,8 @@ def noted(chain: Chain, shape: tuple[int, ...]) -> dict[str, str]:
     if chain.is_plain and chain.number != "bfloat16":
         return {}
     sent = dataclasses.replace(chain, projection=None, coordinates=0)
-    return {"wire": str(sent), "shape": ",".join(map(str, shape))}
+    # one entry: safetensors writes several in another order each time
+    return {"wire": f"{sent} of {'x'.join(map(str, shape))}"}
 
 
 def read_note(data: bytes) -> tuple[Chain, tuple[int, ...]] | None:
@@ -164,7 +165,8 @@ def read_note(data: bytes) -> tuple[Chain, tuple[int, ...]] | None:
     note = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     if "wire" not in note:
         return None
-    return chain_of(note["wire"]), tuple(map(int, note["shape"].split(",")))
+    wire, _, shape = note["wire"].partition(" of ")
+    return chain_of(wire), tuple(map(int, shape.split("x")))
 
 
 # --- the largest

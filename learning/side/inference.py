@@ -148,7 +148,8 @@ class SidePredictor:
             y_s = self.network(torch.from_numpy(sent), self.spec.name)
             if self.secret is not None:
                 offset = self.secret.offset(self.spec.name, values)
-                y_s = torch.from_numpy(to_classes(self.secret.codes, y_s.numpy(), offset))
+                if self.notes["loss"] == "squared-error":  # of labels there are no codes
+                    y_s = torch.from_numpy(to_classes(self.secret.codes, y_s.numpy(), offset))
             scores = compose(y_b, y_s, self.notes["loss"]).numpy()
         return [self.class_names[c] for c in scores.argmax(axis=1)], scores
 

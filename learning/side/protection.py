@@ -72,8 +72,8 @@ def public_axes(vectors: Mapping[str, np.ndarray], count: int) -> PublicAxes:
         x_NF = np.concatenate(parts)
         if min(len(part) for part in parts) <= count or x_NF.shape[1] < count:
             raise ValueError(
-                f"{count} axes need more than {count} public texts and numbers a text; there are "
-                f"{min(len(part) for part in parts)} and {x_NF.shape[1]}"
+                f"method.protection.axes: {count} axes need more than {count} public texts and "
+                f"numbers a text; there are {min(len(part) for part in parts)} and {x_NF.shape[1]}"
             )
         _, lengths_K, axes_KF = np.linalg.svd(x_NF, full_matrices=False)
         if (rank := int((lengths_K > LEAST * lengths_K[0]).sum())) < count:

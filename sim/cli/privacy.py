@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sim.cli.terminal import console
+from sim.cli.terminal import console, errors
 
 Attack = Literal["labels", "texts", "model", "all", "none"]
 
@@ -46,7 +46,14 @@ def privacy(
     if attacks == "none":
         return
     with console.status("simulating the run again") as status:
-        found = report(opened, attacks, folder, lambda what: status.update(what))
+
+        def say(what: str) -> None:
+            status.update(what)
+            if not console.is_terminal:
+                errors.print(what)
+
+        say("simulating the run again")
+        found = report(opened, attacks, folder, say)
     for remark in found.remarks:
         console.print(remark, highlight=False)
     if found.outcomes:

@@ -20,6 +20,7 @@ from sim.compare.write import (
     is_cut_off,
     why_costless,
 )
+from sim.privacy.measures import SAID
 from sim.scenario.complaints import nearest
 from sim.views import escaping
 
@@ -40,6 +41,7 @@ HEADINGS = {  # short, and what each number is of
     "waiting_s": "Waiting",
     "wasted_bytes": "Wasted",
     "updates": "Updates",
+    **SAID,
 }
 NOTES = {  # what a heading does not say
     "chosen": "at the evaluation that validation texts choose",

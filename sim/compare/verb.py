@@ -337,6 +337,7 @@ def _figures(
         if ours in first and against and not dry:
             claims = {str(column): saved for column, saved in compare.claims.items()}
             plots.draw_reductions(first, ours, against, claims, out / at / "figures", learned)
+    (out / "figures" / "privacy.png").unlink(missing_ok=True)
     if not dry:
         plots.draw_privacy(entries, out, folder, host)
     if compare.over is not None and not dry:

@@ -13,6 +13,7 @@ from learning.attacks import label_recovery
 from learning.attacks.bags import judged_tokens
 from learning.attacks.mixture import by_mixture
 from learning.attacks.outcome import AttackOutcome, majority, of_share
+from learning.attacks.standards import unit
 from learning.attacks.text_recovery import Inverter, identify, turned_back, turned_by_axes
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
@@ -297,7 +298,10 @@ def _computed(
     """
     spec = uploads.sim.costing.learned[backbone]
     read_NVD = _read(uploads, backbone, uploads.sim.task.tokens(spec, samples))
-    return uploads.learner_of(backbone).projected(backbone, read_NVD[:, list(layers)])
+    learner = uploads.learner_of(backbone)
+    sent_NVD = learner.projected(backbone, read_NVD[:, list(layers)])
+    is_unit = learner.secret is not None and learner.secret.is_unit  # which is no secret
+    return unit(sent_NVD) if is_unit else sent_NVD
 
 
 def _read(uploads: Uploads, backbone: str, tokens: Tokens) -> np.ndarray:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from inputs.files import FileProblem, read_text
 from learning.attacks.outcome import AttackOutcome
+from sim.kernel.writing import write_json
 from sim.results.run import Run
 
 
@@ -18,6 +19,8 @@ class PrivacyError(ValueError):
 
 
 FILE = "privacy.json"
+SAID_OF = {"labels": "labels", "texts": "texts", "model": "the trained model"}
+"""What attacks are on -> in words."""
 WHATS = {
     "labels": ("labels",),
     "label_counts": ("labels of a batch",),
@@ -64,6 +67,9 @@ def require_attacks(attacks: str, dry: bool) -> None:
     """Raise PrivacyError for attacks that cannot be tried: on dry runs, or without scikit-learn."""
     if attacks == "none":
         return
+    if attacks not in (*SAID_OF, "all"):
+        known = ", ".join(("none", *SAID_OF, "all"))
+        raise PrivacyError(f"attacks: {attacks!r} is none of {known}")
     if dry:
         raise PrivacyError("attacks read what was sent, and a dry run sends nothing: leave out one")
     if importlib.util.find_spec("sklearn") is None:
@@ -74,7 +80,9 @@ def written(folder: Path) -> dict[str, Any] | None:
     """What `mobifleet privacy` left in a run's folder; None where it left nothing whole."""
     try:
         found = json.loads(read_text(folder / FILE))
-        return {**found, "outcomes": [AttackOutcome(**one) for one in found["outcomes"]]}
+        rows = found["outcomes"]
+        plain = [{name: one[name] for name in one if name != "on"} for one in rows]
+        return {**found, "rows": rows, "outcomes": [AttackOutcome(**one) for one in plain]}
     except (FileProblem, ValueError, TypeError, KeyError):
         return None
 
@@ -86,11 +94,22 @@ def measures_in(run: Run) -> dict[str, float]:
     return measures_of(found["outcomes"]) if found is not None and is_of_it else {}
 
 
+def write_found(run: Run, tried: Sequence[str], rows: list[dict[str, Any]], remarks: Any) -> None:
+    """Into RUN/privacy.json what was tried now, beside what was found of the rest before."""
+    before = written(run.path) or {}
+    is_of_it = before.get("digest") == run.summary.get("digest")
+    kept = [one for one in before.get("rows", ()) if is_of_it and one.get("on") not in tried]
+    names = {*tried, *(before.get("tried", ()) if is_of_it else ())}
+    found = {"digest": run.summary.get("digest"), "tried": [n for n in SAID_OF if n in names]}
+    write_json(run.path / FILE, {**found, "outcomes": [*kept, *rows], "remarks": list(remarks)})
+
+
 def is_attacked(folder: Path, attacks: str, digest: str | None) -> bool:
     """Whether these attacks have been tried on the run of this digest in the folder."""
     found = written(folder)
+    wanted = set(SAID_OF) if attacks == "all" else {attacks}
     return (
         found is not None
         and found.get("digest") == digest
-        and found.get("attacks") in (attacks, "all")
+        and wanted <= set(found.get("tried", ()))
     )

@@ -10,6 +10,7 @@ from learning.attacks.extraction import extraction
 from learning.attacks.membership import by_loss
 from learning.attacks.outcome import AttackOutcome
 from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.shared import SideTuning
 from sim.privacy.measures import PrivacyError
 from sim.privacy.uploads import Uploads
@@ -31,8 +32,8 @@ def members(uploads: Uploads) -> list[AttackOutcome]:
         raise PrivacyError("labels are ratings here: attacks on classes do not apply")
     inside: list[np.ndarray] = []
     outside: list[np.ndarray] = []
-    for name in sim.costing.learned:
-        mine = [d.samples for d in sim.devices if d.backbone == name]
+    for name in _backbones(uploads):
+        mine = [d.samples for d in sim.devices if name == d.backbone or _is_central(uploads)]
         trained = rng.permutation(np.unique(np.concatenate([NOBODY, *mine])))[:MOST_TEXTS]
         if len(trained):
             inside.append(_losses(uploads, name, np.sort(trained)))
@@ -40,6 +41,16 @@ def members(uploads: Uploads) -> list[AttackOutcome]:
     if not inside or not len(sim.task.test):
         raise PrivacyError("no texts to tell members from")
     return by_loss(np.concatenate(inside), np.concatenate(outside), rng)
+
+
+def _is_central(uploads: Uploads) -> bool:
+    return isinstance(uploads.sim.method, Centralised)
+
+
+def _backbones(uploads: Uploads) -> list[str]:
+    """Those that something was trained for: the server's own, or all of the fleet."""
+    method: Any = uploads.sim.method
+    return [method.backbone] if _is_central(uploads) else list(uploads.sim.costing.learned)
 
 
 def _losses(uploads: Uploads, backbone: str, samples: np.ndarray) -> np.ndarray:
@@ -85,7 +96,7 @@ def stolen(uploads: Uploads) -> list[AttackOutcome]:
     if not isinstance(sim.method, SideTuning) or sim.task.has_ratings:
         raise PrivacyError(f"{uploads.run.method} trains no side network for classes")
     said, truth = [], []
-    for name in {device.backbone: None for device in sim.devices}:
+    for name in _backbones(uploads):
         learner: Any = _learner_of(uploads, name)
         held = learner.held_out_of(name, sim.task.test)
         with torch.inference_mode():

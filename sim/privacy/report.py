@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from inputs.units import format_bytes
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
-from sim.kernel.writing import write_json
 from sim.methods.federated_peft.shared import FederatedPeft
-from sim.privacy.measures import FILE, PrivacyError, require_attacks
+from sim.privacy.measures import SAID_OF as SAID
+from sim.privacy.measures import PrivacyError, require_attacks, write_found
 from sim.privacy.uploads import Uploads, require_server, scenario_of, uploads_of
 from sim.results.run import Run
 
 NOT_SHOWN = {"tokens, precision", "tokens, recall", "text in top 10", "advantage"}
 PARTIES = {"server": "What the server saw", "devices": "What devices saw"}
-SAID = {"labels": "labels", "texts": "texts", "model": "the trained model"}
-"""What attacks are on -> in words."""
 WAYS = {"sent": "", "start": "from the start", "cut off": "cut off on the way"}
 
 
@@ -100,43 +98,43 @@ def report(
     require_attacks(attacks, dry=False)
     require_server(scenario_of(run))
     uploads = uploads_of(run, folder)
-    found = Report([], [])
+    remarks = []
     if not uploads.is_same:
-        found.remarks.append(
+        remarks.append(
             "simulated again it came to another digest: other last bits than the run's (another "
             "machine, or another version)"
         )
-    for name, tries in _attacks_on(uploads, found.remarks).items():
-        if attacks not in (name, "all"):
-            continue
+    found = Report([], remarks)
+    rows: list[dict[str, Any]] = []
+    tried = [name for name in SAID if attacks in (name, "all")]
+    for name in tried:
         on_stage(f"attacking {SAID[name]}")
-        for attack in tries:
-            try:
-                found.outcomes.extend(attack())
-            except PrivacyError as error:
-                found.remarks.append(f"no attack on {SAID[name]}: {error}")
-    rows = [dataclasses.asdict(outcome) for outcome in found.outcomes]
-    mark = {"attacks": attacks, "digest": run.summary.get("digest")}
-    write_json(run.path / FILE, {**mark, "outcomes": rows, "remarks": found.remarks})
+        outcomes = list(_attacked(name, uploads, remarks))
+        found.outcomes.extend(outcomes)
+        rows += [{**dataclasses.asdict(outcome), "on": name} for outcome in outcomes]
+    write_found(run, tried, rows, remarks)
     return found
 
 
-Attacks = Mapping[str, list[Callable[[], list[AttackOutcome]]]]
-
-
-def _attacks_on(uploads: Uploads, untried: list[str]) -> Attacks:
-    """By what they are on, the attacks that such a method's payloads and models allow."""
+def _attacked(name: str, uploads: Uploads, remarks: list[str]) -> Iterator[AttackOutcome]:
+    """What attacks on labels, texts or the model come to, as such a method's payloads allow."""
     from sim.privacy import attacks, of_models, of_updates
 
-    on_model = [lambda: of_models.members(uploads)]
-    if isinstance(uploads.sim.method, FederatedPeft):
-        labels, texts = (lambda: of_updates.labels(uploads)), (lambda: of_updates.texts(uploads))
+    if outcomes := attacks.as_they_are(uploads, name):  # which needs no attack
+        yield from outcomes
+        return
+    tries: list[Callable[[], list[AttackOutcome]]]
+    is_peft = isinstance(uploads.sim.method, FederatedPeft)
+    if name == "model":
+        tries = [lambda: of_models.members(uploads)]
+        tries += [] if is_peft else [lambda: of_models.stolen(uploads)]
+    elif is_peft:
+        tries = [lambda: (of_updates.labels if name == "labels" else of_updates.texts)(uploads)]
     else:
-        labels = functools.partial(attacks.labels, uploads, untried=untried)
-        texts = functools.partial(attacks.texts, uploads, untried=untried)
-        on_model.append(lambda: of_models.stolen(uploads))
-    return {
-        "labels": [lambda: attacks.as_they_are(uploads, "labels"), labels],
-        "texts": [lambda: attacks.as_they_are(uploads, "texts"), texts],
-        "model": on_model,
-    }
+        of_uploads = attacks.labels if name == "labels" else attacks.texts
+        tries = [lambda: of_uploads(uploads, untried=remarks)]
+    for attack_ in tries:
+        try:
+            yield from attack_()
+        except PrivacyError as error:
+            remarks.append(f"no attack on {SAID[name]}: {error}")

@@ -118,9 +118,15 @@ def refuse_others(scenario: Scenario) -> None:
     method: Any = scenario.method
     of = method_of(method)
     if not issubclass(of, SideTuning) or issubclass(of, Centralised):
-        raise PrivacyError(f"{method.kind} uploads no activations with differences or labels")
+        raise PrivacyError(
+            f"{method.kind} uploads no single vectors with differences or labels; what else it "
+            "sends of each token says more of a text, and is not attacked here"
+        )
     if getattr(method, "shortcut", "pivot") == "matrix":
-        raise PrivacyError(f"{method.kind} uploads whole matrices here, which no attack reads")
+        raise PrivacyError(
+            f"{method.kind} uploads whole matrices here, which say more of a text than single "
+            "vectors, and are not attacked here"
+        )
 
 
 def require_server(scenario: Scenario) -> None:
@@ -163,8 +169,10 @@ def uploads_of(
     """
     run = run if isinstance(run, Run) else open_run(run)
     if run.manifest.get("dry") or run.manifest.get("status") != "finished":
-        how = "was dry" if run.manifest.get("dry") else f"is {run.manifest.get('status')}"
-        raise PrivacyError(f"{run.path} {how}: only a finished run has sent everything")
+        if run.manifest.get("dry"):
+            raise PrivacyError(f"{run.path} was dry: it sent nothing that could be attacked")
+        how = run.manifest.get("status")
+        raise PrivacyError(f"{run.path} is {how}: only a finished run has sent everything")
     scenario = scenario_of(run)
     now, then = digests(scenario, folder, None), run.manifest.get("inputs", {})
     if changed := sorted(name for name in then if now.get(name) != then[name]):

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from inputs.files import FileProblem, is_ours, read_text
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import replacing
-from sim.privacy.measures import is_attacked
+from sim.privacy.measures import SAID_OF, PrivacyError, is_attacked, write_found
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import FAILED, empty, held, is_strangers, read_manifest
 from sim.scenario.file import digest, resolved
@@ -68,6 +68,9 @@ def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> s
     without one.
     """
     if not (manifest := _manifest(entry, dry)):
+        other = read_manifest(entry.folder)
+        if _is_of(other, entry) and other.get("status") == "finished":
+            return "dry before, and now to learn" if not dry else "learned before, and now dry"
         return None
     if changed := changed_files(manifest.get("inputs") or {}, digests(entry.scenario, folder)):
         return f"{', '.join(changed)} held something else before"
@@ -84,8 +87,11 @@ def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> s
 def _manifest(entry: PlannedRun, dry: bool) -> dict[str, Any]:
     """That of the run of exactly this scenario in the folder, {} without one."""
     manifest = read_manifest(entry.folder)
-    is_same = manifest.get("scenario_digest") == digest(resolved(entry.scenario))
-    return manifest if is_same and manifest.get("dry", False) == dry else {}
+    return manifest if _is_of(manifest, entry) and manifest.get("dry", False) == dry else {}
+
+
+def _is_of(manifest: dict[str, Any], entry: PlannedRun) -> bool:
+    return manifest.get("scenario_digest") == digest(resolved(entry.scenario))
 
 
 def failure(entry: PlannedRun) -> str | None:
@@ -247,7 +253,12 @@ def _run(
 def _attack(entry: PlannedRun, folder: Path, attacks: str) -> None:
     from sim.privacy.report import report
 
-    report(open_run(entry.folder), attacks, folder)
+    run = open_run(entry.folder)
+    try:
+        report(run, attacks, folder)
+    except PrivacyError as error:  # there is nothing to attack: that is what was found
+        tried = list(SAID_OF) if attacks == "all" else [attacks]
+        write_found(run, tried, [], [str(error)])
 
 
 def _note_failure(entry: PlannedRun, why: str) -> None:

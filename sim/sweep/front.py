@@ -22,7 +22,8 @@ BYTES = "bytes a device"
 @dataclass(frozen=True)
 class FrontPoint:
     """A method at a combination of settings: its cost and score, means over seeds with the least
-    and the most of them, and whether no other costs as little and scores as much.
+    and the most of them, whether it is a reference, and whether no other that is none costs as
+    little and scores as much.
     """
 
     method: str
@@ -34,6 +35,7 @@ class FrontPoint:
     score_least: float
     score_most: float
     seeds: int
+    is_reference: bool = False
     on_front: bool = False
 
 
@@ -58,7 +60,10 @@ def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontP
         # a mean of equal numbers may be another in its last bit
         means = float(x.mean().clip(*x_ends)), float(y.mean().clip(*y_ends))
         found.append(
-            FrontPoint(mine[0][METHOD], values, means[0], *x_ends, means[1], *y_ends, len(mine))
+            FrontPoint(
+                *(mine[0][METHOD], values, means[0], *x_ends, means[1], *y_ends, len(mine)),
+                is_reference=bool(mine[0].get("is_reference")),
+            )
         )
     return _with_front(found)
 
@@ -76,8 +81,9 @@ def _with_front(points: list[FrontPoint]) -> list[FrontPoint]:
     """
 
     def is_beaten(point: FrontPoint) -> bool:
-        return any(
-            other.cost <= point.cost
+        return point.is_reference or any(
+            not other.is_reference
+            and other.cost <= point.cost
             and other.score >= point.score
             and (other.cost, other.score) != (point.cost, point.score)
             for other in points

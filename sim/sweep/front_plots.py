@@ -66,13 +66,13 @@ def _figure(panels: Sequence[Panel], y_label: str) -> Figure:
     height_in = ONE_IN if len(panels) == 1 else LINE_IN * down
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(down, across, squeeze=False, sharey=True).flat
+    axes = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     every = [point for panel in panels for point in panel.points]
     by = _varying(every)
     ways = [_ways(every, name) for name in by[:2]]
     for ax, panel in zip(axes, panels, strict=False):
         _draw(ax, panel, by, ways, is_numbered=len(panels) == 1)
-    for ax in list(axes)[len(panels) :]:
+    for ax in axes[len(panels) :]:
         ax.set_visible(False)
     for row in range(down):
         axes[row * across].set_ylabel(y_label)
@@ -112,9 +112,10 @@ def _draw(
     for number, point in enumerate(front[:MOST_NAMED] if is_numbered else (), 1):
         where, text = (point.cost / size, point.score), str(number)
         ax.annotate(text, where, (0, 5), textcoords="offset points", fontsize=6.5, ha="center")
-    every = [p.cost for p in panel.points]
-    if panel.are_bytes and min(every) > 0 and max(every) > FAR_APART * min(every):
-        ax.set_xscale("log")
+    some = [p.cost for p in panel.points if p.cost > 0]
+    if panel.are_bytes and some and max(some) > FAR_APART * min(some):
+        has_none = len(some) < len(panel.points)  # 0 has no place on a logarithmic axis
+        ax.set_xscale("symlog", linthresh=min(some) / size) if has_none else ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
     if panel.chance is not None:
         ax.axvline(panel.chance, color="#999999", linewidth=0.8, linestyle=":", zorder=0)

@@ -60,6 +60,8 @@ def draw(rows: Rows, curves: Rows, keys: Sequence[str], metric: str, out: Path) 
         ):
             if figure is not None:
                 files.append(save(figure, out / f"{name}.png"))
+            else:  # that of an earlier sweep is not of this one
+                (out / f"{name}.png").unlink(missing_ok=True)
     return files
 
 
@@ -266,4 +268,4 @@ def _value(value: Any) -> str:
     """A value as it stands beside its factor's name: settings without braces and quotes."""
     if not isinstance(value, Mapping):
         return value_text(value)
-    return ", ".join(f"{key}: {_value(one)}" for key, one in value.items())
+    return ", ".join(f"{key}: {_value(one)}" for key, one in value.items()) or "{}"

@@ -35,7 +35,7 @@ def rows_of(
     rows = []
     for entry in entries:
         done = is_done(entry, dry, folder, host)
-        why = None if done else failure(entry)
+        why = failure(entry)  # of a finished run: why an attack on it failed
         row = {
             **entry.values,
             "method": entry.label,

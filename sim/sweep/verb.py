@@ -16,7 +16,7 @@ from rich.table import Table
 from inputs.units import format_bytes, format_seconds, format_si
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import write_json
-from sim.privacy.measures import require_attacks
+from sim.privacy.measures import SAID, require_attacks
 from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ON_TERMINAL = 4  # outcomes
 COLUMN = 11  # characters, at least
 MOST_SHOWN = 10  # failures
+AS_WRITTEN = {"cost": "bytes", "cost_least": "bytes_least", "cost_most": "bytes_most"}
+"""Of a point of the front, in front.csv."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ class Sweep:
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """The rows of the runs that failed; the next call tries them again, and them alone."""
-        return [row for row in self.rows if row["status"] == "failed"]
+        """The rows of the runs that failed, or attacks on them; the next call tries them again, and
+        them alone.
+        """
+        return [row for row in self.rows if row["error"] is not None]
 
     def tables_for(self, width: int) -> list[Table]:
         """The effects for a terminal of so many characters: a row a value, its outcomes' means and
@@ -67,7 +71,9 @@ class Sweep:
         """
         if not self.effects:
             return []
-        outcomes = list(dict.fromkeys(effect.outcome for effect in self.effects))[:ON_TERMINAL]
+        known = dict.fromkeys(effect.outcome for effect in self.effects)
+        attacked = [name for name in known if name in SAID]
+        outcomes = [*[name for name in known if name not in SAID][:ON_TERMINAL], *attacked]
         view = Table(
             title="effect of each factor: means over everything else, differences to the first "
             "value with 95 % intervals over seeds",
@@ -151,8 +157,15 @@ def _write(
         ({**vars(effect), "value": value_text(effect.value)} for effect in effects),
         out / "effects.csv",
     )
-    front = [{**vars(point), **point.values} for point in points_of(rows, keys)]
-    of_point = [field.name for field in dataclasses.fields(FrontPoint) if field.name != "values"]
+    front = [
+        {
+            **{key: value_text(value) for key, value in point.values.items()},
+            **{AS_WRITTEN.get(name, name): value for name, value in vars(point).items()},
+        }
+        for point in points_of(rows, keys)
+    ]
+    fields = [f.name for f in dataclasses.fields(FrontPoint) if f.name != "values"]
+    of_point = [AS_WRITTEN.get(name, name) for name in fields]
     table.write_csv([*keys, *of_point], _only(front, [*keys, *of_point]), out / "front.csv")
     metric = next((row["metric"] for row in rows if row.get("metric")), "accuracy")
     if figures:

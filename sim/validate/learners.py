@@ -135,6 +135,11 @@ def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> S
 def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
     method = sim.method
     assert isinstance(method, FedAvg)  # `SUPPORTED` has no other that is not side-tuning
+    if method.sends_coded or method.config.differential_privacy is not None:
+        raise ValueError(
+            "method.wire, wire_down and differential_privacy: executed runs send what is trained, "
+            "as it is; leave them out"
+        )
     return FedAvgLearner(view, *method.learner_args, method.config.server_optimiser)
 
 

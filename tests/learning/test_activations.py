@@ -120,7 +120,9 @@ def test_int8_gives_each_vector_its_own_scale_and_keeps_zeros():
 
 
 def test_an_unknown_wire_is_refused():
-    with pytest.raises(CodecError, match="'int2' is no part of a wire: a wire is one number"):
+    with pytest.raises(
+        CodecError, match=r"'int2' is no part of a wire \(did you mean int8\?\): a wire is"
+    ):
         encode(records((1, 1, 1, 1)), "int2")
 
 

@@ -125,6 +125,32 @@ def test_down_goes_the_model_by_its_own_codec_and_what_is_trained_is_that(method
     assert 0 < away < 0.5 * np.linalg.norm(numbers_of(plain))
 
 
+def test_noise_is_not_promised_where_fewer_stand_behind_a_mean(simulate):
+    mixed = [*EQUAL, {**EQUAL[0], "count": 1, "backbone": "random-bert-l1"}]
+    how = {**FEDAVG, "differential_privacy": {"clip": 1}}
+    with pytest.raises(ValueError, match="devices of several backbones train other parts"):
+        simulate(dry=True, method=how, **{**WORLD, "fleet": mixed})
+
+
+def test_every_round_counts_where_some_devices_are_not_there_to_be_drawn(simulate):
+    how = {**FEDAVG, "participation": 0.3, "rounds": 6, "differential_privacy": {"clip": 1}}
+    drawn = simulate(dry=True, method=how, **WORLD)
+    late = {**WORLD, "arrivals": {"kind": "list", "times": ["0 s", "1 h", "1 h"]}}
+    alone = simulate(dry=True, method=how, **late)
+    found = [s.method.findings()["differential_privacy"]["epsilon"] for s in (drawn, alone)]
+    assert found[0] == pytest.approx(epsilon_of(1.0, 1 / 3, 6, 1e-5))
+    assert found[1] == pytest.approx(epsilon_of(1.0, 1.0, 6, 1e-5)) and found[1] > found[0]
+
+
+def test_the_server_computes_on_what_it_decodes(simulate):
+    def flop(method) -> float:
+        rows = simulate(dry=True, method=method, **WORLD).recorder.spans().to_pylist()
+        return sum(row["flop"] for row in rows if row["actor"] == "server")
+
+    for method in (FEDAVG, FEDBUFF):
+        assert flop({**method, "wire": "int4"}) == flop(method) > 0
+
+
 def test_clipping_holds_a_round_to_its_length(simulate):
     how = {"clip": 0.05, "noise_multiplier": 0.0}
     sim = simulate(method={**FEDAVG, "rounds": 1, "differential_privacy": how}, **WORLD)

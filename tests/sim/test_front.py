@@ -6,6 +6,7 @@ import json
 import matplotlib.style
 import pytest
 
+from sim.api import sweep
 from sim.results.run import open_run
 from sim.sweep.front import BYTES, points_of
 from sim.sweep.front_plots import bytes_figure, privacy_figure
@@ -103,7 +104,9 @@ def test_a_sweep_attacks_its_runs_once_and_has_columns(mobifleet, scenario_file,
     assert "0 of them finished" in more.out
     folder = tmp_path / "out" / rows[0]["folder"]
     found = json.loads((folder / "privacy.json").read_text())
-    assert found["digest"] == open_run(folder).summary["digest"] and found["attacks"] == "model"
+    assert found["digest"] == open_run(folder).summary["digest"]
+    assert found["tried"] == ["labels", "model"]  # and what was found before stays
+    assert {"labels", "model"} == {one["on"] for one in found["outcomes"]}
 
 
 def test_a_comparison_has_columns_of_what_attacks_got(mobifleet, scenario_file, tmp_path):
@@ -130,6 +133,35 @@ def test_what_sends_nothing_is_not_attacked(verb, mobifleet, scenario_file, tmp_
     said = mobifleet(verb, path, "--dry", "--attacks", "labels", "--out", tmp_path / "out")
     assert said.code == 2 and "a dry run sends nothing" in said.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_sends_nothing_has_nothing_found_and_has_not_failed(
+    mobifleet, scenario_file, tmp_path
+):
+    alike = [{"count": 3, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    path, out = scenario_file(fleet=alike), tmp_path / "out"
+    methods = ("--methods", "local-lora,upload-raw-text", "--set", "task.train=20")
+    done = mobifleet("sweep", path, *methods, "--attacks", "all", "--out", out)
+    assert done.code == 0, done.err
+    rows = {one["method"]: one for one in csv.DictReader((out / "sweep.csv").open())}
+    assert {one["error"] for one in rows.values()} == {""}
+    assert rows["local-lora"]["privacy.labels"] == ""
+    assert float(rows["upload-raw-text"]["privacy.labels"]) == 1.0
+    again = mobifleet("sweep", path, *methods, "--attacks", "all", "--out", out)
+    assert "2 of them finished" in again.out
+
+
+def test_references_are_on_no_front():
+    rows = rows_of((1, 0.5, 100), (2, 0.7, 200), (3, 0.9, 20))
+    for one in rows[-2:]:
+        one["is_reference"] = True
+    on_front = [p.values["method.taps"] for p in points_of(rows, ["method.taps"]) if p.on_front]
+    assert on_front == [1, 2]
+
+
+def test_words_for_attacks_are_checked_from_python_too(scenario_file, tmp_path):
+    with pytest.raises(ValueError, match="'label' is none of none, labels, texts, model, all"):
+        sweep(str(scenario_file()), {}, attacks="label", out=tmp_path / "out", quiet=True)
 
 
 def test_bytes_are_both_ways():

@@ -5,6 +5,7 @@ networks, and predictions from what a run leaves.
 import numpy as np
 import pytest
 
+from learning.side.activations import Activations, encode
 from learning.side.inference import InferenceError, SidePredictor
 from sim.api import run as run_scenario
 from sim.kernel.learned import with_values
@@ -152,6 +153,13 @@ def test_attacks_read_what_is_sent_along_other_axes(kind, scenario_file, tmp_pat
     assert nearest and min(nearest) > 0.8, found
 
 
+def test_a_payload_is_the_same_bytes_each_time():
+    values = np.random.default_rng(0).standard_normal((4, 2, 8)).astype(np.float32)
+    batch = Activations(values, np.zeros((4, 3), np.float32), np.arange(4))
+    for wire in ("bfloat16", ["top-0.5", "int8"], ["int8", "zstd"]):
+        assert len({encode(batch, wire) for _ in range(40)}) == 1
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_seed_gives_one_digest(workers, simulate, mark):
     one = mark(simulate(**sending(["pca-16", "top-0.5", "int4", "zstd"])))
@@ -189,6 +197,24 @@ def test_what_cannot_be_sent_so_is_told(changes, what, simulate):
 def test_what_is_no_wire_is_told_at_its_line(method, what, scenario_file):
     with pytest.raises(ScenarioError, match=what):
         load(str(scenario_file(task=TASK, method=method)), Scenario, (), [], problems)
+
+
+@pytest.mark.parametrize(
+    ("wire", "what"),
+    [("randm-64", "did you mean random-64"), ("int9", "did you mean int8"), (8, "8 is no wire")],
+)
+def test_what_was_meant_is_said(wire, what, scenario_file):
+    path = scenario_file(task=TASK, method={**METHODS["fed-mobillm"], "wire": [wire, "int8"]})
+    if isinstance(wire, int):
+        path = scenario_file(task=TASK, method={**METHODS["fed-mobillm"], "wire": wire})
+    with pytest.raises(ScenarioError, match=what):
+        load(str(path), Scenario, (), [], problems)
+
+
+def test_a_dry_run_says_what_the_models_that_learn_have_not(simulate):
+    costed = {"cost_as": {"backbone": "roberta-base", "tokens": 32}}
+    with pytest.raises(ValueError, match=r"vectors of 64 numbers .* which learns"):
+        simulate(dry=True, **sending(["random-96", "int8"]), **costed)
 
 
 def test_bits_say_what_a_wire_says(simulate, mark):

@@ -21,7 +21,6 @@ from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import Client, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, SendsChanges
-from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import OnlyFor
 
 if TYPE_CHECKING:
@@ -157,5 +156,5 @@ class FedAsync(FederatedPeft):
         how: tuple[Any, ...] = (buffered, *answers, c.server_optimiser, stale)
         if c.kind == "fedasync":
             how = (mixed_in, *answers, c.mixing * c.staleness.weight(stale[0]))
-        cost = mean_and_step(sum(payload.nbytes for payload in buffer))
+        cost = self.mean_cost(buffer)
         return self.learner.work(cost, self.learner.serve, *how)

@@ -9,21 +9,22 @@ FedProx, FedAvgM, FedAdam and FedYogi are settings of it. Defaults are FedPETuni
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from learning.differential_privacy import epsilon_of, require_accountant
 from learning.federated.aggregation import ServerOptimiser
-from sim.kernel.device import Payload
+from sim.kernel.device import Device, Payload
 from sim.kernel.learned import Learned
 from sim.kernel.learner import learner_for
+from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
 from sim.methods.federated_peft.learner import RoundLearner, locally_trained
 from sim.methods.federated_peft.shared import RoundSettings, SendsChanges, SynchronousPeft
-from sim.methods.protocols import mean_and_step
 from sim.scenario.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def server_update(
     are_changes: bool = False,
 ) -> tuple[State, Any]:
     """The mean of what the answers changed, and the server optimiser's step along it; `private`:
-    each change is clipped to a length, and the mean gets noise of a deviation, from a seed.
+    each change is clipped to a length, and their sum gets noise of a deviation, from a seed.
     `are_changes`: that is what the answers are.
     """
     from learning.differential_privacy import clipped, with_noise
@@ -53,7 +54,7 @@ def server_update(
         deltas = [clipped(delta, private[0]) for delta in deltas]
     mean = weighted_mean(deltas, [weights[k] for k in kept])
     if private is not None:
-        mean = with_noise(mean, *private[1:])
+        mean = with_noise(mean, private[1] / len(deltas), private[2])
     return server_step(optimiser, state, mean, moments)
 
 
@@ -108,9 +109,17 @@ class FedAvg(SynchronousPeft):
 
     def __init__(self, config: Config, world: World) -> None:
         self.averaged = 0  # rounds
+        self.is_whole = True  # every round was drawn of the whole fleet
+        self.asked_of: Counter[str] = Counter()  # rounds of each device, where that is counted
+        super().__init__(config, world)
         if config.differential_privacy is not None:
             require_accountant()
-        super().__init__(config, world)
+            if len({*map(self.model_of, world.devices)}) > 1:
+                raise ValueError(
+                    "method.differential_privacy: devices of several backbones train other parts "
+                    "of the model, so that fewer stand behind a mean than noise is made for: let "
+                    "all have one"
+                )
 
     def new_learner(self) -> FedAvgLearner:
         """`server_update` at the server."""
@@ -118,15 +127,24 @@ class FedAvg(SynchronousPeft):
             self.world, FedAvgLearner, *self.learner_args, self.config.server_optimiser
         )
 
+    def server_round(
+        self, server: Server, cohort: list[Device], number: int
+    ) -> Generator[Any, Any, list[Payload]]:
+        """As of all; for differential privacy, who was asked of whom is counted."""
+        if self.config.differential_privacy is not None:
+            there = sum(device.is_serving and device.is_on for device in self.world.devices)
+            self.is_whole = self.is_whole and there == len(self.world.devices)
+            self.asked_of.update(device.id for device in cohort)
+        return (yield from super().server_round(server, cohort, number))
+
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The mean and the server's step; with clipping and noise, two more passes."""
         if (private := self.config.differential_privacy) is None:
             return super().aggregation(sent, answers)
         self.averaged += 1
-        nbytes = sum(payload.nbytes for payload in answers)
-        deviation = private.noise_multiplier * private.clip / len(answers)
+        deviation = private.noise_multiplier * private.clip
         seed = self.world.streams.seed64("server/noise", str(self.averaged)) % 2**63
-        cost = mean_and_step(nbytes) + mean_and_step(nbytes)
+        cost = self.mean_cost(answers) + self.mean_cost(answers)
         models, data = self.of_each(answers)
         weights, noise = [1.0] * len(answers), (private.clip, deviation, seed)
         step = self.learner.aggregate
@@ -134,12 +152,16 @@ class FedAvg(SynchronousPeft):
 
     def findings(self) -> dict[str, Any]:
         """What the noise is worth, for the summary: of a device's taking part, against whoever gets
-        the models. Rounds' cohorts are counted as if each device were in one by a coin of its own.
+        the models. Rounds' cohorts are counted as if each device were in one by a coin of its own;
+        where some were not there to be drawn, that is no secret, and every round counts in which
+        the device that was asked most was asked.
         """
         if (private := self.config.differential_privacy) is None:
             return {}
-        share = min(1.0, self.asked / len(self.world.devices))
-        epsilon = epsilon_of(private.noise_multiplier, share, self.averaged, private.delta)
+        share, rounds = min(1.0, self.asked / len(self.world.devices)), self.averaged
+        if not self.is_whole:
+            share, rounds = 1.0, max(self.asked_of.values(), default=0)
+        epsilon = epsilon_of(private.noise_multiplier, share, rounds, private.delta)
         known = epsilon if math.isfinite(epsilon) else None  # without noise there is none
         return {"differential_privacy": {"epsilon": known, "delta": private.delta}}
 

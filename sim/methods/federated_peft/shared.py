@@ -213,12 +213,13 @@ class FederatedPeft(ServerDriven):
         """Download, train, upload."""
         yield from device.download(only("parameters", self.nbytes(device)))
         made: Any = yield from device.compute(self.local_training(device, task))
-        data = made
-        if self.feeds_back and not self.world.dry:
-            data, self.lost[device.id] = made
+        is_fed_back = self.feeds_back and not self.world.dry
+        data, lost = made if is_fed_back else (made, None)
         sent = only("parameters", self.sent_bytes(device))
         answer = device.payload(device.samples, sent, data, task.version)
         yield from device.send(answer)
+        if is_fed_back:  # what did not arrive is not what a change has lost
+            self.lost[device.id] = lost
 
     def peak_bytes(self, device: Device) -> int:
         """Of local training on the device's longest batch, with the backbone's weights."""
@@ -263,6 +264,11 @@ class FederatedPeft(ServerDriven):
         peak = epoch.peak_bytes + counted.optimiser_bytes(self.settings.charged_as)
         return Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
 
+    def mean_cost(self, answers: list[Payload]) -> Cost:
+        """Of the server's mean of what these answers are decoded to, and its step."""
+        models = [self.model_of(answer.sender) for answer in answers]
+        return mean_and_step(sum(self.costs[model].trainable_bytes for model in models))
+
     def alone_s(self, device: Device) -> float:
         """Nominal seconds of a round of the device when nobody else sends: download, training,
         upload.
@@ -271,7 +277,9 @@ class FederatedPeft(ServerDriven):
         computing_s = compute.seconds(
             device.profile, device.member.engine, cost.flop, cost.bytes_moved
         )
-        return computing_s + self.world.network.alone_s(device.id, self.nbytes(device))
+        # the fewer of both ways' bytes: no deadline is called too short that is not
+        nbytes = min(self.nbytes(device), self.sent_bytes(device))
+        return computing_s + self.world.network.alone_s(device.id, nbytes)
 
 
 class SynchronousPeft(SynchronousRounds, FederatedPeft):
@@ -314,7 +322,7 @@ class SynchronousPeft(SynchronousRounds, FederatedPeft):
 
     def aggregation(self, sent: Any, answers: list[Payload]) -> Work:
         """The server's mean and step: a few passes over the numbers."""
-        cost = mean_and_step(sum(payload.nbytes for payload in answers))
+        cost = self.mean_cost(answers)
         weights = [len(p.samples) if self.config.weigh_by_samples else 1.0 for p in answers]
         models, data = self.of_each(answers)
         return self.learner.work(cost, self.learner.aggregate, models, sent, data, weights)

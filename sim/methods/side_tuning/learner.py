@@ -16,7 +16,7 @@ import numpy as np
 
 from learning.backbones import catalogue
 from learning.backbones.prompts import first_tokens
-from learning.codecs.chain import chain_of
+from learning.codecs.chain import Chain, chain_of
 from learning.codecs.projection import FILE as PROJECTION_FILE
 from learning.side import heads
 from learning.side.config import shape_for
@@ -185,7 +185,12 @@ class SideTuningLearner(RealLearner):
         """What the server learns from, of vectors that are sent."""
         from learning.codecs.numbers import arrived
 
-        return arrived(sent_NVK, chain_of(self.config.wire))
+        return arrived(sent_NVK, self.arrives_by)
+
+    @property
+    def arrives_by(self) -> Chain:
+        """How it has been rounded."""
+        return chain_of(self.config.wire)
 
     def unprojected(self, backbone: str, y_NVK: np.ndarray) -> np.ndarray:
         """What a server that knows the axes makes of vectors that are sent."""
@@ -465,7 +470,7 @@ class SideTuningLearner(RealLearner):
             seed=str(self.world.seed) if self.secret is None else "",
             is_protected=str(int(self.secret is not None)),
             is_projected=str(int(self.projection is not None)),
-            wire=str(chain_of(self.config.wire)),
+            wire=str(self.arrives_by),
         )
         self.tuning.value.save_model(folder / "side_network.safetensors", **notes)
         if self.secret is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from learning.codecs.chain import Chain, chain_of
 from learning.side.full_activations import FullActivations, decode, encode, pooled
 from sim.kernel.learned import Learned
 from sim.methods.side_tuning.learner import Record, SideTuningLearner, paired
@@ -36,9 +37,10 @@ class MatrixLearner(SideTuningLearner):
         """Begin a client update on a batch's hidden states: the payload's bytes."""
         return self.world.host.learn(self._payload, update, backbone, samples)
 
-    def arrived(self, sent_NVK: np.ndarray) -> np.ndarray:
+    @property
+    def arrives_by(self) -> Chain:
         """A single token's vector is rounded as that of any; of a mean the tokens were."""
-        return sent_NVK if self.config.readout == "mean" else super().arrived(sent_NVK)
+        return chain_of("float32") if self.config.readout == "mean" else super().arrives_by
 
     def encode(self, update: Any, backbone: str, samples: Any, activations: Any) -> Any:
         """They are bytes already."""

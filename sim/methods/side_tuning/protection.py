@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, model_serializer, model_validator
 
 from learning.cost.costs import Cost
-from learning.differential_privacy import require_accountant
+from learning.differential_privacy import noise_for
 from learning.side.config import SideShape
 from sim.kernel.world import World
 from sim.scenario.settings import OnlyFor, Settings
@@ -70,6 +70,11 @@ class Protection(Settings):
             raise ValueError(
                 "epsilon: noise is enough for differences of bounded length, and `offset` makes "
                 "them longer: leave one of them out"
+            )
+        if self.epsilon is not None and self.decoys > 0:
+            raise ValueError(
+                "epsilon: is of one upload a text, and `decoys` are made of texts' vectors, too: "
+                "leave one of them out"
             )
         return self
 
@@ -151,8 +156,24 @@ def require_codes(config: Any, world: World) -> None:
     counted.
     """
     protection = protection_of(config)
+    if protection is not None and world.task.has_ratings:
+        for name in ("epsilon", "decoys"):
+            if getattr(protection, name):
+                raise ValueError(
+                    f"method.protection.{name}: is for classes, and the labels here are ratings: "
+                    "leave it out"
+                )
     if protection is not None and protection.epsilon is not None:
-        require_accountant()
+        if config.backbone_prediction == "own-head":
+            raise ValueError(
+                "method.protection.epsilon: an `own-head` is fitted to all of a device's labels, "
+                "so that a text's label moves the uploads of others: say another "
+                "`backbone_prediction`"
+            )
+        try:
+            noise_for(protection.epsilon, protection.delta)
+        except ValueError as error:
+            raise ValueError(f"method.protection.epsilon: {error}") from None
     classes = world.task.classes
     if protection is None:
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from learning.backbones import catalogue
 from learning.codecs.chain import CodecError, chain_of
 from learning.codecs.projection import AXIS_BYTES
 from learning.cost.costs import Cost
@@ -67,6 +68,17 @@ def sent_widths(config: Any, widths: Mapping[str, int]) -> dict[str, int]:
     except CodecError as error:
         raise ValueError(f"method.wire: {error}") from error
     return found
+
+
+def require_learned_widths(config: Any, world: World) -> None:
+    """Raise ValueError where the models that learn have too narrow vectors for the wire, whatever
+    is charged, so that a dry run says it, too.
+    """
+    for name, spec in world.costing.learned.items():
+        try:
+            sent_widths(config, {name: catalogue.width_of(catalogue.config_of(spec))})
+        except ValueError as error:
+            raise ValueError(f"{error} ({name}, which learns)") from error
 
 
 def sending_cost(config: Any, vectors: int, width: int, records: int) -> Cost:

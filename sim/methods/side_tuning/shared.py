@@ -195,6 +195,7 @@ class SideTuning:
         if chain_of(config.wire).number != "float32":
             sending.require_ratings_of_half(config, world, ", or say `wire: float32`")
         sending.require_texts_for_axes(config, world)
+        sending.require_learned_widths(config, world)
         sending.note_uncoded(config, world)
         self.public_read = world.env.event()
         require_codes(config, world)

@@ -140,7 +140,7 @@ def test_entropy_coding_shortens_what_repeats_itself():
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("int2", "'int2' is no part of a wire: a wire is one number format (float32, float16,"),
+        ("int2", "'int2' is no part of a wire (did you mean int8?): a wire is one number format"),
         (["pca-64"], "there is no number format"),
         ([], "there is no number format"),
         (["int8", "int4"], "'int4' is a second number"),
