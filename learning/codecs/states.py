@@ -67,7 +67,7 @@ def encoding_flop(count: int, chain: Chain) -> float:
 
 
 def _shape(count: int, chain: Chain) -> tuple[int, int]:
-    if chain.top is not None:
+    if chain.top is not None or not chain.is_scaled:
         return 1, max(1, count)
     return max(1, math.ceil(count / BLOCK)), BLOCK
 
