@@ -241,7 +241,7 @@ def test_two_settings_of_the_method_meet_the_same_world(simulate):
     common = {"arrivals": {"kind": "poisson", "mean_gap": "1 s"}, "task": {**SIZED, "train": 60}}
     fresh = {"fresh_data": {"kind": "poisson", "rate": "2 Hz"}}
     one = simulate("method.replay=2", dry=True, **common, **fresh)
-    other = simulate("method.wire=int8", "method.server_batch=4", dry=True, **common, **fresh)
+    other = simulate("method.wire=bfloat16", "method.server_batch=4", dry=True, **common, **fresh)
     for a, b in zip(one.devices, other.devices, strict=True):
         assert (a.member, a.joined_at_s) == (b.member, b.joined_at_s)
         assert np.array_equal(a.samples, b.samples)
