@@ -132,6 +132,7 @@ UNSEEN = {  # for what is not in this small world
         for name in ("skip", "penalty", "adapters")
     },
     ("pae-mobillm", "cache"): "test_pae_mobillm.py holds both ways",
+    ("fedavg-lora", "differential_privacy"): "for fleets of one backbone: test_coded_updates.py",
     ("upload-raw-text", "bytes_per_token"): "texts are charged by their own bytes",
 }
 

@@ -193,6 +193,8 @@ class FederatedPeft(ServerDriven):
 
     def sent_bytes(self, device: Device) -> int:
         """What it carries up: the same, or the change of it by a codec."""
+        if not self.sends_coded:
+            return self.nbytes(device)
         return self._coded_bytes(device, self.chain)
 
     def _coded_bytes(self, device: Device, chain: Chain) -> int:
