@@ -14,7 +14,7 @@ import difflib
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, WithJsonSchema
@@ -32,7 +32,6 @@ NUMBERS = {
 channel of a payload's vectors of a layer."""
 PROJECTIONS = ("pca", "random")
 CODERS = ("zstd",)
-_PLAIN = (*NUMBERS, *CODERS)
 SCALE_BYTES = 2
 ROUNDING_FLOP, PICKING_FLOP, CODING_FLOP = 4.0, 8.0, 5.0
 """Operations of a number that is rounded by a scale (size, compare, divide, round) or looked at for
@@ -91,7 +90,7 @@ class Chain:
     @property
     def without_coder(self) -> Chain:
         """The same before entropy coding: its sizes follow from shapes alone."""
-        return Chain(self.number, self.projection, self.coordinates, self.top)
+        return replace(self, coder=None)
 
     def width(self, width: int) -> int:
         """Of a vector as it is sent. CodecError for more coordinates than it has numbers."""

@@ -199,27 +199,28 @@ class SidePredictor:
 
 
 def _secret_beside(file: Path, notes: Mapping[str, Any]) -> Secret | None:
-    if not int(notes.get("is_protected", 0)):
-        return None
-    path = file.with_name(SECRET_FILE)
-    if not path.is_file():
-        raise InferenceError(
-            f"{file} was trained on protected uploads: without the devices' secret, {path}, what "
-            "it says cannot be read"
-        )
-    return Secret.load(path)
+    why = (
+        "{file} was trained on protected uploads: without the devices' secret, {path}, what it "
+        "says cannot be read"
+    )
+    path = _beside(file, SECRET_FILE, notes, "is_protected", why)
+    return None if path is None else Secret.load(path)
 
 
 def _projection_beside(file: Path, notes: Mapping[str, Any]) -> Projection | None:
-    if not int(notes.get("is_projected", 0)):
+    why = "{file} reads vectors along axes of their own: without these, {path}, it cannot predict"
+    path = _beside(file, PROJECTION_FILE, notes, "is_projected", why)
+    return None if path is None else Projection.load(path)
+
+
+def _beside(file: Path, name: str, notes: Mapping[str, Any], flag: str, why: str) -> Path | None:
+    """The file of that name beside a side network whose notes say so; None where they do not."""
+    if not int(notes.get(flag, 0)):
         return None
-    path = file.with_name(PROJECTION_FILE)
+    path = file.with_name(name)
     if not path.is_file():
-        raise InferenceError(
-            f"{file} reads vectors along axes of their own: without these, {path}, it cannot "
-            "predict"
-        )
-    return Projection.load(path)
+        raise InferenceError(why.format(file=file, path=path))
+    return path
 
 
 _JSON = ("vectors", "class_names", "backbones", "heads", "pairs")

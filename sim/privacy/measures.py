@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from inputs.files import FileProblem, read_text
@@ -19,7 +18,7 @@ class PrivacyError(ValueError):
 
 
 FILE = "privacy.json"
-SAID_OF = {"labels": "labels", "texts": "texts", "model": "the trained model"}
+TARGETS = {"labels": "labels", "texts": "texts", "model": "the trained model"}
 """What attacks are on -> in words."""
 WHATS = {
     "labels": ("labels",),
@@ -67,8 +66,8 @@ def require_attacks(attacks: str, dry: bool) -> None:
     """Raise PrivacyError for attacks that cannot be tried: on dry runs, or without scikit-learn."""
     if attacks == "none":
         return
-    if attacks not in (*SAID_OF, "all"):
-        known = ", ".join(("none", *SAID_OF, "all"))
+    if attacks not in (*TARGETS, "all"):
+        known = ", ".join(("none", *TARGETS, "all"))
         raise PrivacyError(f"attacks: {attacks!r} is none of {known}")
     if dry:
         raise PrivacyError("attacks read what was sent, and a dry run sends nothing: leave out one")
@@ -76,40 +75,39 @@ def require_attacks(attacks: str, dry: bool) -> None:
         raise PrivacyError("attacks need scikit-learn: pip install 'mobifleet[privacy]'")
 
 
-def written(folder: Path) -> dict[str, Any] | None:
-    """What `mobifleet privacy` left in a run's folder; None where it left nothing whole."""
+def targets_of(attacks: str) -> list[str]:
+    """What these attacks are on."""
+    return [name for name in TARGETS if attacks in (name, "all")]
+
+
+def found_in(run: Run) -> dict[str, Any]:
+    """What `mobifleet privacy` left in a run's folder; {} where it left nothing whole, or what it
+    left is of another run.
+    """
     try:
-        found = json.loads(read_text(folder / FILE))
+        found = json.loads(read_text(run.path / FILE))
         rows = found["outcomes"]
         plain = [{name: one[name] for name in one if name != "on"} for one in rows]
-        return {**found, "rows": rows, "outcomes": [AttackOutcome(**one) for one in plain]}
+        found |= {"rows": rows, "outcomes": [AttackOutcome(**one) for one in plain]}
     except (FileProblem, ValueError, TypeError, KeyError):
-        return None
+        return {}
+    return found if found.get("digest") == run.summary.get("digest") else {}
 
 
 def measures_in(run: Run) -> dict[str, float]:
     """Those of what was found in a run's folder; none where nothing was tried on this very run."""
-    found = written(run.path)
-    is_of_it = found is not None and found.get("digest") == run.summary.get("digest")
-    return measures_of(found["outcomes"]) if found is not None and is_of_it else {}
+    return measures_of(found_in(run).get("outcomes", ()))
 
 
 def write_found(run: Run, tried: Sequence[str], rows: list[dict[str, Any]], remarks: Any) -> None:
     """Into RUN/privacy.json what was tried now, beside what was found of the rest before."""
-    before = written(run.path) or {}
-    is_of_it = before.get("digest") == run.summary.get("digest")
-    kept = [one for one in before.get("rows", ()) if is_of_it and one.get("on") not in tried]
-    names = {*tried, *(before.get("tried", ()) if is_of_it else ())}
-    found = {"digest": run.summary.get("digest"), "tried": [n for n in SAID_OF if n in names]}
+    before = found_in(run)
+    kept = [one for one in before.get("rows", ()) if one.get("on") not in tried]
+    names = {*tried, *before.get("tried", ())}
+    found = {"digest": run.summary.get("digest"), "tried": [n for n in TARGETS if n in names]}
     write_json(run.path / FILE, {**found, "outcomes": [*kept, *rows], "remarks": list(remarks)})
 
 
-def is_attacked(folder: Path, attacks: str, digest: str | None) -> bool:
-    """Whether these attacks have been tried on the run of this digest in the folder."""
-    found = written(folder)
-    wanted = set(SAID_OF) if attacks == "all" else {attacks}
-    return (
-        found is not None
-        and found.get("digest") == digest
-        and wanted <= set(found.get("tried", ()))
-    )
+def is_attacked(run: Run, attacks: str) -> bool:
+    """Whether these attacks have been tried on this very run."""
+    return {*targets_of(attacks)} <= {*found_in(run).get("tried", ())}

@@ -14,8 +14,13 @@ from inputs.units import format_bytes
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
 from sim.methods.federated_peft.shared import FederatedPeft
-from sim.privacy.measures import SAID_OF as SAID
-from sim.privacy.measures import PrivacyError, require_attacks, write_found
+from sim.privacy.measures import (
+    TARGETS,
+    PrivacyError,
+    require_attacks,
+    targets_of,
+    write_found,
+)
 from sim.privacy.uploads import Uploads, require_server, scenario_of, uploads_of
 from sim.results.run import Run
 
@@ -106,9 +111,9 @@ def report(
         )
     found = Report([], remarks)
     rows: list[dict[str, Any]] = []
-    tried = [name for name in SAID if attacks in (name, "all")]
+    tried = targets_of(attacks)
     for name in tried:
-        on_stage(f"attacking {SAID[name]}")
+        on_stage(f"attacking {TARGETS[name]}")
         outcomes = list(_attacked(name, uploads, remarks))
         found.outcomes.extend(outcomes)
         rows += [{**dataclasses.asdict(outcome), "on": name} for outcome in outcomes]
@@ -137,4 +142,4 @@ def _attacked(name: str, uploads: Uploads, remarks: list[str]) -> Iterator[Attac
         try:
             yield from attack_()
         except PrivacyError as error:
-            remarks.append(f"no attack on {SAID[name]}: {error}")
+            remarks.append(f"no attack on {TARGETS[name]}: {error}")

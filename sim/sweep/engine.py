@@ -25,7 +25,7 @@ from typing import Any, Literal
 from inputs.files import FileProblem, is_ours, read_text
 from learning.host_device import CPU, HostDevice
 from sim.kernel.writing import replacing
-from sim.privacy.measures import SAID_OF, PrivacyError, is_attacked, write_found
+from sim.privacy.measures import PrivacyError, is_attacked, targets_of, write_found
 from sim.results.run import RunError, open_run
 from sim.results.run_directory import FAILED, empty, held, is_strangers, read_manifest
 from sim.scenario.file import digest, resolved
@@ -58,9 +58,7 @@ def is_whole(
     """Whether it is done, and the attacks have been tried on it."""
     if not is_done(entry, dry, folder, host):
         return False
-    if attacks == NO_ATTACKS:
-        return True
-    return is_attacked(entry.folder, attacks, open_run(entry.folder).summary.get("digest"))
+    return attacks == NO_ATTACKS or is_attacked(open_run(entry.folder), attacks)
 
 
 def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> str | None:
@@ -257,8 +255,7 @@ def _attack(entry: PlannedRun, folder: Path, attacks: str) -> None:
     try:
         report(run, attacks, folder)
     except PrivacyError as error:  # there is nothing to attack: that is what was found
-        tried = list(SAID_OF) if attacks == "all" else [attacks]
-        write_found(run, tried, [], [str(error)])
+        write_found(run, targets_of(attacks), [], [str(error)])
 
 
 def _note_failure(entry: PlannedRun, why: str) -> None:

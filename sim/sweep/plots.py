@@ -23,6 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, number_of, outcomes_of
+from sim.sweep.front import SCORES
 from sim.sweep.front_plots import bytes_figure, privacy_figure
 from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
@@ -31,7 +32,6 @@ from sim.views.saving_figures import save, shortened
 WIDTH_IN = 7.0
 MOST_PANELS = 12  # combinations whose curves are drawn
 COLUMNS = 3
-SCORES = ("chosen", "final")
 AFTER_TRAINING: dict[str, Any] = {
     **{"linestyle": ":", "linewidth": 0.8},
     **{"marker": "o", "markersize": 3, "markevery": [0]},  # where it ended
