@@ -72,12 +72,12 @@ class WordHead:
         import torch
         from torch import nn
 
-        self.spec, self._whole = spec, _without_numbers(spec)
+        self.spec, self._whole = spec, without_numbers(spec)
         rows = _rows(spec, self._whole, torch.from_numpy(tokens_W))
         words = nn.Linear(rows["weight"].shape[1], len(tokens_W), bias="bias" in rows)
         words.load_state_dict(rows)
         self._whole.set_output_embeddings(words)
-        self._below = _standing_in()
+        self._below = standing_in()
         setattr(self._whole, self._whole.base_model_prefix, self._below)
 
     def __call__(self, last_ND: np.ndarray) -> np.ndarray:
@@ -90,7 +90,8 @@ class WordHead:
             return self._whole(input_ids=ids).logits[0].float().numpy()
 
 
-def _without_numbers(spec: BackboneSpec) -> Any:
+def without_numbers(spec: BackboneSpec) -> Any:
+    """transformers' language model of this configuration, without numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -100,7 +101,7 @@ def _without_numbers(spec: BackboneSpec) -> Any:
         return AutoModelForCausalLM.from_config(hf_config(config_of(spec))).eval()
 
 
-def _standing_in() -> Any:
+def standing_in() -> Any:
     """The model below a head: whatever it is asked, it gives the states that it was given."""
     from torch import nn
 
@@ -136,7 +137,7 @@ def _rows(spec: BackboneSpec, whole: Any, tokens_W: Tensor) -> dict[str, Tensor]
         wanted = dict(head.named_parameters())
         named = dict(whole.named_parameters(remove_duplicate=False))
         rows = {
-            key: _stored(spec, whole, [n for n, p in named.items() if p is value], tokens_W)
+            key: stored(spec, whole, [n for n, p in named.items() if p is value], tokens_W)
             for key, value in wanted.items()
         }
     if not all(torch.isfinite(row).all() for row in rows.values()):
@@ -161,9 +162,12 @@ def _drawn(spec: BackboneSpec, whole: Any, is_tied: bool, tokens_W: Tensor) -> d
     )
 
 
-def _stored(spec: BackboneSpec, whole: Any, names: Sequence[str], tokens_W: Tensor) -> Tensor:
-    """These rows of a tensor of the weights that is called one of these, with the model's prefix or
-    without (GPT-NeoX's head is called embed_out there).
+def stored(
+    spec: BackboneSpec, whole: Any, names: Sequence[str], tokens_W: Tensor | None = None
+) -> Tensor:
+    """These rows (None: all) of a tensor of the weights that is called one of these, with the
+    model's prefix or without (GPT-NeoX's head is called embed_out there). BackboneError where there
+    is none.
     """
     import torch
     from safetensors import safe_open
@@ -174,6 +178,8 @@ def _stored(spec: BackboneSpec, whole: Any, names: Sequence[str], tokens_W: Tens
     for file in weight_files(spec):
         with reading(file, "safetensors weights"), safe_open(file, framework="pt") as held:
             for name in wanted & {*held.keys()}:
+                if tokens_W is None:
+                    return held.get_tensor(name).float()
                 rows = held.get_slice(name)
                 return torch.stack([rows[i] for i in tokens_W.tolist()]).float()
     raise BackboneError(

@@ -62,7 +62,8 @@ def batch_loss(
     def loss(state: State) -> Tensor:
         own = {name: tensor.to(model.device) for name, tensor in state.items()}
         logits_BC = functional_call(model, own, (ids_BT, mask_BT, segments_BT), tie_weights=False)
-        return loss_of(logits_BC, labels_B.to(logits_BC.device))
+        wanted_B = model.targets(ids_BT, mask_BT, segments_BT, labels_B)
+        return loss_of(logits_BC, wanted_B.to(logits_BC.device))
 
     return loss
 

@@ -111,7 +111,8 @@ def train(
                 group["lr"] = settings.learning_rate * settings.share_of_rate(number, len(todo))
             with model.host.products():
                 logits = model(*batch)
-            loss = loss_of(logits.float(), targets[rows].to(logits.device))
+            wanted = model.targets(*batch, targets[rows])
+            loss = loss_of(logits.float(), wanted.to(logits.device))
             _forget_gradients(parameters)
             loss.backward()
             if settings.proximal_mu:

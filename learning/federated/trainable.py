@@ -16,7 +16,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -120,11 +120,7 @@ class TrainableClassifier(nn.Module):
                 getattr(config, "word_embed_proj_dim", None) or config.hidden_size
             )  # OPT-350M leaves narrower
             device = next(self.backbone.parameters()).device
-            self.head = (
-                DenseHead(width, classes, device)
-                if head == "dense"
-                else nn.Linear(width, classes, device=device)
-            )
+            self.head = self._new_head(head, width, device)
         if kind == "bitfit" and not any(
             parameter.requires_grad for parameter in self.backbone.parameters()
         ):
@@ -156,7 +152,18 @@ class TrainableClassifier(nn.Module):
         h_BTD = self.backbone(**inputs).last_hidden_state
         return self.head(self.dropout(_read(h_BTD, mask_BT, self.readout)))
 
-    def twin(self) -> TrainableClassifier:
+    def _new_head(self, head: str, width: int, device: torch.device) -> Any:
+        if head == "dense":
+            return DenseHead(width, self.classes, device)
+        return nn.Linear(width, self.classes, device=device)
+
+    def targets(
+        self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None, labels_B: Tensor
+    ) -> Tensor:
+        """What the outputs of a batch are held against by `losses.loss_of`: the labels."""
+        return labels_B
+
+    def twin(self) -> Self:
         """Another one, for another thread: what is frozen is shared, what is trained its own."""
         shared = {id(p): p for p in self.parameters() if not p.requires_grad}
         return copy.deepcopy(self, shared)
@@ -333,7 +340,7 @@ def _add_trainable(backbone: PreTrainedModel, kind: str, bottleneck: int, adapte
             parameter.requires_grad_(name.endswith("bias"))
 
 
-def _start(model: nn.Module, seed: int) -> None:
+def _start(model: TrainableClassifier, seed: int) -> None:
     """Initial values of the new tensors.
 
     LoRA: A Kaiming-uniform and B zero, as peft does. Adapters: normal with deviation 0.01, so that
@@ -341,7 +348,8 @@ def _start(model: nn.Module, seed: int) -> None:
     0.02, BERT's own. New biases: zero.
     """
     for name, parameter in model.named_parameters():
-        new = name.startswith("head.") or ".adapter." in name or ".lora_" in name
+        new = ".adapter." in name or ".lora_" in name
+        new = new or (name.startswith("head.") and model.classes > 0)
         if not new or parameter.is_meta:
             continue
         mark = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
