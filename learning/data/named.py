@@ -16,6 +16,10 @@ class DatasetInfo:
     classes: int | None
     clients: int | None = None
     official_split: bool = False
+    has_responses: bool = False
+    """Whether it is prompts and responses, for language modelling alone; then `classes` counts
+    topics. All other sets serve that kind of task as plain text, too.
+    """
 
 
 NAMED = {
@@ -73,6 +77,14 @@ NAMED = {
             18821,
             2,
             official_split=True,
+        ),
+        DatasetInfo(
+            "film-dialogues",
+            "what is said next in a film",
+            "film-dialogues",
+            63745,
+            1,
+            has_responses=True,
         ),
     )
 }

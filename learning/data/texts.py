@@ -1,5 +1,5 @@
-"""Labelled text to fine-tune on: the sets that `mobifleet fetch` brings, and the user's own files,
-in one shape.
+"""Text to fine-tune on, labelled or to be said: the sets that `mobifleet fetch` brings, and the
+user's own files, in one shape.
 
 `load` turns a name, a description of a file, or a `datasets.Dataset` into a TextDataset; `split`
 draws the indices of a train and a test part; `pairs` derives a sentence-pair task from any labelled
@@ -7,8 +7,8 @@ text.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,41 +16,14 @@ import numpy as np
 from inputs.files import located
 from inputs.shipped import Shipped
 from learning.backbones import assets
-from learning.data import packaged
+from learning.data import dialogues, packaged
 from learning.data.labels import check_labels, doubts, number_classes, read_ratings
 from learning.data.named import NAMED, DatasetInfo
 from learning.data.tables import DataError, Layout, TextTable, read_file, read_object
+from learning.data.text_dataset import RATING, Kind, TextDataset, copies, to_be_said
 from learning.metrics import is_rating
 
-RATING: tuple[str, ...] = ("rating",)
-"""What stands for the names of classes where labels are ratings: the one output."""
 _LAYOUT = frozenset(Layout.__dataclass_fields__)
-
-
-@dataclass(frozen=True, eq=False)
-class TextDataset:
-    """N labelled texts, or pairs of texts.
-
-    labels: [N] int64 in [0, len(class_names)), or ratings, [N] float32, with the one name
-    "rating"; clients: [N] str, whose each text is by nature (a
-    film, a writer); official_split: (train indices, test indices) when the set's authors published
-    one; sources: what was read, a line a file; remarks: what whoever uses it should know;
-    keep_test_copies: test on texts that stand in the training part, too.
-    """
-
-    name: str
-    texts: list[str]
-    second_texts: list[str] | None
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    clients: np.ndarray | None = None
-    official_split: tuple[np.ndarray, np.ndarray] | None = None
-    sources: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    keep_test_copies: bool = True
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 def names() -> list[DatasetInfo]:
@@ -74,8 +47,9 @@ def find(name: str) -> DatasetInfo:
     )
 
 
-def load(spec: object, ratings: bool = False) -> TextDataset:
-    """Load a dataset; with `ratings`, its labels are real numbers, [N] float32, and no classes.
+def load(spec: object, kind: Kind = "classification") -> TextDataset:
+    """Load a dataset for a kind of task: with classes; for regression with ratings, [N] float32; or
+    for language modelling with responses, plain text being a response to nothing.
 
     spec is a name (see `names`); or `{"name": name}`; or, for one's own data, `{"path": file,
     "text": column, "label": column, "text_b": column, "client": column, "test": other file}` where
@@ -86,7 +60,7 @@ def load(spec: object, ratings: bool = False) -> TextDataset:
     that does not fit, assets.AssetMissing for a set not fetched yet.
     """
     if isinstance(spec, str):
-        return _load_named(spec, ratings)
+        return _load_named(spec, kind)
     if not isinstance(spec, Mapping):
         spec = {"dataset": spec}
     allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | _LAYOUT
@@ -106,8 +80,8 @@ def load(spec: object, ratings: bool = False) -> TextDataset:
                 f"{spec['name']!r} is a named dataset and takes no columns; use path: for your own "
                 "file"
             )
-        return _load_named(str(spec["name"]), ratings)
-    return _load_own(spec, ratings)
+        return _load_named(str(spec["name"]), kind)
+    return _load_own(spec, kind)
 
 
 def split(
@@ -150,30 +124,6 @@ def split(
         )
     order = rng.permutation(n)
     return order[test : test + train], order[:test]
-
-
-def copies(
-    dataset: TextDataset, train: np.ndarray, test: np.ndarray, in_any_case: bool = False
-) -> np.ndarray:
-    """Which of the test texts (or pairs) stand in the training part, too, but for white space;
-    bool, [len(test)].
-
-    `in_any_case` takes capital and small letters for the same.
-    """
-    tested = set(_wording(dataset, test, in_any_case))
-    both = {wording for wording in _wording(dataset, train, in_any_case) if wording in tested}
-    return np.array(
-        [wording in both for wording in _wording(dataset, test, in_any_case)], dtype=bool
-    )
-
-
-def _wording(dataset: TextDataset, indices: np.ndarray, in_any_case: bool) -> Iterator[str]:
-    columns = (
-        [dataset.texts] if dataset.second_texts is None else [dataset.texts, dataset.second_texts]
-    )
-    for index in indices:
-        wording = "\0".join(" ".join(texts[index].split()) for texts in columns)
-        yield wording.casefold() if in_any_case else wording
 
 
 def pairs(dataset: TextDataset, rng: np.random.Generator, name: str | None = None) -> TextDataset:
@@ -226,14 +176,28 @@ def _info(name: str, found: packaged.PackagedData) -> DatasetInfo:
     return DatasetInfo(name, listed.get("description", ""), None, *sizes, "test" in found.layout)
 
 
-def _load_named(name: str, ratings: bool) -> TextDataset:
+def _load_named(name: str, kind: Kind) -> TextDataset:
+    if unfit := why_unfit(name, kind):
+        raise DataError(unfit)
     if (asset := find(name).asset) is None:
-        return replace(_load_own(packaged.read(PACKAGED[name]).layout, ratings), name=name)
-    if ratings and name not in RATED:
-        raise DataError(f"{name} has classes and no ratings; {', '.join(RATED)} have")
-    if ratings:
+        return replace(_load_own(packaged.read(PACKAGED[name]).layout, kind), name=name)
+    if kind == "regression":
         return _hutto_ratings(name, assets.path(asset))
-    return _READERS[name](name, assets.path(asset))
+    loaded = _READERS[name](name, assets.path(asset))
+    return to_be_said(loaded) if kind == "language-modelling" else loaded
+
+
+def why_unfit(name: str, kind: Kind) -> str | None:
+    """Why a named data set cannot be used for a kind of task, if it cannot; DataError for a name
+    that is none.
+    """
+    info = find(name)
+    if info.has_responses:
+        told = f"{name} is prompts and responses, for `kind: language-modelling`"
+        return None if kind == "language-modelling" else f"{told}; it has no labels to predict"
+    if kind == "regression" and info.asset is not None and name not in RATED:
+        return f"{name} has classes and no ratings; {', '.join(RATED)} have"
+    return None
 
 
 def _trec(name: str, folder: Path) -> TextDataset:
@@ -401,6 +365,7 @@ _READERS: dict[str, Callable[[str, Path], TextDataset]] = {
     "reuters-r8": _tab_files,
     "trec-pairs": _derived_pairs,
     "newsgroups-pairs": _derived_pairs,
+    **dialogues.READERS,
 }
 
 PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(NAMED))
@@ -410,7 +375,7 @@ PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(NAMED))
 # ------------------------------------------------------------------------------------------
 
 
-def _load_own(spec: Mapping, ratings: bool) -> TextDataset:
+def _load_own(spec: Mapping, kind: Kind) -> TextDataset:
     layout = Layout(**{key: spec[key] for key in _LAYOUT & set(spec) if spec[key] is not None})
     test = spec.get("test")
     if "path" in spec:
@@ -437,7 +402,7 @@ def _load_own(spec: Mapping, ratings: bool) -> TextDataset:
         return f"{table.place(row)}, column {layout.label!r}"
 
     said: list[str] = []
-    if ratings:
+    if kind == "regression":
         class_names, numbers = RATING, read_ratings(cells["label"], place)
     else:
         class_names, numbers = number_classes(cells["label"], place)
@@ -463,7 +428,7 @@ def _load_own(spec: Mapping, ratings: bool) -> TextDataset:
     )
     if loaded.official_split is not None:
         _check_test_part(loaded, *loaded.official_split, tables, place)
-    return loaded
+    return to_be_said(loaded) if kind == "language-modelling" else loaded
 
 
 def _is_same_file(path: str | Path, other: str | Path) -> bool:

@@ -194,6 +194,7 @@ def _digest_of_file(path: Path, size: int, changed_ns: int) -> str:
 def _digest_of_texts(texts: TextDataset) -> str:
     digest = hashlib.sha256(texts.labels.tobytes())
     clients = () if texts.clients is None else map(str, texts.clients)
-    for text in (*texts.class_names, *texts.texts, *(texts.second_texts or ()), *clients):
+    seconds = texts.second_texts or texts.responses or ()
+    for text in (*texts.class_names, *texts.texts, *seconds, *clients):
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

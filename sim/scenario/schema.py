@@ -152,8 +152,8 @@ class TaskSettings(Settings):
     label_words: LabelTexts | None = None
     """Class name -> what a language model says next for it; default what comes with the data set.
     """
-    kind: Literal["classification", "regression"] | None = None
-    """What a label is: a class, or the number of a rating; default a class."""
+    kind: Literal["classification", "regression", "language-modelling"] | None = None
+    """What is learned: a text's class, its rating, or what is said next; default its class."""
     metric: MetricName | None = None
     """What models are judged by, in every table, target and curve; default accuracy, of ratings
     pearson.

@@ -182,7 +182,7 @@ def load_task(
     share = settings.validation if isinstance(settings.validation, float) else 0.0
     further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
-        texts = data.load(located_data(dataset, folder), settings.kind == "regression")
+        texts = data.load(located_data(dataset, folder), settings.kind or "classification")
     if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(

@@ -296,8 +296,9 @@ def test_pairs_are_balanced_true_and_keep_test_texts_apart(n, official, seed):
 
 
 def fetched(name: str) -> TextDataset:
+    kind = "language-modelling" if data.find(name).has_responses else "classification"
     try:
-        return data.load(name)
+        return data.load(name, kind)
     except assets.AssetMissing as error:
         pytest.skip(str(error))
 
@@ -311,9 +312,11 @@ def test_fetched_sets_are_what_the_listing_says(info):
     assert info.clients is None or len(np.unique(loaded.clients)) == info.clients
     assert (loaded.official_split is not None) == info.official_split
     assert set(np.unique(loaded.labels)) == set(range(info.classes))
-    assert all(text.strip() for text in loaded.texts)
+    assert all(text.strip() for text in (*loaded.texts, *(loaded.responses or ())))
+    assert (loaded.responses is not None) == info.has_responses
     if loaded.second_texts is None and not info.official_split:
-        assert len(set(loaded.texts)) == len(loaded)  # nothing can sit in train and test at once
+        said = zip(loaded.texts, loaded.responses or loaded.texts, strict=True)
+        assert len(set(said)) == len(loaded)  # nothing can sit in train and test at once
 
 
 @pytest.mark.fetched

@@ -126,14 +126,14 @@ def test_what_is_no_rating_is_told_by_its_line(labels, said, tmp_path):
     path = tmp_path / "rated.csv"
     path.write_text("text,stars\n" + "".join(f"text {i},{x}\n" for i, x in enumerate(labels)))
     with pytest.raises(DataError) as error:
-        texts.load({"path": path, "label": "stars"}, ratings=True)
+        texts.load({"path": path, "label": "stars"}, "regression")
     assert said in str(error.value)
 
 
 def test_a_rating_may_be_a_fraction_where_no_class_may(tmp_path):
     path = tmp_path / "rated.csv"
     path.write_text("text,label\na,1.5\nb,-2\nc,.25\n")
-    found = texts.load({"path": path}, ratings=True)
+    found = texts.load({"path": path}, "regression")
     assert found.labels.tolist() == [1.5, -2.0, 0.25] and found.labels.dtype == np.float32
     with pytest.raises(DataError, match="is a fraction"):
         texts.load({"path": path})
