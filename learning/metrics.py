@@ -9,7 +9,7 @@ the positive one, as GLUE does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -20,9 +20,9 @@ KEYS: tuple[Literal["value"], Literal["loss"]] = ("value", "loss")
 class Score(TypedDict):
     """What a look at a model's predictions for some texts finds.
 
-    value: the metric; loss: a text's mean cross-entropy, or squared error; by_class: of each
-    class's texts the share that is predicted right (None for a class without texts), empty for
-    ratings.
+    value: the metric; loss: a text's mean cross-entropy, or squared error, or a token's mean -log
+    p; by_class: of each class's texts the share that is predicted right (None for a class without
+    texts), empty for ratings and responses.
     """
 
     value: float
@@ -60,6 +60,24 @@ def score(
             for right, texts in zip(right_C, texts_C, strict=True)
         ],
     }
+
+
+def score_responses(metric: str, found_NS: np.ndarray) -> Score | None:
+    """The score of what a language model makes of N responses, [N, 3]: the sum of -log p of its
+    tokens, how many of them were the likeliest, how many there are; None where not all is finite.
+    Of several models, [K, N, 3], the mean.
+
+    loss is a token's mean -log p, over all tokens of all responses.
+    """
+    if not np.isfinite(found_NS).all():
+        return None
+    if found_NS.ndim == 3:
+        scores = [score_responses(metric, one_NS) for one_NS in found_NS]
+        return mean_score([one for one in scores if one is not None])
+    nll, right, tokens = (math.fsum(column) for column in found_NS.T)
+    loss = nll / tokens
+    value = METRICS_OF_RESPONSES[metric](loss, right / tokens)
+    return {"value": value, "loss": loss, "by_class": []}
 
 
 def mean_score(scores: Sequence[Score]) -> Score:
@@ -159,15 +177,40 @@ METRICS_OF_CLASSES: dict[str, Metric] = {
     "mcc": mcc,
 }
 METRICS_OF_RATINGS: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
+METRICS_OF_RESPONSES: dict[str, Callable[[float, float], float]] = {
+    "perplexity": lambda loss, share: math.exp(min(loss, _MOST_NATS)),
+    "next-token-accuracy": lambda loss, share: share,
+}
+"""Of a token's mean loss and the share of tokens that are the likeliest."""
+_MOST_NATS = 700.0  # beyond, no float64 holds the perplexity
+DEFAULTS = {
+    "classification": "accuracy",
+    "regression": "pearson",
+    "language-modelling": "perplexity",
+}
+"""Kind of a task -> what models are judged by."""
 CORRELATIONS = ("mcc", *METRICS_OF_RATINGS)
-"""From -1 on; the others are from 0 on. All are at most 1."""
+"""From -1 on; the others are from 0 on. All but the perplexity are at most 1."""
+LESS_IS_BETTER = frozenset({"perplexity"})
 
 
-def why_unfit(metric: str, classes: int | None) -> str:
-    """Why a metric is none of a task with so many classes (None: with ratings), or ""."""
-    fitting = METRICS_OF_RATINGS if classes is None else METRICS_OF_CLASSES
+def merit(metric: str, values: np.ndarray | float) -> np.ndarray:
+    """Values of a metric on a scale on which more is better, and half a hundredth is little: the
+    values themselves; of a perplexity, the loss a token in nats, with its sign turned.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    return -np.log(found) if metric in LESS_IS_BETTER else found
+
+
+def why_unfit(metric: str, kind: str, classes: int = 2) -> str:
+    """Why a metric is none of a kind of task with so many classes, or ""."""
+    of_kind: Mapping[str, Mapping[str, object]] = {
+        "regression": METRICS_OF_RATINGS,
+        "language-modelling": METRICS_OF_RESPONSES,
+    }
+    fitting = of_kind.get(kind, METRICS_OF_CLASSES)
     if metric not in fitting:
-        what = "ratings" if classes is None else "classes"
+        what = {"regression": "ratings", "language-modelling": "responses"}.get(kind, "classes")
         return f"{metric} is no metric of a task with {what}; those are: {', '.join(fitting)}"
     if metric == "f1" and classes != 2:
         return (

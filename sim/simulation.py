@@ -166,7 +166,9 @@ class Simulation:
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: FleetCosting = costing_for(scenario, members, folder)
         self.remark(*self.costing.remarks)
-        self._lengths, cuts = lengths_by_backbone(self.task, members, self.costing.learned, dry)
+        self._lengths, self._said, cuts = lengths_by_backbone(
+            self.task, members, self.costing.learned, dry
+        )
         self.remark(*cuts)
         self.traces = links.read_traces(scenario, folder)
         self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
@@ -463,6 +465,10 @@ class Simulation:
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
         """Tokens of the samples for the device's backbone, shape [n]."""
         return self._lengths[device.backbone][samples]
+
+    def response_lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
+        """Of these, the tokens that are to be said, where texts have responses, shape [n]."""
+        return self._said[device.backbone][samples]
 
     def on_prepare(self, backbone: str, done: int, total: int) -> None:
         """Pass on how far the activations of a backbone are; stop if someone wants to."""

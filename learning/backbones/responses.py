@@ -132,14 +132,21 @@ def _chat_sides(spec: BackboneSpec) -> tuple[str, str]:
             f"and response stand, as {json.dumps(PLAIN)}"
         )
     config = _tokenizer_config(spec)
-    special = {key: _word(config.get(key)) for key in ("bos_token", "eos_token", "unk_token")}
+    special: dict[str, Any] = {
+        key: _word(config.get(key)) for key in ("bos_token", "eos_token", "unk_token")
+    }
     mark = "\u0001"  # stands in nobody's text, and no template takes it away
     talk = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark + mark}]
     with reading(f"backbone {spec.name!r}", "a chat template"):  # in transformers' sandbox
-        (asked,), _ = render_jinja_template(
-            [talk[:1]], chat_template=template, add_generation_prompt=True, **special
+        asked, whole = (
+            render_jinja_template(
+                [said],
+                chat_template=template,
+                add_generation_prompt=is_asked,
+                **special,
+            )[0][0]
+            for said, is_asked in ((talk[:1], True), (talk, False))
         )
-        (whole,), _ = render_jinja_template([talk], chat_template=template, **special)
     if asked.count(mark) != 1 or whole.count(mark + mark) != 1:
         raise BackboneError(
             f"task.template: the chat template of {spec.name} does not keep what is said in it as "

@@ -35,8 +35,9 @@ _NO_TOKENIZER = {"config.json", "generation_config.json", "model.safetensors.ind
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids of each text, and the segment (0 or 1) of each token where texts come in pairs;
-    int32 arrays. `is_cut` says of each text whether it went on, where that is known.
+    """Token ids of each text, and the segment (0 or 1) of each token where texts come in pairs, or
+    as prompt and response; int32 arrays. `is_cut` says of each text whether it went on, where that
+    is known.
     """
 
     ids: list[np.ndarray]
@@ -49,6 +50,20 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """Tokens of each text, shape [n]."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
+
+    def said(self, index: int) -> np.ndarray:
+        """Of each token of a text whether it is to be said, bool [T]: those of its response, or all
+        but the first, which nothing comes before.
+        """
+        said_T = np.ones(len(self.ids[index]), dtype=bool)
+        if self.segments is not None:
+            said_T = self.segments[index] == 1
+        said_T[:1] = False
+        return said_T
+
+    def said_lengths(self) -> np.ndarray:
+        """Tokens of each text that are to be said, shape [n]."""
+        return np.array([self.said(i).sum() for i in range(len(self))], dtype=np.int64)
 
 
 def tokenise(

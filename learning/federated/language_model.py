@@ -110,7 +110,7 @@ def score_texts(
     torch.set_num_threads(1)
     model.load_trainable(state)
     found_NS = np.zeros((len(tokens), len(SCORED)))
-    said = [int(said_tokens(tokens, i).sum()) for i in range(len(tokens))]
+    said = tokens.said_lengths()
     order = np.argsort(tokens.lengths(), kind="stable")
     with torch.inference_mode(), model.host.products():
         for chosen in _by_tokens(order, said, _AT_ONCE):
@@ -119,7 +119,7 @@ def score_texts(
             wanted_M = model.targets(*batch, torch.empty(0)).to(logits_MV.device)
             nll_M = F.cross_entropy(logits_MV, wanted_M, reduction="none").cpu().double().numpy()
             right_M = (logits_MV.argmax(dim=1) == wanted_M).cpu().numpy()
-            counts = np.array([said[i] for i in chosen])
+            counts = said[chosen]
             text_M = np.repeat(np.arange(len(chosen)), counts)
             for place, values_M in enumerate((nll_M, right_M)):
                 found_NS[chosen, place] = np.bincount(text_M, values_M, len(chosen))
@@ -127,17 +127,7 @@ def score_texts(
     return found_NS
 
 
-def said_tokens(tokens: Tokens, index: int) -> np.ndarray:
-    """Of each token of a text whether it is to be said, bool [T]."""
-    if tokens.segments is None:
-        said_T = np.ones(len(tokens.ids[index]), dtype=bool)
-    else:
-        said_T = tokens.segments[index] == 1
-    said_T[:1] = False  # nothing comes before it
-    return said_T
-
-
-def _by_tokens(order: np.ndarray, said: Sequence[int], most: int) -> list[np.ndarray]:
+def _by_tokens(order: np.ndarray, said: np.ndarray, most: int) -> list[np.ndarray]:
     """Texts in this order, as many at once as have so many tokens to be said, one at least."""
-    ends = np.cumsum([said[i] for i in order]) // most
+    ends = np.cumsum(said[order]) // most
     return np.split(order, np.flatnonzero(np.diff(ends)) + 1)

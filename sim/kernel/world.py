@@ -77,6 +77,13 @@ class LearningTask(Protocol):
         """What predictions for the texts of a part are worth; None where not all are finite."""
 
     @property
+    def has_responses(self) -> bool:
+        """Whether what is learned is what a response's next token is."""
+
+    def response_lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
+        """Tokens of each sample's response that are to be said, shape [n]."""
+
+    @property
     def has_ratings(self) -> bool:
         """Whether labels are ratings, rather than class numbers."""
 
@@ -114,7 +121,7 @@ class LearningTask(Protocol):
 
     @property
     def classes(self) -> int:
-        """The number of classes; 1 where there are ratings."""
+        """The number of classes; 1 where there are ratings, 0 where there are responses."""
 
     def said(self, prediction: str) -> list[str]:
         """What is said of the classes for a kind of own prediction."""
@@ -243,6 +250,9 @@ class World(Protocol):
 
     def lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
         """Tokens of the samples for the device's backbone, shape [n]."""
+
+    def response_lengths(self, device: Device, samples: np.ndarray) -> np.ndarray:
+        """Of these, the tokens that are to be said, where texts have responses, shape [n]."""
 
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) do something beside what it does."""

@@ -19,7 +19,7 @@ import network.profile
 from devices import availability as rhythms
 from inputs.files import FileProblem, located
 from inputs.shipped import is_file, place
-from learning.backbones import catalogue, prompts
+from learning.backbones import catalogue, prompts, responses
 from learning.data import label_texts
 from learning.data import texts as data
 from learning.metrics import why_unfit
@@ -75,6 +75,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
             yield (*where, "side_network", name), what
     yield from _metric_problems(scenario)
     yield from _rating_problems(scenario)
+    yield from _sized_problems(scenario)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from scenario.ignored()
@@ -129,14 +130,14 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
 
 def _metric_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     """As far as a scenario tells how many classes there are; the data tell the rest."""
-    task, is_rated = scenario.task, scenario.task.kind == "regression"
-    classes: int | None = 2
+    task, classes = scenario.task, 2
     if isinstance(task.dataset, SizedData):
-        classes = task.dataset.classes
+        classes = task.dataset.classes or classes
     elif isinstance(task.dataset, str):
         with suppress(ValueError):  # which has been said above
             classes = data.find(task.dataset).classes or classes
-    if task.metric and (unfit := why_unfit(task.metric, None if is_rated else classes)):
+    kind = task.kind or "classification"
+    if task.metric and (unfit := why_unfit(task.metric, kind, classes)):
         yield ("task", "metric"), unfit
 
 
@@ -158,6 +159,19 @@ def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
                 (*where, "backbone_prediction"),
                 f"{own} predicts classes, and these are ratings: say `uniform`, which begins at 0",
             )
+
+
+def _sized_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """Sizes of another kind of task than is asked for."""
+    data_, of_responses = scenario.task.dataset, scenario.task.kind == "language-modelling"
+    if isinstance(data_, SizedData) and of_responses != (data_.response_tokens is not None):
+        want, have = (
+            ("response_tokens", "classes") if of_responses else ("classes", "response_tokens")
+        )
+        yield (
+            ("task", "dataset"),
+            f"this kind of task has `{want}` among its sizes, and no `{have}`",
+        )
 
 
 def _methods(scenario: Scenario) -> dict[Where, AnyMethod]:
@@ -267,7 +281,7 @@ def _label_problems(
     if given is None:
         return
     if isinstance(task.dataset, SizedData):
-        names: Collection[str] = [str(number) for number in range(task.dataset.classes)]
+        names: Collection[str] = [str(number) for number in range(task.dataset.classes or 0)]
     elif isinstance(task.dataset, str) and (shipped := label_texts.shipped(task.dataset)):
         names = shipped
     else:
@@ -282,7 +296,9 @@ def _label_problems(
 def _prediction_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     """A backbone's own prediction from what the task does not have."""
     task = scenario.task
-    if task.template is not None and (unfit := prompts.why_unfit(task.template)):
+    of_responses = task.kind == "language-modelling"
+    why = responses.why_unfit if of_responses else prompts.why_unfit
+    if task.template is not None and (unfit := why(task.template)):
         yield ("task", "template"), unfit
     for where, method in _methods(scenario).items():
         for what in _lacking(getattr(method, "backbone_prediction", None), task):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_serializer
+from pydantic import Field, model_serializer, model_validator
 
 from learning.data.labels import MOST_CLASSES
 from sim.scenario.named_files import FilePath
@@ -63,9 +63,31 @@ class OwnData(Settings):
 class SizedData(Settings):
     """A data set known by its size alone: enough for a dry run, which needs no texts."""
 
-    classes: int = Field(ge=2, le=MOST_CLASSES)
+    classes: int | None = Field(None, ge=2, le=MOST_CLASSES)
+    """Of a classification."""
     tokens: int = Field(ge=1, le=1_000_000)
-    """Length of every text in tokens."""
+    """Length of every text in tokens, a response's with its prompt."""
+    response_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    """Of these, those that are to be said: of language modelling, which has no `classes`."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if (self.classes is None) == (self.response_tokens is None):
+            raise ValueError(
+                "data known by their size have `classes`, or for language modelling "
+                "`response_tokens`: one of the two"
+            )
+        if self.response_tokens is not None and self.response_tokens >= self.tokens:
+            raise ValueError(
+                f"response_tokens: {self.response_tokens} of {self.tokens} `tokens`: a text begins "
+                "with one, at least, that is not to be said"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: Callable[[SizedData], dict[str, Any]]) -> dict[str, Any]:
+        """As in `Scenario`: who leaves the later setting alone keeps the digest."""
+        return {key: value for key, value in dump(self).items() if value is not None}
 
 
 def kind_of_data(given: Any) -> str:
@@ -74,5 +96,9 @@ def kind_of_data(given: Any) -> str:
     """
     if isinstance(given, dict | Settings):
         keys = set(given if isinstance(given, dict) else given.model_fields_set)
-        return "SizedData" if keys & {"classes", "tokens"} and "path" not in keys else "OwnData"
+        return (
+            "SizedData"
+            if keys & {"classes", "tokens", "response_tokens"} and "path" not in keys
+            else "OwnData"
+        )
     return "str"

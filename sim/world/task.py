@@ -12,12 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from learning.backbones import responses
 from learning.backbones.catalogue import BackboneSpec
 from learning.backbones.prompts import CONTENT_FREE, prompts, why_unfit
 from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, label_texts, partition
 from learning.data import texts as data
-from learning.metrics import Score, is_rating, score
+from learning.metrics import DEFAULTS, Score, is_rating, score, score_responses
 from learning.metrics import why_unfit as why_unfit_metric
 from learning.side.prediction_difference import VERBALISERS
 from sim.kernel.learner import Part
@@ -67,6 +68,10 @@ class DividedTask:
     """What a language model says for each class, where somebody says so."""
     metric: str = "accuracy"
     """What models are judged by, of `learning.metrics`."""
+    kind: str = "classification"
+    """What is learned: classes, ratings, or what is said next."""
+    fixed_response_tokens: int | None = None
+    """Of every text's response, where data are known by their size alone."""
 
     @property
     def held_out(self) -> np.ndarray:
@@ -85,9 +90,11 @@ class DividedTask:
     def score(
         self, part: Part, predictions_NC: np.ndarray, loss: str = "cross-entropy"
     ) -> Score | None:
-        """What predictions for the texts of a part are worth (`learning.metrics.score`): every
-        method's are judged here.
+        """What predictions for the texts of a part are worth (`learning.metrics.score`; for
+        responses `score_responses`): every method's are judged here.
         """
+        if self.has_responses:
+            return score_responses(self.metric, predictions_NC)
         return score(self.metric, predictions_NC, self.labels[self.texts_of(part)], loss)
 
     @property
@@ -96,9 +103,16 @@ class DividedTask:
         return is_rating(self.labels)
 
     @property
+    def has_responses(self) -> bool:
+        """Whether what is learned is what a response's next token is; classes are topics then."""
+        return self.kind == "language-modelling"
+
+    @property
     def classes(self) -> int:
-        """The number of classes; 1 where there are ratings, which a model has one output for."""
-        return len(self.class_names)
+        """The number of classes; 1 where there are ratings, which a model has one output for; 0
+        where what is learned are responses, which a model has its vocabulary for.
+        """
+        return 0 if self.has_responses else len(self.class_names)
 
     def said(self, prediction: str) -> list[str]:
         """What is said of the classes for a kind of own prediction: their names, or a sentence
@@ -129,6 +143,9 @@ class DividedTask:
     def _in_template(
         self, spec: BackboneSpec, texts: Sequence[str], seconds: Sequence[str] | None
     ) -> Tokens:
+        if self.has_responses:
+            assert seconds is not None, "data for language modelling have responses"
+            return responses.responses(spec, self.template, texts, seconds, self.max_tokens)
         if self.template is None:
             return tokenise(spec, texts, seconds, self.max_tokens)
         return prompts(spec, self.template, texts, seconds, self.max_tokens)
@@ -139,7 +156,8 @@ class DividedTask:
         """
         if self.texts is None:
             raise data.DataError("data that is stated by its size alone has no texts")
-        texts, seconds = self.texts.texts, self.texts.second_texts
+        texts = self.texts.texts
+        seconds = self.texts.responses if self.has_responses else self.texts.second_texts
         columns = [texts] if seconds is None else [texts, seconds]
         ends = np.cumsum([sum(len(column[i]) for column in columns) for i in samples])
         pieces = np.split(samples, np.flatnonzero(np.diff(ends // CHARACTERS_AT_ONCE)) + 1)
@@ -162,6 +180,12 @@ class DividedTask:
             return np.full(len(samples), self.fixed_tokens)
         return self.tokens(spec, samples).lengths()
 
+    def response_lengths(self, spec: BackboneSpec, samples: np.ndarray) -> np.ndarray:
+        """Tokens of each sample's response that are to be said, shape [n]."""
+        if self.fixed_response_tokens is not None:
+            return np.full(len(samples), self.fixed_response_tokens)
+        return self.tokens(spec, samples).said_lengths()
+
 
 def load_task(
     scenario: Scenario,
@@ -178,18 +202,20 @@ def load_task(
     """
     settings, dataset = scenario.task, scenario.task.dataset
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
+    fixed_response: int | None = None
+    kind = settings.kind or "classification"
     n_devices = sum(group.count for group in scenario.fleet)
     share = settings.validation if isinstance(settings.validation, float) else 0.0
     further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
-        texts = data.load(located_data(dataset, folder), settings.kind or "classification")
+        texts = data.load(located_data(dataset, folder), kind)
     if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(
                 f"{scenario.name} states its data by size alone: it can only be run with --dry"
             )
-        fixed = dataset.tokens
-        classes = dataset.classes
+        fixed, fixed_response = dataset.tokens, dataset.response_tokens
+        classes = dataset.classes or 1
         names = tuple(map(str, range(classes)))
         n_train = (settings.train or 10_000) + further + settings.public
         n_test = settings.test or 1_000
@@ -218,8 +244,8 @@ def load_task(
             )
         test, validation = validation, validation[:0]
     has_ratings = is_rating(labels)
-    metric = settings.metric or ("pearson" if has_ratings else "accuracy")
-    if unfit := why_unfit_metric(metric, None if has_ratings else len(names)):
+    metric = settings.metric or DEFAULTS[kind]
+    if unfit := why_unfit_metric(metric, kind, len(names)):
         raise data.DataError(f"task.metric: {unfit}")
     groups = partition.bins(labels) if has_ratings else labels
     parts, chosen = _divide(settings.partition, labels, groups, clients, train, n_devices, streams)
@@ -234,8 +260,11 @@ def load_task(
         )
     template = template_of(scenario)
     is_pairs = texts is not None and texts.second_texts is not None
-    if template is not None and (wrong := why_unfit(template, is_pairs)):
-        raise data.DataError(f"task.template: {wrong}")
+    if template is not None:
+        of_responses = kind == "language-modelling"
+        wrong = responses.why_unfit(template) if of_responses else why_unfit(template, is_pairs)
+        if wrong:
+            raise data.DataError(f"task.template: {wrong}")
     return DividedTask(
         labels,
         names,
@@ -253,6 +282,8 @@ def load_task(
         template,
         _of_classes("label_words", settings, names),
         metric,
+        kind,
+        fixed_response,
     )
 
 
@@ -316,7 +347,7 @@ def _judged(
             "letters alone"
         )
     unknown = np.setdiff1d(texts.labels[test], texts.labels[held])
-    if len(unknown) and not is_rating(texts.labels):
+    if len(unknown) and not is_rating(texts.labels) and texts.responses is None:
         names = ", ".join(repr(texts.class_names[c]) for c in unknown[:3]) + (
             ", ..." if len(unknown) > 3 else ""
         )

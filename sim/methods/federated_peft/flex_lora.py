@@ -162,21 +162,15 @@ class FlexLoRALearner(RoundLearner):
         head: str,
         target_modules: Sequence[str] | str | None = None,
     ) -> None:
-        from learning.federated.trainable import TrainableClassifier
-
         self.devices, self.alpha = devices, alpha
         self.greatest = max(rank for _, rank in devices)
         size = (self.greatest, alpha or self.greatest, bottleneck)
         super().__init__(world, "lora", readout, *size, head, target_modules)
-        seed, whole = world.streams.seed64("server/model") % 2**31, self.models
+        whole = self.models
         self.models = {}
         for name, rank in sorted(devices):
-            model = TrainableClassifier(
-                *(world.costing.learned[name], "lora", world.task.classes, readout),
-                *(rank, alpha or rank, bottleneck, seed),
-                head=head,
-                target_modules=target_modules,
-            )
+            own_size = (rank, alpha or rank, bottleneck)
+            model = self.new_model(name, "lora", readout, *own_size, head, target_modules)
             for own, shared in zip(model.parameters(), whole[name].parameters(), strict=True):
                 if not own.requires_grad:
                     own.data = (

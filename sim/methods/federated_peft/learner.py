@@ -58,22 +58,13 @@ class FederatedLearner(RealLearner):
         target_modules: Sequence[str] | str | None = None,
         adapters: str = "houlsby",
     ) -> None:
-        from learning.federated.trainable import TrainableClassifier
-
         self.world = world
         self._idle: dict[Any, list[TrainableClassifier]] = {}  # models that nobody computes with
         self._lending = threading.Lock()
         self._memory: Learned | None = None  # of the server, beside the model: moments and the like
-        seed = world.streams.seed64("server/model") % 2**31
+        sizes = (peft, readout, rank, alpha, bottleneck, head, target_modules, adapters)
         self.models: dict[Any, TrainableClassifier] = {
-            name: TrainableClassifier(
-                *(spec, peft, world.task.classes, readout, rank, alpha, bottleneck, seed),
-                head=head,
-                target_modules=target_modules,
-                adapters=adapters,
-                lora_dropout=self.lora_dropout,
-            )
-            for name, spec in world.costing.learned.items()
+            name: self.new_model(name, *sizes) for name in world.costing.learned
         }
         deepest = max(self.models, key=lambda name: len(self.models[name].trainable()))
         self.initial = self.models[deepest].trainable()
@@ -86,6 +77,35 @@ class FederatedLearner(RealLearner):
             samples = np.unique(np.concatenate([*mine, world.task.held_out]))
             self._tokens[name] = world.task.tokens(spec, samples)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+
+    def new_model(
+        self,
+        backbone: str,
+        peft: str,
+        readout: str,
+        rank: int,
+        alpha: float,
+        bottleneck: int,
+        head: str,
+        target_modules: Sequence[str] | str | None,
+        adapters: str = "houlsby",
+    ) -> TrainableClassifier:
+        """A backbone with what is trained of it, and a head for the classes; or with its own
+        vocabulary, where what is learned are responses.
+        """
+        from learning.federated.language_model import TrainableLanguageModel
+        from learning.federated.trainable import TrainableClassifier
+
+        spec, task = self.world.costing.learned[backbone], self.world.task
+        sizes = (rank, alpha, bottleneck, self.world.streams.seed64("server/model") % 2**31)
+        forms: dict[str, Any] = {
+            "target_modules": target_modules,
+            "adapters": adapters,
+            "lora_dropout": self.lora_dropout,
+        }
+        if task.has_responses:
+            return TrainableLanguageModel(spec, peft, *sizes, **forms)
+        return TrainableClassifier(spec, peft, task.classes, readout, *sizes, head=head, **forms)
 
     def _require_one_family(self, deepest: str) -> None:
         for name, model in self.models.items():
@@ -300,11 +320,15 @@ class FederatedLearner(RealLearner):
 
     def score_of(self, backbone: Any, state: Mapping[str, Tensor], part: Part) -> Score | None:
         """What a backbone with such a state scores."""
+        from learning.federated.language_model import TrainableLanguageModel, score_texts
         from learning.federated.local_training import predict
 
         tokens = self.tokens(backbone, self.world.task.texts_of(part))
         with self.lent(backbone) as model:
-            predictions = predict(model, state, tokens)
+            if isinstance(model, TrainableLanguageModel):
+                predictions = score_texts(model, state, tokens)
+            else:
+                predictions = predict(model, state, tokens)
         return self.world.task.score(part, predictions)
 
     def digest(self) -> str:

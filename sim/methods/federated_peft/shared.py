@@ -34,6 +34,7 @@ from sim.methods.federated_peft.learner import (
     locally_trained,
 )
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
+from sim.methods.responses import vocabularies, with_words
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
 from sim.scenario.settings import OnlyFor
 
@@ -160,13 +161,15 @@ class FederatedPeft(ServerDriven):
             schedule=config.schedule,
             dropout=config.dropout,
         )
+        self.says = vocabularies(world)
+        head = "linear" if self.says else config.head
         self.costs = {
             self.model_of(device): training_architecture(
                 world.costing.charged[device.backbone],
                 self.peft,
                 world.task.classes,
                 self.rank_of(device),
-                *(config.bottleneck, config.head, config.target_modules, config.adapters),
+                *(config.bottleneck, head, config.target_modules, config.adapters),
             )
             for device in {self.model_of(device): device for device in world.devices}.values()
         }
@@ -237,7 +240,8 @@ class FederatedPeft(ServerDriven):
         """The local epochs, real and charged."""
         model = self.model_of(device)
         lengths = self.world.lengths(device, device.samples)
-        cost = self.charged(model, tuple(lengths.tolist()))
+        said = self.world.response_lengths(device, device.samples) if self.says else lengths[:0]
+        cost = self.charged(model, device.backbone, tuple(lengths.tolist()), tuple(said.tolist()))
         seed = self.seed(device, task.version)
         how = (model, device.samples, task.model, self.settings, seed)
         if not self.sends_coded:
@@ -251,17 +255,25 @@ class FederatedPeft(ServerDriven):
         more = (down, self.lost.get(device.id), self.chain)
         return learn(cost, self.learner.client, changed_and_lost, *how, *more, results=2)
 
-    def _charged(self, model: Any, lengths: tuple[int, ...]) -> Cost:
-        """What the local epochs on texts of these lengths cost."""
+    def _charged(
+        self, model: Any, backbone: str, lengths: tuple[int, ...], said: tuple[int, ...]
+    ) -> Cost:
+        """What the local epochs on texts of these lengths cost, with so many tokens of each to be
+        said, where there are responses.
+        """
         counted, epoch = self.costs[model], Cost()
         for start in range(0, len(lengths), self.config.device_batch):
             batch = lengths[start : start + self.config.device_batch]
-            epoch += counted.step(
-                len(batch),
-                self.world.costing.fixed_tokens or max(batch),
-                self.settings.charged_as,
-                self.config.gradient_checkpointing,
-            )
+            tokens = self.world.costing.fixed_tokens or max(batch)
+            form = self.config.gradient_checkpointing
+            step = counted.step(len(batch), tokens, self.settings.charged_as, form)
+            if self.says:
+                saved = counted.saved_bytes(len(batch), tokens, form)
+                words = sum(said[start : start + self.config.device_batch])
+                step = with_words(
+                    step, saved, self.says[backbone].training(words, self.peft == "full")
+                )
+            epoch += step
         epochs = self.config.local_epochs
         peak = epoch.peak_bytes + counted.optimiser_bytes(self.settings.charged_as)
         return Cost(epochs * epoch.flop, epochs * epoch.bytes_moved, peak)
