@@ -160,6 +160,13 @@ def test_shipped_costs_cover_the_catalogue_and_the_common_cuts():
     assert {cost_cache.cost_key(config_of(find(name))) for name in names} == set(file)
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_format_that_weights_are_published_in_changes_no_count(key):
+    config = config_of(find("random-llama"))
+    published = count.count_architecture({**config, key: "bfloat16"})
+    assert published == count.count_architecture(config)
+
+
 def test_parameters_are_the_models_own(backbone):
     own = sum(parameter.numel() for parameter in backbone.model.parameters())
     assert architecture(backbone.spec).parameters == own
