@@ -63,7 +63,7 @@ def count_architecture(config: Mapping[str, Any]) -> Architecture:
         hidden_size=model.config.hidden_size,
         parameters=sum(p.numel() for p in model.parameters()),
         flop_per_sequence=quadratic(TINY, [(at[n].flop - flop_per_batch) / 2 for n in TINY]),
-        weight_bytes_read=3 * at[TINY[0]].bytes_moved - 2 * one_more.bytes_moved,
+        weight_bytes_read=float(3 * at[TINY[0]].bytes_moved - 2 * one_more.bytes_moved),
         peak_feed_forward=quadratic(TINY, [at[n].peak_bytes / 2 for n in TINY]),
         peak_attention=quadratic(long, [at[n].peak_bytes / 2 for n in long]),
         flop_per_batch=float(flop_per_batch),
