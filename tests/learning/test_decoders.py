@@ -1,11 +1,13 @@
 """The decoders of the catalogue: their numbers against what is published of them, and their FLOP
-against a formula written here.
+against a formula written here. Run as a script, it writes their table in docs/models.md.
 
 Published are the numbers of the whole language model, as model cards of the Hugging Face hub state
-them from the weights' safetensors; where the output embedding is the input's, it counts once.
+them from the weights' safetensors; where the output embedding is the input's, it counts once. OPT's
+have none: their numbers are those that users of the published weights count.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from learning.backbones.huggingface import hf_config
 from learning.cost.count import count_forward
 from learning.cost.forward_pass import architecture
 
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+START, END = "<!-- decoders -->\n", "<!-- end of decoders -->"
 PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
@@ -174,3 +178,31 @@ def test_a_folder_with_the_published_configuration_costs_the_same(name, tmp_path
     assert (own.parameters, own.forward(2, 100)) == (known.parameters, known.forward(2, 100))
     cut = architecture(find("own-l2", {"own": {"path": str(tmp_path)}}))
     assert cut.forward(2, 100).flop == known.forward(2, 100).flop / known.layers * 2
+
+
+def table():
+    """What a scenario is charged, by the shipped counts."""
+    head = "| | layers x width | heads (of keys and values) | words | parameters, published "
+    head += "| held by a device | GFLOP of 128 tokens | output embedding, besides "
+    head += "| GB in float16 | GB in int8 |"
+    lines = [head, "|---" * 10 + "|"]
+    for name, published in PUBLISHED.items():
+        layers, width, heads, kv_heads, each, *_, words = shape(name)
+        counted = architecture(find(name))
+        gflop, head = counted.forward(1, 128).flop / 1e9, 2 * 128 * words * shape(name)[6] / 1e9
+        lines.append(
+            f"| `{name}` | {layers} x {width} | {heads} ({kv_heads}) x {each} | {words:,} "
+            f"| {published:,} | {counted.parameters:,} | {gflop:.1f} | {head:.1f} "
+            f"| {counted.weight_bytes('float16') / 1e9:.3f} "
+            f"| {counted.weight_bytes('int8') / 1e9:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_has_the_table():
+    assert table() in PAGE.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(before + start + table() + rest[rest.index(END) :], encoding="utf-8")
