@@ -9,12 +9,15 @@ have none: their numbers are those that users of the published weights count.
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from learning.backbones.backbone import Backbone
 from learning.backbones.catalogue import config_of, find
 from learning.backbones.huggingface import hf_config
+from learning.backbones.tokens import Tokens
 from learning.cost.count import count_forward
 from learning.cost.forward_pass import architecture
 
@@ -178,6 +181,35 @@ def test_a_folder_with_the_published_configuration_costs_the_same(name, tmp_path
     assert (own.parameters, own.forward(2, 100)) == (known.parameters, known.forward(2, 100))
     cut = architecture(find("own-l2", {"own": {"path": str(tmp_path)}}))
     assert cut.forward(2, 100).flop == known.forward(2, 100).flop / known.layers * 2
+
+
+FAMILIES = ("llama-3.2-1b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2-2b", "gemma-3-1b")
+FAMILIES += ("phi-3-mini", "tinyllama-1.1b", "opt-350m")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_folder_of_a_small_one_of_the_family_is_read_as_transformers_reads_it(name, tmp_path):
+    """In bfloat16 and with its output embedding, as they are published."""
+    small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
+    small |= {"num_attention_heads": 4, "intermediate_size": 48, "ffn_dim": 48, "head_dim": 8}
+    config = config_of(find(name))
+    small |= {"num_key_value_heads": 2, "word_embed_proj_dim": 16}
+    config |= {key: value for key, value in small.items() if key in config or "pad" in key}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(hf_config(config)).bfloat16().eval()
+    made.save_pretrained(tmp_path)
+    backbone = Backbone(find("own", {"own": {"path": str(tmp_path)}}))
+    tokens = Tokens([np.array([3, 9, 27, 50, 2], np.int32)])
+    with torch.no_grad():
+        ids_BT = torch.from_numpy(tokens.ids[0])[None].long()
+        states = made.float()(ids_BT, output_hidden_states=True).hidden_states
+    read = backbone.readouts(tokens, "last")[0]
+    widest = [
+        state[0, -1] for state in states if state.shape[-1] == 32
+    ]  # OPT-350M narrows its last
+    assert len(widest) >= 2
+    for ours, theirs in zip(read, widest, strict=False):
+        assert np.allclose(ours, theirs.numpy(), atol=1e-4)
 
 
 def table():
