@@ -152,15 +152,11 @@ class HostDevice:
 
 def _round_to_int8(model: nn.Module) -> None:
     """What makes one number of a linear map's output goes to whole 1/127 of its largest weight."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
+    from learning.backbones.layers import linear_maps
 
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            weights = module.weight.data
-            inputs = 0 if isinstance(module, Conv1D) else 1  # it holds them the other way round
-            step = weights.abs().amax(dim=inputs, keepdim=True).clamp_min(1e-30) / 127
-            module.weight.data = (weights / step).round() * step
+    for weight, inputs in linear_maps(model):
+        step = weight.data.abs().amax(dim=inputs, keepdim=True).clamp_min(1e-30) / 127
+        weight.data = (weight.data / step).round() * step
 
 
 CPU = HostDevice()

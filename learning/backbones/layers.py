@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -27,6 +27,15 @@ def stack(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList):
             return module
     raise BackboneError(f"a {model.config.model_type} model has no list of layers")
+
+
+def linear_maps(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
+    """The weights of each linear map, and which of their two axes is the inputs'."""
+    from transformers.pytorch_utils import Conv1D
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            yield module.weight, 0 if isinstance(module, Conv1D) else 1  # GPT-2's lie across
 
 
 def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -34,6 +34,26 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Format:
+    """How a device holds a frozen backbone, in bytes: each weight of a linear map, the scale of
+    each of its outputs, every other number (tables, norms, biases) and activations.
+    """
+
+    weight: float
+    other: float
+    scale: float = 0
+
+
+# int8 is that of LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) as bitsandbytes stores it
+FORMATS = {
+    "float32": Format(4, 4),
+    "float16": Format(2, 2),
+    "bfloat16": Format(2, 2),
+    "int8": Format(1, 2, scale=4),
+}
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The shape of one backbone and the counted coefficients of its forward pass in float32.
 
@@ -43,7 +63,8 @@ class Architecture:
     (linear in tokens) and attention (quadratic): `peak_feed_forward`, `peak_attention` = (constant,
     per token, per token^2) bytes a sequence. `flop_per_batch` is what a batch computes once
     (DeBERTa's relative positions), in most architectures nothing. `positions` is the longest text
-    in tokens, None where there is no table of absolute positions.
+    in tokens, None where there is no table of absolute positions. Of the `parameters`, the weights
+    of linear maps, which give so many `linear_outputs`, and `tables` that rows are taken out of.
     """
 
     layers: int
@@ -55,36 +76,49 @@ class Architecture:
     peak_attention: tuple[float, float, float]
     flop_per_batch: float = 0.0
     positions: int | None = None
+    linear_weights: int = 0
+    linear_outputs: int = 0
+    tables: int = 0
 
-    def weight_bytes(self, bytes_per_number: float = 4) -> int:
-        """Bytes of the weights when each number takes `bytes_per_number` bytes."""
-        return round(self.parameters * bytes_per_number)
+    def weight_bytes(self, precision: str = "float32") -> int:
+        """Bytes of the weights in one of `FORMATS`."""
+        return round(self._held(self.parameters, FORMATS[precision]))
 
-    def forward(self, batch: int, tokens: int, bytes_per_number: float = 4) -> Cost:
-        """The cost of one forward pass over `batch` sequences padded to `tokens`, with numbers of
-        the given width.
+    def _held(self, numbers: int, form: Format) -> float:
+        """Bytes of so many numbers, all linear maps' among them."""
+        linear = self.linear_weights * form.weight + self.linear_outputs * form.scale
+        return linear + (numbers - self.linear_weights) * form.other
+
+    def shares(self, precision: str) -> tuple[float, float]:
+        """Of a pass in float32, the shares that the bytes of the weights it reads and of its
+        activations have in one of `FORMATS`.
         """
-        width = bytes_per_number / 4
+        form, read = FORMATS[precision], self.parameters - self.tables
+        return self._held(read, form) / (4 * read), form.other / 4
+
+    def forward(self, batch: int, tokens: int, precision: str = "float32") -> Cost:
+        """The cost of one forward pass over `batch` sequences padded to `tokens`, in one of
+        `FORMATS`.
+        """
+        read, alive = self.shares(precision)
         peak = max(
             _polynomial(self.peak_feed_forward, tokens), _polynomial(self.peak_attention, tokens)
         )
         flop = batch * _polynomial(self.flop_per_sequence, tokens) + self.flop_per_batch
-        return Cost(flop, width * self.weight_bytes_read, round(width * batch * peak))
+        return Cost(flop, read * self.weight_bytes_read, round(alive * batch * peak))
 
-    def next_word(self, batch: int, words: int, bytes_per_number: float = 4) -> Cost:
+    def next_word(self, batch: int, words: int, precision: str = "float32") -> Cost:
         """The logits of so many words after each of `batch` texts, from their last tokens' states:
-        2 D FLOP a word and text. The rest of the vocabulary is neither computed nor read.
+        2 D FLOP a word and text. The rest of the vocabulary is neither computed nor read; its table
+        is no linear map.
         """
         rows = words * self.hidden_size
-        return Cost(2.0 * batch * rows, bytes_per_number * rows, round(4 * batch * words))
+        return Cost(2.0 * batch * rows, FORMATS[precision].other * rows, round(4 * batch * words))
 
 
 def _polynomial(coefficients: tuple[float, float, float], tokens: int) -> float:
     constant, linear, quadratic = coefficients
     return constant + linear * tokens + quadratic * tokens * tokens
-
-
-BYTES_PER_NUMBER = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 # --- training

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from learning.backbones.layers import positions_of
+from learning.backbones.layers import linear_maps, positions_of
 from learning.cost.costs import Architecture, Cost
 from learning.cost.meter import TINY, CostMeter, quadratic
 from learning.cost.weightless import weightless
@@ -58,16 +59,20 @@ def count_architecture(config: Mapping[str, Any]) -> Architecture:
     # is left
     one_more = measure(model, 3, TINY[0])
     flop_per_batch = 3 * at[TINY[0]].flop - 2 * one_more.flop
+    linear = [(weight.numel(), weight.shape[1 - axis]) for weight, axis in linear_maps(model)]
     return Architecture(
         layers=model.config.num_hidden_layers,
         hidden_size=model.config.hidden_size,
         parameters=sum(p.numel() for p in model.parameters()),
         flop_per_sequence=quadratic(TINY, [(at[n].flop - flop_per_batch) / 2 for n in TINY]),
-        weight_bytes_read=3 * at[TINY[0]].bytes_moved - 2 * one_more.bytes_moved,
+        weight_bytes_read=float(3 * at[TINY[0]].bytes_moved - 2 * one_more.bytes_moved),
         peak_feed_forward=quadratic(TINY, [at[n].peak_bytes / 2 for n in TINY]),
         peak_attention=quadratic(long, [at[n].peak_bytes / 2 for n in long]),
         flop_per_batch=float(flop_per_batch),
         positions=positions_of(model),
+        linear_weights=sum(numbers for numbers, _ in linear),
+        linear_outputs=sum(outputs for _, outputs in linear),
+        tables=sum(one.weight.numel() for one in model.modules() if isinstance(one, nn.Embedding)),
     )
 
 

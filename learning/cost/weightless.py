@@ -62,10 +62,14 @@ def weightless(
 
 
 def weightless_like(made: Any) -> PreTrainedModel:
-    """The bare model of a configuration object, in eval mode."""
+    """The bare model of a configuration object, in eval mode, in float32 whatever format its
+    weights are published in.
+    """
     with torch.device("meta"):
         model: PreTrainedModel = (
-            bare_model(made).from_config(made, attn_implementation="eager").eval()
+            bare_model(made)
+            .from_config(made, attn_implementation="eager", dtype=torch.float32)
+            .eval()
         )
     if model._can_set_experts_implementation():
         _register_equal_shares()

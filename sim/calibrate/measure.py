@@ -20,7 +20,7 @@ import numpy as np
 
 from devices.calibration import CalibrationError
 from learning.backbones import catalogue
-from learning.cost.costs import BYTES_PER_NUMBER
+from learning.cost.costs import FORMATS
 from learning.cost.forward_pass import architecture
 
 FORWARD = "forward"
@@ -68,13 +68,11 @@ def shape_of(
     Raises BackboneError for an unknown backbone, ValueError for another kind of work,
     CalibrationError for a precision.
     """
-    if precision not in BYTES_PER_NUMBER:
-        raise CalibrationError(
-            f"precision: found {precision!r}, allowed: {', '.join(BYTES_PER_NUMBER)}"
-        )
-    spec, width = catalogue.find(backbone), BYTES_PER_NUMBER[precision]
+    if precision not in FORMATS:
+        raise CalibrationError(f"precision: found {precision!r}, allowed: {', '.join(FORMATS)}")
+    spec, width = catalogue.find(backbone), FORMATS[precision].weight
     if work == FORWARD:
-        cost = architecture(spec).forward(batch, tokens, width)
+        cost = architecture(spec).forward(batch, tokens, precision)
     else:
         from learning.cost.count_training import training_architecture
 

@@ -177,6 +177,11 @@ class Costing(Protocol):
     def weight_bytes(self, member: Member) -> int:
         """Bytes of the member's backbone in its memory."""
 
+    def shares(self, member: Member) -> tuple[float, float]:
+        """Of a pass counted in float32, the shares that the bytes of its weights and of its
+        activations have in the member's precision.
+        """
+
 
 class Links(Protocol):
     """How bytes get from a device to the server and back."""

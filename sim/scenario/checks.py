@@ -73,6 +73,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     for where, method in _methods(scenario).items():
         for name, what in getattr(method, "unfit", tuple)():
             yield (*where, "side_network", name), what
+    yield from _precision_problems(scenario)
     yield from _metric_problems(scenario)
     yield from _rating_problems(scenario)
     yield from _sized_problems(scenario)
@@ -126,6 +127,19 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
             used = {backbone for group in scenario.fleet for backbone in choices(group.backbone)}
             for name in sorted(used - set(costed)):
                 yield ("cost_as", "backbone"), f"nothing is said for {name!r}, which the fleet uses"
+
+
+def _precision_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """What is rounded to int8 stays as it is."""
+    methods = _methods(scenario).values()
+    if full := [one.kind for one in methods if getattr(one, "trains", None) == "full"]:
+        for index, group in enumerate(scenario.fleet):
+            if group.precision == "int8":
+                yield (
+                    ("fleet", index, "precision"),
+                    f"a backbone in int8 is frozen, and {full[0]} trains all of it: choose "
+                    "float16, or another method",
+                )
 
 
 def _metric_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:

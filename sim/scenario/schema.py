@@ -209,8 +209,10 @@ class GroupSettings(Settings):
     """The same for the downlink."""
     memory: Bytes | None = None
     """Memory that the work may use; default the device's RAM."""
-    precision: Literal["float32", "float16"] = "float32"
-    """Of the backbone's weights and activations in the device's memory."""
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """Of the backbone's weights and activations in the device's memory; int8 of its linear maps'
+    weights, all else then in float16.
+    """
     name: str | None = None
 
 

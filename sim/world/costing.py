@@ -16,7 +16,7 @@ from devices.memory import find_shortage
 from inputs.files import located
 from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
-from learning.cost.costs import BYTES_PER_NUMBER, Architecture, Cost
+from learning.cost.costs import Architecture, Cost
 from learning.cost.forward_pass import architecture
 from sim.scenario.data import SizedData
 from sim.scenario.own_code import MethodError
@@ -75,20 +75,25 @@ class FleetCosting:
         tokens = self.fixed_tokens or max(lengths.tolist())  # of few: NumPy takes longer
         alike = member.group, member.backbone, len(lengths), tokens
         if (known := self._passes.get(alike)) is None:
-            width = BYTES_PER_NUMBER[self.precision[member.group]]
-            known = self.architectures[member.backbone].forward(len(lengths), tokens, width)
+            precision = self.precision[member.group]
+            known = self.architectures[member.backbone].forward(len(lengths), tokens, precision)
             self._passes[alike] = known
         return known
 
     def next_word(self, member: Member, texts: int, words: int) -> Cost:
         """What so many words' logits cost after a forward pass over these texts."""
-        width = BYTES_PER_NUMBER[self.precision[member.group]]
-        return self.architectures[member.backbone].next_word(texts, words, width)
+        precision = self.precision[member.group]
+        return self.architectures[member.backbone].next_word(texts, words, precision)
 
     def weight_bytes(self, member: Member) -> int:
         """Bytes of the member's backbone in its memory."""
-        width = BYTES_PER_NUMBER[self.precision[member.group]]
-        return self.architectures[member.backbone].weight_bytes(width)
+        return self.architectures[member.backbone].weight_bytes(self.precision[member.group])
+
+    def shares(self, member: Member) -> tuple[float, float]:
+        """Of a pass counted in float32, the shares that the bytes of its weights and of its
+        activations have in the member's precision.
+        """
+        return self.architectures[member.backbone].shares(self.precision[member.group])
 
 
 def own_backbones(scenario: Scenario, folder: Path) -> dict[str, dict[str, Any]]:

@@ -160,11 +160,18 @@ def test_shipped_costs_cover_the_catalogue_and_the_common_cuts():
     assert {cost_cache.cost_key(config_of(find(name))) for name in names} == set(file)
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_format_that_weights_are_published_in_changes_no_count(key):
+    config = config_of(find("random-llama"))
+    published = count.count_architecture({**config, key: "bfloat16"})
+    assert published == count.count_architecture(config)
+
+
 def test_parameters_are_the_models_own(backbone):
     own = sum(parameter.numel() for parameter in backbone.model.parameters())
     assert architecture(backbone.spec).parameters == own
     assert architecture(backbone.spec).weight_bytes() == 4 * own
-    assert architecture(backbone.spec).weight_bytes(2) == 2 * own
+    assert architecture(backbone.spec).weight_bytes("bfloat16") == 2 * own
 
 
 def test_what_a_batch_reads_once_are_its_weights_but_not_the_table_of_words():
@@ -183,10 +190,15 @@ def test_an_uncatalogued_architecture_is_counted_once_and_kept(tmp_path, monkeyp
     assert architecture(find("mine", own)) == counted
 
 
-@given(st.integers(1, 64), st.integers(1, 512), st.sampled_from([4, 2, 1]))
-def test_costs_scale_with_the_batch_and_the_width_of_numbers(batch, tokens, width):
+@given(
+    st.integers(1, 64),
+    st.integers(1, 512),
+    st.sampled_from([("float32", 4), ("float16", 2), ("bfloat16", 2)]),
+)
+def test_costs_scale_with_the_batch_and_the_width_of_numbers(batch, tokens, precision):
     a = architecture(find("minilm"))
-    cost, one = a.forward(batch, tokens, width), a.forward(1, tokens)
+    name, width = precision
+    cost, one = a.forward(batch, tokens, name), a.forward(1, tokens)
     assert cost.flop == batch * one.flop
     assert cost.bytes_moved == pytest.approx(one.bytes_moved * width / 4)
     assert math.isclose(cost.peak_bytes, batch * one.peak_bytes * width / 4, abs_tol=1)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from learning.cost.costs import BYTES_PER_NUMBER, Cost
+from learning.cost.costs import Cost
 from learning.cost.count_forward_only import forward_architecture
 from learning.cost.count_split import PassCounts
 from sim.kernel.device import Device
@@ -79,7 +79,7 @@ class ForwardOnly(SynchronousRounds):
         """`each` passes over every batch; the peak holds one, and `kept` bytes of copies of what is
         trained.
         """
-        width = BYTES_PER_NUMBER[self.world.costing.precision[device.member.group]] / 4
+        read, alive = self.world.costing.shares(device.member)
         total = Cost()
         for samples in batches:
             tokens = self.world.costing.fixed_tokens or int(
@@ -87,7 +87,7 @@ class ForwardOnly(SynchronousRounds):
             )
             one = counted.cost(len(samples), tokens)
             total += Cost(
-                each * one.flop, width * each * one.bytes_moved, round(width * one.peak_bytes)
+                each * one.flop, read * each * one.bytes_moved, round(alive * one.peak_bytes)
             )
         return replace(total, peak_bytes=total.peak_bytes + kept)
 
