@@ -31,6 +31,7 @@ from learning.backbones.loading import load_model
 from learning.host_device import CPU, host_device
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 KINDS = ("full", "lora", "adapter", "bitfit", "head")
@@ -111,8 +112,10 @@ class TrainableClassifier(nn.Module):
                 if "layerdrop" in vars(module):
                     vars(module)["layerdrop"] = 0.0  # OPT's: a layer is trained whole or not at all
             self.backbone.requires_grad_(kind == "full")
+            self.lora: LoraConfig | None = None
             if kind == "lora":
-                _add_lora(self.backbone, spec.name, rank, alpha, target_modules, lora_dropout)
+                sizes = (rank, alpha, target_modules, lora_dropout)
+                self.lora = _add_lora(self.backbone, spec.name, *sizes)
             else:
                 _add_trainable(self.backbone, kind, bottleneck, adapters)
             config = self.backbone.config
@@ -259,8 +262,8 @@ def _add_lora(
     alpha: float,
     target_modules: Sequence[str] | str | None,
     dropout: float,
-) -> None:
-    """Put LoRA beside the target modules, in place."""
+) -> LoraConfig:
+    """Put LoRA beside the target modules, in place; gives what peft knows it by."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if not _linear_maps(backbone):
@@ -293,6 +296,7 @@ def _add_lora(
         raise BackboneError(
             f"backbone {name!r}: LoRA cannot be put beside {targets}: {reason}"
         ) from error
+    return lora
 
 
 def _targets(backbone: PreTrainedModel, name: str) -> Sequence[str] | str:

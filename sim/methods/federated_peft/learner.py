@@ -339,11 +339,15 @@ class FederatedLearner(RealLearner):
 
     def save(self, folder: Path) -> None:
         """model/state.safetensors: the trained part, by the names of
-        `learning.federated.trainable`.
+        `learning.federated.trainable`; LoRA also as the peft library has it, in model/peft.
         """
+        from learning.federated.peft_format import save_peft
         from learning.federated.state_codec import write
 
         write(self.state.value, folder / "state.safetensors")
+        deepest = max(self.models.values(), key=lambda model: len(model.trainable_parameters()))
+        if deepest.lora is not None:
+            save_peft(deepest, self.state.value, folder / "peft")
 
 
 class RoundLearner(FederatedLearner):
