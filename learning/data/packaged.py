@@ -22,7 +22,7 @@ from inputs.files import located, read_yaml
 from inputs.profiles import MOST_BYTES, located_problems
 from learning.data.tables import DataError
 
-COLUMNS = ("text", "text_b", "label", "client")
+COLUMNS = ("text", "text_b", "prompt", "response", "label", "client")
 KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("description", "path", "test", "delimiter", "encoding"), (str,)),
     **dict.fromkeys(COLUMNS, (str, int)),
