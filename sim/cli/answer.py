@@ -73,7 +73,12 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
     held = np.concatenate(sim.task.parts)
     sized = sim.scenario.task.dataset
     if task.texts is None and isinstance(sized, SizedData):
-        yield "data", f"by size alone: {sized.classes:,} classes, {sized.tokens:,} tokens a text"
+        said = (
+            f"{sized.classes:,} classes, {sized.tokens:,} tokens a text"
+            if sized.classes is not None
+            else f"{sized.tokens:,} tokens a text, {sized.response_tokens:,} of them to be said"
+        )
+        yield "data", f"by size alone: {said}"
     elif task.texts is not None:
         yield (
             "data",

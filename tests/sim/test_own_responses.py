@@ -109,3 +109,15 @@ def test_texts_in_memory_are_taken_for_what_the_task_is(world, tmp_path):
     labelled = world({"path": "d.csv", "text": "ask", "label": "about"})
     with pytest.raises(data.DataError, match="has responses to be said"):
         load_task(labelled, Streams(0), tmp_path, dry=True, texts=said)
+
+
+def test_check_says_what_is_said_to_what(world, mobifleet, tmp_path):
+    world({**COLUMNS, "label": "about"}, **SAID)
+    told = " ".join(mobifleet("check", tmp_path / "own.yaml").out.split())
+    assert " said 'answer " in told and " to 'ask " in told and "topics 2 (training + test)" in told
+    world({"path": "d.csv", "text": "ask"}, **SAID)
+    told = " ".join(mobifleet("check", tmp_path / "own.yaml").out.split())
+    assert " said 'ask " in told and " to nothing " in told and "topics" not in told
+    world({"tokens": 12, "response_tokens": 5}, **SAID)
+    told = " ".join(mobifleet("check", tmp_path / "own.yaml").out.split())
+    assert "by size alone: 12 tokens a text, 5 of them to be said" in told
