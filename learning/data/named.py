@@ -86,5 +86,22 @@ NAMED = {
             1,
             has_responses=True,
         ),
+        DatasetInfo(
+            "series-dialogues",
+            "what is said next in a series; client = speaker",
+            "series-dialogues",
+            58920,
+            10,
+            836,
+            has_responses=True,
+        ),
+        DatasetInfo(
+            "bbc-headlines",
+            "headline of an article, by topic",
+            "bbc-headlines",
+            2105,
+            5,
+            has_responses=True,
+        ),
     )
 }

@@ -20,9 +20,10 @@ from typing import Any
 
 from inputs.files import located, read_yaml
 from inputs.profiles import MOST_BYTES, located_problems
+from learning.data.own import why_unfit_columns
 from learning.data.tables import DataError
 
-COLUMNS = ("text", "text_b", "label", "client")
+COLUMNS = ("text", "text_b", "prompt", "response", "label", "client")
 KEYS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("description", "path", "test", "delimiter", "encoding"), (str,)),
     **dict.fromkeys(COLUMNS, (str, int)),
@@ -52,6 +53,8 @@ def read(path: Path) -> PackagedData:
     if not isinstance(data, Mapping) or "path" not in data:
         raise DataError(f"{path}: a data set is a mapping with a `path`, of a file of texts")
     problems = [(key, what) for key, value in data.items() if (what := _wrong(key, value))]
+    if {"prompt", "response"} & set(data):
+        problems += why_unfit_columns(data, "language-modelling")
     if problems:
         found = [((str(key),), what) for key, what in problems]
         raise DataError("\n".join(located_problems(found, [path])))

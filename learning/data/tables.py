@@ -23,7 +23,7 @@ from learning.data import cells
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet")
 MOST_KEPT_BYTES = 384 * 2**20  # of texts in memory: what a run makes of them takes as much again
-_TEXTS = ("text", "text_b")
+_TEXTS = ("text", "text_b", "prompt", "response")
 _ROW_BYTES = 120  # beside the texts themselves: their places in lists, their numbers
 _BATCH = 128  # rows of Parquet at a time: a page of a few bytes may hold one long text many times
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -47,9 +47,11 @@ class Layout:
     and how a file is read.
     """
 
-    text: str | int = "text"
-    label: str | int = "label"
+    text: str | int | None = "text"
+    label: str | int | None = "label"
     text_b: str | int | None = None
+    prompt: str | int | None = None
+    response: str | int | None = None
     client: str | int | None = None
     delimiter: str | None = None
     encoding: str | None = None
@@ -57,11 +59,11 @@ class Layout:
     skip_blank: bool = False
 
     def __post_init__(self) -> None:
-        """Raise DataError where one column is to be two of a text, its second part and its
-        label.
+        """Raise DataError where one column is to be two of a text, its second part or the response
+        to it, and its label.
         """
         roles: dict[str, str] = {}
-        for role in ("text", "text_b", "label"):
+        for role in (*_TEXTS, "label"):
             column = self.columns.get(role)
             if column in roles:
                 raise DataError(
@@ -77,6 +79,8 @@ class Layout:
             "text": self.text,
             "label": self.label,
             "text_b": self.text_b,
+            "prompt": self.prompt,
+            "response": self.response,
             "client": self.client,
         }
         return {role: str(column) for role, column in roles.items() if column is not None}
@@ -178,7 +182,7 @@ def read_object(dataset: Any, layout: Layout) -> TextTable:
         for role, column in read.items()
     }
     named = getattr(
-        (getattr(dataset, "features", None) or {}).get(layout.columns["label"]), "names", None
+        (getattr(dataset, "features", None) or {}).get(layout.columns.get("label")), "names", None
     )
     if named is not None:
         read["label"] = [_class_name(label, named) for label in read["label"]]
@@ -226,8 +230,9 @@ def _gathered(table: TextTable, rows: Rows, layout: Layout) -> TextTable:
     if not len(table):
         raise DataError(f"{table.source} has no rows" + (" but blank ones" if skipped else ""))
     if skipped:
+        what = "response" if "response" in columns else "text"
         table.remarks.append(
-            f"{table.source}: left out for want of a text, a label or a client: {_count(skipped)}"
+            f"{table.source}: left out for want of a {what}, a label or a client: {_count(skipped)}"
         )
     for role, column in columns.items():
         if odd := cells.unlike(kinds[role], role in _TEXTS):
@@ -240,10 +245,12 @@ def _count(rows: int) -> str:
 
 
 def _missing(said: dict[str, str]) -> str | None:
-    """What a row lacks, if anything; of a pair of texts one may be blank."""
-    if not said["text"] and not said.get("text_b"):
+    """What a row lacks, if anything; of a pair of texts one may be blank, and a response need not
+    be to anything.
+    """
+    if not said.get("text") and not said.get("text_b") and "text" in said:
         return "text"
-    return next((role for role in ("label", "client") if said.get(role) == ""), None)
+    return next((role for role in ("response", "label", "client") if said.get(role) == ""), None)
 
 
 # --- what each kind of source gives, row by row

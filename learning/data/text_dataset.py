@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from learning.data.tables import DataError
+
 Kind = Literal["classification", "regression", "language-modelling"]
 """What is learned of a text: its class, its rating, or to say it."""
 RATING: tuple[str, ...] = ("rating",)
@@ -52,6 +54,20 @@ def to_be_said(dataset: TextDataset) -> TextDataset:
     if dataset.second_texts is not None:
         return replace(dataset, second_texts=None, responses=dataset.second_texts)
     return replace(dataset, texts=[""] * len(dataset), responses=dataset.texts)
+
+
+def fitted(dataset: TextDataset, kind: Kind) -> TextDataset:
+    """A data set that is in memory, for a kind of task; DataError for one of responses where labels
+    are learned.
+    """
+    if kind == "language-modelling":
+        return to_be_said(dataset)
+    if dataset.responses is not None:
+        raise DataError(
+            f"{dataset.name} has responses to be said: for `kind: {kind}` leave them out, or say "
+            "`kind: language-modelling`"
+        )
+    return dataset
 
 
 def copies(

@@ -10,20 +10,35 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
-from inputs.files import located
 from inputs.shipped import Shipped
 from learning.backbones import assets
 from learning.data import dialogues, packaged
-from learning.data.labels import check_labels, doubts, number_classes, read_ratings
 from learning.data.named import NAMED, DatasetInfo
-from learning.data.tables import DataError, Layout, TextTable, read_file, read_object
-from learning.data.text_dataset import RATING, Kind, TextDataset, copies, to_be_said
-from learning.metrics import is_rating
+from learning.data.own import LAYOUT, load_own, why_unfit_columns
+from learning.data.tables import DataError
+from learning.data.text_dataset import RATING, Kind, TextDataset, copies, fitted, to_be_said
 
-_LAYOUT = frozenset(Layout.__dataclass_fields__)
+__all__ = [
+    "PACKAGED",
+    "RATED",
+    "DataError",
+    "DatasetInfo",
+    "Kind",
+    "TextDataset",
+    "copies",
+    "find",
+    "fitted",
+    "load",
+    "names",
+    "pairs",
+    "split",
+    "why_unfit",
+    "why_unfit_columns",
+]
 
 
 def names() -> list[DatasetInfo]:
@@ -55,15 +70,21 @@ def load(spec: object, kind: Kind = "classification") -> TextDataset:
     "text": column, "label": column, "text_b": column, "client": column, "test": other file}` where
     file ends in .csv, .tsv, .txt, .jsonl or .parquet, and all but path have the defaults
     text="text", label="label" and none; or a `datasets.Dataset`, on its own or as `{"dataset":
-    object, ...}` with the same column names. The other keys are those of `tables.Layout`, and
-    `keep_test_copies`. Raises DataError or inputs.files.FileProblem for a file, column or value
-    that does not fit, assets.AssetMissing for a set not fetched yet.
+    object, ...}` with the same column names. For language modelling, `"prompt": column,
+    "response": column` take the place of "text", and "label" is a topic, by default none. The other
+    keys are those of `tables.Layout`, and `keep_test_copies`. Raises DataError or
+    inputs.files.FileProblem for a file, column or value that does not fit, assets.AssetMissing for
+    a set not fetched yet.
     """
+    if kind not in get_args(Kind):
+        raise DataError(
+            f"no kind of task is called {kind!r}; there are: {', '.join(get_args(Kind))}"
+        )
     if isinstance(spec, str):
         return _load_named(spec, kind)
     if not isinstance(spec, Mapping):
         spec = {"dataset": spec}
-    allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | _LAYOUT
+    allowed = {"name", "path", "dataset", "test", "keep_test_copies"} | LAYOUT
     if unknown := set(spec) - allowed:
         raise DataError(
             f"unknown key {sorted(unknown)[0]!r} in a dataset; allowed: "
@@ -81,7 +102,7 @@ def load(spec: object, kind: Kind = "classification") -> TextDataset:
                 "file"
             )
         return _load_named(str(spec["name"]), kind)
-    return _load_own(spec, kind)
+    return load_own(spec, kind)
 
 
 def split(
@@ -173,14 +194,15 @@ def _pair_up(labels: np.ndarray, part: np.ndarray, rng: np.random.Generator) -> 
 def _info(name: str, found: packaged.PackagedData) -> DatasetInfo:
     listed = found.listed
     sizes = listed.get("texts"), listed.get("classes"), listed.get("clients")
-    return DatasetInfo(name, listed.get("description", ""), None, *sizes, "test" in found.layout)
+    has = "test" in found.layout, "response" in found.layout
+    return DatasetInfo(name, listed.get("description", ""), None, *sizes, *has)
 
 
 def _load_named(name: str, kind: Kind) -> TextDataset:
     if unfit := why_unfit(name, kind):
         raise DataError(unfit)
     if (asset := find(name).asset) is None:
-        return replace(_load_own(packaged.read(PACKAGED[name]).layout, kind), name=name)
+        return replace(load_own(packaged.read(PACKAGED[name]).layout, kind), name=name)
     if kind == "regression":
         return _hutto_ratings(name, assets.path(asset))
     loaded = _READERS[name](name, assets.path(asset))
@@ -192,9 +214,9 @@ def why_unfit(name: str, kind: Kind) -> str | None:
     that is none.
     """
     info = find(name)
-    if info.has_responses:
-        told = f"{name} is prompts and responses, for `kind: language-modelling`"
-        return None if kind == "language-modelling" else f"{told}; it has no labels to predict"
+    if info.has_responses and kind != "language-modelling":
+        told = f"{name} is prompts and responses, and has no labels to predict"
+        return f"{told}: say `kind: language-modelling`"
     if kind == "regression" and info.asset is not None and name not in RATED:
         return f"{name} has classes and no ratings; {', '.join(RATED)} have"
     return None
@@ -370,104 +392,3 @@ _READERS: dict[str, Callable[[str, Path], TextDataset]] = {
 
 PACKAGED = Shipped(None, "mobifleet.data_sets", frozenset(NAMED))
 """The files that describe the data sets of installed packages."""
-
-# --- the user's own data
-# ------------------------------------------------------------------------------------------
-
-
-def _load_own(spec: Mapping, kind: Kind) -> TextDataset:
-    layout = Layout(**{key: spec[key] for key in _LAYOUT & set(spec) if spec[key] is not None})
-    test = spec.get("test")
-    if "path" in spec:
-        name = Path(spec["path"]).stem
-        if test is not None and _is_same_file(spec["path"], test):
-            raise DataError(
-                f"test: {test} is the file that is trained on; leave `test` out, and a fifth is "
-                "held out of it"
-            )
-        tables = [
-            read_file(located(file), layout) for file in (spec["path"], test) if file is not None
-        ]
-    else:
-        if test is not None:
-            raise DataError("test: goes with path:, not with a dataset object")
-        name, tables = "dataset", [read_object(spec["dataset"], layout)]
-    cells = {
-        role: [cell for table in tables for cell in table.cells[role]] for role in layout.columns
-    }
-    sizes = [len(table) for table in tables]
-
-    def place(index: int) -> str:
-        table, row = (tables[0], index) if index < sizes[0] else (tables[1], index - sizes[0])
-        return f"{table.place(row)}, column {layout.label!r}"
-
-    said: list[str] = []
-    if kind == "regression":
-        class_names, numbers = RATING, read_ratings(cells["label"], place)
-    else:
-        class_names, numbers = number_classes(cells["label"], place)
-        counts = np.bincount(numbers, minlength=len(class_names))
-        check_labels(class_names, counts, tables[0].source, layout.label)
-        said = doubts(class_names, counts)
-    loaded = TextDataset(
-        name=name,
-        texts=cells["text"],
-        second_texts=cells.get("text_b"),
-        labels=numbers,
-        class_names=class_names,
-        clients=np.array(cells["client"], dtype=object) if "client" in cells else None,
-        official_split=(np.arange(sizes[0]), sizes[0] + np.arange(sizes[1]))
-        if len(sizes) == 2
-        else None,
-        sources=tuple(table.description() for table in tables),
-        remarks=(
-            *(remark for table in tables for remark in table.remarks),
-            *said,
-        ),
-        keep_test_copies=bool(spec.get("keep_test_copies", False)),
-    )
-    if loaded.official_split is not None:
-        _check_test_part(loaded, *loaded.official_split, tables, place)
-    return to_be_said(loaded) if kind == "language-modelling" else loaded
-
-
-def _is_same_file(path: str | Path, other: str | Path) -> bool:
-    try:
-        return located(path).samefile(located(other))
-    except (OSError, ValueError):
-        return False  # reading it will say what is wrong
-
-
-def _check_test_part(
-    loaded: TextDataset,
-    train: np.ndarray,
-    test: np.ndarray,
-    tables: Sequence[TextTable],
-    place: Callable[[int], str],
-) -> None:
-    """Refuse a test file with classes of its own, or with no text that the training file has not
-    got.
-    """
-    unknown = test[:0]
-    if not is_rating(loaded.labels):
-        trained = np.bincount(loaded.labels[train], minlength=len(loaded.class_names)) > 0
-        unknown = test[~trained[loaded.labels[test]]]
-    if len(unknown):
-        names = sorted({loaded.class_names[c] for c in loaded.labels[unknown]})
-        more = f" (and {len(names) - 1} more such classes)" if len(names) > 1 else ""
-        raise DataError(
-            f"{place(unknown[0])}: class {loaded.class_names[loaded.labels[unknown[0]]]!r} is in "
-            f"the test file alone{more}, "
-            f"so nothing can learn it; {tables[0].source} has {_few(loaded.class_names, trained)}"
-        )
-    if not loaded.keep_test_copies and copies(loaded, train, test).all():
-        raise DataError(
-            f"{tables[1].source}: every one of its {len(test):,} texts is in {tables[0].source} "
-            "too, so they test nothing; "
-            "take texts that are not trained on, or say `keep_test_copies: true`"
-        )
-
-
-def _few(names: Sequence[str], wanted: np.ndarray) -> str:
-    found = [repr(name) for name, is_wanted in zip(names, wanted, strict=True) if is_wanted]
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

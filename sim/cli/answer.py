@@ -73,7 +73,12 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
     held = np.concatenate(sim.task.parts)
     sized = sim.scenario.task.dataset
     if task.texts is None and isinstance(sized, SizedData):
-        yield "data", f"by size alone: {sized.classes:,} classes, {sized.tokens:,} tokens a text"
+        said = (
+            f"{sized.classes:,} classes, {sized.tokens:,} tokens a text"
+            if sized.classes is not None
+            else f"{sized.tokens:,} tokens a text, {sized.response_tokens:,} of them to be said"
+        )
+        yield "data", f"by size alone: {said}"
     elif task.texts is not None:
         yield (
             "data",
@@ -85,7 +90,11 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
         ]
         label = task.labels[first]
         said = f"{label:.4g}" if task.has_ratings else _printable(task.class_names[label])
-        yield "a text", f"{' and '.join(words)}: {said}"
+        if task.texts.responses is None:
+            yield "a text", f"{' and '.join(words)}: {said}"
+        else:
+            yield "said", _short(task.texts.responses[first])
+            yield "to", words[0] if task.texts.texts[first] else "nothing"
     yield "texts", f"{len(held):,} to train on, {len(task.test):,} to test on"
     if task.has_ratings:
         ratings = task.labels[held]
@@ -94,12 +103,15 @@ def _about_data(sim: Simulation) -> Iterator[tuple[str, str]]:
             f"from {ratings.min():.4g} to {ratings.max():.4g}, mean {ratings.mean():.4g}",
         )
         return
+    names = task.class_names
     trained, tested = (
-        np.bincount(task.labels[part], minlength=task.classes) for part in (held, task.test)
+        np.bincount(task.labels[part], minlength=len(names)) for part in (held, task.test)
     )
     order = np.argsort(-(trained + tested), kind="stable")
-    counts = [f"{_printable(task.class_names[c])}: {trained[c]:,} + {tested[c]:,}" for c in order]
-    yield "classes", f"{task.classes:,} (training + test): {_some(counts)}"
+    counts = [f"{_printable(names[c])}: {trained[c]:,} + {tested[c]:,}" for c in order]
+    what = "topics" if sim.scenario.task.kind == "language-modelling" else "classes"
+    if what == "classes" or len(names) > 1:
+        yield what, f"{len(names):,} (training + test): {_some(counts)}"
 
 
 def _about_fleet(sim: Simulation) -> Iterator[tuple[str, str]]:

@@ -72,7 +72,8 @@ def datasets() -> Table:
     table = _table("data set", "what it is", "texts", "classes", "clients", "fetch")
     for info in names():
         sizes = ("" if n is None else str(n) for n in (info.texts, info.classes, info.clients))
-        table.add_row(info.name, info.description, *sizes, info.asset or "comes with a package")
+        what = info.description + "; for language modelling" * info.has_responses
+        table.add_row(info.name, what, *sizes, info.asset or "comes with a package")
     return table
 
 

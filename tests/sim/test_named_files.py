@@ -51,6 +51,8 @@ NO_FILES = {
         "OwnData.text",
         "OwnData.text_b",
         "OwnPartition.settings",
+        "OwnData.prompt",
+        "OwnData.response",
         "OwnData.label",
         "OwnData.client",
     ),

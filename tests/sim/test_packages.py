@@ -114,6 +114,23 @@ def test_the_numbers_are_those_of_its_files(lab):
     assert (loaded.name, len(loaded), loaded.class_names) == ("desk", 60, ("cross", "glad"))
 
 
+def test_what_a_package_brings_is_said_as_its_columns_have_it(lab, site, mobifleet):
+    plain = texts.load("desk", "language-modelling")
+    assert plain.texts == [""] * 60 and plain.responses[0] == "glad word0"
+    assert plain.class_names == ("cross", "glad") and not texts.find("desk").has_responses
+    (site / "my_lab/data_sets/desk.yaml").write_text(
+        "description: moods\npath: notes.csv\nprompt: mood\nresponse: note\n"
+    )
+    said = texts.load("desk", "language-modelling")
+    assert (said.name, said.texts[0], said.responses[0]) == ("desk", "glad", "glad word0")
+    assert said.class_names == ("text",) and texts.find("desk").has_responses
+    assert "moods; for language modelling" in mobifleet("list", "datasets").out
+    with pytest.raises(
+        texts.DataError, match=r"desk is prompts and responses.*say `kind: language"
+    ):
+        texts.load("desk")
+
+
 def test_a_name_of_ours_stays_ours_and_that_is_said(lab, mobifleet):
     assert network.profile.load("lte").up_bps != 2e6
     told = mobifleet("list", "links")
@@ -150,6 +167,7 @@ def test_a_misspelt_name_of_a_package_is_corrected_at_its_line(lab, mobifleet, s
         ("links/attic.yaml", ATTIC + "lag: 1\n", "attic.yaml, line 6: lag: unknown field"),
         ("data_sets/desk.yaml", DESK + "txt: note\n", "desk.yaml, line 7: txt: is not a key"),
         ("data_sets/desk.yaml", DESK + "header: 3\n", "line 7: header: found '3', allowed: true"),
+        ("data_sets/desk.yaml", "path: a.csv\nprompt: q\n", "line 2: prompt: needs `response`"),
         ("data_sets/desk.yaml", "description: x\n", "desk.yaml: a data set is a mapping with a `p"),
     ],
 )
