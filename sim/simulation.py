@@ -28,6 +28,7 @@ from devices.compute import ComputeModel
 from learning.backbones import assets
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice, compute_on
+from learning.metrics import merit
 from network.route import LONGEST_S
 from sim.kernel.at_work import ActiveProcesses
 from sim.kernel.device import COUNTED, Device
@@ -165,11 +166,9 @@ class Simulation:
         )
         members = fleet.draw(_groups(scenario), lambda id_: self.streams.rng("fleet", id_))
         self.costing: FleetCosting = costing_for(scenario, members, folder)
-        self.remark(*self.costing.remarks)
-        self._lengths, self._said, cuts = lengths_by_backbone(
-            self.task, members, self.costing.learned, dry
-        )
-        self.remark(*cuts)
+        read = (self.task, members, self.costing.learned, dry)
+        self._lengths, self._said, cuts = lengths_by_backbone(*read)
+        self.remark(*self.costing.remarks, *cuts)
         self.traces = links.read_traces(scenario, folder)
         self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
         for what in links.doubts(scenario, self.traces):
@@ -443,10 +442,11 @@ class Simulation:
         raise simpy.Interrupt("diverged")
 
     def _look_at_target(self, score: float) -> None:
-        target = self.scenario.stop.target
-        if target is not None and score >= target and not self.target_reached:
-            self.target_reached = True
-            self.ended.target = {"reached_at_s": self.env.now}
+        metric, target = self.task.metric, self.scenario.stop.target
+        if target is None or self.target_reached or merit(metric, score) < merit(metric, target):
+            return
+        self.target_reached = True
+        self.ended.target = {"reached_at_s": self.env.now}
 
     def end_training(self, learner: Learner) -> None:
         """No more updates: a last look, and whoever is still at work is told to stop."""

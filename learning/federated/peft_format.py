@@ -1,4 +1,4 @@
-"""Trained LoRA in the format of the `peft` library, so that `PeftModel.from_pretrained` loads it."""
+"""Trained LoRA in the format of the `peft` library: `PeftModel.from_pretrained` loads it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def save_peft(model: TrainableClassifier, state: Mapping[str, Tensor], folder: P
     model.lora.base_model_name_or_path = model.spec.source
     model.lora.inference_mode = True
     folder.mkdir(exist_ok=True)
-    model.lora.save_pretrained(folder)
+    model.lora.save_pretrained(str(folder))
     config = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
     if isinstance(modules := config["target_modules"], list):
         config["target_modules"] = sorted(modules)  # a set until now, in an order of the process

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from learning.metrics import merit
 from sim.privacy.measures import SAID
 from sim.results.looks import Moment, converged
 from sim.results.run import Run, encode
@@ -53,14 +54,17 @@ def reached(run: Run, target: float | None) -> Moment | None:
     without one.
     """
     time_s, accuracy = run.curve(run.metric)
-    if target is None or not len(accuracy) or accuracy.max() < target:
+    if target is None or not len(accuracy):
         return None
-    look = int(np.argmax(accuracy >= target))
+    worth, wanted = merit(run.metric, accuracy), float(merit(run.metric, target))
+    if worth.max() < wanted:
+        return None
+    look = int(np.argmax(worth >= wanted))
     after_s = float(time_s[look])
     if not look:
         return Moment(0.0, after_s, after_s)
-    before_s, below = float(time_s[look - 1]), accuracy[look - 1]
-    share = (target - below) / (accuracy[look] - below)
+    before_s, below = float(time_s[look - 1]), worth[look - 1]
+    share = (wanted - below) / (worth[look] - below)
     at_s = after_s if share == 1 else before_s + float(share) * (after_s - before_s)
     return Moment(before_s, at_s, after_s)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from learning.metrics import LESS_IS_BETTER
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
 from sim.compare.reductions import has_learned
@@ -216,7 +217,8 @@ def _best(name: str, table: list[dict[str, Any]], learned: float) -> set[str]:
     }
     if name == "updates" or len(set(values.values())) < 2:
         return set()
-    chosen = max(values.values()) if name in ACCURACIES else min(values.values())
+    more_is_better = name in ACCURACIES and table[0].get("metric") not in LESS_IS_BETTER
+    chosen = max(values.values()) if more_is_better else min(values.values())
     return {method for method, value in values.items() if value == chosen}
 
 

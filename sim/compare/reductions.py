@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from learning.metrics import merit
 from sim.compare.costs import COLUMNS
 from sim.compare.planned_run import CompareError
 from sim.compare.write import from_to
@@ -40,7 +41,10 @@ def has_learned(row: Mapping[str, Any], learned: float) -> bool:
     """
     if row.get("target") is not None:
         return bool(row["reached"])
-    return (row.get("validated", row.get("chosen")) or 0.0) >= learned
+    if not learned:
+        return True
+    value, metric = row.get("validated", row.get("chosen")), row.get("metric", "accuracy")
+    return value is not None and bool(merit(metric, value) >= merit(metric, learned))
 
 
 def reductions(

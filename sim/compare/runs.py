@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from learning.data.texts import DataError
+from learning.metrics import merit
 from sim.compare.planned_run import CompareError, PlannedRun
 from sim.compare.protocol import like_with_like
 from sim.compare.table import rows
@@ -210,7 +211,7 @@ def _rank(score: dict[str, Any]) -> tuple[float, bool, float]:
     return (
         reached_s,
         score["final"] is None,
-        -(score["chosen"] or 0.0),
+        -float("-inf" if score["chosen"] is None else merit(score["metric"], score["chosen"])),
     )  # a model that diverged is nobody's choice
 
 

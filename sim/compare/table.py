@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from learning.metrics import CORRELATIONS
+from learning.metrics import CORRELATIONS, LESS_IS_BETTER
 from sim.compare.costs import costs_at, is_untrained, reached
 from sim.compare.planned_run import PlannedRun
 from sim.privacy.measures import SAID, measures_in
@@ -112,6 +112,7 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
     for name, key in BY_DEVICE.items():
         scores[name] = [(run.summary.get("accuracy_by_device") or {}).get(key) for run in runs]
     least = -1.0 if runs[0].metric in CORRELATIONS else 0.0
+    most = math.inf if runs[0].metric in LESS_IS_BETTER else 1.0
     texts, overlap = _test_texts(runs[0])
     row: dict[str, Any] = {"test_texts": texts, "test_overlap": overlap}
     for name, values in scores.items():
@@ -121,7 +122,7 @@ def _accuracies(runs: list[Run]) -> dict[str, Any]:
         elif texts and name not in BY_DEVICE:  # of these the texts' part has no formula
             found = of_accuracy(known, texts, overlap)
         else:
-            found = _between(least, over_seeds(known))
+            found = _between(least, over_seeds(known), most)
         row |= _columns(name, found if len(known) == len(values) else None)
         row[f"{name}_each"] = values
     validated = [score for run in runs if (score := validated_score(run)) is not None]
@@ -143,11 +144,11 @@ def _privacy(runs: list[Run]) -> dict[str, Any]:
     return row
 
 
-def _between(least: float, found: Interval) -> Interval:
-    """An interval of a metric, which is at least that and at most 1."""
+def _between(least: float, found: Interval, most: float = 1.0) -> Interval:
+    """An interval of a metric, which is at least that and at most `most`."""
     if found.low is None or found.high is None:
         return found
-    return Interval(found.value, max(least, found.low), min(1.0, found.high))
+    return Interval(found.value, max(least, found.low), min(most, found.high))
 
 
 def _test_texts(run: Run) -> tuple[int, float]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from learning.metrics import merit
 from sim.results.run import Run
 
 CONVERGED_WITHIN = 0.005
@@ -21,7 +22,8 @@ class Moment(NamedTuple):
 
 def converged(run: Run) -> Moment | None:
     """The look that validation chooses: the first within half a point of the run's own best
-    accuracy on the validation texts; None without any accuracy.
+    accuracy on the validation texts, or within 0.005 nats of its least loss where the metric is a
+    perplexity; None without any accuracy.
 
     The end, where the run has no validation texts: never a choice by the texts it is judged on.
     """
@@ -29,7 +31,8 @@ def converged(run: Run) -> Moment | None:
     if not len(accuracy):
         time_s, _ = run.curve(run.metric)
         return Moment(*(time_s[-1],) * 3) if len(time_s) else None
-    look = int(np.argmax(accuracy >= accuracy.max() - CONVERGED_WITHIN))
+    worth = merit(run.metric, accuracy)
+    look = int(np.argmax(worth >= worth.max() - CONVERGED_WITHIN))
     return Moment(time_s[look - 1] if look else 0.0, time_s[look], time_s[look])
 
 

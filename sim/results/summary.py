@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from learning.metrics import merit
 from sim.kernel.vocabulary import STATES
 from sim.results.by_device import accuracy_by_device, spread
 from sim.results.host_memory import peak_rss_bytes
@@ -117,7 +118,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
             "validation": len(sim.task.validation),
         },
         "final": sim.score,
-        "best": max(curve) if curve else None,
+        "best": max(curve, key=lambda value: merit(sim.task.metric, value)) if curve else None,
         "by_backbone": {
             name: score and score["value"] for name, score in sorted(sim.scores.items())
         },

@@ -22,7 +22,7 @@ from inputs.shipped import is_file, place
 from learning.backbones import catalogue, prompts, responses
 from learning.data import label_texts
 from learning.data import texts as data
-from learning.metrics import why_unfit
+from learning.metrics import DEFAULTS, LESS_IS_BETTER, why_unfit
 from learning.side import taps
 from learning.side.prediction_difference import VERBALISERS
 from sim.scenario.arrivals import ListedJoin
@@ -152,6 +152,13 @@ def _metric_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     kind = task.kind or "classification"
     if task.metric and (unfit := why_unfit(task.metric, kind, classes)):
         yield ("task", "metric"), unfit
+    targets = {("stop", "target"): scenario.stop.target}
+    if scenario.compare:
+        targets[("compare", "target")] = scenario.compare.target
+    metric = task.metric or DEFAULTS[kind]
+    for where, target in targets.items():
+        if target is not None and target > 1 and metric not in LESS_IS_BETTER:
+            yield where, f"less than or equal to 1 is expected, the most that {metric} can be"
 
 
 def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:

@@ -120,7 +120,10 @@ class OwnPartition(Settings):
 AnyPartition = Iid | Dirichlet | Shards | Natural | OwnPartition
 
 
-MetricName = Literal["accuracy", "f1", "macro-f1", "mcc", "pearson", "spearman"]
+MetricName = (
+    Literal["accuracy", "f1", "macro-f1", "mcc", "pearson", "spearman"]
+    | Literal["perplexity", "next-token-accuracy"]
+)
 
 
 class TaskSettings(Settings):
@@ -156,7 +159,7 @@ class TaskSettings(Settings):
     """What is learned: a text's class, its rating, or what is said next; default its class."""
     metric: MetricName | None = None
     """What models are judged by, in every table, target and curve; default accuracy, of ratings
-    pearson.
+    pearson, of responses perplexity (of which less is better).
     """
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
@@ -333,7 +336,7 @@ class Compare(Settings):
     """The labels that they are taken against (the best of each column); default all others."""
     reference: str | None = None
     """The label that ratios are taken to; default `ours`."""
-    target: float | None = Field(None, gt=0, le=1)
+    target: float | None = Field(None, gt=0)
     """Common accuracy for the second table; default `stop.target`."""
     over: Over | None = None
     """Compare at each value of one setting, e.g. of the skew of the data."""
@@ -357,7 +360,7 @@ class Compare(Settings):
 class Stop(Settings):
     """When to stop, besides when all is uploaded and all granted updates are done."""
 
-    target: float | None = Field(None, gt=0, le=1)
+    target: float | None = Field(None, gt=0)
     """Stop once the fleet's accuracy, or whatever `task.metric` says, reaches this."""
     horizon: Seconds | None = Field(None, gt=0)
     """Stop at this virtual time, whatever is under way."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from learning.metrics import merit
 from sim.sweep.effects import METHOD, Rows, number_of
 
 SCORES = ("chosen", "final")
@@ -65,7 +66,7 @@ def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontP
                 is_reference=bool(mine[0].get("is_reference")),
             )
         )
-    return _with_front(found)
+    return _with_front(found, next((row["metric"] for row in rows if row.get("metric")), ""))
 
 
 def _of(row: Mapping[str, Any], name: str) -> float | None:
@@ -75,8 +76,8 @@ def _of(row: Mapping[str, Any], name: str) -> float | None:
     return None if up is None or down is None else up + down
 
 
-def _with_front(points: list[FrontPoint]) -> list[FrontPoint]:
-    """Those that no other beats: at most its cost and at least its score, and one of the two
+def _with_front(points: list[FrontPoint], metric: str) -> list[FrontPoint]:
+    """Those that no other beats: at most its cost and at least as good a score, and one of the two
     better.
     """
 
@@ -84,7 +85,7 @@ def _with_front(points: list[FrontPoint]) -> list[FrontPoint]:
         return point.is_reference or any(
             not other.is_reference
             and other.cost <= point.cost
-            and other.score >= point.score
+            and merit(metric, other.score) >= merit(metric, point.score)
             and (other.cost, other.score) != (point.cost, point.score)
             for other in points
         )
