@@ -73,13 +73,13 @@ class Backbone:
         the texts done.
         """
         out = np.empty((len(tokens), self.layers + 1, self.hidden_size), dtype=np.float32)
-        padded_N = self._padded(tokens.lengths())
+        padded_N = self.padded_lengths(tokens.lengths())
         begun = (
             (
                 chosen,
                 self._begin(tokens, self._filled(chosen, length), length, readout, len(chosen)),
             )
-            for length, chosen in batches(padded_N, self._rows)
+            for length, chosen in batches(padded_N, self.rows)
         )
         done = 0
         for chosen, result in _one_ahead(begun):
@@ -90,18 +90,22 @@ class Backbone:
         return out
 
     def _filled(self, chosen: np.ndarray, length: int) -> np.ndarray:
-        return np.resize(chosen, self._rows(length))  # which repeats them
+        return np.resize(chosen, self.rows(length))  # which repeats them
 
-    def _rows(self, length: int) -> int:
+    def rows(self, length: int) -> int:
+        """How many texts of a padded length are read at once."""
         return 1 if self._reads_alone else self.host.rows(length, self.hidden_size)
 
     def read_alone(self, ids_T: np.ndarray) -> None:
         """Let the model read one text, as long as `readouts` would make it; BackboneError where it
         cannot.
         """
-        self.states(*pad([ids_T], int(self._padded(np.array([len(ids_T)]))[0])))
+        self.states(*pad([ids_T], int(self.padded_lengths(np.array([len(ids_T)]))[0])))
 
-    def _padded(self, lengths_N: np.ndarray) -> np.ndarray:
+    def padded_lengths(self, lengths_N: np.ndarray) -> np.ndarray:
+        """To how many tokens texts of these lengths are padded; BackboneError where it has not so
+        many positions.
+        """
         most = self.positions or 1 << 30
         if lengths_N.max(initial=0) > most:
             raise too_long(self.spec.name, int(lengths_N.max()), most)

@@ -15,6 +15,7 @@ from sim.methods.on_device.local_lst import LocalLST
 from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.mobillm import MobiLLM
+from sim.methods.side_tuning.next_token import NextTokenSideTuning
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
 from sim.methods.side_tuning.single_side_network import SingleSideNetwork
 from sim.methods.split.fedbert import FedBert
@@ -37,6 +38,7 @@ METHODS = (
     LocalLoRA,
     LocalLST,
     MobiLLM,
+    NextTokenSideTuning,
 )
 
 for _method in METHODS:

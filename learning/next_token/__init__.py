@@ -1,0 +1,1 @@
+"""Side-tuning of decoders on next-token tasks."""

@@ -1,0 +1,94 @@
+"""What a device says of the truth on a next-token task, and how it is predicted.
+
+For a place whose last state is h, whose head gives p = softmax(E h), and after which the token y
+comes, the prediction difference is delta = one_hot(y) - p: a number a word of the vocabulary. It
+outweighs all activations, so it can be told shorter:
+
+    whole     delta, V numbers
+    top-K     its K largest entries, the rest of each sign spread evenly over the others
+    gradient  g = E' delta = -dL/dh, D numbers: which way the last state should move
+    random-K  R' delta for a random R [V, K] that server and devices share
+
+The server learns to predict g (of `whole` and `top-K` it takes E' delta itself, for E is public),
+or R' delta. Along the mean curvature of the loss, H = E[E'(diag p - p p')E], which follows from the
+backbone's own predictions and needs no truth, a predicted g becomes a move of the last state:
+h_s = (H + k I)^-1 g_s, Newton's step, where a plain step along g would move h along the few axes
+of which H has much, and hardly along all others. Of `random-K`, R (R'R)^-1 y_s is added to logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from learning.backbones.vocabulary_head import VocabularyHead
+
+AT_ONCE = 512  # places whose logits are in memory at a time
+
+
+def negative_gradient(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
+    """g = -dL/dh [M, D] of the cross-entropy of each place's token, whatever the head does."""
+    return torch.cat(
+        [_gradient(head, h_BD, said_B) for h_BD, said_B in _pieces(last_MD, said_M)]
+        or [last_MD[:0]]
+    )
+
+
+def _gradient(head: VocabularyHead, h_BD: Tensor, said_B: Tensor) -> Tensor:
+    with torch.enable_grad():
+        h_BD = h_BD.detach().requires_grad_()
+        loss = F.cross_entropy(head(h_BD).float(), said_B, reduction="sum")
+        (found_BD,) = torch.autograd.grad(loss, h_BD)
+    return -found_BD
+
+
+def whole(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
+    """delta = one_hot(y) - p, [M, V]."""
+    with torch.inference_mode():
+        delta_MV = -head(last_MD).float().softmax(dim=1)
+        delta_MV[torch.arange(len(said_M)), said_M] += 1
+    return delta_MV
+
+
+def largest(delta_MV: Tensor, k: int) -> Tensor:
+    """The same from its k largest entries of each place, with what is left of each row spread
+    evenly over the other words, so that it still sums to nothing.
+    """
+    places_MK = delta_MV.abs().topk(k, dim=1).indices
+    kept_MK = delta_MV.gather(1, places_MK)
+    rest_M1 = -kept_MK.sum(dim=1, keepdim=True) / (delta_MV.shape[1] - k)
+    return rest_M1.expand_as(delta_MV).scatter(1, places_MK, kept_MK)
+
+
+def curvature(head: VocabularyHead, last_MD: Tensor) -> Tensor:
+    """The mean of E'(diag p - p p')E over these places, float64 [D, D]."""
+    weight_VD = head.weight
+    mass_V = torch.zeros(weight_VD.shape[0])
+    moment_DD = torch.zeros(weight_VD.shape[1], weight_VD.shape[1], dtype=torch.float64)
+    with torch.inference_mode():
+        for h_BD, _ in _pieces(last_MD, last_MD):
+            p_BV = head(h_BD).float().softmax(dim=1)
+            mass_V += p_BV.sum(dim=0)
+            mean_BD = (p_BV @ weight_VD).double()
+            moment_DD += mean_BD.T @ mean_BD
+        spread_DD = ((weight_VD.T * mass_V) @ weight_VD).double()
+        return (spread_DD - moment_DD) / max(1, len(last_MD))
+
+
+def losses(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> tuple[Tensor, Tensor]:
+    """-log p of each place's token, float64 [M], and whether it is the likeliest."""
+    nll, right = [], []
+    with torch.inference_mode():
+        for h_BD, said_B in _pieces(last_MD, said_M):
+            logits_BV = head(h_BD).float()
+            nll.append(F.cross_entropy(logits_BV, said_B, reduction="none").double())
+            right.append(logits_BV.argmax(dim=1) == said_B)
+    return torch.cat(nll), torch.cat(right)
+
+
+def _pieces(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(first), AT_ONCE):
+        yield first[start : start + AT_ONCE], second[start : start + AT_ONCE]

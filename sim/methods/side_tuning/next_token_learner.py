@@ -1,0 +1,206 @@
+"""The learning behind side-tuning of decoders: states of real backbones, gradients at their heads,
+and moves of the last state that are solved from what was uploaded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sim.kernel.host import single_threaded_torch
+from sim.kernel.learned import Learned
+from sim.kernel.learner import Part, RealLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learning.backbones.vocabulary_head import VocabularyHead
+    from learning.metrics import Score
+    from learning.next_token.states import TokenStates
+    from sim.kernel.world import World
+
+Moves = Mapping[str, "Tensor"]
+
+
+class NextTokenLearner(RealLearner):
+    """`side` is the server's: the moves of all backbones, by the names of
+    `learning.next_token.side.NextTokenSide.tensors`.
+    """
+
+    @property
+    def predicts_untrained(self) -> bool:
+        """A language model says something before anything has been learned."""
+        return True
+
+    def __init__(self, world: World, config: Any, layers: Mapping[str, Sequence[int]]) -> None:
+        self.world, self.config, self.layers = world, config, layers
+        self.side: Learned = Learned.given("side/none", {})
+        self._kept: dict[str, list[tuple[Learned, np.ndarray]]] = {name: [] for name in layers}
+        self.chosen: list[dict[str, float]] = []
+
+    def prepare(self) -> None:
+        """The states of all texts that this run needs, computed now."""
+        from learning.backbones.backbone import Backbone
+        from learning.backbones.vocabulary_head import VocabularyHead
+        from learning.next_token.states import token_states
+
+        single_threaded_torch()
+        self.heads: dict[str, VocabularyHead] = {}
+        self.states: dict[str, TokenStates] = {}
+        self._row: dict[str, dict[int, int]] = {}
+        for name, layers in self.layers.items():
+            spec, task = self.world.costing.learned[name], self.world.task
+            mine = [d.samples for d in self.world.devices if d.backbone == name]
+            samples = np.unique(np.concatenate([*mine, task.held_out]))
+            backbone = Backbone(spec)
+            tell = functools.partial(self._tell, name, len(samples))
+            self.states[name] = token_states(backbone, task.tokens(spec, samples), layers, tell)
+            self.heads[name] = VocabularyHead(spec, backbone.model).eval()
+            self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
+
+    def _tell(self, backbone: str, total: int, done: int) -> None:
+        self.world.on_prepare(backbone, done, total)
+
+    def of(self, backbone: str, samples: np.ndarray) -> TokenStates:
+        """States at the places of these samples that are looked at: all of their responses'."""
+        return self.states[backbone].of([self._row[backbone][int(s)] for s in samples])
+
+    # --- a device
+
+    def answer(
+        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, side: Any, first: bool
+    ) -> Learned:
+        """Begin what a device makes of its texts with the moves that it has been sent:
+        `update(head, x, last, said)` gives its targets; they go up as bytes, with the states the
+        first time.
+        """
+        return self.world.host.learn(self._answered, update, backbone, samples, side, first)
+
+    def _answered(
+        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, side: Any, first: bool
+    ) -> bytes:
+        from learning.next_token.payload import encode
+
+        mine = self.of(backbone, samples)
+        g_MD = update(self.heads[backbone], *self._moved(backbone, mine, side))
+        values = np.asarray(mine.values, dtype=np.float32) if first else None
+        if not np.isfinite(g_MD).all():
+            return b""
+        return encode(values, g_MD, self.config.wire)
+
+    def _moved(self, backbone: str, states: TokenStates, side: Moves) -> tuple[Tensor, Tensor]:
+        """The last states as the head is to read them, and the tokens that follow."""
+        import torch
+
+        from learning.next_token.side import NextTokenSide
+
+        last_MD = torch.from_numpy(states.last)
+        x_MF = torch.from_numpy(states.values).flatten(1).float()
+        moved_MD = NextTokenSide.of(side).moved(backbone, x_MF, last_MD)
+        return moved_MD, torch.from_numpy(states.said)
+
+    # --- the server
+
+    def aggregate(
+        self, update: Callable[..., Any], answers: Sequence[tuple[str, np.ndarray, Learned]]
+    ) -> Callable[[], list[int]]:
+        """Begin the server's update: `update(side, records, heads)` gives the next one. `answers`
+        are backbone, samples and payload of each device; joined, it gives the places of those that
+        were not finite.
+        """
+        names = [name for name, _, _ in answers]
+        first = [self._first_of(name, samples) for name, samples, _ in answers]
+        payloads = [payload for _, _, payload in answers]
+        self.side, found = self.world.host.learn(
+            self._aggregated, update, self.side, names, first, payloads, stored=(True, True)
+        )
+
+        def joined() -> list[int]:
+            left_out, *chosen = self.world.host.value_of(found)
+            self.chosen += chosen
+            return left_out
+
+        for (name, samples, payload), known in zip(answers, first, strict=True):
+            if known is None:
+                self._kept[name].append((payload, samples))
+        return joined
+
+    def _first_of(self, backbone: str, samples: np.ndarray) -> Learned | None:
+        """The payload that brought the states of these samples; None where it is this one."""
+        for payload, known in self._kept[backbone]:
+            if known is samples or np.array_equal(known, samples):
+                return payload
+        return None
+
+    def _aggregated(
+        self,
+        update: Callable[..., Any],
+        side: Moves,
+        names: Sequence[str],
+        first: Sequence[bytes | None],
+        payloads: Sequence[bytes],
+    ) -> tuple[dict[str, Tensor], list[Any]]:
+        import torch
+
+        from learning.next_token.payload import decode
+        from learning.next_token.side import NextTokenSide, Records
+
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        left_out = []
+        for place, (name, known, data) in enumerate(zip(names, first, payloads, strict=True)):
+            states = data if known is None else known
+            if not data or not states:
+                left_out.append(place)
+                continue
+            width = self.states[name].last.shape[1]
+            shape = (len(self.layers[name]), width, width, self.config.wire)
+            values, _ = decode(states, *shape)
+            _, g_MD = decode(data, *shape)
+            assert values is not None, "the first payload of a device brings its states"
+            parts.setdefault(name, []).append((torch.from_numpy(values), torch.from_numpy(g_MD)))
+        if not parts:
+            return dict(side), [left_out]
+        records = {}
+        for name, mine in parts.items():
+            values_MVD, g = (torch.cat(column) for column in zip(*mine, strict=True))
+            records[name] = Records(values_MVD.flatten(1), values_MVD[:, -1], g)
+        before = NextTokenSide.of(side)
+        after = update(before, records, self.heads)
+        chosen = [vars(one) for one in after.chosen[len(before.chosen) :]]
+        return after.tensors(), [left_out, *chosen]
+
+    # --- what it is worth
+
+    def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
+        """The score of every backbone with its moves on the held-out texts."""
+        return self.world.host.compute_now(self._scores_of, self.side, part)
+
+    def _scores_of(self, side: Moves, part: Part) -> dict[str, Score | None]:
+        from learning.next_token.difference import losses
+
+        found: dict[str, Score | None] = {}
+        for name, head in self.heads.items():
+            states = self.of(name, self.world.task.texts_of(part))
+            nll_M, right_M = losses(head, *self._moved(name, states, side))
+            starts = np.concatenate([[0], states.ends[:-1]])
+            sums = [np.add.reduceat(a.numpy().astype(float), starts) for a in (nll_M, right_M)]
+            counts = np.diff(np.concatenate([[0], states.ends])).astype(float)
+            found[name] = self.world.task.score(part, np.stack([*sums, counts], axis=1))
+        return found
+
+    def digest(self) -> str:
+        """A digest of all moves."""
+        from learning.federated.state_codec import digest
+
+        return digest(dict(sorted(self.side.value.items())))
+
+    def save(self, folder: Path) -> None:
+        """model/moves.safetensors, which `learning.next_token.speaking.SideTuned` reads."""
+        from learning.next_token.speaking import save_moves
+
+        specs = {name: self.world.costing.learned[name] for name in self.layers}
+        save_moves(self.side.value, specs, self.layers, folder / "moves.safetensors")
