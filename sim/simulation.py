@@ -8,7 +8,6 @@ does; a method knows nothing of how time is kept.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import time
@@ -31,7 +30,7 @@ from learning.host_device import CPU, HostDevice, compute_on
 from network.route import LONGEST_S
 from sim.kernel.at_work import ActiveProcesses
 from sim.kernel.device import COUNTED, Device
-from sim.kernel.host import Host, single_threaded_torch
+from sim.kernel.host import Host, seldom_collecting, single_threaded_torch
 from sim.kernel.journal import Journal
 from sim.kernel.ledger import Ledger
 from sim.kernel.recorder import Recorder
@@ -207,24 +206,9 @@ class Simulation:
         if not self._is_prepared:
             self.prepare()
         self.after_update(self.method.learner, None, 0, first=True)
-        for device in self.devices:
-            if device.outcome == "never-ready":
-                self._end(device)
-                continue
-            process = (
-                self._without_memory(device)
-                if device.outcome == "oom"
-                else generator_of("device", self.method.device(device))
-            )
-            self.start(device, self._device_process(device, process))
-        self.start(None, generator_of("server", self.method.server(self.server)))
-        availability.start(self, self.scenario.dropout)
-        self._end_after(self.scenario.stop.horizon)
-        gc.freeze()  # a world is no garbage while it runs: not to be looked through again and again
-        try:
+        with seldom_collecting(len(self.devices) if self.dry else 0):  # learning may leave garbage
+            self._start_everybody()
             self._let_the_clock_run()
-        finally:
-            gc.unfreeze()
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
@@ -239,6 +223,21 @@ class Simulation:
         self._record_links()
         self.host.close()
         return self.ended
+
+    def _start_everybody(self) -> None:
+        for device in self.devices:
+            if device.outcome == "never-ready":
+                self._end(device)
+                continue
+            process = (
+                self._without_memory(device)
+                if device.outcome == "oom"
+                else generator_of("device", self.method.device(device))
+            )
+            self.start(device, self._device_process(device, process))
+        self.start(None, generator_of("server", self.method.server(self.server)))
+        availability.start(self, self.scenario.dropout)
+        self._end_after(self.scenario.stop.horizon)
 
     def _let_the_clock_run(self) -> None:
         while self._processes.alive:
