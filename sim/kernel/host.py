@@ -191,7 +191,8 @@ class Host:
         threads can do next, and its error is raised as soon as it is known, in the order of virtual
         ends.
         """
-        self._note_end_of(result)
+        if result is not None:  # as in a dry run
+            self._note_end_of(result)
         while self._joined and self._joined[0].done():
             self._joined.popleft().result()
         return result() if callable(result) else result

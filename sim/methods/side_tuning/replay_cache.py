@@ -28,13 +28,13 @@ class ReplayCache:
 
     def insert(self, backbone: str, count: int) -> None:
         """Add `count` records of one backbone, numbered on from the last."""
-        first = len(self)
-        for number, u in zip(range(first, first + count), self._rng.random(count), strict=True):
+        to_come = self._to_come
+        for number, u in enumerate(self._rng.random(count).tolist(), len(self)):
             # swap with a random one instead of shifting: the order is as random, the cost does not
             # grow
-            self._to_come.append(number)
-            other = int(u * len(self._to_come))
-            self._to_come[other], self._to_come[-1] = self._to_come[-1], self._to_come[other]
+            to_come.append(number)
+            other = int(u * len(to_come))
+            to_come[other], to_come[-1] = number, to_come[other]
         self._backbone_of += [backbone] * count
         self._backbones.add(backbone)
 
@@ -56,8 +56,8 @@ class ReplayCache:
         del self._to_come[len(self._to_come) - len(taken) :]
         return taken
 
-    def count_by_backbone(self, records: list[int]) -> Counter[str]:
+    def count_by_backbone(self, records: list[int]) -> dict[str, int]:
         """How many of these records came from each backbone."""
         if len(self._backbones) == 1:
-            return Counter({name: len(records) for name in self._backbones if records})
+            return {name: len(records) for name in self._backbones if records}
         return Counter(map(self._backbone_of.__getitem__, records))
