@@ -21,6 +21,7 @@ flow control" (1993).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import fsum, inf
 from typing import Protocol
@@ -80,7 +81,8 @@ class Transfer(simpy.Event):
         cap_bps = min(cap_bps, rate_bps)
         if not cap_bps >= 0:
             raise NetworkError(f"a transfer's cap must be >= 0 bit/s, not {cap_bps}")
-        super().__init__(env)
+        self.env = env  # what `Event.__init__` does, without the call, as SimPy's own events do
+        self.callbacks: list[Callable[[simpy.Event], None]] = []
         self.nbytes = nbytes
         self.cap_bps = cap_bps
         self.rate_bps = rate_bps

@@ -234,7 +234,7 @@ class Simulation:
                 if device.outcome == "oom"
                 else generator_of("device", self.method.device(device))
             )
-            self.start(device, self._device_process(device, process))
+            self._run(device, self._device_process(device, process))
         self.start(None, generator_of("server", self.method.server(self.server)))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
@@ -270,7 +270,10 @@ class Simulation:
 
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
-        process = self.env.process(self._until_stopped(generator))
+        return self._run(actor, self._until_stopped(generator))
+
+    def _run(self, actor: Device | None, generator: Process) -> simpy.Process:
+        process = self.env.process(generator)
         self._processes.add(process, actor)
         return process
 
@@ -288,7 +291,6 @@ class Simulation:
                 device.finished_at_s = self.env.now
         except simpy.Interrupt as stop:
             device.outcome = str(stop.cause)
-            raise
         finally:
             device.note_absence()
             self._end(device)
