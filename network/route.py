@@ -68,9 +68,7 @@ class Route:
         self.rate, self.links, self.journey = rate, links, journey
         taken = list(links.values())
         gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
-        self._closes = any(
-            gate == 0 if isinstance(gate, NUMBER) else gate.closes for gate in gates
-        )
+        self._closes = any(gate == 0 if isinstance(gate, NUMBER) else gate.closes for gate in gates)
         self._peak_bps = rate if isinstance(rate, NUMBER) else rate.peak_bps
 
     def link(self, t_s: float) -> FairLink:

@@ -4,6 +4,7 @@ come next.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -21,7 +22,7 @@ class ReplayCache:
         self._rng = rng
         self._backbone_of: list[str] = []
         self._backbones: set[str] = set()
-        self._to_come: list[int] = []
+        self._to_come = array("q")  # a list of as many numbers weighs four times as much
 
     def __len__(self) -> int:
         return len(self._backbone_of)
@@ -46,13 +47,19 @@ class ReplayCache:
             len(drawn) < count
         ):  # the epoch is used up: shuffle anew, but give no record twice in one draw
             again = self._rng.permutation(len(self))
-            first = again[~np.isin(again, drawn)][len(drawn) - count :]
-            self._to_come = again[~np.isin(again, first)].tolist()
+            first = again[self._are_not(drawn)[again]][len(drawn) - count :]
+            self._to_come = array("q", again[self._are_not(first)[again]].tobytes())
             drawn += first.tolist()
         return drawn
 
+    def _are_not(self, records: list[int] | np.ndarray) -> np.ndarray:
+        """[N] bool: which of all records are not among these, without sorting them."""
+        are_not = np.ones(len(self), bool)
+        are_not[records] = False
+        return are_not
+
     def _take(self, count: int) -> list[int]:
-        taken = self._to_come[-count:] if count else []
+        taken = self._to_come[-count:].tolist() if count else []
         del self._to_come[len(self._to_come) - len(taken) :]
         return taken
 
