@@ -168,10 +168,12 @@ class Simulation:
         self._lengths, cuts = lengths_by_backbone(self.task, members, self.costing.learned, dry)
         self.remark(*cuts)
         self.traces = links.read_traces(scenario, folder)
-        self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
-        for what in links.doubts(scenario, self.traces):
-            self.remark(what)
-        self.devices: Sequence[Device] = self._devices(members, folder)
+        self.remark(*links.doubts(scenario, self.traces))
+        with seldom_collecting(len(members) if dry else 0):
+            self.network = links.build(
+                self.env, scenario, members, self.streams, self.traces, folder
+            )
+            self.devices: Sequence[Device] = self._devices(members, folder)
         self._working = {device.id for device in self.devices}
         self._processes = ActiveProcesses()
         self.server = self._server(folder)
