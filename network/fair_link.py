@@ -21,7 +21,6 @@ flow control" (1993).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from math import fsum, inf
 from typing import Protocol
@@ -82,7 +81,7 @@ class Transfer(simpy.Event):
         if not cap_bps >= 0:
             raise NetworkError(f"a transfer's cap must be >= 0 bit/s, not {cap_bps}")
         self.env = env  # what `Event.__init__` does, without the call, as SimPy's own events do
-        self.callbacks: list[Callable[[simpy.Event], None]] = []
+        self.callbacks = []
         self.nbytes = nbytes
         self.cap_bps = cap_bps
         self.rate_bps = rate_bps
