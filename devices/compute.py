@@ -59,6 +59,8 @@ class ComputeModel:
     `ValueError` at once for an engine that the profile does not have.
     """
 
+    __slots__ = ("_rng", "engine", "profile")
+
     def __init__(
         self,
         profile: DeviceProfile,

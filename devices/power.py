@@ -45,9 +45,11 @@ def radio(power: Power, way: str, by_rate: bool = True) -> tuple[float, float]:
     By rate where the profile says how (`<way>_base_w` and `<way>_w_per_mbps`), else the constant
     `<way>_w` and nothing.
     """
+    if not by_rate:
+        return watts(power, way), 0.0
     base_w = getattr(power, f"{way}_base_w")
     w_per_mbps = getattr(power, f"{way}_w_per_mbps")
-    if not by_rate or base_w is None or w_per_mbps is None:
+    if base_w is None or w_per_mbps is None:
         return watts(power, way), 0.0
     return base_w, w_per_mbps * 8e-6
 

@@ -80,7 +80,8 @@ class Transfer(simpy.Event):
         cap_bps = min(cap_bps, rate_bps)
         if not cap_bps >= 0:
             raise NetworkError(f"a transfer's cap must be >= 0 bit/s, not {cap_bps}")
-        super().__init__(env)
+        self.env = env  # what `Event.__init__` does, without the call, as SimPy's own events do
+        self.callbacks = []
         self.nbytes = nbytes
         self.cap_bps = cap_bps
         self.rate_bps = rate_bps

@@ -17,7 +17,7 @@ from network import tcp
 from network.fair_link import FairLink, Transfer
 from network.mobility import Journey
 from network.profile import LinkProfile
-from network.route import Rate, Route, TracedCapacities
+from network.route import NUMBER, Rate, Route, TracedCapacities
 
 
 class LaneTransfer(Transfer):
@@ -35,6 +35,10 @@ class LaneTransfer(Transfer):
         self.payload_bytes = payload_bytes
         self.left_bits: float | None = None
         self.opens_s = -1.0
+
+    def join(self, _: simpy.Event) -> None:
+        """Set out, now that what comes before the first bit is over."""
+        self.lane._join(self)
 
 
 class Lane:
@@ -115,7 +119,7 @@ class Lane:
             transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0
         )  # of what is on the air
         passed = 0.0 if left_bits is None else (transfer.nbytes - left_bits / 8) * share
-        until_s = inf if isinstance(self.rate, float | int) else self.rate.next_change(self.env.now)
+        until_s = inf if isinstance(self.rate, NUMBER) else self.rate.next_change(self.env.now)
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
 
     def _passed(self, transfer: LaneTransfer, moved_bytes: float) -> float:
@@ -139,7 +143,7 @@ class Lane:
             self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
         )
         if delay_s > 0:
-            self.env.timeout(delay_s).callbacks.append(lambda _: self._join(transfer))
+            self.env.timeout(delay_s).callbacks.append(transfer.join)
         else:
             self._join(transfer)
 
@@ -150,7 +154,7 @@ class Lane:
         )
 
     def _rate_bps(self) -> float:
-        return self.rate if isinstance(self.rate, float | int) else self.rate.at(self.env.now)
+        return self.rate if isinstance(self.rate, NUMBER) else self.rate.at(self.env.now)
 
     def _link(self) -> FairLink:
         return self.route.link(self.env.now)
@@ -184,7 +188,7 @@ class Lane:
         transfer: LaneTransfer,
     ) -> None:
         """Wake at the next change, as long as this transfer lasts and may still move."""
-        if of is None or isinstance(of, float | int):
+        if of is None or isinstance(of, NUMBER):
             return  # nothing will ever change
         change_s = of.next_change(self.env.now) if self.may_move() else inf
         if change_s < inf:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
-from typing import Protocol
+from typing import Final, Protocol
 
 import simpy
 
@@ -20,6 +20,7 @@ from network.fair_link import FairLink, Trunk
 from network.fair_trunk import FairTrunk
 from network.mobility import Journey
 
+NUMBER: Final = (float, int)  # a rate that never changes
 LONGEST_S = 9e9  # 285 years: what ends later, or opens later, never does for anybody
 # a year at the highest rate: each step of a rate is an event, and nobody waits for so many
 LONGEST_TRANSFER_S = 3.2e7
@@ -67,10 +68,8 @@ class Route:
         self.rate, self.links, self.journey = rate, links, journey
         taken = list(links.values())
         gates = [rate, *map(_gate, taken), *(_gate(link.trunk) for link in taken if link.trunk)]
-        self._closes = any(
-            gate == 0 if isinstance(gate, float | int) else gate.closes for gate in gates
-        )
-        self._peak_bps = rate if isinstance(rate, float | int) else rate.peak_bps
+        self._closes = any(gate == 0 if isinstance(gate, NUMBER) else gate.closes for gate in gates)
+        self._peak_bps = rate if isinstance(rate, NUMBER) else rate.peak_bps
 
     def link(self, t_s: float) -> FairLink:
         """The link that is entered at time t."""
@@ -106,7 +105,7 @@ def _gate(link: FairLink | Trunk) -> float | Rate:
 
 
 def _opens(gate: float | Rate, t_s: float) -> float:
-    if isinstance(gate, float | int):
+    if isinstance(gate, NUMBER):
         return t_s if gate > 0 else inf
     return gate.opens(t_s)
 
@@ -133,12 +132,13 @@ class TracedCapacities:
         self._env = env
         self._moves = moves
         self._under_way: dict[Sender, None] = {}
-        self._paused = list(links)
+        self._paused, self._is_any = list(links), bool(links)
         self._resume()
 
     def set_out(self, sender: Sender) -> None:
         """Somebody has something under way."""
-        self._under_way[sender] = None
+        if self._is_any:
+            self._under_way[sender] = None
         if self._paused:
             self._resume()
 

@@ -4,6 +4,7 @@ the way.
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 import time
@@ -112,6 +113,9 @@ def run_scenario(
                 sim.host.close(at_once=True)
             _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
             raise
+        sim = None  # a large fleet's world weighs more than what is drawn of it
+        del built
+        gc.collect()
         run = open_run(place)
         with _spending(seconds, "figures"):
             _draw(run, figures, on_stage)

@@ -8,7 +8,6 @@ does; a method knows nothing of how time is kept.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import time
@@ -32,7 +31,7 @@ from learning.metrics import merit
 from network.route import LONGEST_S
 from sim.kernel.at_work import ActiveProcesses
 from sim.kernel.device import COUNTED, Device
-from sim.kernel.host import Host, single_threaded_torch
+from sim.kernel.host import Host, seldom_collecting, single_threaded_torch
 from sim.kernel.journal import Journal
 from sim.kernel.ledger import Ledger
 from sim.kernel.recorder import Recorder
@@ -170,10 +169,12 @@ class Simulation:
         self._lengths, self._said, cuts = lengths_by_backbone(*read)
         self.remark(*self.costing.remarks, *cuts)
         self.traces = links.read_traces(scenario, folder)
-        self.network = links.build(self.env, scenario, members, self.streams, self.traces, folder)
-        for what in links.doubts(scenario, self.traces):
-            self.remark(what)
-        self.devices: Sequence[Device] = self._devices(members, folder)
+        self.remark(*links.doubts(scenario, self.traces))
+        with seldom_collecting(len(members) if dry else 0):
+            self.network = links.build(
+                self.env, scenario, members, self.streams, self.traces, folder
+            )
+            self.devices: Sequence[Device] = self._devices(members, folder)
         self._working = {device.id for device in self.devices}
         self._processes = ActiveProcesses()
         self.server = self._server(folder)
@@ -208,24 +209,9 @@ class Simulation:
         if not self._is_prepared:
             self.prepare()
         self.after_update(self.method.learner, None, 0, first=True)
-        for device in self.devices:
-            if device.outcome == "never-ready":
-                self._end(device)
-                continue
-            process = (
-                self._without_memory(device)
-                if device.outcome == "oom"
-                else generator_of("device", self.method.device(device))
-            )
-            self.start(device, self._device_process(device, process))
-        self.start(None, generator_of("server", self.method.server(self.server)))
-        availability.start(self, self.scenario.dropout)
-        self._end_after(self.scenario.stop.horizon)
-        gc.freeze()  # a world is no garbage while it runs: not to be looked through again and again
-        try:
+        with seldom_collecting(len(self.devices) if self.dry else 0):  # learning may leave garbage
+            self._start_everybody()
             self._let_the_clock_run()
-        finally:
-            gc.unfreeze()
         if self.ended.reason == "running":
             self.ended.reason = "target" if self.target_reached else "exhausted"
         self.ended.at_s = self.env.now
@@ -240,6 +226,21 @@ class Simulation:
         self._record_links()
         self.host.close()
         return self.ended
+
+    def _start_everybody(self) -> None:
+        for device in self.devices:
+            if device.outcome == "never-ready":
+                self._end(device)
+                continue
+            process = (
+                self._without_memory(device)
+                if device.outcome == "oom"
+                else generator_of("device", self.method.device(device))
+            )
+            self._run(device, self._device_process(device, process))
+        self.start(None, generator_of("server", self.method.server(self.server)))
+        availability.start(self, self.scenario.dropout)
+        self._end_after(self.scenario.stop.horizon)
 
     def _let_the_clock_run(self) -> None:
         while self._processes.alive:
@@ -272,7 +273,10 @@ class Simulation:
 
     def start(self, actor: Device | None, generator: Process) -> simpy.Process:
         """Let an actor (None: the server) run a process; being stopped ends it quietly."""
-        process = self.env.process(self._until_stopped(generator))
+        return self._run(actor, self._until_stopped(generator))
+
+    def _run(self, actor: Device | None, generator: Process) -> simpy.Process:
+        process = self.env.process(generator)
         self._processes.add(process, actor)
         return process
 
@@ -290,7 +294,6 @@ class Simulation:
                 device.finished_at_s = self.env.now
         except simpy.Interrupt as stop:
             device.outcome = str(stop.cause)
-            raise
         finally:
             device.note_absence()
             self._end(device)

@@ -1,5 +1,6 @@
 """The benchmarks run, and give the figures that they say: counts and results, never times."""
 
+import gc
 import json
 import sys
 from collections import Counter
@@ -177,6 +178,23 @@ def test_a_fleet_costs_as_many_calls_an_event_however_large_it_is(tmp_path):
     for kind in ("fedasync", "cells"):
         few, many = (calls_an_event(kind, devices) for devices in (40, 160))
         assert many < 1.1 * few
+
+
+def test_a_fleet_at_work_is_not_looked_through_for_garbage(tmp_path):
+    module = module_of("fleet")
+    sim, seen, before = module.simulation("fed-mobillm", 160, tmp_path), [], gc.get_threshold()
+
+    def note(phase, _):
+        seen.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        sim.run()
+    finally:
+        gc.callbacks.remove(note)
+    assert seen.count("start") <= 2 < sim.recorder.spans().num_rows / 700
+    assert gc.get_threshold() == before and gc.get_freeze_count() == 0
 
 
 def test_frozen_forwards_are_measured_and_every_computed_token_counts():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """FLOP executed, bytes of weights and other state read or written once, and bytes of
     activations alive at the worst instant. The traffic of activations between operators is not in

@@ -19,22 +19,22 @@ class ActiveProcesses:
 
     def __init__(self) -> None:
         self.alive: dict[simpy.Process, Device | None] = {}
-        self._of: dict[Device, dict[simpy.Process, int]] = {}  # -> which start it was
+        self._of: dict[Device, list[tuple[int, simpy.Process]]] = {}  # with which start it was
         self._starts = count()
 
     def add(self, process: simpy.Process, actor: Device | None) -> None:
         """Note a process until it ends."""
         self.alive[process] = actor
         if actor is not None:
-            self._of.setdefault(actor, {})[process] = next(self._starts)
+            self._of.setdefault(actor, []).append((next(self._starts), process))
         process.callbacks.append(self._forget)
 
     def _forget(self, process: simpy.Event) -> None:
         assert isinstance(process, simpy.Process)  # whose callback it is
         if (actor := self.alive.pop(process)) is not None:
-            del self._of[actor][process]
-            if not self._of[actor]:
-                del self._of[actor]
+            left = [one for one in self._of.pop(actor) if one[1] is not process]
+            if left:
+                self._of[actor] = left
 
     def all(self) -> list[simpy.Process]:
         """All of them."""
@@ -46,7 +46,5 @@ class ActiveProcesses:
 
     def of(self, devices: Iterable[Device]) -> list[simpy.Process]:
         """Those of these devices, without a look at the others."""
-        started = {
-            p: at for device in dict.fromkeys(devices) for p, at in self._of.get(device, {}).items()
-        }
-        return sorted(started, key=started.__getitem__)
+        started = [one for device in dict.fromkeys(devices) for one in self._of.get(device, ())]
+        return [process for _, process in sorted(started)]

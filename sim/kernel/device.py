@@ -11,9 +11,10 @@ late.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol
 
 import numpy as np
 import simpy
@@ -30,11 +31,13 @@ from sim.kernel.work import Batch, ClientTask, Process, Result, Steps, Work
 if TYPE_CHECKING:
     from sim.kernel.world import World
 
+Arguments = ParamSpec("Arguments")
+
 COUNTED = "counted"  # of an answer that went into an update
 MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # frozen it would take twice as long to make
 class Payload:
     """What an upload carries: its number in the run, who sent how many records, what it holds, and
     (unless dry) its bytes, or the `Learned` that will be these.
@@ -142,12 +145,12 @@ class Device:
     def until(self, time_s: float) -> Steps[None]:
         """Wait, idle, until a moment; nothing happens if it has passed."""
         if time_s > self.world.env.now:
-            yield from self._resumed(lambda: self._wait(time_s))
+            yield from self._resumed(self._wait, time_s)
 
     def until_event(self, event: simpy.Event) -> Steps[None]:
         """Wait, idle, for something that happens at the server."""
         while not event.triggered:
-            yield from self._resumed(lambda: recorded(self, "wait", event, self.power.idle_w))
+            yield from self._resumed(recorded, self, "wait", event, self.power.idle_w)
 
     def compute(self, work: Work[Result]) -> Steps[Result | None]:
         """Run the work for real on the host while the device's own modelled seconds pass; returns
@@ -156,7 +159,7 @@ class Device:
         self.note_memory(work.cost.peak_bytes)
         seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
         result = work.run() if work.run else None
-        yield from self._resumed(lambda: self._computing(work, seconds))
+        yield from self._resumed(self._computing, work, seconds)
         return self.world.host.joined(result)
 
     def payload(
@@ -189,14 +192,14 @@ class Device:
 
     def upload(self, payload: Payload) -> Steps[None]:
         """Send a payload's bytes to the server through whatever links lie between."""
-        link = self.world.network.upload
-        yield from self._transfer("upload", link, payload.nbytes, "uplink", (payload.number,))
+        flows = (payload.number,)
+        yield from self._resumed(self._moving, "upload", "uplink", payload.nbytes, flows)
         self.world.ledger.note("server", payload.contents, len(payload.samples))
 
     def download(self, contents: Contents | int) -> Steps[None]:
         """Receive this (or so many bytes of which nothing is said) from the server."""
-        link, contents = self.world.network.download, contents_of(contents)
-        yield from self._transfer("download", link, contents.nbytes, "downlink")
+        contents = contents_of(contents)
+        yield from self._resumed(self._moving, "download", "downlink", contents.nbytes)
         self.world.ledger.note("devices", contents, 0)
 
     def assign(self, task: ClientTask[object] | None) -> None:
@@ -316,12 +319,15 @@ class Device:
         while self._back is not None:
             yield self._back
 
-    def _resumed(self, verb: Callable[[], Steps[None]]) -> Steps[None]:
-        return (
-            verb()
-            if self.availability is None and self.meter.battery is None
-            else self._retried(verb)
-        )
+    def _resumed(
+        self,
+        verb: Callable[Arguments, Steps[None]],
+        *args: Arguments.args,
+        **more: Arguments.kwargs,
+    ) -> Steps[None]:
+        if self.availability is None and self.meter.battery is None:
+            return verb(*args, **more)
+        return self._retried(functools.partial(verb, *args, **more))
 
     def _retried(self, verb: Callable[[], Steps[None]]) -> Steps[None]:
         """Run a verb; after being offline begin it anew, except in a task of the server's, which
@@ -382,29 +388,19 @@ class Device:
             return self.conditions.compute(work, seconds)
         return self.timed("compute", seconds, self.power.compute_w, work.cost.flop)
 
-    def _transfer(
-        self,
-        kind: str,
-        link: Callable[[str, int], simpy.Event],
-        nbytes: int,
-        way: str,
-        flows: Sequence[int] = (),
-    ) -> Steps[None]:
+    def _moving(self, kind: str, way: str, nbytes: int, flows: Sequence[int] = ()) -> Steps[None]:
+        network = self.world.network
         by_rate = self.conditions is not None and self.conditions.radio_by_rate
         watts, j_per_byte = radio(self.power, way, by_rate)
-        network = self.world.network
-
-        def transfer() -> Steps[None]:
-            return recorded(
-                self,
-                kind,
-                link(self.id, nbytes),
-                watts,
-                nbytes=nbytes,
-                flows=flows,
-                abort=network.abort,
-                j_per_byte=j_per_byte,
-                progress=network.progress if j_per_byte else None,
-            )
-
-        return self._resumed(transfer)
+        send = network.upload if kind == "upload" else network.download
+        return recorded(
+            self,
+            kind,
+            send(self.id, nbytes),
+            watts,
+            nbytes=nbytes,
+            flows=flows,
+            abort=network.abort,
+            j_per_byte=j_per_byte,
+            progress=network.progress if j_per_byte else None,
+        )

@@ -7,6 +7,7 @@ and be joined later; the number of workers changes how long the host takes, neve
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import os
 import sys
@@ -16,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar, cast, overload
 
 from learning.host_device import host_device
@@ -30,6 +32,8 @@ Third = TypeVar("Third")
 
 AUTO = "auto"
 PATIENCE = 4  # times as much is at stake before a checkpoint waits for pieces that run side by side
+
+OBJECTS_AT_WORK = 50  # about as many has a device at once: frames, events, open spans
 
 
 class HostError(ValueError):
@@ -187,7 +191,8 @@ class Host:
         threads can do next, and its error is raised as soon as it is known, in the order of virtual
         ends.
         """
-        self._note_end_of(result)
+        if result is not None:  # as in a dry run
+            self._note_end_of(result)
         while self._joined and self._joined[0].done():
             self._joined.popleft().result()
         return result() if callable(result) else result
@@ -337,6 +342,22 @@ def single_threaded_torch() -> None:
     # torch would write NaN into memory before a kernel does: 3 to 9 % of a step, and no other bits
     # but for code that reads what nobody wrote
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def seldom_collecting(devices: int) -> Iterator[None]:
+    """Look for garbage only among what a world has made since, and only when that is more than so
+    many devices have at work: neither is garbage, and a large fleet's would be looked through again
+    and again.
+    """
+    first, *others = thresholds = gc.get_threshold()
+    gc.set_threshold(max(first, OBJECTS_AT_WORK * devices), *others)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 def _one_thread() -> None:

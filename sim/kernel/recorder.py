@@ -51,20 +51,20 @@ class _Rows:
         self.packed = bytearray()
         self.listed = array("q")
         self.pack = struct.Struct("=" + "".join(_PACKED[type_] for type_ in types.values())).pack
+        self._tables: list[pa.Table] = []
         self._types = types
         self._dtype = np.dtype([(name, f"={_PACKED[type_]}") for name, type_ in types.items()])
-        self._table: tuple[int, pa.Table] | None = None
 
     def table(self) -> pa.Table:
-        """All rows so far; made once for so many."""
-        if self._table is None or self._table[0] != len(self.packed):
+        """All rows so far; what is in it is no longer kept packed."""
+        if self.packed or not self._tables:
             rows = np.frombuffer(self.packed, self._dtype)
-            # copied: what still looked into the rows would keep them from growing
             columns = {
                 name: self._column(type_, rows[name].copy()) for name, type_ in self._types.items()
             }
-            self._table = len(self.packed), pa.table(columns)
-        return self._table[1]
+            self._tables = [pa.concat_tables([*self._tables, pa.table(columns)])]
+            self.packed, self.listed = bytearray(), array("q")
+        return self._tables[0]
 
     def _column(self, type_: pa.DataType, values: np.ndarray) -> pa.Array:
         if pa.types.is_string(type_):

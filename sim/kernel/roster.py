@@ -44,7 +44,8 @@ class Roster(Generic[Member]):
         self.world = world
         self.busy: set[Member] = set()
         self._place = {device: place for place, device in enumerate(world.devices)}
-        self._free = SortedList()  # places in the fleet
+        self._free = SortedList()  # places in the fleet, and
+        self._is_free = bytearray(len(self._place))  # whether each is among them
         self._off: set[Member] = set()  # have joined, have not ended
         self._off_before_joining: list[tuple[float, int]] = []  # a heap of (joining time, place)
         for device in world.devices:
@@ -58,7 +59,8 @@ class Roster(Generic[Member]):
         if not is_at_work:
             self.busy.discard(device)
         is_free = is_at_work and device.is_serving and device.is_on and device not in self.busy
-        if is_free != (place in self._free):
+        if is_free != self._is_free[place]:
+            self._is_free[place] = is_free
             (self._free.add if is_free else self._free.remove)(place)
         self._off.discard(device)
         if is_at_work and not device.is_on:

@@ -142,10 +142,11 @@ class EnergyMeter:
             self.battery.held_j()
         now = self.env.now
         spared_s = seconds = now - draw.since_s  # of idle power, which another span bore
-        if self._open[0] is draw:
+        place = self._open.index(draw)
+        if place == 0:
             spared_s = self._bears_since_s - draw.since_s
             self._bears_since_s = now
-        self._open.remove(draw)
+        del self._open[place]
         if self.battery:
             self.battery.follow()
         return draw.watts * seconds - self.idle_w * spared_s + draw.j_per_byte * nbytes
@@ -170,22 +171,25 @@ def recorded(
     """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the
     bytes, until then.
     """
-    env = who.world.env
-    draw = who.meter.begin(watts, j_per_byte, progress and functools.partial(progress, event))
+    env, meter = who.world.env, who.meter
+    draw = meter.begin(watts, j_per_byte, progress and functools.partial(progress, event))
     start = draw.since_s
     try:
         yield event
     except simpy.Interrupt as stop:
         if kind != "wait" or stop.cause not in AWAY:  # who only waited loses nothing by going
             outcome = str(stop.cause)
-        share = done or (lambda passed: passed / seconds if seconds > 0 else 1.0)
-        flop *= share(env.now - start)
+        flop *= _share(env.now - start, seconds) if done is None else done(env.now - start)
         nbytes = int(abort(event)) if abort else nbytes
         raise
     finally:
-        joules, now = who.meter.end(draw, nbytes), env.now
+        joules, now = meter.end(draw, nbytes), env.now
         if kind != "wait" or now > start:  # no time passed, nobody waited
             who.world.recorder.span(who.id, kind, start, now, nbytes, flop, joules, outcome, flows)
+
+
+def _share(passed_s: float, of_s: float) -> float:
+    return passed_s / of_s if of_s > 0 else 1.0
 
 
 @contextmanager

@@ -21,7 +21,7 @@ Process: TypeAlias = Generator[simpy.Event, None, object]
 """What a process may run: all `Steps`, and generators of less known kinds."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Work(Generic[Result_co]):
     """A piece of computation: what it costs, and what begins the real thing on the host (None in a
     dry run) and gives its result, or a function that gives it at the virtual end.
@@ -31,7 +31,7 @@ class Work(Generic[Result_co]):
     run: Callable[[], Result_co | Callable[[], Result_co]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """Samples of one device that are processed together, and when the last of them is there."""
 
@@ -39,7 +39,7 @@ class Batch:
     ready_s: float
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class ClientTask(Generic[Model]):
     """What a server asks of a device: to work on version `version` of a model; `closed` happens
     when that round ends (None: there is no round to wait for).

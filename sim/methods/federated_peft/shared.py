@@ -177,6 +177,8 @@ class FederatedPeft(ServerDriven):
         self.learner_args = config.classifier
         self.chain = getattr(config, "chain", EXACT)
         self.chain_down = getattr(config, "chain_down", EXACT)
+        # whether devices send changes by a codec, or of what they got by one
+        self.sends_coded = (self.chain, self.chain_down) != (EXACT, EXACT)
         self.lost: dict[str, Any] = {}  # by device, where errors are fed back
         self.learner = self.new_learner()
         if self.sends_coded and not world.dry:
@@ -203,11 +205,6 @@ class FederatedPeft(ServerDriven):
     def _coded_bytes(self, device: Device, chain: Chain) -> int:
         whole = self.costs[self.model_of(device)].trainable_bytes
         return states.nbytes(whole // 4, chain) if self.sends_coded else whole
-
-    @property
-    def sends_coded(self) -> bool:
-        """Whether devices send changes by a codec, or of what they got by one."""
-        return (self.chain, self.chain_down) != (EXACT, EXACT)
 
     @property
     def feeds_back(self) -> bool:

@@ -4,6 +4,7 @@ come next.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -21,20 +22,20 @@ class ReplayCache:
         self._rng = rng
         self._backbone_of: list[str] = []
         self._backbones: set[str] = set()
-        self._to_come: list[int] = []
+        self._to_come = array("q")  # a list of as many numbers weighs four times as much
 
     def __len__(self) -> int:
         return len(self._backbone_of)
 
     def insert(self, backbone: str, count: int) -> None:
         """Add `count` records of one backbone, numbered on from the last."""
-        first = len(self)
-        for number, u in zip(range(first, first + count), self._rng.random(count), strict=True):
+        to_come = self._to_come
+        for number, u in enumerate(self._rng.random(count).tolist(), len(self)):
             # swap with a random one instead of shifting: the order is as random, the cost does not
             # grow
-            self._to_come.append(number)
-            other = int(u * len(self._to_come))
-            self._to_come[other], self._to_come[-1] = self._to_come[-1], self._to_come[other]
+            to_come.append(number)
+            other = int(u * len(to_come))
+            to_come[other], to_come[-1] = number, to_come[other]
         self._backbone_of += [backbone] * count
         self._backbones.add(backbone)
 
@@ -46,18 +47,24 @@ class ReplayCache:
             len(drawn) < count
         ):  # the epoch is used up: shuffle anew, but give no record twice in one draw
             again = self._rng.permutation(len(self))
-            first = again[~np.isin(again, drawn)][len(drawn) - count :]
-            self._to_come = again[~np.isin(again, first)].tolist()
+            first = again[self._are_not(drawn)[again]][len(drawn) - count :]
+            self._to_come = array("q", again[self._are_not(first)[again]].tobytes())
             drawn += first.tolist()
         return drawn
 
+    def _are_not(self, records: list[int] | np.ndarray) -> np.ndarray:
+        """[N] bool: which of all records are not among these, without sorting them."""
+        are_not = np.ones(len(self), bool)
+        are_not[records] = False
+        return are_not
+
     def _take(self, count: int) -> list[int]:
-        taken = self._to_come[-count:] if count else []
+        taken = self._to_come[-count:].tolist() if count else []
         del self._to_come[len(self._to_come) - len(taken) :]
         return taken
 
-    def count_by_backbone(self, records: list[int]) -> Counter[str]:
+    def count_by_backbone(self, records: list[int]) -> dict[str, int]:
         """How many of these records came from each backbone."""
         if len(self._backbones) == 1:
-            return Counter({name: len(records) for name in self._backbones if records})
+            return {name: len(records) for name in self._backbones if records}
         return Counter(map(self._backbone_of.__getitem__, records))

@@ -215,7 +215,8 @@ class SideTuning:
             reads_labels = self.tap_rule or config.backbone_prediction == "public-head"
             for kind in ("text", *(["label"] if reads_labels else [])):
                 world.ledger.hold("server", kind, len(world.task.public))
-        self.held = functools.cache(self._held)  # by uploads alike
+        # by uploads, and of passes, alike
+        self.held, self.protected = functools.cache(self._held), functools.cache(self._protected)
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -241,7 +242,7 @@ class SideTuning:
         lengths = self.world.lengths(device, device.samples)
         longest = np.full(self.config.device_batch, lengths.max(initial=1))
         cost = device_pass(self.config, self.world, device, longest)
-        peak = self.protected(device, cost, len(longest)).peak_bytes
+        peak = self.protected(device.backbone, cost, len(longest)).peak_bytes
         if self.config.backbone_prediction == "own-head":
             peak = max(peak, self.fitting_own(device).cost.peak_bytes)
         return device.held_bytes(peak)
@@ -375,17 +376,17 @@ class SideTuning:
         """The frozen backbone over a batch: all that a device computes."""
         lengths = self.world.lengths(device, samples)
         cost = device_pass(self.config, self.world, device, lengths)
-        cost = self.protected(device, cost, len(samples))
+        cost = self.protected(device.backbone, cost, len(samples))
         return self.learner.work(cost, self.learner.forward, device.backbone, samples)
 
-    def protected(self, device: Device, cost: Cost, records: int) -> Cost:
+    def _protected(self, backbone: str, cost: Cost, records: int) -> Cost:
         """A pass with what encodes and protects so many records of it; axes and the secret are held
         beside it.
         """
-        shape, classes = self.shape_of(device.backbone), self.world.task.classes
+        shape, classes = self.shape_of(backbone), self.world.task.classes
         records = sent_records(self.config, records)
-        more = device_cost(self.config, shape, device.backbone, records, classes)
-        width = self.widths[device.backbone]
+        more = device_cost(self.config, shape, backbone, records, classes)
+        width = self.widths[backbone]
         more += sending.sending_cost(self.config, shape.vectors, width, records)
         return dataclasses.replace(cost + more, peak_bytes=cost.peak_bytes + more.peak_bytes)
 
