@@ -202,6 +202,17 @@ def merit(metric: str, values: np.ndarray | float) -> np.ndarray:
     return -np.log(found) if metric in LESS_IS_BETTER else found
 
 
+def mean_of(metric: str, values: Sequence[float], shares: Sequence[float] | None = None) -> float:
+    """The mean over models, weighted by their shares; of perplexities that of their losses, so the
+    geometric mean.
+    """
+    weights = [1 / len(values)] * len(values) if shares is None else shares
+    if metric not in LESS_IS_BETTER:
+        return math.fsum(share * value for share, value in zip(weights, values, strict=True))
+    logs = (share * math.log(value) for share, value in zip(weights, values, strict=True))
+    return math.exp(math.fsum(logs))
+
+
 def why_unfit(metric: str, kind: str, classes: int = 2) -> str:
     """Why a metric is none of a kind of task with so many classes, or ""."""
     of_kind: Mapping[str, Mapping[str, object]] = {

@@ -17,6 +17,7 @@ from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
 from sim.kernel.recorder import write_table
 from sim.kernel.writing import CannotWrite, replacing, write_json
+from sim.results.generations import GENERATIONS, generations
 from sim.results.host_memory import forget_peak_rss
 from sim.results.run import Run, open_run
 from sim.results.run_directory import (
@@ -197,6 +198,9 @@ def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]
         with replacing(place / "model") as temporary:
             learner.save(temporary)
     found = summary(sim, mark, devices, time.perf_counter() - began)
+    if status == "finished" and (said := generations(sim)):
+        found["generations"] = said["scores"]
+        write_json(place / GENERATIONS, said)
     seconds["recording"] = time.perf_counter() - recorded
     found["host"]["seconds"] = seconds
     write_json(place / "summary.json", found)

@@ -395,11 +395,8 @@ class Simulation:
 
     def _note_of_fleet(self, name: str, scores: Scores, key: ScoreKey = "value") -> float | None:
         """Note the mean by the fleet's mix and give it; None where some backbone has no score."""
-        known = [(self._shares[name], one) for name, one in scores.items() if one is not None]
-        if not known or len(known) < len(scores):
-            return None
-        whole = math.fsum(share * score[key] for share, score in known)
-        self.recorder.metric(self.env.now, name, whole)
+        if (whole := self.task.mean(scores, self._shares, key)) is not None:
+            self.recorder.metric(self.env.now, name, whole)
         return whole
 
     def _is_due_for_a_look(self) -> bool:

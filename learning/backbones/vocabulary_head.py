@@ -59,6 +59,11 @@ class VocabularyHead(nn.Module):
         """The output embedding [V, D]."""
         return next(self.whole.parameters())
 
+    @property
+    def linear(self) -> nn.Module:
+        """The output embedding as a module, with its bias where it has one."""
+        return next(m for m in self.whole.modules() if isinstance(m, nn.Linear))
+
     def forward(self, last_MD: Tensor) -> Tensor:
         """Logits [M, V] after tokens whose last states these are."""
         self._below.states = last_MD[None]

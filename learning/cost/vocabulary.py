@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from learning.backbones.catalogue import width_of
+from learning.backbones.catalogue import depth_of, width_of
 from learning.cost.costs import Cost
 
 _LOGIT_BYTES = 4
@@ -51,3 +51,13 @@ def vocabulary_of(config: Mapping[str, Any]) -> Vocabulary:
     """Of a configuration such as config.json holds."""
     width = config.get("word_embed_proj_dim") or width_of(config)
     return Vocabulary(int(width), int(config["vocab_size"]))
+
+
+def kv_cache_bytes(config: Mapping[str, Any], tokens: int, bytes_per_number: float = 4) -> int:
+    """Keys and values of so many tokens in every layer, by the key-value heads that there are
+    (fewer than the query heads where these share them).
+    """
+    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    shared = int(config.get("num_key_value_heads") or heads)
+    head = int(config.get("head_dim") or width_of(config) // heads)
+    return round(2 * depth_of(config) * shared * head * tokens * bytes_per_number)

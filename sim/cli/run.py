@@ -105,6 +105,8 @@ def _show_summary(done) -> None:
         row(done.metric, _score(s))
         if (each := s.get("accuracy_by_device") or {}).get("mean") is not None:
             row("accuracy by device", _spread(each))
+    for name, one in (s.get("generations") or {}).items():
+        row(f"replies of {name}", _nearness(one))
     if s["target"]["value"] is not None:
         at = s["target"]["reached_at_s"]
         reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"
@@ -176,7 +178,43 @@ def _show_summary(done) -> None:
     row("digest", s["digest"][:16])
     row("written to", str(done.path))
     show(table, console)
+    _show_replies(done.path)
     show_remarks(s.get("remarks", []))
+
+
+def _nearness(one) -> str:
+    """ROUGE-L and exact matches of a backbone's replies, before and after."""
+    parts = []
+    for key, name in (("rouge_l", "ROUGE-L"), ("exact_match", "exact")):
+        before, after = one["before"][key], one["after"][key]
+        if after is not None:
+            parts.append(f"{name} {before:.3f} to {after:.3f}")
+    return f"{', '.join(parts)} ({one['prompts']} prompts)"
+
+
+def _show_replies(folder) -> None:
+    """Three prompts with what was said, and what the models say, before and after."""
+    from inputs.files import read_json
+    from sim.results.generations import GENERATIONS
+    from sim.views.terminal_tables import show
+
+    if not (folder / GENERATIONS).is_file():
+        return
+    for backbone, said in read_json(folder / GENERATIONS)["replies"].items():
+        table = Table(title=f"what {backbone} says", title_justify="left", box=None)
+        for heading in _SAID:
+            table.add_column(heading, ratio=1)
+        for one in said[:_SHOWN]:
+            table.add_row(*(Text(_short(one[heading])) for heading in _SAID))
+        show(table, console)
+
+
+_SAID = ("prompt", "reference", "before", "after")
+_SHOWN, _MOST_LETTERS = 3, 160
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
 
 
 def _spread(each) -> str:

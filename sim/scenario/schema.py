@@ -129,6 +129,10 @@ MetricName = (
 class TaskSettings(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
+    only_for: ClassVar[OnlyFor] = {
+        "generate": ("`kind: language-modelling`", lambda s: s.kind == "language-modelling")
+    }
+
     dataset: Annotated[
         Annotated[DatasetName, Tag("str")]
         | Annotated[OwnData, Tag("OwnData")]
@@ -161,6 +165,8 @@ class TaskSettings(Settings):
     """What models are judged by, in every table, target and curve; default accuracy, of ratings
     pearson, of responses perplexity (of which less is better).
     """
+    generate: int = Field(16, ge=0, le=1000)
+    """Test prompts that models reply to, greedily, at the end: untrained and trained."""
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
@@ -177,7 +183,7 @@ class TaskSettings(Settings):
     def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: who leaves the later settings alone keeps the digest."""
         later = {"drift": None, "public": 0, "label_texts": None, "kind": None, "metric": None}
-        later |= {"template": None, "label_words": None}
+        later |= {"template": None, "label_words": None, "generate": 16}
         return {
             key: value
             for key, value in dump(self).items()

@@ -18,10 +18,10 @@ from learning.backbones.prompts import CONTENT_FREE, prompts, why_unfit
 from learning.backbones.tokens import Tokens, tokenise
 from learning.data import drift, label_texts, partition
 from learning.data import texts as data
-from learning.metrics import DEFAULTS, Score, is_rating, score, score_responses
+from learning.metrics import DEFAULTS, Score, is_rating, mean_of, score, score_responses
 from learning.metrics import why_unfit as why_unfit_metric
 from learning.side.prediction_difference import VERBALISERS
-from sim.kernel.learner import Part
+from sim.kernel.learner import Part, ScoreKey, Scores
 from sim.kernel.streams import Streams
 from sim.scenario.arrivals import Drift
 from sim.scenario.checks import located_data
@@ -96,6 +96,17 @@ class DividedTask:
         if self.has_responses:
             return score_responses(self.metric, predictions_NC)
         return score(self.metric, predictions_NC, self.labels[self.texts_of(part)], loss)
+
+    def mean(
+        self, scores: Scores, shares: Mapping[str, float], key: ScoreKey = "value"
+    ) -> float | None:
+        """The mean over backbones by their shares of the fleet; None where some have no score."""
+        known = {name: one for name, one in scores.items() if one is not None}
+        if not known or len(known) < len(scores):
+            return None
+        values = [one[key] for one in known.values()]
+        metric = self.metric if key == "value" else key
+        return mean_of(metric, values, [shares[name] for name in known])
 
     @property
     def has_ratings(self) -> bool:

@@ -331,6 +331,24 @@ class FederatedLearner(RealLearner):
                 predictions = predict(model, state, tokens)
         return self.world.task.score(part, predictions)
 
+    def replies(self, samples: np.ndarray, most: int) -> dict[str, list[tuple[str, str]]]:
+        """What every backbone says to the prompts of these samples, in so many tokens: before
+        anything was learned, and now.
+        """
+        from learning.federated.language_model import TrainableLanguageModel
+        from learning.next_token.replies import replies, speaking_model
+
+        found: dict[str, list[tuple[str, str]]] = {}
+        for name, model in self.models.items():
+            assert isinstance(model, TrainableLanguageModel), "asked for responses alone"
+            whole = speaking_model(model.spec, model.backbone, model.head)
+            tokens, said = self.tokens(name, samples), []
+            for state in (self.initial, self.state.value):
+                model.load_trainable(self.part_of(name, state))
+                said.append(replies(whole, model.spec, tokens, most))
+            found[str(name)] = list(zip(*said, strict=True))
+        return found
+
     def digest(self) -> str:
         """A digest of the server's state."""
         from learning.federated.state_codec import digest

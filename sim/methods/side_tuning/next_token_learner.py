@@ -192,6 +192,25 @@ class NextTokenLearner(RealLearner):
             found[name] = self.world.task.score(part, np.stack([*sums, counts], axis=1))
         return found
 
+    def replies(self, samples: np.ndarray, most: int) -> dict[str, list[tuple[str, str]]]:
+        """What every backbone says to the prompts of these samples, in so many tokens: by itself,
+        and with its moves.
+        """
+        from learning.backbones.loading import load_model
+        from learning.next_token.replies import replies, speaking_model
+        from learning.next_token.side import NextTokenSide
+        from learning.next_token.speaking import SideTuned
+
+        found: dict[str, list[tuple[str, str]]] = {}
+        for name, layers in self.layers.items():
+            spec = self.world.costing.learned[name]
+            tokens = self.world.task.tokens(spec, samples)
+            whole = speaking_model(spec, load_model(spec), self.heads[name])
+            before = replies(whole, spec, tokens, most)
+            SideTuned(NextTokenSide.of(self.side.value), name, layers).attach(whole)
+            found[name] = list(zip(before, replies(whole, spec, tokens, most), strict=True))
+        return found
+
     def digest(self) -> str:
         """A digest of all moves."""
         from learning.federated.state_codec import digest
