@@ -211,7 +211,7 @@ class NextTokenSideTuning(SynchronousRounds):
     ) -> Generator[Any, Any, list[Payload]]:
         """One pass of the cohort, and the moves solved from it."""
         answers = yield from server.ask(
-            cohort, number, self.learner.side, len(cohort), self.config.deadline
+            cohort, number, self.learner.state, len(cohort), self.config.deadline
         )
         work = self.solving(answers)
         counted = yield from server.aggregate(answers, work)

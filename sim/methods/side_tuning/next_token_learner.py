@@ -27,7 +27,7 @@ Moves = Mapping[str, "Tensor"]
 
 
 class NextTokenLearner(RealLearner):
-    """`side` is the server's: the moves of all backbones, by the names of
+    """`state` is the server's: the moves of all backbones, by the names of
     `learning.next_token.side.NextTokenSide.tensors`.
     """
 
@@ -38,7 +38,7 @@ class NextTokenLearner(RealLearner):
 
     def __init__(self, world: World, config: Any, layers: Mapping[str, Sequence[int]]) -> None:
         self.world, self.config, self.layers = world, config, layers
-        self.side: Learned = Learned.given("side/none", {})
+        self.state: Learned = Learned.given("side/none", {})
         self._kept: dict[str, list[tuple[Learned, np.ndarray]]] = {name: [] for name in layers}
         self.chosen: list[dict[str, float]] = []
 
@@ -115,8 +115,8 @@ class NextTokenLearner(RealLearner):
         names = [name for name, _, _ in answers]
         first = [self._first_of(name, samples) for name, samples, _ in answers]
         payloads = [payload for _, _, payload in answers]
-        self.side, found = self.world.host.learn(
-            self._aggregated, update, self.side, names, first, payloads, stored=(True, True)
+        self.state, found = self.world.host.learn(
+            self._aggregated, update, self.state, names, first, payloads, stored=(True, True)
         )
 
         def joined() -> list[int]:
@@ -177,7 +177,7 @@ class NextTokenLearner(RealLearner):
 
     def evaluate(self, part: Part = "test") -> dict[str, Score | None]:
         """The score of every backbone with its moves on the held-out texts."""
-        return self.world.host.compute_now(self._scores_of, self.side, part)
+        return self.world.host.compute_now(self._scores_of, self.state, part)
 
     def _scores_of(self, side: Moves, part: Part) -> dict[str, Score | None]:
         from learning.next_token.difference import losses
@@ -207,7 +207,7 @@ class NextTokenLearner(RealLearner):
             tokens = self.world.task.tokens(spec, samples)
             whole = speaking_model(spec, load_model(spec), self.heads[name])
             before = replies(whole, spec, tokens, most)
-            SideTuned(NextTokenSide.of(self.side.value), name, layers).attach(whole)
+            SideTuned(NextTokenSide.of(self.state.value), name, layers).attach(whole)
             found[name] = list(zip(before, replies(whole, spec, tokens, most), strict=True))
         return found
 
@@ -215,11 +215,11 @@ class NextTokenLearner(RealLearner):
         """A digest of all moves."""
         from learning.federated.state_codec import digest
 
-        return digest(dict(sorted(self.side.value.items())))
+        return digest(dict(sorted(self.state.value.items())))
 
     def save(self, folder: Path) -> None:
         """model/moves.safetensors, which `learning.next_token.speaking.SideTuned` reads."""
         from learning.next_token.speaking import save_moves
 
         specs = {name: self.world.costing.learned[name] for name in self.layers}
-        save_moves(self.side.value, specs, self.layers, folder / "moves.safetensors")
+        save_moves(self.state.value, specs, self.layers, folder / "moves.safetensors")
