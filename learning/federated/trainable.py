@@ -156,6 +156,8 @@ class TrainableClassifier(nn.Module):
         return self.head(self.dropout(_read(h_BTD, mask_BT, self.readout)))
 
     def _new_head(self, head: str, width: int, device: torch.device) -> Any:
+        if not self.classes:
+            return NoHead(width)
         if head == "dense":
             return DenseHead(width, self.classes, device)
         return nn.Linear(width, self.classes, device=device)
@@ -211,6 +213,18 @@ class TrainableClassifier(nn.Module):
     def trainable_bytes(self) -> int:
         """Bytes of the trainable part: what a device sends and receives, before any codec."""
         return sum(p.numel() * p.element_size() for p in self._named.values())
+
+
+class NoHead(nn.Module):
+    """In the place of a head where what is counted has none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.in_features = width
+
+    def forward(self, h_BD: Tensor) -> Tensor:
+        """[B, D] to [B, 0]."""
+        return h_BD[..., :0]
 
 
 class DenseHead(nn.Module):

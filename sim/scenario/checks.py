@@ -76,6 +76,7 @@ def problems(scenario: Scenario, folder: Path = Path()) -> Iterator[tuple[Where,
     yield from _metric_problems(scenario)
     yield from _rating_problems(scenario)
     yield from _sized_problems(scenario)
+    yield from _response_problems(scenario)
     if (total := sum(group.count for group in scenario.fleet)) > MOST_DEVICES:
         yield ("fleet",), f"{total:,} devices, and {MOST_DEVICES:,} is the most"
     yield from scenario.ignored()
@@ -179,6 +180,33 @@ def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
                 (*where, "backbone_prediction"),
                 f"{own} predicts classes, and these are ratings: say `uniform`, which begins at 0",
             )
+
+
+def _response_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
+    """Methods that cannot learn what is said next, or nothing else; and settings of a head that a
+    language model has not.
+    """
+    of_responses = scenario.task.kind == "language-modelling"
+    for where, method in _methods(scenario).items():
+        if of_responses and method.responses == "never":
+            yield (
+                (*where, "kind"),
+                f"{method.kind} learns classes, and this task is to learn what is said next: take "
+                "fed-mobillm-lm, federated PEFT (fedavg-lora), a forward-only method or local-lora",
+            )
+        elif not of_responses and method.responses == "only":
+            yield (
+                (*where, "kind"),
+                f"{method.kind} learns what is said next: say `task.kind: language-modelling`, or "
+                "take fed-mobillm for classes",
+            )
+        elif of_responses:
+            for name in sorted({"head", "readout"} & method.model_fields_set):
+                yield (
+                    (*where, name),
+                    "is of a classifier, and what is said next is read off the model's own "
+                    "vocabulary, token by token: leave it out",
+                )
 
 
 def _sized_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,8 @@ from pydantic import (
 
 from sim.scenario.yaml_tree import Node
 
+Responses = Literal["never", "also", "only"]
+"""Whether a method can learn what is said next: besides classes, or nothing else."""
 OnlyFor = Mapping[str, tuple[str, Callable[[Any], bool]]]
 """Field -> what it is for, in words, and whether these settings are that."""
 
@@ -71,6 +73,8 @@ class Settings(BaseModel):
         defer_build=True,  # most are only ever read as a part of the scenario
     )
     only_for: ClassVar[OnlyFor] = {}
+    responses: ClassVar[Responses] = "never"
+    """Of a method's settings: whether it takes tasks of `kind: language-modelling`."""
     is_reference: ClassVar[bool] = False
     """Of a method's settings: whether others are held against it, as a line and no baseline."""
 

@@ -122,7 +122,8 @@ class FlexLoRA(SynchronousPeft):
         counted = self.costs[model]
         a = self.world.costing.architectures[backbone]
         width, classes, config = counted.head_inputs, self.world.task.classes, self.config
-        head = (width + 1) * (classes + (width if config.head == "dense" else 0))
+        is_dense = config.head == "dense" and not self.says
+        head = (width + 1) * (classes + (width if is_dense else 0))
         if counted.trainable - head == 4 * a.layers * model[1] * a.hidden_size:
             return [(a.hidden_size, a.hidden_size)] * 2 * a.layers
         size = (classes, model[1], config.bottleneck, config.target_modules)

@@ -340,13 +340,14 @@ class FederatedLearner(RealLearner):
 
         found: dict[str, list[tuple[str, str]]] = {}
         for name, model in self.models.items():
+            backbone = name if isinstance(name, str) else name[0]  # then with a rank, rising
             assert isinstance(model, TrainableLanguageModel), "asked for responses alone"
             whole = speaking_model(model.spec, model.backbone, model.head)
             tokens, said = self.tokens(name, samples), []
             for state in (self.initial, self.state.value):
                 model.load_trainable(self.part_of(name, state))
                 said.append(replies(whole, model.spec, tokens, most))
-            found[str(name)] = list(zip(*said, strict=True))
+            found[backbone] = list(zip(*said, strict=True))
         return found
 
     def digest(self) -> str:

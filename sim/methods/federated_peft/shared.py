@@ -36,7 +36,7 @@ from sim.methods.federated_peft.learner import (
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.responses import vocabularies, with_words
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
-from sim.scenario.settings import OnlyFor
+from sim.scenario.settings import OnlyFor, Responses
 
 EXACT = Chain("float32")
 KNOWN_COSTS = 4_096  # of local training, by the texts' lengths
@@ -53,6 +53,7 @@ LEARNING_RATES = {
 class PeftSettings(OptimiserSettings, TrainableSettings):
     """What is trained on a device, and how."""
 
+    responses: ClassVar[Responses] = "also"
     local_epochs: int = Field(1, ge=1)
     device_batch: int = Field(32, ge=1)
     learning_rate: float | None = Field(None, gt=0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -19,12 +19,15 @@ from sim.kernel.learner import learner_for
 from sim.kernel.world import World
 from sim.methods.forward_only.learner import ForwardLearner
 from sim.methods.protocols import SynchronousRounds
+from sim.methods.responses import vocabularies, with_words
 from sim.methods.trained import TrainableSettings
+from sim.scenario.settings import Responses
 
 
 class ForwardOnlySettings(TrainableSettings):
     """Settings of every forward-only federated method."""
 
+    responses: ClassVar[Responses] = "also"
     peft: Literal["lora", "adapter", "bitfit"] = "lora"
     """What is trained beside the head."""
     rounds: int = Field(500, ge=1)
@@ -53,7 +56,9 @@ class ForwardOnly(SynchronousRounds):
 
     def __init__(self, config: Any, world: World) -> None:
         self.config, self.world = config, world
-        self.size = (world.task.classes, *config.size)
+        self.says = vocabularies(world)
+        rank, bottleneck, head, *forms = config.size
+        self.size = (world.task.classes, rank, bottleneck, "linear" if self.says else head, *forms)
         self.costs = {
             name: forward_architecture(spec, config.peft, *self.size)
             for name, spec in world.costing.charged.items()
@@ -86,6 +91,9 @@ class ForwardOnly(SynchronousRounds):
                 self.world.lengths(device, samples).max()
             )
             one = counted.cost(len(samples), tokens)
+            if self.says:
+                words = int(self.world.response_lengths(device, samples).sum())
+                one = with_words(one, 0, self.says[device.backbone].forward(words))
             total += Cost(
                 each * one.flop, read * each * one.bytes_moved, round(alive * one.peak_bytes)
             )

@@ -35,7 +35,7 @@ from sim.kernel.world import World
 from sim.methods.protocols import SynchronousRounds
 from sim.methods.responses import vocabularies, with_words
 from sim.methods.side_tuning.next_token_learner import NextTokenLearner
-from sim.scenario.settings import Settings
+from sim.scenario.settings import Responses, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,7 @@ class NextTokenSideTuning(SynchronousRounds):
     class Config(Settings):
         """Settings of side-tuning on next-token tasks."""
 
+        responses: ClassVar[Responses] = "only"
         kind: Literal["fed-mobillm-lm"]
         passes: int = Field(1, ge=1)
         """Passes of each device over its texts: after the first, rounds of boosting."""
@@ -101,11 +102,6 @@ class NextTokenSideTuning(SynchronousRounds):
 
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
-        if not world.task.has_responses:
-            raise ValueError(
-                f"{config.kind} learns what is said next: say `task.kind: language-modelling`, or "
-                "take fed-mobillm for classes"
-            )
         self.says = vocabularies(world)
         self.widths = world.costing.widths()
         self.layers = sampled(config.taps, world.costing.depths())
