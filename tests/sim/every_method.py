@@ -11,8 +11,11 @@ from sim.methods import METHODS
 from sim.results.summary import device_table
 from sim.simulation import Simulation
 
-KINDS = [
-    kind for method in METHODS for kind in get_args(method.Config.model_fields["kind"].annotation)
+KINDS = [  # what learns responses alone has its own tests: test_language_modelling.py
+    kind
+    for method in METHODS
+    for kind in get_args(method.Config.model_fields["kind"].annotation)
+    if method.Config.responses != "only"
 ]
 SMALL = {
     "rounds": 3,
