@@ -1,0 +1,205 @@
+"""Next-token tasks on the clock: every method that takes them, dry beside real, bytes beside
+payloads, less being better, replies, and what is refused.
+"""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+
+from learning.metrics import merit, score_responses
+from sim.results.run import open_run
+from sim.results.summary import device_table
+
+WORDS = [f"w{i}" for i in range(12)]
+TASK = {
+    "kind": "language-modelling",
+    "dataset": {"path": "talk.jsonl", "prompt": "ask", "response": "reply", "label": "topic"},
+    "train": 60,
+    "validation": 12,
+    "test": 18,
+    "max_tokens": 16,
+    "generate": 4,
+}
+WORLD = {
+    "task": TASK,
+    "fleet": [
+        {"count": 2, "device": "laptop-m1-pro", "backbone": "random-llama", "link": "wifi-home"},
+        {"count": 1, "device": "jetson-tx2", "backbone": "random-llama-l2", "link": "lte"},
+    ],
+    "arrivals": {"kind": "at-once"},
+}
+SIDE = {"kind": "fed-mobillm-lm", "passes": 2, "taps": 2}
+METHODS = {
+    "fed-mobillm-lm": SIDE,
+    "fedavg-lora": {"kind": "fedavg-lora", "rounds": 2, "participation": 1.0},
+    "fedavg-full": {"kind": "fedavg-full", "rounds": 1, "participation": 1.0},
+    "fedavg-adapter": {"kind": "fedavg-adapter", "rounds": 1, "participation": 1.0},
+    "flexlora": {"kind": "flexlora", "rounds": 1, "ranks": {"jetson-tx2": 2}},
+    "fedbuff": {"kind": "fedbuff", "answers": 4, "buffer": 2, "peft": "lora"},
+    "local-lora": {"kind": "local-lora", "rounds": 1},
+    "fwdllm": {"kind": "fwdllm", "rounds": 1, "peft": "lora", "participation": 1.0},
+    "fedmezo": {"kind": "fedmezo", "rounds": 1, "local_steps": 2},
+    "spry": {"kind": "spry", "rounds": 1, "participation": 0.4},
+}
+FAST = ("fed-mobillm-lm", "fedavg-lora", "spry")
+
+
+@pytest.fixture(autouse=True)
+def _talk(tmp_path):
+    """120 prompts, and in reverse what is to be said to them."""
+    rng = np.random.default_rng(0)
+    with (tmp_path / "talk.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(120):
+            asked = [*rng.choice(WORDS, rng.integers(2, 5)), f"n{number}"]
+            row = {"ask": " ".join(asked), "reply": " ".join(asked[1::-1]), "topic": number % 2}
+            file.write(json.dumps({**row, "topic": "ab"[row["topic"]]}) + "\n")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.thorough) for n in METHODS]
+)
+def test_every_method_learns_and_a_dry_run_is_charged_alike(name, simulate):
+    real = simulate(method=METHODS[name], **WORLD)
+    again = simulate(method=METHODS[name], **WORLD)
+    dry = simulate(dry=True, method=METHODS[name], **WORLD)
+    assert math.isfinite(real.score) and real.score > 1
+    assert real.method.learner.digest() == again.method.learner.digest()
+    assert real.recorder.digest("", "") == again.recorder.digest("", "")
+    gated = name == "fwdllm"  # whose gate reads gradients, which a dry run has not
+    if not gated:
+        assert dry.recorder.spans().equals(real.recorder.spans())
+    assert {d.outcome for d in real.devices} == {"ok"}
+
+
+def test_side_tuning_lowers_the_perplexity_of_every_depth(simulate):
+    sim = simulate(method={**SIDE, "passes": 3}, **WORLD)
+    metrics = sim.recorder.metrics()
+    for backbone in ("random-llama", "random-llama-l2"):
+        mine = metrics.filter(
+            pc.and_(pc.equal(metrics["name"], "perplexity"), pc.equal(metrics["group"], backbone))
+        )
+        values = mine["value"].to_pylist()
+        assert values[0] > 1.5 * values[1] and values[1] >= values[-1]
+    assert 1 <= len(sim.method.learner.chosen) <= 3  # a round that helps nobody is none
+
+
+@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
+def test_what_is_sent_is_as_long_as_what_is_charged(wire, simulate, monkeypatch):
+    from sim.methods.side_tuning.next_token import NextTokenSideTuning
+
+    sent = {}
+    held = NextTokenSideTuning.held
+
+    def noting(self, device, first):
+        contents = held(self, device, first)
+        sent[device.id, first] = contents.nbytes
+        return contents
+
+    monkeypatch.setattr(NextTokenSideTuning, "held", noting)
+    sim = simulate(method={**SIDE, "wire": wire}, **WORLD)
+    learner, states = sim.method.learner, {}
+    for device in sim.devices:
+        for first in (True, False):
+            data = learner._answered(
+                sim.method.client_update, device.backbone, device.samples, states, first
+            )
+            assert len(data) == sent[device.id, first]
+
+
+def test_no_label_text_or_token_is_uploaded(simulate):
+    sim = simulate(method=SIDE, **WORLD)
+    table = sim.ledger.table(sim.recorder.bytes_to).to_pylist()
+    kinds = {row["kind"] for row in table if row["receiver"] == "server" and row["nbytes"]}
+    assert kinds == {"activation", "prediction difference", "frame"}
+
+
+def test_a_device_needs_room_for_the_logits_of_its_batch(simulate):
+    small, large = (
+        simulate(dry=True, method={**SIDE, "device_batch": n}, **WORLD) for n in (1, 16)
+    )
+    peaks = [max(device_table(sim)["peak_memory_bytes"].to_pylist()) for sim in (small, large)]
+    said = large.response_lengths(large.devices[0], large.devices[0].samples)
+    assert peaks[1] - peaks[0] >= 3 * 4 * 2048 * (np.sort(said)[-16:].sum() - said.max()) * 0.5
+
+
+def test_a_target_of_perplexity_is_reached_from_above(simulate):
+    plain = simulate(method=SIDE, **WORLD)
+    curve = plain.recorder.metrics()
+    is_whole = pc.and_(pc.equal(curve["name"], "perplexity"), pc.equal(curve["group"], ""))
+    first, *_, last = curve.filter(is_whole)["value"].to_pylist()
+    target = (first + last) / 2
+    sim = simulate(method=SIDE, stop={"target": target}, **WORLD)
+    assert sim.target_reached and sim.ended.target["reached_at_s"] > 0
+    assert not simulate(method=SIDE, stop={"target": 1.5}, **WORLD).target_reached
+
+
+def test_perplexity_is_of_all_tokens_and_less_is_better():
+    found_NS = np.array([[2.0, 1, 2], [10.0, 0, 4]])
+    score = score_responses("perplexity", found_NS)
+    assert score["loss"] == 2.0 and score["value"] == pytest.approx(math.e**2)
+    share = score_responses("next-token-accuracy", found_NS)
+    assert share["value"] == pytest.approx(1 / 6)
+    assert merit("perplexity", 10) > merit("perplexity", 20)
+    assert merit("accuracy", 0.3) == 0.3
+    assert score_responses("perplexity", np.array([[np.nan, 0, 1]])) is None
+
+
+def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
+    shown = mobifleet("run", scenario_file(method=SIDE, **WORLD), "--out", tmp_path / "out")
+    assert shown.code == 0, shown.err
+    assert "what random-llama-l2 says" in shown.out and "ROUGE-L" in shown.out
+    assert (tmp_path / "out" / "figures" / "perplexity.png").is_file()
+    done = open_run(tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "generations.json").read_text())
+    for name in ("random-llama", "random-llama-l2"):
+        assert [one["prompt"] for one in said["replies"][name]] and len(said["replies"][name]) == 4
+        assert {*said["replies"][name][0]} == {"prompt", "reference", "before", "after"}
+        assert any(one["before"] != one["after"] for one in said["replies"][name])
+        costs = said["costs"][name]
+        assert costs["seconds"] == pytest.approx(
+            costs["prefill_s"] + costs["tokens"] * costs["decode_s_a_token"]
+        )
+        assert 0 <= done.summary["generations"][name]["after"]["rouge_l"] <= 1
+    assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": {"kind": "splitfed-v1"}}, "learns classes"),
+        ({"method": {"kind": "fed-mobillm"}}, "fed-mobillm-lm"),
+        ({"method": {"kind": "fedavg-lora", "head": "dense"}}, "own vocabulary"),
+        ({"method": {"kind": "fedavg-bitfit", "readout": "first"}}, "token by token"),
+        ({"method": {**SIDE, "wire": ["pca-8", "int8"]}}, "one number format"),
+        ({"task": {**TASK, "template": "{text}"}}, "{prompt}"),
+        ({"task": {**TASK, "metric": "accuracy"}}, "perplexity"),
+        ({"task": {**TASK, "dataset": {"classes": 3, "tokens": 20}}}, "response_tokens"),
+        ({"task": {**TASK, "kind": "classification"}}, "prompt"),
+    ],
+)
+def test_what_cannot_be_is_told(changes, said, scenario_file, mobifleet):
+    told = mobifleet("check", scenario_file(**{**WORLD, "method": SIDE, **changes}))
+    assert told.code == 2 and said in " ".join(told.err.split())
+
+
+def test_side_tuning_of_responses_is_for_responses_alone(scenario_file, mobifleet):
+    told = mobifleet("check", scenario_file(method=SIDE))
+    assert told.code == 2 and "task.kind: language-modelling" in " ".join(told.err.split())
+
+
+def test_an_encoder_says_nothing(simulate):
+    fleet = [{"count": 2, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    with pytest.raises(ValueError, match="no head that says the next word"):
+        simulate(method=SIDE, **{**WORLD, "fleet": fleet})
+
+
+def test_responses_of_a_stated_size_are_charged_without_texts(simulate):
+    task = {"kind": "language-modelling", "train": 40, "test": 8}
+    sized = {**task, "dataset": {"tokens": 60, "response_tokens": 20}}
+    sim = simulate(dry=True, method=SIDE, **{**WORLD, "task": sized})
+    device = sim.devices[0]
+    assert sim.response_lengths(device, device.samples).tolist() == [20] * len(device.samples)
+    assert sim.recorder.uplink_bytes > 20 * 40 * 48 * 2 * 2
