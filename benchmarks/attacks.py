@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ortho_group
 
-from learning.attacks.bags import commonest, judged_tokens
+from learning.attacks.bags import blind_guess, judged_tokens
 from learning.attacks.outcome import AttackOutcome
 from learning.attacks.text_recovery import (
     Inverter,
@@ -89,9 +89,9 @@ def cell(found: Uploaded, readout: str, layer: int, perturb: Perturb) -> dict[st
     public, clean_ND = found.public, found.vectors[readout][:, layer]
     sent_ND, rng = perturb(clean_ND), np.random.default_rng(0)
     inverter = Inverter.fit(sent_ND[:public], found.ids[:public], found.marks)
-    common = commonest(found.ids[:public], found.marks)
+    blind = blind_guess(found.ids[:public], found.marks)
     guess = inverter.guess(sent_ND[public:])
-    bags = judged_tokens("inverter", guess, found.ids[public:], common, rng, found.marks)
+    bags = judged_tokens("inverter", guess, found.ids[public:], blind, rng, found.marks)
     private = np.arange(public, len(clean_ND))
     named = identify(sent_ND[public:], clean_ND, private)
     return told([*bags, *named])
@@ -153,9 +153,9 @@ def by_table(found: Uploaded, backbone: str, most: int = 100) -> dict[str, list[
     table_VD = atoms(model.embeddings, vocabulary, length)
     private = slice(public, public + most)
     guess = taken_apart(found.vectors["mean"][private, 0], table_VD, vocabulary, found.marks)
-    common = commonest(found.ids[:public], found.marks)
+    blind = blind_guess(found.ids[:public], found.marks)
     rng = np.random.default_rng(0)
-    return told(judged_tokens("table", guess, found.ids[private], common, rng, found.marks))
+    return told(judged_tokens("table", guess, found.ids[private], blind, rng, found.marks))
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:

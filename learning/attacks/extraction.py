@@ -29,6 +29,7 @@ def extraction(
     rng: np.random.Generator,
     known_a_class: Sequence[int] = KNOWN,
     priors_C: np.ndarray | None = None,
+    texts_N: np.ndarray | None = None,
 ) -> list[AttackOutcome]:
     """How many texts' classes are told by the server's outputs for them [n, any length], of texts
     that it was not trained on; the accuracy of what somebody makes of the stolen network.
@@ -36,11 +37,13 @@ def extraction(
     Directly by the largest output, where there is one a class; by grouping outputs and naming the
     groups by size (against `priors_C`) or by so many known labels a class; by a linear probe and by
     the nearest output of so many. Chance is the share of the commonest class; compare with the
-    accuracy that devices have.
+    accuracy that devices have. Where there are several outputs of each text, as many of each,
+    `texts_N` [n] says which are of one.
     """
-    direct = [by_largest(outputs_NK, labels_N)] if outputs_NK.shape[1] == classes else []
-    grouped = by_clustering(outputs_NK, labels_N, classes, rng, known_a_class, priors_C)
-    learned = by_known_labels(outputs_NK, labels_N, rng, known_a_class)
+    given = (outputs_NK, labels_N)
+    direct = [by_largest(*given, texts_N)] if outputs_NK.shape[1] == classes else []
+    grouped = by_clustering(*given, classes, rng, known_a_class, priors_C, texts_N=texts_N)
+    learned = by_known_labels(*given, rng, known_a_class, texts_N)
     return [
         replace(one, attack=f"stolen outputs, {one.attack}", what="accuracy")
         for one in (*direct, *grouped, *learned)

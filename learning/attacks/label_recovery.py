@@ -25,14 +25,16 @@ KNOWN = (1, 10)
 """Labels a class that the server knows."""
 
 
-def by_largest(deltas_NC: np.ndarray, labels_N: np.ndarray) -> AttackOutcome:
-    """The largest component of a difference [n, classes] is the label.
+def by_largest(
+    deltas_NC: np.ndarray, labels_N: np.ndarray, texts_N: np.ndarray | None = None
+) -> AttackOutcome:
+    """The largest component of a difference [n, classes] is the label; `texts_N` as of `of_share`.
 
     Raises ValueError where differences are not as long as there are classes.
     """
     _require_components(deltas_NC, labels_N)
     hits_N = deltas_NC.argmax(axis=1) == labels_N
-    return of_share("largest component", "labels", hits_N, majority(labels_N))
+    return of_share("largest component", "labels", hits_N, majority(labels_N), texts_N)
 
 
 def by_sign(deltas_NC: np.ndarray, labels_N: np.ndarray) -> AttackOutcome:
@@ -65,6 +67,8 @@ def by_clustering(
     priors_C: np.ndarray | None = None,
     others: np.ndarray | None = None,
     more_groups: int = 0,
+    counted: np.ndarray | None = None,
+    texts_N: np.ndarray | None = None,
 ) -> list[AttackOutcome]:
     """Texts whose values are alike have one label: groups first, then names for them.
 
@@ -76,24 +80,29 @@ def by_clustering(
     right or wrong for whole classes; and names by a vote of so many known labels a class, of
     the nearest known text in groups without one, judged on the other texts.
 
-    `others` [m, ...] are values of records that are no texts, which the server cannot tell from
-    these: they are grouped along, into so many groups more, and count in the groups' sizes.
+    `others` [m, ...] are values of records that are no texts: they are grouped along, into so many
+    groups more, and count in the groups' sizes, but for those that `counted` [n + m] has as no
+    texts. Of a text that has several values `texts_N` [n] says which it is: it is known or drawn as
+    a whole.
     """
     mixed = values if others is None or not len(others) else np.concatenate([values, others])
     groups_M = groups_of(mixed, classes + more_groups, rng)
-    groups_N, sizes_G = groups_M[: len(values)], np.bincount(groups_M) / len(groups_M)
+    counted = np.ones(len(mixed), dtype=bool) if counted is None else counted
+    groups_N = groups_M[: len(values)]
+    sizes_G = np.bincount(groups_M[counted], minlength=groups_M.max() + 1) / max(1, counted.sum())
     flat_NK = values.reshape(len(values), -1)
     if priors_C is None:
         priors_C = np.bincount(labels_N, minlength=classes) / len(labels_N)
-    n, every = len(labels_N), np.arange(len(labels_N))
+    rows_of = _rows_of(len(labels_N) if texts_N is None else texts_N)
+    n = len(rows_of)
     grouped = judged_groups("clustering", groups_N, labels_N, rng)
-    named = resampled(
-        lambda rows: _named_by_size(
-            groups_N[rows], labels_N[rows], priors_C, rng, None if mixed is values else sizes_G
-        ),
-        rng,
-        every,
-    )
+
+    def name_by_size(texts: np.ndarray) -> float:
+        rows = rows_of[texts].ravel()
+        sizes = None if mixed is values else sizes_G
+        return _named_by_size(groups_N[rows], labels_N[rows], priors_C, rng, sizes)
+
+    named = resampled(name_by_size, rng, np.arange(n))
     chance = majority(labels_N)
     outcomes = [
         grouped,
@@ -102,10 +111,10 @@ def by_clustering(
         ),
     ]
     for known in known_a_class:
-        is_known_N = drawn(labels_N, known, rng)
+        is_known_N = drawn(labels_N, known, rng, texts_N)
         guess_N = _named_by_known(flat_NK, groups_N, labels_N, is_known_N)
         attack = f"clustering, named by {known} known a class"
-        judged = _judged(attack, guess_N, labels_N, ~is_known_N)
+        judged = _judged(attack, guess_N, labels_N, ~is_known_N, texts_N)
         outcomes.append(replace(judged, known=known))
     return outcomes
 
@@ -139,20 +148,22 @@ def by_known_labels(
     labels_N: np.ndarray,
     rng: np.random.Generator,
     known_a_class: Sequence[int] = KNOWN,
+    texts_N: np.ndarray | None = None,
 ) -> list[AttackOutcome]:
     """A classifier of uploaded activations or differences [n, ...], learned from so many texts a
-    class whose labels the server knows: logistic regression, and the nearest known text by cosine.
+    class whose labels the server knows: logistic regression, and the nearest known text by cosine;
+    `texts_N` as of `by_clustering`.
 
     Judged on the other texts; with no known label there is nothing to learn from (`by_clustering`).
     """
     x_NF = standardised(features.reshape(len(features), -1))
     outcomes = []
     for known in known_a_class:
-        is_known_N = drawn(labels_N, known, rng)
+        is_known_N = drawn(labels_N, known, rng, texts_N)
         for name, guess in (("logistic regression", _logistic), ("nearest text", _nearest)):
             guess_N = guess(x_NF[is_known_N], labels_N[is_known_N], x_NF)
             attack = f"{name}, {known} known a class"
-            judged = _judged(attack, guess_N, labels_N, ~is_known_N)
+            judged = _judged(attack, guess_N, labels_N, ~is_known_N, texts_N)
             outcomes.append(replace(judged, known=known))
     return outcomes
 
@@ -207,12 +218,20 @@ def adjusted_rand(
     return (both - expected) / (most - expected) if most != expected else 1.0
 
 
-def drawn(labels_N: np.ndarray, a_class: int, rng: np.random.Generator) -> np.ndarray:
+def drawn(
+    labels_N: np.ndarray,
+    a_class: int,
+    rng: np.random.Generator,
+    texts_N: np.ndarray | None = None,
+) -> np.ndarray:
     """Which texts' labels are known, bool [n]: so many of each class, but of a small class one, or
-    half of it, so that some are left to be judged on.
+    half of it, so that some are left to be judged on; every row of a text together.
 
     Raises ValueError where that is no text, or every one.
     """
+    if texts_N is not None:
+        _, first, rows = np.unique(texts_N, return_index=True, return_inverse=True)
+        return drawn(labels_N[first], a_class, rng)[rows]
     is_known_N = np.zeros(len(labels_N), dtype=bool)
     for label in np.unique(labels_N):
         of_class = rng.permutation(np.flatnonzero(labels_N == label))
@@ -233,11 +252,23 @@ def _require_components(deltas_NC: np.ndarray, labels_N: np.ndarray) -> None:
         )
 
 
+def _rows_of(texts: int | np.ndarray) -> np.ndarray:
+    """The rows of each text [texts, rows], of which all have as many."""
+    if isinstance(texts, int):
+        return np.arange(texts)[:, None]
+    return np.argsort(texts, kind="stable").reshape(len(np.unique(texts)), -1)
+
+
 def _judged(
-    attack: str, guess_N: np.ndarray, labels_N: np.ndarray, is_judged_N: np.ndarray
+    attack: str,
+    guess_N: np.ndarray,
+    labels_N: np.ndarray,
+    is_judged_N: np.ndarray,
+    texts_N: np.ndarray | None = None,
 ) -> AttackOutcome:
-    labels_N = labels_N[is_judged_N]
-    return of_share(attack, "labels", guess_N[is_judged_N] == labels_N, majority(labels_N))
+    labels_N, texts_N = labels_N[is_judged_N], None if texts_N is None else texts_N[is_judged_N]
+    hits_N = guess_N[is_judged_N] == labels_N
+    return of_share(attack, "labels", hits_N, majority(labels_N), texts_N)
 
 
 def _named_by_size(

@@ -26,7 +26,8 @@ FEW_MODELS = 64
 def by_loss(
     members_N: np.ndarray, others_M: np.ndarray, rng: np.random.Generator
 ) -> list[AttackOutcome]:
-    """A text with a small loss was trained on: losses of members [n] and of other texts [m].
+    """A text with a small loss was trained on: losses of members [n] and of other texts [m], or [m,
+    models] of the same texts under several.
 
     First the measures of `judged_scores`, then what one threshold gets that the attacker may well
     know, the members' mean loss: TPR - FPR, 0 by chance (Yeom et al. 2018).
@@ -96,11 +97,11 @@ def judged_scores(
     attack: str, members_N: np.ndarray, others_M: np.ndarray, rng: np.random.Generator
 ) -> list[AttackOutcome]:
     """The area under the ROC curve, the true-positive rates at `ALARMS`, and the largest advantage,
-    of scores of members [n] and of other texts [m].
+    of scores of members [n] and of other texts [m], or [m, models].
 
-    Intervals are bootstrapped; that of the advantage, which picks the best of all thresholds and so
-    is above 0 by chance, is Kolmogorov and Smirnov's band, which holds 0 in 95 % of cases where
-    members and others are alike. Raises ValueError where either is missing.
+    Intervals are bootstrapped over texts; that of the advantage, which picks the best of all
+    thresholds and so is above 0 by chance, is Kolmogorov and Smirnov's band, which holds 0 in 95 %
+    of cases where members and others are alike. Raises ValueError where either is missing.
     """
     n, m = len(members_N), len(others_M)
     if not n or not m:
@@ -114,7 +115,7 @@ def judged_scores(
     for alarms in ALARMS:
         rate = tpr_at(alarms, members_N, others_M)
         drawn = resampled(lambda a, b, at=alarms: tpr_at(at, a, b), rng, members_N, others_M)
-        by_chance = (int(alarms * m) + 1) / (m + 1)
+        by_chance = (int(alarms * others_M.size) + 1) / (others_M.size + 1)
         what = f"TPR at {alarms:.0%} FPR"
         found.append(AttackOutcome(attack, what, rate, *interval(drawn), by_chance, n + m))
     gain, band = advantage(members_N, others_M), 1.358 * np.sqrt(1 / n + 1 / m)
@@ -128,15 +129,15 @@ def auc(members_N: np.ndarray, others_M: np.ndarray) -> float:
     """
     from scipy.stats import rankdata
 
-    n, m = len(members_N), len(others_M)
-    ranks = rankdata(np.concatenate([members_N, others_M]))[:n]
+    n, m = members_N.size, others_M.size
+    ranks = rankdata(np.concatenate([members_N.ravel(), others_M.ravel()]))[:n]
     return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
 
 
 def tpr_at(alarms: float, members_N: np.ndarray, others_M: np.ndarray) -> float:
     """The share of members above the threshold that at most a share `alarms` of others is above."""
-    allowed = int(alarms * len(others_M))
-    threshold = np.sort(others_M)[::-1][min(allowed, len(others_M) - 1)]
+    allowed = int(alarms * others_M.size)
+    threshold = np.sort(others_M, axis=None)[::-1][min(allowed, others_M.size - 1)]
     return float((members_N > threshold).mean())
 
 
@@ -144,10 +145,10 @@ def advantage(members_N: np.ndarray, others_M: np.ndarray) -> float:
     """max |TPR - FPR| over all thresholds, as TensorFlow Privacy defines the attacker's advantage
     (Yeom et al. 2018, definition 4, at the best threshold).
     """
-    every = np.concatenate([members_N, others_M])
+    both = (members_N.ravel(), others_M.ravel())
+    every = np.concatenate(both)
     tpr, fpr = (
-        1 - np.searchsorted(np.sort(scores), every, side="left") / len(scores)
-        for scores in (members_N, others_M)
+        1 - np.searchsorted(np.sort(scores), every, side="left") / len(scores) for scores in both
     )
     return float(np.abs(tpr - fpr).max())
 

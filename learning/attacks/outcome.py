@@ -41,20 +41,30 @@ class AttackOutcome:
         return self.low > self.chance
 
 
-def of_share(attack: str, what: str, is_hit_N: np.ndarray, chance: float) -> AttackOutcome:
+def of_share(
+    attack: str,
+    what: str,
+    is_hit_N: np.ndarray,
+    chance: float,
+    texts_N: np.ndarray | None = None,
+) -> AttackOutcome:
     """The outcome of hits and misses [n] (bool), with Wilson's interval (JASA 22, 1927), which
-    keeps near 95 % with few texts and with shares near 0 or 1.
+    keeps near 95 % with few texts and with shares near 0 or 1. Where a text is hit or missed
+    several times, `texts_N` [n] says which each is of, and the interval is that of as many draws as
+    there are texts, as if all of a text were alike.
 
     Raises ValueError where there is nothing to judge.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import norm
 
-    hits, n = int(np.count_nonzero(is_hit_N)), len(is_hit_N)
-    if not n:
+    if not len(is_hit_N):
         raise ValueError(f"{attack}: there is no text left to judge it on")
-    found = binomtest(hits, n).proportion_ci(method="wilson")
-    low, high = float(found.low), float(found.high)
-    return AttackOutcome(attack, what, hits / n, low, high, float(chance), n)
+    share = float(np.mean(is_hit_N))
+    n = len(is_hit_N) if texts_N is None else len(np.unique(texts_N))
+    z = float(norm.ppf(0.975))
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + (z / n) ** 2 / 4)
+    low, high = (float(end / (1 + z**2 / n)) for end in (middle - half, middle + half))
+    return AttackOutcome(attack, what, share, max(0.0, low), min(1.0, high), float(chance), n)
 
 
 def of_mean(

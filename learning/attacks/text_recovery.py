@@ -2,7 +2,8 @@
 
     inverter = Inverter.fit(public_ND, public_ids, ignore=(101, 102))
     guesses = inverter.guess(private_ND)
-    outcomes = judged_tokens("inverter", guesses, private_ids, inverter.words_V, rng, (101, 102))
+    blind = blind_guess(public_ids, (101, 102))
+    outcomes = judged_tokens("inverter", guesses, private_ids, blind, rng, (101, 102))
     top1, top10 = identify(uploads_ND, candidates_MD, true_N)
 
 Three attackers. One has public texts, runs the backbone on them and learns to read tokens off
@@ -82,6 +83,28 @@ class Inverter:
         threshold = _best_threshold(left_NV, words_V, truths)
         return cls(words_V, mean_D, spread_D, weights_DV, base_V, threshold)
 
+    @classmethod
+    def best(
+        cls,
+        ways: Sequence[np.ndarray],
+        public_ids: Sequence[np.ndarray],
+        ignore: Sequence[int] = (),
+        words: int = 2000,
+    ) -> Inverter:
+        """That of several versions of the public vectors [n, ...], such as with and without noise,
+        which finds most (F1) in the last of them: it is what uploads are like. Each is learned from
+        every other text, and judged on the rest. Raises as `fit`.
+        """
+        if len(ways) == 1:
+            return cls.fit(ways[0], public_ids, ignore, words)
+        truths = [bag(ids, ignore) for ids in public_ids[1::2]]
+
+        def found(public: np.ndarray) -> float:
+            guesses = cls.fit(public[::2], public_ids[::2], ignore, words).guess(ways[-1][1::2])
+            return _mean_f1(guesses, truths)
+
+        return cls.fit(max(ways, key=found), public_ids, ignore, words)
+
     def guess(self, vectors: np.ndarray) -> list[np.ndarray]:
         """The token ids that each text seems to have, of its vectors [n, ...]: one at least."""
         x_ND = vectors.reshape(len(vectors), -1).astype(np.float64)
@@ -96,12 +119,12 @@ def _above(estimates_NV: np.ndarray, words_V: np.ndarray, threshold: float) -> l
 
 
 def _best_threshold(left_NV: np.ndarray, words_V: np.ndarray, truths: list[set[int]]) -> float:
-    def mean_f1(threshold: float) -> float:
-        guesses = _above(left_NV, words_V, threshold)
-        pairs = zip(guesses, truths, strict=True)
-        return float(np.mean([measured(set(g.tolist()), truth)[2] for g, truth in pairs]))
+    return max(THRESHOLDS, key=lambda at: _mean_f1(_above(left_NV, words_V, at), truths))
 
-    return max(THRESHOLDS, key=mean_f1)
+
+def _mean_f1(guesses: Sequence[np.ndarray], truths: Sequence[set[int]]) -> float:
+    pairs = zip(guesses, truths, strict=True)
+    return float(np.mean([measured(set(g.tolist()), truth)[2] for g, truth in pairs]))
 
 
 # --- by candidates: the nearest vector

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -99,7 +100,7 @@ class Chain:
         if self.coordinates > width:
             raise CodecError(
                 f"{self.projection}-{self.coordinates}: vectors of {width} numbers have not so "
-                "many coordinates"
+                f"many coordinates: say at most {width}"
             )
         return self.coordinates
 
@@ -112,7 +113,10 @@ class Chain:
         if isinstance(self.top, float):
             return max(1, round(self.top * width))
         if self.top > width:
-            raise CodecError(f"top-{self.top}: vectors of {width} numbers have not so many")
+            raise CodecError(
+                f"top-{self.top}: of {width:,} numbers there are not so many: say at most {width}, "
+                "or a share below 1, as top-0.1"
+            )
         return self.top
 
     def vector_bytes(self, width: int) -> int:
@@ -173,21 +177,20 @@ def _stage(word: str) -> tuple[str, dict[str, Any]]:
     if word in CODERS:
         return "coder", {"coder": word}
     name, _, size = word.partition("-")
-    if name in PROJECTIONS and size.isdecimal() and int(size) > 0:
+    is_count = re.fullmatch("[0-9]{1,18}", size) is not None and int(size) > 0
+    if name in PROJECTIONS and is_count:
         return "projection", {"projection": name, "coordinates": int(size)}
     if name == "top":
-        if size.isdecimal() and int(size) > 0:
+        if is_count:
             return "top", {"top": int(size)}
-        try:
-            if 0 < float(size) < 1:
-                return "top", {"top": float(size)}
-        except ValueError:
-            pass
+        if re.fullmatch(r"[0-9]*\.?[0-9]+(e-?[0-9]+)?", size) and 0 < float(size) < 1:
+            return "top", {"top": float(size)}
     known = {name: name for name in (*NUMBERS, *CODERS)} | {
         n: f"{n}-K" for n in (*PROJECTIONS, "top")
     }
     near = difflib.get_close_matches(word, known) or difflib.get_close_matches(name, known)
-    hint = f" (did you mean {known[near[0]].replace('K', size or 'K')}?)" if near else ""
+    meant = known[near[0]].replace("K", size or "K") if near else word
+    hint = f" (did you mean {meant}?)" if meant != word else ""
     raise CodecError(f"{word!r} is no part of a wire{hint}: {_SAYS}")
 
 

@@ -40,10 +40,13 @@ def to_tensors(
     """What is sent of vectors [..., D], already projected: `values`, and where the chain has them
     their `scale` (of a channel: along the axis `across`), in this format, and `places`.
 
-    Beyond a format's range numbers saturate. The places are uint16 [..., K], or bits packed into
-    uint8 [..., ceil(D / 8)].
+    Beyond a format's range numbers saturate. Where any is not finite all that are sent come back as
+    NaN: no format but float32 could say which, and what is not sent would hide it. The places are
+    uint16 [..., K], or bits packed into uint8 [..., ceil(D / 8)].
     """
     tensors: dict[str, np.ndarray] = {}
+    if not np.isfinite(values).all():
+        values = np.full_like(values, np.nan)
     if chain.top is not None:
         width = values.shape[-1]
         kept = chain.kept(width)
@@ -218,13 +221,13 @@ def quantise(
     integer x scale differs from the value by at most scale / 2: half precision may round a scale
     down by 2^-11 of it, which clips the largest number by far less than that. A scale is at least
     the smallest normal number of its format (6.1e-5 in half precision) and at most its largest
-    (65504), beyond which values saturate.
+    (65504), beyond which values saturate; that of a NaN is NaN.
     """
     largest, format_ = _LARGEST[bits], np.finfo(scales)
     wanted = np.abs(values).max(axis=axis, keepdims=True) / largest
     scale = np.clip(wanted, float(format_.tiny), format_.max).astype(scales)
     rounded = np.clip(np.rint(values / scale.astype(np.float32)), -largest, largest)
-    return rounded.astype(np.int8), scale
+    return np.nan_to_num(rounded).astype(np.int8), scale
 
 
 def pack_nibbles(rounded: np.ndarray) -> np.ndarray:

@@ -47,6 +47,14 @@ class LocalTraining:
     schedule: Literal["linear", "constant"] = "linear"
     dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        """What float32 does not hold is infinite there, and what trains by it diverges: some of
+        PyTorch's steps would raise instead.
+        """
+        for name in ("learning_rate", "weight_decay", "proximal_mu"):
+            if getattr(self, name) > float(np.finfo(np.float32).max):
+                object.__setattr__(self, name, math.inf)
+
     @property
     def charged_as(self) -> str:
         """The entry of `learning.cost.costs.OPTIMISER_NUMBERS` that the optimiser's state has."""

@@ -36,6 +36,10 @@ Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 LEAST = 1e-3
 """Length of an axis, over that of the longest, below which texts do not vary along it."""
 LONGEST_DIFFERENCE = math.sqrt(2)
+DECOY_SPREAD = 0.85
+"""Deviation of decoys about their points, over that of a payload's texts: with less they are told
+by lying near a line between two others, with more by lying far out.
+"""
 FILE = "device_secret.safetensors"
 """Beside the side network, in a run's folder: what devices have and the server has not."""
 
@@ -197,6 +201,22 @@ def to_send(
         codes = np.concatenate([codes, secret.decoys])
     sent_NK = targets_NC @ codes[: targets_NC.shape[1]] - secret.offset(backbone, a_NVD) + noise_NK
     return secret.rotated(a_NVD), sent_NK.astype(np.float32)
+
+
+def decoy_shares(texts: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """What decoys are made of: the shares [count, n] that a payload's texts have in a point between
+    two of them, and in a decoy, which lies about that point as the texts lie about their mean.
+
+    A decoy on the line itself would be told by lying there, and one that is moved in each number
+    alone by not varying as texts do (`sim.privacy.decoys` measures what is told all the same).
+    """
+    first = rng.integers(texts, size=count)
+    second = (first + rng.integers(1, texts, size=count)) % texts  # another one
+    share_M, every = rng.random(count), np.arange(count)
+    between_MN = np.zeros((count, texts))
+    between_MN[every, first], between_MN[every, second] = share_M, 1 - share_M
+    z_MN = DECOY_SPREAD * rng.standard_normal((count, texts)) / math.sqrt(texts)
+    return between_MN, between_MN + z_MN - z_MN.mean(axis=1, keepdims=True)
 
 
 def sensitivity(vectors: int) -> float:

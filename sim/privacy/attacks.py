@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from learning.attacks import label_recovery
-from learning.attacks.bags import judged_tokens
+from learning.attacks.bags import blind_guess, judged_tokens
 from learning.attacks.mixture import by_mixture
 from learning.attacks.outcome import AttackOutcome, majority, of_share
 from learning.attacks.standards import unit
@@ -18,14 +18,16 @@ from learning.attacks.text_recovery import Inverter, identify, turned_back, turn
 from learning.backbones.tokens import Tokens
 from learning.side.prediction_difference import backbone_prediction
 from learning.side.protection import to_classes
-from sim.methods.side_tuning.centralised import Centralised
+from sim.methods.side_tuning.protecting import enough_noise, vector_noise
 from sim.methods.side_tuning.protection import protection_of
+from sim.privacy.decoys import told_apart
 from sim.privacy.measures import PrivacyError
 from sim.privacy.uploads import Uploads, Vectors
-from sim.results.run import RunError
 
-PUBLIC, ATTACKED = 600, 200
-"""Texts that the attacker has, and those whose tokens are guessed, a backbone."""
+PUBLIC, FEWEST, ATTACKED = 600, 50, 200
+"""Texts that the attacker has, at most and at least, and those whose tokens are guessed, a
+backbone.
+"""
 KNOWN, AXES = (50, 150), 32
 """Uploads whose texts he knows, and axes along which he looks, where vectors are rotated."""
 
@@ -34,24 +36,20 @@ def as_they_are(uploads: Uploads, kind: str) -> list[AttackOutcome]:
     """What needs no attack: how much of the labels, or of the texts, the server has as they are;
     nothing where it has none.
     """
-    try:
-        ledger = uploads.run.ledger().to_pylist()
-    except RunError:  # from before there was one
-        return []
-    is_central = isinstance(uploads.sim.method, Centralised)  # of others it has public texts alone
-    ways = ("sent", "start") if is_central else ("sent",)
-    rows = [row for row in ledger if row["receiver"] == "server" and row["way"] in ways]
-    has = {row["kind"] for row in rows if row["records"]}
-    task = uploads.sim.task
-    whole = np.ones(sum(map(len, task.parts)), dtype=bool)
-    if kind == "labels" and "label" in has and not task.has_ratings:
-        truth = task.labels[np.concatenate(task.parts)]
-        return [of_share("sent as they are", "labels", whole, majority(truth))]
-    if kind == "texts" and has & {"text", "token ids"}:
-        return [
-            of_share("sent as they are", what, whole, 0.0)
-            for what in ("tokens, F1", "text in top 1")
-        ]
+    task, sent = uploads.sim.task, uploads.sent
+    method: Any = uploads.sim.scenario.method
+    if method.kind == "centralised":  # where all is from the start
+        sent = dict.fromkeys(("text", "label"), np.unique(np.concatenate(task.parts)))
+    if kind == "labels" and "label" in sent and not task.has_ratings:
+        truth = task.labels[sent["label"]]
+        return [of_share("sent as they are", "labels", truth == truth, majority(truth))]
+    for texts_as in ("text", "token ids") if kind == "texts" else ():
+        if texts_as in sent:
+            whole = np.ones(len(sent[texts_as]), dtype=bool)
+            return [
+                of_share("sent as they are", what, whole, 0.0)
+                for what in ("tokens, F1", "text in top 1")
+            ]
     return []
 
 
@@ -68,7 +66,7 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
     parts, classes = uploads.vectors(), uploads.sim.task.classes
     truth_N = np.concatenate([uploads.labels[part.samples] for part in parts.values()])
     targets_NK = np.concatenate([part.targets for part in parts.values()])
-    decoys_MK = np.concatenate([part.decoys for part in parts.values()])
+    decoys_MK = np.concatenate([part.decoys.targets for part in parts.values()])
     protection = protection_of(uploads.sim.scenario.method)
     none_classes = 0 if protection is None else protection.none_classes
     y_b_NC, zero_shot_NC = _known_predictions(uploads, parts), _zero_shot(uploads, parts)
@@ -86,6 +84,10 @@ def labels(uploads: Uploads, untried: list[str] | None = None) -> list[AttackOut
         yield lambda: label_recovery.by_clustering(
             targets_NK, truth_N, classes, rng, others=decoys_MK, more_groups=none_classes
         )
+        if len(decoys_MK):
+            yield lambda: _without_decoys(
+                uploads, parts, targets_NK, truth_N, decoys_MK, none_classes
+            )
         if zero_shot_NC is not None:
             yield lambda: label_recovery.by_sentences(targets_NK, zero_shot_NC, truth_N, rng)
         if along:
@@ -113,6 +115,28 @@ def _tried(
                 raise
             untried.append(str(error))
     return found
+
+
+def _without_decoys(
+    uploads: Uploads,
+    parts: Mapping[str, Vectors],
+    targets_NK: np.ndarray,
+    truth_N: np.ndarray,
+    decoys_MK: np.ndarray,
+    none_classes: int,
+) -> list[AttackOutcome]:
+    """Which records are decoys, and groups named by their sizes without what is taken for one."""
+    public, rng = dict[str, np.ndarray](), np.random.default_rng(0)
+    secret = protection_of(uploads.sim.scenario.method)
+    if uploads.sim.task.texts is not None and not (secret and secret.rotate):
+        known = _others(uploads, rng, PUBLIC)
+        for name, part in parts.items() if len(known) >= FEWEST else ():
+            theirs = _computed(uploads, name, known, part.layers)
+            public[name] = _ways(uploads, name, theirs, rng)[-1]
+    outcomes, counted = told_apart(parts, public)
+    given = (targets_NK, truth_N, uploads.sim.task.classes, rng, (), None)
+    _, named = label_recovery.by_clustering(*given, decoys_MK, none_classes, counted)
+    return [*outcomes, replace(named, attack=f"{named.attack}, without what looks like decoys")]
 
 
 def _with_the_secret(
@@ -217,22 +241,24 @@ def _of_backbone(
     rng = np.random.default_rng(0)
     spec = uploads.sim.costing.learned[name]
     mine = rng.permutation(len(part.samples))[:attacked]
-    others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
-    known = rng.permutation(others)[:public]
-    if len(known) < 50:
-        raise PrivacyError(f"{len(known)} texts are on no device: an attacker needs 50 or more")
+    known = _others(uploads, rng, public)
+    if len(known) < FEWEST:
+        raise PrivacyError(
+            f"{len(known)} texts are on no device: an attacker needs {FEWEST} or more"
+        )
     theirs = _computed(uploads, name, known, part.layers)
     known_ids = task.tokens(spec, known).ids
     own_ids = task.tokens(spec, part.samples[mine]).ids
     marks = _marks(own_ids)
+    ways, blind = _ways(uploads, name, theirs, rng), blind_guess(known_ids, marks)
     for what, places in [
         *((f"layer {layer}", [place]) for place, layer in enumerate(part.layers)),
         ("all layers", list(range(len(part.layers)))),
     ]:
-        inverter = Inverter.fit(theirs[:, places], known_ids, marks)
+        inverter = Inverter.best([way[:, places] for way in ways], known_ids, marks)
         guesses = inverter.guess(part.vectors[mine][:, places])
         attack = f"tokens of {name}, {what}"
-        found += judged_tokens(attack, guesses, own_ids, inverter.words_V, rng, marks)
+        found += judged_tokens(attack, guesses, own_ids, blind, rng, marks)
     own = _computed(uploads, name, part.samples[mine], part.layers)
     candidates = np.concatenate([own, theirs])
     found += [
@@ -241,31 +267,61 @@ def _of_backbone(
     ]
     protection = protection_of(uploads.sim.scenario.method)
     if protection is not None and protection.rotate:
-        bags = _Bags(known_ids, own_ids, marks)
-        found += _turned_back(uploads, name, part, theirs, mine, bags)
+        bags = _Bags(known_ids, own_ids, marks, blind)
+        found += _turned_back(uploads, name, part, ways, mine, bags)
     return found
 
 
+def _others(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
+    """Sample numbers of texts that are on no device, which the attacker has."""
+    task = uploads.sim.task
+    others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
+    return rng.permutation(others)[:most]
+
+
+def _ways(
+    uploads: Uploads, backbone: str, theirs: np.ndarray, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """The attacker's vectors [n, V, d] as they are and, where uploads are noisy or rounded, with as
+    much noise, and rounded alike, which is no secret.
+    """
+    settings, learner = protection_of(uploads.sim.scenario.method), uploads.learner_of(backbone)
+    alike = theirs
+    if settings is not None and (settings.activation_noise or settings.epsilon is not None):
+        enough = enough_noise(settings, theirs.shape[1])
+        deviation = vector_noise(settings, theirs, enough)
+        alike = theirs + deviation * rng.standard_normal(theirs.shape)
+    arrived = learner.arrived(alike.astype(np.float32))
+    return [theirs] if np.array_equal(arrived, theirs) else [theirs, arrived]
+
+
 class _Bags(NamedTuple):
-    """Token ids of the attacker's texts and of the attacked, and those that every text has."""
+    """Token ids of the attacker's texts and of the attacked, those that every text has, and those
+    to guess where nothing is known.
+    """
 
     public: Sequence[np.ndarray]
     own: Sequence[np.ndarray]
     marks: tuple[int, ...]
+    blind: np.ndarray
 
 
 def _turned_back(
-    uploads: Uploads, name: str, part: Vectors, theirs: np.ndarray, mine: np.ndarray, bags: _Bags
+    uploads: Uploads,
+    name: str,
+    part: Vectors,
+    versions: Sequence[np.ndarray],
+    mine: np.ndarray,
+    bags: _Bags,
 ) -> list[AttackOutcome]:
     """Against rotated vectors: of the last uploaded layer, along the uploads' own principal axes,
     which a rotation leaves, and turned back by some texts that the attacker knows.
     """
     rng, found = np.random.default_rng(0), list[AttackOutcome]()
-    sent_ND, public_MD = part.vectors[:, -1], theirs[:, -1]
-    along_NA, public_MA = turned_by_axes(
-        sent_ND, public_MD, min(AXES, len(sent_ND), len(public_MD))
-    )
-    ways = {"by principal axes": (along_NA, public_MA)}
+    sent_ND, last = part.vectors[:, -1], [version[:, -1] for version in versions]
+    most = min(AXES, len(sent_ND), len(last[0]))
+    along = [turned_by_axes(sent_ND, public_MD, most) for public_MD in last]
+    ways = {"by principal axes": (along[0][0], [public_MA for _, public_MA in along])}
     knowing = {"by principal axes": 0}
     rest = np.setdiff1d(np.arange(len(part.samples)), mine)
     for known in KNOWN:
@@ -273,13 +329,13 @@ def _turned_back(
             some = rest[:known]
             own = _computed(uploads, name, part.samples[some], part.layers)[:, -1]
             way = f"by {known} texts known"
-            ways[way] = (turned_back(sent_ND, some.tolist(), own), public_MD)
+            ways[way] = (turned_back(sent_ND, some.tolist(), own), last)
             knowing[way] = known
-    for way, (uploaded, public) in ways.items():
-        inverter = Inverter.fit(public, bags.public, bags.marks)
+    for way, (uploaded, publics) in ways.items():
+        inverter = Inverter.best(publics, bags.public, bags.marks)
         attack = f"tokens of {name}, layer {part.layers[-1]}, turned back {way}"
         guesses = inverter.guess(uploaded[mine])
-        judged = judged_tokens(attack, guesses, bags.own, inverter.words_V, rng, bags.marks)
+        judged = judged_tokens(attack, guesses, bags.own, bags.blind, rng, bags.marks)
         found += [replace(one, known=knowing[way]) for one in judged]
     return found
 

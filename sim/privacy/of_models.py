@@ -21,8 +21,8 @@ MOST_TEXTS = 1000
 
 
 def members(uploads: Uploads) -> list[AttackOutcome]:
-    """Which texts were trained on: those of a smaller loss than texts that were not, held by
-    somebody who has the trained model (with the devices' secret, where there is one) and guesses
+    """Which texts have gone into the model: those of a smaller loss than texts that have not, held
+    by somebody who has the trained model (with the devices' secret, where there is one) and guesses
     texts with their labels.
 
     PrivacyError for ratings, or a method that trains no model for all.
@@ -33,14 +33,13 @@ def members(uploads: Uploads) -> list[AttackOutcome]:
     inside: list[np.ndarray] = []
     outside: list[np.ndarray] = []
     for name in _backbones(uploads):
-        mine = [d.samples for d in sim.devices if name == d.backbone or _is_central(uploads)]
-        trained = rng.permutation(np.unique(np.concatenate([NOBODY, *mine])))[:MOST_TEXTS]
+        trained = rng.permutation(uploads.trained.get(name, NOBODY))[:MOST_TEXTS]
         if len(trained):
             inside.append(_losses(uploads, name, np.sort(trained)))
             outside.append(_losses(uploads, name, sim.task.test))
     if not inside or not len(sim.task.test):
         raise PrivacyError("no texts to tell members from")
-    return by_loss(np.concatenate(inside), np.concatenate(outside), rng)
+    return by_loss(np.concatenate(inside), np.stack(outside, axis=1), rng)
 
 
 def _is_central(uploads: Uploads) -> bool:
@@ -95,13 +94,16 @@ def stolen(uploads: Uploads) -> list[AttackOutcome]:
     sim = uploads.sim
     if not isinstance(sim.method, SideTuning) or sim.task.has_ratings:
         raise PrivacyError(f"{uploads.run.method} trains no side network for classes")
-    said, truth = [], []
+    said, truth, texts = [], [], []
     for name in _backbones(uploads):
         learner: Any = _learner_of(uploads, name)
         held = learner.held_out_of(name, sim.task.test)
+        texts.append(np.arange(len(sim.task.test)))
         with torch.inference_mode():
             out = learner.tuning.value.averaged(torch.from_numpy(held.values), name)
         said.append(out.cpu().numpy())
         truth.append(held.labels)
     rng = np.random.default_rng(0)
-    return extraction(np.concatenate(said), np.concatenate(truth), sim.task.classes, rng)
+    outputs, labels = np.concatenate(said), np.concatenate(truth)
+    of_texts = np.concatenate(texts)  # which every backbone reads
+    return extraction(outputs, labels, sim.task.classes, rng, texts_N=of_texts)

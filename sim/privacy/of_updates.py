@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from learning.attacks.bags import commonest, judged_tokens
+from learning.attacks.bags import blind_guess, judged_tokens
 from learning.attacks.gradient_inversion import judged_labels, label_counts
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.learned import with_values
@@ -90,6 +90,10 @@ def texts(uploads: Uploads) -> list[AttackOutcome]:
         guesses.append(np.flatnonzero(distance_V > MOVED * np.median(distance_V)))
         truths.append(np.concatenate(learner.tokens(name, samples).ids))
     others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
-    common = commonest(task.tokens(spec[name], others).ids)
+    ids = task.tokens(spec[name], others).ids
+    size = max(1, len(task.labels[np.concatenate(task.parts)]) // len(task.parts))
+    # as many texts together as a device has, on the average
+    alike = [ids[at : at + size] for at in range(0, max(1, len(ids) - size + 1), size)]
+    blind = blind_guess([np.concatenate(several) for several in alike if several])
     attack = "rows of the table of embeddings that moved"
-    return judged_tokens(attack, guesses, truths, common, np.random.default_rng(0))
+    return judged_tokens(attack, guesses, truths, blind, np.random.default_rng(0))

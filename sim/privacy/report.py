@@ -14,6 +14,7 @@ from inputs.units import format_bytes
 from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
 from sim.methods.federated_peft.shared import FederatedPeft
+from sim.methods.side_tuning.shared import SideTuning
 from sim.privacy.measures import (
     TARGETS,
     PrivacyError,
@@ -132,7 +133,8 @@ def _attacked(name: str, uploads: Uploads, remarks: list[str]) -> Iterator[Attac
     is_peft = isinstance(uploads.sim.method, FederatedPeft)
     if name == "model":
         tries = [lambda: of_models.members(uploads)]
-        tries += [] if is_peft else [lambda: of_models.stolen(uploads)]
+        if isinstance(uploads.sim.method, SideTuning):
+            tries.append(lambda: of_models.stolen(uploads))
     elif is_peft:
         tries = [lambda: (of_updates.labels if name == "labels" else of_updates.texts)(uploads)]
     else:

@@ -6,10 +6,10 @@ simulated again and its payloads are kept; its digest tells whether it is the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from learning.backbones import catalogue
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import with_values
+from sim.kernel.ledger import DATA_KINDS, PER_TEXT_KINDS
 from sim.kernel.work import Steps
 from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.learner import SideTuningLearner
@@ -36,14 +37,24 @@ MOST_ANSWERS, FEW_ANSWERS = 60, 6
 @dataclass(frozen=True)
 class Vectors:
     """What devices of one backbone sent, each text once: sample numbers [n], vectors [n, V, d] of
-    `layers` and targets [n, K] as they arrived; and the targets of decoys [m, K].
+    `layers` and targets [n, K] as they arrived, and the numbers of their payloads [n]; the same of
+    decoys, which the simulation marks and no real server knows.
     """
 
     samples: np.ndarray
     layers: tuple[int, ...]
     vectors: np.ndarray
     targets: np.ndarray
-    decoys: np.ndarray
+    payloads: np.ndarray
+    decoys: Decoys
+
+
+class Decoys(NamedTuple):
+    """Vectors [m, V, d], targets [m, K] and payloads [m] of records that are no texts."""
+
+    vectors: np.ndarray
+    targets: np.ndarray
+    payloads: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class Uploads:
     is_same: bool
     answered: list[tuple[Payload, object]]
     """Of methods that train on devices the first answers, each with the model that it answers."""
+    trained: Mapping[str, np.ndarray]
+    """By backbone the sample numbers of what has gone into the model, rising."""
+    sent: Mapping[str, np.ndarray]
+    """By kind (text, token ids, label) those of which it has arrived as it is, rising."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -88,26 +103,28 @@ class Uploads:
         from learning.side.activations import decode
 
         refuse_others(self.sim.scenario)
-        parts: dict[str, list[Any]] = {}
+        parts: dict[str, dict[bytes, Any]] = {}  # who sends a payload again adds nothing
         for payload in self.payloads:
             if isinstance(data := with_values(payload.data), bytes) and data:
                 name = payload.sender.backbone
                 width = self.learner_of(name).shape.backbone_widths[name]
-                parts.setdefault(name, []).append(decode(data, width))
+                parts.setdefault(name, {}).setdefault(data, decode(data, width))
         found = {}
-        for name, received in sorted(parts.items()):
+        for name, several in sorted(parts.items()):
+            received = list(several.values())
             samples = np.concatenate([part.samples for part in received])
             values = np.concatenate([part.values for part in received])
             targets = np.concatenate([part.targets for part in received])
-            _, first = np.unique(samples, return_index=True)  # who sends a text again adds nothing
-            decoys_MK = targets[samples < 0]  # which the simulation marks, and no real server knows
+            numbers = np.repeat(np.arange(len(received)), [len(part) for part in received])
+            _, first = np.unique(samples, return_index=True)
             first = first[samples[first] >= 0]
             is_finite = np.isfinite(values).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
-            kept = first[is_finite[first]]
+            kept, others = first[is_finite[first]], (samples < 0) & is_finite
             if len(kept):
                 layers = tuple(self.learner_of(name).vectors[name])
-                rows = (samples[kept], layers, values[kept], targets[kept])
-                found[name] = Vectors(*rows, decoys_MK)
+                rows = (samples[kept], layers, values[kept], targets[kept], numbers[kept])
+                decoys = Decoys(values[others], targets[others], numbers[others])
+                found[name] = Vectors(*rows, decoys)
         if not found:
             raise PrivacyError("nothing usable arrived at the server: there is nothing to attack")
         return found
@@ -117,6 +134,11 @@ def refuse_others(scenario: Scenario) -> None:
     """PrivacyError for a method that does not upload single vectors with what goes along."""
     method: Any = scenario.method
     of = method_of(method)
+    if getattr(of, "keeps_on_device", None) == PER_TEXT_KINDS:
+        raise PrivacyError(
+            f"{method.kind} sends nothing of a single text, but numbers, or seeds and derivatives, "
+            "of several together, on which no attack is tried here"
+        )
     if not issubclass(of, SideTuning) or issubclass(of, Centralised):
         raise PrivacyError(
             f"{method.kind} uploads no single vectors with differences or labels; what else it "
@@ -182,16 +204,51 @@ def uploads_of(
         )
     landed: list[Payload] = []
     answered: list[tuple[Payload, object]] = []
+    trained: dict[str, set[int]] = {}
+    sent: dict[str, set[int]] = {}
     with building(scenario):
         sim = Simulation(scenario, folder, callbacks=callbacks)
     trains_all = getattr(scenario.method, "trains", None) == "full"
     most = FEW_ANSWERS if trains_all else MOST_ANSWERS
     for device in sim.devices:
         keep = landed if isinstance(sim.method, SideTuning) else None
-        vars(device)["upload"] = _keeping(device, keep, answered, most)
+        vars(device)["upload"] = _keeping(device, keep, answered, most, sent)
+    _note_trained(sim, trained)
     sim.run()
     mark = sim.recorder.digest(digest(resolved(scenario)), sim.method.learner.digest())
-    return Uploads(run, sim, landed, mark == run.summary.get("digest"), answered)
+    is_same = mark == run.summary.get("digest")
+    return Uploads(run, sim, landed, is_same, answered, _rising(trained), _rising(sent))
+
+
+def _rising(samples: Mapping[str, set[int]]) -> dict[str, np.ndarray]:
+    return {name: np.array(sorted(mine), dtype=np.int64) for name, mine in samples.items()}
+
+
+def _note_trained(sim: Simulation, trained: dict[str, set[int]]) -> None:
+    """Note the texts of what the server takes in: records that are kept, answers that count."""
+
+    def note(backbone: str, samples: np.ndarray) -> None:
+        trained.setdefault(backbone, set()).update(samples.tolist())
+
+    if isinstance(sim.method, SideTuning):
+        keep = sim.method.keep
+
+        def kept(sender: Device | None, backbone: str, data: Any, samples: np.ndarray) -> bool:
+            if is_kept := keep(sender, backbone, data, samples):
+                note(backbone, samples)
+            return is_kept
+
+        vars(sim.method)["keep"] = kept
+        return
+    counted = sim.server.counted
+
+    def counting(answers: Sequence[Payload], left_out: Collection[int]) -> list[Payload]:
+        found = counted(answers, left_out)
+        for payload in found:
+            note(payload.sender.backbone, payload.samples)
+        return found
+
+    vars(sim.server)["counted"] = counting
 
 
 def _keeping(
@@ -199,15 +256,19 @@ def _keeping(
     landed: list[Payload] | None,
     answered: list[tuple[Payload, object]],
     most: int,
+    sent: dict[str, set[int]],
 ) -> Callable[[Payload], Steps[None]]:
     """The device's uploading, which keeps what has arrived whole; of methods that ask devices, the
-    first answers alone, as models weigh much.
+    first answers alone, as models weigh much. It notes whose labels or texts have arrived as they
+    are.
     """
     upload = device.upload
 
     def kept(payload: Payload) -> Steps[None]:
         task = device.task
         yield from upload(payload)
+        for kind in DATA_KINDS & payload.contents.kinds:
+            sent.setdefault(kind, set()).update(payload.samples.tolist())
         if landed is not None:
             landed.append(payload)
         elif task is not None and len(answered) < most:

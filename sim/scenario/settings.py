@@ -128,18 +128,11 @@ def why_unread(settings: Any, name: str) -> str | None:
     """What a field is for where these settings are not that, so that nothing reads it; None where
     it is read.
     """
-    conditions = _conditions(type(settings))
-    what, holds = conditions.get(name_now(type(settings), name), ("", lambda _: True))
-    return None if holds(settings) else what
-
-
-def _conditions(kind: type) -> OnlyFor:
-    """Those of a class and its parents, the class's own first."""
-    return {
-        name: one
-        for base in reversed(kind.__mro__)
-        for name, one in vars(base).get("only_for", {}).items()
-    }
+    now = name_now(type(settings), name)
+    # those of the parents hold besides the class's own, which goes first
+    every = [vars(base).get("only_for", {}) for base in type(settings).__mro__]
+    conditions = [own[now] for own in every if now in own]
+    return next((what for what, holds in conditions if not holds(settings)), None)
 
 
 def _unread(

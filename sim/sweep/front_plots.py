@@ -30,12 +30,14 @@ NAME_LENGTH = 46  # characters a line
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: points, what their cost is, in which unit, and what a guess gets of it."""
+    """One pair of axes: points, what their cost is, in which unit, and where they would stand by a
+    guess: each by its own, as what can be guessed differs with what is sent.
+    """
 
     points: Sequence[FrontPoint]
     x_label: str
     are_bytes: bool = False
-    chance: float | None = None
+    guesses: Sequence[FrontPoint] = ()
 
     def is_telling(self, least: int) -> bool:
         """Whether there are so many combinations, and their costs differ."""
@@ -54,8 +56,8 @@ def privacy_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
     """
     panels = []
     for name in [name for name in outcomes_of(rows) if name in SAID]:
-        chances = [row[f"{name}_chance"] for row in rows if row.get(f"{name}_chance") is not None]
-        panel = Panel(points_of(rows, keys, name), SAID[name], False, sum(chances) / len(chances))
+        guesses = points_of(rows, keys, f"{name}_chance")
+        panel = Panel(points_of(rows, keys, name), SAID[name], False, guesses)
         panels += [panel] if panel.is_telling(2) else []
     return _figure(panels, metric) if panels else None
 
@@ -117,8 +119,8 @@ def _draw(
         has_none = len(some) < len(panel.points)  # 0 has no place on a logarithmic axis
         ax.set_xscale("symlog", linthresh=min(some) / size) if has_none else ax.set_xscale("log")
         ax.xaxis.set_major_formatter("{x:g}")
-    if panel.chance is not None:
-        ax.axvline(panel.chance, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
+    for point in panel.guesses:
+        ax.plot([point.cost], [point.score], "|", color="#999999", markersize=7, zorder=0)
     ax.set_xlabel(f"{panel.x_label} [{unit}]" if unit else panel.x_label)
 
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.codecs.chain import chain_of
 from learning.side.prediction_difference import TEMPERATURES, VERBALISERS, backbone_prediction
 from sim.kernel.learner import Learner
 from sim.methods.federated_peft.fed_avg import FedAvg, FedAvgLearner
 from sim.methods.federated_peft.learner import FederatedLearner
+from sim.methods.federated_peft.shared import EXACT
 from sim.methods.side_tuning.fed_mobillm import FedMobiLLM
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.pae_mobillm import PaeMobiLLM
@@ -35,6 +37,39 @@ SUPPORTED = {FedMobiLLM: "fed-mobillm", PaeMobiLLM: "pae-mobillm", FedAvg: "feda
 NOBODY = np.empty(0, dtype=np.int64)
 
 
+def require_executed(config: Any) -> None:
+    """Raise ValueError for what of a supported method's settings processes do not compute: before
+    any is started.
+    """
+    if not isinstance(config, SideTuningSettings):
+        whole = chain_of(config.wire) == chain_of(config.wire_down) == EXACT
+        if not whole or config.differential_privacy is not None:
+            raise ValueError(
+                "method.wire, wire_down and differential_privacy: executed runs send what is "
+                "trained, as it is; leave them out"
+            )
+        return
+    if (kind := config.backbone_prediction) in ("public-head", "own-head", *VERBALISERS):
+        raise ValueError(
+            f"method.backbone_prediction: {kind} is not made in executed runs; choose another"
+        )
+    if asking_rule(config):
+        raise ValueError(
+            "method.taps: no texts choose layers in executed runs; say `interval`, a number or a "
+            "list"
+        )
+    if wanted_axes(config):
+        raise ValueError(
+            "method.protection.offset: no axes of public texts are made in executed runs; leave it "
+            "out"
+        )
+    if wants_public_axes(config):
+        raise ValueError(
+            "method.wire: no axes of public texts are made in executed runs; say random-K, or "
+            "leave pca-K out"
+        )
+
+
 class OnDevice(SideTuningLearner):
     """What a device of a side-tuning method computes: a forward pass when its time has come, and
     the payload's bytes; it prepares nothing.
@@ -50,25 +85,6 @@ class OnDevice(SideTuningLearner):
         self._backbone = Backbone(self._spec)
         self._names: np.ndarray | None = None
         kind = self.config.backbone_prediction
-        if kind in ("public-head", "own-head", *VERBALISERS):
-            raise ValueError(
-                f"method.backbone_prediction: {kind} is not made in executed runs; choose another"
-            )
-        if asking_rule(config):
-            raise ValueError(
-                "method.taps: no texts choose layers in executed runs; say `interval`, a number or "
-                "a list"
-            )
-        if wanted_axes(config):
-            raise ValueError(
-                "method.protection.offset: no axes of public texts are made in executed runs; "
-                "leave it out"
-            )
-        if wants_public_axes(config):
-            raise ValueError(
-                "method.wire: no axes of public texts are made in executed runs; say random-K, or "
-                "leave pca-K out"
-            )
         if kind in TEMPERATURES:
             words = sim.task.said_tokens(self._spec, kind)
             self._names = self._pass(words)[:, -1]
@@ -135,11 +151,6 @@ def _view(sim: Simulation, devices: list[Device], task: Any, learned: dict) -> S
 def _federated(sim: Simulation, view: SimpleNamespace) -> FederatedLearner:
     method = sim.method
     assert isinstance(method, FedAvg)  # `SUPPORTED` has no other that is not side-tuning
-    if method.sends_coded or method.config.differential_privacy is not None:
-        raise ValueError(
-            "method.wire, wire_down and differential_privacy: executed runs send what is trained, "
-            "as it is; leave them out"
-        )
     return FedAvgLearner(view, *method.learner_args, method.config.server_optimiser)
 
 

@@ -24,7 +24,7 @@ from sim.scenario.settings import Settings
 from sim.simulation import Simulation, building
 from sim.sweep.planned_run import PlannedRun
 from sim.validate.agreement import agreement, ranking, spread, transfers_from_real_starts
-from sim.validate.learners import SUPPORTED
+from sim.validate.learners import SUPPORTED, require_executed
 from sim.validate.processes import run_for_real
 from sim.validate.worlds import RealRunError
 from sim.world.links import link_of
@@ -111,6 +111,10 @@ def _executable(entry: tuple[str, Scenario], folder: Path) -> tuple[str, Scenari
         raise RealRunError(
             f"{label}: {method.kind} is not executed for real; what is: {kinds} (single vectors)"
         )
+    try:
+        require_executed(method)
+    except ValueError as error:
+        raise RealRunError(f"{label}: {error}") from None
     beyond = [
         *_beyond(scenario, EXECUTED, ""),
         *(

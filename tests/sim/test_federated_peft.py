@@ -145,7 +145,7 @@ LOOPS = {
 }
 
 
-FAST = ("plain", "undropped", "proximal", "momentum", "fedavgm")
+FAST = ("plain", "undropped", "proximal", "weighted", "decay", "momentum", "fedavgm")
 
 
 @pytest.mark.parametrize(

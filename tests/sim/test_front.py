@@ -74,11 +74,15 @@ def test_a_panel_for_each_measure_with_what_a_guess_gets():
     more = {"privacy.groups": 0.9, "privacy.groups_chance": 0.0}
     rows = [{**one, **more} for one in rows_of((1, 0.5, 100), (2, 0.7, 200))]
     rows[0]["privacy.groups"] = 0.1
+    for row in rows:
+        row["privacy.groups_chance"] = 0.05 if row["method.taps"] == 1 else 0.2
     with matplotlib.style.context(["default", STYLE]):
         figure = privacy_figure(rows, ["method.taps"], "accuracy")
         figure.canvas.draw()
     shown = [ax for ax in figure.axes if ax.get_visible()]
     assert [ax.get_xlabel() for ax in shown] == ["labels grouped by the server"]
+    guesses = [line.get_xdata()[0] for line in shown[0].lines if line.get_marker() == "|"]
+    assert guesses == [0.05, 0.2]  # each its own
     plain = rows_of((1, 0.5, 100), (2, 0.7, 200))
     assert privacy_figure(plain, ["method.taps"], "accuracy") is None
 

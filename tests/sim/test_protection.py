@@ -349,13 +349,15 @@ def test_a_server_that_counts_groups_is_led_astray_by_decoys(scenario_file, tmp_
     skewed = {**TASK, "partition": {"kind": "dirichlet", "alpha": 0.4, "min_size": 6}}
     found = {}
     for name, protection in (("codes", {}), ("decoys", {"decoys": 2, "decoy_classes": 3})):
-        method = {**METHOD, "protection": protection}
+        method = {**METHOD, "device_batch": 5, "protection": protection}
         path = scenario_file(task=skewed, method=method)
         run = run_scenario(str(path), out=tmp_path / name, figures=False)
         found[name] = by_labels(run, tmp_path)
         assert uploads_of(run, tmp_path).is_same
-    named = ("clustering, named by size", "labels")
-    assert found["decoys"][named] < found["codes"][named]
+    named, what = "clustering, named by size", "labels"
+    without = f"{named}, without what looks like decoys"
+    assert found["decoys"][named, what] < found["codes"][named, what]
+    assert found["decoys"][without, what] < found["codes"][named, what]
     grouped = ("clustering", "grouping (adjusted Rand index)")
     assert found["decoys"][grouped] == found["codes"][grouped] == 1.0  # and no more than that
 

@@ -75,6 +75,7 @@ TWO = {
     "arrivals": {"kind": "list", "times": ["0 s", "50 ms"]},
     "method": SIDE,
 }
+PUBLIC = {**TWO["task"], "public": 10}
 
 
 @pytest.fixture
@@ -164,6 +165,15 @@ def test_a_device_that_dies_is_named_and_nobody_is_left(two, tmp_path):
         ),
         ({"method": {"kind": "pae-mobillm", "shortcut": "matrix"}}, "single vectors"),
         ({"method": {**LORA, "deadline": "1 s"}}, "method.deadline is simulated only"),
+        ({"method": {**LORA, "wire": "int8"}}, "executed runs send what is trained"),
+        (
+            {"task": PUBLIC, "method": {"kind": "fed-mobillm", "taps": "importance"}},
+            "no texts choose layers",
+        ),
+        (
+            {"method": {"kind": "fed-mobillm", "wire": ["pca-2", "int8"]}},
+            "say random-K, or leave pca-K out",
+        ),
         ({"cost_as": {"backbone": "roberta-base"}}, "cost_as is simulated only"),
         (
             {"traces": {"ingress": {"times": ["0 s"], "capacity": ["1 Mbit/s"]}}},

@@ -132,8 +132,8 @@ class FedAvg(SynchronousPeft):
     ) -> Generator[Any, Any, list[Payload]]:
         """As of all; for differential privacy, who was asked of whom is counted."""
         if self.config.differential_privacy is not None:
-            there = sum(device.is_serving and device.is_on for device in self.world.devices)
-            self.is_whole = self.is_whole and there == len(self.world.devices)
+            # the cohort was drawn of the roster: who has ended or is off is not in it
+            self.is_whole = self.is_whole and len(server.roster) == len(self.world.devices)
             self.asked_of.update(device.id for device in cohort)
         return (yield from super().server_round(server, cohort, number))
 

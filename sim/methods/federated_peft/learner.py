@@ -459,13 +459,18 @@ def changed_and_lost(
     chain: Chain,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A client update with error feedback (Karimireddy et al., ICML 2019): the change with what the
-    last one lost on the wire, and what this one loses, which stays on the device.
+    last one lost on the wire, and what this one loses, which stays on the device. One that is not
+    finite goes into no update, and nothing of it is kept.
     """
+    from learning.federated.aggregation import is_finite
+
     change = changed(client, state, settings, seed, down)
+    before = dict(lost) if lost else {n: t.new_zeros(t.shape) for n, t in change.items()}
     if lost is not None:
         change = {name: tensor + lost[name] for name, tensor in change.items()}
     arrives = states.from_bytes(states.to_bytes(change, chain), change, chain)
-    return change, {name: tensor - arrives[name] for name, tensor in change.items()}
+    loses = {name: tensor - arrives[name] for name, tensor in change.items()}
+    return change, loses if is_finite(loses) else before
 
 
 def sorted_out(states: Sequence[Mapping[Any, Tensor]]) -> tuple[list[int], list[int]]:

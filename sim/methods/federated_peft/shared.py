@@ -36,6 +36,7 @@ from sim.methods.federated_peft.learner import (
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.responses import vocabularies, with_words
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings
+from sim.methods.wires import sent_width
 from sim.scenario.settings import OnlyFor, Responses
 
 EXACT = Chain("float32")
@@ -164,22 +165,21 @@ class FederatedPeft(ServerDriven):
         )
         self.says = vocabularies(world)
         head = "linear" if self.says else config.head
-        self.costs = {
-            self.model_of(device): training_architecture(
-                world.costing.charged[device.backbone],
-                self.peft,
-                world.task.classes,
-                self.rank_of(device),
-                *(config.bottleneck, head, config.target_modules, config.adapters),
-            )
-            for device in {self.model_of(device): device for device in world.devices}.values()
-        }
-        self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
-        self.learner_args = config.classifier
         self.chain = getattr(config, "chain", EXACT)
         self.chain_down = getattr(config, "chain_down", EXACT)
         # whether devices send changes by a codec, or of what they got by one
         self.sends_coded = (self.chain, self.chain_down) != (EXACT, EXACT)
+        sizes = (config.bottleneck, head, config.target_modules, config.adapters)
+        self.costs = {}
+        for model, device in {self.model_of(device): device for device in world.devices}.items():
+            how = (self.peft, world.task.classes, self.rank_of(device), *sizes)
+            self.costs[model] = training_architecture(world.costing.charged[device.backbone], *how)
+            if isinstance(self.chain.top, int):  # of what is charged, and of what learns
+                learned = training_architecture(world.costing.learned[device.backbone], *how)
+                for counted in (self.costs[model], learned):
+                    sent_width(self.chain, counted.trainable)
+        self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
+        self.learner_args = config.classifier
         self.lost: dict[str, Any] = {}  # by device, where errors are fed back
         self.learner = self.new_learner()
         if self.sends_coded and not world.dry:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from learning.federated.aggregation import fed_avg
@@ -101,7 +102,8 @@ class FedMezo(ForwardOnly):
         self.known[device.id] = task.version
         data = yield from device.compute(self.stepping(device, task, missed or 0))
         held = probes(self.config.local_steps)
-        yield from device.send(device.payload(device.samples, held, data, task.version))
+        used = np.unique(np.concatenate(self.batches(device, task, self.config.local_steps)))
+        yield from device.send(device.payload(used, held, data, task.version))
 
     def missed(self, device: Device, task: ClientTask) -> int | None:
         """How many probes lead from the device's model to the server's; None where downloading the

@@ -148,7 +148,7 @@ class Centralised(SideTuning):
         samples, flows = self.landed.popleft()
         activations: Any = yield from server.compute(self.forward_pass(samples), flows, "forward")
         data = self.learner.encode(self.client_update, self.backbone, samples, activations)
-        self.keep(None, self.backbone, data, len(samples))
+        self.keep(None, self.backbone, data, samples)
         return True
 
     def end(self, server: Server) -> Generator:

@@ -271,7 +271,8 @@ class SideTuningLearner(RealLearner):
         """The payload's bytes, of what a client update makes of activations, labels and the
         backbone's own prediction: `update(activations, labels, prediction, loss)`.
 
-        None at all where the activations are not finite: no number format could say so.
+        None at all where the activations, or what protects them, are not finite: most number
+        formats cannot say so.
         """
         from learning.side.activations import Activations, encode
 
@@ -282,6 +283,8 @@ class SideTuningLearner(RealLearner):
         values, targets = update(activations, labels, y_b, self.config.loss)
         if self._protecting is not None:
             values, targets, samples = self._protecting.vectors(backbone, values, targets, samples)
+        if not (np.isfinite(values).all() and np.isfinite(targets).all()):
+            return b""
         return encode(Activations(values, targets, samples), self.config.wire)
 
     # --- what a device does so that the server learns less

@@ -56,6 +56,8 @@ class MatrixLearner(SideTuningLearner):
         if self._protecting is not None:
             coded = self._protecting.matrices(values, lengths, targets, samples)
             values, targets = coded[0], targets if self.config.loss != "squared-error" else coded[1]
+        if not (np.isfinite(values).all() and np.isfinite(targets).all()):
+            return b""
         return encode(FullActivations(values, lengths, targets, samples), self.config.wire)
 
     def states(self, backbone: str, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -43,9 +44,13 @@ class Protection(Settings):
     """Deviation of what is added to each number of a vector, over the vector's root mean square."""
 
     decoys: float = Field(0.0, ge=0, le=10)
-    """Records of no text for each record of one: half of two texts' vectors each."""
+    """Records of no text for each record of one, in each payload one at least: each lies about two
+    of its texts.
+    """
     decoy_classes: int = Field(0, ge=0)
-    """Classes that are none, which decoys are of; 0: they are of real classes, at random."""
+    """Classes that are none, which decoys are of; 0: they are of real classes, in shares that the
+    server does not know.
+    """
     epsilon: float | None = Field(None, gt=0)
     """Each text's upload is (epsilon, delta)-differentially private against the server: vectors are
     brought to unit length, and every number gets noise that is enough for it.
@@ -85,7 +90,7 @@ class Protection(Settings):
 
     def decoys_of(self, records: int) -> int:
         """How many decoys go along with a payload of so many records."""
-        return round(self.decoys * records)
+        return max(1, math.floor(self.decoys * records + 0.5)) if self.decoys else 0
 
     def outputs(self, classes: int) -> int:
         """How many numbers the side network says."""
@@ -101,6 +106,11 @@ class Protection(Settings):
                 raise ValueError(
                     f"protection.{name}: is for differences, and labels go as they are here"
                 )
+        if not (has_differences or self.rotate or self.activation_noise):
+            raise ValueError(
+                "protection: changes nothing here, where labels go as they are: say `rotate` or "
+                "`activation_noise`, or leave it out"
+            )
         return self
 
 
@@ -151,9 +161,9 @@ def text_privacy(config: Any) -> dict[str, dict[str, float]]:
     return {"differential_privacy": {"epsilon": protection.epsilon, "delta": protection.delta}}
 
 
-def require_codes(config: Any, world: World) -> None:
-    """Raise ValueError where codes have too few numbers for all classes, or noise cannot be
-    counted.
+def require_protection(config: Any, world: World) -> None:
+    """Raise ValueError where codes have too few numbers for all classes, noise cannot be counted,
+    or decoys cannot be made.
     """
     protection = protection_of(config)
     if protection is not None and world.task.has_ratings:
@@ -183,6 +193,32 @@ def require_codes(config: Any, world: World) -> None:
             f"method.protection.codes: {protection.codes} numbers cannot tell {needed} classes "
             f"apart: say at least {needed}"
         )
+    if protection.decoys:
+        _require_decoys(protection.decoys, config.device_batch, world)
+
+
+def _require_decoys(decoys: float, batch: int, world: World) -> None:
+    """Each payload has one at least, and two texts that it can be made of."""
+    if decoys * batch < 0.5:
+        raise ValueError(
+            f"method.protection.decoys: {decoys:g} for each of the {batch} records of a payload "
+            f"comes to none: say {math.ceil(50 / batch) / 100:g} or more, or "
+            f"`device_batch: {math.ceil(0.5 / decoys)}`"
+        )
+
+    def alone(size: int) -> list[str]:
+        return [d.id for d in world.devices if size == 1 or len(d.samples) % size == 1]
+
+    if not (lonely := alone(batch)):
+        return
+    most = max(len(device.samples) for device in world.devices)
+    others = sorted(range(2, most + 1), key=lambda size: abs(size - batch))
+    better = next((size for size in others if not alone(size)), None)
+    remedy = f"say `device_batch: {better}`" if better else "let every device have two or more"
+    raise ValueError(
+        f"method.protection.decoys: {lonely[0]} sends a text alone, and a decoy is made of two of "
+        f"its payload: {remedy}"
+    )
 
 
 def device_cost(config: Any, shape: SideShape, backbone: str, records: int, classes: int) -> Cost:

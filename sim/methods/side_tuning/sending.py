@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from learning.backbones import catalogue
-from learning.codecs.chain import CodecError, chain_of
+from learning.codecs.chain import chain_of
 from learning.codecs.projection import AXIS_BYTES
 from learning.cost.costs import Cost
 from learning.side.activations import encoded_sizes, sizes_of
 from learning.side.config import SideShape
 from sim.kernel.world import World
+from sim.methods.wires import sent_width
 
 
 def wants_public_axes(config: Any) -> bool:
@@ -61,13 +62,7 @@ def sent_widths(config: Any, widths: Mapping[str, int]) -> dict[str, int]:
     that such vectors have not.
     """
     chain = chain_of(config.wire)
-    try:
-        found = {name: chain.width(width) for name, width in widths.items()}
-        for width in found.values():
-            chain.kept(width)
-    except CodecError as error:
-        raise ValueError(f"method.wire: {error}") from error
-    return found
+    return {name: sent_width(chain, width) for name, width in widths.items()}
 
 
 def require_learned_widths(config: Any, world: World) -> None:

@@ -38,7 +38,7 @@ from sim.methods.side_tuning.protection import (
     axes_cost,
     device_cost,
     outputs_of,
-    require_codes,
+    require_protection,
     sent_records,
     text_privacy,
     wanted_axes,
@@ -198,7 +198,7 @@ class SideTuning:
         sending.require_learned_widths(config, world)
         sending.note_uncoded(config, world)
         self.public_read = world.env.event()
-        require_codes(config, world)
+        require_protection(config, world)
         outputs = outputs_of(config, world.task.classes)
         self.target_width = outputs * (2 if config.loss == "cross-entropy" else 1)
         self.tap_rule = asking_rule(config)
@@ -460,15 +460,18 @@ class SideTuning:
 
     def ingest(self, payload: Payload) -> None:
         """Into the cache, at random positions."""
-        records = sent_records(self.config, len(payload.samples))
-        self.keep(payload.sender, payload.sender.backbone, payload.data, records)
+        self.keep(payload.sender, payload.sender.backbone, payload.data, payload.samples)
 
-    def keep(self, sender: Device | None, backbone: str, data: Any, count: int) -> None:
-        """So many records of a backbone, unless they are not finite."""
-        if self.learner.ingest(backbone, data, count):
+    def keep(self, sender: Device | None, backbone: str, data: Any, samples: np.ndarray) -> bool:
+        """The records that a backbone's batch of texts has become, unless they are not finite;
+        whether they are kept.
+        """
+        count = sent_records(self.config, len(samples))
+        if is_kept := self.learner.ingest(backbone, data, count):
             self.cache_of(backbone).insert(backbone, count)
         else:
             self.world.note_diverged(sender, "activations")
+        return is_kept
 
     def cache_of(self, backbone: str) -> ReplayCache:
         """Where a backbone's records go."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from learning.backbones.catalogue import config_of, width_of
 from learning.codecs.chain import Wire, chain_of
 from learning.codecs.states import require_by_shape
 from learning.cost.costs import Cost
@@ -26,6 +27,7 @@ from sim.methods.protocols import SynchronousRounds, mean_and_step
 from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
 from sim.methods.trained import HeadSettings, OptimiserSettings
+from sim.methods.wires import sent_width
 
 
 class SplitSettings(OptimiserSettings, HeadSettings):
@@ -79,6 +81,8 @@ class SplitTraining(SynchronousRounds):
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
         chain, own = chain_of(config.wire), self.learner_class.own
+        for spec in (*world.costing.charged.values(), *world.costing.learned.values()):
+            sent_width(chain, width_of(config_of(spec)))
         self.charging = Charging(world, parts, own, config.charged_as, chain)
         step = (config.optimiser, learning_rate, config.weight_decay, config.momentum)
         how = (*step, config.dropout)

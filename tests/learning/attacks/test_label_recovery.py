@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import adjusted_rand_score
 
+from learning.attacks.extraction import extraction
 from learning.attacks.label_recovery import (
     adjusted_rand,
     by_backbone_knowledge,
@@ -12,6 +13,7 @@ from learning.attacks.label_recovery import (
     by_known_labels,
     by_largest,
     by_sign,
+    drawn,
 )
 from learning.attacks.outcome import of_mean, of_share
 from learning.side.prediction_difference import difference
@@ -139,3 +141,40 @@ def test_a_bootstrap_of_means_is_as_wide_as_theory_says():
         of_mean("any", "F1", np.array([]), 0.0, rng)
     with pytest.raises(ValueError, match="no text"):
         of_share("any", "labels", np.array([], dtype=bool), 0.0)
+
+
+def test_a_text_that_is_judged_under_several_models_is_one_text():
+    hits_N, texts_N = np.arange(40) % 4 > 0, np.arange(40)
+    once = of_share("any", "labels", hits_N, 0.5)
+    twice = of_share("any", "labels", np.tile(hits_N, 3), 0.5, np.tile(texts_N, 3))
+    assert (twice.success, twice.low, twice.high, twice.n) == pytest.approx(
+        (once.success, once.low, once.high, 40)
+    )
+    labels_N = np.arange(40) % 4
+    is_known_N = drawn(np.tile(labels_N, 3), 2, np.random.default_rng(0), np.tile(texts_N, 3))
+    known = is_known_N.reshape(3, 40)
+    assert (known == known[0]).all() and known[0].sum() == 8
+
+
+def test_stolen_outputs_of_several_backbones_are_no_more_texts():
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(0, 3, 60)
+    outputs_NK = np.eye(3)[labels_N] + rng.normal(size=(60, 3))
+    once = extraction(outputs_NK, labels_N, 3, np.random.default_rng(1))
+    args = np.tile(outputs_NK, (2, 1)), np.tile(labels_N, 2), 3, np.random.default_rng(1)
+    twice = extraction(*args, texts_N=np.tile(np.arange(60), 2))
+    assert [one.n for one in twice] == [one.n for one in once]
+    assert twice[0].high - twice[0].low == pytest.approx(once[0].high - once[0].low)
+
+
+def test_what_counts_as_no_text_is_in_no_size():
+    """Groups of 30, 20 and 10 texts, and as many records of no text as even them out: named by
+    their sizes they are named wrong, and right by who leaves those out.
+    """
+    labels_N = np.repeat([0, 1, 2], [30, 20, 10])
+    others = np.repeat(np.eye(3)[[1, 2]], [15, 35], axis=0)
+    counted = np.arange(110) < 60
+    how = (np.eye(3)[labels_N], labels_N, 3, np.random.default_rng(0), ())
+    _, mixed = by_clustering(*how, others=others)
+    _, told = by_clustering(*how, others=others, counted=counted)
+    assert mixed.success < 0.5 and told.success > 0.9

@@ -115,3 +115,13 @@ def test_the_same_seed_gives_the_same_and_nobody_is_told_from_nobody():
     assert once == again
     with pytest.raises(ValueError, match="0 other"):
         by_loss(given[0], np.array([]), np.random.default_rng(0))
+
+
+def test_a_text_under_several_models_is_drawn_as_one():
+    rng = np.random.default_rng(0)
+    members_N, others_M = rng.normal(-0.3, 1, 150), rng.normal(size=100)
+    once = by_loss(members_N, others_M, np.random.default_rng(0))
+    four = by_loss(members_N, np.tile(others_M[:, None], 4), np.random.default_rng(0))
+    for one, same in zip(once, four, strict=True):
+        assert (same.success, same.n) == (pytest.approx(one.success, abs=0.01), one.n)
+        assert same.high - same.low == pytest.approx(one.high - one.low, rel=0.15)

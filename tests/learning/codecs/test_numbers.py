@@ -150,6 +150,12 @@ def test_entropy_coding_shortens_what_repeats_itself():
         (["top-1.5", "int8"], "'top-1.5' is no part"),
         (["top-nan", "int8"], "'top-nan' is no part"),
         (["pca-0", "int8"], "'pca-0' is no part"),
+        (["top-1.0", "int8"], "'top-1.0' is no part of a wire: a wire is"),
+        (["tob-0.1", "int8"], "'tob-0.1' is no part of a wire (did you mean top-0.1?)"),
+        (["random-\u0661\u0662", "int8"], "is no part of a wire"),
+        (["top-\u0660.\u0661", "int8"], "is no part of a wire"),
+        (["top-0_0.1", "int8"], "is no part of a wire"),
+        (["top-" + 5000 * "9", "int8"], "is no part of a wire"),
         (["top-3", "int8-channel"], "has no scale for them: say int8"),
     ],
 )
@@ -162,7 +168,9 @@ def test_what_is_no_wire_is_refused_in_words(words, said):
 def test_vectors_that_are_too_short_are_refused():
     with pytest.raises(CodecError, match="pca-64: vectors of 32 numbers have not so many coord"):
         chain_of(["pca-64", "int8"]).width(32)
-    with pytest.raises(CodecError, match="top-9: vectors of 8 numbers have not so many"):
+    with pytest.raises(
+        CodecError, match="top-9: of 8 numbers there are not so many: say at most 8"
+    ):
         chain_of(["random-8", "top-9", "int8"]).vector_bytes(32)
 
 
@@ -174,3 +182,15 @@ def test_what_has_arrived_is_sent_as_it_is(shape, words, seed):
     again = from_tensors(to_tensors(once, chain), chain, shape)
     step = error_of(chain.number, once)
     assert np.all(np.abs(again - once) <= 0.05 * step + 1e-6)
+
+
+@pytest.mark.parametrize("words", CHAINS, ids=",".join)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_comes_back_as_that(words, bad):
+    chain, sent = chain_of(words), vectors((2, 3, 8))
+    sent[1, 1, 5] = bad
+    back = from_tensors(to_tensors(sent, chain), chain, sent.shape)
+    assert not np.isfinite(back).all()
+    shapes = {name: t.shape for name, t in to_tensors(vectors((2, 3, 8)), chain).items()}
+    if chain.coder is None:  # as many bytes as ever
+        assert {name: t.shape for name, t in to_tensors(sent, chain).items()} == shapes

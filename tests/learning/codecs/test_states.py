@@ -83,3 +83,13 @@ def test_what_no_change_is_sent_by_is_refused(wire):
 def test_bytes_of_another_size_are_refused():
     with pytest.raises(ValueError, match="5 bytes are not 256 numbers as int8"):
         states.from_bytes(b"12345", change_of([3]), chain_of("int8"))
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_change_that_is_not_finite_does_not_arrive_as_one_that_is(wire, bad):
+    change, chain = change_of([300, 20], 0), chain_of(wire)
+    change["t0"][7] = bad
+    data = states.to_bytes(change, chain)
+    assert len(data) == states.nbytes(320, chain)
+    assert not np.isfinite(numbers_of(states.from_bytes(data, change, chain))).all()
