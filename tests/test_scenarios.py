@@ -27,10 +27,12 @@ from sim.world.task import load_task
 
 DOCS = Path(__file__).parents[1] / "docs" / "scenarios.md"
 NAMES = sorted(path.stem for path in SCENARIOS.glob("*.yaml"))
+SAYS = {"dialogue_small", "dialogues", "headlines", "opt_fleet"}  # what comes next
 SMALL = [
-    name for name in NAMES if name not in ("ten_thousand", "overnight")
+    name for name in NAMES if name not in ("ten_thousand", "overnight", *SAYS)
 ]  # overnight not everybody gets done
-OPTIONAL = {"small_language_models"}  # its weights are no part of the default fetch
+# whose weights are no part of the default fetch
+OPTIONAL = {"small_language_models", "dialogue_small", "dialogues", "headlines"}
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -68,6 +70,21 @@ def test_files_shown_in_the_documentation_load(tmp_path):
         path = tmp_path / f"{number}.yaml"
         path.write_text(text, encoding="utf-8")
         assert load(str(path), Scenario, check=problems).name
+
+
+@pytest.mark.fetched
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_dry_run_of_responses_sends_states_once_and_gradients_in_each_pass(name):
+    sim, found = dry_run(name)
+    assert found["outcomes"] == {"ok": len(sim.devices)} and found["ended"] == "exhausted"
+    vectors = len(next(iter(sim.method.layers.values()))) + sim.scenario.method.passes
+    places = sum(
+        int(sim.response_lengths(d, d.samples).sum()) * sim.costing.widths()[d.backbone]
+        for d in sim.devices
+    )
+    headers = len(sim.devices) * sim.scenario.method.passes * 500
+    sent = found["totals"]["uplink_bytes"]
+    assert 2 * places * vectors < sent < 2 * places * vectors + headers
 
 
 @pytest.mark.fetched

@@ -5,12 +5,14 @@ the first pass, gradients alone in those that follow, for the server has kept th
 from __future__ import annotations
 
 import functools
+import json
+import math
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from learning.codecs.chain import Chain, chain_of
-from learning.codecs.numbers import from_tensors, to_tensors
+from learning.codecs.numbers import from_tensors, shapes_of, to_tensors
 
 
 def encode(
@@ -51,11 +53,26 @@ def encoded_sizes(
     """The exact bytes of such a payload: `values` with their scales and places, `targets` with
     theirs, and `frame`, its header; 0 vectors: none go along.
     """
-    values = np.zeros((records, vectors, width), np.float32) if vectors else None
-    data = encode(values, np.zeros((records, targets), np.float32), wire)
-    tensors = load(data)
-    sizes = {
-        name: sum(t.nbytes for part, t in tensors.items() if part.startswith(name))
-        for name in ("values", "targets")
+    chain = chain_of(wire)
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, columns, wide in (("values", vectors, width), ("targets", 1, targets)):
+        if columns:
+            parts = shapes_of(chain, (records, columns, wide)).items()
+            shapes |= {f"{name}/{part}": one for part, one in parts}
+    sizes = {name: _BYTES[kind] * math.prod(shape) for name, (kind, shape) in shapes.items()}
+    order = sorted(shapes, key=lambda name: (-_BYTES[shapes[name][0]], name))
+    header, at = {}, 0
+    for name in order:  # as safetensors lays them out and says so
+        kind, shape = shapes[name]
+        end = at + sizes[name]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, end]}
+        at = end
+    said = len(json.dumps(header, separators=(",", ":")))
+    found = {
+        whole: sum(nbytes for name, nbytes in sizes.items() if name.startswith(whole))
+        for whole in ("values", "targets")
     }
-    return {**sizes, "frame": len(data) - sum(sizes.values())}
+    return {**found, "frame": 8 + -(-said // 8) * 8}
+
+
+_BYTES = {"F32": 4, "F16": 2, "U16": 2, "I8": 1, "U8": 1}

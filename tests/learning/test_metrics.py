@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 
 from learning.metrics import (
+    DEFAULTS,
     METRICS_OF_CLASSES,
     METRICS_OF_RATINGS,
+    METRICS_OF_RESPONSES,
     f1,
     macro_f1,
     mcc,
@@ -112,10 +114,15 @@ def test_what_is_not_finite_has_no_score(odd):
 
 
 def test_what_does_not_fit_the_task():
-    fits = [m for m in (*METRICS_OF_CLASSES, *METRICS_OF_RATINGS) if not why_unfit(m, 6)]
-    assert fits == ["accuracy", "macro-f1", "mcc"] and not why_unfit("f1", 2)
-    assert "macro-f1" in why_unfit("f1", 6) and "accuracy" in why_unfit("pearson", 2)
-    assert not why_unfit("spearman", None) and "pearson" in why_unfit("accuracy", None)
+    known = (*METRICS_OF_CLASSES, *METRICS_OF_RATINGS, *METRICS_OF_RESPONSES)
+    fits = {kind: [m for m in known if not why_unfit(m, kind, 6)] for kind in DEFAULTS}
+    assert fits["classification"] == ["accuracy", "macro-f1", "mcc"]
+    assert fits["regression"] == ["pearson", "spearman"]
+    assert fits["language-modelling"] == ["perplexity", "next-token-accuracy"]
+    assert not why_unfit("f1", "classification", 2)
+    assert "macro-f1" in why_unfit("f1", "classification", 6)
+    assert "accuracy" in why_unfit("pearson", "classification")
+    assert all(metric in fits[kind] for kind, metric in DEFAULTS.items())
 
 
 def test_several_models_have_their_mean_score():
