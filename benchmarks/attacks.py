@@ -3,8 +3,8 @@
     python benchmarks/attacks.py --out benchmarks/results/attacks.json
 
 For each cell a linear inverter learns from public texts, perturbed as the uploads are, which tokens
-a text has (precision, recall, F1 of private texts, each beside what the same number of the
-commonest public tokens gets), and each upload is looked for among candidates' clean vectors. Noise
+a text has (precision, recall, F1 of private texts, each beside what the best guess gets that is the
+same of every text), and each upload is looked for among candidates' clean vectors. Noise
 is normal, its deviation relative to that of each number over the public texts. A rotation that the
 attacker does not know is undone by principal axes, and by some texts known to him. Layer 0 with the
 mean is also taken apart with the embedding table. Activations are kept in the store.
