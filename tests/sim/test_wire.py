@@ -174,7 +174,10 @@ def test_one_seed_gives_one_digest(workers, simulate, mark):
             "random-65: vectors of 64 numbers have not so many coordinates",
         ),
         (sending(["pca-32", "int8"]), "needs more than 32 public texts at the server: say `task"),
-        (sending(["top-70", "int8"]), "top-70: vectors of 64 numbers have not so many"),
+        (
+            sending(["top-70", "int8"]),
+            "top-70: of 64 numbers there are not so many: say at most 64",
+        ),
     ],
 )
 def test_what_cannot_be_sent_so_is_told(changes, what, simulate):
