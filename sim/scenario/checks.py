@@ -159,7 +159,7 @@ def _metric_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
     metric = task.metric or DEFAULTS[kind]
     for where, target in targets.items():
         if target is not None and target > 1 and metric not in LESS_IS_BETTER:
-            yield where, f"less than or equal to 1 is expected, the most that {metric} can be"
+            yield where, f"expected at most 1, the most that {metric} can be (got {target:g})"
 
 
 def _rating_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:

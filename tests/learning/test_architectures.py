@@ -330,7 +330,7 @@ def written():
     notes = dict(re.findall(r"^<sup>(\d+)</sup> (.+?)(?:  )?$", text, flags=re.MULTILINE))
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
+        for line in text.split("<!-- table -->")[1].split("<!-- end -->")[0].splitlines()
         if line.startswith("|")
     ]
     head, body = rows[0], rows[2:]
