@@ -16,7 +16,10 @@ from sim.scenario.file import ScenarioError, changed, load, resolved
 from sim.scenario.schema import Scenario
 
 KINDS = [
-    kind for method in METHODS for kind in get_args(method.Config.model_fields["kind"].annotation)
+    kind
+    for method in METHODS
+    for kind in get_args(method.Config.model_fields["kind"].annotation)
+    if method.Config.responses != "only"  # test_language_modelling.py
 ]
 PEFT = ("rank: 8", "alpha: 4", "bottleneck: 16")
 ONLY_LORA, ONLY_ADAPTER = PEFT[:2], PEFT[2:]

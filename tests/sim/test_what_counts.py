@@ -10,7 +10,10 @@ from sim.methods import METHODS
 from sim.results.summary import device_table, summary
 
 KINDS = [
-    kind for method in METHODS for kind in get_args(method.Config.model_fields["kind"].annotation)
+    kind
+    for method in METHODS
+    for kind in get_args(method.Config.model_fields["kind"].annotation)
+    if method.Config.responses != "only"  # test_language_modelling.py
 ]
 ROUNDS = [
     "fedavg-lora",
