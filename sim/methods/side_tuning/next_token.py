@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from inputs.units import Seconds
+from learning.backbones.catalogue import config_of, depth_of
 from learning.codecs.chain import Wire, chain_of
 from learning.cost.costs import Cost
 from learning.next_token.payload import encoded_sizes
@@ -105,21 +106,11 @@ class NextTokenSideTuning(SynchronousRounds):
         self.says = vocabularies(world)
         self.widths = world.costing.widths()
         self.layers = sampled(config.taps, world.costing.depths())
-        learned = {
-            name: world.costing.architectures[name].layers
-            if world.costing.charged[name] == spec
-            else _depth(spec)
-            for name, spec in world.costing.learned.items()
-        }
+        learned = {name: depth_of(config_of(s)) for name, s in world.costing.learned.items()}
         own = sampled(config.taps, learned)
         self.learner = learner_for(world, NextTokenLearner, config, own)
         self.sent_first: set[str] = set()  # devices whose states the server has
         self.sizes = functools.cache(self._sizes)
-
-    @property
-    def wanted(self) -> int:
-        """How many answers a pass waits for."""
-        return max(1, round(self.config.participation * len(self.world.devices)))
 
     def server(self, server: Server) -> Generator:
         """A round a pass."""
@@ -244,7 +235,7 @@ def sampled(taps: int | tuple[int, ...], depths: dict[str, int]) -> dict[str, tu
     that does not end with it.
     """
     if isinstance(taps, int):
-        return {name: sample({name: depth}, taps, 0)[name] for name, depth in depths.items()}
+        return sample(depths, taps, 0)
     for name, depth in depths.items():
         if max(taps) != depth:
             raise ValueError(
@@ -252,9 +243,3 @@ def sampled(taps: int | tuple[int, ...], depths: dict[str, int]) -> dict[str, tu
                 f"of layer {depth}, which its head reads: end with it, or say how many"
             )
     return dict.fromkeys(depths, tuple(sorted(taps)))
-
-
-def _depth(spec: Any) -> int:
-    from learning.backbones.catalogue import config_of, depth_of
-
-    return depth_of(config_of(spec))
