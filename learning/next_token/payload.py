@@ -5,13 +5,12 @@ the first pass, gradients alone in those that follow, for the server has kept th
 from __future__ import annotations
 
 import functools
-import json
-import math
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from learning.codecs.chain import Chain, chain_of
+from learning.codecs.file_sizes import file_sizes
 from learning.codecs.numbers import from_tensors, shapes_of, to_tensors
 
 
@@ -59,20 +58,9 @@ def encoded_sizes(
         if columns:
             parts = shapes_of(chain, (records, columns, wide)).items()
             shapes |= {f"{name}/{part}": one for part, one in parts}
-    sizes = {name: _BYTES[kind] * math.prod(shape) for name, (kind, shape) in shapes.items()}
-    order = sorted(shapes, key=lambda name: (-_BYTES[shapes[name][0]], name))
-    header, at = {}, 0
-    for name in order:  # as safetensors lays them out and says so
-        kind, shape = shapes[name]
-        end = at + sizes[name]
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, end]}
-        at = end
-    said = len(json.dumps(header, separators=(",", ":")))
+    sizes = file_sizes(shapes)
     found = {
-        whole: sum(nbytes for name, nbytes in sizes.items() if name.startswith(whole))
+        whole: sum(nbytes for name, nbytes in sizes.items() if name.startswith(f"{whole}/"))
         for whole in ("values", "targets")
     }
-    return {**found, "frame": 8 + -(-said // 8) * 8}
-
-
-_BYTES = {"F32": 4, "F16": 2, "U16": 2, "I8": 1, "U8": 1}
+    return {**found, "frame": sizes["frame"]}

@@ -10,8 +10,6 @@ safetensors file, and their number follows from the shapes alone.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +18,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from learning.codecs.chain import Chain, CodecError, chain_of
+from learning.codecs.file_sizes import file_sizes
 from learning.codecs.numbers import from_tensors, shapes_of, to_tensors
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def encoded_sizes(
     """
     chain = plain(wire)
     number = "F32" if chain.number == "float32" else "F16"
-    return _safetensors_sizes(
+    return file_sizes(
         {
             "lengths": ("I32", (records,)),
             "samples": ("I32", (records,)),
@@ -151,30 +150,3 @@ def encoded_sizes(
             **shapes_of(chain, (layers, tokens, hidden), ACROSS_TOKENS),
         }
     )
-
-
-_NUMBER_BYTES = {
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "U16": 2,
-    "I8": 1,
-    "U8": 1,
-}  # in the order in which safetensors lays tensors out
-
-
-def _safetensors_sizes(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, int]:
-    """Bytes of each tensor, in the order in which they lie, and of the frame before them: 8 bytes
-    of header length, and the JSON header padded to a multiple of 8 (the safetensors format).
-    """
-    header, sizes, offset = {}, {}, 0
-    order = list(_NUMBER_BYTES)
-    for name, (dtype, shape) in sorted(
-        shapes.items(), key=lambda item: (order.index(item[1][0]), item[0])
-    ):
-        sizes[name] = math.prod(shape) * _NUMBER_BYTES[dtype]
-        end = offset + sizes[name]
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"))
-    return {**sizes, "frame": 8 + math.ceil(len(text) / 8) * 8}
