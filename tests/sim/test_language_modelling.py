@@ -109,6 +109,18 @@ def test_what_is_sent_is_as_long_as_what_is_charged(wire, simulate, monkeypatch)
             assert len(data) == sent[device.id, first]
 
 
+def test_who_missed_passes_downloads_the_moves_of_all_of_them(simulate, payloads, spans):
+    method = {**SIDE, "passes": 4, "participation": 0.4}
+    sim = simulate(dry=True, method=method, **WORLD)
+    last = {}
+    for payload in payloads:
+        last[payload.sender] = max(last.get(payload.sender, 0), payload.version)
+    assert max(last.values()) == 3
+    for device in sim.devices:
+        got = sum(s["nbytes"] for s in spans(sim, "download", actor=device.id))
+        assert got == sim.method.moves_bytes(device, 1) * last.get(device, 0)
+
+
 def test_no_label_text_or_token_is_uploaded(simulate):
     sim = simulate(method=SIDE, **WORLD)
     table = sim.ledger.table(sim.recorder.bytes_to).to_pylist()

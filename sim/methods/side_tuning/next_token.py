@@ -110,6 +110,7 @@ class NextTokenSideTuning(SynchronousRounds):
         own = sampled(config.taps, learned)
         self.learner = learner_for(world, NextTokenLearner, config, own)
         self.sent_first: set[str] = set()  # devices whose states the server has
+        self.rounds_there: dict[str, int] = {}  # of moves that a device has
         self.sizes = functools.cache(self._sizes)
 
     def server(self, server: Server) -> Generator:
@@ -121,8 +122,9 @@ class NextTokenSideTuning(SynchronousRounds):
 
     def client_round(self, device: Device, task: ClientTask) -> Generator:
         """Get the moves so far, pass over the texts, send what is left to learn."""
-        if task.version:
-            yield from device.download(only("side network", self.moves_bytes(device, 1)))
+        if missed := task.version - self.rounds_there.get(device.id, 0):
+            yield from device.download(only("side network", self.moves_bytes(device, missed)))
+            self.rounds_there[device.id] = task.version
         first = device.id not in self.sent_first
         work = self.one_pass(device, task, first)
         data = yield from device.compute(work)
