@@ -111,11 +111,13 @@ def test_what_is_sent_is_as_long_as_what_is_charged(wire, simulate, monkeypatch)
 
 def test_who_missed_passes_downloads_the_moves_of_all_of_them(simulate, payloads, spans):
     method = {**SIDE, "passes": 4, "participation": 0.4}
-    sim = simulate(dry=True, method=method, **WORLD)
+    sim = simulate(dry=True, method=method, seed=1, **WORLD)
     last = {}
     for payload in payloads:
         last[payload.sender] = max(last.get(payload.sender, 0), payload.version)
     assert max(last.values()) == 3
+    downloads = [s["actor"] for s in spans(sim, "download")]
+    assert any(downloads.count(device.id) < version for device, version in last.items())
     for device in sim.devices:
         got = sum(s["nbytes"] for s in spans(sim, "download", actor=device.id))
         assert got == sim.method.moves_bytes(device, 1) * last.get(device, 0)
