@@ -5,15 +5,14 @@ comes, the prediction difference is delta = one_hot(y) - p: a number a word of t
 outweighs all activations, so it can be told shorter:
 
     whole     delta, V numbers
-    top-K     its K largest entries, the rest of each sign spread evenly over the others
+    top-K     its K largest entries and which they are, the rest spread evenly over the others
     gradient  g = E' delta = -dL/dh, D numbers: which way the last state should move
-    random-K  R' delta for a random R [V, K] that server and devices share
 
-The server learns to predict g (of `whole` and `top-K` it takes E' delta itself, for E is public),
-or R' delta. Along the mean curvature of the loss, H = E[E'(diag p - p p')E], which follows from the
+The server learns to predict g (of `whole` and `top-K` it takes E' delta itself, for E is public).
+Along the mean curvature of the loss, H = E[E'(diag p - p p')E], which follows from the
 backbone's own predictions and needs no truth, a predicted g becomes a move of the last state:
 h_s = (H + k I)^-1 g_s, Newton's step, where a plain step along g would move h along the few axes
-of which H has much, and hardly along all others. Of `random-K`, R (R'R)^-1 y_s is added to logits.
+of which H has much, and hardly along all others.
 """
 
 from __future__ import annotations
@@ -25,8 +24,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from learning.backbones.vocabulary_head import VocabularyHead
+from learning.next_token.choices import Form
 
 AT_ONCE = 512  # places whose logits are in memory at a time
+
+
+def told(
+    head: VocabularyHead, last_MD: Tensor, said_M: Tensor, form: Form
+) -> tuple[Tensor, Tensor | None]:
+    """What a device says of each place's difference, [M, N], and of which words that is [M, N],
+    where it is of some.
+    """
+    if form.kind == "gradient":
+        return negative_gradient(head, last_MD, said_M), None
+    if form.kind == "whole":
+        return whole(head, last_MD, said_M), None
+    none = (0, form.entries)
+    numbers, words = [last_MD.new_zeros(none)], [said_M.new_zeros(none)]
+    for h_BD, said_B in _pieces(last_MD, said_M):
+        delta_BV = whole(head, h_BD, said_B)
+        words.append(delta_BV.abs().topk(form.entries, dim=1).indices)
+        numbers.append(delta_BV.gather(1, words[-1]))
+    return torch.cat(numbers), torch.cat(words)
+
+
+def gradient_of(
+    head: VocabularyHead, last_MD: Tensor, numbers_MN: Tensor, words_MN: Tensor | None
+) -> Tensor:
+    """g [M, D] from the whole difference, or from some of its entries, at these last states."""
+    found = [last_MD[:0]]
+    for start in range(0, len(last_MD), AT_ONCE):
+        place = slice(start, start + AT_ONCE)
+        with torch.enable_grad():
+            h_BD = last_MD[place].detach().requires_grad_()
+            logits_BV = head(h_BD)
+            delta_BV = numbers_MN[place]
+            if words_MN is not None:
+                delta_BV = _spread(delta_BV, words_MN[place], logits_BV.shape[1])
+            found += torch.autograd.grad(logits_BV, h_BD, delta_BV.to(logits_BV.dtype))
+    return torch.cat(found)
+
+
+def _spread(kept_BK: Tensor, words_BK: Tensor, words: int) -> Tensor:
+    """A difference [B, V] of these entries, with what is left of each row spread evenly over the
+    other words, so that it still sums to nothing.
+    """
+    left_B1 = -kept_BK.sum(dim=1, keepdim=True) / max(1, words - kept_BK.shape[1])
+    return left_B1.repeat(1, words).scatter(1, words_BK, kept_BK)
 
 
 def negative_gradient(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
@@ -51,16 +95,6 @@ def whole(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
         delta_MV = -head(last_MD).float().softmax(dim=1)
         delta_MV[torch.arange(len(said_M)), said_M] += 1
     return delta_MV
-
-
-def largest(delta_MV: Tensor, k: int) -> Tensor:
-    """The same from its k largest entries of each place, with what is left of each row spread
-    evenly over the other words, so that it still sums to nothing.
-    """
-    places_MK = delta_MV.abs().topk(k, dim=1).indices
-    kept_MK = delta_MV.gather(1, places_MK)
-    rest_M1 = -kept_MK.sum(dim=1, keepdim=True) / (delta_MV.shape[1] - k)
-    return rest_M1.expand_as(delta_MV).scatter(1, places_MK, kept_MK)
 
 
 def curvature(head: VocabularyHead, last_MD: Tensor) -> Tensor:

@@ -204,15 +204,25 @@ class _Part:
         some = torch.linspace(0, self.n - 1, min(self.n, MOST_CURVED)).long()
         at = side.moved(name, records.x[~is_left][some].float(), last[~is_left][some])
         self.curvature = curvature(head, at)
+        self._newton: dict[float, Tensor] = {}
         self.left_z, self.left_mean = _partition(head, self.left_h)
 
     def move(self, weights_FD: Tensor, damping: float, step: float) -> Move:
-        """What is solved, as a move of this backbone's last states."""
-        level = damping * self.curvature.diagonal().mean()
-        newton = torch.linalg.inv(self.curvature + level * _eye(len(self.curvature)))
+        """What is solved, as a move of this backbone's last states, in the half precision that it
+        is sent in.
+        """
+        newton = self.newton(damping)
         turned = step * weights_FD @ newton
         bias = step * self.mean_g.double() @ newton
-        return Move(self.mean, self.scale, turned.float(), bias.float())
+        return Move(*(part.half().float() for part in (self.mean, self.scale, turned, bias)))
+
+    def newton(self, damping: float) -> Tensor:
+        """(H + c I)^-1."""
+        if damping not in self._newton:
+            level = damping * self.curvature.diagonal().mean()
+            damped = self.curvature + level * _eye(len(self.curvature))
+            self._newton[damping] = torch.linalg.inv(damped)
+        return self._newton[damping]
 
     def gained(self, move_MD: Tensor) -> float:
         """By how many nats, in all, what is said after the records left out gets likelier."""

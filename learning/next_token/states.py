@@ -12,6 +12,7 @@ import numpy as np
 from learning.backbones.backbone import Backbone, pad
 from learning.backbones.batches import batches
 from learning.backbones.tokens import Tokens
+from learning.next_token.choices import Positions, chosen_places
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class TokenStates:
             [np.arange(starts[i], self.ends[i]) for i in texts] or [np.zeros(0, dtype=np.int64)]
         ).astype(np.int64)
         ends = np.cumsum([self.ends[i] - starts[i] for i in texts])
+        return TokenStates(self.values[places], self.last[places], self.said[places], ends)
+
+    def at(self, positions: Positions, draws: Sequence[np.random.Generator]) -> TokenStates:
+        """Those at some places of each text; `draws` has a generator for each, at the start of
+        what it draws.
+        """
+        starts = np.concatenate([[0], self.ends[:-1]])
+        chosen = [
+            start + chosen_places(int(end - start), positions, draw)
+            for start, end, draw in zip(starts, self.ends, draws, strict=True)
+        ]
+        places = np.concatenate(chosen or [np.zeros(0, dtype=np.int64)])
+        ends = np.cumsum([len(of_text) for of_text in chosen])
         return TokenStates(self.values[places], self.last[places], self.said[places], ends)
 
 

@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from learning.backbones import catalogue, responses
 from learning.backbones.backbone import Backbone
 from learning.backbones.vocabulary_head import VocabularyHead
+from learning.next_token.choices import chosen_counts, chosen_places, form_of
 from learning.next_token.difference import (
     curvature,
-    largest,
+    gradient_of,
     losses,
     negative_gradient,
+    told,
     whole,
 )
-from learning.next_token.payload import decode, encode, encoded_sizes
+from learning.next_token.payload import Shape, decode, encode, encoded_sizes
 from learning.next_token.replies import replies, speaking_model
 from learning.next_token.side import NextTokenSide, Records, _Part, solve
 from learning.next_token.speaking import SideTuned, save_moves
@@ -75,15 +77,67 @@ def test_the_gradient_is_what_the_difference_says_of_the_last_state():
     assert torch.allclose(found.g, -h_MD.grad, atol=1e-5)
 
 
-def test_the_largest_entries_keep_what_they_are_and_the_sum():
+@pytest.mark.parametrize("difference", ["gradient", "whole", "top-2048"])
+def test_the_server_makes_the_gradient_of_a_difference(difference):
+    found, said = records(texts(6))
+    form = form_of(difference)
+    numbers, words = told(HEAD, found.last, said, form)
+    assert numbers.shape == (len(said), form.numbers(48, 2048))
+    g = numbers if form.kind == "gradient" else gradient_of(HEAD, found.last, numbers, words)
+    assert torch.allclose(g, found.g, atol=1e-5)
+
+
+def test_the_largest_entries_are_those_and_the_rest_keeps_the_sum():
     found, said = records(texts(6))
     delta_MV = whole(HEAD, found.last, said)
-    short_MV = largest(delta_MV, 16)
-    kept = delta_MV.abs().topk(16, dim=1).indices
-    assert torch.equal(short_MV.gather(1, kept), delta_MV.gather(1, kept))
-    assert torch.allclose(short_MV.sum(dim=1), torch.zeros(len(said)), atol=1e-5)
-    off = [(one @ HEAD.weight - found.g).norm() for one in (short_MV, largest(delta_MV, 1024))]
-    assert off[1] < off[0] < found.g.norm()
+    numbers, words = told(HEAD, found.last, said, form_of("top-16"))
+    assert torch.equal(delta_MV.gather(1, words), numbers)
+    assert (words == said[:, None]).any(dim=1).all()  # the token itself is told: the largest
+    others = delta_MV.scatter(1, words, 0.0)
+    assert (others.abs().amax(dim=1) <= numbers.abs().amin(dim=1)).all()
+    spread = torch.full_like(delta_MV, 0).add_(-numbers.sum(dim=1, keepdim=True) / (2048 - 16))
+    expected = spread.scatter(1, words, numbers) @ HEAD.weight
+    g = gradient_of(HEAD, found.last, numbers, words)
+    assert torch.allclose(g, expected, atol=1e-5)
+    nearer = gradient_of(HEAD, found.last, *told(HEAD, found.last, said, form_of("top-1024")))
+    assert (nearer - found.g).norm() < (g - found.g).norm() < found.g.norm()
+
+
+def test_no_place_is_told_as_nothing():
+    none, said = records(texts(1))[0].last[:0], torch.zeros(0, dtype=torch.long)
+    for difference in ("gradient", "whole", "top-16"):
+        numbers, words = told(HEAD, none, said, form_of(difference))
+        assert numbers.shape == (0, form_of(difference).numbers(48, 2048))
+        assert words is None or words.shape == numbers.shape
+
+
+@pytest.mark.parametrize("text", ["top-0", "top-", "top-1.5", "Gradient", "", "random-8"])
+def test_what_is_no_difference_is_told(text):
+    with pytest.raises(ValueError, match="top-64"):
+        form_of(text)
+
+
+def test_places_of_a_response():
+    draw = np.random.default_rng(0)
+    assert chosen_places(5, "response", draw).tolist() == [0, 1, 2, 3, 4]
+    assert chosen_places(5, "last", draw).tolist() == [4]
+    assert chosen_places(0, "last", draw).tolist() == []
+    found = [chosen_places(5, 2, np.random.default_rng(seed)).tolist() for seed in range(60)]
+    assert {tuple(one) for one in found} == {(i, j) for i in range(5) for j in range(i + 1, 5)}
+    assert chosen_places(2, 3, draw).tolist() == [0, 1]
+    counts = np.array([0, 1, 5])
+    for positions, expected in (("response", [0, 1, 5]), ("last", [0, 1, 1]), (3, [0, 1, 3])):
+        assert chosen_counts(counts, positions).tolist() == expected
+        assert [len(chosen_places(n, positions, draw)) for n in counts] == expected
+
+
+def test_states_at_some_places_are_of_the_same_texts():
+    states = token_states(BACKBONE, texts(4), LAYERS)
+    last = states.at("last", [None] * 4)
+    assert last.ends.tolist() == [1, 2, 3, 4]
+    assert last.said.tolist() == states.said[states.ends - 1].tolist()
+    assert np.array_equal(last.values, states.values[states.ends - 1])
+    assert np.array_equal(last.last, states.last[states.ends - 1])
 
 
 def test_the_curvature_is_the_mean_hessian_of_the_loss():
@@ -144,15 +198,24 @@ def test_payloads_are_as_long_as_is_charged_and_come_back(wire):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, 2, 48)).astype(np.float32)
     targets = rng.normal(size=(7, 48)).astype(np.float32) / 10
-    for given, vectors in ((values, 2), (None, 0)):
-        data = encode(given, targets, wire)
-        assert len(data) == sum(encoded_sizes(wire, 7, vectors, 48, 48).values())
-        found, back = decode(data, 2, 48, 48, wire)
+    for given, words in ((values, 0), (None, 0), (values, 2048), (None, 70_000)):
+        shape = Shape(2, 48, 48, words)
+        which = rng.integers(0, words, targets.shape) if words else None
+        data = encode(given, targets, which, shape, wire)
+        assert len(data) == sum(encoded_sizes(wire, 7, shape, given is not None).values())
+        found, back, said = decode(data, shape, wire)
         worst = {"float32": 0, "float16": 1e-3, "bfloat16": 1e-2, "int8": 1e-2, "int4": 0.1}[wire]
         assert np.abs(back - targets).max() <= worst * np.abs(targets).max() + 1e-9
         assert (found is None) == (given is None)
+        assert (said is None) if which is None else np.array_equal(said, which)
         if given is not None:
             assert np.abs(found - values).max() <= worst * np.abs(values).max() + 1e-9
+
+
+def test_an_entry_of_a_vocabulary_takes_as_few_bytes_as_its_words_need():
+    for words, bytes_of_one in ((2**16, 2), (2**16 + 1, 4)):
+        sizes = encoded_sizes("float16", 7, Shape(2, 48, 5, words), False)
+        assert sizes["targets"] == 7 * 5 * (2 + bytes_of_one)
 
 
 def test_moves_plug_into_generate_and_come_back_from_their_file(tmp_path):

@@ -86,8 +86,17 @@ def test_side_tuning_lowers_the_perplexity_of_every_depth(simulate):
     assert 1 <= len(sim.method.learner.chosen) <= 3  # a round that helps nobody is none
 
 
-@pytest.mark.parametrize("wire", ["float32", "float16", "int8"])
-def test_what_is_sent_is_as_long_as_what_is_charged(wire, simulate, monkeypatch):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"wire": "float32"},
+        {"wire": "int8"},
+        {"difference": "whole"},
+        {"difference": "top-16", "positions": 2},
+        {"positions": "last", "wire": "bfloat16"},
+    ],
+)
+def test_what_is_sent_is_as_long_as_what_is_charged(settings, simulate, monkeypatch):
     from sim.methods.side_tuning.next_token import NextTokenSideTuning
 
     sent = {}
@@ -99,7 +108,9 @@ def test_what_is_sent_is_as_long_as_what_is_charged(wire, simulate, monkeypatch)
         return contents
 
     monkeypatch.setattr(NextTokenSideTuning, "held", noting)
-    sim = simulate(method={**SIDE, "wire": wire}, **WORLD)
+    sim = simulate(method={**SIDE, **settings}, **WORLD)
+    dry = simulate(dry=True, method={**SIDE, **settings}, **WORLD)
+    assert dry.recorder.spans().equals(sim.recorder.spans())
     learner, states = sim.method.learner, {}
     for device in sim.devices:
         for first in (True, False):
@@ -121,6 +132,47 @@ def test_who_missed_passes_downloads_the_moves_of_all_of_them(simulate, payloads
     for device in sim.devices:
         got = sum(s["nbytes"] for s in spans(sim, "download", actor=device.id))
         assert got == sim.method.moves_bytes(device, 1) * last.get(device, 0)
+
+
+def test_the_whole_difference_teaches_what_its_gradient_does(simulate):
+    found = {
+        difference: simulate(method={**SIDE, "difference": difference, "wire": "float32"}, **WORLD)
+        for difference in ("gradient", "whole", "top-64")
+    }
+    scores = {difference: sim.score for difference, sim in found.items()}
+    assert scores["whole"] == pytest.approx(scores["gradient"], rel=0.02)
+    assert scores["top-64"] != scores["gradient"]
+    untrained = found["gradient"].recorder.metrics()["value"][0].as_py()
+    assert scores["top-64"] < 0.8 * untrained
+
+
+def test_fewer_places_teach_less(simulate):
+    scores = [
+        simulate(method={**SIDE, "positions": positions}, **WORLD).score
+        for positions in ("response", 2, "last")
+    ]
+    assert scores[0] < scores[1] < scores[2]
+
+
+def test_a_device_whose_first_pass_was_not_finite_sends_its_states_again(simulate, monkeypatch):
+    from sim.methods.side_tuning.next_token_learner import NextTokenLearner
+
+    answered, broken = NextTokenLearner._answered, []
+
+    def once_broken(self, update, backbone, samples, side, first):
+        if not broken:
+            broken.append(samples)
+            return b""
+        return answered(self, update, backbone, samples, side, first)
+
+    monkeypatch.setattr(NextTokenLearner, "_answered", once_broken)
+    sim = simulate(method={**SIDE, "passes": 3}, **WORLD)
+    (device,) = (d for d in sim.devices if d.samples is broken[0])
+    assert len(sim.method.learner._kept[device.id].value) > 0
+    spans = sim.recorder.spans().to_pylist()
+    sent = [s["nbytes"] for s in spans if s["kind"] == "upload" and s["actor"] == device.id]
+    assert sent[0] == sent[1] > sent[2]
+    assert sim.tally.diverged["device"] == device.id
 
 
 def test_no_label_text_or_token_is_uploaded(simulate):
@@ -188,6 +240,9 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
         ({"method": {"kind": "fedavg-lora", "head": "dense"}}, "own vocabulary"),
         ({"method": {"kind": "fedavg-bitfit", "readout": "first"}}, "token by token"),
         ({"method": {**SIDE, "wire": ["pca-8", "int8"]}}, "one number format"),
+        ({"method": {**SIDE, "difference": "top"}}, "as in top-64"),
+        ({"method": {**SIDE, "difference": "top-4096"}}, "2,048 words"),
+        ({"method": {**SIDE, "positions": 0}}, "1 or more"),
         ({"task": {**TASK, "template": "{text}"}}, "{prompt}"),
         ({"task": {**TASK, "metric": "accuracy"}}, "perplexity"),
         ({"task": {**TASK, "dataset": {"classes": 3, "tokens": 20}}}, "response_tokens"),

@@ -5,10 +5,10 @@ PAE MobiLLM's second version sends "the tokens that take part in the loss" (arXi
 leaves open how a prediction difference over a vocabulary goes over a link. Here each device passes
 over its texts with its frozen decoder and uploads, for each place that a token of a response
 follows, the states of a few sampled layers and what the difference says of the last state: the
-negative gradient of the loss, E'(one_hot - p). The server solves moves of the last state from them
-(`learning/next_token/side.py`), which the device's own head then reads. Each further pass is a
-round of boosting: devices get the moves, and send the gradients that are left; the states stay at
-the server.
+negative gradient of the loss, E'(one_hot - p), or more of it (`learning/next_token/difference.py`).
+The server solves moves of the last state from them (`learning/next_token/side.py`), which the
+device's own head then reads. Each further pass is a round of boosting: devices get the moves, and
+send the differences that are left; the states stay at the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from inputs.units import Seconds
 from learning.backbones.catalogue import config_of, depth_of
 from learning.codecs.chain import Wire, chain_of
 from learning.cost.costs import Cost
-from learning.next_token.payload import encoded_sizes
+from learning.next_token.choices import Positions, chosen_counts, form_of
+from learning.next_token.payload import Shape, encoded_sizes
 from learning.side.taps import sample
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
@@ -45,11 +46,14 @@ if TYPE_CHECKING:
     from learning.next_token.side import NextTokenSide, Records
 
 
-def gradients(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> np.ndarray:
-    """A client update: which way each place's last state should move, [M, D]."""
-    from learning.next_token.difference import negative_gradient
+def differences(
+    head: VocabularyHead, last_MD: Tensor, said_M: Tensor, difference: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A client update: what is said of each place's difference [M, N], and of which words."""
+    from learning.next_token.difference import told
 
-    return negative_gradient(head, last_MD, said_M).numpy()
+    numbers_MN, words_MN = told(head, last_MD, said_M, form_of(difference))
+    return numbers_MN.numpy(), None if words_MN is None else words_MN.numpy()
 
 
 def boosted(
@@ -79,6 +83,12 @@ class NextTokenSideTuning(SynchronousRounds):
         """
         wire: Wire = ("float16",)
         """The number format of states and gradients."""
+        difference: str = "gradient"
+        """What is said of a prediction difference: its gradient at the last state, all of it
+        (`whole`, a number a word of the vocabulary), or its K largest entries (`top-64`).
+        """
+        positions: Positions = "response"
+        """At which tokens of a response: all, the last, or so many at random."""
         participation: float = Field(1.0, gt=0, le=1)
         """Share of the fleet that takes part in a pass."""
         deadline: Seconds | None = None
@@ -95,9 +105,22 @@ class NextTokenSideTuning(SynchronousRounds):
                 raise ValueError("states of places are sent by one number format alone")
             return wire
 
+        @field_validator("difference")
+        @classmethod
+        def _is_a_difference(cls, difference: str) -> str:
+            form_of(difference)
+            return difference
+
+        @field_validator("positions")
+        @classmethod
+        def _is_a_place(cls, positions: Any) -> Any:
+            if isinstance(positions, int) and positions < 1:
+                raise ValueError("at no token is nothing to send: say 1 or more")
+            return positions
+
     config: Config
     learner: NextTokenLearner
-    client_update: ClassVar[Callable[..., Any]] = staticmethod(gradients)
+    client_update: ClassVar[Callable[..., Any]] = staticmethod(differences)
     server_update: ClassVar[Callable[..., Any]] = staticmethod(boosted)
     keeps_on_device = DATA_KINDS
 
@@ -106,6 +129,9 @@ class NextTokenSideTuning(SynchronousRounds):
         self.says = vocabularies(world)
         self.widths = world.costing.widths()
         self.layers = sampled(config.taps, world.costing.depths())
+        self.form = form_of(config.difference)
+        for backbone in self.says:
+            self.shape(backbone)  # says so, if more entries of a difference are wanted than are
         learned = {name: depth_of(config_of(s)) for name, s in world.costing.learned.items()}
         own = sampled(config.taps, learned)
         self.learner = learner_for(world, NextTokenLearner, config, own)
@@ -133,25 +159,25 @@ class NextTokenSideTuning(SynchronousRounds):
         )
 
     def one_pass(self, device: Device, task: ClientTask, first: bool) -> Work:
-        """Forward passes over all texts, and the gradients at the head."""
+        """Forward passes over all texts, and the differences at the head."""
         cost, size = Cost(), self.config.device_batch
         for start in range(0, len(device.samples), size):
             cost += self.batch_cost(device, device.samples[start : start + size], task.version)
-        numbers = self.places(device) * self.inputs(device) if first else 0
-        held = 2 * (numbers + self.places(device) * self.widths[device.backbone])
-        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + held)
+        waiting = self.held(device, first).nbytes  # to be sent
+        cost = dataclasses.replace(cost, peak_bytes=cost.peak_bytes + waiting)
         answer = self.learner.answer
         how = (device.backbone, device.samples, task.model, first)
         return self.learner.work(cost, answer, self.client_update, *how)
 
     def batch_cost(self, device: Device, samples: np.ndarray, rounds: int) -> Cost:
-        """Of one batch's forward pass, the moves so far, and the gradients."""
+        """Of one batch's forward pass, the moves so far, and the differences."""
         lengths = self.world.lengths(device, samples)
-        places = int(self.world.response_lengths(device, samples).sum())
-        width = self.widths[device.backbone]
+        places, width = self.places(device, samples), self.widths[device.backbone]
         moves = Cost(2.0 * rounds * places * self.inputs(device) * width)
         below = self.world.costing.forward(device.member, lengths) + moves
-        return with_words(below, 0, self.says[device.backbone].gradient(places))
+        says = self.says[device.backbone]
+        words = says.gradient(places) if self.form.kind == "gradient" else says.forward(places)
+        return with_words(below, 0, words)
 
     def peak_bytes(self, device: Device) -> int:
         """Of a pass with the backbone's weights and what waits to be sent."""
@@ -161,7 +187,7 @@ class NextTokenSideTuning(SynchronousRounds):
     def held(self, device: Device, first: bool) -> Contents:
         """What a device uploads."""
         backbone = device.backbone
-        sizes = self.sizes(backbone, self.places(device), first)
+        sizes = self.sizes(backbone, self.places(device, device.samples), first)
         layers = tuple(self.layers[backbone]) if first else ()
         return Contents(
             Item("activation", sizes["values"], layers, "response"),
@@ -170,13 +196,19 @@ class NextTokenSideTuning(SynchronousRounds):
         )
 
     def _sizes(self, backbone: str, places: int, first: bool) -> dict[str, int]:
-        vectors = len(self.layers[backbone]) if first else 0
-        width = self.widths[backbone]
-        return encoded_sizes(self.config.wire, places, vectors, width, width)
+        return encoded_sizes(self.config.wire, places, self.shape(backbone), first)
 
-    def places(self, device: Device) -> int:
-        """Tokens that are to be said after what the device holds."""
-        return int(self.world.response_lengths(device, device.samples).sum())
+    def shape(self, backbone: str) -> Shape:
+        """Of what is sent of a place."""
+        width, words = self.widths[backbone], self.says[backbone].words
+        targets = self.form.numbers(width, words)
+        named = words if self.form.kind == "top" else 0
+        return Shape(len(self.layers[backbone]), width, targets, named)
+
+    def places(self, device: Device, samples: np.ndarray) -> int:
+        """Tokens of these samples' responses at which something is sent."""
+        said = self.world.response_lengths(device, samples)
+        return int(chosen_counts(said, self.config.positions).sum())
 
     def inputs(self, device: Device) -> int:
         """Numbers of a place's sampled states."""
@@ -211,15 +243,18 @@ class NextTokenSideTuning(SynchronousRounds):
         """A round of moves from these answers."""
         cost = Cost()
         for name in sorted({payload.sender.backbone for payload in answers}):
-            mine = [p.sender for p in answers if p.sender.backbone == name]
-            cost += self.solving_cost(name, sum(map(self.places, mine)))
-        what: Any = [(p.sender.backbone, p.samples, p.data) for p in answers]
+            mine = [p for p in answers if p.sender.backbone == name]
+            cost += self.solving_cost(name, sum(self.places(p.sender, p.samples) for p in mine))
+        what: Any = [
+            (p.sender.id, p.sender.backbone, p.data, p.sender.id not in self.sent_first)
+            for p in answers
+        ]
         return self.learner.work(cost, self.learner.aggregate, self.server_update, what)
 
     def solving_cost(self, backbone: str, places: int) -> Cost:
-        """Sums over the records, a Cholesky solution for each of half the penalties, and what the
-        choice asks of the head: logits of the curvature's places and, a dozen times, of those left
-        out.
+        """Gradients of differences that are told otherwise, sums over the records, a Cholesky
+        solution for each of half the penalties, and what the choice asks of the head: logits of the
+        curvature's places and, a dozen times, of those left out.
         """
         from learning.next_token.side import MOST_CURVED, MOST_LEFT_OUT, PENALTIES
 
@@ -229,6 +264,8 @@ class NextTokenSideTuning(SynchronousRounds):
         solved = len(PENALTIES) / 2 * (2 / 3 * inputs**3 + 2.0 * inputs**2 * width)
         looked = min(places, MOST_CURVED) + 12 * min(places // 10, MOST_LEFT_OUT)
         words = self.says[backbone].gradient(looked)
+        if self.form.kind != "gradient":
+            words += self.says[backbone].gradient(places)
         return Cost(sums + solved, 8.0 * inputs**2) + words
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.next_token.choices import form_of
+from learning.next_token.payload import Shape
 from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from learning.backbones.vocabulary_head import VocabularyHead
     from learning.metrics import Score
+    from learning.next_token.side import NextTokenSide
     from learning.next_token.states import TokenStates
     from sim.kernel.world import World
 
@@ -39,7 +42,7 @@ class NextTokenLearner(RealLearner):
     def __init__(self, world: World, config: Any, layers: Mapping[str, Sequence[int]]) -> None:
         self.world, self.config, self.layers = world, config, layers
         self.state: Learned = Learned.given("side/none", {})
-        self._kept: dict[str, list[tuple[Learned, np.ndarray]]] = {name: [] for name in layers}
+        self._kept: dict[str, Learned] = {}  # of each device, the payload that brought its states
         self.chosen: list[dict[str, float]] = []
 
     def prepare(self) -> None:
@@ -62,6 +65,13 @@ class NextTokenLearner(RealLearner):
             self.heads[name] = VocabularyHead(spec, backbone.model).eval()
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
+    def shape(self, backbone: str) -> Shape:
+        """Of what is sent of a place."""
+        form, head = form_of(self.config.difference), self.heads[backbone]
+        targets = form.numbers(head.in_features, head.vocabulary)
+        words = head.vocabulary if form.kind == "top" else 0
+        return Shape(len(self.layers[backbone]), head.in_features, targets, words)
+
     def _tell(self, backbone: str, total: int, done: int) -> None:
         self.world.on_prepare(backbone, done, total)
 
@@ -69,14 +79,19 @@ class NextTokenLearner(RealLearner):
         """States at the places of these samples that are looked at: all of their responses'."""
         return self.states[backbone].of([self._row[backbone][int(s)] for s in samples])
 
+    def sent_of(self, backbone: str, samples: np.ndarray) -> TokenStates:
+        """Those at the places that something is sent of, the same in every pass."""
+        draws = [self.world.streams.rng("positions", int(sample)) for sample in samples]
+        return self.of(backbone, samples).at(self.config.positions, draws)
+
     # --- a device
 
     def answer(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, side: Any, first: bool
     ) -> Learned:
         """Begin what a device makes of its texts with the moves that it has been sent:
-        `update(head, x, last, said)` gives its targets; they go up as bytes, with the states the
-        first time.
+        `update(head, last, said, difference)` gives what it says of its differences; that goes up
+        as bytes, with the states the first time.
         """
         return self.world.host.learn(self._answered, update, backbone, samples, side, first)
 
@@ -85,12 +100,13 @@ class NextTokenLearner(RealLearner):
     ) -> bytes:
         from learning.next_token.payload import encode
 
-        mine = self.of(backbone, samples)
-        g_MD = update(self.heads[backbone], *self._moved(backbone, mine, side))
+        mine = self.sent_of(backbone, samples)
+        at, form = self._moved(backbone, mine, side), self.config.difference
+        numbers_MN, words_MN = update(self.heads[backbone], *at, form)
         values = np.asarray(mine.values, dtype=np.float32) if first else None
-        if not np.isfinite(g_MD).all():
+        if not np.isfinite(numbers_MN).all():
             return b""
-        return encode(values, g_MD, self.config.wire)
+        return encode(values, numbers_MN, words_MN, self.shape(backbone), self.config.wire)
 
     def _moved(self, backbone: str, states: TokenStates, side: Moves) -> tuple[Tensor, Tensor]:
         """The last states as the head is to read them, and the tokens that follow."""
@@ -106,17 +122,18 @@ class NextTokenLearner(RealLearner):
     # --- the server
 
     def aggregate(
-        self, update: Callable[..., Any], answers: Sequence[tuple[str, np.ndarray, Learned]]
+        self, update: Callable[..., Any], answers: Sequence[tuple[str, str, Learned, bool]]
     ) -> Callable[[], list[int]]:
         """Begin the server's update: `update(side, records, heads)` gives the next one. `answers`
-        are backbone, samples and payload of each device; joined, it gives the places of those that
-        were not finite.
+        are device, backbone and payload of each, and whether that has its states; joined, it gives
+        the places of those that were not finite.
         """
-        names = [name for name, _, _ in answers]
-        first = [self._first_of(name, samples) for name, samples, _ in answers]
-        payloads = [payload for _, _, payload in answers]
+        self._kept |= {device: data for device, _, data, is_first in answers if is_first}
+        names = [backbone for _, backbone, _, _ in answers]
+        brought = [self._kept[device] for device, _, _, _ in answers]
+        payloads = [data for _, _, data, _ in answers]
         self.state, found = self.world.host.learn(
-            self._aggregated, update, self.state, names, first, payloads, stored=(True, True)
+            self._aggregated, update, self.state, names, brought, payloads, stored=(True, True)
         )
 
         def joined() -> list[int]:
@@ -124,54 +141,58 @@ class NextTokenLearner(RealLearner):
             self.chosen += chosen
             return left_out
 
-        for (name, samples, payload), known in zip(answers, first, strict=True):
-            if known is None:
-                self._kept[name].append((payload, samples))
         return joined
-
-    def _first_of(self, backbone: str, samples: np.ndarray) -> Learned | None:
-        """The payload that brought the states of these samples; None where it is this one."""
-        for payload, known in self._kept[backbone]:
-            if known is samples or np.array_equal(known, samples):
-                return payload
-        return None
 
     def _aggregated(
         self,
         update: Callable[..., Any],
         side: Moves,
         names: Sequence[str],
-        first: Sequence[bytes | None],
+        brought: Sequence[bytes],
         payloads: Sequence[bytes],
     ) -> tuple[dict[str, Tensor], list[Any]]:
         import torch
 
-        from learning.next_token.payload import decode
         from learning.next_token.side import NextTokenSide, Records
 
-        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        before = NextTokenSide.of(side)
+        parts: dict[str, list[tuple[Tensor, ...]]] = {}
         left_out = []
-        for place, (name, known, data) in enumerate(zip(names, first, payloads, strict=True)):
-            states = data if known is None else known
-            if not data or not states:
+        for place, (name, states, data) in enumerate(zip(names, brought, payloads, strict=True)):
+            if data:
+                parts.setdefault(name, []).append(self._received(before, name, states, data))
+            else:
                 left_out.append(place)
-                continue
-            width = self.states[name].last.shape[1]
-            shape = (len(self.layers[name]), width, width, self.config.wire)
-            values, _ = decode(states, *shape)
-            _, g_MD = decode(data, *shape)
-            assert values is not None, "the first payload of a device brings its states"
-            parts.setdefault(name, []).append((torch.from_numpy(values), torch.from_numpy(g_MD)))
         if not parts:
             return dict(side), [left_out]
-        records = {}
-        for name, mine in parts.items():
-            values_MVD, g = (torch.cat(column) for column in zip(*mine, strict=True))
-            records[name] = Records(values_MVD.flatten(1), values_MVD[:, -1], g)
-        before = NextTokenSide.of(side)
+        records = {
+            name: Records(*(torch.cat(column) for column in zip(*mine, strict=True)))
+            for name, mine in parts.items()
+        }
         after = update(before, records, self.heads)
         chosen = [vars(one) for one in after.chosen[len(before.chosen) :]]
         return after.tensors(), [left_out, *chosen]
+
+    def _received(
+        self, side: NextTokenSide, backbone: str, states: bytes, data: bytes
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A device's states side by side, its last states, and gradients."""
+        import torch
+
+        from learning.next_token.difference import gradient_of
+        from learning.next_token.payload import decode
+
+        shape, wire = self.shape(backbone), self.config.wire
+        values, _, _ = decode(states, shape, wire)
+        _, numbers, words = decode(data, shape, wire)
+        assert values is not None, "the first payload of a device brings its states"
+        values_MVD, numbers_MN = torch.from_numpy(values), torch.from_numpy(numbers)
+        x_MF, last_MD = values_MVD.flatten(1), values_MVD[:, -1]
+        if form_of(self.config.difference).kind == "gradient":
+            return x_MF, last_MD, numbers_MN
+        words_MN = None if words is None else torch.from_numpy(words)
+        at_MD = side.moved(backbone, x_MF, last_MD)
+        return x_MF, last_MD, gradient_of(self.heads[backbone], at_MD, numbers_MN, words_MN)
 
     # --- what it is worth
 
