@@ -22,9 +22,7 @@ class Form(NamedTuple):
         more entries than words.
         """
         if self.entries > words:
-            raise ValueError(
-                f"method.difference: top-{self.entries} of {words:,} words; say fewer"
-            )
+            raise ValueError(f"method.difference: top-{self.entries} of {words:,} words; say fewer")
         return {"gradient": width, "whole": words, "top": self.entries}[self.kind]
 
 

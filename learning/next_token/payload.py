@@ -15,7 +15,7 @@ from learning.codecs.file_sizes import file_sizes
 from learning.codecs.numbers import from_tensors, shapes_of, to_tensors
 
 
-class Shape(NamedTuple):
+class PlaceShape(NamedTuple):
     """Of what is sent of a place: so many state vectors so wide, `targets` numbers of the
     difference and, where these are entries of it, in a vocabulary of so many `words`.
     """
@@ -35,7 +35,7 @@ def encode(
     values_MVD: np.ndarray | None,
     targets_MN: np.ndarray,
     words_MN: np.ndarray | None,
-    shape: Shape,
+    shape: PlaceShape,
     wire: tuple[str, ...] | Chain,
 ) -> bytes:
     """States [M, V, D] (None: they are there already) and numbers of the difference [M, N], both by
@@ -53,7 +53,7 @@ def encode(
 
 
 def decode(
-    data: bytes, shape: Shape, wire: tuple[str, ...] | Chain
+    data: bytes, shape: PlaceShape, wire: tuple[str, ...] | Chain
 ) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
     """What arrives of them: float32, and the words' numbers as integers of 64 bits."""
     chain, tensors = chain_of(wire), load(data)
@@ -74,7 +74,7 @@ def decode(
 
 @functools.cache
 def encoded_sizes(
-    wire: tuple[str, ...] | Chain, records: int, shape: Shape, with_values: bool
+    wire: tuple[str, ...] | Chain, records: int, shape: PlaceShape, with_values: bool
 ) -> dict[str, int]:
     """The exact bytes of such a payload: `values` with their scales, `targets` with theirs and with
     their words, and `frame`, its header.

@@ -19,7 +19,7 @@ from learning.next_token.difference import (
     told,
     whole,
 )
-from learning.next_token.payload import Shape, decode, encode, encoded_sizes
+from learning.next_token.payload import PlaceShape, decode, encode, encoded_sizes
 from learning.next_token.replies import replies, speaking_model
 from learning.next_token.side import NextTokenSide, Records, _Part, solve
 from learning.next_token.speaking import SideTuned, save_moves
@@ -199,7 +199,7 @@ def test_payloads_are_as_long_as_is_charged_and_come_back(wire):
     values = rng.normal(size=(7, 2, 48)).astype(np.float32)
     targets = rng.normal(size=(7, 48)).astype(np.float32) / 10
     for given, words in ((values, 0), (None, 0), (values, 2048), (None, 70_000)):
-        shape = Shape(2, 48, 48, words)
+        shape = PlaceShape(2, 48, 48, words)
         which = rng.integers(0, words, targets.shape) if words else None
         data = encode(given, targets, which, shape, wire)
         assert len(data) == sum(encoded_sizes(wire, 7, shape, given is not None).values())
@@ -214,7 +214,7 @@ def test_payloads_are_as_long_as_is_charged_and_come_back(wire):
 
 def test_an_entry_of_a_vocabulary_takes_as_few_bytes_as_its_words_need():
     for words, bytes_of_one in ((2**16, 2), (2**16 + 1, 4)):
-        sizes = encoded_sizes("float16", 7, Shape(2, 48, 5, words), False)
+        sizes = encoded_sizes("float16", 7, PlaceShape(2, 48, 5, words), False)
         assert sizes["targets"] == 7 * 5 * (2 + bytes_of_one)
 
 

@@ -26,7 +26,7 @@ from learning.backbones.catalogue import config_of, depth_of
 from learning.codecs.chain import Wire, chain_of
 from learning.cost.costs import Cost
 from learning.next_token.choices import Positions, chosen_counts, form_of
-from learning.next_token.payload import Shape, encoded_sizes
+from learning.next_token.payload import PlaceShape, encoded_sizes
 from learning.side.taps import sample
 from sim.kernel.device import Device, Payload
 from sim.kernel.learner import learner_for
@@ -198,12 +198,12 @@ class NextTokenSideTuning(SynchronousRounds):
     def _sizes(self, backbone: str, places: int, first: bool) -> dict[str, int]:
         return encoded_sizes(self.config.wire, places, self.shape(backbone), first)
 
-    def shape(self, backbone: str) -> Shape:
+    def shape(self, backbone: str) -> PlaceShape:
         """Of what is sent of a place."""
         width, words = self.widths[backbone], self.says[backbone].words
         targets = self.form.numbers(width, words)
         named = words if self.form.kind == "top" else 0
-        return Shape(len(self.layers[backbone]), width, targets, named)
+        return PlaceShape(len(self.layers[backbone]), width, targets, named)
 
     def places(self, device: Device, samples: np.ndarray) -> int:
         """Tokens of these samples' responses at which something is sent."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from learning.next_token.choices import form_of
-from learning.next_token.payload import Shape
+from learning.next_token.payload import PlaceShape
 from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
@@ -65,12 +65,12 @@ class NextTokenLearner(RealLearner):
             self.heads[name] = VocabularyHead(spec, backbone.model).eval()
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
-    def shape(self, backbone: str) -> Shape:
+    def shape(self, backbone: str) -> PlaceShape:
         """Of what is sent of a place."""
         form, head = form_of(self.config.difference), self.heads[backbone]
         targets = form.numbers(head.in_features, head.vocabulary)
         words = head.vocabulary if form.kind == "top" else 0
-        return Shape(len(self.layers[backbone]), head.in_features, targets, words)
+        return PlaceShape(len(self.layers[backbone]), head.in_features, targets, words)
 
     def _tell(self, backbone: str, total: int, done: int) -> None:
         self.world.on_prepare(backbone, done, total)
