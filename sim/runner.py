@@ -19,6 +19,7 @@ from sim.kernel.recorder import write_table
 from sim.kernel.writing import CannotWrite, replacing, write_json
 from sim.results.generations import GENERATIONS, generations
 from sim.results.host_memory import forget_peak_rss
+from sim.results.model_card import write_model_card
 from sim.results.run import Run, open_run
 from sim.results.run_directory import (
     RunDirectoryError,
@@ -194,10 +195,11 @@ def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]
     sim.recorder.write(place)
     write_table(devices, place / "devices.parquet")
     write_table(sim.ledger.table(sim.recorder.bytes_to), place / "ledger.parquet")
+    found = summary(sim, mark, devices, time.perf_counter() - began)
     if not sim.dry:
         with replacing(place / "model") as temporary:
             learner.save(temporary)
-    found = summary(sim, mark, devices, time.perf_counter() - began)
+            write_model_card(temporary, sim, found, read_manifest(place)["versions"])
     if status == "finished" and (said := generations(sim)):
         found["generations"] = said["scores"]
         write_json(place / GENERATIONS, said)
