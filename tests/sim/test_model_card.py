@@ -33,7 +33,7 @@ def test_a_trained_model_has_a_card(kind, scenario_file, tmp_path, mobifleet, mo
     if kind == "fed-mobillm":
         monkeypatch.chdir(model)
         names = {}
-        exec(uses[0], names)  # noqa: S102  # what the card says is to be run
+        exec(uses[0], names)  # what the card says is to be run
         assert len(names["labels"]) == 1
 
 
