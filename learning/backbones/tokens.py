@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,13 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def of(self, texts: Iterable[int] | np.ndarray) -> Tokens:
+        """Those of some texts, in this order."""
+        chosen = list(texts)
+        segments = None if self.segments is None else [self.segments[i] for i in chosen]
+        is_cut = None if self.is_cut is None else [self.is_cut[i] for i in chosen]
+        return Tokens([self.ids[i] for i in chosen], segments, is_cut)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each text, shape [n]."""

@@ -67,14 +67,14 @@ def pooled_activations(
     mark = fingerprint(spec)
     values, missing = store.load(mark, readout, tokens)
     for other in deeper:
-        taken = _taken(spec, other, _subset(tokens, missing), readout, store)
+        taken = _taken(spec, other, tokens.of(missing), readout, store)
         for index, value in zip(missing, taken, strict=True):
             values[index] = value
         missing = np.array([i for i in missing if values[i] is None], dtype=np.int64)
     host, width = host_device(), width_of(config_of(spec))
     shapes = (host.length_step, lambda length: host.rows(length, width), host.texts)
     chosen = [missing[part] for part in pieces(tokens.lengths()[missing], *shapes)]
-    todo = [_subset(tokens, part) for part in chosen]
+    todo = [tokens.of(part) for part in chosen]
     progress(0, len(missing))
     done = 0
     for part, piece, computed in zip(
@@ -98,18 +98,18 @@ def _taken(
     """
     values, missing = store.load(fingerprint(deeper), readout, tokens)
     there = np.setdiff1d(np.arange(len(tokens)), missing)
-    if not len(there) or not _backbone(spec).is_prefix:
+    if not len(there) or not loaded(spec).is_prefix:
         return [None] * len(tokens)
     states = depth_of(config_of(spec)) + 1
     values = [None if value is None else value[:states] for value in values]
     mine = np.stack([value for value in values if value is not None])
-    store.save(fingerprint(spec), readout, _subset(tokens, there), mine, spec.name)
+    store.save(fingerprint(spec), readout, tokens.of(there), mine, spec.name)
     return values
 
 
 def compute(spec: BackboneSpec, tokens: Tokens, readout: str) -> np.ndarray:
     """The forward pass itself: a pure function of its arguments, for any worker."""
-    return _backbone(spec).readouts(tokens, readout)
+    return loaded(spec).readouts(tokens, readout)
 
 
 _LOADING = (
@@ -117,7 +117,8 @@ _LOADING = (
 )  # transformers imports lazily and not safely from two threads; and one copy is enough
 
 
-def _backbone(spec: BackboneSpec) -> Backbone:
+def loaded(spec: BackboneSpec) -> Backbone:
+    """A backbone with its weights, once for all threads of a process."""
     import torch
 
     torch.set_num_threads(1)  # the same bits in every worker
@@ -130,8 +131,3 @@ def _loaded(spec: BackboneSpec, _: HostDevice) -> Backbone:
     from learning.backbones.backbone import Backbone
 
     return Backbone(spec)
-
-
-def _subset(tokens: Tokens, indices: np.ndarray) -> Tokens:
-    segments = None if tokens.segments is None else [tokens.segments[i] for i in indices]
-    return Tokens([tokens.ids[i] for i in indices], segments)

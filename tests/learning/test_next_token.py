@@ -23,7 +23,8 @@ from learning.next_token.payload import PlaceShape, decode, encode, encoded_size
 from learning.next_token.replies import replies, speaking_model
 from learning.next_token.side import NextTokenSide, Records, _Part, solve
 from learning.next_token.speaking import SideTuned, save_moves
-from learning.next_token.states import token_states
+from learning.next_token.states import stored_states, token_states
+from learning.side.activation_store import ActivationStore
 
 SPEC = catalogue.find("random-llama")
 BACKBONE = Backbone(SPEC)
@@ -65,6 +66,34 @@ def test_states_are_those_at_the_places_before_the_response():
     some = states.of([3, 1])
     own = states.said[states.ends[2] : states.ends[3]]
     assert some.said[: some.ends[0]].tolist() == own.tolist()
+
+
+def test_stored_states_are_those_that_were_computed(tmp_path):
+    whole, store = texts(90), ActivationStore(tmp_path)
+    firsts = {tuple(ids): i for i, ids in reversed([*enumerate(whole.ids)])}  # no text twice
+    tokens = whole.of(sorted(firsts.values())[:60])
+    assert len(tokens) == 60
+    plain = token_states(BACKBONE, tokens, LAYERS)
+    told, read = [], []
+
+    def spread(function, pieces):
+        for piece in pieces:
+            read.append(len(piece[1]))
+            yield function(*piece)
+
+    def stored(some):
+        told.clear()
+        return stored_states(SPEC, some, LAYERS, store, spread, lambda *done: told.append(done))
+
+    first = stored(tokens.of(range(40)))
+    assert told[0] == (0, 40) and told[-1] == (40, 40) and sum(read) == 40
+    both = stored(tokens)
+    assert told[-1] == (20, 20) and sum(read) == 60
+    again = stored(tokens)
+    assert told == [(0, 0)] and sum(read) == 60
+    for found, expected in ((first, plain.of(range(40))), (both, plain), (again, plain)):
+        for name in ("values", "last", "said", "ends"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_the_gradient_is_what_the_difference_says_of_the_last_state():

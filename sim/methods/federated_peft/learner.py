@@ -121,10 +121,7 @@ class FederatedLearner(RealLearner):
 
     def tokens(self, backbone: str, samples: np.ndarray) -> Tokens:
         """The samples as the backbone's tokens."""
-        rows = [self._row[backbone][int(sample)] for sample in samples]
-        whole = self._tokens[backbone]
-        segments = None if whole.segments is None else [whole.segments[row] for row in rows]
-        return Tokens([whole.ids[row] for row in rows], segments)
+        return self._tokens[backbone].of(self._row[backbone][int(s)] for s in samples)
 
     def part_of(self, backbone: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What of the server's state a backbone has."""

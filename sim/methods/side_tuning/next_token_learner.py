@@ -4,8 +4,8 @@ and moves of the last state that are solved from what was uploaded.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from learning.next_token.choices import form_of
 from learning.next_token.payload import PlaceShape
-from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
 
@@ -46,12 +45,13 @@ class NextTokenLearner(RealLearner):
         self.chosen: list[dict[str, float]] = []
 
     def prepare(self) -> None:
-        """The states of all texts that this run needs, computed now."""
-        from learning.backbones.backbone import Backbone
+        """The states of all texts that this run needs, from the store or computed now."""
         from learning.backbones.vocabulary_head import VocabularyHead
-        from learning.next_token.states import token_states
+        from learning.next_token.states import stored_states
+        from learning.side.activation_store import ActivationStore
+        from learning.side.readouts import loaded
 
-        single_threaded_torch()
+        store = ActivationStore(self.world.store_folder)
         self.heads: dict[str, VocabularyHead] = {}
         self.states: dict[str, TokenStates] = {}
         self._row: dict[str, dict[int, int]] = {}
@@ -59,10 +59,10 @@ class NextTokenLearner(RealLearner):
             spec, task = self.world.costing.learned[name], self.world.task
             mine = [d.samples for d in self.world.devices if d.backbone == name]
             samples = np.unique(np.concatenate([*mine, task.held_out]))
-            backbone = Backbone(spec)
-            tell = functools.partial(self._tell, name, len(samples))
-            self.states[name] = token_states(backbone, task.tokens(spec, samples), layers, tell)
-            self.heads[name] = VocabularyHead(spec, backbone.model).eval()
+            tokens, tell = task.tokens(spec, samples), partial(self.world.on_prepare, name)
+            spread = self.world.host.map
+            self.states[name] = stored_states(spec, tokens, layers, store, spread, tell)
+            self.heads[name] = VocabularyHead(spec, loaded(spec).model).eval()
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
     def shape(self, backbone: str) -> PlaceShape:
@@ -71,9 +71,6 @@ class NextTokenLearner(RealLearner):
         targets = form.numbers(head.in_features, head.vocabulary)
         words = head.vocabulary if form.kind == "top" else 0
         return PlaceShape(len(self.layers[backbone]), head.in_features, targets, words)
-
-    def _tell(self, backbone: str, total: int, done: int) -> None:
-        self.world.on_prepare(backbone, done, total)
 
     def of(self, backbone: str, samples: np.ndarray) -> TokenStates:
         """States at the places of these samples that are looked at: all of their responses'."""
