@@ -43,7 +43,7 @@ from sim.kernel.world import Ended
 from sim.scenario.own_code import MethodError, generator_of, in_own_code, refuse_no_event
 from sim.scenario.registry import method_of
 from sim.scenario.schema import Scenario
-from sim.world import arrivals, availability, links
+from sim.world import arrivals, availability, links, replies
 from sim.world.conditions import Conditions
 from sim.world.costing import FleetCosting, check_memory, costing_for
 from sim.world.end_remarks import end_remarks
@@ -238,7 +238,7 @@ class Simulation:
                 else generator_of("device", self.method.device(device))
             )
             self._run(device, self._device_process(device, process))
-        self.start(None, generator_of("server", self.method.server(self.server)))
+        self.start(None, replies.after(self, self.method, self.scenario.task.device_replies))
         availability.start(self, self.scenario.dropout)
         self._end_after(self.scenario.stop.horizon)
 

@@ -6,17 +6,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from devices import compute
-from learning.backbones.catalogue import config_of
-from learning.cost.costs import FORMATS, Cost
-from learning.cost.vocabulary import kv_cache_bytes, vocabulary_of
 from sim.kernel.device import Device
 from sim.simulation import Simulation
+from sim.world.replies import cost_of_a_reply, most_tokens
 
 GENERATIONS = "generations.json"
-MOST_TOKENS = 32  # of a reply
 
 
 def generations(sim: Simulation) -> dict[str, Any]:
@@ -31,7 +26,7 @@ def generations(sim: Simulation) -> dict[str, Any]:
     from learning.next_token.replies import nearness
 
     samples = sim.task.test[:wanted]
-    most = min(MOST_TOKENS, sim.task.max_tokens)
+    most = most_tokens(sim)
     texts = sim.task.texts
     assert texts is not None and texts.responses is not None, "of data with responses"
     references = [texts.responses[i] for i in samples]
@@ -49,39 +44,26 @@ def generations(sim: Simulation) -> dict[str, Any]:
         }
     for name in sim.costing.learned:
         device = next(d for d in sim.devices if d.backbone == name)
-        found["costs"][name] = cost_of_a_reply(sim, device, most)
+        found["costs"][name] = cost_of(sim, device)
     return found
 
 
-def cost_of_a_reply(sim: Simulation, device: Device, most: int) -> dict[str, float]:
-    """What it takes a device to read a prompt of its texts' mean length at once (prefill), and then
-    to say a token at a time (decode): each reads all weights, the output embedding and the cache of
-    keys and values.
+def cost_of(sim: Simulation, device: Device) -> dict[str, float]:
+    """What a reply takes a device: reading the prompt at once (prefill), then a token at a time
+    (decode).
     """
-    member, costing = device.member, sim.costing
-    lengths = sim.lengths(device, device.samples) - sim.response_lengths(device, device.samples)
-    prompt = max(1, round(float(lengths.mean())))
-    config = config_of(costing.charged[device.backbone])
-    width = FORMATS[costing.precision[member.group]].other
-    words = vocabulary_of(config).forward(1, width)
-    prefill = costing.forward(member, np.array([prompt])) + words
-    architecture = costing.architectures[device.backbone]
-    context = prompt + most
-    longer, shorter = (architecture.forward(1, n) for n in (context, context - 1))
-    cache = kv_cache_bytes(config, context, width)
-    moved = costing.forward(member, np.array([1])).bytes_moved + cache
-    decode = Cost(longer.flop - shorter.flop, moved) + words
+    reply, most = cost_of_a_reply(sim, sim.method, device), most_tokens(sim)
     prefill_s, decode_s = (
-        compute.seconds(device.profile, member.engine, cost.flop, cost.bytes_moved)
-        for cost in (prefill, decode)
+        compute.seconds(device.profile, device.member.engine, cost.flop, cost.bytes_moved)
+        for cost in (reply.prefill, reply.decode)
     )
     return {
-        "prompt_tokens": prompt,
+        "prompt_tokens": reply.prompt_tokens,
         "prefill_s": prefill_s,
-        "prefill_flop": prefill.flop,
+        "prefill_flop": reply.prefill.flop,
         "decode_s_a_token": decode_s,
-        "decode_flop_a_token": decode.flop,
-        "kv_cache_bytes": cache,
+        "decode_flop_a_token": reply.decode.flop,
+        "kv_cache_bytes": reply.cache_bytes,
         "seconds": prefill_s + most * decode_s,
         "joules": (prefill_s + most * decode_s) * device.power.compute_w,
         "tokens": most,

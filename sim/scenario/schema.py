@@ -129,9 +129,10 @@ MetricName = (
 class TaskSettings(Settings):
     """What is learned, from which data, and how the data lie on the devices."""
 
-    only_for: ClassVar[OnlyFor] = {
-        "generate": ("`kind: language-modelling`", lambda s: s.kind == "language-modelling")
-    }
+    only_for: ClassVar[OnlyFor] = dict.fromkeys(
+        ("generate", "device_replies"),
+        ("`kind: language-modelling`", lambda s: s.kind == "language-modelling"),
+    )
 
     dataset: Annotated[
         Annotated[DatasetName, Tag("str")]
@@ -167,6 +168,8 @@ class TaskSettings(Settings):
     """
     generate: int = Field(16, ge=0, le=1000)
     """Test prompts that models reply to, greedily, at the end: untrained and trained."""
+    device_replies: int = Field(0, ge=0, le=1000)
+    """Replies of each device once training is over, on the clock, after what it then downloads."""
     max_tokens: int = Field(64, ge=4, le=8192)
     partition: Annotated[AnyPartition, Field(discriminator="kind")] = Iid(kind="iid")
     drift: Drift | None = None
@@ -183,7 +186,7 @@ class TaskSettings(Settings):
     def _without_defaults(self, dump: Callable[[TaskSettings], dict[str, Any]]) -> dict[str, Any]:
         """As in `Scenario`: who leaves the later settings alone keeps the digest."""
         later = {"drift": None, "public": 0, "label_texts": None, "kind": None, "metric": None}
-        later |= {"template": None, "label_words": None, "generate": 16}
+        later |= {"template": None, "label_words": None, "generate": 16, "device_replies": 0}
         return {
             key: value
             for key, value in dump(self).items()

@@ -12,6 +12,7 @@ import pytest
 from learning.metrics import merit, score_responses
 from sim.results.run import open_run
 from sim.results.summary import device_table
+from sim.world.replies import cost_of_a_reply
 
 WORDS = [f"w{i}" for i in range(12)]
 TASK = {
@@ -230,6 +231,29 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
         )
         assert 0 <= done.summary["generations"][name]["after"]["rouge_l"] <= 1
     assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
+
+
+@pytest.mark.parametrize("kind", ["fed-mobillm-lm", "fedavg-lora", "local-lora", "fedbuff"])
+def test_devices_say_replies_on_the_clock_after_training(kind, simulate):
+    world = {**WORLD, "task": {**TASK, "device_replies": 3}}
+    plain = simulate(dry=True, method=METHODS[kind], **WORLD)
+    sim = simulate(dry=True, method=METHODS[kind], **world)
+    assert sim.trained_at_s == plain.trained_at_s and sim.ended.at_s > plain.ended.at_s
+    before, after = (one.recorder.spans().to_pylist() for one in (plain, sim))
+    for device in sim.devices:
+        mine = [[s for s in spans if s["actor"] == device.id] for spans in (before, after)]
+        more = mine[1][len(mine[0]) :]
+        assert mine[1][: len(mine[0])] == mine[0]
+        assert all(s["start_s"] >= sim.trained_at_s for s in more)
+        delivered = sim.method.delivery_bytes(device)
+        assert [s["kind"] for s in more] == ["download"] * bool(delivered) + ["compute"] * 6
+        assert sum(s["nbytes"] for s in more) == delivered
+        reply = cost_of_a_reply(sim, sim.method, device)
+        assert sum(s["flop"] for s in more) == pytest.approx(
+            3 * (reply.prefill.flop + 16 * reply.decode.flop)
+        )
+        # a token at a time reads all weights, which no prompt read at once does so often
+        assert reply.decode.bytes_moved >= reply.prefill.bytes_moved > 0
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,12 @@ class NextTokenSideTuning(SynchronousRounds):
         """All rounds' moves."""
         return self.moves_bytes(device, self.config.passes)
 
+    def said_token_cost(self, device: Device) -> Cost:
+        """Of moving the last state before a token is said."""
+        passes, inputs = self.config.passes, self.inputs(device)
+        flop = 2.0 * passes * inputs * self.widths[device.backbone]
+        return Cost(flop, float(self.moves_bytes(device, passes)))
+
     # --- the server
 
     def server_round(
