@@ -37,7 +37,7 @@ from learning.next_token.side import DAMPINGS, PENALTIES, STEPS, NextTokenSide, 
 from learning.next_token.states import token_states
 
 SMOLLM2 = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{response}<|im_end|>"
-FORMS = ("gradient", "whole", "top-1", "top-16", "top-64", "top-256")
+FORMS = ("gradient", "whole", "top-1", "top-64")
 RATES = (1e-4, 3e-4, 1e-3)
 BATCH = 64
 

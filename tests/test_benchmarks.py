@@ -100,6 +100,23 @@ def test_attacks_on_vectors_are_measured_in_every_cell(tmp_path):
     assert found["rotated"]["layer 0"]["as it is"]["text in top 1"][0] < 0.5
 
 
+def test_what_is_sent_of_a_decoders_differences_is_measured(tmp_path):
+    module, out = module_of("next_token_differences"), tmp_path / "found.json"
+    small = ["--train", "40", "--test", "10", "--epochs", "1", "--hidden", "8", "--out", str(out)]
+    try:
+        found = module.main(["--backbone", "random-llama", "--projections", "8", *small])
+    except AssetMissing as missing:
+        pytest.skip(str(missing))
+    assert json.loads(out.read_text()) == json.loads(json.dumps(found))
+    assert [found[form]["bytes_a_token"] for form in module.FORMS] == [96, 4096, 4, 256]
+    for form in module.FORMS:  # who has the head reads the token off any of them
+        assert found[form]["tokens_named"] == 1.0
+        assert found[form]["perplexity"] == pytest.approx(found["gradient"]["perplexity"], rel=0.01)
+    assert found["gradient"]["perplexity"] < 0.9 * found["untrained"]["perplexity"]
+    assert 0 <= found["secret rotation, named by length"]["tokens_named"] < 1
+    assert found["tokens, linear map"]["chosen"]["epoch"] == 1
+
+
 def test_a_side_network_is_measured_at_every_size_and_precision(tmp_path):
     spec = spec_from_file_location("sizes", FOLDER / "side_network_size.py")
     module = module_from_spec(spec)

@@ -5,7 +5,7 @@ comes, the prediction difference is delta = one_hot(y) - p: a number a word of t
 outweighs all activations, so it can be told shorter:
 
     whole     delta, V numbers
-    top-K     its K largest entries and which they are, the rest spread evenly over the others
+    top-K     its K largest entries and which they are; the others are -p, which the server knows
     gradient  g = E' delta = -dL/dh, D numbers: which way the last state should move
 
 The server learns to predict g (of `whole` and `top-K` it takes E' delta itself, for E is public).
@@ -51,7 +51,9 @@ def told(
 def gradient_of(
     head: VocabularyHead, last_MD: Tensor, numbers_MN: Tensor, words_MN: Tensor | None
 ) -> Tensor:
-    """g [M, D] from the whole difference, or from some of its entries, at these last states."""
+    """g [M, D] from the whole difference, or from some of its entries, at these last states. All
+    entries that are not told are those of words that were not said: -p, by the head and the state.
+    """
     found = [last_MD[:0]]
     for start in range(0, len(last_MD), AT_ONCE):
         place = slice(start, start + AT_ONCE)
@@ -60,17 +62,10 @@ def gradient_of(
             logits_BV = head(h_BD)
             delta_BV = numbers_MN[place]
             if words_MN is not None:
-                delta_BV = _spread(delta_BV, words_MN[place], logits_BV.shape[1])
+                others_BV = -logits_BV.detach().float().softmax(dim=1)
+                delta_BV = others_BV.scatter(1, words_MN[place], delta_BV)
             found += torch.autograd.grad(logits_BV, h_BD, delta_BV.to(logits_BV.dtype))
     return torch.cat(found)
-
-
-def _spread(kept_BK: Tensor, words_BK: Tensor, words: int) -> Tensor:
-    """A difference [B, V] of these entries, with what is left of each row spread evenly over the
-    other words, so that it still sums to nothing.
-    """
-    left_B1 = -kept_BK.sum(dim=1, keepdim=True) / max(1, words - kept_BK.shape[1])
-    return left_B1.repeat(1, words).scatter(1, words_BK, kept_BK)
 
 
 def negative_gradient(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
