@@ -127,6 +127,25 @@ def _mean_f1(guesses: Sequence[np.ndarray], truths: Sequence[set[int]]) -> float
     return float(np.mean([measured(set(g.tolist()), truth)[2] for g, truth in pairs]))
 
 
+def nearest_tokens(
+    states_TD: np.ndarray, public_MD: np.ndarray, ids_M: np.ndarray, at_once: int = 4096
+) -> np.ndarray:
+    """The token ids [T] of the public tokens [M] whose states are most like (by the cosine of what
+    is standardised by the public ones) the states [T, D] of a text's tokens at the same layer.
+    """
+    mean_D, spread_D = standards(public_MD.astype(np.float64))
+    x_TD = unit((states_TD.astype(np.float64) - mean_D) / spread_D)
+    best_T, found_T = np.full(len(x_TD), -np.inf), np.zeros(len(x_TD), dtype=np.int64)
+    for start in range(0, len(public_MD), at_once):
+        part = slice(start, start + at_once)
+        likeness_TM = x_TD @ unit((public_MD[part] - mean_D) / spread_D).T
+        nearest_T = likeness_TM.argmax(axis=1)
+        likeness_T = likeness_TM[np.arange(len(x_TD)), nearest_T]
+        found_T = np.where(likeness_T > best_T, ids_M[part][nearest_T], found_T)
+        best_T = np.maximum(best_T, likeness_T)
+    return found_T
+
+
 # --- by candidates: the nearest vector
 
 

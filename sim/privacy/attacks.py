@@ -129,7 +129,7 @@ def _without_decoys(
     public, rng = dict[str, np.ndarray](), np.random.default_rng(0)
     secret = protection_of(uploads.sim.scenario.method)
     if uploads.sim.task.texts is not None and not (secret and secret.rotate):
-        known = _others(uploads, rng, PUBLIC)
+        known = others(uploads, rng, PUBLIC)
         for name, part in parts.items() if len(known) >= FEWEST else ():
             theirs = _computed(uploads, name, known, part.layers)
             public[name] = _ways(uploads, name, theirs, rng)[-1]
@@ -241,7 +241,7 @@ def _of_backbone(
     rng = np.random.default_rng(0)
     spec = uploads.sim.costing.learned[name]
     mine = rng.permutation(len(part.samples))[:attacked]
-    known = _others(uploads, rng, public)
+    known = others(uploads, rng, public)
     if len(known) < FEWEST:
         raise PrivacyError(
             f"{len(known)} texts are on no device: an attacker needs {FEWEST} or more"
@@ -249,7 +249,7 @@ def _of_backbone(
     theirs = _computed(uploads, name, known, part.layers)
     known_ids = task.tokens(spec, known).ids
     own_ids = task.tokens(spec, part.samples[mine]).ids
-    marks = _marks(own_ids)
+    marks = marks_of(own_ids)
     ways, blind = _ways(uploads, name, theirs, rng), blind_guess(known_ids, marks)
     for what, places in [
         *((f"layer {layer}", [place]) for place, layer in enumerate(part.layers)),
@@ -272,7 +272,7 @@ def _of_backbone(
     return found
 
 
-def _others(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
+def others(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
     """Sample numbers of texts that are on no device, which the attacker has."""
     task = uploads.sim.task
     others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))
@@ -340,7 +340,7 @@ def _turned_back(
     return found
 
 
-def _marks(ids: Sequence[np.ndarray]) -> tuple[int, ...]:
+def marks_of(ids: Sequence[np.ndarray]) -> tuple[int, ...]:
     """Tokens that every text has, which say nothing of it."""
     common = set(ids[0].tolist()).intersection(*(one.tolist() for one in ids))
     return tuple(sorted(common))

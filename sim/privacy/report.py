@@ -15,6 +15,7 @@ from learning.attacks.outcome import AttackOutcome
 from sim.kernel.ledger import KINDS
 from sim.methods.federated_peft.shared import FederatedPeft
 from sim.methods.side_tuning.shared import SideTuning
+from sim.methods.split.shared import SplitTraining
 from sim.privacy.measures import (
     TARGETS,
     PrivacyError,
@@ -124,7 +125,7 @@ def report(
 
 def _attacked(name: str, uploads: Uploads, remarks: list[str]) -> Iterator[AttackOutcome]:
     """What attacks on labels, texts or the model come to, as such a method's payloads allow."""
-    from sim.privacy import attacks, of_models, of_updates
+    from sim.privacy import attacks, of_models, of_tokens, of_updates
 
     if outcomes := attacks.as_they_are(uploads, name):  # which needs no attack
         yield from outcomes
@@ -140,6 +141,9 @@ def _attacked(name: str, uploads: Uploads, remarks: list[str]) -> Iterator[Attac
     else:
         of_uploads = attacks.labels if name == "labels" else attacks.texts
         tries = [lambda: of_uploads(uploads, untried=remarks)]
+        if name == "texts" and of_tokens.sends_tokens(uploads):
+            is_split = isinstance(uploads.sim.method, SplitTraining)
+            tries = [*([] if is_split else tries), lambda: of_tokens.texts(uploads)]
     for attack_ in tries:
         try:
             yield from attack_()

@@ -15,13 +15,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from learning.backbones import catalogue
+from learning.side import activations, full_activations
 from sim.kernel.device import Device, Payload
 from sim.kernel.learned import with_values
 from sim.kernel.ledger import DATA_KINDS, PER_TEXT_KINDS
 from sim.kernel.work import Steps
 from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.learner import SideTuningLearner
+from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.side_tuning.shared import SideTuning
+from sim.methods.split.shared import SplitTraining
 from sim.privacy.measures import PrivacyError
 from sim.results.run import Run, open_run
 from sim.scenario.file import digest, resolved
@@ -100,15 +103,14 @@ class Uploads:
 
         PrivacyError for a method that uploads something else, or where nothing arrived.
         """
-        from learning.side.activations import decode
-
         refuse_others(self.sim.scenario)
         parts: dict[str, dict[bytes, Any]] = {}  # who sends a payload again adds nothing
         for payload in self.payloads:
             if isinstance(data := with_values(payload.data), bytes) and data:
                 name = payload.sender.backbone
-                width = self.learner_of(name).shape.backbone_widths[name]
-                parts.setdefault(name, {}).setdefault(data, decode(data, width))
+                mine = parts.setdefault(name, {})
+                if data not in mine:
+                    mine[data] = self._decoded(name, data)
         found = {}
         for name, several in sorted(parts.items()):
             received = list(several.values())
@@ -129,6 +131,16 @@ class Uploads:
             raise PrivacyError("nothing usable arrived at the server: there is nothing to attack")
         return found
 
+    def _decoded(self, backbone: str, data: bytes) -> activations.Activations:
+        """A payload's records; of whole matrices, a vector a text and layer."""
+        learner = self.learner_of(backbone)
+        width = learner.shape.backbone_widths[backbone]
+        if not isinstance(learner, MatrixLearner):
+            return activations.decode(data, width)
+        whole = full_activations.decode(data, width, learner.config.wire)
+        values = full_activations.pooled(whole, learner.config.readout)
+        return activations.Activations(values, whole.targets, whole.samples)
+
 
 def refuse_others(scenario: Scenario) -> None:
     """PrivacyError for a method that does not upload single vectors with what goes along."""
@@ -140,15 +152,7 @@ def refuse_others(scenario: Scenario) -> None:
             "of several together, on which no attack is tried here"
         )
     if not issubclass(of, SideTuning) or issubclass(of, Centralised):
-        raise PrivacyError(
-            f"{method.kind} uploads no single vectors with differences or labels; what else it "
-            "sends of each token says more of a text, and is not attacked here"
-        )
-    if getattr(method, "shortcut", "pivot") == "matrix":
-        raise PrivacyError(
-            f"{method.kind} uploads whole matrices here, which say more of a text than single "
-            "vectors, and are not attacked here"
-        )
+        raise PrivacyError(f"{method.kind} uploads no vectors of texts with differences or labels")
 
 
 def require_server(scenario: Scenario) -> None:
@@ -211,8 +215,7 @@ def uploads_of(
     trains_all = getattr(scenario.method, "trains", None) == "full"
     most = FEW_ANSWERS if trains_all else MOST_ANSWERS
     for device in sim.devices:
-        keep = landed if isinstance(sim.method, SideTuning) else None
-        vars(device)["upload"] = _keeping(device, keep, answered, most, sent)
+        vars(device)["upload"] = _keeping(device, sim.method, landed, answered, most, sent)
     _note_trained(sim, trained)
     sim.run()
     mark = sim.recorder.digest(digest(resolved(scenario)), sim.method.learner.digest())
@@ -253,23 +256,30 @@ def _note_trained(sim: Simulation, trained: dict[str, set[int]]) -> None:
 
 def _keeping(
     device: Device,
-    landed: list[Payload] | None,
+    method: object,
+    landed: list[Payload],
     answered: list[tuple[Payload, object]],
     most: int,
     sent: dict[str, set[int]],
 ) -> Callable[[Payload], Steps[None]]:
-    """The device's uploading, which keeps what has arrived whole; of methods that ask devices, the
-    first answers alone, as models weigh much. It notes whose labels or texts have arrived as they
-    are.
+    """The device's uploading, which keeps what has arrived whole: of side-tuning all, of split
+    learning the states of the device's first round, of methods that ask devices the first answers,
+    as models weigh much. It notes whose labels or texts have arrived as they are.
     """
     upload = device.upload
+    first_rounds: set[int] = set()
 
     def kept(payload: Payload) -> Steps[None]:
         task = device.task
         yield from upload(payload)
         for kind in DATA_KINDS & payload.contents.kinds:
             sent.setdefault(kind, set()).update(payload.samples.tolist())
-        if landed is not None:
+        if isinstance(method, SplitTraining) and "activation" in payload.contents.kinds:
+            first_rounds.add(payload.version)
+            is_kept = payload.version == min(first_rounds)
+        else:
+            is_kept = isinstance(method, SideTuning)
+        if is_kept:
             landed.append(payload)
         elif task is not None and len(answered) < most:
             answered.append((payload, task.model))

@@ -64,6 +64,46 @@ def test_only_what_has_arrived_is_sent_as_it_is(scenario_file, tmp_path):
     assert records < sum(map(len, uploads.sim.task.parts))
 
 
+MANY = {**TASK, "train": 45, "validation": 40, "test": 30}
+SPLIT = {"rounds": 2, "participation": 1.0, "device_batch": 8, "peft": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        ({"kind": "mobillm", "epochs": 1}, (1, 2)),
+        ({"kind": "pae-mobillm", "shortcut": "matrix", "epochs": 1}, (1, 2)),
+        ({"kind": "splitfed-v1", "layers": 1, **SPLIT}, (1,)),
+        ({"kind": "splitfed-v2", "layers": 2, **SPLIT, "wire": "int8"}, (2,)),
+        ({"kind": "fedbert", "rounds": 2, "device_batch": 8, "dropout": 0.0}, (0,)),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_who_sends_every_tokens_state_sends_the_text(method, layers, scenario_file, tmp_path):
+    path = scenario_file(task=MANY, fleet=ALIKE, method=method)
+    run = run_scenario(str(path), out=tmp_path / "run", figures=False)
+    found = report(run, "texts", tmp_path)
+    by_token = {one.attack: one for one in found.outcomes if "one by one" in one.attack}
+    f1 = [one for one in found.outcomes if "one by one" in one.attack and one.what.endswith("F1")]
+    assert len(f1) == len({one.attack for one in by_token.values()})
+    sampled = {int(one.attack.rsplit(" ", 1)[1]) for one in f1}
+    assert sampled <= {0, *layers} and max(sampled) == max(layers)
+    for one in f1:  # the state of a token is that of the same token elsewhere, or nearly
+        assert one.n == 45 and one.success > max(0.5, one.chance + 0.1)
+    named = [o for o in found.outcomes if o.what == "text in top 1" and "layer" in o.attack]
+    assert named and all(one.success > 0.9 for one in named)
+
+
+def test_a_secret_rotation_hides_the_tokens_of_a_matrix(scenario_file, tmp_path):
+    method = {"kind": "mobillm", "epochs": 1, "protection": {"rotate": True}}
+    run = run_scenario(
+        str(scenario_file(task=MANY, fleet=ALIKE, method=method)), out=tmp_path / "run"
+    )
+    found = report(run, "texts", tmp_path).outcomes
+    f1 = [one for one in found if "one by one" in one.attack and one.what.endswith("F1")]
+    assert f1 and all(one.success < 0.3 for one in f1)
+
+
 def decoded(sim, payloads) -> list:
     width = sim.method.shape.backbone_widths["random-bert"]
     return [decode(with_values(payload.data), width) for payload in payloads]
