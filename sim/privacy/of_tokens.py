@@ -27,7 +27,7 @@ from sim.privacy.uploads import Uploads
 
 
 @dataclass(frozen=True)
-class TokenStates:
+class SentStates:
     """Of some texts' tokens, by layer: states [tokens, D] of each text."""
 
     samples: np.ndarray
@@ -72,7 +72,7 @@ def texts(
 def _of_backbone(
     uploads: Uploads,
     name: str,
-    sent: TokenStates,
+    sent: SentStates,
     known: np.ndarray,
     mine: np.ndarray,
     rng: np.random.Generator,
@@ -132,7 +132,7 @@ def _states(
     return found
 
 
-def _sent(uploads: Uploads) -> dict[str, TokenStates]:
+def _sent(uploads: Uploads) -> dict[str, SentStates]:
     """By backbone, each text once. PrivacyError where nothing arrived."""
     is_split = isinstance(uploads.sim.method, SplitTraining)
     found: dict[str, dict[int, dict[int, np.ndarray]]] = {}
@@ -147,7 +147,7 @@ def _sent(uploads: Uploads) -> dict[str, TokenStates]:
         samples = np.array(sorted(texts))
         layers = list(texts[int(samples[0])])
         states = {layer: [texts[int(sample)][layer] for sample in samples] for layer in layers}
-        sent[name] = TokenStates(samples, states)
+        sent[name] = SentStates(samples, states)
     return sent
 
 
