@@ -8,7 +8,7 @@ done by transformers' own class around a stand-in for the model below it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,7 +45,42 @@ def require_language_model(spec: BackboneSpec) -> None:
         _kept("output-embedding", fingerprint(spec), lambda: bool(WordHead(spec, np.zeros(1, int))))
 
 
-def _kept(what: str, of: str, find: Callable[[], bool]) -> bool:
+class OutputEmbedding(NamedTuple):
+    """Whether a decoder's output embedding is the input's, and how many numbers it has besides:
+    all of its own, or a bias.
+    """
+
+    is_tied: bool
+    numbers: int
+
+
+def output_embedding(spec: BackboneSpec) -> OutputEmbedding:
+    """Of a decoder, by its configuration alone. What was found is kept, so that torch is not needed
+    twice.
+    """
+    return OutputEmbedding(*_kept("own-numbers", config_of(spec), lambda: _own_numbers(spec)))
+
+
+def _own_numbers(spec: BackboneSpec) -> tuple[bool, int]:
+    whole = without_numbers(spec)
+    head, words = whole.get_output_embeddings(), whole.get_input_embeddings()
+    is_tied = head.weight is words.weight
+    numbers = sum(p.numel() for p in head.parameters())
+    return is_tied, numbers - is_tied * head.weight.numel()
+
+
+def tied(spec: BackboneSpec, kind: str) -> BackboneError:
+    """Why a decoder cannot have its embeddings on one side and its vocabulary on the other, where
+    both would be trained: they are one tensor, of which either side's gradient is a part.
+    """
+    return BackboneError(
+        f"backbone {spec.name!r} ({config_of(spec)['model_type']}): {kind} training cannot be "
+        "split, for the embeddings on the device and the vocabulary at the server are one tensor; "
+        "choose lora or adapter, or fedbert, which has both on the device"
+    )
+
+
+def _kept(what: str, of: Any, find: Callable[[], Any]) -> Any:
     place = kept.place("trials", what, of, kept.finder(("backbones/language_head",), _LIBRARIES))
     if (found := kept.recall(place)) is None:
         found = find()

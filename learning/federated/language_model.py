@@ -78,15 +78,20 @@ class TrainableLanguageModel(TrainableClassifier):
         """Logits [M, V] at each place that a token of a response follows, text after text, of
         right-padded token ids, their mask and segments, each [B, T], on the model's device.
         """
-        return self.head(self.last_states(ids_BT, mask_BT, segments_BT))
-
-    def last_states(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
-        """The last states [M, D] at these places: what the head reads."""
         ids_BT, mask_BT = ids_BT.to(self.device), mask_BT.to(self.device)
         h_BTD = self.backbone(
             input_ids=ids_BT, attention_mask=mask_BT, use_cache=False
         ).last_hidden_state
-        return h_BTD[:, :-1][_is_next_said(mask_BT, segments_BT)]
+        return self.read_off(h_BTD, mask_BT, segments_BT)
+
+    @property
+    def embeds_segments(self) -> bool:
+        """No: they tell what is to be said."""
+        return False
+
+    def read_off(self, h_BTD: Tensor, mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Logits [M, V] at these places, of tokens with these last states."""
+        return self.head(h_BTD[:, :-1][_is_next_said(mask_BT, segments_BT)])
 
     def targets(
         self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None, labels_B: Tensor

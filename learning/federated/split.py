@@ -7,7 +7,7 @@ SplitFed (arXiv 2004.12088; two transfers a batch, and the labels go up):
     client, server = splitfed(classifier, layers=2)
     sent = forward(client, client_state, ids_BT, mask_BT)   # up: sent.output and the labels
     # down: back
-    loss, grads, back = learn(server, server_state, sent.output, mask_BT, labels_B)
+    loss, grads, back = learn(server, server_state, sent.output, mask_BT, targets)
     client_grads, _ = sent.backward(back)
 
 FedBert (ACM TIST 13(4), 2022; four transfers, labels stay on the device):
@@ -17,13 +17,15 @@ FedBert (ACM TIST 13(4), 2022; four transfers, labels stay on the device):
     e = forward(embedding, state, ids_BT, mask_BT)          # up: e.output
     b = forward(body, body_state, e.output, mask_BT)        # down: b.output
     # up: back
-    loss, end_grads, back = learn(end, state, b.output, mask_BT, labels_B)
+    loss, end_grads, back = learn(end, state, b.output, mask_BT, targets)
     body_grads, back = b.backward(back)                     # down: back
     embedding_grads, _ = e.backward(back)
 
 A part knows its trainable tensors by the names that the whole classifier has for them, so the
 states of all parts together are a state of the classifier. What is received may have crossed a
-lossy wire: gradients are those at the received values.
+lossy wire: gradients are those at the received values. A language model is cut like any classifier:
+the part with the head has its vocabulary, and is told by the segments of tokens which are to be
+said.
 """
 
 from __future__ import annotations
@@ -39,9 +41,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from learning.backbones.anatomy import Anatomy, divisible
-from learning.backbones.backbone import _read
 from learning.backbones.catalogue import BackboneError
-from learning.backbones.huggingface import has_segments
+from learning.backbones.language_head import tied
 from learning.backbones.layers import entering, stack
 from learning.federated.dropout import dropping_out
 from learning.federated.losses import loss_of
@@ -64,24 +65,28 @@ class Part(nn.Module):
     readout and head or not.
 
     It shares the classifier's weights; `names` are its trainable tensors, `trainable()` a copy of
-    them; `shared` are those of them that layers of another part would need too. A part runs on the
-    thread that owns the classifier: states are swapped in while it runs. Raises BackboneError for a
-    model that cannot be cut between its layers.
+    them; `shared` are those of them that layers of another part would need too. A vocabulary that
+    is tied to the embeddings has their name in every part. A part runs on the thread that owns the
+    classifier: states are swapped in while it runs. Raises BackboneError for a model that cannot be
+    cut between its layers.
     """
 
     def __init__(
         self, classifier: TrainableClassifier, layers: range | None, embeds: bool, head: bool
     ) -> None:
         super().__init__()
-        self.embeds, self.readout = embeds, classifier.readout
+        self.embeds, self.embeds_segments = embeds, classifier.embeds_segments
         self.device = classifier.device
         self._received: list[Tensor] = []
         of = classifier.backbone, classifier.spec.name
         self.backbone = None if layers is None else _piece(*of, layers, embeds, self._received)
         self.head = classifier.head if head else None
         self.dropout = classifier.dropout
-        own = dict(self.named_parameters())
-        names = [name for name in classifier.trainable_parameters() if name in own]
+        self._read_off = classifier.read_off  # by the head and the dropout above
+        mine = {id(parameter): name for name, parameter in self.named_parameters()}
+        trained = classifier.trainable_parameters().items()
+        self._own_names = {name: mine[id(p)] for name, p in trained if id(p) in mine}
+        names = list(self._own_names)
         built = None if layers is None else divisible(*of)
         beside = (
             ()
@@ -96,12 +101,12 @@ class Part(nn.Module):
 
     def forward(self, x: Tensor, mask_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """From token ids [B, T] (a part with embeddings) or hidden states [B, T, D] to hidden
-        states or logits [B, C].
+        states or logits.
         """
         if self.backbone is not None:
             entry = "input_ids" if self.embeds else "inputs_embeds"
             inputs: dict[str, Tensor | bool] = {entry: x, "attention_mask": mask_BT}
-            if self.embeds and segments_BT is not None and has_segments(self.backbone.config):
+            if self.embeds and segments_BT is not None and self.embeds_segments:
                 inputs["token_type_ids"] = segments_BT
             if hasattr(self.backbone.config, "use_cache"):
                 inputs["use_cache"] = False
@@ -110,16 +115,18 @@ class Part(nn.Module):
             self._received.clear()
         if self.head is None:
             return x
-        return self.head(self.dropout(_read(x, mask_BT, self.readout)))
+        return self._read_off(x, mask_BT, segments_BT)
 
     def trainable(self) -> dict[str, Tensor]:
         """A copy of this part's trainable tensors, under the classifier's names."""
-        return self.of(
-            {
-                name: parameter.detach().to("cpu", copy=True)
-                for name, parameter in self.named_parameters()
-            }
-        )
+        own = dict(self.named_parameters())
+        return {
+            name: own[self._own_names[name]].detach().to("cpu", copy=True) for name in self.names
+        }
+
+    def run(self, state: State, *inputs: Tensor | None) -> Tensor:
+        """What it makes of its inputs with these trainable tensors."""
+        return functional_call(self, {self._own_names[n]: t for n, t in state.items()}, inputs)
 
     def of(self, state: State) -> dict[str, Tensor]:
         """This part's share of a state."""
@@ -131,7 +138,7 @@ def splitfed(classifier: TrainableClassifier, layers: int) -> tuple[Part, Part]:
     all layers.
 
     Raises ValueError for more layers than there are, and BackboneError for a model that cannot be
-    cut there.
+    cut there, or of which both sides would train the same tensor.
     """
     depth = len(stack(classifier.backbone))
     if not 0 <= layers <= depth:
@@ -142,6 +149,8 @@ def splitfed(classifier: TrainableClassifier, layers: int) -> tuple[Part, Part]:
     server = Part(classifier, range(layers, depth), embeds=False, head=True)
     if 0 < layers < depth:
         require_apart(client, classifier)
+    if any(name in server.names for name in client.names):  # else refused above, or nowhere used
+        raise tied(classifier.spec, classifier.kind)
     return client, server
 
 
@@ -225,9 +234,7 @@ def forward(
     }
     received = x.requires_grad_() if x.is_floating_point() else None
     with torch.enable_grad(), dropping_out(part, *dropout):
-        attached = functional_call(
-            part, leaves, (x if received is None else received, mask_BT, segments_BT)
-        )
+        attached = part.run(leaves, x if received is None else received, mask_BT, segments_BT)
     return Pass(_in_memory(attached.detach()), attached, leaves, received)
 
 
@@ -241,18 +248,19 @@ def learn(
     state: State,
     x: Tensor,
     mask_BT: Tensor,
-    labels_B: Tensor,
+    targets: Tensor,
     dropout: Dropout = (0.0, 0),
+    segments_BT: Tensor | None = None,
 ) -> tuple[float, dict[str, Tensor], Tensor | None]:
     """The part with the head: mean cross-entropy, gradients of its trainable tensors, and of what
-    it had received.
+    it had received. `targets` are labels [B], or the tokens [M] to be said, where the segments are.
     """
-    ran = forward(part, state, x, mask_BT, dropout=dropout)
-    logits_BC = ran.output.requires_grad_()
+    ran = forward(part, state, x, mask_BT, segments_BT, dropout)
+    logits = ran.output.requires_grad_()
     with torch.enable_grad():
-        loss = loss_of(logits_BC, labels_B)
-    (gradient_BC,) = torch.autograd.grad(loss, logits_BC)
-    return (float(loss.detach()), *ran.backward(gradient_BC))
+        loss = loss_of(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return (float(loss.detach()), *ran.backward(gradient))
 
 
 def pack_rows(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:

@@ -148,11 +148,20 @@ class TrainableClassifier(nn.Module):
         """
         ids_BT, mask_BT = ids_BT.to(self.device), mask_BT.to(self.device)
         inputs: dict[str, Tensor | bool] = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if segments_BT is not None and has_segments(self.backbone.config):
+        if segments_BT is not None and self.embeds_segments:
             inputs["token_type_ids"] = segments_BT.to(self.device)
         if hasattr(self.backbone.config, "use_cache"):
             inputs["use_cache"] = False
         h_BTD = self.backbone(**inputs).last_hidden_state
+        return self.read_off(h_BTD, mask_BT, segments_BT)
+
+    @property
+    def embeds_segments(self) -> bool:
+        """Whether the segments of tokens are embedded, as those of a pair of texts."""
+        return has_segments(self.backbone.config)
+
+    def read_off(self, h_BTD: Tensor, mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Logits [B, C] of texts whose tokens have these last states."""
         return self.head(self.dropout(_read(h_BTD, mask_BT, self.readout)))
 
     def _new_head(self, head: str, width: int, device: torch.device) -> Any:

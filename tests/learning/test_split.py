@@ -2,6 +2,7 @@
 after many steps.
 """
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learning.backbones import catalogue
+from learning.backbones.catalogue import BackboneError
+from learning.backbones.language_head import output_embedding
+from learning.backbones.tokens import Tokens
 from learning.federated import split
+from learning.federated.language_model import TrainableLanguageModel
+from learning.federated.local_training import LocalTraining, inputs, train
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
@@ -289,3 +295,131 @@ def test_cuts_that_cannot_be_made_are_refused():
         ValueError, match="a model of 2 layers can be cut after 0 to 2 of them, not after 3"
     ):
         split.splitfed(classifier, 3)
+
+
+# --- language models
+# ------------------------------------------------------------------------------------------
+
+SMOLLM2 = {  # its proportions: heads that share keys and values, one tensor in and out
+    "model_type": "llama",
+    "vocab_size": 211,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+DECODERS = {
+    "tied": SMOLLM2,
+    "untied": {**SMOLLM2, "tie_word_embeddings": False},
+    "gpt2": {"model_type": "gpt2", "vocab_size": 211, "n_embd": 24, "n_layer": 3, "n_head": 3},
+    "opt": {**OWN["tiny-opt"], "num_hidden_layers": 3, "vocab_size": 211},
+}
+
+
+def speaker_of(name, kind):
+    own = {key: {"random": value} for key, value in DECODERS.items()}
+    model = TrainableLanguageModel(catalogue.find(name, own), kind, seed=1)
+    with torch.no_grad():  # away from the start, where half of LoRA's gradients are zero
+        for parameter in model.trainable_parameters().values() if kind != "full" else ():
+            draw = torch.Generator().manual_seed(parameter.numel())
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def talk(seed=0, lengths=(5, 9, 2, 7), said=(2, 4, 1, 6)):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(3, 211, n).astype(np.int32) for n in lengths]
+    ends = zip(lengths, said, strict=True)
+    return Tokens(ids, [np.repeat(np.int32([0, 1]), [n - last, last]) for n, last in ends])
+
+
+def what_is_said(model, tokens):
+    """Ids, mask and segments, and the tokens to be said, as local training has them."""
+    batch = inputs(tokens, range(len(tokens)))
+    return *batch, model.targets(*batch, torch.empty(0))
+
+
+def split_words(model, layers, state, ids_BT, mask_BT, segments_BT, wanted_M):
+    client, server = split.splitfed(model, layers)
+    sent = split.forward(client, state, ids_BT, mask_BT, segments_BT)
+    loss, at_server, back = split.learn(
+        server, state, sent.output, mask_BT, wanted_M, segments_BT=segments_BT
+    )
+    return loss, {**sent.backward(back)[0], **at_server}
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("tied", "lora"), ("untied", "lora"), ("tied", "adapter"), ("untied", "full")],
+)
+def test_a_split_language_models_gradients_are_the_unsplit_ones_at_every_cut(name, kind, layers):
+    model = speaker_of(name, kind)
+    batch = what_is_said(model, talk())
+    expected_loss, expected = whole_gradients(model, *batch)
+    loss, found = split_words(model, layers, model.trainable(), *batch)
+    assert len(batch[-1]) == 13 and loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_other_decoders_can_be_split_by_lora(name):
+    model = speaker_of(name, "lora")
+    batch = what_is_said(model, talk())
+    expected_loss, expected = whole_gradients(model, *batch)
+    loss, found = split_words(model, 1, model.trainable(), *batch)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_same(found, expected)
+
+
+def test_a_split_step_is_a_step_of_local_training():
+    model, tokens = speaker_of("tied", "lora"), talk()
+    start = model.trainable()
+    how = LocalTraining(epochs=1, batch=4, learning_rate=1e-2, optimiser="sgd", dropout=0.0)
+    local = train(model, start, tokens, np.zeros(4, int), how, 0)
+    loss, gradients = split_words(model, 1, start, *what_is_said(model, tokens))
+    stepped, _ = split.Sgd(1e-2).step(start, gradients)
+    assert loss == pytest.approx(local.mean_loss, rel=1e-6)
+    for name, tensor in local.state.items():
+        assert torch.allclose(stepped[name], tensor, atol=1e-7) and (tensor != start[name]).any()
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_fedberts_vocabulary_is_on_the_device_also_where_it_is_the_embeddings(name):
+    model = speaker_of(name, "full")
+    ids_BT, mask_BT, segments_BT, wanted_M = batch = what_is_said(model, talk())
+    expected_loss, expected = whole_gradients(model, *batch)
+    embedding, body, end = split.fedbert(model)
+    assert ({*embedding.names} == {*end.names}) == (name == "tied")
+    e = split.forward(embedding, embedding.trainable(), ids_BT, mask_BT, segments_BT)
+    b = split.forward(body, body.trainable(), e.output, mask_BT)
+    loss, at_end, back = split.learn(
+        end, end.trainable(), b.output, mask_BT, wanted_M, segments_BT=segments_BT
+    )
+    at_body, back = b.backward(back)
+    below, _ = e.backward(back)
+    both = {n: below.get(n, 0) + at_end.get(n, 0) for n in {**below, **at_end}}
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert_same({**both, **at_body}, expected)
+
+
+def test_one_tensor_cannot_be_trained_on_both_sides():
+    with pytest.raises(BackboneError, match=r"are one tensor; choose lora or adapter, or fedbert"):
+        split.splitfed(speaker_of("tied", "full"), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_tied", "numbers"), [("tied", True, 0), ("untied", False, 211 * 24)]
+)
+def test_what_a_vocabulary_has_beside_the_embeddings_follows_from_the_configuration(
+    name, is_tied, numbers
+):
+    model = speaker_of(name, "lora")
+    assert output_embedding(model.spec) == (is_tied, numbers)
+    of_head = sum(p.numel() for p in model.parameters()) - sum(
+        p.numel() for p in model.backbone.parameters()
+    )
+    assert of_head == numbers
