@@ -46,7 +46,8 @@ class PassCounts:
 @dataclass(frozen=True)
 class PartArchitecture:
     """One part of a split model: its numbers, those of them it trains, the width of what it hands
-    on, and its two passes.
+    on, its two passes, and what the first keeps for the second: bytes a text, (constant, per token,
+    per token^2).
 
     The peak of the forward pass holds what is kept for the backward pass, that of the backward pass
     all that lives in it.
@@ -57,6 +58,7 @@ class PartArchitecture:
     width: int
     ahead: PassCounts
     back: PassCounts
+    saved: tuple[float, float, float]
 
     @property
     def trainable_bytes(self) -> int:
@@ -66,6 +68,17 @@ class PartArchitecture:
     def kept_bytes(self, optimiser: str = "adamw") -> int:
         """Bytes of all weights and of what the optimiser keeps, in float32."""
         return 4 * self.parameters + OPTIMISER_NUMBERS[optimiser] * self.trainable_bytes
+
+    def saved_bytes(self, batch: int, tokens: int) -> int:
+        """Bytes kept from the forward pass for the backward pass."""
+        return round(batch * _polynomial(self.saved, tokens))
+
+    def with_numbers(self, more: int, is_trained: bool) -> PartArchitecture:
+        """The same with so many more numbers: a vocabulary, whose passes are charged by its own
+        formula.
+        """
+        trainable = self.trainable + more * is_trained
+        return dataclasses.replace(self, parameters=self.parameters + more, trainable=trainable)
 
     def forward(self, batch: int, tokens: int) -> Cost:
         """A forward pass that waits for its gradient."""
@@ -94,7 +107,8 @@ def part_architecture(
     adapters: str = "houlsby",
 ) -> PartArchitecture:
     """The counted cost of a part of the backbone trained by `kind`: its first layers with
-    embeddings, else its last ones; where it has the `head`, one of that kind.
+    embeddings, else its last ones; where it has the `head`, one of that kind to so many classes
+    (0: none, where words are said).
 
     Raises ValueError for more layers than the backbone has, and BackboneError for an architecture
     that cannot be split.
@@ -118,9 +132,8 @@ def part_architecture(
 
 
 def _from_json(fields: dict[str, Any]) -> PartArchitecture:
-    return PartArchitecture(
-        **{**fields, "ahead": passes(fields["ahead"]), "back": passes(fields["back"])}
-    )
+    both = {name: passes(fields[name]) for name in ("ahead", "back")}
+    return PartArchitecture(**{**fields, **both, "saved": tuple(fields["saved"])})
 
 
 def passes(fields: Mapping[str, Any]) -> PassCounts:
@@ -201,6 +214,7 @@ def _count(
         _width(part, entering),
         PassCounts(**{name: value for name, value in ahead.items() if name != "saved"}),
         PassCounts(**{name: value for name, value in back.items() if name != "saved"}),
+        ahead["saved"],
     )
 
 
@@ -230,17 +244,20 @@ def _run_on(part: Any, entering: int) -> Callable[[int, int], Any]:
     """Measures the forward and the backward pass; the peak of the latter is that of both."""
     import torch
 
-    from learning.cost.meter import CostMeter, Reading
+    from learning.cost.meter import CostMeter, Reading, saving
     from learning.federated.split import forward
 
     state = dict(part.named_parameters())
 
     def run(batch: int, tokens: int) -> list[Reading]:
         inputs, meter = _inputs(part, entering, batch, tokens), CostMeter()
-        meter.ignore([*inputs, *part.parameters(), *part.buffers()])
+        known = [*inputs, *part.parameters(), *part.buffers()]
+        meter.ignore(known)
         with torch.device("meta"), meter:
-            ran = forward(part, state, *inputs)
-            ahead = Reading(meter.flop, meter.bytes_moved, meter.peak_bytes, meter.operators)
+            with saving(known) as saved:
+                ran = forward(part, state, *inputs)
+            read = (meter.flop, meter.bytes_moved, meter.peak_bytes, meter.operators)
+            ahead = Reading(*read, sum(saved.values()))
             gradients = ran.backward(torch.ones_like(ran.output))
         del gradients
         flop = meter.flop - ahead.flop

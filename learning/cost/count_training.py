@@ -240,7 +240,7 @@ def measure_step(model: Any, batch: int, tokens: int) -> Reading:
     import torch
     import torch.nn.functional as F
 
-    from learning.cost.meter import CostMeter, Reading
+    from learning.cost.meter import CostMeter, Reading, saving
 
     with torch.device("meta"):
         ids_BT = torch.zeros(batch, tokens, dtype=torch.long)
@@ -249,18 +249,9 @@ def measure_step(model: Any, batch: int, tokens: int) -> Reading:
         meter = CostMeter()
         known = [ids_BT, mask_BT, labels_B, *model.parameters(), *model.buffers()]
         meter.ignore(known)
-        weights = {tensor.untyped_storage()._cdata for tensor in known}
-        saved = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in weights:
-                saved[storage._cdata] = storage.nbytes()
-            return tensor
-
         model.zero_grad(set_to_none=True)
         with meter:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with saving(known) as saved:
                 loss = F.cross_entropy(model(ids_BT, mask_BT), labels_B)
             kept = sum(saved.values())
             loss.backward()

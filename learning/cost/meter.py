@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +88,24 @@ class CostMeter(TorchDispatchMode):
     def _free(self, key: int, nbytes: int) -> None:
         self._seen.discard(key)
         self.live_bytes -= nbytes
+
+
+@contextmanager
+def saving(known: Sequence[torch.Tensor]) -> Iterator[dict[int, int]]:
+    """Bytes of each new storage that the passes within keep for their way back; those of `known`
+    are not new.
+    """
+    old = {tensor.untyped_storage()._cdata for tensor in known}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in old:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
 
 
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
