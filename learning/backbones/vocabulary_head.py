@@ -68,7 +68,8 @@ class VocabularyHead(nn.Module):
         """Logits [M, V] after tokens whose last states these are."""
         self._below.states = last_MD[None]
         ids = torch.zeros(1, len(last_MD), dtype=torch.long, device=last_MD.device)
-        logits_MV = self.whole(input_ids=ids).logits[0]
+        # a view, whose way back is one: `[0]` would put the gradient into a new tensor of zeros
+        logits_MV = self.whole(input_ids=ids).logits.squeeze(0)
         self._below.states = None
         return logits_MV
 

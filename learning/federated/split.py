@@ -23,9 +23,8 @@ FedBert (ACM TIST 13(4), 2022; four transfers, labels stay on the device):
 
 A part knows its trainable tensors by the names that the whole classifier has for them, so the
 states of all parts together are a state of the classifier. What is received may have crossed a
-lossy wire: gradients are those at the received values. A language model is cut like any classifier:
-the part with the head has its vocabulary, and is told by the segments of tokens which are to be
-said.
+lossy wire: gradients are those at the received values. A language model's last part has its
+vocabulary, and is told by the segments of tokens which are to be said.
 """
 
 from __future__ import annotations
@@ -119,10 +118,8 @@ class Part(nn.Module):
 
     def trainable(self) -> dict[str, Tensor]:
         """A copy of this part's trainable tensors, under the classifier's names."""
-        own = dict(self.named_parameters())
-        return {
-            name: own[self._own_names[name]].detach().to("cpu", copy=True) for name in self.names
-        }
+        own = {n: self.get_parameter(self._own_names[n]) for n in self.names}
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in own.items()}
 
     def run(self, state: State, *inputs: Tensor | None) -> Tensor:
         """What it makes of its inputs with these trainable tensors."""
@@ -226,6 +223,18 @@ def forward(
     """Run a part with the trainable tensors of `state` (which may hold more) on ids [B, T] or
     received states [B, T, D]. What it gives lies in the CPU's memory.
     """
+    return _pass(part, state, (x, mask_BT, segments_BT), dropout, lambda output: output)
+
+
+def _pass(
+    part: Part,
+    state: State,
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    dropout: Dropout,
+    then: Callable[[Tensor], Tensor],
+) -> Pass:
+    """A pass whose output is what is `then` made of the part's, which nobody holds on to."""
+    x, mask_BT, segments_BT = inputs
     x, mask_BT = x.detach().to(part.device), mask_BT.to(part.device)
     segments_BT = None if segments_BT is None else segments_BT.to(part.device)
     leaves = {
@@ -234,7 +243,7 @@ def forward(
     }
     received = x.requires_grad_() if x.is_floating_point() else None
     with torch.enable_grad(), dropping_out(part, *dropout):
-        attached = part.run(leaves, x if received is None else received, mask_BT, segments_BT)
+        attached = then(part.run(leaves, x, mask_BT, segments_BT))
     return Pass(_in_memory(attached.detach()), attached, leaves, received)
 
 
@@ -255,12 +264,12 @@ def learn(
     """The part with the head: mean cross-entropy, gradients of its trainable tensors, and of what
     it had received. `targets` are labels [B], or the tokens [M] to be said, where the segments are.
     """
-    ran = forward(part, state, x, mask_BT, segments_BT, dropout)
-    logits = ran.output.requires_grad_()
-    with torch.enable_grad():
-        loss = loss_of(logits, targets)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    return (float(loss.detach()), *ran.backward(gradient))
+
+    def loss(logits: Tensor) -> Tensor:
+        return loss_of(logits, targets.to(logits.device))
+
+    ran = _pass(part, state, (x, mask_BT, segments_BT), dropout, loss)
+    return (float(ran.output), *ran.backward(torch.ones_like(ran.output)))
 
 
 def pack_rows(h_BTD: Tensor, mask_BT: Tensor) -> Tensor:
