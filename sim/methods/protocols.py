@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class ServerDriven:
     config: Any
     world: World
     learner: Learner
-    keeps_on_device: ClassVar[frozenset[str]] = PER_TEXT_KINDS
+    keeps_on_device: frozenset[str] = PER_TEXT_KINDS
 
     def device(self, device: Device) -> Generator:
         """Take part whenever the server asks."""

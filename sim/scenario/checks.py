@@ -192,7 +192,8 @@ def _response_problems(scenario: Scenario) -> Iterator[tuple[Where, str]]:
             yield (
                 (*where, "kind"),
                 f"{method.kind} learns classes, and this task is to learn what is said next: take "
-                "fed-mobillm-lm, federated PEFT (fedavg-lora), a forward-only method or local-lora",
+                "fed-mobillm-lm, federated PEFT (fedavg-lora), split learning (splitfed-v1), a "
+                "forward-only method or local-lora",
             )
         elif not of_responses and method.responses == "only":
             yield (

@@ -1,5 +1,6 @@
 """FedBert (ACM TIST 13(4), 2022): the device has the embeddings and the head, the server every
-layer; labels never leave.
+layer; labels never leave. For responses the head is the model's own vocabulary: a device has it
+beside the embeddings, or as the same tensor.
 
 A batch crosses the network four times: embeddings up, the body's output down, its gradient up, the
 embeddings' gradient down. Rounds are those of SplitFed: the devices' parts are averaged, and so are
@@ -44,15 +45,17 @@ def head_gradients(
     head: Part,
     h_BTD: Tensor,
     mask_BT: Tensor,
-    labels_B: Tensor,
+    targets: Tensor,
     dropout: Dropout = (0.0, 0),
+    segments_BT: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """The first half of the client update, on the body's output: the gradient to send up, and the
     head's own.
     """
     from learning.federated.split import learn
 
-    _, gradients, back_BTD = learn(head, held.state, h_BTD, mask_BT, labels_B, dropout)
+    batch = (h_BTD, mask_BT, targets, dropout, segments_BT)
+    _, gradients, back_BTD = learn(head, held.state, *batch)
     assert back_BTD is not None  # the head has received vectors
     return back_BTD, gradients
 
@@ -61,10 +64,12 @@ def client_update(
     optimiser: Optimiser, held: Held, passed: Pass, gradient_BTD: Tensor, head: State
 ) -> tuple[State, Moments]:
     """The embeddings backward from the gradient that came down, and one step of them and the
-    head.
+    head; of a tensor that is both, by both gradients.
     """
     gradients, _ = passed.backward(gradient_BTD)
-    return optimiser.step(held.state, {**gradients, **head}, held.moments)
+    for name in gradients.keys() & head.keys():
+        gradients[name].add_(head[name])
+    return optimiser.step(held.state, {**head, **gradients}, held.moments)
 
 
 def server_update(
@@ -123,13 +128,17 @@ class FedBertLearner(SplitLearner):
         ran: Ran,
         data: bytes,
     ) -> tuple[bytes, State]:
+        from learning.federated.local_training import inputs
         from learning.federated.losses import targets_of
 
         single_thread()
         labels_B = targets_of(self.world.task.labels[samples])
+        texts = inputs(self.tokens(backbone, samples), range(len(samples)))
+        targets = self.models[backbone].targets(*texts, labels_B)
         h_BTD = unpacked_vectors(data, ran.mask_BT, self.by, self.width_of(backbone))
         head = self.parts[backbone][2]
-        back_BTD, gradients = head_gradients(held, head, h_BTD, ran.mask_BT, labels_B, dropout)
+        batch = (h_BTD, ran.mask_BT, targets, dropout, texts[2])
+        back_BTD, gradients = head_gradients(held, head, *batch)
         return packed_vectors(back_BTD, ran.mask_BT, self.by), gradients
 
     def body_back(self, sent: Sent, held: Held, data: Learned) -> tuple[Learned, Held]:

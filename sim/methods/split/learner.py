@@ -2,7 +2,8 @@
 bytes.
 
 `Held` is what one side holds: a state (of which it touches the tensors of its own parts alone) and
-its optimiser's moments. Bytes are vectors of the real tokens, after each text's length.
+its optimiser's moments. Bytes are vectors of the real tokens, after each text's length and what it
+is learned by, where that goes up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from learning.federated.aggregation import is_finite, restrict, weighted_mean
 from learning.federated.seeds import derived_seed
 from sim.kernel.learned import Learned, Taken
 from sim.methods.federated_peft.learner import FederatedLearner, sorted_out
+from sim.methods.split.targets import Targets, packed_said, unpacked_labels, unpacked_said
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,28 +124,37 @@ class SplitLearner(FederatedLearner):
         return self._dropout, derived_seed(seed, part)
 
     def embed(
-        self, backbone: str, samples: np.ndarray, held: Held, seed: int, with_labels: bool = False
+        self, backbone: str, samples: np.ndarray, held: Held, seed: int, with_targets: bool = False
     ) -> Sent:
-        """The device's first part; what goes up are the texts' lengths, their labels if they are to
-        go, and vectors.
+        """The device's first part; what goes up are the texts' lengths, what they are learned by if
+        that is to go, and vectors.
         """
-        how = (backbone, samples, held, self.dropout(seed, 0), with_labels)
+        how = (backbone, samples, held, self.dropout(seed, 0), with_targets)
         return Sent(*self.world.host.learn(self._embedded, *how, stored=(False, True)))
 
     def _embedded(
-        self, backbone: str, samples: np.ndarray, held: Held, dropout: Dropout, with_labels: bool
+        self, backbone: str, samples: np.ndarray, held: Held, dropout: Dropout, with_targets: bool
     ) -> tuple[Ran, bytes]:
         from learning.federated import split
         from learning.federated.local_training import inputs
 
         single_thread()
-        ids_BT, mask_BT, segments_BT = inputs(self.tokens(backbone, samples), range(len(samples)))
+        tokens = self.tokens(backbone, samples)
+        ids_BT, mask_BT, segments_BT = inputs(tokens, range(len(samples)))
         first = self.parts[backbone][0]
         ran = split.forward(first, held.state, ids_BT, mask_BT, segments_BT, dropout)
-        labels = self.world.task.labels[samples] if with_labels else np.empty(0)
-        lengths = mask_BT.sum(1).numpy().astype("<i4")
-        header = lengths.tobytes() + labels.astype(self.label_format).tobytes()
+        header = mask_BT.sum(1).numpy().astype("<i4").tobytes()
+        if with_targets and self.world.task.has_responses:
+            header += packed_said(tokens)
+        elif with_targets:
+            header += self.world.task.labels[samples].astype(self.label_format).tobytes()
         return Ran(ran, mask_BT), header + packed_vectors(ran.output, mask_BT, self.by)
+
+    def targets_from(self, data: bytes, mask_BT: Tensor) -> Targets:
+        """What a batch is learned by, as it came up."""
+        if self.world.task.has_responses:
+            return unpacked_said(data, mask_BT)
+        return unpacked_labels(data, self.label_format, len(mask_BT))
 
     def step_of(self, *what: Any) -> tuple[Learned, Held]:
         """Begin a piece that gives a gradient to send, and what is held after a step."""

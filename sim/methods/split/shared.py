@@ -5,7 +5,7 @@ what is charged.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,11 +28,13 @@ from sim.methods.split.charging import Charging
 from sim.methods.split.learner import SplitLearner
 from sim.methods.trained import HeadSettings, OptimiserSettings
 from sim.methods.wires import sent_width
+from sim.scenario.settings import Responses
 
 
 class SplitSettings(OptimiserSettings, HeadSettings):
     """Settings of every method that splits the model between device and server."""
 
+    responses: ClassVar[Responses] = "also"
     participation: float = Field(1.0, gt=0, le=1)
     """Share of the fleet that takes part in a round."""
     local_epochs: int = Field(1, ge=1)
@@ -77,16 +79,19 @@ class SplitTraining(SynchronousRounds):
         parts: Mapping[str, tuple[PartArchitecture, ...]],
         in_parallel: bool,
         learning_rate: float,
-        *learner_args: Any,
+        layers: int,
+        trains: str,
+        *sizes: Any,
     ) -> None:
         self.config, self.world, self.in_parallel = config, world, in_parallel
         chain, own = chain_of(config.wire), self.learner_class.own
         for spec in (*world.costing.charged.values(), *world.costing.learned.values()):
             sent_width(chain, width_of(config_of(spec)))
-        self.charging = Charging(world, parts, own, config.charged_as, chain)
+        sent = (config.charged_as, chain)
+        self.charging = Charging(world, parts, own, *sent, trains_words=trains == "full")
         step = (config.optimiser, learning_rate, config.weight_decay, config.momentum)
-        how = (*step, config.dropout)
-        self.learner = learner_for(world, self.learner_class, *how, *learner_args)
+        how = (*step, config.dropout, layers, trains)
+        self.learner = learner_for(world, self.learner_class, *how, *sizes)
         if not world.dry:
             self.learner.by = chain
         self.copies: dict[

@@ -1,7 +1,8 @@
 """SplitFed (arXiv 2004.12088): the device has the embeddings and the first layers, the server the
-rest and the head.
+rest and the head, which for responses is the model's own vocabulary.
 
-Every batch, activations and labels go up and their gradient comes down. In V1 the server keeps one
+Every batch, activations and labels (or the tokens to be said) go up and their gradient comes down.
+In V1 the server keeps one
 copy of its part for each client, all clients work at once, and both sides are averaged after a
 round. In V2 there is one server part; clients have their turns one by one, in random order, and the
 client parts alone are averaged (docs/forward_only_and_split.md).
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from learning.backbones.catalogue import config_of, depth_of
+from learning.backbones.language_head import output_embedding, tied
 from learning.cost.count_split import part_architecture
 from sim.kernel.device import Device
 from sim.kernel.learned import Learned
@@ -23,6 +25,7 @@ from sim.kernel.ledger import DATA_KINDS, Contents, Item, only
 from sim.kernel.work import ClientTask
 from sim.kernel.world import World
 from sim.methods.federated_peft.shared import LEARNING_RATES
+from sim.methods.responses import vocabularies
 from sim.methods.split.learner import (
     Held,
     SplitLearner,
@@ -32,6 +35,7 @@ from sim.methods.split.learner import (
     unpacked_vectors,
 )
 from sim.methods.split.shared import SplitSettings, SplitTraining
+from sim.methods.split.targets import Targets
 from sim.methods.trained import TrainableSettings
 
 if TYPE_CHECKING:
@@ -55,13 +59,15 @@ def server_update(
     part: Part,
     h_BTD: Tensor,
     mask_BT: Tensor,
-    labels_B: Tensor,
+    targets: Targets,
     dropout: Dropout = (0.0, 0),
 ) -> tuple[Tensor, State, Moments]:
     """The rest of the model on what came up, and one step; first the gradient to send down."""
     from learning.federated.split import learn
 
-    _, gradients, back_BTD = learn(part, held.state, h_BTD, mask_BT, labels_B, dropout)
+    wanted, segments_BT, _ = targets
+    batch = (h_BTD, mask_BT, wanted, dropout, segments_BT)
+    _, gradients, back_BTD = learn(part, held.state, *batch)
     assert back_BTD is not None  # this part has received vectors
     return back_BTD, *optimiser.step(held.state, gradients, held.moments)
 
@@ -86,16 +92,14 @@ class SplitFedLearner(SplitLearner):
     def _learned(
         self, backbone: str, count: int, dropout: Dropout, held: Held, data: bytes
     ) -> tuple:
-        from learning.federated.losses import targets_of
-
         single_thread()
-        lengths = np.frombuffer(data, "<i4", count)
-        labels = np.frombuffer(data, self.label_format, count, offset=4 * count)
-        mask_BT = mask_of(lengths)
-        h_BTD = unpacked_vectors(data[8 * count :], mask_BT, self.by, self.width_of(backbone))
-        labels_B = targets_of(labels)
+        mask_BT = mask_of(np.frombuffer(data, "<i4", count))
+        rest = data[4 * count :]
+        targets = self.targets_from(rest, mask_BT)
+        vectors = rest[targets.nbytes :]
+        h_BTD = unpacked_vectors(vectors, mask_BT, self.by, self.width_of(backbone))
         part = self.parts[backbone][1]
-        batch = (h_BTD, mask_BT, labels_B, dropout)
+        batch = (h_BTD, mask_BT, targets, dropout)
         back_BTD, *after = server_update(self.optimiser, held, part, *batch)
         return packed_vectors(back_BTD, mask_BT, self.by), *after
 
@@ -130,6 +134,12 @@ class SplitFed(SplitTraining):
     def __init__(self, config: Config, world: World) -> None:
         kind, size = config.peft, (world.task.classes, *config.size)
         specs = (*world.costing.learned.values(), *world.costing.charged.values())
+        self.says = bool(vocabularies(world))
+        if self.says:  # the tokens themselves go up; their topics nobody learns
+            self.keeps_on_device = DATA_KINDS - {"token ids"}
+        for spec in specs if self.says and kind == "full" else ():
+            if output_embedding(spec).is_tied:
+                raise tied(spec, kind)
         shallowest = min(depth_of(config_of(spec)) for spec in specs)
         if config.layers > shallowest:
             raise ValueError(
@@ -152,15 +162,16 @@ class SplitFed(SplitTraining):
     def batch(
         self, device: Device, task: ClientTask, samples: np.ndarray, seed: int, slot: list
     ) -> Generator[Any, Any, Any]:
-        """Forward, activations and labels up, the server's step, their gradient down, backward."""
+        """Forward, activations and what they are learned by up, the server's step, their gradient
+        down, backward.
+        """
         charge, name, work = self.charging, device.backbone, self.learner.work
         ahead = charge.with_encoding(charge.forward(device, samples, 0), device, samples, 0)
         sent: Any = yield from device.compute(
             work(ahead, self.learner.embed, name, samples, slot[0], seed, True)
         )
         states = charge.states(device, samples, 0, self.config.layers)
-        each = 4 * len(samples)
-        held = Contents(states, Item("length", each), Item("label", each))
+        held = Contents(states, *self.targets(device, samples))
         up = yield from self.exchange(device, task, samples, held, sent and sent.data)
         both = charge.forward(device, samples, 1) + charge.backward(device, samples, 1)
         learn = (self.learner.learn, name, len(samples), seed)
@@ -169,3 +180,13 @@ class SplitFed(SplitTraining):
         back = charge.backward(device, samples, 0)
         finish = work(back, self.learner.finish, client_update, slot, sent, gradient)
         return (yield from device.compute(finish))
+
+    def targets(self, device: Device, samples: np.ndarray) -> tuple[Item, Item]:
+        """What goes up beside the vectors: each text's length and label; or its length, how many of
+        its last tokens are to be said, and these.
+        """
+        each = 4 * len(samples)
+        if not self.says:
+            return Item("length", each), Item("label", each)
+        said = int(self.world.response_lengths(device, samples).sum())
+        return Item("length", 2 * each), Item("token ids", 4 * said)
