@@ -17,11 +17,13 @@ from learning.federated import split
 from learning.federated.local_training import LocalTraining, inputs, train
 from learning.metrics import merit, score_responses
 from sim.kernel.device import Device
+from sim.kernel.journal import Journal
 from sim.kernel.learned import with_values
 from sim.methods.split.shared import SplitTraining
 from sim.methods.split.targets import packed_said, unpacked_said
 from sim.results.run import open_run
 from sim.results.summary import device_table
+from sim.simulation import RunCallbacks
 from sim.world.replies import cost_of_a_reply
 
 WORDS = [f"w{i}" for i in range(12)]
@@ -453,8 +455,8 @@ def test_all_words_are_charged_once_and_where_they_are_said(name, simulate):
 @pytest.mark.parametrize(("name", "part"), [("splitfed-v1", 1), ("fedbert", 2)])
 def test_the_part_with_the_words_costs_what_a_real_step_does(name, part, simulate):
     """Texts of one length, so that no padding is charged: the pass, the loss and both gradients."""
-    task = {**TASK, "dataset": "talk.jsonl", "max_tokens": 4}
-    task["dataset"] = {"path": "talk.jsonl", "prompt": "ask", "response": "reply"}
+    plain = {"path": "talk.jsonl", "prompt": "ask", "response": "reply"}
+    task = {**TASK, "dataset": plain, "max_tokens": 4}
     sim = simulate(method=METHODS[name], **{**WORLD, "task": task})
     learner, device = sim.method.learner, sim.devices[0]
     tokens = learner.tokens(device.backbone, device.samples)
@@ -536,6 +538,19 @@ def test_a_split_run_keeps_replies_and_lora_as_peft_reads_it(scenario_file, tmp_
     assert any(one["before"] != one["after"] for one in said["replies"]["random-llama"])
     kept = tmp_path / "out" / "model" / "peft"
     assert json.loads((kept / "adapter_config.json").read_text())["task_type"] == "CAUSAL_LM"
+
+
+@pytest.mark.parametrize(
+    "name", ["splitfed-v1", pytest.param("fedbert", marks=pytest.mark.thorough)]
+)
+def test_a_split_run_that_was_interrupted_goes_on_to_the_same_bits(name, simulate, mark, tmp_path):
+    straight, looks = simulate(method=METHODS[name], **WORLD), []
+    callbacks = RunCallbacks(on_progress=looks.append, should_stop=lambda: len(looks) >= 3)
+    journal = Journal(tmp_path, False)
+    stopped = simulate(method=METHODS[name], journal=journal, callbacks=callbacks, **WORLD)
+    assert stopped.ended.reason == "interrupted"
+    resumed = simulate(method=METHODS[name], journal=Journal(tmp_path, resume=True), **WORLD)
+    assert resumed.ended.reason == "exhausted" and mark(resumed) == mark(straight)
 
 
 def test_split_learning_of_stated_sizes_reads_no_text(simulate):

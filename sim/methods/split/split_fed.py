@@ -2,10 +2,9 @@
 rest and the head, which for responses is the model's own vocabulary.
 
 Every batch, activations and labels (or the tokens to be said) go up and their gradient comes down.
-In V1 the server keeps one
-copy of its part for each client, all clients work at once, and both sides are averaged after a
-round. In V2 there is one server part; clients have their turns one by one, in random order, and the
-client parts alone are averaged (docs/forward_only_and_split.md).
+In V1 the server keeps one copy of its part for each client, all clients work at once, and both
+sides are averaged after a round. In V2 there is one server part; clients have their turns one by
+one, in random order, and the client parts alone are averaged (docs/forward_only_and_split.md).
 """
 
 from __future__ import annotations
