@@ -426,6 +426,17 @@ def test_split_learning_of_responses_is_local_training(simulate):
         assert not learner.initial[name].equal(tensor)
 
 
+def test_a_fleet_of_cuts_learns_in_parts_what_it_learns_whole(simulate):
+    """Texts of a device in one batch, whose order is another else."""
+    how = {"rounds": 2, "learning_rate": 2e-3, "dropout": 0, "device_batch": 1000}
+    split_up = simulate(method={"kind": "splitfed-v1", "peft": "lora", **how}, **WORLD)
+    whole = simulate(method={"kind": "fedavg-lora", "participation": 1.0, **how}, **WORLD)
+    learned, start = (split_up.method.learner.state.value, split_up.method.learner.initial)
+    for name, tensor in whole.method.learner.state.value.items():
+        assert np.allclose(learned[name], tensor, atol=1e-6) and not tensor.equal(start[name])
+    assert split_up.score == pytest.approx(whole.score, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", SPLIT)
 def test_all_words_are_charged_once_and_where_they_are_said(name, simulate):
     peft = METHODS[name].get("peft", "full")
