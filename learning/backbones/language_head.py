@@ -55,8 +55,8 @@ class OutputEmbedding(NamedTuple):
 
 
 def output_embedding(spec: BackboneSpec) -> OutputEmbedding:
-    """Of a decoder, by its configuration alone. What was found is kept, so that torch is not needed
-    twice.
+    """Of a decoder, by its configuration alone; of what has no vocabulary, no numbers. What was
+    found is kept, so that torch is not needed twice.
     """
     return OutputEmbedding(*_kept("own-numbers", config_of(spec), lambda: _own_numbers(spec)))
 
@@ -64,6 +64,8 @@ def output_embedding(spec: BackboneSpec) -> OutputEmbedding:
 def _own_numbers(spec: BackboneSpec) -> tuple[bool, int]:
     whole = without_numbers(spec)
     head, words = whole.get_output_embeddings(), whole.get_input_embeddings()
+    if head is None:
+        return True, 0
     is_tied = head.weight is words.weight
     numbers = sum(p.numel() for p in head.parameters())
     return is_tied, numbers - is_tied * head.weight.numel()

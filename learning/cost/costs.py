@@ -172,6 +172,13 @@ class TrainingArchitecture:
         """
         return 4 * self.trainable
 
+    def with_numbers(self, more: int, is_trained: bool) -> TrainingArchitecture:
+        """The same with so many more numbers: a vocabulary, whose passes are charged by its own
+        formula.
+        """
+        trainable = self.trainable + more * is_trained
+        return dataclasses.replace(self, parameters=self.parameters + more, trainable=trainable)
+
     def weight_bytes(self, bytes_per_number: float = 4) -> int:
         """Bytes of all weights when each frozen number takes `bytes_per_number` bytes and each
         trained one takes 4.

@@ -4,7 +4,7 @@ which precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,8 @@ from devices.memory import find_shortage
 from inputs.files import located
 from learning.backbones import catalogue
 from learning.backbones.catalogue import BackboneSpec
-from learning.cost.costs import Architecture, Cost
+from learning.backbones.language_head import output_embedding
+from learning.cost.costs import FORMATS, Architecture, Cost
 from learning.cost.forward_pass import architecture
 from sim.scenario.data import SizedData
 from sim.scenario.own_code import MethodError
@@ -43,6 +44,8 @@ class FleetCosting:
     precision: dict[str, str]
     fixed_tokens: int | None
     remarks: tuple[str, ...] = ()
+    vocabulary_numbers: Mapping[str, int] = field(default_factory=dict)
+    """By backbone, those of an output embedding that is not the input's, where texts are said."""
     _passes: dict[tuple[str, str, int, int], Cost] = field(default_factory=dict, repr=False)
 
     @property
@@ -86,8 +89,12 @@ class FleetCosting:
         return self.architectures[member.backbone].next_word(texts, words, precision)
 
     def weight_bytes(self, member: Member) -> int:
-        """Bytes of the member's backbone in its memory."""
-        return self.architectures[member.backbone].weight_bytes(self.precision[member.group])
+        """Bytes of the member's backbone in its memory, and of its vocabulary, where it is one more
+        table; that is kept as tables are.
+        """
+        precision = self.precision[member.group]
+        words = self.vocabulary_numbers.get(member.backbone, 0) * FORMATS[precision].other
+        return self.architectures[member.backbone].weight_bytes(precision) + round(words)
 
     def shares(self, member: Member) -> tuple[float, float]:
         """Of a pass counted in float32, the shares that the bytes of its weights and of its
@@ -125,7 +132,9 @@ def costing_for(scenario: Scenario, members: list[Member], folder: Path = Path()
     architectures = {name: architecture(spec) for name, spec in charged.items()}
     fixed = scenario.cost_as.tokens if scenario.cost_as else None
     remarks = tuple(_beyond_positions(scenario, learned, charged, architectures))
-    return FleetCosting(learned, charged, architectures, precision, fixed, remarks)
+    has_responses = scenario.task.kind == "language-modelling"
+    words = {n: output_embedding(s).numbers for n, s in charged.items()} if has_responses else {}
+    return FleetCosting(learned, charged, architectures, precision, fixed, remarks, words)
 
 
 def _beyond_positions(

@@ -249,6 +249,28 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
     assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
 
 
+@pytest.mark.parametrize("is_loose", [False, True])
+def test_full_training_sends_the_vocabulary_where_it_is_a_table_of_its_own(
+    is_loose, simulate, payloads
+):
+    world = with_untied() if is_loose else WORLD
+    method = {"kind": "fedavg-full", "rounds": 1, "participation": 1.0}
+    sim = simulate(method=method, **world)
+    assert payloads
+    for payload in payloads:
+        assert payload.nbytes == len(sim.host.value_of(payload.data))
+
+
+def test_a_vocabulary_that_is_a_table_of_its_own_takes_memory(simulate):
+    tied = {**UNTIED, "tie_word_embeddings": True}
+    loose, other = (
+        simulate(dry=True, method=SIDE, **{**with_untied(), "backbones": {"loose": {"random": r}}})
+        for r in (UNTIED, tied)
+    )
+    for one, two in zip(loose.devices, other.devices, strict=True):
+        assert one.held_bytes(0) - two.held_bytes(0) == 4 * 300 * 24
+
+
 @pytest.mark.parametrize("kind", ["fed-mobillm-lm", "fedavg-lora", "local-lora", "fedbuff"])
 def test_devices_say_replies_on_the_clock_after_training(kind, simulate):
     world = {**WORLD, "task": {**TASK, "device_replies": 3}}

@@ -14,10 +14,12 @@ from pydantic import Field, model_validator
 
 from devices import compute
 from inputs.units import Seconds, format_seconds
+from learning.backbones.catalogue import BackboneSpec
+from learning.backbones.language_head import output_embedding
 from learning.codecs import states
 from learning.codecs.chain import Chain, Wire, chain_of
 from learning.codecs.states import require_by_shape
-from learning.cost.costs import Cost
+from learning.cost.costs import Cost, TrainingArchitecture
 from learning.cost.count_training import training_architecture
 from learning.federated.local_training import LocalTraining
 from sim.kernel.device import Device, Payload
@@ -173,9 +175,9 @@ class FederatedPeft(ServerDriven):
         self.costs = {}
         for model, device in {self.model_of(device): device for device in world.devices}.items():
             how = (self.peft, world.task.classes, self.rank_of(device), *sizes)
-            self.costs[model] = training_architecture(world.costing.charged[device.backbone], *how)
+            self.costs[model] = self._counted(world.costing.charged[device.backbone], *how)
             if isinstance(self.chain.top, int):  # of what is charged, and of what learns
-                learned = training_architecture(world.costing.learned[device.backbone], *how)
+                learned = self._counted(world.costing.learned[device.backbone], *how)
                 for counted in (self.costs[model], learned):
                     sent_width(self.chain, counted.trainable)
         self.charged = functools.lru_cache(KNOWN_COSTS)(self._charged)  # of tasks alike, once
@@ -184,6 +186,13 @@ class FederatedPeft(ServerDriven):
         self.learner = self.new_learner()
         if self.sends_coded and not world.dry:
             self.learner.chain = self.chain
+
+    def _counted(self, spec: BackboneSpec, *how: Any) -> TrainingArchitecture:
+        """What training a backbone costs, with its own vocabulary, where it says responses."""
+        counted = training_architecture(spec, *how)
+        if not self.says:
+            return counted
+        return counted.with_numbers(output_embedding(spec).numbers, self.peft == "full")
 
     def new_learner(self) -> FederatedLearner:
         """What learns."""
