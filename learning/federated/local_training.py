@@ -121,6 +121,7 @@ def train(
                 logits = model(*batch)
             wanted = model.targets(*batch, targets[rows])
             loss = loss_of(logits.float(), wanted.to(logits.device))
+            del logits  # of a whole vocabulary: their gradient needs the room
             _forget_gradients(parameters)
             loss.backward()
             if settings.proximal_mu:
