@@ -37,9 +37,9 @@ def require_language_model(spec: BackboneSpec) -> None:
     kind = str(config_of(spec)["model_type"])
     if not _kept("language-model", kind, lambda: _says_next_words(kind)):
         raise BackboneError(
-            f"backbone {spec.name!r}: a {kind} model has no head that says the next word, so it "
-            "has no verbaliser; take a decoder (smollm2, GPT-2, Llama, Qwen), or another "
-            "`backbone_prediction`"
+            f"backbone {spec.name!r}: a {kind} model has no head that says the next word, which "
+            "language modelling and verbalisers need: take a decoder (smollm2, GPT-2, Llama, "
+            "Qwen), or, of classes, another `backbone_prediction`"
         )
     if spec.kind in ("path", "hub"):
         _kept("output-embedding", fingerprint(spec), lambda: bool(WordHead(spec, np.zeros(1, int))))

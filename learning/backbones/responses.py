@@ -56,10 +56,10 @@ def responses(
     """Prompts with responses as the backbone's tokens, `max_tokens` at most; segment 1 is the
     response, whose tokens are to be said, segment 0 what comes before it.
 
-    A blank prompt is left out with all of the template, and the response is plain text that begins
-    with the tokenizer's first token, or its own. `template` None is `chat` where the tokenizer has
-    a chat template, else "{prompt}\\n{response}". Raises BackboneError where the template leaves no
-    room for a prompt, and what `tokenise` raises.
+    A blank prompt is left out with what the template has before the response, which is then plain
+    text that begins with the tokenizer's first token, or its own. `template` None is `chat` where
+    the tokenizer has a chat template, else "{prompt}\\n{response}". Raises BackboneError where the
+    template leaves no room for a prompt, and what `tokenise` raises.
     """
     head, tail = sides(spec, template)
     ends = end_of_text(spec)
@@ -83,7 +83,7 @@ def sides(spec: BackboneSpec, template: str | None) -> tuple[str, str]:
     if template == CHAT:
         return _chat_sides(spec)
     head, tail = template.split(RESPONSE)
-    return head, tail
+    return head, _to_the_end(tail, _word(_tokenizer_config(spec).get("eos_token")))
 
 
 def end_of_text(spec: BackboneSpec) -> int | None:
@@ -152,11 +152,15 @@ def _chat_sides(spec: BackboneSpec) -> tuple[str, str]:
             f"task.template: the chat template of {spec.name} does not keep what is said in it as "
             "it is; say how prompt and response stand"
         )
-    tail = whole.split(mark + mark)[1]
-    end = special["eos_token"]
-    if end and end in tail:  # what a model says ends there
-        tail = tail[: tail.index(end) + len(end)]
+    tail = _to_the_end(whole.split(mark + mark)[1], special["eos_token"])
     return asked.replace(mark, PROMPT), tail
+
+
+def _to_the_end(tail: str, end: str) -> str:
+    """What follows a response as far as the token that ends a text: what a model says ends
+    there.
+    """
+    return tail[: tail.index(end) + len(end)] if end and end in tail else tail
 
 
 def _word(token: Any) -> str:
@@ -166,6 +170,8 @@ def _word(token: Any) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _tokenizer_config(spec: BackboneSpec) -> dict[str, Any]:
+    if spec.kind in ("random", "shape"):
+        return {}
     file = directory(spec) / "tokenizer_config.json"
     found = read_json(file) if file.is_file() else {}
     return found if isinstance(found, dict) else {}
@@ -178,19 +184,28 @@ def _before(
     room = max_tokens - min(reply, max_tokens - max_tokens // 2)
     if not prompt.strip():
         return _first_token(spec), False
-    whole = tokenise(spec, [head.replace(PROMPT, prompt)], None, _ANY_LENGTH).ids[0]
+    whole = _headed(spec, head.replace(PROMPT, prompt))
     if len(whole) <= room:
         return whole, False
-    around = len(tokenise(spec, [head.replace(PROMPT, "")], None, _ANY_LENGTH).ids[0])
+    around = len(_headed(spec, head.replace(PROMPT, "")))
     for words in range(room - around, 0, -1):  # tokens that arise where both meet
         (cut,) = shortened(spec, [prompt], words)
-        ids = tokenise(spec, [head.replace(PROMPT, cut)], None, _ANY_LENGTH).ids[0]
+        ids = _headed(spec, head.replace(PROMPT, cut))
         if len(ids) <= room:
             return ids, True
     raise BackboneError(
         f"max_tokens: {max_tokens} leaves no room for a prompt beside the {around} tokens that the "
         f"template takes as {spec.name} reads it, and half of them for the response"
     )
+
+
+def _headed(spec: BackboneSpec, text: str) -> np.ndarray:
+    """The tokens of what stands before a response. A chat template may say the token that a text
+    begins with, which a tokenizer puts there as well: it stands there once.
+    """
+    ids = tokenise(spec, [text], None, _ANY_LENGTH).ids[0]
+    first = _special(spec, "bos_token")
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == first else ids
 
 
 def _first_token(spec: BackboneSpec) -> np.ndarray:

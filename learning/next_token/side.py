@@ -79,6 +79,12 @@ class NextTokenSide:
             last_MD = last_MD + move(x_MF)
         return last_MD
 
+    def to(self, device: torch.device) -> NextTokenSide:
+        """The same where a model lies."""
+        if all(move.weights.device == device for moves in self.moves.values() for move in moves):
+            return self
+        return self.of({name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def tensors(self) -> dict[str, Tensor]:
         """All numbers, by name."""
         return {

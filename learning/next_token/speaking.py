@@ -91,5 +91,6 @@ class SideTuned:
             for layer in self.layers
         ]
         x = torch.cat(seen, dim=-1).half().float()  # as devices and server have them
-        flat, shape = last.reshape(-1, last.shape[-1]), last.shape
-        return (self.side.moved(self.backbone, x.reshape(-1, x.shape[-1]), flat).view(shape),)
+        flat = last.reshape(-1, last.shape[-1]).float()
+        moved = self.side.to(last.device).moved(self.backbone, x.reshape(-1, x.shape[-1]), flat)
+        return (moved.view(last.shape).to(last.dtype),)

@@ -53,7 +53,9 @@ def _backbones(uploads: Uploads) -> list[str]:
 
 
 def _losses(uploads: Uploads, backbone: str, samples: np.ndarray) -> np.ndarray:
-    """Of the trained model on texts, [n]: squared error or cross-entropy, as it was trained."""
+    """Of the trained model on texts, [n]: squared error or cross-entropy, as it was trained; of
+    responses the mean of their tokens'.
+    """
     from scipy.special import log_softmax
 
     sim = uploads.sim
@@ -66,11 +68,16 @@ def _losses(uploads: Uploads, backbone: str, samples: np.ndarray) -> np.ndarray:
             said_NC[every_N, labels_N] -= 1
             return (said_NC**2).sum(axis=1)
     else:
+        from learning.federated.language_model import score_texts
         from learning.federated.local_training import predict
 
-        state, tokens = learner.part_of(backbone, learner.state.value), sim.task.tokens
+        state = learner.part_of(backbone, learner.state.value)
+        tokens = sim.task.tokens(sim.costing.learned[backbone], samples)
         with learner.lent(backbone) as model:
-            said_NC = predict(model, state, tokens(sim.costing.learned[backbone], samples))
+            if sim.task.has_responses:
+                nll_N, _, tokens_N = score_texts(model, state, tokens).T
+                return nll_N / tokens_N
+            said_NC = predict(model, state, tokens)
     return -log_softmax(said_NC, axis=1)[every_N, labels_N]
 
 

@@ -23,6 +23,7 @@ from sim.kernel.work import Steps
 from sim.methods.side_tuning.centralised import Centralised
 from sim.methods.side_tuning.learner import SideTuningLearner
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
+from sim.methods.side_tuning.next_token import NextTokenSideTuning
 from sim.methods.side_tuning.shared import SideTuning
 from sim.methods.split.shared import SplitTraining
 from sim.privacy.measures import PrivacyError
@@ -150,6 +151,12 @@ def refuse_others(scenario: Scenario) -> None:
         raise PrivacyError(
             f"{method.kind} sends nothing of a single text, but numbers, or seeds and derivatives, "
             "of several together, on which no attack is tried here"
+        )
+    if issubclass(of, NextTokenSideTuning):
+        raise PrivacyError(
+            f"{method.kind} uploads states and differences, from which whoever has the model's "
+            "head reads every token that was said (docs/language_models.md, what it gives away); "
+            "no attack on them is built here"
         )
     if not issubclass(of, SideTuning) or issubclass(of, Centralised):
         raise PrivacyError(f"{method.kind} uploads no vectors of texts with differences or labels")

@@ -23,14 +23,14 @@ _TASKS = {
 _USES = {
     "peft": """from peft import PeftModel
 from transformers import {auto}
-
-model = {auto}.from_pretrained("{source}"{cut})
-model = PeftModel.from_pretrained(model, "peft")""",
+{folder}
+model = {auto}.from_pretrained(folder{cut})
+model = PeftModel.from_pretrained(model, "peft")  # beside this card""",
     "moves.safetensors": """from transformers import AutoModelForCausalLM
 from learning.next_token.speaking import SideTuned  # of mobifleet
-
-model = AutoModelForCausalLM.from_pretrained("{source}"{cut})
-SideTuned.from_pretrained("moves.safetensors", "{backbone}").attach(model)""",
+{folder}
+model = AutoModelForCausalLM.from_pretrained(folder{cut})
+SideTuned.from_pretrained("moves.safetensors", "{backbone}").attach(model)  # beside this card""",
     "side_network.safetensors": """from learning.side.inference import SidePredictor  # of mobifleet
 
 predictor = SidePredictor.load("side_network.safetensors", "{backbone}")
@@ -83,7 +83,8 @@ def model_card(
 
 
 def _data(sim: Simulation) -> str:
-    return sim.task.texts.name if sim.task.texts is not None else "a stated size"
+    # a name of a packaged set is more than text, which YAML would write out
+    return str.__str__(sim.task.texts.name) if sim.task.texts is not None else "a stated size"
 
 
 def _head(sim: Simulation, name: str, scores: Mapping[str, float], files: set[str]) -> str:
@@ -118,13 +119,20 @@ def _use(sim: Simulation, files: set[str]) -> list[str]:
     backbone, spec = max(specs.items(), key=lambda one: _depth(one[1]))
     values = {
         "backbone": backbone,
-        # whoever publishes the model knows where the weights of a packaged backbone lie
-        "source": spec.source if spec.kind in ("hub", "path") else f"folder of {spec.source}",
+        "folder": _folder(spec),
         "cut": f", num_hidden_layers={spec.layers}" if spec.layers else "",
         "auto": "AutoModelForCausalLM" if sim.task.has_responses else "AutoModel",
     }
     uses = [use.format(**values) for file, use in _USES.items() if file in files]
     return ["## Use", *(f"```python\n{use}\n```" for use in uses)] if uses else []
+
+
+def _folder(spec: BackboneSpec) -> str:
+    """Code that says where the backbone's weights lie."""
+    if spec.kind == "asset":
+        import_ = "from learning.backbones.convert import model_dir  # of mobifleet"
+        return f'{import_}\n\nfolder = model_dir("{spec.source}")'
+    return f'\nfolder = "{spec.source}"'
 
 
 def _depth(spec: BackboneSpec) -> int:

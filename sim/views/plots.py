@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from learning.metrics import LESS_IS_BETTER
 from sim.kernel.vocabulary import STATES
 from sim.results.run import Run, RunError, encode
 from sim.results.span_table import joules_by_state, of_devices
@@ -173,6 +174,11 @@ def metric_figure(
         axes[0].plot([], [], label=text, **style)
     axes[0].set(xlabel=f"virtual time [{t_unit}]", ylabel=measured[0].metric)
     axes[1].set(xlabel=f"uplinked by the fleet [{b_unit}]")
+    if measured[0].metric in LESS_IS_BETTER:  # a cut model begins at a perplexity of millions
+        found = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes[0].lines])
+        found = found[np.isfinite(found) & (found > 0)]
+        if len(found) and found.max() > FAR_APART * found.min():
+            axes[0].set_yscale("log")
     if page.is_narrow:
         axes[1].set(ylabel=measured[0].metric)
     for ax, most in zip(axes, (lasts_s, sent), strict=True):

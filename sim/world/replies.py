@@ -41,7 +41,8 @@ def most_tokens(world: World) -> int:
 
 def cost_of_a_reply(world: World, method: Method, device: Device) -> ReplyCost:
     """To a prompt of the device's texts' mean length: each token that is said reads all weights,
-    the output embedding, the cache, and what the method has beside them (`said_token_cost`).
+    the output embedding, the cache, and what the method has beside them (`said_token_cost`), and
+    attends to as many tokens as half-way through the reply.
     """
     member, costing = device.member, world.costing
     lengths = world.lengths(device, device.samples)
@@ -51,14 +52,17 @@ def cost_of_a_reply(world: World, method: Method, device: Device) -> ReplyCost:
     width = FORMATS[costing.precision[member.group]].other
     words = vocabulary_of(config).forward(1, width)
     beside = getattr(method, "said_token_cost", lambda device: Cost())(device)
-    prefill = costing.forward(member, np.array([prompt])) + words + beside
-    architecture = costing.architectures[device.backbone]
-    context = prompt + most_tokens(world)
-    longer, shorter = (architecture.forward(1, n) for n in (context, context - 1))
-    cache = kv_cache_bytes(config, context, width)
+    architecture, most = costing.architectures[device.backbone], most_tokens(world)
+    cache = kv_cache_bytes(config, prompt + most, width)
+    read = costing.forward(member, np.array([prompt]))
+    read = Cost(read.flop, read.bytes_moved, read.peak_bytes + cache)
+    # with n tokens before it a token attends to n of them: a + c n of a pass's a T + c T^2, whose
+    # growth from T - 1 to T is a + c (2 T - 1)
+    half = (prompt + most // 2 + 1) // 2
+    longer, shorter = (architecture.forward(1, n) for n in (half, half - 1))
     one = costing.forward(member, np.array([1]))
     decode = Cost(longer.flop - shorter.flop, one.bytes_moved + cache, one.peak_bytes + cache)
-    return ReplyCost(prompt, prefill, decode + words + beside, cache)
+    return ReplyCost(prompt, read + words + beside, decode + words + beside, cache)
 
 
 def after(world: World, method: Method, count: int) -> Generator[simpy.Event, Any, None]:

@@ -20,7 +20,7 @@ from learning.next_token.difference import (
     whole,
 )
 from learning.next_token.payload import PlaceShape, decode, encode, encoded_sizes
-from learning.next_token.replies import replies, speaking_model
+from learning.next_token.replies import nearness, replies, speaking_model
 from learning.next_token.side import NextTokenSide, Records, _Part, solve
 from learning.next_token.speaking import SideTuned, save_moves
 from learning.next_token.states import stored_states, token_states
@@ -260,6 +260,24 @@ def test_moves_plug_into_generate_and_come_back_from_their_file(tmp_path):
         first = HEAD(h)[0].argmax()
         if int(first) != responses.end_of_text(SPEC):
             assert moved[i].split()[0] == responses.said(SPEC, [int(first)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moves_plug_into_models_of_any_number_format(dtype):
+    side = solve(NextTokenSide(), {"b": records(texts(240))[0]}, {"b": HEAD})
+    other = Backbone(SPEC)
+    model = speaking_model(SPEC, other.model, VocabularyHead(SPEC, other.model)).to(dtype)
+    SideTuned(side, "b", LAYERS).attach(model)
+    ids = torch.arange(6)[None]
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits
+    assert logits.dtype == dtype and torch.isfinite(logits).all()
+
+
+def test_words_of_any_script_are_compared():
+    found = nearness(["漢字 да", "Yes, sir!"], ["漢字 да", "yes sir"])
+    assert found["exact_match"] == 0.5
+    assert found["rouge_l"] in (None, pytest.approx(1.0))
 
 
 def test_moves_of_another_depth_are_told():

@@ -249,6 +249,56 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
     assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
 
 
+def test_moves_that_are_there_or_were_never_made_are_not_delivered(simulate):
+    method = {**SIDE, "passes": 4, "evaluate_every": 1}
+    whole = simulate(method=method, **WORLD)
+    curve = whole.recorder.metrics()
+    is_whole = pc.and_(pc.equal(curve["name"], "perplexity"), pc.equal(curve["group"], ""))
+    before, once, *_ = curve.filter(is_whole)["value"].to_pylist()
+    early = simulate(method=method, stop={"target": (before + once) / 2}, **WORLD)
+    assert early.target_reached and early.method.rounds_done == 1
+    for sim, rounds in ((whole, 4), (early, 1)):
+        for device in sim.devices:
+            there = sim.method.rounds_there.get(device.id, 0)
+            assert there == rounds - 1
+            assert sim.method.delivery_bytes(device) == sim.method.moves_bytes(device, 1)
+            one = sim.method.said_token_cost(device)
+            assert one.bytes_moved == sim.method.moves_bytes(device, rounds)
+
+
+def test_a_model_cannot_be_asked_for_more_entries_than_learn(scenario_file, mobifleet):
+    world = {**WORLD, "cost_as": {"backbone": "opt-125m", "tokens": 16}}
+    method = {**SIDE, "difference": "top-4096"}
+    shown = mobifleet("run", scenario_file(method=method, **world))
+    assert shown.code == 2 and "2,048 words" in shown.err
+
+
+@pytest.mark.parametrize("name", ["fed-mobillm-lm", "fedavg-lora", "splitfed-v1"])
+def test_attacks_on_responses_say_what_applies(name, scenario_file, tmp_path, mobifleet):
+    path = scenario_file(method=METHODS[name], **WORLD)
+    assert mobifleet("run", path, "--out", tmp_path / "out").code == 0
+    shown = mobifleet("privacy", tmp_path / "out", "--folder", tmp_path)
+    assert shown.code == 0, shown.err
+    if name == "fed-mobillm-lm":
+        assert "reads every token" in " ".join(shown.out.split())
+    else:
+        assert "AUC" in shown.out
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_replies_stay_within_a_models_positions(kind, simulate):
+    sizes = {"vocab_size": 300, "max_position_embeddings": 16, "hidden_size": 24}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48}
+    if kind == "gpt2":
+        sizes = {"vocab_size": 300, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 2}
+    fleet = [{"count": 2, "device": "jetson-tx2", "backbone": "short", "link": "lte"}]
+    backbones = {"short": {"random": {"model_type": kind, **sizes}}}
+    sim = simulate(method=SIDE, **{**WORLD, "fleet": fleet, "backbones": backbones})
+    for most in (4, 32):
+        said = sim.method.learner.replies(sim.task.test[:4], most)
+        assert len(said["short"]) == 4
+
+
 @pytest.mark.parametrize("is_loose", [False, True])
 def test_full_training_sends_the_vocabulary_where_it_is_a_table_of_its_own(
     is_loose, simulate, payloads
@@ -309,6 +359,10 @@ def test_devices_say_replies_on_the_clock_after_training(kind, simulate):
         ({"method": {**SIDE, "difference": "top"}}, "as in top-64"),
         ({"method": {**SIDE, "difference": "top-4096"}}, "2,048 words"),
         ({"method": {**SIDE, "positions": 0}}, "1 or more"),
+        ({"method": {**SIDE, "taps": []}}, "different layers"),
+        ({"method": {**SIDE, "taps": [-1, 3]}}, "different layers"),
+        ({"method": {**SIDE, "taps": [3, 3]}}, "different layers"),
+        ({"method": {**SIDE, "taps": 0}}, "1 or more"),
         ({"task": {**TASK, "template": "{text}"}}, "{prompt}"),
         ({"task": {**TASK, "metric": "accuracy"}}, "perplexity"),
         ({"task": {**TASK, "dataset": {"classes": 3, "tokens": 20}}}, "response_tokens"),

@@ -37,6 +37,16 @@ def test_a_trained_model_has_a_card(kind, scenario_file, tmp_path, mobifleet, mo
         assert len(names["labels"]) == 1
 
 
+def test_a_card_names_a_packaged_data_set_as_text(scenario_file, tmp_path, mobifleet):
+    task = {"dataset": "hutto-films", "train": 40, "validation": 0, "test": 20, "max_tokens": 16}
+    shown = mobifleet("run", scenario_file(task=task), "--out", tmp_path / "out")
+    if "fetch" in shown.err:
+        pytest.skip(shown.err)
+    assert shown.code == 0, shown.err
+    card = ModelCard.load(tmp_path / "out" / "model" / "README.md")
+    assert {r.dataset_name for r in card.data.eval_results} == {"hutto-films"}
+
+
 def test_a_dry_run_has_no_card(scenario_file, tmp_path, mobifleet):
     shown = mobifleet("run", scenario_file(), "--dry", "--out", tmp_path / "out")
     assert shown.code == 0 and not (tmp_path / "out" / "model").exists()

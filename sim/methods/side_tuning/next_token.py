@@ -24,7 +24,8 @@ from pydantic import Field, field_validator
 from inputs.units import Seconds
 from learning.backbones.catalogue import config_of, depth_of
 from learning.codecs.chain import Wire, chain_of
-from learning.cost.costs import Cost
+from learning.cost.costs import FORMATS, Cost
+from learning.cost.vocabulary import vocabulary_of
 from learning.next_token.choices import Positions, chosen_counts, form_of
 from learning.next_token.payload import PlaceShape, encoded_sizes
 from learning.side.taps import sample
@@ -105,6 +106,16 @@ class NextTokenSideTuning(SynchronousRounds):
                 raise ValueError("states of places are sent by one number format alone")
             return wire
 
+        @field_validator("taps")
+        @classmethod
+        def _are_layers(cls, taps: int | tuple[int, ...]) -> int | tuple[int, ...]:
+            listed = taps if isinstance(taps, tuple) else (taps - 1,)
+            if not listed or min(listed) < 0 or len({*listed}) < len(listed):
+                raise ValueError(
+                    "are how many layers (1 or more), or different layers from 0, the embedding, on"
+                )
+            return taps
+
         @field_validator("difference")
         @classmethod
         def _is_a_difference(cls, difference: str) -> str:
@@ -130,13 +141,15 @@ class NextTokenSideTuning(SynchronousRounds):
         self.widths = world.costing.widths()
         self.layers = sampled(config.taps, world.costing.depths())
         self.form = form_of(config.difference)
-        for backbone in self.says:
-            self.shape(backbone)  # says so, if more entries of a difference are wanted than are
+        for name, charged in self.says.items():  # refuses more entries than there are
+            for words in (charged, vocabulary_of(config_of(world.costing.learned[name]))):
+                self.form.numbers(words.width, words.words)
         learned = {name: depth_of(config_of(s)) for name, s in world.costing.learned.items()}
         own = sampled(config.taps, learned)
         self.learner = learner_for(world, NextTokenLearner, config, own)
         self.sent_first: set[str] = set()  # devices whose states the server has
         self.rounds_there: dict[str, int] = {}  # of moves that a device has
+        self.rounds_done = 0
         self.sizes = functools.cache(self._sizes)
 
     def server(self, server: Server) -> Generator:
@@ -172,12 +185,16 @@ class NextTokenSideTuning(SynchronousRounds):
     def batch_cost(self, device: Device, samples: np.ndarray, rounds: int) -> Cost:
         """Of one batch's forward pass, the moves so far, and the differences."""
         lengths = self.world.lengths(device, samples)
-        places, width = self.places(device, samples), self.widths[device.backbone]
-        moves = Cost(2.0 * rounds * places * self.inputs(device) * width)
+        places = self.places(device, samples)
+        per_place = 2.0 * rounds * self.inputs(device) * self.widths[device.backbone]
+        moves = Cost(places * per_place)
         below = self.world.costing.forward(device.member, lengths) + moves
         says = self.says[device.backbone]
-        words = says.gradient(places) if self.form.kind == "gradient" else says.forward(places)
-        return with_words(below, 0, words)
+        width = FORMATS[self.world.costing.precision[device.member.group]].other
+        if self.form.kind == "gradient":
+            return with_words(below, 0, says.gradient(places, width))
+        words = says.forward(places, width)  # logits, and what is made of them
+        return with_words(below, 0, dataclasses.replace(words, peak_bytes=2 * words.peak_bytes))
 
     def peak_bytes(self, device: Device) -> int:
         """Of a pass with the backbone's weights and what waits to be sent."""
@@ -221,15 +238,19 @@ class NextTokenSideTuning(SynchronousRounds):
         inputs, width = self.inputs(device), self.widths[device.backbone]
         return 2 * rounds * (inputs * width + width + 2 * inputs)
 
+    @property
+    def rounds(self) -> int:
+        """Of moves that there are: those of all passes, until some are over."""
+        return self.rounds_done or self.config.passes
+
     def delivery_bytes(self, device: Device) -> int:
-        """All rounds' moves."""
-        return self.moves_bytes(device, self.config.passes)
+        """The moves that the device has not yet."""
+        return self.moves_bytes(device, self.rounds - self.rounds_there.get(device.id, 0))
 
     def said_token_cost(self, device: Device) -> Cost:
         """Of moving the last state before a token is said."""
-        passes, inputs = self.config.passes, self.inputs(device)
-        flop = 2.0 * passes * inputs * self.widths[device.backbone]
-        return Cost(flop, float(self.moves_bytes(device, passes)))
+        flop = 2.0 * self.rounds * self.inputs(device) * self.widths[device.backbone]
+        return Cost(flop, float(self.moves_bytes(device, self.rounds)))
 
     # --- the server
 
@@ -243,6 +264,7 @@ class NextTokenSideTuning(SynchronousRounds):
         work = self.solving(answers)
         counted = yield from server.aggregate(answers, work)
         self.sent_first |= {payload.sender.id for payload in counted}
+        self.rounds_done = number + 1
         return counted
 
     def solving(self, answers: list[Payload]) -> Work:
