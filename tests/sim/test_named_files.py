@@ -43,6 +43,7 @@ NO_FILES = {
         "Over.key",
         "Config.wire",
         "Config.wire_down",
+        "Config.difference",
         "Compare.ours",
     ),
     *(
