@@ -188,7 +188,7 @@ class Simulation:
                     f"{type(self.method).__name__} sets no `learner` when it is built"
                 )
             self.ledger.declare(getattr(self.method, "keeps_on_device", ()))
-            check_memory(self.method, self.devices, scenario.out_of_memory)
+            check_memory(self.method, self.devices, scenario)
         self.build_s, self._is_prepared = time.perf_counter() - begin, False
 
     @in_own_code()

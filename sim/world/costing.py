@@ -4,10 +4,11 @@ which precision.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from learning.cost.forward_pass import architecture
 from sim.scenario.data import SizedData
 from sim.scenario.own_code import MethodError
 from sim.scenario.schema import Scenario
+from sim.world.replies import peak_with_replies
 
 if TYPE_CHECKING:
     from sim.kernel.device import Device
@@ -166,16 +168,19 @@ def _beyond_positions(
             )
 
 
-def check_memory(method: Method, fleet: Sequence[Device], then: Literal["error", "record"]) -> None:
-    """Refuse (DoesNotFit), or mark, devices on which the method's work does not fit; the method
-    says what it needs.
+def check_memory(method: Method, fleet: Sequence[Device], scenario: Scenario) -> None:
+    """Refuse (DoesNotFit), or mark, devices on which the method's work does not fit, or a reply
+    after it, where one is asked for; the method says what it needs.
     """
+    needed = method.peak_bytes
+    if scenario.task.device_replies:
+        needed = functools.partial(peak_with_replies, method)
     for device in fleet:
         whole_bytes("delivery_bytes", method.delivery_bytes(device), device)
         try:
-            _check_peak(device, method.peak_bytes, fleet)
+            _check_peak(device, needed, fleet)
         except DoesNotFit:
-            if then == "error":
+            if scenario.out_of_memory == "error":
                 raise
             device.outcome = "oom"
 

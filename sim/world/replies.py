@@ -65,6 +65,15 @@ def cost_of_a_reply(world: World, method: Method, device: Device) -> ReplyCost:
     return ReplyCost(prompt, read + words + beside, decode + words + beside, cache)
 
 
+def peak_with_replies(method: Method, device: Device) -> int:
+    """The most memory that the method takes on the device, or a reply after it, weights included; a
+    whole backbone says it, whatever part of it was trained there.
+    """
+    reply = cost_of_a_reply(device.world, method, device)
+    replying = device.held_bytes(max(reply.prefill.peak_bytes, reply.decode.peak_bytes))
+    return max(method.peak_bytes(device), replying)
+
+
 def after(world: World, method: Method, count: int) -> Generator[simpy.Event, Any, None]:
     """All that the server does and then, where some are asked for, so many replies of every device
     that is there. MethodError for a method whose `server` is no generator.

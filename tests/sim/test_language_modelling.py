@@ -24,7 +24,7 @@ from sim.methods.split.targets import packed_said, unpacked_said
 from sim.results.run import open_run
 from sim.results.summary import device_table
 from sim.simulation import RunCallbacks
-from sim.world.replies import cost_of_a_reply
+from sim.world.replies import cost_of_a_reply, peak_with_replies
 
 WORDS = [f"w{i}" for i in range(12)]
 TASK = {
@@ -247,6 +247,19 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
         )
         assert 0 <= done.summary["generations"][name]["after"]["rouge_l"] <= 1
     assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
+
+
+def test_a_device_needs_room_for_its_replies(simulate):
+    method = {"kind": "splitfed-v1", "rounds": 1, "peft": "lora", "device_batch": 1}
+    plain = simulate(dry=True, method=method, **WORLD)
+    asked = {**WORLD, "task": {**TASK, "device_replies": 1}}
+    needs = [peak_with_replies(plain.method, device) for device in plain.devices]
+    trains = [plain.method.peak_bytes(device) for device in plain.devices]
+    assert needs[0] > trains[0]
+    small = [{**WORLD["fleet"][0], "memory": f"{(needs[0] + trains[0]) // 2} B"}]
+    assert simulate(dry=True, method=method, **{**WORLD, "fleet": small}).devices
+    with pytest.raises(ValueError, match="with this method"):
+        simulate(dry=True, method=method, **{**asked, "fleet": small})
 
 
 def test_moves_that_are_there_or_were_never_made_are_not_delivered(simulate):
