@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +148,23 @@ class StepCounts:
     flop_per_batch: float = 0.0
 
 
+class Trained:
+    """What a whole model and a part of one have in common: weights, of which some are trained."""
+
+    parameters: int
+    trainable: int
+
+    def with_numbers(self, more: int, is_trained: bool) -> Self:
+        """The same with so many more numbers: a vocabulary, whose passes are charged by its own
+        formula.
+        """
+        whole: Any = self  # of a class that is a dataclass
+        trainable = self.trainable + more * is_trained
+        return dataclasses.replace(whole, parameters=self.parameters + more, trainable=trainable)
+
+
 @dataclass(frozen=True)
-class TrainingArchitecture:
+class TrainingArchitecture(Trained):
     """What it takes to train one backbone by gradients: a kind of
     `learning.federated.trainable.KINDS`, with a linear head.
 
@@ -171,13 +186,6 @@ class TrainingArchitecture:
         codec.
         """
         return 4 * self.trainable
-
-    def with_numbers(self, more: int, is_trained: bool) -> TrainingArchitecture:
-        """The same with so many more numbers: a vocabulary, whose passes are charged by its own
-        formula.
-        """
-        trainable = self.trainable + more * is_trained
-        return dataclasses.replace(self, parameters=self.parameters + more, trainable=trainable)
 
     def weight_bytes(self, bytes_per_number: float = 4) -> int:
         """Bytes of all weights when each frozen number takes `bytes_per_number` bytes and each

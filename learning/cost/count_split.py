@@ -15,7 +15,7 @@ from typing import Any
 
 from learning.backbones.catalogue import BackboneSpec, config_of, cut, depth_of
 from learning.cost.cost_cache import counted
-from learning.cost.costs import OPTIMISER_NUMBERS, Cost, _polynomial
+from learning.cost.costs import OPTIMISER_NUMBERS, Cost, Trained, _polynomial
 from learning.cost.count_training import Targets, peft_options
 
 
@@ -44,7 +44,7 @@ class PassCounts:
 
 
 @dataclass(frozen=True)
-class PartArchitecture:
+class PartArchitecture(Trained):
     """One part of a split model: its numbers, those of them it trains, the width of what it hands
     on, its two passes, and what the first keeps for the second: bytes a text, (constant, per token,
     per token^2).
@@ -72,13 +72,6 @@ class PartArchitecture:
     def saved_bytes(self, batch: int, tokens: int) -> int:
         """Bytes kept from the forward pass for the backward pass."""
         return round(batch * _polynomial(self.saved, tokens))
-
-    def with_numbers(self, more: int, is_trained: bool) -> PartArchitecture:
-        """The same with so many more numbers: a vocabulary, whose passes are charged by its own
-        formula.
-        """
-        trainable = self.trainable + more * is_trained
-        return dataclasses.replace(self, parameters=self.parameters + more, trainable=trainable)
 
     def forward(self, batch: int, tokens: int) -> Cost:
         """A forward pass that waits for its gradient."""

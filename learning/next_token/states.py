@@ -40,6 +40,9 @@ class TokenStates:
             [np.arange(starts[i], self.ends[i]) for i in texts] or [np.zeros(0, dtype=np.int64)]
         ).astype(np.int64)
         ends = np.cumsum([self.ends[i] - starts[i] for i in texts])
+        return self._places(places, ends)
+
+    def _places(self, places: np.ndarray, ends: np.ndarray) -> TokenStates:
         return TokenStates(self.values[places], self.last[places], self.said[places], ends)
 
     def at(self, positions: Positions, draws: Sequence[np.random.Generator]) -> TokenStates:
@@ -53,18 +56,16 @@ class TokenStates:
         ]
         places = np.concatenate(chosen or [np.zeros(0, dtype=np.int64)])
         ends = np.cumsum([len(of_text) for of_text in chosen])
-        return TokenStates(self.values[places], self.last[places], self.said[places], ends)
+        return self._places(places, ends)
 
 
 def token_states(
     backbone: Backbone,
     tokens: Tokens,
     layers: Sequence[int],
-    progress: Callable[[int], None] = lambda done: None,
 ) -> TokenStates:
     """Read texts; layer 0 is the embedding, the last the model's output. A text is always read in
-    the same shape, so its states are the same bits whatever else is read. `progress` is called with
-    the texts done.
+    the same shape, so its states are the same bits whatever else is read.
     """
     import torch
 
@@ -74,7 +75,6 @@ def token_states(
     values = np.empty((total, len(layers), width), dtype=np.float16)
     last = np.empty((total, width), dtype=np.float32)
     said = np.empty(total, dtype=np.int64)
-    done = 0
     for length, chosen in batches(backbone.padded_lengths(lengths), backbone.rows):
         filled = np.resize(chosen, backbone.rows(length))
         states = backbone.states(*pad([tokens.ids[i] for i in filled], length))
@@ -86,8 +86,6 @@ def token_states(
                     values[place, number] = states[layer][row, before].cpu().half().numpy()
                 last[place] = states[-1][row, before].cpu().float().numpy()
                 said[place] = tokens.ids[text][before + 1]
-        done += len(chosen)
-        progress(done)
     if not np.isfinite(last).all():
         raise ValueError(f"backbone {backbone.spec.name!r} turns a text into NaN or infinity")
     return TokenStates(values, last, said, ends)

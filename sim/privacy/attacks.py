@@ -129,7 +129,7 @@ def _without_decoys(
     public, rng = dict[str, np.ndarray](), np.random.default_rng(0)
     secret = protection_of(uploads.sim.scenario.method)
     if uploads.sim.task.texts is not None and not (secret and secret.rotate):
-        known = others(uploads, rng, PUBLIC)
+        known = _others(uploads, rng, PUBLIC)
         for name, part in parts.items() if len(known) >= FEWEST else ():
             theirs = _computed(uploads, name, known, part.layers)
             public[name] = _ways(uploads, name, theirs, rng)[-1]
@@ -224,8 +224,7 @@ def texts(
     PrivacyError for data known by size alone, or a method that uploads no activations; `untried` as
     of `labels`.
     """
-    if uploads.sim.task.texts is None:
-        raise PrivacyError("the data are known by their size alone: there are no texts to recover")
+    require_texts(uploads)
     attacks = [
         functools.partial(_of_backbone, uploads, name, part, public, attacked)
         for name, part in uploads.vectors().items()
@@ -241,11 +240,7 @@ def _of_backbone(
     rng = np.random.default_rng(0)
     spec = uploads.sim.costing.learned[name]
     mine = rng.permutation(len(part.samples))[:attacked]
-    known = others(uploads, rng, public)
-    if len(known) < FEWEST:
-        raise PrivacyError(
-            f"{len(known)} texts are on no device: an attacker needs {FEWEST} or more"
-        )
+    known = known_texts(uploads, rng, public)
     theirs = _computed(uploads, name, known, part.layers)
     known_ids = task.tokens(spec, known).ids
     own_ids = task.tokens(spec, part.samples[mine]).ids
@@ -272,7 +267,23 @@ def _of_backbone(
     return found
 
 
-def others(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
+def require_texts(uploads: Uploads) -> None:
+    """PrivacyError for data that are known by their size alone."""
+    if uploads.sim.task.texts is None:
+        raise PrivacyError("the data are known by their size alone: there are no texts to recover")
+
+
+def known_texts(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
+    """Sample numbers of texts that the attacker has; PrivacyError where they are too few."""
+    known = _others(uploads, rng, most)
+    if len(known) < FEWEST:
+        raise PrivacyError(
+            f"{len(known)} texts are on no device: an attacker needs {FEWEST} or more"
+        )
+    return known
+
+
+def _others(uploads: Uploads, rng: np.random.Generator, most: int) -> np.ndarray:
     """Sample numbers of texts that are on no device, which the attacker has."""
     task = uploads.sim.task
     others = np.setdiff1d(np.arange(len(task.labels)), np.concatenate(task.parts))

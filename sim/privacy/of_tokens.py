@@ -21,7 +21,7 @@ from learning.side.readouts import loaded
 from sim.kernel.learned import with_values
 from sim.methods.side_tuning.matrix_learner import MatrixLearner
 from sim.methods.split.shared import SplitTraining
-from sim.privacy.attacks import ATTACKED, FEWEST, PUBLIC, marks_of, others
+from sim.privacy.attacks import ATTACKED, PUBLIC, known_texts, marks_of, require_texts
 from sim.privacy.measures import PrivacyError
 from sim.privacy.uploads import Uploads
 
@@ -44,7 +44,6 @@ def texts(
     uploads: Uploads,
     public: int = PUBLIC,
     attacked: int = ATTACKED,
-    untried: list[str] | None = None,
 ) -> list[AttackOutcome]:
     """Which tokens stand in a text, token by token: that whose state is nearest among those of
     public texts, and of texts that have every word of the vocabulary, at the same layer; and which
@@ -54,16 +53,11 @@ def texts(
 
     PrivacyError where no text is known, or too few are on no device.
     """
-    if uploads.sim.task.texts is None:
-        raise PrivacyError("the data are known by their size alone: there are no texts to recover")
+    require_texts(uploads)
     found: list[AttackOutcome] = []
     for name, sent in _sent(uploads).items():
         rng = np.random.default_rng(0)
-        known = others(uploads, rng, public)
-        if len(known) < FEWEST:
-            raise PrivacyError(
-                f"{len(known)} texts are on no device: an attacker needs {FEWEST} or more"
-            )
+        known = known_texts(uploads, rng, public)
         mine = rng.permutation(len(sent.samples))[:attacked]
         found += _of_backbone(uploads, name, sent, known, mine, rng)
     return found
