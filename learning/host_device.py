@@ -7,6 +7,7 @@ the CPU's memory again, whatever the choice. So nothing else has to know of it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -58,6 +59,18 @@ class HostDevice:
     def is_plain(self) -> bool:
         """Whether this is the CPU in float32."""
         return self == CPU
+
+    @property
+    def stacks(self) -> bool:
+        """Whether devices that train at the same time are computed as one: on a card, which one
+        device's small batch leaves idle between kernels (docs/performance.md).
+        """
+        return self.name == "cuda"
+
+    @property
+    def memory_bytes(self) -> float:
+        """What the device's memory holds; infinite for a CPU, which is not asked."""
+        return math.inf if self.name == "cpu" else self._memory_gb() * 1e9
 
     def place(self, model: Module) -> Module:
         """The model on this device, its numbers as they are."""

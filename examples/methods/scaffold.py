@@ -13,7 +13,6 @@ from pydantic import Field
 
 from learning.cost.costs import Cost
 from learning.federated.aggregation import model_delta, weighted_mean
-from learning.federated.local_training import train
 from sim.kernel.learner import learner_for
 from sim.methods.federated_peft.learner import FederatedLearner
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
@@ -25,7 +24,7 @@ def client_update(client, state, c, c_own, settings, seed):
     zero = {name: 0 * tensor for name, tensor in x.items()}
     c, c_own = zero if c is None else client.part_of(c), c_own or zero
     drift = {name: c[name] - c_own[name] for name in x}
-    y = train(client.model, x, client.tokens, client.labels, settings, seed, drift)
+    y = client.train(x, settings, seed, drift)
     moved_per_gradient = settings.learning_rate * y.steps
     c_new = {name: (x[name] - y.state[name]) / moved_per_gradient - drift[name] for name in x}
     return [model_delta(y.state, x), model_delta(c_new, c_own)], c_new

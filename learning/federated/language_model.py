@@ -99,6 +99,10 @@ class TrainableLanguageModel(TrainableClassifier):
         """The tokens [M] that follow at these places."""
         return ids_BT[:, 1:][_is_next_said(mask_BT, segments_BT)]
 
+    def texts_of(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Which text of the batch each of these places is in [M]."""
+        return _is_next_said(mask_BT, segments_BT).nonzero()[:, 0]
+
 
 def _is_next_said(mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
     """Of all places but the last [B, T - 1]: whether a token of a response follows. Of texts

@@ -10,14 +10,22 @@ time of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from learning.backbones.catalogue import config_of
 from learning.backbones.tokens import Tokens
+from learning.cost.costs import OPTIMISER_NUMBERS, TrainingArchitecture
+from learning.cost.count_training import training_architecture
+from learning.cost.vocabulary import Vocabulary, vocabulary_of
+from learning.federated.dropout import dropping_out
+from learning.federated.language_model import TrainableLanguageModel
 from learning.federated.local_training import (
     LocalResult,
     LocalTraining,
@@ -58,9 +66,9 @@ def train_together(
     """Train every device's state on its own texts, shuffled by its own seed; all at once, as far as
     each has steps to do.
 
-    Memory is that of one batch of all devices' batches. Raises ValueError for a model that
-    `can_be_stacked` denies, for dropout, whose masks would not be those of each device alone, and
-    where a device has nothing to train on.
+    Memory is that of one batch of all devices' batches. What is dropped out is drawn by the seeds
+    of all: other masks than each alone would draw, and as random. Raises ValueError for a model
+    that `can_be_stacked` denies, and where a device has nothing to train on.
     """
     if not can_be_stacked(model):
         raise ValueError(
@@ -68,8 +76,6 @@ def train_together(
         )
     if any(len(device.tokens) == 0 for device in devices):
         raise ValueError("a device without texts has nothing to train on")
-    if settings.dropout:
-        raise ValueError("devices train together without dropout alone: set dropout to 0")
     torch.set_num_threads(1)  # the same bits in every worker
     todo = [batches_of(len(device.tokens), settings, device.seed) for device in devices]
     order = sorted(range(len(devices)), key=lambda k: -len(todo[k]))  # those at work come first
@@ -77,24 +83,99 @@ def train_together(
     optimiser = new_optimiser(list(stack.parameters.values()), settings, matrix=3)
     losses: list[list[Tensor]] = [[] for _ in devices]
     results: dict[int, LocalResult] = {}
-    for number in range(max(map(len, todo))):
-        working = [k for k in order if number < len(todo[k])]
-        chosen = [todo[k][number] for k in working]
-        losses_K = stack.losses([devices[k] for k in working], chosen)
-        optimiser.zero_grad(set_to_none=True)
-        losses_K.sum().backward()
-        if settings.proximal_mu:
-            stack.pull_back(settings.proximal_mu)
-        stack.step(optimiser, [settings.share_of_rate(number, len(todo[k])) for k in working])
-        for place, k in enumerate(working):
-            losses[k].append(losses_K.detach()[place] * len(chosen[place]))
-        ending = [place for place, k in enumerate(working) if number + 1 == len(todo[k])]
-        for place, state in zip(ending, stack.states(ending), strict=True):
-            k = working[place]
-            texts = sum(map(len, todo[k]))
-            summed = float(torch.stack(losses[k]).sum())
-            results[k] = LocalResult(state, summed / texts, len(todo[k]))
+    with dropping_out(stack.model, settings.dropout, _seed_of(devices)):
+        for number in range(max(map(len, todo))):
+            working = [k for k in order if number < len(todo[k])]
+            chosen = [todo[k][number] for k in working]
+            losses_K = stack.losses([devices[k] for k in working], chosen)
+            optimiser.zero_grad(set_to_none=True)
+            losses_K.sum().backward()
+            if settings.proximal_mu:
+                stack.pull_back(settings.proximal_mu)
+            stack.step(optimiser, [settings.share_of_rate(number, len(todo[k])) for k in working])
+            for place, k in enumerate(working):
+                losses[k].append(losses_K.detach()[place] * len(chosen[place]))
+            ending = [place for place, k in enumerate(working) if number + 1 == len(todo[k])]
+            for place, state in zip(ending, stack.states(ending), strict=True):
+                k = working[place]
+                texts = sum(map(len, todo[k]))
+                summed = float(torch.stack(losses[k]).sum())
+                results[k] = LocalResult(state, summed / texts, len(todo[k]))
     return [results[k] for k in range(len(devices))]
+
+
+@dataclass(frozen=True)
+class Room:
+    """For how many devices at once there is memory: half of what the model's device has, by what
+    `learning.cost` counts that a step keeps (tests hold that against steps that are taken).
+    """
+
+    memory_bytes: float
+    counted: TrainingArchitecture | None = None
+    vocabulary: Vocabulary | None = None
+
+    @classmethod
+    def of(cls, model: TrainableClassifier, *sizes: Any) -> Room:
+        """Of a model and what its trained part is counted by: as the last arguments of
+        `learning.cost.count_training.training_architecture`.
+        """
+        memory_bytes = model.host.memory_bytes
+        if memory_bytes == math.inf:
+            return cls(memory_bytes)
+        counted = training_architecture(model.spec, model.kind, max(model.classes, 1), *sizes)
+        says = isinstance(model, TrainableLanguageModel)
+        vocabulary = vocabulary_of(config_of(model.spec)) if says else None
+        return cls(memory_bytes, counted, vocabulary)
+
+    def groups(self, devices: Mapping[int, Holding], settings: LocalTraining) -> list[list[int]]:
+        """The devices, as many in a group as there is memory for; those with most to do first, so
+        that few wait for others of their group.
+        """
+        groups: list[list[int]] = []
+        sizes = {k: _Size.of(device, settings) for k, device in devices.items()}
+        whole = _Size()
+        for k in sorted(devices, key=lambda k: (-sizes[k].steps, -sizes[k].tokens)):
+            wider = whole.beside(sizes[k])
+            if not groups or not self._holds(wider, settings):
+                groups.append([])
+                wider = sizes[k]
+            groups[-1].append(k)
+            whole = wider
+        return groups
+
+    def _holds(self, size: _Size, settings: LocalTraining) -> bool:
+        if self.counted is None:
+            return True
+        rows = size.devices * size.rows
+        step = self.counted.step(rows, size.tokens, settings.charged_as)
+        states = 2 + OPTIMISER_NUMBERS[settings.charged_as]  # what came, what it is, moments
+        held = step.peak_bytes + states * size.devices * self.counted.trainable_bytes
+        if self.vocabulary is not None:
+            held += self.vocabulary.training(rows * size.said, False).peak_bytes
+        return held <= self.memory_bytes / 2
+
+
+class _Size(NamedTuple):
+    """Of a batch of several devices: how many texts each has in it, tokens of the longest text,
+    tokens to be said of the one with most, steps of the device with most.
+    """
+
+    devices: int = 0
+    rows: int = 0
+    tokens: int = 0
+    said: int = 0
+    steps: int = 0
+
+    @classmethod
+    def of(cls, device: Holding, settings: LocalTraining) -> _Size:
+        texts, tokens = len(device.tokens), device.tokens
+        steps = settings.epochs * math.ceil(texts / settings.batch)
+        longest, said = int(tokens.lengths().max()), int(tokens.said_lengths().max())
+        return cls(1, min(texts, settings.batch), longest, said, steps)
+
+    def beside(self, other: _Size) -> _Size:
+        """Both in one batch."""
+        return _Size(self.devices + other.devices, *map(max, self[1:], other[1:]))
 
 
 class _Stack:
@@ -116,23 +197,30 @@ class _Stack:
             )
             for path in maps
         }
-        self._model = _replaced(model, stand_ins)
+        self.model = _replaced(model, stand_ins)
 
     def losses(self, devices: Sequence[Holding], chosen: Sequence[np.ndarray]) -> Tensor:
-        """The mean cross-entropy [K] of the chosen texts of the first K devices; a batch that is
-        shorter than the longest repeats a text, which counts nothing.
+        """The mean loss [K] of what the chosen texts of the first K devices have the model say; a
+        batch that is shorter than the longest repeats a text, which counts nothing.
         """
         self._working[0], rows = len(devices), max(map(len, chosen))
         all_rows = [np.resize(c, rows) for c in chosen]
         texts = [device.tokens for device in devices]
-        targets = np.stack([d.labels[c] for d, c in zip(devices, all_rows, strict=True)])
-        counts = np.array([[len(c)] for c in chosen])
-        share_KB = torch.from_numpy((np.arange(rows) < counts) / counts).float()
+        labels = np.stack([d.labels[c] for d, c in zip(devices, all_rows, strict=True)])
+        is_own_KB = np.arange(rows) < np.array([[len(c)] for c in chosen])
+        batch = inputs(*_joined(texts, all_rows))
         with self.host.products():
-            logits = self._model(*inputs(*_joined(texts, all_rows))).float()
-        targets_N = targets_of(targets.reshape(-1)).to(logits.device)
-        losses_KB = loss_of(logits, targets_N, reduction="none").view(len(devices), rows)
-        return (losses_KB * share_KB.to(logits.device)).sum(dim=1)
+            logits = self.model(*batch).float()
+        targets_M = self.model.targets(*batch, targets_of(labels.reshape(-1))).to(logits.device)
+        losses_M = loss_of(logits, targets_M, reduction="none")
+        del logits  # of a whole vocabulary: their gradient needs the room
+        text_M = self.model.texts_of(*batch)
+        counts_M = torch.from_numpy(is_own_KB.reshape(-1)).float()[text_M]
+        device_M = (text_M // rows).to(losses_M.device)
+        told_K = torch.zeros(len(devices)).index_add_(0, text_M // rows, counts_M)
+        share_M = counts_M / told_K[text_M // rows]
+        none_K = losses_M.new_zeros(len(devices))
+        return none_K.index_add(0, device_M, losses_M * share_M.to(losses_M.device))
 
     def pull_back(self, mu: float) -> None:
         """Add the gradient of FedProx's mu / 2 |w - w_received|^2."""
@@ -179,6 +267,12 @@ class _StackedLinear(nn.Module):
         if self.bias is not None:
             out_KNO = out_KNO + self.bias[:k, None]
         return out_KNO.reshape(*x.shape[:-1], -1)
+
+
+def _seed_of(devices: Sequence[Holding]) -> int:
+    """A seed for what they draw as one."""
+    mixed = np.random.SeedSequence([device.seed for device in devices]).generate_state(2)
+    return int(mixed[0]) << 31 | int(mixed[1]) >> 1
 
 
 def _joined(texts: Sequence[Tokens], rows: Sequence[np.ndarray]) -> tuple[Tokens, range]:

@@ -177,6 +177,10 @@ class TrainableClassifier(nn.Module):
         """What the outputs of a batch are held against by `losses.loss_of`: the labels."""
         return labels_B
 
+    def texts_of(self, ids_BT: Tensor, mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
+        """Which text of the batch each output is of: [B]."""
+        return torch.arange(len(ids_BT))
+
     def twin(self) -> Self:
         """Another one, for another thread: what is frozen is shared, what is trained its own."""
         shared = {id(p): p for p in self.parameters() if not p.requires_grad}

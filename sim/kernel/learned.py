@@ -77,6 +77,11 @@ class Learned(Generic[Value_co]):
         return self.future is not None
 
     @property
+    def waits(self) -> bool:
+        """Whether its piece has not run yet, and runs only when it is asked for."""
+        return isinstance(self.future, Asked) and not self.future.done()
+
+    @property
     def is_there(self) -> bool:
         """Whether there is a value, or a way to it."""
         return hasattr(self, "_value") or self.future is not None or self._make is not None
@@ -103,6 +108,26 @@ class Learned(Generic[Value_co]):
         self.future = self._make = None
         if hasattr(self, "_value"):
             del self._value
+
+
+class Asked(Future[None]):
+    """Of a piece that waits with others: when it is asked, all of them are computed."""
+
+    def __init__(self, compute: Callable[[], None]) -> None:
+        super().__init__()
+        self._compute = compute
+
+    def result(self, timeout: float | None = None) -> None:
+        """None, once it is computed; raises what went wrong."""
+        if not self.done():
+            self._compute()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What went wrong, once it is computed."""
+        if not self.done():
+            self._compute()
+        return super().exception(timeout)
 
 
 class Taken:
@@ -152,11 +177,17 @@ class Piece:
 
     def run(self) -> None:
         """Compute the results."""
+        self.settle(self._function(*self.taken_arguments()))
+
+    def taken_arguments(self) -> list[object]:
+        """What the function is called with; it is held no longer, unless a result is not stored."""
         arguments = self._arguments
         if all(self._stored):
             self._arguments = ()
-        made = self._function(*map(with_values, arguments))
-        del arguments
+        return [with_values(argument) for argument in arguments]
+
+    def settle(self, made: object) -> None:
+        """Give the results what the function gave."""
         values = made if len(self._stored) > 1 and isinstance(made, Iterable) else (made,)
         for result, value in zip(self._results, values, strict=True):
             if (learned := result()) is not None:

@@ -8,8 +8,11 @@ import torch
 
 from learning.backbones.catalogue import find
 from learning.backbones.tokens import Tokens
+from learning.cost.count_training import training_architecture
+from learning.cost.vocabulary import Vocabulary
+from learning.federated.language_model import TrainableLanguageModel
 from learning.federated.local_training import LocalTraining, train
-from learning.federated.stacked import Holding, can_be_stacked, train_together
+from learning.federated.stacked import Holding, Room, can_be_stacked, train_together
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
@@ -99,7 +102,57 @@ def test_a_device_without_texts_is_refused():
         train_together(model, [empty], Undropped())
 
 
-def test_dropout_is_refused():
-    model = TrainableClassifier(find("random-bert"), "head", classes=3)
-    with pytest.raises(ValueError, match="set dropout to 0"):
-        train_together(model, devices_of(model), LocalTraining())
+def test_dropout_is_drawn_by_the_seeds_of_all_and_ends_with_training():
+    model = TrainableClassifier(find("random-bert"), "lora", classes=3)
+    devices = devices_of(model)
+    dropped = [train_together(model, devices, LocalTraining(dropout=0.3)) for _ in range(2)]
+    whole = train_together(model, devices, Undropped())
+    other = train_together(model, [d._replace(seed=d.seed + 1) for d in devices], LocalTraining())
+    for one, again, without, else_ in zip(*dropped, whole, other, strict=True):
+        assert one.mean_loss == again.mean_loss
+        assert one.mean_loss not in (without.mean_loss, else_.mean_loss)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapter"])
+def test_decoders_that_learn_responses_are_what_each_is_alone(kind):
+    """Each device's loss is the mean over its own tokens, of which all have other numbers."""
+    model = TrainableLanguageModel(find("random-llama"), kind, rank=4)
+    devices = devices_of(model, pairs=True)
+    devices = [d._replace(tokens=said_somewhere(d.tokens)) for d in devices]
+    settings = Undropped(epochs=2, batch=4, learning_rate=1e-2, optimiser="sgd")
+    for device, one in zip(devices, train_together(model, devices, settings), strict=True):
+        alone = train(model, device.state, device.tokens, device.labels, settings, device.seed)
+        assert (one.steps, one.mean_loss) == (alone.steps, pytest.approx(alone.mean_loss, rel=1e-5))
+        for key, tensor in alone.state.items():
+            moved = (tensor - device.state[key]).norm()
+            assert (one.state[key] - tensor).norm() <= 1e-3 * moved + 1e-7, key
+
+
+def said_somewhere(tokens):
+    """A text's last token is of the response, where nothing else is."""
+    return Tokens(tokens.ids, [np.r_[s[:-1], 1].astype(np.int32) for s in tokens.segments])
+
+
+def test_as_many_are_stacked_as_half_of_the_memory_holds():
+    model = TrainableClassifier(find("random-bert"), "lora", classes=3)
+    settings = Undropped(batch=4)
+    devices = dict(enumerate(devices_of(model)))
+    counted = training_architecture(model.spec, "lora", 3)
+    # the two with most to do: 4 rows of at most 11 tokens, what came, what it is, two moments
+    two = counted.step(8, max(int(devices[k].tokens.lengths().max()) for k in (1, 0)))
+    needed = 2 * (two.peak_bytes + 2 * 4 * counted.trainable_bytes)
+    assert Room(needed, counted).groups(devices, settings)[0] == [1, 0]
+    assert Room(needed - 1, counted).groups(devices, settings) == [[1], [0], [3], [2]]
+    assert Room(1, counted).groups(devices, settings) == [[1], [0], [3], [2]]
+    assert Room(1e12, counted).groups(devices, settings) == [[1, 0, 3, 2]]
+    assert Room.of(model).groups(devices, settings) == [[1, 0, 3, 2]]
+
+
+def test_the_words_of_a_vocabulary_need_room():
+    model = TrainableLanguageModel(find("random-llama"), "lora")
+    devices = dict(enumerate(devices_of(model, pairs=True)))
+    counted = training_architecture(model.spec, "lora", 1)
+    few, many = Vocabulary(64, 100), Vocabulary(64, 10_000_000)
+    assert len(Room(1e10, counted, few).groups(devices, Undropped(batch=4))) == 1
+    assert len(Room(1e10, counted, many).groups(devices, Undropped(batch=4))) == 4

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from sim.kernel.ray_cluster import Cluster
-from sim.methods.federated_peft.learner import made_elsewhere
+from sim.methods.federated_peft.client_updates import made_elsewhere
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
 from sim.sweep import cluster

@@ -19,7 +19,7 @@ from sim.kernel.device import Payload
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import Client, locally_trained
+from sim.methods.federated_peft.client_updates import Client, locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, SendsChanges
 from sim.scenario.settings import OnlyFor
 

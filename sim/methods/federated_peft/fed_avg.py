@@ -23,7 +23,8 @@ from sim.kernel.learner import learner_for
 from sim.kernel.server import Server
 from sim.kernel.work import Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import RoundLearner, locally_trained
+from sim.methods.federated_peft.client_updates import locally_trained
+from sim.methods.federated_peft.learner import RoundLearner
 from sim.methods.federated_peft.shared import RoundSettings, SendsChanges, SynchronousPeft
 from sim.scenario.settings import Settings
 

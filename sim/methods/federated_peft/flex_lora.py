@@ -24,7 +24,8 @@ from sim.kernel.device import Device, Payload
 from sim.kernel.learner import Part, learner_for
 from sim.kernel.work import Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import RoundLearner, locally_trained
+from sim.methods.federated_peft.client_updates import locally_trained
+from sim.methods.federated_peft.learner import RoundLearner
 from sim.methods.federated_peft.shared import RoundSettings, SynchronousPeft
 from sim.scenario.complaints import nearest
 

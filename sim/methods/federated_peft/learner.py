@@ -8,9 +8,8 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,16 +17,14 @@ from learning.backbones.catalogue import BackboneError
 from learning.backbones.tokens import Tokens
 from learning.codecs import states
 from learning.codecs.chain import Chain
-from learning.federated.local_training import LocalTraining
-from sim.kernel.host import single_threaded_torch
 from sim.kernel.learned import Learned
 from sim.kernel.learner import Part, RealLearner
-from sim.kernel.ray_cluster import Shared
+from sim.methods.federated_peft.client_updates import Client, made_elsewhere, updated_together
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learning.federated.aggregation import State
+    from learning.federated.stacked import Room
     from learning.federated.trainable import TrainableClassifier
     from learning.metrics import Score
     from sim.kernel.world import World
@@ -63,6 +60,7 @@ class FederatedLearner(RealLearner):
         self._lending = threading.Lock()
         self._memory: Learned | None = None  # of the server, beside the model: moments and the like
         sizes = (peft, readout, rank, alpha, bottleneck, head, target_modules, adapters)
+        self._sizes = (rank, bottleneck, head, target_modules, adapters)
         self.models: dict[Any, TrainableClassifier] = {
             name: self.new_model(name, *sizes) for name in world.costing.learned
         }
@@ -147,33 +145,55 @@ class FederatedLearner(RealLearner):
             *(update, backbone, samples, *how),
             stored=(True,) * results,
             side_by_side=self.runs_side_by_side,
+            together=self._updated_together if self._is_plain else None,
         )
 
     @property
     def runs_side_by_side(self) -> bool:
         """Whether client updates may run beside one another, where the host computes."""
-        return self._goes_far if self.world.host.cluster else self.side_by_side
+        return self._is_plain if self.world.host.cluster else self.side_by_side
 
     @property
-    def _goes_far(self) -> bool:
-        """Whether a process of a cluster can make a `Client`, and so a client update."""
+    def _is_plain(self) -> bool:
+        """Whether client updates compute with a `Client`, so that a process of a cluster can, and
+        several can train as one.
+        """
         return type(self).client_of is FederatedLearner.client_of
 
     def _updated(
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
-        made = self.made(update, backbone, samples, how)
+        return self._on_its_way(self.made(update, backbone, samples, how))
+
+    def _on_its_way(self, made: Any) -> Any:
+        """What a client update gives, with what the device sends in bytes."""
         sent, *kept = made if isinstance(made, tuple) else (made,)
         states = sent if isinstance(sent, list) else [sent]
         data = b"".join(map(self.packed, states))
         return (data, *kept) if kept else data
+
+    def _updated_together(self, several: Sequence[Sequence[Any]]) -> list[Any]:
+        """What `_updated` gives for each of these arguments; the devices of a backbone train as
+        one.
+        """
+        made: dict[int, Any] = {}
+        for backbone in dict.fromkeys(name for _, name, *_ in several):
+            mine = [k for k, (_, name, *_) in enumerate(several) if name == backbone]
+            with self.lent(backbone) as model:
+                updates = [
+                    (update, self._client(model, backbone, samples), how)
+                    for update, _, samples, *how in (several[k] for k in mine)
+                ]
+                of_them = updated_together(updates, self._room(model))
+            made |= zip(mine, of_them, strict=True)
+        return [self._on_its_way(made[k]) for k in range(len(several))]
 
     def made(
         self, update: Callable[..., Any], backbone: str, samples: Any, how: Sequence[Any]
     ) -> Any:
         """What a client update gives, computed here or on the cluster."""
         cluster = self.world.host.cluster
-        if cluster is None or not self._goes_far:
+        if cluster is None or not self._is_plain:
             with self.lent(backbone) as model:
                 return update(self.client_of(model, backbone, samples), *how)
         cluster.by_value(update)
@@ -191,8 +211,17 @@ class FederatedLearner(RealLearner):
     def _with_part(self, backbone: str, state: Mapping[str, Tensor]) -> tuple[Any, Any]:
         return state, self.part_of(backbone, state)
 
+    def _room(self, model: TrainableClassifier) -> Room:
+        """For how many devices at once the memory is that they are trained in."""
+        from learning.federated.stacked import Room
+
+        return Room.of(model, *self._sizes)
+
     def client_of(self, model: TrainableClassifier, backbone: str, samples: Any) -> object:
         """What a client update computes with."""
+        return self._client(model, backbone, samples)
+
+    def _client(self, model: TrainableClassifier, backbone: str, samples: Any) -> Client:
         return Client(
             model,
             self.tokens(backbone, samples),
@@ -378,96 +407,6 @@ class RoundLearner(FederatedLearner):
     ) -> Callable[[], list[int]]:
         """Begin the server's update on what came; gives the places of what was left out."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Client:
-    """What a client update computes with: a model, a device's texts, and its part of a state."""
-
-    model: TrainableClassifier
-    tokens: Tokens
-    labels: np.ndarray
-    part_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-
-
-def made_elsewhere(
-    update: Callable[..., Any],
-    model: Shared,
-    tokens: Tokens,
-    labels: np.ndarray,
-    how: Sequence[Any],
-) -> Any:
-    """What a client update gives, in a process of a cluster; `how` has what the update is called
-    with, its states shared together with the device's part of each.
-    """
-    single_threaded_torch()
-    both = {
-        place: cast("tuple[State, dict[str, Tensor]]", one.value())
-        for place, one in enumerate(how)
-        if isinstance(one, Shared)
-    }
-
-    def part_of(state: State) -> dict[str, Tensor]:
-        return next(part for whole, part in both.values() if whole is state)
-
-    given = [both[place][0] if place in both else one for place, one in enumerate(how)]
-    own = cast("TrainableClassifier", model.value())
-    return update(Client(own, tokens, labels, part_of), *given)
-
-
-def locally_trained(
-    client: Client, state: Mapping[str, Tensor], settings: LocalTraining, seed: int
-) -> dict[str, Tensor]:
-    """A client update: local epochs on the device's part of the state that it received."""
-    from learning.federated.local_training import train
-
-    own = client.part_of(state)
-    return train(client.model, own, client.tokens, client.labels, settings, seed).state
-
-
-def changed(
-    client: Client,
-    state: Mapping[str, Tensor],
-    settings: LocalTraining,
-    seed: int,
-    down: Chain | None = None,
-) -> dict[str, Tensor]:
-    """A client update: what local epochs change of the device's part of the state that came, by a
-    codec `down` where there is one.
-    """
-    from learning.federated.aggregation import model_delta
-    from learning.federated.local_training import train
-
-    own = client.part_of(state)
-    if down is not None:
-        own = states.from_bytes(states.to_bytes(own, down), own, down)
-    return model_delta(
-        train(client.model, own, client.tokens, client.labels, settings, seed).state, own
-    )
-
-
-def changed_and_lost(
-    client: Client,
-    state: Mapping[str, Tensor],
-    settings: LocalTraining,
-    seed: int,
-    down: Chain | None,
-    lost: Mapping[str, Tensor] | None,
-    chain: Chain,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A client update with error feedback (Karimireddy et al., ICML 2019): the change with what the
-    last one lost on the wire, and what this one loses, which stays on the device. One that is not
-    finite goes into no update, and nothing of it is kept.
-    """
-    from learning.federated.aggregation import is_finite
-
-    change = changed(client, state, settings, seed, down)
-    before = dict(lost) if lost else {n: t.new_zeros(t.shape) for n, t in change.items()}
-    if lost is not None:
-        change = {name: tensor + lost[name] for name, tensor in change.items()}
-    arrives = states.from_bytes(states.to_bytes(change, chain), change, chain)
-    loses = {name: tensor - arrives[name] for name, tensor in change.items()}
-    return change, loses if is_finite(loses) else before
 
 
 def sorted_out(states: Sequence[Mapping[Any, Tensor]]) -> tuple[list[int], list[int]]:

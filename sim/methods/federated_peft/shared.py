@@ -28,13 +28,12 @@ from sim.kernel.ledger import only
 from sim.kernel.server import Server
 from sim.kernel.work import ClientTask, Work
 from sim.kernel.world import World
-from sim.methods.federated_peft.learner import (
-    FederatedLearner,
-    RoundLearner,
+from sim.methods.federated_peft.client_updates import (
     changed,
     changed_and_lost,
     locally_trained,
 )
+from sim.methods.federated_peft.learner import FederatedLearner, RoundLearner
 from sim.methods.protocols import ServerDriven, SynchronousRounds, mean_and_step
 from sim.methods.responses import vocabularies, with_words
 from sim.methods.trained import Head, OptimiserSettings, TrainableSettings

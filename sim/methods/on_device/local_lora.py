@@ -14,7 +14,7 @@ from pydantic import Field
 from sim.kernel.device import Device
 from sim.kernel.learner import learner_for
 from sim.kernel.work import ClientTask, Work
-from sim.methods.federated_peft.learner import locally_trained
+from sim.methods.federated_peft.client_updates import locally_trained
 from sim.methods.federated_peft.shared import FederatedPeft, PeftSettings
 from sim.methods.on_device.learner import LocalPeftLearner
 from sim.methods.on_device.shared import OnDeviceMethod

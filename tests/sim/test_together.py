@@ -1,0 +1,171 @@
+"""Client updates that are computed as one, as on a card: with the clock and bytes of each computed
+alone, results alike to rounding, and one digest whatever was interrupted.
+"""
+
+import math
+
+import pytest
+import torch
+
+from learning.federated import stacked
+from learning.host_device import HostDevice
+from sim.kernel.host import Host
+from sim.kernel.journal import Journal
+from sim.kernel.learned import Taken
+
+AT_ONCE = {"arrivals": {"kind": "at-once"}}
+PLAIN = {"dropout": 0, "device_batch": 8, "evaluate_every": 1}
+ROUNDS = {"rounds": 2, "participation": 1.0, **PLAIN}
+METHODS = {
+    "fedavg-lora": {"kind": "fedavg-lora", **ROUNDS},
+    "prox": {"kind": "fedavg-adapter", "proximal_mu": 0.1, "local_epochs": 2, **ROUNDS},
+    "late": {"kind": "fedavg-lora", **ROUNDS, "participation": 0.5, "over_selection": 2},
+    "coded": {"kind": "fedavg-lora", "wire": ["top-0.2", "int8"], "error_feedback": True, **ROUNDS},
+    "fedbuff": {"kind": "fedbuff", "answers": 6, "buffer": 2, "concurrency": 1.0, **PLAIN},
+    "fedasync": {"kind": "fedasync", "answers": 6, "concurrency": 1.0, **PLAIN},
+    "flexlora": {"kind": "flexlora", "ranks": {"jetson-tx2": 2}, "rank": 4, **ROUNDS},
+}
+
+
+@pytest.fixture
+def as_on_a_card(monkeypatch):
+    """Computes together on the CPU too; gives how many devices each stack was of."""
+    sizes, train_together = [], stacked.train_together
+
+    def counted(model, devices, settings):
+        sizes.append(len(devices))
+        return train_together(model, devices, settings)
+
+    def computing():
+        monkeypatch.setattr(HostDevice, "stacks", True)
+        monkeypatch.setattr(stacked, "train_together", counted)
+        return sizes
+
+    return computing
+
+
+def tensors_of(sim):
+    return sim.method.learner.state.value
+
+
+def farthest(one, other):
+    """Relative to the other's length, of all tensors that are not zero."""
+    return max(
+        float((one[name] - tensor).norm() / (tensor.norm() + 1e-6))
+        for name, tensor in other.items()
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stacked_updates_take_the_same_clock_and_give_the_same_model(
+    name, simulate, mark, as_on_a_card
+):
+    alone = simulate(method=METHODS[name], **AT_ONCE)
+    sizes = as_on_a_card()
+    sim = simulate(method=METHODS[name], **AT_ONCE)
+    assert max(sizes) > 1
+    assert sim.env.now == alone.env.now
+    assert sim.recorder.spans().equals(alone.recorder.spans())
+    # what a codec keeps of a change hangs on which of two near numbers is larger
+    assert farthest(tensors_of(sim), tensors_of(alone)) < (0.1 if name == "coded" else 2e-3)
+    again = simulate(method=METHODS[name], **AT_ONCE)
+    assert mark(again) == mark(sim)
+
+
+def test_what_no_stack_can_train_is_trained_alone_to_the_bit(simulate, as_on_a_card):
+    method = {"kind": "fedavg-bitfit", **ROUNDS}
+    alone = simulate(method=method, **AT_ONCE).method.learner.digest()
+    sizes = as_on_a_card()
+    assert simulate(method=method, **AT_ONCE).method.learner.digest() == alone
+    assert sizes == []
+
+
+def test_dropout_is_drawn_once_for_a_stack_and_by_its_seeds(simulate, as_on_a_card):
+    as_on_a_card()
+    method = {**METHODS["fedavg-lora"], "dropout": 0.3}
+    one, two = (simulate(method=method, **AT_ONCE).method.learner for _ in range(2))
+    without = simulate(method=METHODS["fedavg-lora"], **AT_ONCE).method.learner
+    assert one.digest() == two.digest() != without.digest()
+    assert not any(m.training for model in one.models.values() for m in model.modules())
+
+
+def test_a_device_that_diverges_spoils_no_other_of_its_stack(simulate, as_on_a_card):
+    as_on_a_card()
+    train = stacked.train_together
+
+    def spoilt(model, devices, settings):
+        bad = {name: tensor * math.nan for name, tensor in devices[0].state.items()}
+        return train(model, [devices[0]._replace(state=bad), *devices[1:]], settings)
+
+    stacked.train_together = spoilt
+    try:
+        sim = simulate(method={**METHODS["fedavg-lora"], "rounds": 1}, **AT_ONCE)
+    finally:
+        stacked.train_together = train
+    assert all(torch.isfinite(t).all() for t in tensors_of(sim).values())
+    assert sim.method.learner.diverged is None
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    monkeypatch.setattr(HostDevice, "stacks", True)
+    return Host(1, Journal(tmp_path))
+
+
+def doubled(number):
+    return 2 * number
+
+
+def doubled_together(several, log=[]):  # noqa: B006
+    log.append(len(several))
+    return [2 * number for (number,) in several]
+
+
+def test_pieces_wait_until_one_is_asked_for_and_are_computed_once(host):
+    log = doubled_together.__defaults__[0]
+    log.clear()
+    pieces = [host.learn(doubled, k, together=doubled_together) for k in range(5)]
+    assert log == [] and all(piece.waits for piece in pieces)
+    assert pieces[3].value == 6 and log == [5]
+    assert [piece.value for piece in pieces] == [0, 2, 4, 6, 8] and log == [5]
+
+
+def test_a_piece_that_needs_one_that_waits_does_not_wait_with_it(host):
+    log = doubled_together.__defaults__[0]
+    log.clear()
+    first = host.learn(doubled, 1, together=doubled_together)
+    second = host.learn(doubled, Taken(first), together=doubled_together)
+    assert log == [1] and second.value == 4 and log == [1, 1]
+    third = host.learn(doubled, second)
+    assert third.value == 8 and log == [1, 1]
+
+
+def test_what_goes_wrong_is_raised_for_every_piece_of_the_stack(host):
+    def broken(several):
+        raise ZeroDivisionError("of one of them")
+
+    pieces = [host.learn(doubled, k, together=broken) for k in range(2)]
+    for piece in pieces:
+        with pytest.raises(ZeroDivisionError, match="of one of them"):
+            _ = piece.value
+
+
+def test_ctrl_c_within_a_stack_leaves_nobody_waiting_for_ever(host):
+    def interrupted(several):
+        raise KeyboardInterrupt
+
+    pieces = [host.learn(doubled, k, together=interrupted) for k in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        _ = pieces[0].value
+    with pytest.raises(KeyboardInterrupt):
+        _ = pieces[1].value
+
+
+def test_a_checkpoint_is_of_the_time_before_those_that_wait(host, tmp_path):
+    done = host.learn(doubled, 1)
+    waiting = [host.learn(doubled, done, together=doubled_together) for _ in range(2)]
+    host.checkpoint(is_last=True)
+    assert all(piece.waits for piece in waiting)
+    resumed = Host(1, Journal(tmp_path, True))
+    assert resumed.journal.position == 1
+    assert resumed.learn(doubled, resumed.learn(doubled, 1), together=doubled_together).value == 4
