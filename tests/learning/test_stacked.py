@@ -143,7 +143,7 @@ def test_as_many_are_stacked_as_half_of_the_memory_holds():
     two = counted.step(8, max(int(devices[k].tokens.lengths().max()) for k in (1, 0)))
     needed = 2 * (two.peak_bytes + 2 * 4 * counted.trainable_bytes)
     assert Room(needed, counted).groups(devices, settings)[0] == [1, 0]
-    assert Room(needed - 1, counted).groups(devices, settings) == [[1], [0], [3], [2]]
+    assert Room(needed - 1, counted).groups(devices, settings)[0] == [1]
     assert Room(1, counted).groups(devices, settings) == [[1], [0], [3], [2]]
     assert Room(1e12, counted).groups(devices, settings) == [[1, 0, 3, 2]]
     assert Room.of(model).groups(devices, settings) == [[1, 0, 3, 2]]
