@@ -3,10 +3,11 @@
 
 Ten minutes at most on one card. In turn: the card's own ceilings (a plain matrix product, a copy);
 frozen forwards of RoBERTa-base- and OPT-1.3B-sized backbones with random weights, as shares of the
-card's peak; a LoRA round of 100 devices, one device after another and all as one computation; steps
-of the side network; the quickstart on the CPU and on the card; and the tests that hold the card's
-results to the CPU's. A part that fails is written down as such and the next one begins. After each
-part all figures are in FILE, by default benchmarks/results/gpu_<card>.json.
+card's peak; a LoRA round of 100 devices, one device after another and all as one computation; whole
+runs of such rounds; steps of the side network; the quickstart on the CPU and on the card; and the
+tests that hold the card's results to the CPU's. A part that fails is written down as such and the
+next one begins. After each part all figures are in FILE, by default
+benchmarks/results/gpu_<card>.json.
 
 `--rehearse` does the same with tiny sizes on the CPU: its times mean nothing.
 """
@@ -29,6 +30,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -69,11 +71,15 @@ class Sizes:
     trained: str = "roberta-base"
     texts: int = 64
     longest: int = 32
+    runs: tuple[tuple[str, Any], ...] = ()
     side_steps: int = 20
     quickstart: tuple[tuple[str, Any], ...] = ()
     tests: tuple[str, ...] = (*TESTS, "tests/sim/test_on_accelerator.py")
     repeats: int = 5
 
+
+SMALL_BACKBONE = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+SMALL_BACKBONE |= {"intermediate_size": 64, "vocab_size": 3000}
 
 TINY = Sizes(
     gemm=128,
@@ -87,6 +93,10 @@ TINY = Sizes(
     trained="random-bert",
     texts=6,
     longest=8,
+    runs=(
+        *(("fleet.0.count", 3), ("task.train", 36), ("task.test", 8)),
+        *((f"backbones.fresh.random.{size}", few) for size, few in SMALL_BACKBONE.items()),
+    ),
     side_steps=3,
     quickstart=(("task.train", 90), ("task.test", 40), ("fleet.0.count", 3)),
     tests=(TESTS[1],),
@@ -223,7 +233,48 @@ def forwards_of(bench: Bench, spec: catalogue.BackboneSpec) -> dict[str, Any]:
     if bench.host == "cuda":
         found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+        found["bfloat16"] |= fused(bench, backbone, ids, mask, flop)
     return found
+
+
+def fused(
+    bench: Bench, backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, flop: float
+) -> dict[str, Any]:
+    """What a pass's time on the card goes to, by kind of kernel, and what torch.compile makes of
+    the same pass.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        backbone.states(ids, mask)
+        torch.cuda.synchronize()
+    kinds: dict[str, float] = {}
+    for event in profiled.key_averages():
+        known = (kind for kind, parts in KERNELS.items() if any(p in event.key for p in parts))
+        kind = next(known, "other: " + event.key[:60])
+        kinds[kind] = kinds.get(kind, 0) + event.self_device_time_total / 1e3
+    largest = dict(sorted(kinds.items(), key=lambda one: -one[1])[:8])
+    model, begin = backbone.model, time.perf_counter()
+    with torch.inference_mode():
+        compiled = torch.compile(model, dynamic=False)
+
+        def run() -> Any:
+            return compiled(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+
+        run()
+        bench.wait()
+        compiling_s = time.perf_counter() - begin
+        taken_s = bench.seconds(run)
+    rate = bench.shares(len(ids) * flop / taken_s)
+    return {"kernels_ms": largest, "compiled": {"compiling_s": compiling_s, **rate}}
+
+
+KERNELS = {
+    "products": ("gemm", "cutlass", "nvjet", "Kernel2"),
+    "attention": ("fmha", "flash", "attention"),
+    "norms": ("layer_norm", "LayerNorm"),
+    "elementwise": ("elementwise",),
+}
 
 
 def forward_flop(spec: catalogue.BackboneSpec, tokens: int) -> float:
@@ -294,6 +345,41 @@ def apart(start: Any, one: Any, other: Any) -> float:
     gap = sum(float((one.state[n] - other.state[n]).square().sum()) for n in start)
     length = sum(float((one.state[n] - start[n]).square().sum()) for n in start)
     return (gap / length) ** 0.5
+
+
+# --- whole runs
+
+
+def rounds(bench: Bench) -> dict[str, Any]:
+    """A run whose one round trains every device, with its learning's seconds, devices trained one
+    after another and as one: of a classifier and of a decoder.
+    """
+    found: dict[str, Any] = {}
+    for name in ("rounds_on_a_card", "replies_on_a_card"):
+        for precision in ("float32", "bfloat16"):
+            for stacks in (True, False):
+                how = "as_one" if stacks else "one_by_one"
+                with mock.patch.object(HostDevice, "stacks", stacks):
+                    here = found[f"{name}_{precision}_{how}"] = run_of(bench, name, precision)
+                print(f"  {name} {precision} {how}: {here}", flush=True)
+    return found
+
+
+def run_of(bench: Bench, name: str, precision: str) -> dict[str, Any]:
+    file = REPOSITORY / "benchmarks" / f"{name}.yaml"
+    scenario = mobifleet.load(file, dict(bench.sizes.runs))
+    how = {"host": bench.host, "precision": precision, "workers": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        run = mobifleet.run(scenario, out=Path(folder) / "run", figures=False, quiet=True, **how)
+        taken_s = time.perf_counter() - begin
+    seconds = run.summary["host"]["seconds"]
+    made = {"taken_s": taken_s, "virtual_time_s": run.summary["virtual_time_s"], "seconds": seconds}
+    made |= {"final": run.summary["final"], "digest": run.summary["digest"][:16]}
+    if bench.host == "cuda":
+        made["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    return made
 
 
 # --- the side network
@@ -387,7 +473,7 @@ def tests(bench: Bench) -> dict[str, Any]:
 def outcome(bench: Bench, file: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider"]
     command += ["-o", "addopts=-q --import-mode=importlib --strict-markers"]
-    command += ["-n", "6"] if find_spec("xdist") and bench.host == "cuda" else []
+    command += ["-n", "12"] if find_spec("xdist") and bench.host == "cuda" else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command += [f"--junitxml={report}"]
@@ -415,6 +501,7 @@ PARTS = {
     "card": card,
     "forward": forward,
     "stacked": stacked,
+    "rounds": rounds,
     "side": side,
     "quickstart": quickstart,
     "tests": tests,
