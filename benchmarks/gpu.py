@@ -471,7 +471,7 @@ def tests(bench: Bench) -> dict[str, Any]:
 
 
 def outcome(bench: Bench, file: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", file, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", file]
     command += ["-o", "addopts=-q --import-mode=importlib --strict-markers"]
     command += ["-n", "12"] if find_spec("xdist") and bench.host == "cuda" else []
     with tempfile.TemporaryDirectory() as folder:

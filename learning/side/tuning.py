@@ -214,8 +214,8 @@ class SideNetworkTrainer:
         self.network.load_state_dict(_under("network.", saved))
         self.averaged.load_state_dict(_under("averaged.", saved))
         for index, parameter in enumerate(self._parameters()):
-            self.optimiser.state[parameter] = {  # its count of steps is on the CPU, as AdamW has it
-                k: v.to("cpu" if k == "step" else parameter.device, copy=True)
+            self.optimiser.state[parameter] = {
+                k: v.to(parameter.device, copy=True)
                 for k, v in _under(f"optimiser.{index}.", saved).items()
             }
         self.steps = int(saved["steps"])

@@ -16,6 +16,7 @@ from sim.results.run_directory import read_manifest
 
 every_method = runpy.run_path(str(Path(__file__).with_name("every_method.py")))
 KINDS, CALM, small = (every_method[name] for name in ("KINDS", "CALM", "small"))
+responses = runpy.run_path(str(Path(__file__).with_name("responses.py")))
 ACCELERATORS = ["cuda", "mps"]
 
 
@@ -57,6 +58,27 @@ def test_every_method_runs_there_and_takes_the_same_virtual_time(run, kind, host
     here = run(file, "here")
     for what in ("ended", "virtual_time_s", "totals", "outcomes"):
         assert there.summary[what] == here.summary[what], what
+
+
+@pytest.mark.parametrize("host", ACCELERATORS)
+@pytest.mark.parametrize("kind", responses["METHODS"])
+def test_every_method_that_says_responses_runs_there(run, kind, host, scenario_file, tmp_path):
+    responses["write_talk"](tmp_path)
+    file = scenario_file(**responses["WORLD"], method=responses["METHODS"][kind])
+    there = run(file, "there", host=host)
+    here = run(file, "here")
+    for what in ("ended", "virtual_time_s", "totals", "outcomes"):
+        assert there.summary[what] == here.summary[what], what
+    assert there.summary["final"] == pytest.approx(here.summary["final"], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["fedavg-lora", "fed-mobillm-lm"])
+def test_responses_are_read_in_no_memory_but_a_models_own(
+    kind, run, scenario_file, tmp_path, another_memory
+):
+    responses["write_talk"](tmp_path)
+    file = scenario_file(**responses["WORLD"], method=responses["METHODS"][kind])
+    assert run(file, "run").summary["ended"] != "diverged" and another_memory
 
 
 @pytest.fixture
