@@ -38,13 +38,14 @@ def told(
     if form.kind == "gradient":
         return negative_gradient(head, last_MD, said_M), None
     if form.kind == "whole":
-        return whole(head, last_MD, said_M), None
+        return whole(head, last_MD, said_M).cpu(), None
     none = (0, form.entries)
     numbers, words = [last_MD.new_zeros(none)], [said_M.new_zeros(none)]
     for h_BD, said_B in _pieces(last_MD, said_M):
         delta_BV = whole(head, h_BD, said_B)
-        words.append(delta_BV.abs().topk(form.entries, dim=1).indices)
-        numbers.append(delta_BV.gather(1, words[-1]))
+        words_BN = delta_BV.abs().topk(form.entries, dim=1).indices
+        numbers.append(delta_BV.gather(1, words_BN).cpu())
+        words.append(words_BN.cpu())
     return torch.cat(numbers), torch.cat(words)
 
 
@@ -59,12 +60,13 @@ def gradient_of(
         place = slice(start, start + AT_ONCE)
         with torch.enable_grad():
             h_BD = last_MD[place].detach().requires_grad_()
-            logits_BV = head(h_BD)
-            delta_BV = numbers_MN[place]
+            logits_BV = read(head, h_BD)
+            delta_BV = numbers_MN[place].to(logits_BV)
             if words_MN is not None:
-                others_BV = -logits_BV.detach().float().softmax(dim=1)
-                delta_BV = others_BV.scatter(1, words_MN[place], delta_BV)
-            found += torch.autograd.grad(logits_BV, h_BD, delta_BV.to(logits_BV.dtype))
+                others_BV = -logits_BV.detach().softmax(dim=1)
+                words_BN = words_MN[place].to(logits_BV.device)
+                delta_BV = others_BV.scatter(1, words_BN, delta_BV)
+            found += torch.autograd.grad(logits_BV, h_BD, delta_BV)
     return torch.cat(found)
 
 
@@ -79,31 +81,33 @@ def negative_gradient(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> 
 def _gradient(head: VocabularyHead, h_BD: Tensor, said_B: Tensor) -> Tensor:
     with torch.enable_grad():
         h_BD = h_BD.detach().requires_grad_()
-        loss = F.cross_entropy(head(h_BD).float(), said_B, reduction="sum")
+        logits_BV = read(head, h_BD)
+        loss = F.cross_entropy(logits_BV, said_B.to(logits_BV.device), reduction="sum")
         (found_BD,) = torch.autograd.grad(loss, h_BD)
     return -found_BD
 
 
 def whole(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> Tensor:
-    """delta = one_hot(y) - p, [M, V]."""
+    """delta = one_hot(y) - p, [M, V], in the head's memory."""
     with torch.inference_mode():
-        delta_MV = -head(last_MD).float().softmax(dim=1)
-        delta_MV[torch.arange(len(said_M)), said_M] += 1
+        delta_MV = -read(head, last_MD).softmax(dim=1)
+        delta_MV[torch.arange(len(said_M)), said_M.to(delta_MV.device)] += 1
     return delta_MV
 
 
 def curvature(head: VocabularyHead, last_MD: Tensor) -> Tensor:
     """The mean of E'(diag p - p p')E over these places, float64 [D, D]."""
-    weight_VD = head.weight
+    weight_VD = head.weight.float()
     mass_V = torch.zeros(weight_VD.shape[0])
     moment_DD = torch.zeros(weight_VD.shape[1], weight_VD.shape[1], dtype=torch.float64)
     with torch.inference_mode():
         for h_BD, _ in _pieces(last_MD, last_MD):
-            p_BV = head(h_BD).float().softmax(dim=1)
-            mass_V += p_BV.sum(dim=0)
-            mean_BD = (p_BV @ weight_VD).double()
+            p_BV = read(head, h_BD).softmax(dim=1)
+            mass_V += p_BV.sum(dim=0).cpu()
+            mean_BD = (p_BV @ weight_VD).cpu().double()
             moment_DD += mean_BD.T @ mean_BD
-        spread_DD = ((weight_VD.T * mass_V) @ weight_VD).double()
+        mass_V = mass_V.to(weight_VD.device)
+        spread_DD = ((weight_VD.T * mass_V) @ weight_VD).cpu().double()
         return (spread_DD - moment_DD) / max(1, len(last_MD))
 
 
@@ -112,10 +116,16 @@ def losses(head: VocabularyHead, last_MD: Tensor, said_M: Tensor) -> tuple[Tenso
     nll, right = [], []
     with torch.inference_mode():
         for h_BD, said_B in _pieces(last_MD, said_M):
-            logits_BV = head(h_BD).float()
-            nll.append(F.cross_entropy(logits_BV, said_B, reduction="none").double())
-            right.append(logits_BV.argmax(dim=1) == said_B)
+            logits_BV = read(head, h_BD)
+            there_B = said_B.to(logits_BV.device)
+            nll.append(F.cross_entropy(logits_BV, there_B, reduction="none").cpu().double())
+            right.append((logits_BV.argmax(dim=1) == there_B).cpu())
     return torch.cat(nll), torch.cat(right)
+
+
+def read(head: VocabularyHead, last_MD: Tensor) -> Tensor:
+    """Logits [M, V] after these last states, float32, in the memory in which the head lies."""
+    return head(last_MD.to(head.weight)).float()
 
 
 def _pieces(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

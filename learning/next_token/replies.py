@@ -52,8 +52,8 @@ def replies(model: PreTrainedModel, spec: BackboneSpec, tokens: Tokens, most: in
     end = end_of_text(spec)
     with torch.inference_mode():
         whole_BT = model.generate(  # type: ignore[operator]  # a mixin that mypy does not see
-            input_ids=ids_BT,
-            attention_mask=mask_BT,
+            input_ids=ids_BT.to(model.device),
+            attention_mask=mask_BT.to(model.device),
             max_new_tokens=most,
             do_sample=False,
             eos_token_id=end,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from learning.backbones.vocabulary_head import VocabularyHead
-from learning.next_token.difference import AT_ONCE, curvature
+from learning.next_token.difference import AT_ONCE, curvature, read
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """k, a record, of x whose numbers have a mean square of 1."""
@@ -242,10 +242,10 @@ def _partition(head: VocabularyHead, last_MD: Tensor, means: bool = True) -> tup
     logs, expected = [], []
     with torch.inference_mode():
         for start in range(0, len(last_MD), AT_ONCE):
-            logits = head(last_MD[start : start + AT_ONCE]).float()
-            logs.append(logits.logsumexp(dim=1).double())
+            logits = read(head, last_MD[start : start + AT_ONCE])
+            logs.append(logits.logsumexp(dim=1).cpu().double())
             if means:
-                expected.append(logits.softmax(dim=1) @ head.weight)
+                expected.append((logits.softmax(dim=1) @ head.weight.float()).cpu())
     return torch.cat(logs), torch.cat(expected) if expected else last_MD[:0]
 
 

@@ -19,11 +19,15 @@ from learning.arithmetic import arithmetic
 from learning.backbones.backbone import Backbone, pad
 from learning.backbones.catalogue import find
 from learning.backbones.tokens import Tokens
+from learning.backbones.vocabulary_head import VocabularyHead
 from learning.federated import forward_gradient, split
 from learning.federated.local_training import LocalTraining, predict, train
 from learning.federated.stacked import Holding, train_together
 from learning.federated.trainable import TrainableClassifier
 from learning.host_device import CPU, HostDevice, HostDeviceError, compute_on
+from learning.next_token import difference
+from learning.next_token.choices import form_of
+from learning.next_token.side import _partition
 from learning.side.config import SideNetworkConfig, SideShape
 from learning.side.tuning import HeldOut, SideNetworkTrainer, Training
 
@@ -246,6 +250,23 @@ def test_derivatives_along_a_direction_are_taken_there(accelerator):
     with accelerator:
         value, slope = torch.func.jvp(loss, (state,), (v,))
     assert value.device.type == slope.device.type == "meta"
+
+
+@pytest.mark.parametrize("form", ["gradient", "whole", "top-4"])
+def test_differences_of_words_come_back_to_the_memory_of_the_cpu(accelerator, form):
+    spec = find("random-llama")
+    backbone = host_device.host_device().place(Backbone(spec).model)
+    head = VocabularyHead(spec, backbone)
+    last_MD, said_M = torch.zeros(3, head.in_features), torch.arange(3)
+    with accelerator:
+        told = difference.told(head, last_MD, said_M, form_of(form))
+        came = [told[0]]
+        if form != "gradient":
+            came.append(difference.gradient_of(head, last_MD, *told))
+        came += [*difference.losses(head, last_MD, said_M), difference.curvature(head, last_MD)]
+        came += _partition(head, last_MD)
+    assert head.weight.device.type == "meta"
+    assert {tensor.device.type for tensor in came} == {"cpu"}
 
 
 def test_parts_meet_in_the_memory_of_the_cpu(accelerator, monkeypatch):

@@ -81,6 +81,16 @@ def test_responses_are_read_in_no_memory_but_a_models_own(
     assert run(file, "run").summary["ended"] != "diverged" and another_memory
 
 
+@pytest.mark.parametrize("kind", ["fed-mobillm-lm", "fedavg-lora", "splitfed-v1"])
+def test_responses_are_learned_in_bfloat16(kind, run, scenario_file, tmp_path):
+    responses["write_talk"](tmp_path)
+    file = scenario_file(**responses["WORLD"], method=responses["METHODS"][kind])
+    rounded = run(file, "rounded", precision="bfloat16")
+    plain = run(file, "plain")
+    assert rounded.summary["totals"] == plain.summary["totals"]
+    assert rounded.summary["final"] == pytest.approx(plain.summary["final"], rel=0.05)
+
+
 @pytest.fixture
 def another_memory(monkeypatch):
     """As if models lay in another memory than the CPU's: whoever reads one's numbers there, without

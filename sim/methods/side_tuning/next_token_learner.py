@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from learning.host_device import host_device
 from learning.next_token.choices import form_of
 from learning.next_token.payload import PlaceShape
 from sim.kernel.learned import Learned
@@ -223,7 +224,9 @@ class NextTokenLearner(RealLearner):
         for name, layers in self.layers.items():
             spec = self.world.costing.learned[name]
             tokens = self.world.task.tokens(spec, samples)
-            whole = speaking_model(spec, load_model(spec), self.heads[name])
+            # another one than is kept: what reads moved states reads nothing else
+            own = host_device().place_frozen(load_model(spec))
+            whole = speaking_model(spec, own, self.heads[name])
             before = replies(whole, spec, tokens, most)
             SideTuned(NextTokenSide.of(self.state.value), name, layers).attach(whole)
             found[name] = list(zip(before, replies(whole, spec, tokens, most), strict=True))
