@@ -79,7 +79,7 @@ class Learned(Generic[Value_co]):
     @property
     def waits(self) -> bool:
         """Whether its piece has not run yet, and runs only when it is asked for."""
-        return isinstance(self.future, Asked) and not self.future.done()
+        return isinstance(self.future, Waiting) and not self.future.done()
 
     @property
     def is_there(self) -> bool:
@@ -110,7 +110,7 @@ class Learned(Generic[Value_co]):
             del self._value
 
 
-class Asked(Future[None]):
+class Waiting(Future[None]):
     """Of a piece that waits with others: when it is asked, all of them are computed."""
 
     def __init__(self, compute: Callable[[], None]) -> None:

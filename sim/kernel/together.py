@@ -7,11 +7,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any
 
-from sim.kernel.learned import Asked, Piece, wait_for
+from sim.kernel.learned import Piece, Waiting, wait_for
 
-JointFunction = Callable[[Sequence[Sequence[Any]]], Sequence[Any]]
+JointFunction = Callable[[Sequence[Sequence[object]]], Sequence[object]]
 """What a piece's function gives for each of several lists of arguments, in their order."""
 
 
@@ -22,7 +21,7 @@ class Together:
     So which are computed together follows from the run alone, not from the time it takes.
     """
 
-    def __init__(self, timed: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(self, timed: Callable[[Callable[[], Sequence[object]]], Sequence[object]]) -> None:
         self._timed = timed
         self._waiting: list[tuple[Piece, JointFunction, Future[None]]] = []
         self._first = 0
@@ -37,7 +36,7 @@ class Together:
         wait_for(arguments)
         if not self._waiting:
             self._first = number
-        future = Asked(self.compute)
+        future = Waiting(self.compute)
         self._waiting.append((piece, function, future))
         return future
 
