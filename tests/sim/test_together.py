@@ -12,6 +12,7 @@ from learning.host_device import HostDevice
 from sim.kernel.host import Host
 from sim.kernel.journal import Journal
 from sim.kernel.learned import Taken
+from sim.simulation import RunCallbacks
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}}
 PLAIN = {"dropout": 0, "device_batch": 8, "evaluate_every": 1}
@@ -169,3 +170,20 @@ def test_a_checkpoint_is_of_the_time_before_those_that_wait(host, tmp_path):
     resumed = Host(1, Journal(tmp_path, True))
     assert resumed.journal.position == 1
     assert resumed.learn(doubled, resumed.learn(doubled, 1), together=doubled_together).value == 4
+
+
+@pytest.mark.parametrize("name", ["fedavg-lora", "fedbuff", "coded"])
+@pytest.mark.parametrize("steps", [12, 25, 38, 50])
+def test_an_interrupted_run_stacks_as_the_whole_one_did(
+    name, steps, simulate, mark, as_on_a_card, tmp_path, monkeypatch
+):
+    as_on_a_card()
+    monkeypatch.setattr("sim.simulation.STEPS_BETWEEN_LOOKS", 1)
+    whole = simulate(method=METHODS[name], **AT_ONCE)
+    looks = iter(range(steps))
+    stopping = RunCallbacks(should_stop=lambda: next(looks, None) is None)
+    method, journal = METHODS[name], Journal(tmp_path, seconds_between_checkpoints=0)
+    cut = simulate(method=method, callbacks=stopping, journal=journal, **AT_ONCE)
+    assert cut.ended.reason == "interrupted"
+    resumed = simulate(method=method, journal=Journal(tmp_path, resume=True), **AT_ONCE)
+    assert mark(resumed) == mark(whole)
