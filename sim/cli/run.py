@@ -107,6 +107,11 @@ def _show_summary(done) -> None:
             row("accuracy by device", _spread(each))
     for name, one in (s.get("generations") or {}).items():
         row(f"replies of {name}", _nearness(one))
+    asked = done.manifest["scenario"]["task"].get("device_replies")
+    if asked:
+        since_s = s["trained_at_s"]  # None where each device ends by itself
+        took = "" if since_s is None else f" over {format_seconds(s['virtual_time_s'] - since_s)}"
+        row("replies of devices", f"{asked} of each{took} after training, counted below")
     if s["target"]["value"] is not None:
         at = s["target"]["reached_at_s"]
         reached = f"reached after {format_seconds(at)}" if at is not None else "not reached"

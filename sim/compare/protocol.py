@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sim.compare.planned_run import PlannedRun
+from sim.results.looks import was_still_improving
 from sim.results.run import open_run
 from sim.scenario.data import SizedData
 from sim.scenario.schema import Scenario
@@ -58,3 +59,22 @@ def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
     else:
         texts = "over the test texts alone, and " if by_texts else ""
         yield (f"One seed: intervals are {texts}{looks}; what other seeds would give is not known.")
+
+
+def still_improving(entries: Sequence[PlannedRun]) -> Iterator[str]:
+    """Which methods were better at their last look than at any before, on validation texts."""
+    found: dict[str, list[bool]] = {}
+    for entry in entries:
+        is_free = entry.scenario.stop.target is None and not open_run(entry.folder).summary["dry"]
+        if is_free:
+            found.setdefault(entry.label, []).append(was_still_improving(open_run(entry.folder)))
+    who = [
+        label if all(seeds) else f"{label} ({sum(seeds)} of {len(seeds)} seeds)"
+        for label, seeds in found.items()
+        if any(seeds)
+    ]
+    if who:
+        yield (
+            f"Better on the validation texts at the last look than at any before: "
+            f"{', '.join(who)}. Trained for longer, they might come further."
+        )

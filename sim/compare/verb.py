@@ -19,7 +19,7 @@ from learning.host_device import CPU, HostDevice
 from sim.compare.evidence import write_evidence
 from sim.compare.latex import IN_COLUMN, PAGE, check_columns, tables_for_paper
 from sim.compare.planned_run import PlannedRun
-from sim.compare.protocol import how_made
+from sim.compare.protocol import how_made, still_improving
 from sim.compare.reductions import has_learned, reductions
 from sim.compare.runs import (
     compare_of,
@@ -123,6 +123,7 @@ class Comparison:
         return [
             *how_made(self.entries),
             *self._ends(),
+            *still_improving(self.entries),
             *nothing_chosen(self.trials),
             *self._unheld(),
             *remarks_of(

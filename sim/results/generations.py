@@ -19,8 +19,8 @@ def generations(sim: Simulation) -> dict[str, Any]:
     reply `costs` its first device; empty where nothing is said, or the method's models cannot be
     asked.
     """
-    wanted, learner = sim.scenario.task.generate, sim.method.learner
-    ask = getattr(learner, "replies", None) if learner.has_one_model else None
+    wanted = sim.scenario.task.generate
+    ask = getattr(sim.method.learner, "replies", None)
     if sim.dry or not sim.task.has_responses or not wanted or ask is None:
         return {}
     from learning.next_token.replies import nearness

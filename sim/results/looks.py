@@ -36,6 +36,15 @@ def converged(run: Run) -> Moment | None:
     return Moment(time_s[look - 1] if look else 0.0, time_s[look], time_s[look])
 
 
+def was_still_improving(run: Run) -> bool:
+    """Whether validation chooses the last of several looks, so that more training might have gone
+    further.
+    """
+    time_s, accuracy = validation_curve(run)
+    moment = converged(run)
+    return len(accuracy) > 1 and moment is not None and bool(moment.at_s == time_s[-1])
+
+
 def validation_curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy over time on the texts that a run may choose by, as `Run.curve`; empty without."""
     is_judged_there = run.manifest["scenario"]["task"].get("judge_on") == "validation"

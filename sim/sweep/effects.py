@@ -31,6 +31,8 @@ OUTCOMES = {
 }
 """Column of the long table -> what it is."""
 
+OF_THE_METRIC = ("chosen", "final", "target.reached_at_s")
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -67,8 +69,18 @@ def factors_of(rows: Rows, keys: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def outcomes_of(rows: Rows) -> list[str]:
-    """The outcomes that any run has."""
-    return [name for name in OUTCOMES if any(number_of(row, name) is not None for row in rows)]
+    """The outcomes that any run has, of those that mean one thing in all."""
+    unlike = OF_THE_METRIC if len(metrics_of(rows)) > 1 else ()
+    return [
+        name
+        for name in OUTCOMES
+        if name not in unlike and any(number_of(row, name) is not None for row in rows)
+    ]
+
+
+def metrics_of(rows: Rows) -> list[str]:
+    """What scores are measured by: several, where a sweep is over `task.metric` or tasks."""
+    return list(dict.fromkeys(row["metric"] for row in rows if row.get("metric")))
 
 
 def effects_of(rows: Rows, keys: Sequence[str]) -> list[Effect]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from learning.metrics import merit
-from sim.sweep.effects import METHOD, Rows, number_of
+from sim.sweep.effects import METHOD, Rows, metrics_of, number_of
 
 SCORES = ("chosen", "final")
 """What is learned; the first that all runs have is looked at."""
@@ -42,8 +42,10 @@ class FrontPoint:
 
 def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontPoint]:
     """Every combination whose runs all have a score and a cost: `bytes a device`, up and down, or
-    another column's number, of which less is better.
+    another column's number, of which less is better. None, where scores are of several metrics.
     """
+    if len(metrics_of(rows)) > 1:
+        return []
     score = next((s for s in SCORES if all(_of(row, s) is not None for row in rows)), "final")
     cells: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -66,7 +68,7 @@ def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontP
                 is_reference=bool(mine[0].get("is_reference")),
             )
         )
-    return _with_front(found, next((row["metric"] for row in rows if row.get("metric")), ""))
+    return _with_front(found, next(iter(metrics_of(rows)), ""))
 
 
 def _of(row: Mapping[str, Any], name: str) -> float | None:

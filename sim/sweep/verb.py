@@ -20,7 +20,7 @@ from sim.privacy.measures import SAID, require_attacks
 from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
-from sim.sweep.effects import OUTCOMES, Effect, effects_of, left_out
+from sim.sweep.effects import OUTCOMES, Effect, effects_of, left_out, metrics_of
 from sim.sweep.engine import NO_ATTACKS, Processes, is_whole
 from sim.sweep.front import FrontPoint, points_of
 from sim.sweep.grid import Grid, cells_of, planned, value_text
@@ -167,15 +167,22 @@ def _write(
     fields = [f.name for f in dataclasses.fields(FrontPoint) if f.name != "values"]
     of_point = [AS_WRITTEN.get(name, name) for name in fields]
     table.write_csv([*keys, *of_point], _only(front, [*keys, *of_point]), out / "front.csv")
-    metric = next((row["metric"] for row in rows if row.get("metric")), "accuracy")
+    metric, *others = metrics_of(rows) or ["accuracy"]
     if figures:
         from sim.sweep.plots import draw
 
         curves = table.curves_of(done)
         if curves:
             table.write(curves, out, "curves")
-        draw(rows, curves, keys, metric, out / "figures")
-    return Sweep(out, rows, effects, metric, [*remarks_of(done), *_in_no_effect(rows)])
+        draw(rows, [] if others else curves, keys, metric, out / "figures")
+    notes = [*remarks_of(done), *_in_no_effect(rows)]
+    if others:
+        several = ", ".join([metric, *others])
+        notes.append(
+            f"scores are of several metrics ({several}), so there is no mean of them: they are in "
+            "sweep.csv, and in no effect, front or figure"
+        )
+    return Sweep(out, rows, effects, metric, notes)
 
 
 def _only(rows: list[dict[str, Any]], names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from sim.compare.table import rows
 from sim.compare.write import ACCURACIES, from_to, shown
 from sim.kernel.streams import Streams
 from sim.privacy.measures import SAID
-from sim.results.looks import chosen_score, converged, converged_at_s
+from sim.results.looks import chosen_score, converged, converged_at_s, was_still_improving
 from sim.results.run import open_run
 from sim.results.statistics import Costs
 from sim.scenario.file import load
@@ -590,6 +590,26 @@ def test_validation_chooses_the_look_and_the_test_is_read_there():
     assert chosen_score(run) == 0.8  # and not the 0.95 that the test curve has
     run.curves.pop("validation_accuracy")
     assert converged(run) == (4, 4, 4) and chosen_score(run) == 0.7  # nothing to choose by
+
+
+@pytest.mark.parametrize(
+    ("validation", "is_so"),
+    [([0.2, 0.5, 0.8], True), ([0.2, 0.8, 0.803], False), ([0.8, 0.5, 0.7], False), ([0.9], False)],
+)
+def test_a_run_that_validation_would_let_go_on_was_still_improving(validation, is_so):
+    run = CurvesAlone([0, 1, 2], accuracy=[0.1, 0.2, 0.3], validation_accuracy=validation)
+    assert was_still_improving(run) is is_so
+    assert not was_still_improving(CurvesAlone([0, 1, 2], accuracy=[0.1, 0.2, 0.3]))
+
+
+def test_who_was_still_improving_is_said_below_the_table(compared, monkeypatch):
+    def improves(run):
+        return run.method == "fedavg-lora"
+
+    monkeypatch.setattr("sim.compare.protocol.was_still_improving", improves)
+    done, out = compared("--methods", "ours,lora")
+    said = "last look than at any before: lora. Trained for longer"
+    assert said in " ".join(done.out.split()) and said in (out / "table.md").read_text()
 
 
 def test_a_target_is_reached_in_a_line_between_two_looks():

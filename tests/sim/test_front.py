@@ -8,6 +8,7 @@ import pytest
 
 from sim.api import sweep
 from sim.results.run import open_run
+from sim.sweep.effects import effects_of, outcomes_of
 from sim.sweep.front import BYTES, points_of
 from sim.sweep.front_plots import bytes_figure, privacy_figure
 from sim.views.page import STYLE
@@ -54,6 +55,16 @@ def test_what_validation_chose_is_looked_at_where_every_run_has_it():
     chosen = [{**one, "chosen": 0.1} for one in rows]
     assert {p.score for p in points_of(chosen, ["method.taps"])} == {0.1}
     assert {p.score for p in points_of([*rows[:1], *chosen[1:]], ["method.taps"])} != {0.1}
+
+
+def test_scores_of_several_metrics_make_no_mean_and_no_front():
+    rows = rows_of((1, 0.5, 100), (2, 0.7, 200))
+    for one in rows:
+        one["task.metric"] = one["metric"] = ("accuracy", "perplexity")[one["method.taps"] - 1]
+    assert points_of(rows, ["task.metric"]) == []
+    outcomes = {effect.outcome for effect in effects_of(rows, ["task.metric"])}
+    assert outcomes and not outcomes & {"final", "chosen", "target.reached_at_s"}
+    assert "final" in outcomes_of([{**one, "metric": "accuracy"} for one in rows])
 
 
 def test_the_figure_numbers_and_names_the_front():

@@ -203,6 +203,20 @@ def test_a_run_keeps_what_its_models_say(scenario_file, tmp_path, mobifleet):
     assert done.summary["best"] == min(done.curve("perplexity")[1])  # the least is the best
 
 
+def test_devices_that_learn_alone_say_what_one_of_each_backbone_has_learned(
+    scenario_file, tmp_path, mobifleet
+):
+    method = {"kind": "local-lora", "rounds": 3, "learning_rate": 0.05, "device_batch": 4}
+    file = scenario_file(method=method, **{**WORLD, "task": {**TASK, "device_replies": 2}})
+    shown = mobifleet("run", file, "--out", tmp_path / "out")
+    assert shown.code == 0, shown.err
+    assert "replies of devices" in shown.out and "2 of each after training" in shown.out
+    said = json.loads((tmp_path / "out" / "generations.json").read_text())["replies"]
+    assert {*said} == {"random-llama", "random-llama-l2"}
+    for replies in said.values():
+        assert any(one["before"] != one["after"] for one in replies)
+
+
 def test_a_device_needs_room_for_its_replies(simulate):
     method = {"kind": "splitfed-v1", "rounds": 1, "peft": "lora", "device_batch": 1}
     plain = simulate(dry=True, method=method, **WORLD)

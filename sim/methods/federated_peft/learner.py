@@ -370,11 +370,16 @@ class FederatedLearner(RealLearner):
             assert isinstance(model, TrainableLanguageModel), "asked for responses alone"
             whole = speaking_model(model.spec, model.backbone, model.head)
             tokens, said = self.tokens(name, samples), []
-            for state in (self.initial, self.state.value):
-                model.load_trainable(self.part_of(name, state))
+            for state in self._before_and_after(name):
+                model.load_trainable(state)
                 said.append(replies(whole, model.spec, tokens, most))
             found[backbone] = list(zip(*said, strict=True))
         return found
+
+    def _before_and_after(self, backbone: Any) -> Iterator[Mapping[str, Tensor]]:
+        """A state of the backbone that nothing has been learned in, and one of now."""
+        for state in (self.initial, self.state.value):
+            yield self.part_of(backbone, state)
 
     def digest(self) -> str:
         """A digest of the server's state."""

@@ -7,7 +7,7 @@ evaluated ones are trained for real. Time, joules and memory are charged for all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,6 +153,13 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
         self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
     ) -> Any:
         return self.made(update, backbone, samples, how)
+
+    def _before_and_after(self, backbone: str) -> Iterator[Mapping[str, Tensor]]:
+        """Of the first device that is looked at and has a finite model."""
+        initial = self._initial[backbone]
+        yield initial.value
+        mine = (d for d, name in self.evaluated.items() if name == backbone and d not in self.lost)
+        yield self.states.get(next(mine, ""), initial).value
 
     def score(self, device_id: str, backbone: str, part: Part = "test") -> Score | None:
         """What a device's present state scores; a state is scored once on each part."""
