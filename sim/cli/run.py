@@ -99,6 +99,8 @@ def _show_summary(done) -> None:
     table = Table(
         title=done.title, title_justify="left", show_header=False, box=None, padding=(0, 2)
     )
+    table.add_column(no_wrap=True)
+    table.add_column()
     row = table.add_row
     row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
     if not s["dry"]:

@@ -210,7 +210,7 @@ def test_devices_that_learn_alone_say_what_one_of_each_backbone_has_learned(
     file = scenario_file(method=method, **{**WORLD, "task": {**TASK, "device_replies": 2}})
     shown = mobifleet("run", file, "--out", tmp_path / "out")
     assert shown.code == 0, shown.err
-    assert "replies of devices" in shown.out and "2 of each after training" in shown.out
+    assert "replies of devices" in shown.out and "2 of each over" in shown.out
     said = json.loads((tmp_path / "out" / "generations.json").read_text())["replies"]
     assert {*said} == {"random-llama", "random-llama-l2"}
     for replies in said.values():
