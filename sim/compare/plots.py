@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from learning.host_device import HostDevice
 from sim.compare.costs import COLUMNS, costs_at, costs_until, own_convergence
@@ -28,6 +29,8 @@ PANELS = {
     "communication_bytes": "communication, with delivery",
     "time_s": "time",
 }
+DECADE = 10  # updates: fewer need no logarithm
+LEAST_SAVED = -100.0  # percent that a figure has room for: twice a baseline's cost
 
 
 def draw_privacy(
@@ -66,32 +69,45 @@ def draw_reductions(
     with matplotlib.style.context(["default", STYLE]):
         title = f"what {ours} saves, seed {runs[ours].seed}"
         figure, axes = FULL_WIDTH.figure(2.9, len(PANELS), title, note)
+        lowest, most_updates = dict.fromkeys(PANELS, 0.0), 0.0
         for number, label in enumerate(baselines):
             run, style, moment = runs[label], line_style(number), own_convergence(runs[label])
             if label in left_out or moment is None:
                 continue
             cost, there = costs_at(run, run.curve(run.metric)[0]), costs_until(run, moment.at_s)
+            most_updates = max(most_updates, float(cost["updates"].max()))
             for ax, name in zip(axes, PANELS, strict=True):
                 with np.errstate(divide="ignore"):
                     saved = 100 * (1 - mine[name] / cost[name])
                     at_dot = 100 * (1 - mine[name] / np.float64(there[name]))
                 named: dict[str, Any] = {"label": label} if ax is axes[0] else {}
                 ax.plot(cost["updates"], saved, **style, **named)
+                lowest[name] = min(lowest[name], float(at_dot))
                 dot: dict[str, Any] = {
-                    "marker": "o",
+                    "marker": "o" if at_dot >= LEAST_SAVED else "v",
                     "color": style["color"],
                     "markeredgecolor": "white",
                 }
-                ax.plot(there["updates"], at_dot, linestyle="", **dot)
+                shown = max(float(at_dot), LEAST_SAVED)
+                ax.plot(there["updates"], shown, linestyle="", clip_on=False, **dot)
         axes[1].set_xlabel("server updates of the baseline")
         for ax, (name, title) in zip(axes, PANELS.items(), strict=True):
-            ax.set(title=title, xscale="log", ylim=(0, 101))
+            ax.set(title=title, ylim=(0, 101))
+            if most_updates >= DECADE:
+                ax.set_xscale("log")
+            else:
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if lowest[name] < 0:  # it costs more than a baseline
+                ax.set_ylim(LEAST_SAVED, 101)
+                ax.axhline(0, color="#555555", linewidth=0.8)
             if name in claims:
                 ax.axhline(
                     100 * claims[name], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8
                 )
         axes[0].set_ylabel("saved [%]")
         axes[0].plot([], [], "o", color="#555555", label="its convergence")
+        if min(lowest.values()) < LEAST_SAVED:
+            axes[0].plot([], [], "v", color="#555555", label="there, at over twice its cost")
         if claims:
             axes[0].plot(
                 [], [], color="#555555", linestyle=(0, (4, 3)), linewidth=0.8, label="as reported"
