@@ -174,11 +174,20 @@ def _round_to_int8(model: nn.Module) -> None:
 
 CPU = HostDevice()
 _chosen = CPU
+_process = 0
 
 
 def host_device() -> HostDevice:
     """The device that was chosen for this process."""
     return _chosen
+
+
+def take_turns(process: int) -> None:
+    """Of several cards of a machine, its `process`th process computes on the one whose turn it is;
+    a process that takes no part computes on the first.
+    """
+    global _process
+    _process = process
 
 
 def compute_on(host: HostDevice) -> None:
@@ -203,6 +212,8 @@ def _set_up_cuda() -> None:
             f"--host cuda: torch {torch.__version__} sees no CUDA device here; install a CUDA "
             "build of torch and a driver, or choose --host cpu"
         )
+    # what is placed on "cuda" goes to this card
+    torch.cuda.set_device(_process % torch.cuda.device_count())
 
 
 def _require_mps() -> None:

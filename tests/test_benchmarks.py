@@ -17,6 +17,14 @@ from learning.federated.local_training import LocalTraining, train
 from learning.host_device import CPU, compute_on
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+SMALL = """
+name: small
+task: {dataset: {path: texts.csv}, train: 40, test: 20, max_tokens: 8}
+fleet:
+  - {count: 1, device: jetson-tx2, backbone: random-bert, link: wifi-home}
+  - {count: 1, device: jetson-tx2, backbone: random-llama, link: wifi-home}
+method: {kind: fed-mobillm}
+"""
 
 
 @pytest.fixture
@@ -98,6 +106,19 @@ def test_attacks_on_vectors_are_measured_in_every_cell(tmp_path):
         assert all(low <= value <= high for value, low, high, _ in figures.values())
     assert found["cells"]["mean, layer 0"]["text in top 1"][0] == 1.0  # its own vector is nearest
     assert found["rotated"]["layer 0"]["as it is"]["text in top 1"][0] < 0.5
+
+
+def test_the_quickstart_is_held_against_its_passes_and_steps(monkeypatch, tmp_path):
+    texts = tmp_path / "texts.csv"
+    lines = [f"w{n % 7} w{n % 5} w{n},{'ab'[n % 2]}" for n in range(80)]
+    texts.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL, encoding="utf-8")
+    monkeypatch.syspath_prepend(FOLDER)  # it stands on two other benchmarks
+    module = module_of("quickstart")
+    found = module.main(["--scenario", str(file), "--repeat", "1"])
+    assert found["texts_read"] == 40 + 2 * 20  # of devices, and by each backbone of the test
+    assert found["updates"] > 0 and found["cold_s"] > 0 < found["warm_s"]
 
 
 def test_what_is_sent_of_a_decoders_differences_is_measured(tmp_path):

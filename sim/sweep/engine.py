@@ -19,11 +19,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Literal
 
 from inputs.files import FileProblem, is_ours, read_text
-from learning.host_device import CPU, HostDevice
+from learning.host_device import CPU, HostDevice, take_turns
 from sim.kernel.writing import replacing
 from sim.privacy.measures import PrivacyError, is_attacked, targets_of, write_found
 from sim.results.run import RunError, open_run
@@ -165,8 +166,9 @@ def _in_processes(
     """Run them in so many processes; those that are left where one of the processes died."""
     spawn = multiprocessing.get_context("spawn")  # torch does not survive a fork
     ear, mouth = spawn.Pipe(duplex=False)
+    numbers = spawn.Value("i", 0)
     left = list(entries)
-    with ear, mouth, ProcessPoolExecutor(count, spawn, _heed_parent, (ear,)) as pool:
+    with ear, mouth, ProcessPoolExecutor(count, spawn, _begin, (ear, numbers)) as pool:
         try:
             pending = {pool.submit(_run, entry, *work): entry for entry in entries}
             for future in as_completed(pending):
@@ -184,6 +186,14 @@ def _in_processes(
                     process.kill()
             raise
     return []
+
+
+def _begin(ear: connection.Connection, numbers: Synchronized[int]) -> None:
+    """A process of the pool: the first of `numbers` that no other has is its own."""
+    with numbers.get_lock():
+        take_turns(numbers.value)
+        numbers.value += 1
+    _heed_parent(ear)
 
 
 _stopped = threading.Event()  # in a process of the pool: nothing new is begun

@@ -286,6 +286,18 @@ def test_parts_meet_in_the_memory_of_the_cpu(accelerator, monkeypatch):
 # --- the choice
 
 
+@pytest.mark.parametrize(("process", "card"), [(0, 0), (2, 2), (3, 0), (7, 1)])
+def test_processes_take_turns_at_several_cards(process, card, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(host_device, "_process", 0)
+    host_device.take_turns(process)
+    compute_on(HostDevice("cuda"))
+    assert chosen == [card]
+
+
 @pytest.mark.parametrize(("name", "precision"), [("tpu", "float32"), ("cpu", "float64")])
 def test_an_unknown_device_or_precision_is_refused(name, precision):
     with pytest.raises(HostDeviceError, match="one of"):

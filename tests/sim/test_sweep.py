@@ -1,6 +1,7 @@
 """The sweep: every combination in one table, the same whatever happened on the way to it."""
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from sim.results.run import open_run
 from sim.results.run_directory import is_held
 from sim.scenario.file import load
 from sim.scenario.schema import Scenario
+from sim.sweep import engine
 from sim.sweep.effects import effects_of
 from sim.sweep.engine import FAILED
 from sim.sweep.grid import cells_of, folder_name, folder_of, grid_of, parts_of, planned
@@ -590,3 +592,13 @@ def test_compare_at_each_value_is_a_grid_of_one_key(scenario_file, tmp_path):
         "task.train=60/ours-seed0",
         "task.train=60/lora-seed0",
     ]
+
+
+def test_every_process_has_a_number_of_its_own(monkeypatch):
+    numbers = multiprocessing.get_context("spawn").Value("i", 0)
+    taken = []
+    monkeypatch.setattr(engine, "take_turns", taken.append)
+    monkeypatch.setattr(engine, "_heed_parent", lambda ear: None)
+    for _ in range(3):
+        engine._begin(None, numbers)
+    assert taken == [0, 1, 2]

@@ -1,0 +1,152 @@
+"""What the quickstart costs beside the computing that nobody can spare, and what stored activations
+spare: python benchmarks/quickstart.py [--scenario quickstart] [--repeat 3]
+
+Not to be spared are a forward pass of each device's texts and of the test texts, sorted by length,
+through each backbone (`forwards.plain`), and as many plain steps of the side network as the run has
+updates (`side_steps.Plain`). A run is a `mobifleet.run` with everything in it but figures, one
+worker: cold with an empty store of activations, then warm with what it has stored. Seconds of CPU
+time in one process, in turn, best of several, after one of each that warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import forwards
+import numpy as np
+import side_steps
+import torch
+
+import mobifleet
+from learning.backbones import assets
+from learning.backbones.loading import load_model
+from learning.side.config import SideNetworkConfig, shape_for
+from sim.simulation import Simulation
+
+RECORDS = 512
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print and return the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scenario", default="quickstart")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="dotted.key=value")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    changes = {key: json.loads(value) for key, _, value in (s.partition("=") for s in given.set)}
+    scenario = mobifleet.load(given.scenario, changes)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(scenario, Path(folder))
+        updates = runs.cold()["totals"]["updates"]
+        runs.warm()
+        least = Least(scenario, Path(given.scenario).parent, updates)
+        best = {"forward": float("inf")} | dict.fromkeys(("steps", "cold", "warm"), float("inf"))
+        for _ in range(given.repeat):
+            for name, way in (
+                ("forward", least.forward),
+                ("steps", least.steps),
+                ("cold", runs.cold),
+                ("warm", runs.warm),
+            ):
+                best[name] = min(best[name], seconds(way))
+    found = {
+        "texts_read": least.texts,
+        "updates": updates,
+        **{f"{name}_s": taken for name, taken in best.items()},
+        "cold_to_least": best["cold"] / (best["forward"] + best["steps"]),
+        "warm_to_cold": best["warm"] / best["cold"],
+    }
+    print(json.dumps(found, indent=1))
+    return found
+
+
+def seconds(way: Callable[[], object]) -> float:
+    """CPU seconds of a call."""
+    began_s = time.process_time()
+    way()
+    return time.process_time() - began_s
+
+
+class Runs:
+    """Whole runs, whose store of activations is a folder of their own."""
+
+    def __init__(self, scenario: Any, folder: Path) -> None:
+        self.scenario, self.folder, self.number = scenario, folder, 0
+        self.users = assets.cache_dir()
+
+    def cold(self) -> dict[str, Any]:
+        """With nothing in the store."""
+        self.number += 1
+        return self._run()
+
+    def warm(self) -> dict[str, Any]:
+        """With what the last cold one has stored."""
+        return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        cache = self.folder / f"cache{self.number}"
+        cache.mkdir(exist_ok=True)
+        for kept in self.users.glob("*"):
+            link = cache / kept.name
+            if kept.name != "activations" and not link.exists():
+                link.symlink_to(kept)
+        before = os.environ.get("MOBIFLEET_CACHE")
+        os.environ["MOBIFLEET_CACHE"] = str(cache)
+        try:
+            out = Path(tempfile.mkdtemp(dir=self.folder)) / "run"
+            run = mobifleet.run(self.scenario, out=out, workers=1, figures=False, quiet=True)
+        finally:
+            os.environ.pop("MOBIFLEET_CACHE")
+            if before is not None:
+                os.environ["MOBIFLEET_CACHE"] = before
+        return run.summary
+
+
+class Least:
+    """The passes and the steps that the scenario cannot do without, written down plainly."""
+
+    def __init__(self, scenario: Any, folder: Path, updates: int) -> None:
+        sim = Simulation(scenario, folder, dry=True)
+        self.updates, self.parts, widths = updates, [], {}
+        for name, spec in sim.costing.learned.items():
+            mine = [device.samples for device in sim.devices if device.backbone == name]
+            samples = np.unique(np.concatenate([*mine, sim.task.held_out]))
+            self.parts.append((load_model(spec), sim.task.tokens(spec, samples)))
+            widths[name] = int(self.parts[-1][0].config.hidden_size)
+        self.texts = sum(len(tokens) for _, tokens in self.parts)
+        self.config, rng = SideNetworkConfig(), np.random.default_rng(0)
+        self.shape = shape_for(self.config, 1, widths, sim.task.classes)
+        names = [str(name) for name in rng.choice(list(widths), RECORDS)]
+        self.records = [
+            (name, *map(torch.from_numpy, self._record(rng, widths[name], sim.task.classes)))
+            for name in names
+        ]
+        size = side_steps.BATCH
+        self.draws = [rng.choice(RECORDS, size, replace=False) for _ in range(updates)]
+
+    def _record(self, rng: np.random.Generator, width: int, classes: int) -> list[np.ndarray]:
+        sizes = ((self.shape.vectors, width), (classes,))
+        return [rng.normal(size=size).astype(np.float32) for size in sizes]
+
+    def forward(self) -> None:
+        """Each backbone over its devices' texts and the test texts."""
+        for model, tokens in self.parts:
+            forwards.plain(model, tokens)
+
+    def steps(self) -> None:
+        """As many steps as there are updates."""
+        plain = side_steps.Plain(self.shape, self.config, self.records)
+        for draw in self.draws:
+            plain.step([self.records[i] for i in draw])
+
+
+if __name__ == "__main__":
+    main()
