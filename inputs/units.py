@@ -207,6 +207,11 @@ def format_bytes(nbytes: float) -> str:
     return _with_prefix(nbytes, "B", ("", "k", "M", "G", "T", "P", "E"))
 
 
+def format_score(score: float) -> str:
+    """An accuracy, a perplexity or another score: `0.831`, `48.604`, `1.83e+10`."""
+    return f"{score:.3f}" if abs(score) < 1e6 else f"{score:.2e}"
+
+
 def format_seconds(seconds: float) -> str:
     """A duration for people: `12.3 ms`, `4.56 s`, `1 min 15 s`, `2 h 1 min`, `3 d 4 h`."""
     if not math.isfinite(seconds):

@@ -90,6 +90,8 @@ def unlike(kinds: Counter[type], are_texts: bool) -> str | None:
     found: Counter[str] = Counter()
     for kind, count in kinds.items():
         found[_kind(kind)] += count
+    if not found:  # every cell is empty
+        return None
     if len(found) < 2 and (not are_texts or "text" in found):
         return None
     return (

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -48,16 +49,81 @@ class Holding(NamedTuple):
 
 
 def can_be_stacked(model: TrainableClassifier) -> bool:
-    """Whether all that is trained are whole linear maps, as of `lora`, `adapter` and `head`."""
+    """Whether all that are trained are whole linear maps, as of `lora`, `adapter` and `head`, and
+    what each of them reads is the texts' own, text after text.
+
+    Not so are maps of a table that all texts share (DeBERTa's relative positions), of tokens that
+    are sorted by where they go (experts), or of all texts' first tokens, then their second. Seen by
+    reading two texts, and the first of them beside a third.
+    """
+    if model not in _stackable:
+        _stackable[model] = _trains_maps_alone(model) and _reads_text_after_text(model)
+    return _stackable[model]
+
+
+_stackable: WeakKeyDictionary[TrainableClassifier, bool] = WeakKeyDictionary()
+
+
+def _trained_maps(model: TrainableClassifier) -> set[str]:
+    return {name.rpartition(".")[0] for name in model.trainable_parameters()}
+
+
+def _trains_maps_alone(model: TrainableClassifier) -> bool:
     linear = {
         f"{path}.{name}"
         for path, module in model.named_modules()
         if type(module) is nn.Linear
         for name in dict(module.named_parameters(recurse=False))
     }
-    trained = set(model.trainable_parameters())
-    maps = {name.rpartition(".")[0] for name in trained}
+    trained, maps = set(model.trainable_parameters()), _trained_maps(model)
     return trained <= linear and all(n in trained for n in linear if n.rpartition(".")[0] in maps)
+
+
+def _reads_text_after_text(model: TrainableClassifier) -> bool:
+    one, other, third = (torch.arange(start, start + 4) for start in (5, 9, 13))
+    before = _read_by(model, torch.stack([one, other]))
+    after = _read_by(model, torch.stack([one, third]))
+    return {*before} == {*after} == _trained_maps(model) and all(
+        len(before[path]) == len(after[path]) and all(map(_is_of_both, before[path], after[path]))
+        for path in before
+    )
+
+
+def _read_by(model: TrainableClassifier, ids_BT: Tensor) -> dict[str, list[Tensor]]:
+    """What each trained map reads of the texts, call by call."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def noting(path: str) -> Any:
+        def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen.setdefault(path, []).append(arguments[0].detach().float())
+
+        return note
+
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(noting(path))
+        for path in _trained_maps(model)
+    ]
+    try:
+        with torch.inference_mode():
+            model(ids_BT % model.backbone.config.vocab_size, torch.ones_like(ids_BT))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _is_of_both(one_and_other: Tensor, one_and_third: Tensor) -> bool:
+    """Whether the first half of the rows is of the first text, and the rest of the second."""
+    if one_and_other.shape != one_and_third.shape:
+        return False
+    x, y = (t.reshape(-1, t.shape[-1]) for t in (one_and_other, one_and_third))
+    half, odd = divmod(len(x), 2)
+    close = {"rtol": 1e-3, "atol": 1e-5}
+    return (
+        not odd
+        and torch.allclose(x[:half], y[:half], **close)
+        and not torch.allclose(x[half:], y[half:], **close)
+    )
 
 
 def train_together(
@@ -72,7 +138,8 @@ def train_together(
     """
     if not can_be_stacked(model):
         raise ValueError(
-            f"what {model.kind} trains of {model.spec.name!r} is not linear maps alone"
+            f"what {model.kind} trains of {model.spec.name!r} is not linear maps alone that read "
+            "text after text"
         )
     if any(len(device.tokens) == 0 for device in devices):
         raise ValueError("a device without texts has nothing to train on")
@@ -188,7 +255,7 @@ class _Stack:
             for name in model.trainable_parameters()
         }
         self.parameters = {n: nn.Parameter(t.clone()) for n, t in self.received.items()}
-        maps = {name.rpartition(".")[0] for name in self.parameters}
+        maps = _trained_maps(model)
         stand_ins = {
             path: _StackedLinear(
                 self.parameters[f"{path}.weight"],

@@ -59,6 +59,8 @@ class SideTuned:
             names = file.keys()  # it is no dictionary
             tensors = {name: file.get_tensor(name) for name in names}
             note = json.loads(file.metadata()["backbones"])
+        if backbone not in note:
+            raise KeyError(f"{path} has moves of {', '.join(sorted(note))}, and none of {backbone}")
         return cls(NextTokenSide.of(tensors), backbone, note[backbone]["taps"])
 
     def attach(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from inputs.units import format_bytes, format_seconds
+from inputs.units import format_bytes, format_score, format_seconds
 from sim.simulation import RunCallbacks, Simulation
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
@@ -127,7 +127,7 @@ def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
     if sim.score is not None:
         target = sim.scenario.stop.target
         facts.append(
-            (sim.task.metric, f"{sim.score:.3f}" + (f" (target {target})" if target else ""))
+            (sim.task.metric, format_score(sim.score) + (f" (target {target})" if target else ""))
         )
     if sim.host.is_replaying:
         facts.append(

@@ -233,10 +233,14 @@ _SPREAD = {"mean": "mean", "10th percentile": "p10", "worst": "worst", "best": "
 
 
 def _score(s) -> str:
+    from inputs.units import format_score
+
     if s["final"] is not None:
         parts = ", ".join(
-            f"{name} {value:.3f}" for name, value in s["by_backbone"].items() if value is not None
+            f"{name} {format_score(value)}"
+            for name, value in s["by_backbone"].items()
+            if value is not None
         )
-        return f"{s['final']:.3f} (best {s['best']:.3f}; {parts})"
-    best = f" (best before {s['best']:.3f})" if s["best"] is not None else ""
+        return f"{format_score(s['final'])} (best {format_score(s['best'])}; {parts})"
+    best = f" (best before {format_score(s['best'])})" if s["best"] is not None else ""
     return ("diverged" if s.get("diverged") else "none: nothing was trained") + best

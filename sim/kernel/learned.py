@@ -121,13 +121,13 @@ class Waiting(Future[None]):
         """None, once it is computed; raises what went wrong."""
         if not self.done():
             self._compute()
-        return super().result(timeout)
+        return super().result(0)  # it is there, or never will be
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What went wrong, once it is computed."""
         if not self.done():
             self._compute()
-        return super().exception(timeout)
+        return super().exception(0)
 
 
 class Taken:

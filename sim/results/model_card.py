@@ -132,6 +132,8 @@ def _folder(spec: BackboneSpec) -> str:
     if spec.kind == "asset":
         import_ = "from learning.backbones.convert import model_dir  # of mobifleet"
         return f'{import_}\n\nfolder = model_dir("{spec.source}")'
+    if spec.kind == "random":
+        return "\nfolder = ...  # wherever you keep it: its weights were drawn by mobifleet"
     return f'\nfolder = "{spec.source}"'
 
 

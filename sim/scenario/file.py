@@ -232,6 +232,12 @@ def _find(path: Path, folders: list[Path]) -> Path:
             for suffix in SUFFIXES:
                 if (candidate := folder / f"{path}{suffix}").is_file():
                     return candidate
+        if (path / "manifest.json").is_file():
+            raise Problem(
+                place,
+                "the folder of a run; name its scenario file, with --out and this folder to go on "
+                "with it (--resume)",
+            )
         if path.exists():
             raise Problem(place, "not a file; name a scenario file")
         known = sorted(

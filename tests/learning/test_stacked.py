@@ -1,12 +1,14 @@
 """Devices trained together, against each trained alone."""
 
 import functools
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from learning.backbones.catalogue import find
+from learning.backbones.catalogue import BackboneError, BackboneSpec, find
 from learning.backbones.tokens import Tokens
 from learning.cost.count_training import training_architecture
 from learning.cost.vocabulary import Vocabulary
@@ -17,6 +19,10 @@ from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)
 Undropped = functools.partial(LocalTraining, dropout=0)
+CONFIGS = runpy.run_path(str(Path(__file__).with_name("architectures.py")))["CONFIGS"]
+FEW = ("BERT", "ALBERT", "DeBERTa-v2", "BLOOM")
+NOT_STACKED = {("DeBERTa-v2", None)}
+NOT_STACKED |= {(name, "all-linear") for name in ("DeBERTa-v2", "MobileBERT", "Mixtral")}
 TEXTS = (7, 12, 1, 8)  # of the devices: other numbers of steps, and batches that are not full
 
 
@@ -156,3 +162,29 @@ def test_the_words_of_a_vocabulary_need_room():
     few, many = Vocabulary(64, 100), Vocabulary(64, 10_000_000)
     assert len(Room(1e10, counted, few).groups(devices, Undropped(batch=4))) == 1
     assert len(Room(1e10, counted, many).groups(devices, Undropped(batch=4))) == 4
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.thorough) for n in CONFIGS]
+)
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_every_architecture_is_stacked_as_each_alone_or_not_at_all(name, targets):
+    """DeBERTa's maps read a table of positions that all texts share, beside the texts."""
+    spec = BackboneSpec(name, "random", "", config=CONFIGS[name], seed=1)
+    try:
+        model = TrainableClassifier(spec, "lora", classes=3, rank=2, target_modules=targets)
+    except BackboneError:
+        pytest.skip("LoRA cannot be put there")
+    if not can_be_stacked(model):
+        assert (name, targets) in NOT_STACKED, "nothing speaks against it"
+        return
+    settings = Undropped(batch=4, learning_rate=0.1, optimiser="sgd")
+    devices = [
+        d._replace(tokens=Tokens([5 + i % 50 for i in d.tokens.ids])) for d in devices_of(model)
+    ]
+    for device, one in zip(devices, train_together(model, devices, settings), strict=True):
+        alone = train(model, device.state, device.tokens, device.labels, settings, device.seed)
+        assert one.mean_loss == pytest.approx(alone.mean_loss, rel=1e-4)
+        for key, tensor in alone.state.items():
+            moved = (tensor - device.state[key]).norm()
+            assert (one.state[key] - tensor).norm() <= 1e-3 * moved + 1e-6, key

@@ -2,16 +2,23 @@
 alone, results alike to rounding, and one digest whatever was interrupted.
 """
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from learning.backbones.catalogue import find
+from learning.backbones.tokens import Tokens
 from learning.federated import stacked
+from learning.federated.local_training import LocalTraining
+from learning.federated.trainable import TrainableClassifier
 from learning.host_device import HostDevice
 from sim.kernel.host import Host
 from sim.kernel.journal import Journal
 from sim.kernel.learned import Taken
+from sim.methods.federated_peft.client_updates import Client, updated_together
 from sim.simulation import RunCallbacks
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}}
@@ -43,6 +50,81 @@ def as_on_a_card(monkeypatch):
         return sizes
 
     return computing
+
+
+def clients(number, model=None):
+    """Clients of one model, with texts of their own."""
+    model = model or TrainableClassifier(find("random-bert"), "lora", classes=3)
+    rng = np.random.default_rng(1)
+    return [
+        Client(
+            model,
+            Tokens([rng.integers(2, 2000, 5).astype(np.int32) for _ in range(6)]),
+            rng.integers(3, size=6),
+            dict,
+        )
+        for _ in range(number)
+    ]
+
+
+PLAINLY = LocalTraining(batch=4, learning_rate=1e-2, optimiser="sgd", dropout=0)
+
+
+def all_alike(update, number=3):
+    """Whether an update gives the same of every client alone and of all together."""
+    some = clients(number)
+    start = some[0].model.trainable()
+    updates = [(update, client, (start,)) for client in some]
+    together = updated_together(updates, stacked.Room(math.inf))
+    return all(
+        torch.allclose(tensor, other[name], atol=1e-6)
+        for client, other in zip(some, together, strict=True)
+        for name, tensor in update(client, start).items()
+    )
+
+
+def test_an_update_may_train_twice_each_time_in_its_own_way(as_on_a_card):
+    sizes = as_on_a_card()
+
+    def twice(client, state):
+        faster = dataclasses.replace(PLAINLY, learning_rate=0.05)
+        return client.train(client.train(state, PLAINLY, 1).state, faster, 2).state
+
+    assert all_alike(twice) and sizes == [3, 3]
+
+
+def test_settings_of_their_own_make_stacks_of_their_own(as_on_a_card):
+    sizes = as_on_a_card()
+
+    def by_length(client, state):
+        epochs = 1 + int(client.labels[0] == 0)
+        return client.train(state, dataclasses.replace(PLAINLY, epochs=epochs), 1).state
+
+    assert all_alike(by_length, 8) and len(sizes) == 2 and sum(sizes) == 8
+
+
+def test_a_correction_is_part_of_what_is_trained(as_on_a_card):
+    sizes = as_on_a_card()
+
+    def corrected(client, state):
+        added = {name: torch.full_like(tensor, 0.01) for name, tensor in state.items()}
+        return client.train(state, PLAINLY, 1, added).state
+
+    assert all_alike(corrected) and sizes == []
+
+
+def test_an_update_may_train_on_some_of_its_texts(as_on_a_card):
+    sizes = as_on_a_card()
+
+    def on_two(client, state):
+        few = client.tokens.of(range(2))
+        return (
+            dataclasses.replace(client, tokens=few, labels=client.labels[:2])
+            .train(state, PLAINLY, 1)
+            .state
+        )
+
+    assert all_alike(on_two) and sizes == [3]
 
 
 def tensors_of(sim):
@@ -160,6 +242,14 @@ def test_ctrl_c_within_a_stack_leaves_nobody_waiting_for_ever(host):
         _ = pieces[0].value
     with pytest.raises(KeyboardInterrupt):
         _ = pieces[1].value
+
+
+def test_there_is_no_checkpoint_after_a_piece_that_ran_while_others_waited(host, tmp_path):
+    waiting = [host.learn(doubled, 1, together=doubled_together) for _ in range(2)]
+    host.learn(doubled, 7)
+    host.checkpoint(is_last=True)
+    assert all(piece.waits for piece in waiting)
+    assert Journal(tmp_path, True).position == 0
 
 
 def test_a_checkpoint_is_of_the_time_before_those_that_wait(host, tmp_path):

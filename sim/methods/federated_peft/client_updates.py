@@ -41,7 +41,10 @@ class Client:
         seed: int,
         correction: Mapping[str, Tensor] | None = None,
     ) -> LocalResult:
-        """Local epochs from a state (`learning.federated.local_training.train`)."""
+        """Local epochs from a state (`learning.federated.local_training.train`).
+
+        What comes of them is what this gives: with which numbers it leaves `model` is not said.
+        """
         from learning.federated.local_training import train
 
         return train(self.model, state, self.tokens, self.labels, settings, seed, correction)
@@ -147,17 +150,17 @@ def updated_together(updates: Sequence[Update], room: Room) -> list[Any]:
                     made[k] = update(asking, *how)
                 except _Wanted as ask:
                     wanted[k] = ask
-        clients = {k: updates[k][1] for k in wanted}
-        for k, result in _trained(clients, wanted, room).items():
+        for k, result in _trained(wanted, room).items():
             known[k].append(result)
     return [made[k] for k in range(len(updates))]
 
 
 class _Wanted(BaseException):
-    """What a client update wants trained; no Exception, so that none catches it."""
+    """What a client update wants trained, and on what; no Exception, so that none catches it."""
 
     def __init__(
         self,
+        client: Client,
         state: Mapping[str, Tensor],
         settings: LocalTraining,
         seed: int,
@@ -165,7 +168,12 @@ class _Wanted(BaseException):
     ) -> None:
         super().__init__()
         self.state, self.settings, self.seed = state, settings, seed
-        self.correction = correction
+        self.client, self.correction = client, correction
+
+    def alone(self) -> LocalResult:
+        """What comes of it, by itself."""
+        plain = Client.train  # the client's own asks again
+        return plain(self.client, self.state, self.settings, self.seed, self.correction)
 
 
 @dataclass(frozen=True)
@@ -184,30 +192,21 @@ class _AskingClient(Client):
         """The next result that is known; asks for it where it is not."""
         for result in self.known:
             return result
-        raise _Wanted(state, settings, seed, correction)
+        raise _Wanted(self, state, settings, seed, correction)
 
 
-def _trained(
-    clients: Mapping[int, Client], wanted: Mapping[int, _Wanted], room: Room
-) -> dict[int, LocalResult]:
+def _trained(wanted: Mapping[int, _Wanted], room: Room) -> dict[int, LocalResult]:
     from learning.federated.stacked import Holding, can_be_stacked, train_together
 
-    found: dict[int, LocalResult] = {}
-    for settings in dict.fromkeys(ask.settings for ask in wanted.values()):
-        alike = [
-            k for k, ask in wanted.items() if ask.settings == settings and ask.correction is None
-        ]
-        if len(alike) < 2 or not can_be_stacked(clients[alike[0]].model):
-            continue
-        holdings = {
-            k: Holding(wanted[k].state, clients[k].tokens, clients[k].labels, wanted[k].seed)
-            for k in alike
-        }
-        for some in room.groups(holdings, settings):
-            model, stack = clients[some[0]].model, [holdings[k] for k in some]
-            if len(some) > 1:
-                found |= zip(some, train_together(model, stack, settings), strict=True)
+    alike: dict[tuple[int, LocalTraining], dict[int, Holding]] = {}
     for k, ask in wanted.items():
-        if k not in found:
-            found[k] = clients[k].train(ask.state, ask.settings, ask.seed, ask.correction)
-    return found
+        if ask.correction is None and can_be_stacked(ask.client.model):
+            holding = Holding(ask.state, ask.client.tokens, ask.client.labels, ask.seed)
+            alike.setdefault((id(ask.client.model), ask.settings), {})[k] = holding
+    found: dict[int, LocalResult] = {}
+    for (_, settings), holdings in alike.items():
+        for some in room.groups(holdings, settings):
+            if len(some) > 1:
+                model, stack = wanted[some[0]].client.model, [holdings[k] for k in some]
+                found |= zip(some, train_together(model, stack, settings), strict=True)
+    return found | {k: ask.alone() for k, ask in wanted.items() if k not in found}
