@@ -38,6 +38,8 @@ from sim.scenario.schema import Scenario
 from sim.simulation import Interrupted, RunCallbacks, Simulation, building
 from sim.world.preflight import preflight
 
+LARGE = 1_000  # devices
+
 
 def run_scenario(
     scenario: Scenario,
@@ -115,9 +117,11 @@ def run_scenario(
                 sim.host.close(at_once=True)
             _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
             raise
-        sim = None  # a large fleet's world weighs more than what is drawn of it
+        is_large = len(built.devices) >= LARGE  # its world weighs more than what is drawn of it
+        sim = None
         del built
-        gc.collect()
+        if is_large:
+            gc.collect()
         run = open_run(place)
         with _spending(seconds, "figures"):
             _draw(run, figures, on_stage)

@@ -392,6 +392,13 @@ def fingerprint(spec: BackboneSpec) -> str:
 
 
 def sha256_of(file: Path) -> bytes:
-    """The digest of what a file holds."""
+    """The digest of what a file holds; read once, as long as it is the same file by its times."""
+    with reading(file, "a file"):
+        known = file.stat()
+    return _sha256_of(file, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns)
+
+
+@functools.lru_cache(1024)
+def _sha256_of(file: Path, *state: int) -> bytes:
     with reading(file, "a file"), file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()

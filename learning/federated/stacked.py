@@ -118,7 +118,7 @@ def _is_of_both(one_and_other: Tensor, one_and_third: Tensor) -> bool:
         return False
     x, y = (t.reshape(-1, t.shape[-1]) for t in (one_and_other, one_and_third))
     half, odd = divmod(len(x), 2)
-    close = {"rtol": 1e-3, "atol": 1e-5}
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5}
     return (
         not odd
         and torch.allclose(x[:half], y[:half], **close)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sim.kernel.checkpoint import Checkpoint
 
 UNKNOWN = object()
+LITTLE_S = 2.0  # of learning, that nobody minds to lose
 SHARE_AT_STAKE = 0.1  # of the learning so far that a kill may cost, where checkpoints are cheap
 SHARE_OF_TIME = 0.05  # of what is at stake that writing a checkpoint may take,
 MUCH_AT_STAKE = 0.15  # unless so much of all learning is: then more
@@ -102,7 +103,7 @@ class Journal:
         """Whether so many seconds of learning, of so many in all, should not be at stake any
         longer.
         """
-        least_s = min(self._every_s, SHARE_AT_STAKE * learning_s)
+        least_s = min(self._every_s, max(LITTLE_S, SHARE_AT_STAKE * learning_s))
         return self.keeps and at_stake_s >= max(least_s, self._not_before_s)
 
     def checkpoint(

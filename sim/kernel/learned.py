@@ -21,6 +21,7 @@ Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
 Result = TypeVar("Result")
 
+_PLAIN = frozenset({int, float, str, bool})
 _making = threading.RLock()
 
 
@@ -213,6 +214,8 @@ class Piece:
 
 def with_values(argument: object) -> object:
     """The argument with the values of all results in it."""
+    if type(argument) in _PLAIN:  # most are
+        return argument
     if isinstance(argument, Learned):
         return argument.value
     if isinstance(argument, Taken):
@@ -247,7 +250,9 @@ def key_of(function: Callable[..., object], arguments: Sequence[object]) -> str:
 
 
 def _feed(update: Callable[[bytes], None], argument: object) -> None:
-    if isinstance(argument, Learned | Taken):
+    if type(argument) in _PLAIN:
+        update(b"|" + repr(argument).encode())
+    elif isinstance(argument, Learned | Taken):
         update(b"<" + argument.key.encode())
     elif isinstance(argument, np.ndarray):
         update(f"[{argument.dtype}{argument.shape}".encode() + argument.tobytes())
