@@ -41,7 +41,8 @@ from learning.backbones import assets, catalogue
 from learning.backbones.backbone import Backbone
 from learning.backbones.tokens import Tokens
 from learning.federated.local_training import LocalResult, LocalTraining, train
-from learning.federated.stacked import Holding, train_together
+from learning.federated.stackable import Holding
+from learning.federated.stacked import train_together
 from learning.federated.trainable import TrainableClassifier
 from learning.host_device import CPU, HostDevice, compute_on
 from learning.side.config import SideNetworkConfig, SideShape

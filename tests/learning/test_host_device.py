@@ -22,7 +22,8 @@ from learning.backbones.tokens import Tokens
 from learning.backbones.vocabulary_head import VocabularyHead
 from learning.federated import forward_gradient, split
 from learning.federated.local_training import LocalTraining, predict, train
-from learning.federated.stacked import Holding, train_together
+from learning.federated.stackable import Holding
+from learning.federated.stacked import train_together
 from learning.federated.trainable import TrainableClassifier
 from learning.host_device import CPU, HostDevice, HostDeviceError, compute_on
 from learning.next_token import difference

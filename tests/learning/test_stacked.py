@@ -14,7 +14,8 @@ from learning.cost.count_training import training_architecture
 from learning.cost.vocabulary import Vocabulary
 from learning.federated.language_model import TrainableLanguageModel
 from learning.federated.local_training import LocalTraining, train
-from learning.federated.stacked import Holding, Room, can_be_stacked, train_together
+from learning.federated.stackable import Holding, Room, can_be_stacked
+from learning.federated.stacked import train_together
 from learning.federated.trainable import TrainableClassifier
 
 torch.set_num_threads(1)

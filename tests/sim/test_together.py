@@ -13,6 +13,7 @@ from learning.backbones.catalogue import find
 from learning.backbones.tokens import Tokens
 from learning.federated import stacked
 from learning.federated.local_training import LocalTraining
+from learning.federated.stackable import Room
 from learning.federated.trainable import TrainableClassifier
 from learning.host_device import HostDevice
 from sim.kernel.host import Host
@@ -75,7 +76,7 @@ def all_alike(update, number=3):
     some = clients(number)
     start = some[0].model.trainable()
     updates = [(update, client, (start,)) for client in some]
-    together = updated_together(updates, stacked.Room(math.inf))
+    together = updated_together(updates, Room(math.inf))
     return all(
         torch.allclose(tensor, other[name], atol=1e-6)
         for client, other in zip(some, together, strict=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.aggregation import State
-    from learning.federated.stacked import Room
+    from learning.federated.stackable import Room
     from learning.federated.trainable import TrainableClassifier
 
 
@@ -196,7 +196,8 @@ class _AskingClient(Client):
 
 
 def _trained(wanted: Mapping[int, _Wanted], room: Room) -> dict[int, LocalResult]:
-    from learning.federated.stacked import Holding, can_be_stacked, train_together
+    from learning.federated.stackable import Holding, can_be_stacked
+    from learning.federated.stacked import train_together
 
     alike: dict[tuple[int, LocalTraining], dict[int, Holding]] = {}
     for k, ask in wanted.items():

@@ -24,7 +24,7 @@ from sim.methods.federated_peft.client_updates import Client, made_elsewhere, up
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learning.federated.stacked import Room
+    from learning.federated.stackable import Room
     from learning.federated.trainable import TrainableClassifier
     from learning.metrics import Score
     from sim.kernel.world import World
@@ -213,7 +213,7 @@ class FederatedLearner(RealLearner):
 
     def _room(self, model: TrainableClassifier) -> Room:
         """For how many devices at once the memory is that they are trained in."""
-        from learning.federated.stacked import Room
+        from learning.federated.stackable import Room
 
         return Room.of(model, *self._sizes)
 
