@@ -16,8 +16,11 @@ from typing import Protocol
 from devices.hardware import DeviceProfile
 
 
-def seconds(profile: DeviceProfile, engine: str, flop: float, bytes_moved: float = 0.0) -> float:
-    """Modelled seconds of one piece of work, without jitter.
+def seconds(
+    profile: DeviceProfile, engine: str, flop: float, bytes_moved: float = 0.0, passes: int = 1
+) -> float:
+    """Modelled seconds of one piece of work, without jitter; each of its `passes` takes the
+    engine's fixed time.
 
     `bytes_moved` is the traffic that the engine's rate does not already carry: the weights read
     once per pass. Activations that operators hand to each other are inside the measured rate.
@@ -29,7 +32,7 @@ def seconds(profile: DeviceProfile, engine: str, flop: float, bytes_moved: float
         )
     path = profile.engine(engine)
     return (
-        path.overhead_s
+        passes * path.overhead_s
         + flop / path.flop_per_s
         + bytes_moved / profile.memory_bandwidth_bytes_per_s
     )
@@ -72,11 +75,11 @@ class ComputeModel:
         self.engine = profile.engine(engine_name)
         self._rng = rng if jitter else None
 
-    def seconds(self, flop: float, bytes_moved: float = 0.0) -> float:
+    def seconds(self, flop: float, bytes_moved: float = 0.0, passes: int = 1) -> float:
         """Seconds that this piece of work takes; the next call with the same work draws a new
         jitter.
         """
-        nominal_s = seconds(self.profile, self.engine.name, flop, bytes_moved)
+        nominal_s = seconds(self.profile, self.engine.name, flop, bytes_moved, passes)
         return (
             nominal_s
             if self._rng is None

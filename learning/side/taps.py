@@ -118,11 +118,12 @@ def sample(
         return dict.fromkeys(depths, chosen)
     rule = rule_of(taps)
     assert rule is not None, "all but a list is one"
-    shallowest = min(depths.values())
+    shallow = min(depths, key=lambda name: depths[name])
+    shallowest = depths[shallow]
     blocks = rule.blocks(shallowest, first, vector_bytes)
     if blocks > shallowest:
         raise ValueError(
-            f"taps: {blocks} blocks, but the shallowest backbone of the fleet has {shallowest} "
-            "layers"
+            f"taps: {blocks} sampled layers, but {shallow}, the shallowest backbone of the fleet, "
+            f"has {shallowest}: set method.taps to {shallowest} or fewer"
         )
     return {name: average_interval(layers, blocks) for name, layers in depths.items()}

@@ -104,7 +104,7 @@ def _show_summary(done) -> None:
     row = table.add_row
     row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
     if not s["dry"]:
-        row(done.metric, _score(s))
+        row(done.metric, _score(s) + _before(done))
         if (each := s.get("accuracy_by_device") or {}).get("mean") is not None:
             row("accuracy by device", _spread(each))
     for name, one in (s.get("generations") or {}).items():
@@ -196,6 +196,8 @@ def _nearness(one) -> str:
         before, after = one["before"][key], one["after"][key]
         if after is not None:
             parts.append(f"{name} {before:.3f} to {after:.3f}")
+    if one["after"]["rouge_l"] is None:
+        parts.append("ROUGE-L by `pip install 'mobifleet[models]'`")
     return f"{', '.join(parts)} ({one['prompts']} prompts)"
 
 
@@ -230,6 +232,16 @@ def _spread(each) -> str:
 
 
 _SPREAD = {"mean": "mean", "10th percentile": "p10", "worst": "worst", "best": "best"}
+
+
+def _before(done) -> str:
+    """Where a perplexity came from."""
+    time_s, perplexity = done.curve("perplexity")
+    if done.metric != "perplexity" or not len(time_s) or time_s[0] > 0:
+        return ""
+    from inputs.units import format_score
+
+    return f", untrained {format_score(perplexity[0])}"
 
 
 def _score(s) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sim.compare.planned_run import PlannedRun
-from sim.results.looks import was_still_improving
-from sim.results.run import open_run
+from sim.results.looks import CONVERGED_WITHIN, was_still_improving
+from sim.results.run import Run, open_run
 from sim.scenario.data import SizedData
 from sim.scenario.schema import Scenario
 
@@ -39,7 +39,7 @@ def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
     share = f", {held:.0%} of those to train on" if isinstance(held, float) else ""
     yield (
         f"{run.metric.capitalize()} is that of {judged['test']:,} test texts at the first look "
-        f"within half a point of a run's best on {judged['validation']:,} validation texts{share}, "
+        f"within {_near(run)} of a run's best on {judged['validation']:,} validation texts{share}, "
         "the same for every method, and at the end. Costs of own convergence are up to that look."
     )
     growth = entries[0].scenario.evaluate_growth
@@ -59,6 +59,12 @@ def how_made(entries: Sequence[PlannedRun]) -> Iterator[str]:
     else:
         texts = "over the test texts alone, and " if by_texts else ""
         yield (f"One seed: intervals are {texts}{looks}; what other seeds would give is not known.")
+
+
+def _near(run: Run) -> str:
+    """`CONVERGED_WITHIN`, in words."""
+    is_perplexity = run.metric == "perplexity"
+    return f"{CONVERGED_WITHIN:g} nats" if is_perplexity else "half a point"
 
 
 def still_improving(entries: Sequence[PlannedRun]) -> Iterator[str]:

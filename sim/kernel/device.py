@@ -157,7 +157,7 @@ class Device:
         its result.
         """
         self.note_memory(work.cost.peak_bytes)
-        seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
+        seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved, work.passes)
         result = work.run() if work.run else None
         yield from self._resumed(self._computing, work, seconds)
         return self.world.host.joined(result)

@@ -24,11 +24,13 @@ Process: TypeAlias = Generator[simpy.Event, None, object]
 @dataclass(slots=True)
 class Work(Generic[Result_co]):
     """A piece of computation: what it costs, and what begins the real thing on the host (None in a
-    dry run) and gives its result, or a function that gives it at the virtual end.
+    dry run) and gives its result, or a function that gives it at the virtual end; in how many
+    passes it is done, one after the other.
     """
 
     cost: Cost
     run: Callable[[], Result_co | Callable[[], Result_co]] | None = None
+    passes: int = 1
 
 
 @dataclass(slots=True)

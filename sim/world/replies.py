@@ -104,4 +104,4 @@ def _replies(
     said = Cost(tokens * one.flop, tokens * one.bytes_moved, one.peak_bytes)
     for _ in range(count):
         yield from device.compute(Work(reply.prefill))
-        yield from device.compute(Work(said))
+        yield from device.compute(Work(said, passes=tokens))

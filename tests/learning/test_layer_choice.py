@@ -187,7 +187,7 @@ def test_how_many_layers_the_bytes_allow():
     assert len(sample(depths, "importance", 0)["a"]) == 4
     with pytest.raises(ValueError, match=r"1000 B hold no layer: 2 vectors .* take 1536 B"):
         sample(depths, TapRule(bytes_a_text=1000), 1, 768)
-    with pytest.raises(ValueError, match="7 blocks, but the shallowest"):
+    with pytest.raises(ValueError, match="7 sampled layers, but"):
         sample(depths, TapRule("importance", 7), 1, 768)
 
 

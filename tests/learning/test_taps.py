@@ -48,7 +48,7 @@ def test_every_backbone_of_a_fleet_gives_as_many_vectors(depths):
 @pytest.mark.parametrize(
     ("taps", "message"),
     [
-        (5, "5 blocks, but the shallowest backbone of the fleet has 4 layers"),
+        (5, "5 sampled layers, but b, the shallowest backbone of the fleet, has 4"),
         ([1, 5], "layer 5 does not exist in b, which has 4 layers"),
         ([2, 1], "not an increasing list"),
         ([1, 1], "not an increasing list"),

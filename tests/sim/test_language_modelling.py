@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from learning.metrics import merit, score_responses
+from sim.results.generations import cost_of
 from sim.results.run import open_run
 from sim.results.summary import device_table
 from sim.world.replies import cost_of_a_reply, peak_with_replies
@@ -321,6 +322,10 @@ def test_devices_say_replies_on_the_clock_after_training(kind, simulate):
         assert sum(s["flop"] for s in more) == pytest.approx(
             3 * (reply.prefill.flop + 16 * reply.decode.flop)
         )
+        prefill_s, *_, decode_s = (s["end_s"] - s["start_s"] for s in more[-2:])
+        one = cost_of(sim, device)  # as told in the run's files
+        assert prefill_s == pytest.approx(one["prefill_s"], rel=0.2)  # jitter
+        assert decode_s == pytest.approx(16 * one["decode_s_a_token"], rel=0.2)
         # a token at a time reads all weights, which no prompt read at once does so often
         assert reply.decode.bytes_moved >= reply.prefill.bytes_moved > 0
 

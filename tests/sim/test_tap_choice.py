@@ -131,7 +131,7 @@ ALONE = {"fleet": MIXED[:1]}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"taps": {"layers": 3}}, "3 blocks, but the shallowest backbone"),
+        ({"taps": {"layers": 3}}, "3 sampled layers, but"),
         ({"taps": {"layers": 0}}, "0 blocks cannot be cut"),
         ({"taps": {"bytes_a_text": "100 B"}}, "taps: 100 B hold no layer"),
         ({"taps": {"layers": 1, "align": "cka"}, **ALONE}, "here is one alone"),
