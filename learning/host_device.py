@@ -144,7 +144,7 @@ class HostDevice:
             return _MPS_GB
         import torch
 
-        return torch.cuda.get_device_properties(0).total_memory / 1e9
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 1e9
 
     def describe(self) -> str:
         """The device's own name and the precision, e.g. `cuda (NVIDIA A100, CUDA 12.4),
@@ -154,7 +154,7 @@ class HostDevice:
         if self.name == "cuda":
             import torch
 
-            what += f" ({torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda})"
+            what += f" ({torch.cuda.get_device_name()}, CUDA {torch.version.cuda})"
         return f"{what}, {self.precision}"
 
     def is_that_of(self, described: str) -> bool:

@@ -74,6 +74,12 @@ class VocabularyHead(nn.Module):
         return logits_MV
 
 
+def head_of(spec: BackboneSpec, backbone: PreTrainedModel) -> VocabularyHead:
+    """The head of a model that has been placed, in the same memory and number format."""
+    words: Any = backbone.get_input_embeddings()
+    return VocabularyHead(spec, backbone).eval().to(words.weight)
+
+
 def _numbers(
     spec: BackboneSpec, whole: Any, is_tied: bool, of_input: nn.Module
 ) -> dict[str, nn.Parameter]:

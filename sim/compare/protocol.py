@@ -68,7 +68,9 @@ def _near(run: Run) -> str:
 
 
 def still_improving(entries: Sequence[PlannedRun]) -> Iterator[str]:
-    """Which methods were better at their last look than at any before, on validation texts."""
+    """Which methods were better on validation texts at their last look than at any before, by more
+    than `CONVERGED_WITHIN`.
+    """
     found: dict[str, list[bool]] = {}
     for entry in entries:
         is_free = entry.scenario.stop.target is None and not open_run(entry.folder).summary["dry"]

@@ -179,6 +179,8 @@ class Host:
         noted, or computed in turn.
         """
         key = self._key(function, arguments)
+        if self._together and not self.is_replaying:
+            wait_for(arguments)  # noted or not, so that a resumed run computes as much as one
         noted = self.journal.noted(key)
         if noted is not UNKNOWN:
             return cast(Result, noted)  # by its key it is what this function gave

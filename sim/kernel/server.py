@@ -273,7 +273,7 @@ class Server:
         self._let_in()
         try:
             yield turn
-            seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved)
+            seconds = self._model.seconds(work.cost.flop, work.cost.bytes_moved, work.passes)
             result = work.run() if work.run else None
             watts, done = self.power.compute_w, self.world.env.timeout(seconds)
             yield from recorded(

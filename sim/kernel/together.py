@@ -60,9 +60,14 @@ class Together:
                 for (piece, future), values in zip(alike, made, strict=True):
                     piece.settle(values)
                     future.set_result(None)
+            except Exception as error:
+                _fail([future for _, future in alike], error)
             except BaseException as error:
-                for _, _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
+                _fail([future for _, _, future in waiting], error)
+                raise
+
+
+def _fail(futures: Sequence[Future[None]], error: BaseException) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)

@@ -13,8 +13,8 @@ from learning.differential_privacy import epsilon_of
 from learning.federated import local_training
 from learning.federated.aggregation import ServerOptimiser
 from learning.federated.local_training import LocalTraining
-from sim.methods.federated_peft import fed_async, fed_avg
 from sim.methods.federated_peft import client_updates as learning
+from sim.methods.federated_peft import fed_async, fed_avg
 from sim.methods.split.learner import SplitLearner
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load

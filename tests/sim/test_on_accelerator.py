@@ -81,10 +81,12 @@ def test_responses_are_read_in_no_memory_but_a_models_own(
     assert run(file, "run").summary["ended"] != "diverged" and another_memory
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("kind", ["fed-mobillm-lm", "fedavg-lora", "splitfed-v1"])
-def test_responses_are_learned_in_bfloat16(kind, run, scenario_file, tmp_path):
+def test_responses_are_learned_in_bfloat16(kind, is_tied, run, scenario_file, tmp_path):
     responses["write_talk"](tmp_path)
-    file = scenario_file(**responses["WORLD"], method=responses["METHODS"][kind])
+    world = responses["WORLD"] if is_tied else responses["with_untied"]()
+    file = scenario_file(**world, method=responses["METHODS"][kind])
     rounded = run(file, "rounded", precision="bfloat16")
     plain = run(file, "plain")
     assert rounded.summary["totals"] == plain.summary["totals"]

@@ -47,7 +47,7 @@ class NextTokenLearner(RealLearner):
 
     def prepare(self) -> None:
         """The states of all texts that this run needs, from the store or computed now."""
-        from learning.backbones.vocabulary_head import VocabularyHead
+        from learning.backbones.vocabulary_head import head_of
         from learning.next_token.states import stored_states
         from learning.side.activation_store import ActivationStore
         from learning.side.readouts import loaded
@@ -63,7 +63,7 @@ class NextTokenLearner(RealLearner):
             tokens, tell = task.tokens(spec, samples), partial(self.world.on_prepare, name)
             spread = self.world.host.map
             self.states[name] = stored_states(spec, tokens, layers, store, spread, tell)
-            self.heads[name] = VocabularyHead(spec, loaded(spec).model).eval()
+            self.heads[name] = head_of(spec, loaded(spec).model)
             self._row[name] = {int(sample): row for row, sample in enumerate(samples)}
 
     def shape(self, backbone: str) -> PlaceShape:
@@ -216,6 +216,7 @@ class NextTokenLearner(RealLearner):
         and with its moves.
         """
         from learning.backbones.loading import load_model
+        from learning.backbones.vocabulary_head import head_of
         from learning.next_token.replies import replies, speaking_model
         from learning.next_token.side import NextTokenSide
         from learning.next_token.speaking import SideTuned
@@ -224,9 +225,9 @@ class NextTokenLearner(RealLearner):
         for name, layers in self.layers.items():
             spec = self.world.costing.learned[name]
             tokens = self.world.task.tokens(spec, samples)
-            # another one than is kept: what reads moved states reads nothing else
+            # with a head of its own, too: what reads moved states reads nothing else
             own = host_device().place_frozen(load_model(spec))
-            whole = speaking_model(spec, own, self.heads[name])
+            whole = speaking_model(spec, own, head_of(spec, own))
             before = replies(whole, spec, tokens, most)
             SideTuned(NextTokenSide.of(self.state.value), name, layers).attach(whole)
             found[name] = list(zip(before, replies(whole, spec, tokens, most), strict=True))
