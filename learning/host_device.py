@@ -144,7 +144,7 @@ class HostDevice:
             return _MPS_GB
         import torch
 
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / 1e9
+        return torch.cuda.get_device_properties("cuda").total_memory / 1e9
 
     def describe(self) -> str:
         """The device's own name and the precision, e.g. `cuda (NVIDIA A100, CUDA 12.4),
