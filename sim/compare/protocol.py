@@ -73,9 +73,9 @@ def still_improving(entries: Sequence[PlannedRun]) -> Iterator[str]:
     """
     found: dict[str, list[bool]] = {}
     for entry in entries:
-        is_free = entry.scenario.stop.target is None and not open_run(entry.folder).summary["dry"]
-        if is_free:
-            found.setdefault(entry.label, []).append(was_still_improving(open_run(entry.folder)))
+        run = open_run(entry.folder)
+        if entry.scenario.stop.target is None and not run.summary["dry"]:
+            found.setdefault(entry.label, []).append(was_still_improving(run))
     who = [
         label if all(seeds) else f"{label} ({sum(seeds)} of {len(seeds)} seeds)"
         for label, seeds in found.items()

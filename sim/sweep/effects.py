@@ -31,7 +31,9 @@ OUTCOMES = {
 }
 """Column of the long table -> what it is."""
 
-OF_THE_METRIC = ("chosen", "final", "target.reached_at_s")
+SCORES = ("chosen", "final")
+"""What is learned."""
+OF_THE_METRIC = (*SCORES, "target.reached_at_s")
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 
 from learning.metrics import merit
-from sim.sweep.effects import METHOD, Rows, metrics_of, number_of
+from sim.sweep.effects import METHOD, SCORES, Rows, metrics_of, number_of
 
-SCORES = ("chosen", "final")
-"""What is learned; the first that all runs have is looked at."""
 UP, DOWN = "per_device.uplink_bytes.mean", "per_device.downlink_bytes.mean"
 BYTES = "bytes a device"
 
@@ -42,7 +40,8 @@ class FrontPoint:
 
 def points_of(rows: Rows, keys: Sequence[str], cost: str = BYTES) -> list[FrontPoint]:
     """Every combination whose runs all have a score and a cost: `bytes a device`, up and down, or
-    another column's number, of which less is better. None, where scores are of several metrics.
+    another column's number, of which less is better; by the first score that all runs have. None,
+    where scores are of several metrics.
     """
     if len(metrics_of(rows)) > 1:
         return []

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from sim.sweep.effects import METHOD, OUTCOMES, Rows, factors_of, number_of, outcomes_of
-from sim.sweep.front import SCORES
+from sim.sweep.effects import METHOD, OUTCOMES, SCORES, Rows, factors_of, number_of, outcomes_of
 from sim.sweep.front_plots import bytes_figure, privacy_figure
 from sim.sweep.grid import value_text
 from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit

@@ -4,9 +4,10 @@ what the device has and of the state that came; each alone, or those of one time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -25,14 +26,39 @@ if TYPE_CHECKING:
     from learning.federated.trainable import TrainableClassifier
 
 
+class ClientTraining(NamedTuple):
+    """Local epochs of a client from a state: the arguments of
+    `learning.federated.local_training.train`.
+    """
+
+    client: Client
+    state: Mapping[str, Tensor]
+    settings: LocalTraining
+    seed: int
+    correction: Mapping[str, Tensor] | None
+
+    def alone(self) -> LocalResult:
+        """What comes of them, computed by themselves."""
+        from learning.federated.local_training import train
+
+        own = self.client
+        return train(
+            *(own.model, self.state, own.tokens, own.labels),
+            *(self.settings, self.seed, self.correction),
+        )
+
+
 @dataclass(frozen=True)
 class Client:
-    """What a client update computes with: a model, a device's texts, and its part of a state."""
+    """What a client update computes with: a model, a device's texts, and its part of a state; and
+    who trains.
+    """
 
     model: TrainableClassifier
     tokens: Tokens
     labels: np.ndarray
     part_of: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    trainer: Callable[[ClientTraining], LocalResult] = ClientTraining.alone
 
     def train(
         self,
@@ -45,9 +71,7 @@ class Client:
 
         What comes of them is what this gives: with which numbers it leaves `model` is not said.
         """
-        from learning.federated.local_training import train
-
-        return train(self.model, state, self.tokens, self.labels, settings, seed, correction)
+        return self.trainer(ClientTraining(self, state, settings, seed, correction))
 
 
 def made_elsewhere(
@@ -140,62 +164,40 @@ def updated_together(updates: Sequence[Update], room: Room) -> list[Any]:
     known: list[list[LocalResult]] = [[] for _ in updates]
     made: dict[int, Any] = {}
     while len(made) < len(updates):
-        wanted: dict[int, _Wanted] = {}
+        wanted: dict[int, ClientTraining] = {}
         for k, (update, client, how) in enumerate(updates):
             if k not in made:
-                asking = _AskingClient(
-                    client.model, client.tokens, client.labels, client.part_of, iter(known[k])
-                )
+                asking = dataclasses.replace(client, trainer=_telling(known[k]))
                 try:
                     made[k] = update(asking, *how)
                 except _Wanted as ask:
-                    wanted[k] = ask
+                    wanted[k] = ask.training
         for k, result in _trained(wanted, room).items():
             known[k].append(result)
     return [made[k] for k in range(len(updates))]
 
 
 class _Wanted(BaseException):
-    """What a client update wants trained, and on what; no Exception, so that none catches it."""
+    """What a client update wants trained; no Exception, so that none catches it."""
 
-    def __init__(
-        self,
-        client: Client,
-        state: Mapping[str, Tensor],
-        settings: LocalTraining,
-        seed: int,
-        correction: Mapping[str, Tensor] | None,
-    ) -> None:
+    def __init__(self, training: ClientTraining) -> None:
         super().__init__()
-        self.state, self.settings, self.seed = state, settings, seed
-        self.client, self.correction = client, correction
-
-    def alone(self) -> LocalResult:
-        """What comes of it, by itself."""
-        plain = Client.train  # the client's own asks again
-        return plain(self.client, self.state, self.settings, self.seed, self.correction)
+        self.training = training
 
 
-@dataclass(frozen=True)
-class _AskingClient(Client):
-    """A client whose training has been done elsewhere, or has yet to be."""
+def _telling(known: Sequence[LocalResult]) -> Callable[[ClientTraining], LocalResult]:
+    """A trainer that tells these results, in their order, and then asks."""
+    results = iter(known)
 
-    known: Iterator[LocalResult]
-
-    def train(
-        self,
-        state: Mapping[str, Tensor],
-        settings: LocalTraining,
-        seed: int,
-        correction: Mapping[str, Tensor] | None = None,
-    ) -> LocalResult:
-        """The next result that is known; asks for it where it is not."""
-        for result in self.known:
+    def next_known(training: ClientTraining) -> LocalResult:
+        for result in results:
             return result
-        raise _Wanted(self, state, settings, seed, correction)
+        raise _Wanted(training)
+
+    return next_known
 
 
-def _trained(wanted: Mapping[int, _Wanted], room: Room) -> dict[int, LocalResult]:
+def _trained(wanted: Mapping[int, ClientTraining], room: Room) -> dict[int, LocalResult]:
     from learning.federated.stackable import Holding, can_be_stacked
     from learning.federated.stacked import train_together
 

@@ -181,7 +181,7 @@ class FederatedLearner(RealLearner):
             mine = [k for k, (_, name, *_) in enumerate(several) if name == backbone]
             with self.lent(backbone) as model:
                 updates = [
-                    (update, self._client(model, backbone, samples), how)
+                    (update, self.client_of(model, backbone, samples), how)
                     for update, _, samples, *how in (several[k] for k in mine)
                 ]
                 of_them = updated_together(updates, self._room(model))
@@ -217,11 +217,8 @@ class FederatedLearner(RealLearner):
 
         return Room.of(model, *self._sizes)
 
-    def client_of(self, model: TrainableClassifier, backbone: str, samples: Any) -> object:
+    def client_of(self, model: TrainableClassifier, backbone: str, samples: Any) -> Any:
         """What a client update computes with."""
-        return self._client(model, backbone, samples)
-
-    def _client(self, model: TrainableClassifier, backbone: str, samples: Any) -> Client:
         return Client(
             model,
             self.tokens(backbone, samples),
