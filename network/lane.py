@@ -49,8 +49,8 @@ class Lane:
     """
 
     __slots__ = (
-        *("bound_bps", "delay_s", "traced", "env", "handover_s", "journey"),
-        *("profile", "rate", "resent_bytes", "sending", "uses_tcp", "waiting", "route"),
+        *("bound_bps", "delay_s", "traced", "env", "handover_s"),
+        *("profile", "resent_bytes", "sending", "uses_tcp", "waiting", "route"),
     )
 
     def __init__(
@@ -64,23 +64,22 @@ class Lane:
     ):
         self.env = env
         self.route = route
-        self.rate = route.rate
         self.profile = profile
         self.delay_s = profile.overhead_s + profile.latency_s
         self.uses_tcp = uses_tcp
         self.bound_bps = tcp.bound_bps(profile) if uses_tcp else inf
-        self.journey = route.journey
         self.handover_s = handover_s
         self.traced = traced
         self.resent_bytes = 0.0
         self.sending: LaneTransfer | None = None
-        self.waiting: list[LaneTransfer] = []  # a deque weighs ten times as much, and few wait
+        # few wait; an empty list of each lane weighs more than all that do
+        self.waiting: tuple[LaneTransfer, ...] = ()
 
     def send(self, nbytes: float) -> LaneTransfer:
         on_air_bytes = tcp.on_air_bytes(nbytes, self.profile.loss) if self.uses_tcp else nbytes
         transfer = LaneTransfer(self, nbytes, on_air_bytes)
         transfer.callbacks.append(self._next)
-        self.waiting.append(transfer)
+        self.waiting += (transfer,)
         if self.sending is None:
             self._next()
         return transfer
@@ -100,7 +99,7 @@ class Lane:
                 )
                 transfer.moved_bytes = moved_bytes
                 if transfer is not self.sending:
-                    self.waiting.remove(transfer)
+                    self.waiting = tuple(one for one in self.waiting if one is not transfer)
             if transfer is self.sending:
                 self._count_resent(transfer, moved_bytes)
                 self._next()
@@ -119,7 +118,11 @@ class Lane:
             transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0
         )  # of what is on the air
         passed = 0.0 if left_bits is None else (transfer.nbytes - left_bits / 8) * share
-        until_s = inf if isinstance(self.rate, NUMBER) else self.rate.next_change(self.env.now)
+        until_s = (
+            inf
+            if isinstance(self.route.rate, NUMBER)
+            else self.route.rate.next_change(self.env.now)
+        )
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
 
     def _passed(self, transfer: LaneTransfer, moved_bytes: float) -> float:
@@ -134,10 +137,12 @@ class Lane:
     def _next(self, ended: LaneTransfer | None = None) -> None:
         if ended is not None:
             self._count_resent(ended, ended.nbytes)
-        self.sending = transfer = self.waiting.pop(0) if self.waiting else None
-        if transfer is None:
+        if not self.waiting:
+            self.sending = None
             self.traced.rest(self)
             return
+        self.sending = transfer = self.waiting[0]
+        self.waiting = self.waiting[1:]
         self.traced.set_out(self)
         delay_s = (
             self.delay_s + self._slow_start_s(transfer.nbytes) if self.uses_tcp else self.delay_s
@@ -154,7 +159,11 @@ class Lane:
         )
 
     def _rate_bps(self) -> float:
-        return self.rate if isinstance(self.rate, NUMBER) else self.rate.at(self.env.now)
+        return (
+            self.route.rate
+            if isinstance(self.route.rate, NUMBER)
+            else self.route.rate.at(self.env.now)
+        )
 
     def _link(self) -> FairLink:
         return self.route.link(self.env.now)
@@ -166,8 +175,8 @@ class Lane:
         transfer.cap_bps = min(transfer.rate_bps, self.bound_bps)
         if transfer.left_bits is None:
             transfer.left_bits = 8.0 * transfer.nbytes
-            self._at_change(self.rate, self._re_rate, transfer)
-            self._at_change(self.journey, self._hand_over, transfer)
+            self._at_change(self.route.rate, self._re_rate, transfer)
+            self._at_change(self.route.journey, self._hand_over, transfer)
         self._link().admit(transfer, transfer.left_bits)
 
     def may_move(self) -> bool:
@@ -206,7 +215,7 @@ class Lane:
             ):  # else it is between two cells and will look when it arrives
                 transfer.rate_bps = self._rate_bps() if self.may_move() else 0.0
                 transfer.link.set_cap(transfer, min(transfer.rate_bps, self.bound_bps))
-            self._at_change(self.rate, self._re_rate, transfer)
+            self._at_change(self.route.rate, self._re_rate, transfer)
 
     def _hand_over(self, transfer: LaneTransfer) -> None:
         if transfer.moved_bytes is None:
@@ -216,4 +225,4 @@ class Lane:
                     self._at(self.env.now + self.handover_s, self._join, transfer)
                 else:
                     self._join(transfer)
-            self._at_change(self.journey, self._hand_over, transfer)
+            self._at_change(self.route.journey, self._hand_over, transfer)

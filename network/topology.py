@@ -169,7 +169,8 @@ class Network:
         that varies costs nothing.
         """
         return fsum(
-            lane.delay_s + (8 * nbytes / lane.rate if isinstance(lane.rate, float) else 0.0)
+            lane.delay_s
+            + (8 * nbytes / lane.route.rate if isinstance(lane.route.rate, float) else 0.0)
             for lane in _named(self._lanes, device_id, "attached device")
         )
 

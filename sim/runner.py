@@ -96,6 +96,7 @@ def run_scenario(
                     with _spending(seconds, "store", built):
                         built.prepare()
                     sim = built
+                    sim.recorder.keep_in(place)
                 sim.remark(*warned, *journal.remarks, *_arithmetic_remarks(place, sim))
                 known = (
                     f"; {journal.position} pieces of learning are in the journal"
@@ -115,6 +116,7 @@ def run_scenario(
         except BaseException as error:
             if sim is not None:
                 sim.host.close(at_once=True)
+                sim.recorder.discard()
             _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
             raise
         is_large = len(built.devices) >= LARGE  # its world weighs more than what is drawn of it

@@ -175,7 +175,7 @@ class Simulation:
                 self.env, scenario, members, self.streams, self.traces, folder
             )
             self.devices: Sequence[Device] = self._devices(members, folder)
-        self._working = {device.id for device in self.devices}
+        self.devices_at_work = len(self.devices)  # those that have not ended
         self._processes = ActiveProcesses()
         self.server = self._server(folder)
         availability.assign(self, scenario.availability, folder)
@@ -300,7 +300,8 @@ class Simulation:
             self.server.wake()
 
     def _end(self, device: Device) -> None:
-        self._working.discard(device.id)
+        device.has_ended = True
+        self.devices_at_work -= 1
         self.server.note(device)
 
     def _without_memory(self, device: Device) -> Steps[None]:
@@ -313,14 +314,9 @@ class Simulation:
             self.ended.reason = reason
             self._interrupt(self._processes.all(), reason)
 
-    @property
-    def devices_at_work(self) -> int:
-        """How many devices have not ended."""
-        return len(self._working)
-
     def is_at_work(self, device: Device) -> bool:
         """Whether the device has not ended: it may still answer."""
-        return device.id in self._working
+        return not device.has_ended
 
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:
         """Break into what these devices are doing; their spans end now, with the reason as
@@ -506,7 +502,7 @@ class Simulation:
             client = self.task.clients[i] if self.task.clients else None
             made.append(
                 self.device_type(
-                    self, member, profile, model, samples, float(joined_s[i]), ready_s, client
+                    self, member, i, profile, model, samples, float(joined_s[i]), ready_s, client
                 )
             )
             if self.scenario.devices:

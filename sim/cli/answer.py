@@ -157,9 +157,9 @@ def _expected(sim: Simulation) -> Iterator[tuple[str, str]]:
         f"{format_seconds(sim.ended.at_s)} of virtual time ({sim.ended.reason}{unless}), "
         f"{sim.updates:,} updates",
     )
+    sums = sim.recorder.sums_by_kind([device.id for device in sim.devices])
     for name, kind in (("uplink", "upload"), ("downlink", "download")):
-        by_actor = sim.recorder.bytes_by_actor(kind)
-        nbytes = np.array([by_actor[device.id] for device in sim.devices])
+        nbytes = sums[kind][0] if kind in sums else np.zeros(len(sim.devices))
         spread = f"{format_bytes(nbytes.mean())} a device (largest {format_bytes(nbytes.max())})"
         yield name, f"{format_bytes(nbytes.sum())}, {spread}"
 

@@ -19,20 +19,22 @@ class ActiveProcesses:
 
     def __init__(self) -> None:
         self.alive: dict[simpy.Process, Device | None] = {}
-        self._of: dict[Device, list[tuple[int, simpy.Process]]] = {}  # with which start it was
+        # with which start it was; a tuple weighs half of a list
+        self._of: dict[Device, tuple[tuple[int, simpy.Process], ...]] = {}
         self._starts = count()
+        self._forgetting = self._forget  # one for all
 
     def add(self, process: simpy.Process, actor: Device | None) -> None:
         """Note a process until it ends."""
         self.alive[process] = actor
         if actor is not None:
-            self._of.setdefault(actor, []).append((next(self._starts), process))
-        process.callbacks.append(self._forget)
+            self._of[actor] = (*self._of.get(actor, ()), (next(self._starts), process))
+        process.callbacks.append(self._forgetting)
 
     def _forget(self, process: simpy.Event) -> None:
         assert isinstance(process, simpy.Process)  # whose callback it is
         if (actor := self.alive.pop(process)) is not None:
-            left = [one for one in self._of.pop(actor) if one[1] is not process]
+            left = tuple(one for one in self._of.pop(actor) if one[1] is not process)
             if left:
                 self._of[actor] = left
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Arguments = ParamSpec("Arguments")
 
 COUNTED = "counted"  # of an answer that went into an update
+ON: frozenset[str] = frozenset()  # why a device is off that is on: one set for all of a large fleet
 MOST_TRIES = 1_000  # of one verb that is cut short again and again by going offline
 
 
@@ -70,15 +71,16 @@ class WorkConditions(Protocol):
 class Device:
     """One device of the fleet and what it does.
 
-    `ready_s` are the rising times at which its samples are there; the last of fewer is that of all
-    others.
+    `place` is that in the fleet. `ready_s` are the rising times at which its samples are there; the
+    last of fewer is that of all others.
     """
 
     __slots__ = (
         *("_assigned", "_back", "_called", "_model", "_open_verbs", "_ready_s", "_serving"),
-        *("availability", "backbone", "client", "conditions", "finished_at_s", "id", "is_gone"),
-        *("is_on", "is_serving", "joined_at_s", "member", "memory_bytes", "meter", "off_for"),
-        *("off_since_s", "outcome", "peak_memory_bytes", "power", "profile", "samples", "task"),
+        *("availability", "backbone", "client", "conditions", "finished_at_s", "has_ended", "id"),
+        *("is_gone", "is_on", "is_serving", "joined_at_s", "member", "memory_bytes", "meter"),
+        *("off_for", "off_since_s", "outcome", "peak_memory_bytes", "place", "power", "profile"),
+        *("samples", "task"),
         *(
             "task_outcome",
             "world",
@@ -91,6 +93,7 @@ class Device:
         self,
         world: World,
         member: Member,
+        place: int,
         profile: DeviceProfile,
         model: ComputeModel,
         samples: np.ndarray,
@@ -104,7 +107,9 @@ class Device:
         self.client = client
         self.id, self.backbone, self.power = member.id, member.backbone, model.engine.power
         self.samples, self.joined_at_s = samples, joined_at_s
+        self.place = place
         self.finished_at_s: float | None = None
+        self.has_ended = False  # it will do nothing more
         self.outcome = "ok"
         self.task_outcome: str | None = (
             None  # of the server's tasks, where it has had any: see `note_outcome`
@@ -118,14 +123,14 @@ class Device:
         self._model, self._ready_s = model, ready_s
         self.availability: Availability | None = None  # None: always on
         self.is_on, self.is_gone, self.off_since_s = True, False, 0.0
-        self.off_for: frozenset[str] = frozenset()  # of `AWAY`: why it is off
+        self.off_for = ON  # of `AWAY`: why it is off
         self._back: simpy.Event | None = None  # happens when it is on again, while it is off
-        self._open_verbs: dict[simpy.Process, None] = {}
+        # tuples, here and below: empty ones weigh nothing, and there are few in them
+        self._open_verbs: tuple[simpy.Process, ...] = ()
         self._serving: simpy.Process | None = None
         self.is_serving = False
         self.task: ClientTask[object] | None = None
-        # a deque weighs ten times as much, and few tasks wait
-        self._assigned: list[ClientTask[object] | None] = []
+        self._assigned: tuple[ClientTask[object] | None, ...] = ()
         self._called: simpy.Event | None = None  # happens when one comes, while it waits for one
 
     def arrive(self) -> Steps[None]:
@@ -138,9 +143,13 @@ class Device:
     def batches(self, size: int) -> Iterator[Batch]:
         """The device's own samples, once, in batches."""
         for start in range(0, len(self.samples), size):
-            samples = self.samples[start : start + size]
-            last = min(start + len(samples), len(self._ready_s)) - 1
-            yield Batch(samples, float(self._ready_s[last]))
+            yield self.batch(start, size)
+
+    def batch(self, start: int, size: int) -> Batch:
+        """At most so many of the device's own samples from that one on, and when all are there."""
+        samples = self.samples[start : start + size]
+        last = min(start + len(samples), len(self._ready_s)) - 1
+        return Batch(samples, float(self._ready_s[last]))
 
     def until(self, time_s: float) -> Steps[None]:
         """Wait, idle, until a moment; nothing happens if it has passed."""
@@ -186,15 +195,17 @@ class Device:
         `into_inbox=False` is for what the server is waiting for at that moment.
         """
         yield from self.upload(payload)
+        self.world.ledger.note("server", payload.contents, len(payload.samples))
         if into_inbox:
             self.world.server.receive(payload)
         return payload
 
     def upload(self, payload: Payload) -> Steps[None]:
-        """Send a payload's bytes to the server through whatever links lie between."""
+        """Bring a payload's bytes to the server through whatever links lie between: what `send`
+        lets pass.
+        """
         flows = (payload.number,)
-        yield from self._resumed(self._moving, "upload", "uplink", payload.nbytes, flows)
-        self.world.ledger.note("server", payload.contents, len(payload.samples))
+        return self._resumed(self._moving, "upload", "uplink", payload.nbytes, flows)
 
     def download(self, contents: Contents | int) -> Steps[None]:
         """Receive this (or so many bytes of which nothing is said) from the server."""
@@ -208,7 +219,7 @@ class Device:
         """
         if task is not None and not self.is_on:
             return
-        self._assigned.append(task)
+        self._assigned += (task,)
         if self._called is not None:
             self._called.succeed()
             self._called = None
@@ -229,7 +240,7 @@ class Device:
                 while not self._assigned:
                     self._called = self.world.env.event()
                     yield self._called
-                self.task = self._assigned.pop(0)
+                self.task, self._assigned = self._assigned[0], self._assigned[1:]
                 if self.task is None:
                     return
                 yield from client_round(self.task)
@@ -296,7 +307,7 @@ class Device:
             at_it[self._serving] = None
         if self.task is not None or any(self._assigned):
             self.world.server.note_dropped(self, why)
-        self._assigned = [task for task in self._assigned if task is None]
+        self._assigned = tuple(task for task in self._assigned if task is None)
         for process in at_it:
             process.interrupt(why)
 
@@ -343,7 +354,7 @@ class Device:
             return
         for _ in range(MOST_TRIES):
             yield from self._until_on()
-            self._open_verbs[process] = None
+            self._open_verbs += (process,)
             try:
                 yield from verb()
                 return
@@ -351,7 +362,7 @@ class Device:
                 if stop.cause not in AWAY or (self.task is not None and process is self._serving):
                     raise
             finally:
-                del self._open_verbs[process]
+                self._open_verbs = tuple(one for one in self._open_verbs if one is not process)
         raise simpy.Interrupt("gave-up")
 
     def note_memory(self, peak_bytes: int) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-from array import array
-from collections import Counter
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sim.kernel.rows import LISTED, Blocks, Rows
 from sim.kernel.writing import replacing
 
 _SPAN_TYPES = {
@@ -25,7 +24,7 @@ _SPAN_TYPES = {
     "flop": pa.float64(),
     "joules": pa.float64(),
     "outcome": pa.string(),
-    "flows": pa.list_(pa.int64()),
+    "flows": LISTED,
 }
 _METRIC_TYPES = {
     "time_s": pa.float64(),
@@ -35,61 +34,55 @@ _METRIC_TYPES = {
 }
 
 
-_PACKED = {pa.string(): "i", pa.float64(): "d", pa.int64(): "q", pa.list_(pa.int64()): "i"}
+BLOCK_ROWS = 2**15  # of spans: 2 MB packed
 
 
-class _Rows:
-    """Rows of one table as they come, packed: 8 bytes a number, 4 a text, whose number in `codes`
-    it is, or a list, whose length it is (its numbers are in `listed`).
+class ActorSums:
+    """Bytes, FLOP, joules and seconds of each actor by kind, added up in the order of the spans."""
 
-    A row that were an object would weigh five times as much, and be looked at by every collection
-    of garbage.
-    """
+    NAMES = ("nbytes", "flop", "joules", "seconds")
 
-    def __init__(self, types: dict[str, pa.DataType]) -> None:
-        self.codes = _Codes()
-        self.packed = bytearray()
-        self.listed = array("q")
-        self.pack = struct.Struct("=" + "".join(_PACKED[type_] for type_ in types.values())).pack
-        self._tables: list[pa.Table] = []
-        self._types = types
-        self._dtype = np.dtype([(name, f"={_PACKED[type_]}") for name, type_ in types.items()])
+    def __init__(self) -> None:
+        self._of_kind: dict[int, np.ndarray] = {}  # float64 (names, actors), by their codes
 
-    def table(self) -> pa.Table:
-        """All rows so far; what is in it is no longer kept packed."""
-        if self.packed or not self._tables:
-            rows = np.frombuffer(self.packed, self._dtype)
-            columns = {
-                name: self._column(type_, rows[name].copy()) for name, type_ in self._types.items()
-            }
-            self._tables = [pa.concat_tables([*self._tables, pa.table(columns)])]
-            self.packed, self.listed = bytearray(), array("q")
-        return self._tables[0]
+    def add(self, rows: np.ndarray, codes: int) -> None:
+        """More spans, packed, that are named by so many codes."""
+        for kind in np.unique(rows["kind"]).tolist():
+            mine = rows[rows["kind"] == kind]
+            sums = np.zeros((len(self.NAMES), codes))
+            if (before := self._of_kind.get(kind)) is not None:
+                sums[:, : before.shape[1]] = before
+            parts = (mine["nbytes"], mine["flop"], mine["joules"], mine["end_s"] - mine["start_s"])
+            for row, part in zip(sums, parts, strict=True):
+                np.add.at(row, mine["actor"], part)
+            self._of_kind[kind] = sums
 
-    def _column(self, type_: pa.DataType, values: np.ndarray) -> pa.Array:
-        if pa.types.is_string(type_):
-            return pa.array(list(self.codes), pa.string()).take(pa.array(values))
-        if pa.types.is_list(type_):
-            ends = np.cumsum(values, dtype=np.int32)
-            return pa.ListArray.from_arrays(np.append(np.int32(0), ends), np.array(self.listed))
-        return pa.array(values)
+    def of(self, kind: int, actors: np.ndarray) -> np.ndarray:
+        """Those of one kind, of these actors (-1: of none): float64 of shape (names, actors)."""
+        found = np.zeros((len(self.NAMES), len(actors)))
+        if (sums := self._of_kind.get(kind)) is not None:
+            known = (actors >= 0) & (actors < sums.shape[1])
+            found[:, known] = sums[:, actors[known]]
+        return found
 
-
-class _Codes(dict[str, int]):
-    """A number for each text, in the order in which they are first asked for."""
-
-    def __missing__(self, text: str) -> int:
-        self[text] = code = len(self)
-        return code
+    @property
+    def kinds(self) -> list[int]:
+        """The kinds that there have been."""
+        return list(self._of_kind)
 
 
 class Recorder:
     """Collects a run's spans (who did what from when to when) and metrics (a number at a
     moment).
+
+    Spans are held in memory, but where `keep_in` names a folder for those of a large run.
     """
 
     def __init__(self) -> None:
-        self._spans, self._metrics = _Rows(_SPAN_TYPES), _Rows(_METRIC_TYPES)
+        self._spans, self._metrics = Rows(_SPAN_TYPES), Rows(_METRIC_TYPES)
+        self._sums = ActorSums()
+        self._folder: Path | None = None
+        self._block_bytes = math.inf
         self.uplink_bytes = 0
         self.downlink_bytes = 0
 
@@ -120,6 +113,8 @@ class Recorder:
             self.uplink_bytes += nbytes
         elif kind == "download":
             self.downlink_bytes += nbytes
+        if len(rows.packed) >= self._block_bytes:
+            self._end_block()
 
     @property
     def bytes_to(self) -> dict[str, int]:
@@ -141,49 +136,71 @@ class Recorder:
         rows = self._metrics
         rows.packed += rows.pack(time_s, rows.codes[name], float(value), rows.codes[group])
 
-    def bytes_by_actor(self, kind: str) -> Counter[str]:
-        """Bytes that each actor's spans of that kind come to."""
-        spans = self.spans()
-        spans = spans.filter(pc.equal(spans["kind"], kind))
-        nbytes: Counter[str] = Counter()
-        for actor, its_bytes in zip(
-            spans["actor"].to_pylist(), spans["nbytes"].to_pylist(), strict=True
-        ):
-            nbytes[actor] += its_bytes
-        return nbytes
+    def keep_in(self, folder: Path) -> None:
+        """Keep spans in a file there, from the first full block of them on, until `write`."""
+        self._folder, self._block_bytes = folder, BLOCK_ROWS * self._spans.row_bytes
+
+    def discard(self) -> None:
+        """Remove the file that `keep_in` made, of a run that comes to nothing; what its processes
+        record as they are dropped stays in memory.
+        """
+        self._folder, self._block_bytes = None, math.inf
+        self._spans.blocks.discard()
+
+    def _end_block(self) -> None:
+        if self._folder is not None:
+            self._spans.blocks.spill(self._folder / "spans.parquet.tmp")
+            self._folder = None  # it is open
+        self._collected(self._spans)
+
+    def _collected(self, rows: Rows) -> Blocks:
+        """The blocks of all rows so far."""
+        if rows.packed:
+            packed = rows.end_block()
+            if rows is self._spans:
+                self._sums.add(packed, len(rows.codes))
+        return rows.blocks
+
+    def sums_by_kind(self, actors: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of each kind, what these actors' spans come to: bytes, FLOP, joules and seconds; float64
+        of shape (4, actors).
+        """
+        self._collected(self._spans)
+        codes = self._spans.codes
+        places = np.array([codes.get(actor, -1) for actor in actors], dtype=np.int64)
+        names = list(codes)
+        return {names[kind]: self._sums.of(kind, places) for kind in self._sums.kinds}
+
+    def span_blocks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All spans in the order in which they ended, a block of them after another."""
+        return self._collected(self._spans).read(columns)
 
     def spans(self) -> pa.Table:
         """All spans in the order in which they ended."""
-        return self._spans.table()
+        return self._collected(self._spans).table()
 
     def metrics(self) -> pa.Table:
         """All metrics in the order in which they were taken."""
-        return self._metrics.table()
+        return self._collected(self._metrics).table()
 
     def digest(self, *also: str) -> str:
         """SHA-256 over every span, every metric and whatever else is named (scenario, learned
         weights); no host fact.
         """
         digest = hashlib.sha256("\x00".join(also).encode())
-        for table in (self.spans(), self.metrics()):
-            for name in table.column_names:
-                column = table.column(name).combine_chunks()
-                digest.update(name.encode())
-                if pa.types.is_list(column.type):
-                    digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-                    column = column.flatten()
-                if pa.types.is_string(column.type):
-                    digest.update(_joined(column))
-                else:
-                    digest.update(
-                        np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes()
-                    )
+        for rows in (self._spans, self._metrics):
+            blocks = self._collected(rows)
+            for field in blocks.schema:
+                digest.update(field.name.encode())
+                for part in _PARTS.get(field.type, (_numbers,)):
+                    for place, block in enumerate(blocks.read([field.name])):
+                        digest.update(part(block.column(0).combine_chunks(), place))
         return digest.hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write spans.parquet and metrics.parquet, each atomically."""
-        write_table(self.spans(), folder / "spans.parquet")
-        write_table(self.metrics(), folder / "metrics.parquet")
+        for rows, name in ((self._spans, "spans"), (self._metrics, "metrics")):
+            self._collected(rows).write(folder / f"{name}.parquet")
 
 
 def write_table(table: pa.Table, path: Path) -> None:
@@ -192,10 +209,32 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-def _joined(texts: pa.StringArray) -> memoryview:
-    """All texts in UTF-8 with a zero byte between each two: as they lie in memory, when each has
-    got one behind it.
+def _numbers(column: pa.Array, place: int) -> bytes:
+    numbers: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return numbers.tobytes()
+
+
+def _lengths(column: pa.ListArray, place: int) -> bytes:
+    return _numbers(column.value_lengths(), place)
+
+
+def _listed(column: pa.ListArray, place: int) -> bytes:
+    return _numbers(column.flatten(), place)
+
+
+def _joined(texts: pa.StringArray, place: int) -> memoryview:
+    """All texts in UTF-8 with a zero byte between each two, and before those of a further block: as
+    they lie in memory, when each has got one behind it, or before it.
     """
-    ended = pc.binary_join_element_wise(texts, "", "\x00")
-    content, nbytes = ended.buffers()[2], pc.sum(pc.binary_length(ended)).as_py()
-    return memoryview(content)[: nbytes - 1] if nbytes else memoryview(b"")
+    parted = pc.binary_join_element_wise(*(("", texts) if place else (texts, "")), "\x00")
+    content, nbytes = parted.buffers()[2], pc.sum(pc.binary_length(parted)).as_py()
+    if not nbytes:
+        return memoryview(b"")
+    return memoryview(content)[: nbytes if place else nbytes - 1]
+
+
+# what of a column is digested, one after the other, each of all blocks
+_PARTS: dict[pa.DataType, tuple[Callable[[pa.Array, int], bytes | memoryview], ...]] = {
+    pa.string(): (_joined,),
+    LISTED: (_lengths, _listed),
+}

@@ -15,6 +15,8 @@ from sortedcontainers import SortedList
 class Askable(Protocol):
     """What is looked at in a device."""
 
+    place: int
+    has_ended: bool
     is_serving: bool
     is_on: bool
     joined_at_s: float
@@ -23,16 +25,18 @@ class Askable(Protocol):
 Member = TypeVar("Member", bound=Askable)
 
 
-class Fleet(Protocol[Member]):
+Member_co = TypeVar("Member_co", bound=Askable, covariant=True)
+
+
+class Fleet(Protocol[Member_co]):
     """What is looked at in a world."""
 
     @property
     def env(self) -> simpy.Environment: ...
     @property
-    def devices(self) -> Sequence[Member]: ...
+    def devices(self) -> Sequence[Member_co]: ...
     @property
     def devices_at_work(self) -> int: ...
-    def is_at_work(self, device: Member, /) -> bool: ...
 
 
 class Roster(Generic[Member]):
@@ -43,9 +47,8 @@ class Roster(Generic[Member]):
     def __init__(self, world: Fleet[Member]) -> None:
         self.world = world
         self.busy: set[Member] = set()
-        self._place = {device: place for place, device in enumerate(world.devices)}
         self._free = SortedList()  # places in the fleet, and
-        self._is_free = bytearray(len(self._place))  # whether each is among them
+        self._is_free = bytearray(len(world.devices))  # whether each is among them
         self._off: set[Member] = set()  # have joined, have not ended
         self._off_before_joining: list[tuple[float, int]] = []  # a heap of (joining time, place)
         for device in world.devices:
@@ -55,7 +58,7 @@ class Roster(Generic[Member]):
         """Something has changed with a device: it serves, is off or on again, has ended, or is busy
         or not.
         """
-        place, is_at_work = self._place[device], self.world.is_at_work(device)
+        place, is_at_work = device.place, not device.has_ended
         if not is_at_work:
             self.busy.discard(device)
         is_free = is_at_work and device.is_serving and device.is_on and device not in self.busy
@@ -94,6 +97,6 @@ class Roster(Generic[Member]):
         """Devices that have not ended, but for those that have joined and are off."""
         while self._off_before_joining and self._off_before_joining[0][0] <= self.world.env.now:
             device = self.world.devices[heapq.heappop(self._off_before_joining)[1]]
-            if not device.is_on and self.world.is_at_work(device):
+            if not device.is_on and not device.has_ended:
                 self._off.add(device)
         return self.world.devices_at_work - len(self._off)

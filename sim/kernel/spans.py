@@ -94,7 +94,7 @@ class EnergyMeter:
     def __init__(self, env: simpy.Environment, idle_w: float) -> None:
         self.env, self.idle_w = env, idle_w
         self.battery: PowerSource | None = None
-        self._open: list[Draw] = []  # the first of them bears the idle power,
+        self._open: tuple[Draw, ...] = ()  # the first of them bears the idle power,
         self._bears_since_s = 0.0  # from this moment on
 
     @property
@@ -131,7 +131,7 @@ class EnergyMeter:
         if not self._open:
             self._bears_since_s = now
         draw = Draw(now, watts, j_per_byte, progress)
-        self._open.append(draw)
+        self._open += (draw,)
         if self.battery:
             self.battery.follow()
         return draw
@@ -142,11 +142,10 @@ class EnergyMeter:
             self.battery.held_j()
         now = self.env.now
         spared_s = seconds = now - draw.since_s  # of idle power, which another span bore
-        place = self._open.index(draw)
-        if place == 0:
+        if draw is self._open[0]:
             spared_s = self._bears_since_s - draw.since_s
             self._bears_since_s = now
-        del self._open[place]
+        self._open = tuple(one for one in self._open if one is not draw) if self._open[1:] else ()
         if self.battery:
             self.battery.follow()
         return draw.watts * seconds - self.idle_w * spared_s + draw.j_per_byte * nbytes

@@ -13,7 +13,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-FIRST_BLOCK, NOTHING_DRAWN = 16, array("d")
+FIRST_BLOCK, NOTHING_DRAWN = 8, array("d")
 
 
 @dataclass(frozen=True)

@@ -5,53 +5,54 @@ spans.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from learning.metrics import merit
-from sim.kernel.vocabulary import STATES
 from sim.results.by_device import accuracy_by_device, spread
 from sim.results.host_memory import peak_rss_bytes
-from sim.results.span_table import is_waste, joules_by_state, of_devices
+from sim.results.span_table import SUMMED, summed
 from sim.simulation import Simulation
 
 
 def device_table(sim: Simulation) -> pa.Table:
     """One row a device (devices.parquet): who it is, what it did, summed over its spans."""
-    spans = sim.recorder.spans()
-    rows: dict[str, list] = {name: [] for name in _DEVICE_TYPES}
-    sums = _sums_by_actor(spans)
-    rows["accuracy"] = accuracy_by_device(sim)
-    for device in sim.devices:
-        mine = sums.get(device.id, {})
-        member = device.member
-        rows["device"].append(device.id)
-        rows["device_class"].append(member.device)
-        rows["engine"].append(member.engine)
-        rows["backbone"].append(member.backbone)
-        rows["link"].append(member.link)
-        rows["cell"].append(member.cell or "")
-        rows["client"].append(device.client or "")
-        rows["samples"].append(len(device.samples))
-        rows["joined_at_s"].append(device.joined_at_s)
-        rows["finished_at_s"].append(device.finished_at_s)
-        rows["uplink_bytes"].append(mine.get("upload", NOTHING).nbytes)
-        rows["downlink_bytes"].append(mine.get("download", NOTHING).nbytes)
-        rows["delivery_bytes"].append(sim.method.delivery_bytes(device))
-        rows["flop"].append(mine.get("compute", NOTHING).flop)
-        rows["energy_j"].append(math.fsum(of_kind.joules for of_kind in mine.values()))
-        rows["peak_memory_bytes"].append(device.peak_memory_bytes)
-        rows["busy_s"].append(mine.get("compute", NOTHING).seconds)
-        rows["waiting_s"].append(mine.get("wait", NOTHING).seconds)
-        own = device.availability
-        rows["on_share"].append(1.0 if own is None else own.share(0.0, sim.ended.at_s))
-        rows["outcome"].append(device.outcome)
-    return pa.table({name: pa.array(rows[name], type_) for name, type_ in _DEVICE_TYPES.items()})
+    devices, members = sim.devices, [device.member for device in sim.devices]
+    sums = sim.recorder.sums_by_kind([device.id for device in devices])
+    nbytes, flop, joules, seconds = (
+        {kind: of_kind[row] for kind, of_kind in sums.items()} for row in range(4)
+    )
+    nothing, at_s = np.zeros(len(devices)), sim.ended.at_s
+    columns = {
+        "device": [device.id for device in devices],
+        "device_class": [member.device for member in members],
+        "engine": [member.engine for member in members],
+        "backbone": [member.backbone for member in members],
+        "link": [member.link for member in members],
+        "cell": [member.cell or "" for member in members],
+        "client": [device.client or "" for device in devices],
+        "samples": [len(device.samples) for device in devices],
+        "joined_at_s": [device.joined_at_s for device in devices],
+        "finished_at_s": [device.finished_at_s for device in devices],
+        "uplink_bytes": nbytes.get("upload", nothing).astype(np.int64),
+        "downlink_bytes": nbytes.get("download", nothing).astype(np.int64),
+        "delivery_bytes": [sim.method.delivery_bytes(device) for device in devices],
+        "flop": flop.get("compute", nothing),
+        "energy_j": [math.fsum(own) for own in zip(nothing, *joules.values(), strict=True)],
+        "peak_memory_bytes": [device.peak_memory_bytes for device in devices],
+        "busy_s": seconds.get("compute", nothing),
+        "waiting_s": seconds.get("wait", nothing),
+        "on_share": [
+            1.0 if device.availability is None else device.availability.share(0.0, at_s)
+            for device in devices
+        ],
+        "outcome": [device.outcome for device in devices],
+        "accuracy": accuracy_by_device(sim),
+    }
+    return pa.table({name: pa.array(columns[name], type_) for name, type_ in _DEVICE_TYPES.items()})
 
 
 _DEVICE_TYPES = {
@@ -69,37 +70,11 @@ _DEVICE_TYPES = {
 }
 
 
-class _Sums(NamedTuple):
-    """Of an actor's spans of one kind."""
-
-    nbytes: int = 0
-    flop: float = 0.0
-    joules: float = 0.0
-    seconds: float = 0.0
-
-
-NOTHING = _Sums()
-
-
-def _sums_by_actor(spans: pa.Table) -> dict[str, dict[str, _Sums]]:
-    """Sums of bytes, FLOP, joules and seconds by actor and kind."""
-    timed = spans.append_column("seconds", pc.subtract(spans["end_s"], spans["start_s"]))
-    grouped = timed.group_by(["actor", "kind"], use_threads=False).aggregate(
-        [(name, "sum") for name in _Sums._fields]
-    )
-    names = ("actor", "kind", *(f"{name}_sum" for name in _Sums._fields))
-    sums: dict[str, dict[str, _Sums]] = {}
-    for actor, kind, *amounts in zip(*(grouped[n].to_pylist() for n in names), strict=True):
-        sums.setdefault(actor, {})[sys.intern(kind)] = _Sums(*amounts)
-    return sums
-
-
 def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> dict[str, Any]:
     """`summary.json`: SI units, per device as mean, p50, p95 and max."""
-    spans, scenario = sim.recorder.spans(), sim.scenario
+    scenario = sim.scenario
     curve = _curve(sim.recorder.metrics(), sim.task.metric)
-    server = spans.filter(pc.equal(spans["actor"], "server"))
-    target = _target(sim, spans)
+    totals = summed(sim.recorder.span_blocks(SUMMED))
     return {
         "scenario": scenario.name,
         "method": scenario.method.kind,
@@ -125,20 +100,16 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         "accuracy_by_device": spread(devices["accuracy"].to_pylist()),
         "diverged": sim.tally.diverged
         and {**sim.tally.diverged, "answers_left_out": sim.tally.left_out},
-        "target": target,
+        "target": _target(sim),
         "rounds": sim.tally.rounds,
         "rounds_without_answer": sim.tally.without_answer,
         "totals": {
-            **_totals(spans),
-            "server_flop": _sum(server, "flop"),
-            "server_busy_s": math.fsum(
-                _durations(server.filter(pc.not_equal(server["kind"], "wait")))
-            ),
-            "server_energy_j": _sum(server, "joules"),
-            **_wasted(spans),
+            **totals.amounts,
             "updates": sim.updates,
         },
-        "energy_by_state": _energy_by_state(spans),
+        "energy_by_state": {
+            state: joules for state, joules in totals.state_j.items() if state != "off"
+        },
         "per_device": {
             name: _spread(devices[name])
             for name in (
@@ -162,63 +133,20 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
     }
 
 
-def _target(sim: Simulation, spans: pa.Table) -> dict[str, Any]:
+def _target(sim: Simulation) -> dict[str, Any]:
     """The target and what had been spent when it was reached: spans that had ended by then."""
     reached_at_s = sim.ended.target.get("reached_at_s")
-    spent: Mapping[str, float | None] = dict.fromkeys(
+    spent: dict[str, float | None] = dict.fromkeys(
         ("uplink_bytes", "downlink_bytes", "device_flop", "device_energy_j")
     )
     if reached_at_s is not None:
-        spent = _totals(spans.filter(pc.less_equal(spans["end_s"], reached_at_s)))
+        by_then = (
+            block.filter(pc.less_equal(block["end_s"], reached_at_s))
+            for block in sim.recorder.span_blocks(SUMMED)
+        )
+        amounts = summed(by_then).amounts
+        spent = {name: amounts[name] for name in spent}
     return {"value": sim.scenario.stop.target, "reached_at_s": reached_at_s, **spent}
-
-
-def _totals(spans: pa.Table) -> dict[str, float]:
-    ours = of_devices(spans)
-    return {
-        "uplink_bytes": int(_sum(_kind(ours, "upload"), "nbytes")),
-        "downlink_bytes": int(_sum(_kind(ours, "download"), "nbytes")),
-        "device_flop": _sum(_kind(ours, "compute"), "flop"),
-        "device_energy_j": _sum(ours, "joules"),
-    }
-
-
-def _energy_by_state(spans: pa.Table) -> dict[str, float]:
-    """Joules of all devices by what they were doing; waiting and charging are idle, a device that
-    is off draws nothing.
-    """
-    ours = of_devices(spans)
-    joules = joules_by_state(ours, np.zeros(len(ours), dtype=int), 1)[:, 0]
-    return {
-        state: joules
-        for state, joules in zip(STATES, joules.tolist(), strict=True)
-        if state != "off"
-    }
-
-
-def _wasted(spans: pa.Table) -> dict[str, float]:
-    """What devices sent, received, computed and spent for nothing: in spans that did not end
-    well.
-    """
-    ours = of_devices(spans)
-    lost = ours.filter(pa.array(is_waste(ours)))
-    return {
-        "wasted_bytes": int(_sum(lost, "nbytes")),
-        "wasted_flop": _sum(lost, "flop"),
-        "wasted_energy_j": _sum(lost, "joules"),
-    }
-
-
-def _kind(spans: pa.Table, kind: str) -> pa.Table:
-    return spans.filter(pc.equal(spans["kind"], kind))
-
-
-def _sum(spans: pa.Table, name: str) -> float:
-    return math.fsum(spans[name].to_numpy())
-
-
-def _durations(spans: pa.Table) -> np.ndarray:
-    return spans["end_s"].to_numpy() - spans["start_s"].to_numpy()
 
 
 def _curve(metrics: pa.Table, name: str) -> list[float]:

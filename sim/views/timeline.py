@@ -61,7 +61,7 @@ def write_perfetto(
     `RunError` for an unknown device or a budget too small for the server.
     """
     window_s = (-np.inf if from_s is None else from_s, np.inf if to_s is None else to_s)
-    fleet, spans = run.devices(), _Spans.read(run.spans(), window_s)
+    fleet, spans = run.devices(), _Spans.read(run, window_s)
     plan = _Plan(fleet, spans, max_slices, max_tracks)
     plan.add_server_and_links()
     plan.add_devices(_chosen(fleet, devices), rng_seed)
@@ -113,21 +113,27 @@ class _Spans:
     flow_number: np.ndarray  # ... and the number
 
     @classmethod
-    def read(cls, table: pa.Table, window_s: tuple[float, float]) -> "_Spans":
-        keep = (table["end_s"].to_numpy() >= window_s[0]) & (
-            table["start_s"].to_numpy() <= window_s[1]
+    def read(cls, run: Run, window_s: tuple[float, float]) -> "_Spans":
+        """Column by column: a whole table weighs as much again as what is kept of it."""
+        keep = pa.array(
+            (run.spans(["end_s"])["end_s"].to_numpy() >= window_s[0])
+            & (run.spans(["start_s"])["start_s"].to_numpy() <= window_s[1])
         )
-        table = table.filter(pa.array(keep))
-        actor, actors = encode(table["actor"])
+
+        def column(name: str) -> pa.ChunkedArray:
+            return run.spans([name])[name].filter(keep)
+
+        actor, actors = _codes(column("actor"))
         start_ns, end_ns = (
-            np.rint(table[name].to_numpy() * 1e9).astype(np.int64) for name in ("start_s", "end_s")
+            np.rint(column(name).to_numpy() * 1e9).astype(np.int64) for name in ("start_s", "end_s")
         )
         order = np.lexsort((end_ns, start_ns, actor))
-        kind, kinds = encode(table["kind"])
-        outcome, outcomes = encode(table["outcome"])
+        kind, kinds = _codes(column("kind"))
+        outcome, outcomes = _codes(column("outcome"))
         pairs, label = np.unique(kind * max(len(outcomes), 1) + outcome, return_inverse=True)
+        label = label.astype(np.int32)
         named = ((kinds[pair // len(outcomes)], outcomes[pair % len(outcomes)]) for pair in pairs)
-        flows = table["flows"].combine_chunks()
+        flows = column("flows").combine_chunks()
         place = np.empty(len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         return cls(
@@ -142,18 +148,24 @@ class _Spans:
             outcome=outcome[order],
             start_ns=start_ns[order],
             end_ns=end_ns[order],
-            nbytes=table["nbytes"].to_numpy()[order],
-            flop=table["flop"].to_numpy()[order],
-            joules=table["joules"].to_numpy()[order],
+            nbytes=column("nbytes").to_numpy()[order],
+            flop=column("flop").to_numpy()[order],
+            joules=column("joules").to_numpy()[order],
             flow_row=place[flows.value_parent_indices().to_numpy().astype(np.int64)],
             flow_number=flows.flatten().to_numpy(),
         )
 
     def rows(self, actor: int) -> np.ndarray:
+        """Those of one actor."""
         return np.arange(self.first_row[actor], self.first_row[actor + 1])
 
     def is_kind(self, kind: str) -> np.ndarray:
         return self.kind == (self.kinds.index(kind) if kind in self.kinds else -1)
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    codes, names = encode(column)
+    return codes.astype(np.int32), names
 
 
 @dataclass(frozen=True)

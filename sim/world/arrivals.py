@@ -4,6 +4,7 @@ devices/arrivals.py.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,9 @@ def data_times(
             case DataTraced():
                 record = models.pick(records, streams.rng("fresh-data", id_))
                 return models.data_traced(count, record, start_s, how.period)
-        return models.data_present(min(count, 1), start_s)  # that of all
+        return present(min(count, 1), start_s)  # that of all
 
+    present = functools.lru_cache(1)(models.data_present)  # one for those that join at once
     return [of(*device) for device in zip(samples, ids, joined_s, strict=True)]
 
 

@@ -4,6 +4,7 @@ long they are.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -414,4 +415,7 @@ def _divide(
             parts = partition.own(
                 divide, how.function, labels[train], n_devices, rng, how.min_size, how.settings
             )
-    return [train[part] for part in parts], None
+    flat = train[np.concatenate(parts)] if parts else train[:0]
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    # views of one array, which weigh less than arrays of their own
+    return [flat[start:end] for start, end in itertools.pairwise([0, *ends])], None

@@ -35,7 +35,7 @@ def lengths_by_backbone(
             [p for m, p in zip(members, task.parts, strict=True) if m.backbone == name]
         )
         lengths[name] = np.zeros(len(task.labels), dtype=np.int64)
-        said[name] = lengths[name].copy()
+        said[name] = np.zeros(len(task.labels), dtype=np.int64)
         if task.fixed_response_tokens is not None:
             said[name][samples] = task.fixed_response_tokens
         if task.fixed_tokens is not None:

@@ -44,7 +44,7 @@ def world():
     member = Member("device-0000", "jetson-tx2", "simple", "b", "line", None, None, "group-0")
     sim.network.attach(member.id, LINK)
     samples, ready_s = np.arange(10), np.arange(10) / 10
-    sim.device = Device(sim, member, TX2, ComputeModel(TX2, "simple"), samples, 2.0, ready_s)
+    sim.device = Device(sim, member, 0, TX2, ComputeModel(TX2, "simple"), samples, 2.0, ready_s)
     a100 = devices.profile.load("a100").with_overhead("simple", 1.0)
     sim.server = Server(sim, a100, ComputeModel(a100, "simple"))
     return sim

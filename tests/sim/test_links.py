@@ -93,7 +93,8 @@ def test_a_device_more_leaves_the_links_of_the_others_alone(simulate):
 
     def rates(sim, way, times=range(100)):
         return [
-            [sim.network._lanes[f"device-000{n}"][way].rate.at(t) for t in times] for n in range(2)
+            [sim.network._lanes[f"device-000{n}"][way].route.rate.at(t) for t in times]
+            for n in range(2)
         ]
 
     for way in (0, 1):
@@ -106,23 +107,26 @@ def test_every_wish_reaches_the_network(simulate, trace_csv):
     lanes = sim.network._lanes
     up, down = lanes["device-0000"]
     assert (
-        isinstance(up.rate, VaryingRate)
-        and isinstance(up.journey, Journey)
-        and up.journey is down.journey
+        isinstance(up.route.rate, VaryingRate)
+        and isinstance(up.route.journey, Journey)
+        and up.route.journey is down.route.journey
     )
-    assert (up.handover_s, up.journey.mean_stay_s, up.uses_tcp) == (0.01, 0.05, True)
+    assert (up.handover_s, up.route.journey.mean_stay_s, up.uses_tcp) == (0.01, 0.05, True)
     file_up, file_down = lanes["device-0005"]
     assert (
-        isinstance(file_up.rate, ShiftedTrace) and file_up.rate.offset_s == file_down.rate.offset_s
+        isinstance(file_up.route.rate, ShiftedTrace)
+        and file_up.route.rate.offset_s == file_down.route.rate.offset_s
     )
-    assert 0 <= file_up.rate.offset_s < file_up.rate.trace.period_s == pytest.approx(0.2)
+    assert (
+        0 <= file_up.route.rate.offset_s < file_up.route.rate.trace.period_s == pytest.approx(0.2)
+    )
     assert sim.network.shared["west/up"].airtime == 1.2 and sim.network.shared["west/up"].fair
     assert not sim.network.shared["east/up"].fair and sim.network.shared["east/down"].fair
 
 
 def test_devices_that_share_a_trace_do_not_march_in_step(simulate, trace_csv):
     sim = simulate(dry=True, **CALM, fleet=[{**DEVICE, "count": 8, "trace": "up.csv"}])
-    offsets = {lanes[0].rate.offset_s for lanes in sim.network._lanes.values()}
+    offsets = {lanes[0].route.rate.offset_s for lanes in sim.network._lanes.values()}
     assert len(offsets) == 8
     assert (
         len({tuple(seconds) for seconds in uploads(sim).values()}) > 4

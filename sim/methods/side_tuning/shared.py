@@ -359,12 +359,14 @@ class SideTuning:
         """Forward passes over all batches, each uploaded as soon as it is computed; after the last,
         where the device fits a head of its own to them first.
         """
-        waiting = []
-        for batch in device.batches(self.config.device_batch):
+        size = self.config.device_batch
+        waiting: tuple[tuple[np.ndarray, Any], ...] = ()
+        for start in range(0, len(device.samples), size):  # lighter than a generator of each device
+            batch = device.batch(start, size)
             yield from device.until(batch.ready_s)
             activations = yield from device.compute(self.forward(device, batch.samples))
             if self.config.backbone_prediction == "own-head":
-                waiting.append((batch.samples, activations))
+                waiting += ((batch.samples, activations),)
             else:
                 yield from device.send(self.payload(device, batch.samples, activations))
         if waiting:

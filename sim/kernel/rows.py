@@ -1,0 +1,142 @@
+"""Rows of a table as they come: packed, then blocks of columns, in memory or in a Parquet file that
+grows with them.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sim.kernel.writing import remove, replacing, writing
+
+LISTED = pa.list_(pa.int64())
+_PACKED = {pa.string(): "i", pa.float64(): "d", pa.int64(): "q", LISTED: "i"}
+
+
+class Texts(dict[str, int]):
+    """A number for each text, in the order in which they are first asked for."""
+
+    def __missing__(self, text: str) -> int:
+        self[text] = code = len(self)
+        return code
+
+
+class Blocks:
+    """A table that grows block by block: in memory, or, from `spill` on, in a file."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self._held: list[pa.Table] = []
+        self._path: Path | None = None  # of the file that the blocks are in
+        self._writer: pq.ParquetWriter | None = None  # while it grows
+
+    def spill(self, path: Path) -> None:
+        """Put what comes from now on into a file of this name, after what there is."""
+        self._path = path
+        with writing(path):
+            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+        held, self._held = self._held, []
+        for block in held:
+            self.append(block)
+
+    def append(self, block: pa.Table) -> None:
+        """One more block; CannotWrite where the disk does not take it, RuntimeError after somebody
+        has read what is in a file.
+        """
+        if self._path is None:
+            self._held.append(block)
+            return
+        if self._writer is None:
+            raise RuntimeError(f"{self._path} has been read: no more can come")
+        with writing(self._path):
+            self._writer.write_table(block, row_group_size=len(block))
+
+    def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """One block after another, all of its columns or these; if there is none, an empty one."""
+        if self._path is None:
+            held = self._held or [self.schema.empty_table()]
+            yield from (block.select(columns or block.column_names) for block in held)
+            return
+        self._end()
+        with pq.ParquetFile(self._path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns)
+
+    def write(self, path: Path) -> None:
+        """Leave a Parquet file of that name, atomically: a reader never sees half of it."""
+        if self._path is None:
+            with replacing(path) as temporary:
+                pq.write_table(self.table(), temporary, compression="zstd")
+            return
+        self._end()
+        with writing(path):
+            self._path = self._path.replace(path)
+
+    def table(self) -> pa.Table:
+        """All of it."""
+        return pa.concat_tables(self.read())
+
+    def _end(self) -> None:
+        if self._writer is not None and self._path is not None:
+            with writing(self._path):
+                self._writer.close()
+            self._writer = None
+
+    def discard(self) -> None:
+        """Remove a file that has not been written to its end."""
+        if self._writer is not None and self._path is not None:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer = None
+            with suppress(OSError):
+                remove(self._path)
+
+
+class Rows:
+    """Rows of one table, packed: 8 bytes a number, 4 a text, whose number in `codes` it is, or a
+    list, whose length it is (its numbers are in `listed`).
+
+    A row that were an object would weigh five times as much, and be looked at by every collection
+    of garbage.
+    """
+
+    def __init__(self, types: Mapping[str, pa.DataType]) -> None:
+        self.codes = Texts()
+        self.packed = bytearray()
+        self.listed = array("q")
+        row = struct.Struct("=" + "".join(_PACKED[type_] for type_ in types.values()))
+        self.pack, self.row_bytes = row.pack, row.size
+        self.blocks = Blocks(pa.schema(dict(types)))
+        self._dtype = np.dtype([(name, f"={_PACKED[type_]}") for name, type_ in types.items()])
+        self._texts: list[str] = []
+
+    def end_block(self) -> np.ndarray:
+        """Make the rows since the last call one more block; returns them as they were packed."""
+        rows = np.frombuffer(self.packed, self._dtype)
+        self._texts += islice(self.codes, len(self._texts), None)
+        listed = np.array(self.listed)
+        schema = self.blocks.schema
+        columns = [self._column(field.type, rows[field.name], listed) for field in schema]
+        self.packed, self.listed = bytearray(), array("q")
+        if len(rows):
+            self.blocks.append(pa.table(columns, schema=schema))
+        return rows
+
+    def _column(self, type_: pa.DataType, values: np.ndarray, listed: np.ndarray) -> pa.Array:
+        if pa.types.is_string(type_):
+            codes, places = np.unique(values, return_inverse=True)
+            return pa.array([self._texts[code] for code in codes.tolist()], type_).take(
+                pa.array(places)
+            )
+        if pa.types.is_list(type_):
+            ends = np.cumsum(values, dtype=np.int32)
+            return pa.ListArray.from_arrays(np.append(np.int32(0), ends), listed)
+        return pa.array(values.copy())
