@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ServerRound = Callable[[list[Device], int], Generator[simpy.Event, None, list[Payload]]]
 
+MOST_PERMUTED = 1_000  # free devices
 MOST_SLEEPLESS = 10_000  # waits in a row that find something in the inbox and take nothing
 
 
@@ -117,8 +118,7 @@ class Server:
             self.take()  # answers to rounds that are over
             yield from self.wait()
         self._is_short = False
-        rng = self.world.streams.rng("server/selection", version)
-        return [free[i] for i in sorted(rng.permutation(len(free))[:count])]
+        return [free[i] for i in sorted(self._drawn(count, version))]
 
     def free(self, count: int, version: int) -> list[Device]:
         """A random sample of at most so many devices that have joined, are on and are not busy
@@ -126,10 +126,19 @@ class Server:
         """
         free = self.roster
         self._is_short = len(free) < count
-        if count <= 0:
-            return []
-        rng = self.world.streams.rng("server/selection", version)
-        return [free[i] for i in rng.permutation(len(free))[:count]]
+        return [free[i] for i in self._drawn(count, version)] if count > 0 else []
+
+    def _drawn(self, count: int, version: int) -> list[int]:
+        """The ranks of at most so many free devices, at random, in random order.
+
+        The first of a permutation, as ever, where it takes no longer than a stream's making; a few
+        of very many are drawn by themselves, or each answer would cost as much as the fleet is
+        large.
+        """
+        rng, free = self.world.streams.rng("server/selection", version), len(self.roster)
+        few_of_many = free > MOST_PERMUTED and count <= free // 50
+        drawn = rng.choice(free, count, replace=False) if few_of_many else rng.permutation(free)
+        return list(map(int, drawn[:count]))
 
     def rounds(
         self,

@@ -4,6 +4,7 @@ bytes.
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from devices.availability import DAY_S, Availability
 from sim.kernel.device import Device
 from sim.kernel.server import Server
+from sim.kernel.streams import Streams
 from sim.kernel.work import ClientTask
 from sim.results.summary import device_table, summary
 
@@ -298,6 +300,42 @@ def test_whom_the_server_may_ask_is_what_a_look_at_the_whole_fleet_finds(
     world |= {"arrivals": {"kind": "list", "times": ["0 s", "100 ms", "2 s", "400 ms", "3 s"]}}
     simulate(dry=True, dropout={"times": [None, "2 s", None, None, "4 s"]}, **world)
     assert len(seen) > 5
+
+
+def drawn(free: int, count: int, version: int) -> list[int]:
+    """Whom a server asks of so many free devices."""
+    world = SimpleNamespace(streams=Streams(7))
+    return Server._drawn(SimpleNamespace(world=world, roster=range(free)), count, version)
+
+
+@pytest.mark.parametrize(("free", "count"), [(10, 3), (1_000, 1), (5_000, 101), (5_000, 5_000)])
+def test_who_is_asked_is_the_beginning_of_a_permutation(free, count):
+    order = Streams(7).rng("server/selection", 3).permutation(free)
+    assert drawn(free, count, 3) == order[:count].tolist()
+
+
+@pytest.mark.parametrize(("free", "count"), [(1_001, 20), (20_000, 1), (20_000, 7)])
+def test_a_few_of_very_many_are_as_random_and_cost_the_same_however_many_there_are(free, count):
+    asked = [drawn(free, count, version) for version in range(4_000)]
+    assert all(len(set(some)) == count and 0 <= min(some) <= max(some) < free for some in asked)
+    assert drawn(free, count, 5) == asked[5] != asked[6]
+    share = np.array(asked) / free
+    deviations = (12 * share.shape[0]) ** -0.5  # of the mean of as many uniform numbers
+    assert np.all(np.abs(share.mean(0) - 0.5) < 4.5 * deviations)  # at each place
+    tenths = np.bincount((share.flat // 0.1).astype(int), minlength=10)
+    assert np.all(np.abs(tenths - share.size / 10) < 4.5 * (share.size * 0.09) ** 0.5)
+
+
+def test_no_permutation_of_a_large_fleet_is_drawn_for_an_answer(monkeypatch):
+    class Generator:
+        """As NumPy's, without permutations."""
+
+        def choice(self, free, count, replace):
+            return np.random.default_rng(0).choice(free, count, replace=replace)
+
+    world = SimpleNamespace(streams=SimpleNamespace(rng=lambda *name: Generator()))
+    asked = Server._drawn(SimpleNamespace(world=world, roster=range(10**6)), 3, 0)
+    assert len(asked) == 3
 
 
 def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):
