@@ -322,7 +322,7 @@ def test_a_few_of_very_many_are_as_random_and_cost_the_same_however_many_there_a
     share = np.array(asked) / free
     deviations = (12 * share.shape[0]) ** -0.5  # of the mean of as many uniform numbers
     assert np.all(np.abs(share.mean(0) - 0.5) < 4.5 * deviations)  # at each place
-    tenths = np.bincount((share.flat // 0.1).astype(int), minlength=10)
+    tenths = np.bincount((share.ravel() // 0.1).astype(int), minlength=10)
     assert np.all(np.abs(tenths - share.size / 10) < 4.5 * (share.size * 0.09) ** 0.5)
 
 
