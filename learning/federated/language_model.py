@@ -20,7 +20,7 @@ from learning.backbones.catalogue import BackboneError, BackboneSpec
 from learning.backbones.language_head import require_language_model
 from learning.backbones.tokens import Tokens
 from learning.backbones.vocabulary_head import VocabularyHead
-from learning.federated.local_training import inputs
+from learning.federated.local_training import WHOLE, Share, inputs
 from learning.federated.trainable import TrainableClassifier
 
 if TYPE_CHECKING:
@@ -113,16 +113,21 @@ def _is_next_said(mask_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
 
 
 def score_texts(
-    model: TrainableLanguageModel, state: Mapping[str, Tensor], tokens: Tokens
+    model: TrainableLanguageModel,
+    state: Mapping[str, Tensor],
+    tokens: Tokens,
+    share: Share = WHOLE,
 ) -> np.ndarray:
-    """What a model with this state makes of each text's response, float64 [n, 3]: `SCORED`."""
+    """What a model with this state makes of each text's response, float64 [n, 3]: `SCORED`. Of a
+    share of the batches, 0 for the texts of the others.
+    """
     torch.set_num_threads(1)
     model.load_trainable(state)
     found_NS = np.zeros((len(tokens), len(SCORED)))
     said = tokens.said_lengths()
     order = np.argsort(tokens.lengths(), kind="stable")
     with torch.inference_mode(), model.host.products():
-        for chosen in _by_tokens(order, said, _AT_ONCE):
+        for chosen in _by_tokens(order, said, _AT_ONCE)[share[0] :: share[1]]:
             batch = inputs(tokens, chosen)
             logits_MV = model(*batch).float()
             wanted_M = model.targets(*batch, torch.empty(0)).to(logits_MV.device)

@@ -7,10 +7,11 @@ in one torch thread. The settings can be read without importing torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from learning.federated.trainable import TrainableClassifier
+
+Share: TypeAlias = tuple[int, int]
+"""(k, n): of batches in order, every nth from the kth on."""
+WHOLE: Share = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -148,20 +153,25 @@ def batches_of(texts: int, settings: LocalTraining, seed: int) -> list[np.ndarra
 
 
 def predict(
-    model: TrainableClassifier, state: Mapping[str, Tensor], tokens: Tokens, batch: int = 64
+    model: TrainableClassifier,
+    state: Mapping[str, Tensor],
+    tokens: Tokens,
+    batch: int = 64,
+    share: Share = WHOLE,
 ) -> np.ndarray:
     """Logits of every text, float32 [n, classes], computed in length-sorted batches; larger ones
-    than `batch` on an accelerator.
+    than `batch` on an accelerator. Of a share of the batches, 0 for the texts of the others.
     """
     import torch
 
     torch.set_num_threads(1)
     model.load_trainable(state)
-    logits = np.empty((len(tokens), model.classes), dtype=np.float32)
+    logits = np.zeros((len(tokens), model.classes), dtype=np.float32)
     longest = int(tokens.lengths().max(initial=1))
     batch = max(batch, model.host.rows(longest, model.head.in_features))
     with torch.inference_mode(), model.host.products():
-        for chosen in _batches(np.argsort(tokens.lengths(), kind="stable"), batch):
+        todo = _batches(np.argsort(tokens.lengths(), kind="stable"), batch)
+        for chosen in itertools.islice(todo, share[0], None, share[1]):
             logits[chosen] = model(*inputs(tokens, chosen)).float().cpu().numpy()
     return logits
 

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar, cast, overload
 
@@ -85,6 +85,7 @@ class Host:
                     self._beside = SideBySide(self._pool, threads, is_on_trial=workers == AUTO)
         else:
             raise HostError(f"workers: a number from 1, auto or ray (got {workers!r})")
+        self._threads = threads
 
     # --- the learning, which an interrupted run takes up again
 
@@ -321,6 +322,18 @@ class Host:
                     future.cancel()
         else:
             yield from (self._timed(functools.partial(function, *item)) for item in items)
+
+    def spread(self, function: Callable[[tuple[int, int]], Result]) -> list[Result]:
+        """Of a piece in turn, `function((k, n))` of each of its n shares k: on as many threads as
+        there are, where threads gain anything; called by nothing that itself runs on one of them.
+        """
+        if self._pool is None or not self.is_parallel or self.cluster:
+            return [function((0, 1))]
+        beside = [self._pool.submit(function, (k, self._threads)) for k in range(1, self._threads)]
+        try:
+            return [function((0, self._threads)), *(future.result() for future in beside)]
+        finally:
+            wait(beside)
 
     def close(self, at_once: bool = False) -> None:
         """Let the workers go: with what was started done, joined or not, as it is without threads

@@ -114,6 +114,15 @@ def test_padding_changes_no_score():
         assert np.allclose(alone[0], together[i], rtol=1e-5)
 
 
+def test_shares_of_the_batches_are_together_the_scores_to_the_bit(monkeypatch):
+    monkeypatch.setattr("learning.federated.language_model._AT_ONCE", 5)  # several batches
+    model, made = TrainableLanguageModel(LLAMA, "lora"), tokens()
+    whole = score_texts(model, model.trainable(), made)
+    parts = [score_texts(model, model.trainable(), made, (k, 2)) for k in range(2)]
+    assert np.array_equal(sum(parts), whole)
+    assert all(part.any() and not part.all() for part in parts)
+
+
 @pytest.mark.parametrize("kind", ["lora", "adapter", "full"])
 def test_training_makes_what_is_said_likelier(kind):
     model, made = TrainableLanguageModel(LLAMA, kind), tokens()

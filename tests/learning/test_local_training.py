@@ -229,6 +229,17 @@ def test_predictions_do_not_depend_on_order_or_batch():
     assert accuracy(found, labels) == pytest.approx(right)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 3, 9])
+def test_shares_of_the_batches_are_together_the_predictions_to_the_bit(shares):
+    model, (tokens, _) = classifier("adapter"), toy(30)
+    state = model.trainable()
+    whole = predict(model, state, tokens, batch=7)
+    parts = [predict(model, state, tokens, batch=7, share=(k, shares)) for k in range(shares)]
+    assert np.array_equal(sum(parts), whole)
+    known = np.array([part.any(axis=1) for part in parts])
+    assert (known.sum(axis=0) == 1).all()  # each text is in one of them
+
+
 def test_segments_of_pairs_are_padded_with_their_texts():
     ids = [np.arange(2, 2 + n, dtype=np.int32) for n in (3, 5)]
     segments = [(np.arange(n) >= 2).astype(np.int32) for n in (3, 5)]

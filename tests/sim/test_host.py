@@ -28,6 +28,38 @@ def test_map_keeps_the_order_of_its_items(host):
     assert host.torch_s > 0
 
 
+def test_shares_of_a_piece_run_at_once_and_come_in_order(host):
+    threads = host._threads
+    meet = threading.Barrier(threads, timeout=10)
+
+    def share(turn: tuple[int, int]) -> tuple[int, int]:
+        meet.wait()  # raises where they come one after another
+        return turn
+
+    assert host.spread(share) == [(k, threads) for k in range(threads)]
+
+
+def test_an_error_in_a_share_is_raised_when_none_runs_any_more(host):
+    ended = []
+
+    def share(turn: tuple[int, int]) -> None:
+        if turn[0] == 0:
+            raise ArithmeticError("the first")
+        time.sleep(0.02)
+        ended.append(turn)
+
+    with pytest.raises(ArithmeticError, match="the first"):
+        host.spread(share)
+    assert len(ended) == host._threads - 1
+
+
+def test_threads_that_gain_nothing_are_given_no_shares():
+    host = Host(2)
+    host._beside.is_worth_it = False
+    assert host.spread(lambda share: share) == [(0, 1)]
+    host.close()
+
+
 def test_started_pieces_run_one_after_another_in_call_order(host):
     seen, running = [], threading.Lock()
 

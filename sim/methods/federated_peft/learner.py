@@ -344,15 +344,18 @@ class FederatedLearner(RealLearner):
     def score_of(self, backbone: Any, state: Mapping[str, Tensor], part: Part) -> Score | None:
         """What a backbone with such a state scores."""
         from learning.federated.language_model import TrainableLanguageModel, score_texts
-        from learning.federated.local_training import predict
+        from learning.federated.local_training import WHOLE, Share, predict
 
         tokens = self.tokens(backbone, self.world.task.texts_of(part))
-        with self.lent(backbone) as model:
-            if isinstance(model, TrainableLanguageModel):
-                predictions = score_texts(model, state, tokens)
-            else:
-                predictions = predict(model, state, tokens)
-        return self.world.task.score(part, predictions)
+
+        def of_share(share: Share) -> np.ndarray:
+            with self.lent(backbone) as model:
+                if isinstance(model, TrainableLanguageModel):
+                    return score_texts(model, state, tokens, share)
+                return predict(model, state, tokens, share=share)
+
+        shares = self.world.host.spread(of_share) if self.side_by_side else [of_share(WHOLE)]
+        return self.world.task.score(part, functools.reduce(np.add, shares))
 
     def replies(self, samples: np.ndarray, most: int) -> dict[str, list[tuple[str, str]]]:
         """What every backbone says to the prompts of these samples, in so many tokens: before
