@@ -223,6 +223,8 @@ def with_values(argument: object) -> object:
     if isinstance(argument, tuple) and (make := getattr(argument, "_make", None)):  # a named one
         return make(map(with_values, argument))
     if isinstance(argument, list | tuple):
+        if _is_plain(argument):
+            return argument
         return type(argument)(map(with_values, argument))
     if isinstance(argument, dict):
         return {name: with_values(value) for name, value in argument.items()}
@@ -249,6 +251,10 @@ def key_of(function: Callable[..., object], arguments: Sequence[object]) -> str:
     return digest.hexdigest()
 
 
+def _is_plain(several: Sequence[object]) -> bool:
+    return _PLAIN.issuperset(map(type, several))
+
+
 def _feed(update: Callable[[bytes], None], argument: object) -> None:
     if type(argument) in _PLAIN:
         update(b"|" + repr(argument).encode())
@@ -256,6 +262,8 @@ def _feed(update: Callable[[bytes], None], argument: object) -> None:
         update(b"<" + argument.key.encode())
     elif isinstance(argument, np.ndarray):
         update(f"[{argument.dtype}{argument.shape}".encode() + argument.tobytes())
+    elif isinstance(argument, list | tuple) and _is_plain(argument):
+        update(repr(argument).encode())
     elif isinstance(argument, list | tuple):
         update(f"({len(argument)}".encode())
         for one in argument:

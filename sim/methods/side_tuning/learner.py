@@ -382,9 +382,10 @@ class SideTuningLearner(RealLearner):
         return self._begun(update, [record for record in self.records if record is not None])
 
     def _begun(self, update: Callable[..., Any], mine: list) -> Callable[[], Learned]:
+        backbones, batches, rows = map(list, zip(*mine, strict=True))
         self.tuning, loss = self.world.host.learn(
             _stepped,
-            *(update, Taken(self.tuning), mine),
+            *(update, Taken(self.tuning), backbones, batches, rows),
             stored=(True, True),
             revive=self._revived,
         )
@@ -499,6 +500,9 @@ def _observed(tuning: SideNetworkTrainer, backbone: str, batch: list[Record]) ->
 def _stepped(
     update: Callable[..., Any],
     tuning: SideNetworkTrainer,
-    records: list[tuple[str, list[Record], int]],
+    backbones: list[str],
+    batches: list[list[Record]],
+    rows: list[int],
 ) -> tuple[SideNetworkTrainer, float]:
+    records = zip(backbones, batches, rows, strict=True)
     return update(tuning, [(backbone, *batch[row]) for backbone, batch, row in records])
