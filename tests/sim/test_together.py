@@ -20,6 +20,7 @@ from sim.kernel.host import Host
 from sim.kernel.journal import Journal
 from sim.kernel.learned import Taken
 from sim.methods.federated_peft.client_updates import Client, updated_together
+from sim.methods.on_device.learner import LocalPeftLearner
 from sim.simulation import RunCallbacks
 
 AT_ONCE = {"arrivals": {"kind": "at-once"}}
@@ -33,6 +34,7 @@ METHODS = {
     "fedbuff": {"kind": "fedbuff", "answers": 6, "buffer": 2, "concurrency": 1.0, **PLAIN},
     "fedasync": {"kind": "fedasync", "answers": 6, "concurrency": 1.0, **PLAIN},
     "flexlora": {"kind": "flexlora", "ranks": {"jetson-tx2": 2}, "rank": 4, **ROUNDS},
+    "local-lora": {"kind": "local-lora", "rounds": 9, "evaluated_devices": 6, **PLAIN},
 }
 
 
@@ -129,7 +131,10 @@ def test_an_update_may_train_on_some_of_its_texts(as_on_a_card):
 
 
 def tensors_of(sim):
-    return sim.method.learner.state.value
+    learner = sim.method.learner
+    if isinstance(learner, LocalPeftLearner):
+        return learner._named_states()
+    return learner.state.value
 
 
 def farthest(one, other):
@@ -265,7 +270,7 @@ def test_a_checkpoint_is_of_the_time_before_those_that_wait(host, tmp_path):
     assert resumed.learn(doubled, resumed.learn(doubled, 1), together=doubled_together).value == 4
 
 
-@pytest.mark.parametrize("name", ["fedavg-lora", "fedbuff", "coded"])
+@pytest.mark.parametrize("name", ["fedavg-lora", "fedbuff", "coded", "local-lora"])
 @pytest.mark.parametrize("steps", [12, 25, 38, 50])
 def test_an_interrupted_run_stacks_as_the_whole_one_did(
     name, steps, simulate, mark, as_on_a_card, tmp_path, monkeypatch

@@ -147,12 +147,15 @@ class LocalPeftLearner(OnDeviceStates, FederatedLearner):
             return None
         last = self.states.get(device_id, self._initial[backbone])
         how = (update, backbone, samples, last, *more)
-        return self.world.host.learn(self._updated, *how, side_by_side=self.runs_side_by_side)
+        return self.world.host.learn(
+            self._updated,
+            *how,
+            side_by_side=self.runs_side_by_side,
+            together=self._updated_together if self._is_plain else None,
+        )
 
-    def _updated(
-        self, update: Callable[..., Any], backbone: str, samples: np.ndarray, *how: Any
-    ) -> Any:
-        return self.made(update, backbone, samples, how)
+    def _on_its_way(self, made: Any) -> Any:
+        return made  # nowhere
 
     def _before_and_after(self, backbone: str) -> Iterator[Mapping[str, Tensor]]:
         """Of the first device that is looked at and has a finite model."""
