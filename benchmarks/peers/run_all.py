@@ -29,6 +29,9 @@ PEERS = {  # what is shown: (environment and script, variables)
     "appfl": ("appfl", {}),
     "flower": ("flower", {}),
 }
+# what it names beside what it needs here does not go together (globus-compute-endpoint wants click
+# < 8.2, huggingface-hub more)
+WITHOUT_ITS_OWN = {"appfl": "appfl==1.12.0"}
 ROUNDS = ("tiny=11", "transformer=3")
 
 
@@ -93,7 +96,10 @@ def environment(name: str, folder: Path) -> Path:
     if not done.exists():
         venv.create(place, with_pip=True)
         wanted = HERE / "requirements" / f"{name}.txt"
-        started([str(python), "-m", "pip", "install", "-q", "-r", str(wanted)], dict(os.environ))
+        started([str(python), "-m", "pip", "install", "-r", str(wanted)], dict(os.environ))
+        if name in WITHOUT_ITS_OWN:
+            alone = ["--no-deps", WITHOUT_ITS_OWN[name]]
+            started([str(python), "-m", "pip", "install", *alone], dict(os.environ))
         done.touch()
     return python
 

@@ -13,11 +13,14 @@ from learning.backbones.catalogue import BackboneError
 
 _COUNTERS = (
     "backbones/anatomy",
+    "backbones/backbone",
+    "backbones/catalogue",
     "backbones/huggingface",
+    "backbones/language_head",
     "backbones/layers",
-    "federated/forward_gradient",
-    "federated/split",
-    "federated/trainable",
+    "backbones/loading",
+    *(f"federated/{name}" for name in ("aggregation", "dropout", "forward_gradient", "losses")),
+    *(f"federated/{name}" for name in ("seeds", "split", "trainable")),
     *(
         f"cost/{name}"
         for name in ("costs", "count", "count_forward_only", "count_split", "count_training")

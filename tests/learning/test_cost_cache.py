@@ -2,8 +2,10 @@
 are counted again.
 """
 
+import ast
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +105,26 @@ def test_the_counter_is_its_source_and_its_libraries(monkeypatch, tmp_path):
     assert len({before, other_libraries, counter()}) == 3
     monkeypatch.undo()
     assert counter() == before
+
+
+def imported(name: str) -> set[str]:
+    """The modules of `learning` that one of them imports, as "backbones/tokens"."""
+    root, found = Path(cost_cache.__file__).parents[1], set()
+    for node in ast.walk(ast.parse((root / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("learning"):
+            inner = "/".join(node.module.split(".")[1:])
+            of_names = {f"{inner}/{alias.name}".strip("/") for alias in node.names}
+            found |= {one for one in {inner, *of_names} if (root / f"{one}.py").exists()}
+    return found
+
+
+def test_what_counts_and_all_that_it_imports_make_the_name_of_a_count():
+    elsewhere = {"cost/cost_cache", "host_device"}  # keep counts, and say where numbers lie
+    for name in cost_cache._COUNTERS:
+        direct = imported(name) - elsewhere
+        if name.startswith("cost/") or name in ("federated/trainable", "federated/split"):
+            assert direct <= set(cost_cache._COUNTERS), name
+    assert {"federated/trainable", "backbones/catalogue"} <= set(cost_cache._COUNTERS)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(cache):

@@ -154,6 +154,7 @@ def test_the_share_of_time_on_and_absences_up_to_the_end_are_reported(simulate, 
     assert device_table(sim)["on_share"].to_pylist() == [pytest.approx(0.4)]
     assert [(s["start_s"], s["end_s"]) for s in of_device(sim, "offline")] == [(60, 100)]
     assert [(s["start_s"], s["end_s"]) for s in of_device(sim, "wait")] == [(20, 60)]
+    assert device_table(sim)["waiting_s"].to_pylist() == [40]  # not while it was off
 
 
 def test_a_compute_that_is_cut_short_is_charged_and_done_again(simulate, tmp_path):

@@ -174,6 +174,17 @@ def test_every_cost_is_the_sum_of_its_own_spans(compared):
             assert min(expected.values()) > 0 and up != down
 
 
+def test_peak_memory_is_the_mean_over_the_devices_that_worked(compared):
+    names, like = ("random-bert", "random-bert", "random-bert-l1"), {"link": "lte"}
+    fleet = [{"count": 1, "device": "jetson-tx2", "backbone": name, **like} for name in names]
+    _, out = compared("--dry", "--methods", "lora", fleet=fleet)
+    run = open_run(out / "lora-seed0")
+    peaks = run.devices()["peak_memory_bytes"].to_pylist()
+    assert min(peaks) < max(peaks)
+    found = costs_until(run, run.summary["virtual_time_s"])["peak_memory_bytes"]
+    assert found == pytest.approx(sum(peaks) / 3)
+
+
 def test_the_time_to_a_target_lies_between_the_first_look_at_it_and_the_one_before(
     compared,
 ):

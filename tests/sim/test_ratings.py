@@ -12,7 +12,7 @@ import pytest
 
 from learning.data import partition, texts
 from learning.data.tables import DataError
-from sim.results.by_device import accuracy_by_device
+from sim.results.by_device import accuracy_by_device, spread
 from sim.results.summary import device_table, summary
 from sim.scenario.checks import problems
 from sim.scenario.file import ScenarioError, load
@@ -202,3 +202,13 @@ def test_a_devices_accuracy_is_that_on_its_own_mix_of_classes(kind, simulate):
     assert found["worst"] <= found["p10"] <= found["mean"] <= found["best"]
     if kind == "local-lora":  # each knows what it holds better than what it does not
         assert found["mean"] > sim.score
+
+
+def test_the_spread_of_accuracy_is_of_what_is_known():
+    tenths = [k / 10 for k in range(10, -1, -1)]
+    found = spread([None, *tenths, None])
+    assert found == {
+        **{"devices": 11, "mean": pytest.approx(0.5), "p10": pytest.approx(0.1)},
+        **{"worst": 0.0, "best": 1.0},
+    }
+    assert spread([None])["devices"] == 0

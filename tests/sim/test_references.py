@@ -14,9 +14,11 @@ from sim.kernel.device import Device
 from sim.kernel.journal import Journal
 from sim.kernel.learned import with_values
 from sim.methods.on_device.local_lst import share_of_rate
+from sim.methods.side_tuning.passes import device_pass
 from sim.methods.side_tuning.replay_cache import ReplayCache
 from sim.methods.side_tuning.text_wire import decode_texts
 from sim.simulation import RunCallbacks
+from sim.world.costing import DoesNotFit
 
 ONE = {
     "fleet": [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}],
@@ -196,6 +198,29 @@ def test_a_device_on_its_own_sends_and_receives_nothing(kind, simulate, spans):
     for device in sim.devices:
         assert len(spans(sim, "compute", actor=device.id)) == 3
         assert device.peak_memory_bytes > sim.costing.weight_bytes(device.member)
+
+
+def test_a_device_holds_its_own_side_network_with_gradients_and_moments(simulate):
+    task = {"dataset": {"path": "texts.csv"}, "max_tokens": 16, "train": 10, "test": 12}
+    fleet = [{"count": 1, "device": "jetson-tx2", "backbone": "random-bert", "link": "lte"}]
+    world = {"task": task, "fleet": fleet, "arrivals": {"kind": "at-once"}}
+    sim = simulate(method=METHODS["local-lst"], **world)
+    device, learner = sim.devices[0], sim.method.learner
+    trainer = learner._tunings[device.id].value
+    numbers = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+    shape, lengths = sim.method.shapes["random-bert"], sim.lengths(device, device.samples)
+    vectors = 4 * 5 * shape.vectors * shape.backbone_widths["random-bert"]  # a batch of five
+    passes = [
+        device_pass(sim.method.config, sim, device, lengths[start : start + 5]).peak_bytes
+        for start in (0, 5)
+    ]
+    needed = sim.costing.weight_bytes(device.member) + max(passes) + vectors + 16 * numbers
+    assert sim.devices[0].peak_memory_bytes == needed
+    fleet[0]["memory"] = f"{needed} B"
+    assert simulate(method=METHODS["local-lst"], dry=True, **world).devices[0].outcome == "ok"
+    fleet[0]["memory"] = f"{needed - 1} B"
+    with pytest.raises(DoesNotFit, match="1 B short"):
+        simulate(method=METHODS["local-lst"], dry=True, **world)
 
 
 def test_local_lora_is_local_training_device_by_device(simulate, curve):
