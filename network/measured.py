@@ -51,6 +51,9 @@ def read_throughput(
         return ThroughputSeries(np.array(rates.bps), 1.0, direction, f"{said}, a row a second")
     series_bps, step_s, shortened = _on_a_grid(path, np.array(rates.times_s), np.array(rates.bps))
     how = f"{said}, steps of {step_s:.4g} s"
+    longest_s = float(np.diff(rates.times_s).max(initial=0.0))
+    if longest_s > 1.5 * step_s:
+        how += f", with holes (the longest lasts {longest_s:.4g} s)"
     if shortened:
         how += f", {shortened} holes shortened to {LONGEST_HOLE} steps"
     return ThroughputSeries(series_bps, step_s, direction, how)

@@ -181,6 +181,12 @@ def _rate_column(table: SeriesTable, asked: str | None, is_capacity: bool) -> in
     chosen = with_unit if len(with_unit) == 1 else places
     if len(chosen) == 1:
         return chosen[0]
+    if table.names and not places:
+        raise FileProblem(
+            f"{table.path}: {', '.join(table.names)}: there is a column of time, and none of "
+            "rates: give the rates' name a unit, as `down_mbps`; a packet-delivery trace (a "
+            "millisecond a packet) has no line of names"
+        )
     known = (
         ", ".join(table.names[place] for place in places)
         if table.names

@@ -54,6 +54,7 @@ def test_a_clock_that_drifts_a_little_leaves_no_holes(tmp_path):
     )
     found = read_throughput(path)
     assert len(found.series_bps) == 4000 and not np.isnan(found.series_bps).any()
+    assert "hole" not in found.conditions
 
 
 def test_a_hole_is_no_longer_than_it_need_be(tmp_path):
@@ -62,7 +63,9 @@ def test_a_hole_is_no_longer_than_it_need_be(tmp_path):
     found = read_throughput(path)
     assert len(found.series_bps) == 5 + measured.LONGEST_HOLE
     assert found.series_bps[-2] == 3e6 and np.isnan(found.series_bps[3:-2]).all()
-    assert found.conditions.endswith("1 holes shortened to 3600 steps")
+    assert found.conditions.endswith(
+        "steps of 1 s, with holes (the longest lasts 9e+06 s), 1 holes shortened to 3600 steps"
+    )
 
 
 @pytest.mark.parametrize(
