@@ -10,10 +10,11 @@ These are the seconds of a cool device that has nothing else to do; `devices/the
 `devices/load.py` stretch them.
 """
 
+import functools
 import math
 from typing import Protocol
 
-from devices.hardware import DeviceProfile
+from devices.hardware import DeviceProfile, Engine
 
 
 def seconds(
@@ -26,11 +27,16 @@ def seconds(
     once per pass. Activations that operators hand to each other are inside the measured rate.
     Raises `ValueError` for an unknown engine or an amount that is negative or not finite.
     """
-    if not (math.isfinite(flop) and flop >= 0 and math.isfinite(bytes_moved) and bytes_moved >= 0):
+    return _seconds(profile, profile.engine(engine), flop, bytes_moved, passes)
+
+
+def _seconds(
+    profile: DeviceProfile, path: Engine, flop: float, bytes_moved: float, passes: int
+) -> float:
+    if not (0 <= flop < math.inf and 0 <= bytes_moved < math.inf):
         raise ValueError(
             f"work must be finite and not negative: flop={flop}, bytes_moved={bytes_moved}"
         )
-    path = profile.engine(engine)
     return (
         passes * path.overhead_s
         + flop / path.flop_per_s
@@ -50,8 +56,13 @@ def jitter_factor(cv: float, rng: NormalDraws) -> float:
 
     sigma^2 = ln(1 + cv^2), mu = -sigma^2 / 2; one draw of `rng` whatever `cv` is.
     """
-    sigma = math.sqrt(math.log1p(cv * cv))
+    sigma = _sigma(cv)
     return math.exp(sigma * rng.standard_normal() - sigma * sigma / 2)
+
+
+@functools.lru_cache
+def _sigma(cv: float) -> float:
+    return math.sqrt(math.log1p(cv * cv))
 
 
 class ComputeModel:
@@ -79,7 +90,7 @@ class ComputeModel:
         """Seconds that this piece of work takes; the next call with the same work draws a new
         jitter.
         """
-        nominal_s = seconds(self.profile, self.engine.name, flop, bytes_moved, passes)
+        nominal_s = _seconds(self.profile, self.engine, flop, bytes_moved, passes)
         return (
             nominal_s
             if self._rng is None
