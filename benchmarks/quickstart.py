@@ -3,9 +3,11 @@ spare: python benchmarks/quickstart.py [--scenario quickstart] [--repeat 3]
 
 Not to be spared are a forward pass of each device's texts and of the test texts, sorted by length,
 through each backbone (`forwards.plain`), and as many plain steps of the side network as the run has
-updates (`side_steps.Plain`). A run is a `mobifleet.run` with everything in it but figures, one
-worker: cold with an empty store of activations, then warm with what it has stored. Seconds of CPU
-time in one process, in turn, best of several, after one of each that warms up.
+updates (`side_steps.Plain`). Its ridge solutions, which such a loop has not, stand apart: the
+products and eigenvalues of each, on random records of its size. A run is a `mobifleet.run` with
+everything in it but figures, one worker: cold with an empty store of activations, then warm with
+what it has stored. Seconds of CPU time in one process, in turn, best of several, after one of each
+that warms up.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,6 +32,7 @@ from gpu import use_cache_without_activations
 import mobifleet
 from learning.backbones.loading import load_model
 from learning.side.config import SideNetworkConfig, shape_for
+from learning.side.skip import Skip
 from sim.simulation import Simulation
 
 RECORDS = 512
@@ -46,12 +50,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     scenario = mobifleet.load(given.scenario, changes)
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         runs = Runs(scenario, Path(folder))
-        updates = runs.cold()["totals"]["updates"]
+        with solved() as sizes:
+            updates = runs.cold()["totals"]["updates"]
         runs.warm()
-        least = Least(scenario, Path(given.scenario).parent, updates)
+        least = Least(scenario, Path(given.scenario).parent, updates, sizes)
         ways = {
             "forward": least.forward,
             "steps": least.steps,
+            "ridge": least.ridge,
             "cold": runs.cold,
             "warm": runs.warm,
         }
@@ -63,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "texts_read": least.texts,
         "updates": updates,
         **{f"{name}_s": taken for name, taken in best.items()},
+        "ridge_solutions": len(sizes),
         "cold_to_least": best["cold"] / (best["forward"] + best["steps"]),
+        "cold_to_least_with_ridge": best["cold"]
+        / (best["forward"] + best["steps"] + best["ridge"]),
         "warm_to_cold": best["warm"] / best["cold"],
     }
     print(json.dumps(found, indent=1))
@@ -75,6 +84,19 @@ def seconds(way: Callable[[], object]) -> float:
     began_s = time.process_time()
     way()
     return time.process_time() - began_s
+
+
+@contextmanager
+def solved() -> Iterator[list[tuple[int, ...]]]:
+    """Records and inputs of the ridge regressions that are solved meanwhile."""
+    sizes, fit = list[tuple[int, ...]](), Skip.fit
+
+    def noting(skip: Skip, x_NF: torch.Tensor, *how: Any) -> float:
+        sizes.append(tuple(x_NF.shape))
+        return fit(skip, x_NF, *how)
+
+    with mock.patch.object(Skip, "fit", noting):
+        yield sizes
 
 
 class Runs:
@@ -98,7 +120,9 @@ class Runs:
 class Least:
     """The passes and the steps that the scenario cannot do without, written down plainly."""
 
-    def __init__(self, scenario: Any, folder: Path, updates: int) -> None:
+    def __init__(
+        self, scenario: Any, folder: Path, updates: int, solutions: Sequence[tuple[int, ...]]
+    ) -> None:
         sim = Simulation(scenario, folder, dry=True)
         self.updates, self.parts, widths = updates, [], {}
         for name, spec in sim.costing.learned.items():
@@ -115,6 +139,7 @@ class Least:
             for name in names
         ]
         size = side_steps.BATCH
+        self.solutions = [torch.from_numpy(rng.normal(size=shape)) for shape in solutions]
         self.draws = [rng.choice(RECORDS, size, replace=False) for _ in range(updates)]
 
     def _record(self, rng: np.random.Generator, width: int, classes: int) -> list[np.ndarray]:
@@ -131,6 +156,13 @@ class Least:
         plain = side_steps.Plain(self.shape, self.config, self.records)
         for draw in self.draws:
             plain.step([self.records[i] for i in draw])
+
+    def ridge(self) -> None:
+        """The principal axes of the records of every solution, and the records along them."""
+        for x_NF in self.solutions:
+            gram = x_NF.T @ x_NF if len(x_NF) > x_NF.shape[1] else x_NF @ x_NF.T
+            _, axes = torch.linalg.eigh(gram)
+            x_NF @ (axes if len(axes) == x_NF.shape[1] else x_NF.T @ axes)
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def test_the_quickstart_is_held_against_its_passes_and_steps(monkeypatch, tmp_pa
     found = module.main(["--scenario", str(file), "--repeat", "1"])
     assert found["texts_read"] == 40 + 2 * 20  # of devices, and by each backbone of the test
     assert found["updates"] > 0 and found["cold_s"] > 0 < found["warm_s"]
+    assert 0 < found["ridge_solutions"] < found["updates"]
 
 
 def test_what_is_sent_of_a_decoders_differences_is_measured(tmp_path):
