@@ -67,11 +67,11 @@ class Run:
     label: str = ""
     """What its reader calls it, in headings."""
 
-    def spans(self, columns: list[str] | None = None) -> pa.Table:
+    def spans(self, columns: list[str] | None = None, coded: bool = False) -> pa.Table:
         """Who did what from when to when: one row a span (seconds, bytes, FLOP, joules), columns as
-        in `COLUMNS`.
+        in `COLUMNS`. `coded`: texts as numbers with a dictionary, as `encode` takes them.
         """
-        return self._table("spans", columns)
+        return self._table("spans", columns, ["actor", "kind", "outcome"] if coded else None)
 
     def metrics(self) -> pa.Table:
         """Every value measured on the way: time_s, name, value, group ("" is the whole fleet)."""
@@ -164,10 +164,13 @@ class Run:
         target = self.summary.get("target") or {}
         return target if target.get("value") is not None else {}
 
-    def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+    def _table(
+        self, name: str, columns: list[str] | None = None, coded: list[str] | None = None
+    ) -> pa.Table:
         file = self.path / f"{name}.parquet"
         try:
-            return pq.read_table(file, columns=list(columns or COLUMNS[name]))
+            wanted = list(columns or COLUMNS[name])
+            return pq.read_table(file, columns=wanted, read_dictionary=coded)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{file} cannot be read ({_first_line(error)}): {AGAIN}") from error
 
@@ -265,7 +268,10 @@ def encode(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
     """A text column as (codes, names): codes int64 of shape (rows,), with `names[codes[i]]` the
     text of row i.
     """
-    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    if pa.types.is_dictionary(column.type):
+        encoded = column.unify_dictionaries().combine_chunks()
+    else:
+        encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 

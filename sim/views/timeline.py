@@ -115,13 +115,15 @@ class _Spans:
     @classmethod
     def read(cls, run: Run, window_s: tuple[float, float]) -> "_Spans":
         """Column by column: a whole table weighs as much again as what is kept of it."""
-        keep = pa.array(
-            (run.spans(["end_s"])["end_s"].to_numpy() >= window_s[0])
-            & (run.spans(["start_s"])["start_s"].to_numpy() <= window_s[1])
-        )
+        keep, is_all = None, window_s == (-np.inf, np.inf)
+        if not is_all:
+            times = run.spans(["start_s", "end_s"])
+            is_in = times["end_s"].to_numpy() >= window_s[0]
+            keep = pa.array(is_in & (times["start_s"].to_numpy() <= window_s[1]))
 
         def column(name: str) -> pa.ChunkedArray:
-            return run.spans([name])[name].filter(keep)
+            found = run.spans([name], coded=is_all)[name]
+            return found if keep is None else found.filter(keep)
 
         actor, actors = _codes(column("actor"))
         start_ns, end_ns = (
