@@ -29,9 +29,9 @@ PEERS = {  # what is shown: (environment and script, variables)
     "appfl": ("appfl", {}),
     "flower": ("flower", {}),
 }
-# what it names beside what it needs here does not go together (globus-compute-endpoint wants click
-# < 8.2, huggingface-hub more)
-WITHOUT_ITS_OWN = {"appfl": "appfl==1.12.0"}
+# of what these name not all goes together (globus-compute-endpoint wants click < 8.2, huggingface-hub
+# more): their requirements are what is needed here
+WITHOUT_ITS_OWN = {"appfl"}
 ROUNDS = ("tiny=11", "transformer=3")
 
 
@@ -95,11 +95,10 @@ def environment(name: str, folder: Path) -> Path:
     done = place / "installed"
     if not done.exists():
         venv.create(place, with_pip=True)
-        wanted = HERE / "requirements" / f"{name}.txt"
-        started([str(python), "-m", "pip", "install", "-r", str(wanted)], dict(os.environ))
-        if name in WITHOUT_ITS_OWN:
-            alone = ["--no-deps", WITHOUT_ITS_OWN[name]]
-            started([str(python), "-m", "pip", "install", *alone], dict(os.environ))
+        peer, *others = (HERE / "requirements" / f"{name}.txt").read_text().split()
+        calls = [["--no-deps", peer], others] if name in WITHOUT_ITS_OWN else [[peer, *others]]
+        for packages in calls:
+            started([str(python), "-m", "pip", "install", *packages], dict(os.environ))
         done.touch()
     return python
 
