@@ -29,8 +29,8 @@ PEERS = {  # what is shown: (environment and script, variables)
     "appfl": ("appfl", {}),
     "flower": ("flower", {}),
 }
-# of what these name not all goes together (globus-compute-endpoint wants click < 8.2, huggingface-hub
-# more): their requirements are what is needed here
+# of what these name not all goes together (globus-compute-endpoint wants click < 8.2,
+# huggingface-hub more): their requirements are what is needed here
 WITHOUT_ITS_OWN = {"appfl"}
 ROUNDS = ("tiny=11", "transformer=3")
 
