@@ -49,9 +49,9 @@ class ActorSums:
         """More spans, packed, that are named by so many codes."""
         for kind in np.unique(rows["kind"]).tolist():
             mine = rows[rows["kind"] == kind]
-            sums = np.zeros((len(self.NAMES), codes))
-            if (before := self._of_kind.get(kind)) is not None:
-                sums[:, : before.shape[1]] = before
+            sums = self._of_kind.get(kind, np.zeros((len(self.NAMES), 0)))
+            if sums.shape[1] < codes:
+                sums = np.pad(sums, ((0, 0), (0, codes - sums.shape[1])))
             parts = (mine["nbytes"], mine["flop"], mine["joules"], mine["end_s"] - mine["start_s"])
             for row, part in zip(sums, parts, strict=True):
                 np.add.at(row, mine["actor"], part)
