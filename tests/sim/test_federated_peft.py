@@ -210,6 +210,17 @@ def test_an_answer_of_fedasync_is_mixed_in_by_its_staleness(simulate, monkeypatc
     assert len(applied) == 9 and max(stale) > 1
 
 
+@pytest.mark.parametrize(("answers", "left"), [(6, 0), (7, 1)])
+def test_answers_that_fill_no_buffer_are_told(answers, left, simulate):
+    method = {**ASYNC, "kind": "fedbuff", "answers": answers, "buffer": 2}
+    sim = simulate(method=method, dry=True)
+    told = [remark for remark in sim.remarks if "entered no update" in remark]
+    assert (
+        told
+        == [f"{left} of {answers} answers entered no update: an update takes 2 (`buffer`)"] * left
+    )
+
+
 def test_a_buffer_is_one_step_on_its_changes_each_by_its_age(simulate, monkeypatch):
     """FedBuff's mean of K changes, each over sqrt(1 + versions made meanwhile), and FedAdam's step
     on it with moments that last: the whole run as one explicit loop.

@@ -138,6 +138,11 @@ class FedAsync(FederatedPeft):
                     if counted:
                         self.version += 1
                         self.world.after_update(self.learner, None, taken)
+        if buffer:
+            self.world.remark(
+                f"{len(buffer)} of {taken} answers entered no update: an update takes "
+                f"{self.config.buffer} (`buffer`)"
+            )
         yield from server.dismiss()
         self.world.end_training(self.learner)
 
