@@ -39,6 +39,7 @@ from sim.simulation import Interrupted, RunCallbacks, Simulation, building
 from sim.world.preflight import preflight
 
 LARGE = 1_000  # devices
+STOPPING = "stopping, and writing what there is; once more throws it away"
 
 
 def run_scenario(
@@ -82,7 +83,7 @@ def run_scenario(
         try:
             with building(scenario):
                 write_manifest(place, scenario, "running", dry=dry, inputs=inputs)
-            with _ctrl_c() as callbacks.should_stop:
+            with _ctrl_c(on_stage) as callbacks.should_stop:
                 on_stage("preparing")
                 if not dry:
                     journal = Journal(place, resume)
@@ -130,7 +131,8 @@ def run_scenario(
         run.summary["host"]["seconds"] = seconds
         write_json(place / "summary.json", run.summary)
     if run.manifest["status"] == "interrupted":
-        raise Interrupted(f"{place} holds the run so far; `--resume` goes on from there", run)
+        how = "begins a dry run anew" if dry else "goes on from there"
+        raise Interrupted(f"{place} holds the run so far; `--resume` {how}", run)
     return run
 
 
@@ -183,13 +185,15 @@ def _mark(
 def _spending(
     seconds: dict[str, float], what: str, sim: Simulation | None = None
 ) -> Iterator[None]:
-    """Count the seconds that pass meanwhile under this name, but for what learning takes of
-    them.
+    """Count the seconds that pass meanwhile under this name, but for what learning takes of them,
+    or what is waited for it.
     """
-    began, torch_s = time.perf_counter(), sim.host.torch_s if sim else 0.0
+    clock = time.thread_time if sim else time.perf_counter
+    began, learning_s = clock(), sim.host.own_learning_s if sim else 0.0
     yield
-    learning_s = sim.host.torch_s - torch_s if sim else 0.0
-    seconds[what] = max(0.0, time.perf_counter() - began - learning_s)
+    if sim:
+        learning_s = sim.host.own_learning_s - learning_s
+    seconds[what] = max(0.0, clock() - began - learning_s)
 
 
 def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]) -> None:
@@ -232,14 +236,14 @@ def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Callable[[], bool]]:
+def _ctrl_c(on_stage: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Turns Ctrl-C (and a polite kill) into a question that is asked between events; a second one
     stops at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    asked = is_told = False
 
     def ask(number, frame):
         nonlocal asked
@@ -247,9 +251,16 @@ def _ctrl_c() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
+    def is_asked() -> bool:
+        nonlocal is_told
+        if asked and not is_told:  # said here, for a signal may come in the middle of a line
+            is_told = True
+            on_stage(STOPPING)
+        return asked
+
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield is_asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

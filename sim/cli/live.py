@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inputs.units import format_bytes, format_score, format_seconds
+from sim.runner import STOPPING
 from sim.simulation import RunCallbacks, Simulation
 
 SECONDS_BETWEEN_LINES = 5.0  # where there is no terminal
@@ -78,6 +79,8 @@ class LiveView:
         self._stage = name
         if self._live:
             self._show(Group(self._bars, f"{name} ..."))
+        elif name == STOPPING and not self.quiet:
+            self.console.print(name, highlight=False, soft_wrap=True)
 
     def _prepare(self, backbone: str, done: int, total: int) -> None:
         if total == 0 or self.quiet:

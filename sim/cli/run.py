@@ -255,4 +255,9 @@ def _score(s) -> str:
         )
         return f"{format_score(s['final'])} (best {format_score(s['best'])}; {parts})"
     best = f" (best before {format_score(s['best'])})" if s["best"] is not None else ""
-    return ("diverged" if s.get("diverged") else "none: nothing was trained") + best
+    if s.get("diverged"):
+        return "diverged" + best
+    why = (
+        "nothing was trained" if not s["totals"]["updates"] else "nobody looked at what was trained"
+    )
+    return f"none: {why}" + best

@@ -53,6 +53,7 @@ class Host:
 
     def __init__(self, workers: int | str = 1, journal: Journal | None = None) -> None:
         self.torch_s = 0.0
+        self.own_learning_s = 0.0  # processor time of the thread of the clock in it
         self.pieces = 0
         self.journal = journal or Journal(None)
         self._prepared_s = self._saved_s = (
@@ -65,6 +66,7 @@ class Host:
         self._together = Together(self._timed) if host_device().stacks else None
         self._joined: deque[Future[None]] = deque()  # at their virtual end, and not looked at yet
         self._clock = threading.Lock()
+        self._thread = threading.current_thread()
         if workers == "ray":
             if host_device().name != "cpu":
                 raise HostError(
@@ -347,12 +349,14 @@ class Host:
             self._joined.popleft().result()
 
     def _timed(self, function: Callable[[], Result]) -> Result:
-        begin = time.perf_counter()
+        begin, own_begin = time.perf_counter(), time.thread_time()
         try:
             return function()
         finally:
             with self._clock:
                 self.torch_s += time.perf_counter() - begin
+                if threading.current_thread() is self._thread:
+                    self.own_learning_s += time.thread_time() - own_begin
 
 
 def _called(function: Callable[..., Result], arguments: Sequence[object]) -> Result:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from inputs.files import FileProblem, read_json
 from sim.kernel.vocabulary import FINE
+from sim.results.run_directory import is_held
 
 COLUMNS = {
     "spans": ("actor", "kind", "start_s", "end_s", "nbytes", "flop", "joules", "outcome", "flows"),
@@ -199,6 +200,8 @@ def open_run(path: str | Path) -> Run:
     missing = [part for part in parts if not (path / part).exists()]
     if missing:
         status = str(manifest.get("status", "unknown"))
+        if status == "running" and not is_held(path):
+            status = "killed"
         todo = {"running": "wait for it to end", "finished": AGAIN}.get(
             status, "finish it with `mobifleet run SCENARIO --resume`"
         )

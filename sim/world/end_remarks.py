@@ -57,6 +57,16 @@ def end_remarks(world: World) -> Iterator[str]:
         and world.ended.reason != "interrupted"
     ):
         yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(world)))))
+    elif is_unlooked_at(world) and world.ended.reason != "interrupted":
+        yield (
+            f"{world.updates} updates, and no look at what they are worth: the run ended before "
+            "its first (`evaluate_every`)"
+        )
+
+
+def is_unlooked_at(world: World) -> bool:
+    """Whether a model has been trained that nobody has looked at."""
+    return world.updates > 0 and not (world.dry or world.tally.diverged or world.scores)
 
 
 def _reasons(world: World) -> Iterator[str]:

@@ -27,7 +27,7 @@ from sim.results.run_directory import (
     is_held,
     new_folder,
 )
-from sim.runner import run_scenario
+from sim.runner import STOPPING, run_scenario
 from sim.scenario.checks import problems
 from sim.scenario.file import load
 from sim.scenario.named_files import digests
@@ -275,10 +275,35 @@ def test_a_signal_ends_a_loop_of_runs_after_writing_the_one_that_it_met(
 
 
 def test_the_exception_carries_what_was_written(scenario, tmp_path):
+    stages: list[str] = []
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, callbacks=stopping_at_once())
+        run_scenario(
+            *(scenario, tmp_path / "run", tmp_path),
+            dry=True,
+            callbacks=stopping_at_once(),
+            on_stage=stages.append,
+        )
     assert stopped.value.run.summary["ended"] == "interrupted"
-    assert "--resume" in str(stopped.value)
+    assert str(stopped.value).endswith("`--resume` begins a dry run anew")
+    assert stages.count(STOPPING) == 1 and stages.index(STOPPING) < stages.index("writing")
+
+
+def test_who_is_killed_is_not_waited_for(scenario, tmp_path):
+    run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, figures=False)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(RunError, match=r"status: killed; no summary.*--resume"):
+        open_run(tmp_path / "run")
+    with held(tmp_path / "run"), pytest.raises(RunError, match=r"running.*wait for it to end"):
+        open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_the_time_went_is_told_of_the_clock_however_many_work(workers, scenario, tmp_path):
+    run = run_scenario(scenario, tmp_path / "run", tmp_path, workers=workers, figures=False)
+    spent = run.summary["host"]["seconds"]
+    assert 0 < spent["events"] < 30 and spent["torch"] > 0
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, tmp_path):

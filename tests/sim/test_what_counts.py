@@ -72,6 +72,16 @@ def test_a_round_whose_deadline_nobody_meets_is_no_update(dry, simulate, spans, 
     assert curve(sim) == []  # nothing was trained
 
 
+def test_a_model_that_nobody_looked_at_is_not_said_to_be_untrained(mobifleet, scenario_file):
+    method = {**small("fedbuff"), "answers": 50, "buffer": 1, "evaluate_every": 1000}
+    path = scenario_file(method=method, stop={"horizon": "3 s"}, **WORLD)
+    done = mobifleet("run", path, "--out", "run", "--no-figures", "--workers", "1")
+    assert done.code == 0
+    assert "none: nobody looked at what was trained" in done.out
+    assert "no look at what they are worth" in done.out + done.err
+    assert "nothing was trained" not in done.out
+
+
 @pytest.mark.parametrize("kind", ["fedavg-full", "flexlora"])
 def test_a_deadline_between_fast_and_slow_devices_is_answered_by_the_fast(kind, simulate):
     slow = {**FLEET[0], "count": 2, "link": "lte-driving"}
