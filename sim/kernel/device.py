@@ -195,17 +195,16 @@ class Device:
         `into_inbox=False` is for what the server is waiting for at that moment.
         """
         yield from self.upload(payload)
-        self.world.ledger.note("server", payload.contents, len(payload.samples))
         if into_inbox:
             self.world.server.receive(payload)
         return payload
 
     def upload(self, payload: Payload) -> Steps[None]:
-        """Bring a payload's bytes to the server through whatever links lie between: what `send`
-        lets pass.
-        """
-        flows = (payload.number,)
-        return self._resumed(self._moving, "upload", "uplink", payload.nbytes, flows)
+        """Send a payload's bytes to the server through whatever links lie between."""
+        number, note = payload.number, self.world.ledger.note
+        landed = functools.partial(note, "server", payload.contents, len(payload.samples))
+        way = ("upload", "uplink")  # without a generator of its own: many devices upload at a time
+        return self._resumed(self._moving, *way, payload.nbytes, (number,), landed)
 
     def download(self, contents: Contents | int) -> Steps[None]:
         """Receive this (or so many bytes of which nothing is said) from the server."""
@@ -399,7 +398,14 @@ class Device:
             return self.conditions.compute(work, seconds)
         return self.timed("compute", seconds, self.power.compute_w, work.cost.flop)
 
-    def _moving(self, kind: str, way: str, nbytes: int, flows: Sequence[int] = ()) -> Steps[None]:
+    def _moving(
+        self,
+        kind: str,
+        way: str,
+        nbytes: int,
+        flows: Sequence[int] = (),
+        landed: Callable[[], None] | None = None,
+    ) -> Steps[None]:
         network = self.world.network
         by_rate = self.conditions is not None and self.conditions.radio_by_rate
         watts, j_per_byte = radio(self.power, way, by_rate)
@@ -414,4 +420,5 @@ class Device:
             abort=network.abort,
             j_per_byte=j_per_byte,
             progress=network.progress if j_per_byte else None,
+            landed=landed,
         )

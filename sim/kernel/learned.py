@@ -224,7 +224,7 @@ def with_values(argument: object) -> object:
         return make(map(with_values, argument))
     if isinstance(argument, list | tuple):
         if _is_plain(argument):
-            return argument
+            return argument[:]
         return type(argument)(map(with_values, argument))
     if isinstance(argument, dict):
         return {name: with_values(value) for name, value in argument.items()}
@@ -263,7 +263,7 @@ def _feed(update: Callable[[bytes], None], argument: object) -> None:
     elif isinstance(argument, np.ndarray):
         update(f"[{argument.dtype}{argument.shape}".encode() + argument.tobytes())
     elif isinstance(argument, list | tuple) and _is_plain(argument):
-        update(repr(argument).encode())
+        update(repr(tuple(argument)).encode())  # a list in a note is a tuple no more
     elif isinstance(argument, list | tuple):
         update(f"({len(argument)}".encode())
         for one in argument:

@@ -149,7 +149,7 @@ class Recorder:
 
     def _end_block(self) -> None:
         if self._folder is not None:
-            self._spans.blocks.spill(self._folder / "spans.parquet.tmp")
+            self._spans.blocks.spill(self._folder / "spans.parquet")
             self._folder = None  # it is open
         self._collected(self._spans)
 

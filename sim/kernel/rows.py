@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sim.kernel.writing import remove, replacing, writing
+from sim.kernel.writing import CannotWrite, remove, replacing, writing
 
 LISTED = pa.list_(pa.int64())
 _PACKED = {pa.string(): "i", pa.float64(): "d", pa.int64(): "q", LISTED: "i"}
@@ -30,74 +30,91 @@ class Texts(dict[str, int]):
 
 
 class Blocks:
-    """A table that grows block by block: in memory, or, from `spill` on, in a file."""
+    """A table that grows block by block: in memory, or, from `spill` on, in a file.
+
+    Who reads a table that still grows ends its file; what comes later goes into a further one.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
         self._held: list[pa.Table] = []
-        self._path: Path | None = None  # of the file that the blocks are in
-        self._writer: pq.ParquetWriter | None = None  # while it grows
+        self._place: Path | None = None  # where the files are,
+        self._files: list[Path] = []  # each after what is in the one before
+        self._writer: pq.ParquetWriter | None = None  # of the last, while it grows
 
-    def spill(self, path: Path) -> None:
-        """Put what comes from now on into a file of this name, after what there is."""
-        self._path = path
-        with writing(path):
-            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+    def spill(self, place: Path) -> None:
+        """Put all that there is, and what comes from now on, into files called as `place`, a number
+        and ".tmp".
+        """
+        self._place = place
         held, self._held = self._held, []
         for block in held:
             self.append(block)
 
     def append(self, block: pa.Table) -> None:
-        """One more block; CannotWrite where the disk does not take it, RuntimeError after somebody
-        has read what is in a file.
-        """
-        if self._path is None:
+        """One more block; CannotWrite where the disk does not take it."""
+        if self._place is None:
             self._held.append(block)
             return
         if self._writer is None:
-            raise RuntimeError(f"{self._path} has been read: no more can come")
-        with writing(self._path):
+            name = f"{self._place.name}.{len(self._files)}.tmp"
+            self._files.append(self._place.with_name(name))
+            with writing(self._files[-1]):
+                self._writer = self._new(self._files[-1])
+        with writing(self._files[-1]):
             self._writer.write_table(block, row_group_size=len(block))
 
     def read(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """One block after another, all of its columns or these; if there is none, an empty one."""
-        if self._path is None:
+        if not self._files:
             held = self._held or [self.schema.empty_table()]
             yield from (block.select(columns or block.column_names) for block in held)
             return
         self._end()
-        with pq.ParquetFile(self._path) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+        for path in self._files:
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group, columns=columns)
 
     def write(self, path: Path) -> None:
         """Leave a Parquet file of that name, atomically: a reader never sees half of it."""
-        if self._path is None:
-            with replacing(path) as temporary:
-                pq.write_table(self.table(), temporary, compression="zstd")
-            return
         self._end()
-        with writing(path):
-            self._path = self._path.replace(path)
+        if len(self._files) == 1:
+            with writing(path):
+                self._files[0].replace(path)
+        else:
+            with replacing(path) as temporary, self._new(temporary) as whole:
+                for block in self.read():
+                    whole.write_table(block)
+            self._remove()
+        if self._place is not None:
+            self._place, self._files = None, [path]
+
+    def _new(self, path: Path) -> pq.ParquetWriter:
+        return pq.ParquetWriter(path, self.schema, compression="zstd")
 
     def table(self) -> pa.Table:
         """All of it."""
         return pa.concat_tables(self.read())
 
     def _end(self) -> None:
-        if self._writer is not None and self._path is not None:
-            with writing(self._path):
-                self._writer.close()
-            self._writer = None
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            with writing(self._files[-1]):
+                writer.close()
 
     def discard(self) -> None:
-        """Remove a file that has not been written to its end."""
-        if self._writer is not None and self._path is not None:
+        """Remove the files of a table that has not been written to its end."""
+        if self._place is not None:
+            with suppress(CannotWrite):
+                self._end()
+            self._remove()
+
+    def _remove(self) -> None:
+        for path in self._files:
             with suppress(OSError):
-                self._writer.close()
-            self._writer = None
-            with suppress(OSError):
-                remove(self._path)
+                remove(path)
+        self._files = []
 
 
 class Rows:

@@ -166,15 +166,18 @@ def recorded(
     abort: Callable[[simpy.Event], float] | None = None,
     progress: Callable[[simpy.Event], tuple[float, float, float]] | None = None,
     done: Callable[[float], float] | None = None,
+    landed: Callable[[], None] | None = None,
 ) -> Steps[None]:
     """Wait for an event and record the span; an interrupted one holds the share of its FLOP, or the
-    bytes, until then.
+    bytes, until then, and has not `landed`.
     """
     env, meter = who.world.env, who.meter
     draw = meter.begin(watts, j_per_byte, progress and functools.partial(progress, event))
     start = draw.since_s
     try:
         yield event
+        if landed is not None:
+            landed()
     except simpy.Interrupt as stop:
         if kind != "wait" or stop.cause not in AWAY:  # who only waited loses nothing by going
             outcome = str(stop.cause)

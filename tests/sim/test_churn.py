@@ -335,8 +335,9 @@ def test_no_permutation_of_a_large_fleet_is_drawn_for_an_answer(monkeypatch):
             return np.random.default_rng(0).choice(free, count, replace=replace)
 
     world = SimpleNamespace(streams=SimpleNamespace(rng=lambda *name: Generator()))
-    asked = Server._drawn(SimpleNamespace(world=world, roster=range(10**6)), 3, 0)
-    assert len(asked) == 3
+    for free, count in ((10**6, 3), (1_001, 20)):
+        server = SimpleNamespace(world=world, roster=range(free))
+        assert len(Server._drawn(server, count, 0)) == count
 
 
 def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):
@@ -352,6 +353,10 @@ def test_a_task_given_to_a_device_that_is_off_is_never_heard_of(simulate):
     assert not device.has(task)
     assert sim.server.take_dropped() == {device}
     assert sim.server.take_dropped() == set()
+    device.come_on()
+    device.assign(None)  # there will be no more:
+    device.go_off()
+    assert device._assigned == (None,)  # nobody tells it again
 
 
 # --- for good

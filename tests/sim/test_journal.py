@@ -92,6 +92,9 @@ def test_a_key_names_function_and_arguments_by_content():
     assert len(set(keys)) == len(keys)
     assert keys == [key_of(sorted, one) for one in arguments]
     assert key_of(len, ()) != key_of(sorted, ())
+    long = list(range(50))
+    assert key_of(sorted, (long,)) == key_of(sorted, (tuple(long),))  # as JSON gives it back
+    assert key_of(sorted, (long,)) != key_of(sorted, ([*long[:-1], 7],))
     with pytest.raises(TypeError, match="no name"):
         key_of(sorted, (object(),))
 

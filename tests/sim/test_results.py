@@ -88,16 +88,17 @@ def test_a_truncated_part_is_named(path, part, keep):
 
 
 @pytest.mark.parametrize(
-    ("status", "todo"), [("interrupted", "--resume"), ("failed", "--resume"), ("running", "wait")]
+    ("status", "told"),
+    [("interrupted", "interrupted"), ("failed", "failed"), ("running", "killed")],
 )
-def test_an_unfinished_run_says_what_is_missing_and_what_to_do(path, status, todo):
+def test_an_unfinished_run_says_what_is_missing_and_what_to_do(path, status, told):
     manifest = json.loads((path / "manifest.json").read_text()) | {"status": status}
     (path / "manifest.json").write_text(json.dumps(manifest))
     assert status in open_run(path).title  # all parts are there: it opens, and says so
     (path / "summary.json").unlink()
     (path / "metrics.parquet").unlink()
     with pytest.raises(
-        RunError, match=rf"{status}; no summary\.json, metrics\.parquet\): .*{todo}"
+        RunError, match=rf"{told}; no summary\.json, metrics\.parquet\): .*--resume"
     ):
         open_run(path)
 

@@ -182,7 +182,9 @@ def test_a_buffer_that_never_fills_says_so(simulate):
     sim = simulate(method=method, dry=True, dropout={"times": [1.5 * alone_s] * 3}, **WORLD)
     found = told(sim)
     assert found["totals"]["updates"] == 0 and found["totals"]["uplink_bytes"] > 0
-    assert "what was uploaded is too little for one" in found["remarks"][0]
+    unused, none = found["remarks"]
+    assert unused == "3 of 3 answers entered no update: an update takes 9 (`buffer`)"
+    assert "what was uploaded is too little for one" in none
 
 
 def test_answers_that_stay_in_the_buffer_do_not_count(simulate):
