@@ -56,6 +56,10 @@ class Payload:
         """Its size."""
         return self.contents.nbytes
 
+    def land(self) -> None:
+        """Note that all of it is at the server."""
+        self.sender.world.ledger.note("server", self.contents, len(self.samples))
+
 
 class WorkConditions(Protocol):
     """What makes a device unlike its profile (`sim.world.conditions`)."""
@@ -201,10 +205,8 @@ class Device:
 
     def upload(self, payload: Payload) -> Steps[None]:
         """Send a payload's bytes to the server through whatever links lie between."""
-        number, note = payload.number, self.world.ledger.note
-        landed = functools.partial(note, "server", payload.contents, len(payload.samples))
-        way = ("upload", "uplink")  # without a generator of its own: many devices upload at a time
-        return self._resumed(self._moving, *way, payload.nbytes, (number,), landed)
+        what = ("upload", "uplink", payload.nbytes, (payload.number,), payload.land)
+        return self._resumed(self._moving, *what)  # no generator of its own: many upload at a time
 
     def download(self, contents: Contents | int) -> Steps[None]:
         """Receive this (or so many bytes of which nothing is said) from the server."""
