@@ -39,7 +39,7 @@ from sim.simulation import Interrupted, RunCallbacks, Simulation, building
 from sim.world.preflight import preflight
 
 LARGE = 1_000  # devices
-STOPPING = "stopping, and writing what there is; once more throws it away"
+STOPPING = "stopping in good order; once more stops at once"
 
 
 def run_scenario(

@@ -153,7 +153,7 @@ class Simulation:
         self.score: float | None = None
         self.scores: Scores = {}
         self.personal: Scores = {}
-        self._looked_at_s = 0.0
+        self._looked_at_s, self.looked_after = 0.0, 0
         self._looks_every = getattr(scenario.method, "evaluate_every", 0) or scenario.evaluate_every
         self.tally = Tally()
         self.remarks: list[str] = []
@@ -365,7 +365,8 @@ class Simulation:
             self._end_diverged(learner.diverged)
         if not (first or last or self._is_due_for_a_look()):
             return
-        now = self._looked_at_s = self.env.now
+        now, self.looked_after = self.env.now, self.updates
+        self._looked_at_s = now
         scores: Scores = {}
         if self.updates or learner.predicts_untrained:  # what nobody has trained has no accuracy
             scores = learner.evaluate()

@@ -52,7 +52,11 @@ class Blocks:
             self.append(block)
 
     def append(self, block: pa.Table) -> None:
-        """One more block; CannotWrite where the disk does not take it."""
+        """One more block; CannotWrite where the disk does not take it, RuntimeError where the file
+        is written to its end.
+        """
+        if self._place is None and self._files:
+            raise RuntimeError(f"{self._files[0]} is written: no more can come")
         if self._place is None:
             self._held.append(block)
             return
@@ -71,7 +75,7 @@ class Blocks:
             yield from (block.select(columns or block.column_names) for block in held)
             return
         self._end()
-        for path in self._files:
+        for path in [*self._files]:  # while who reads lets more come
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group, columns=columns)
@@ -79,7 +83,10 @@ class Blocks:
     def write(self, path: Path) -> None:
         """Leave a Parquet file of that name, atomically: a reader never sees half of it."""
         self._end()
-        if len(self._files) == 1:
+        if not self._files:
+            with replacing(path) as temporary:
+                pq.write_table(self.table(), temporary, compression="zstd")
+        elif len(self._files) == 1:
             with writing(path):
                 self._files[0].replace(path)
         else:
@@ -109,6 +116,7 @@ class Blocks:
             with suppress(CannotWrite):
                 self._end()
             self._remove()
+            self._place = None
 
     def _remove(self) -> None:
         for path in self._files:

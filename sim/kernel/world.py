@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sim.kernel.device import Device
     from sim.kernel.host import Host
     from sim.kernel.learned import Learned
-    from sim.kernel.learner import Learner, Part, Scores
+    from sim.kernel.learner import Learner, Part
     from sim.kernel.ledger import Ledger
     from sim.kernel.recorder import Recorder
     from sim.kernel.server import Server
@@ -220,8 +220,8 @@ class World(Protocol):
     ended: Ended
     target_reached: bool
     updates: int
-    scores: Scores
-    """What the last look at the held-out texts found, by backbone."""
+    looked_after: int
+    """After how many updates the held-out texts were last looked at."""
     store_folder: Path
     """Where activations of frozen backbones are kept between runs."""
 

@@ -58,15 +58,16 @@ def end_remarks(world: World) -> Iterator[str]:
     ):
         yield ": ".join(filter(None, ("no update was made", "; ".join(_reasons(world)))))
     elif is_unlooked_at(world) and world.ended.reason != "interrupted":
+        several = "updates" if world.updates > 1 else "update"
         yield (
-            f"{world.updates} updates, and no look at what they are worth: the run ended before "
-            "its first (`evaluate_every`)"
+            f"{world.updates} {several}, and no look at what came of it: the run ended before the "
+            "first (`evaluate_every`)"
         )
 
 
 def is_unlooked_at(world: World) -> bool:
     """Whether a model has been trained that nobody has looked at."""
-    return world.updates > 0 and not (world.dry or world.tally.diverged or world.scores)
+    return world.updates > 0 and not (world.dry or world.tally.diverged or world.looked_after)
 
 
 def _reasons(world: World) -> Iterator[str]:

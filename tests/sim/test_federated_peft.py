@@ -221,6 +221,17 @@ def test_answers_that_fill_no_buffer_are_told(answers, left, simulate):
     )
 
 
+def test_answers_that_the_horizon_leaves_in_the_buffer_are_told(simulate, spans):
+    method = {**ASYNC, "kind": "fedbuff", "answers": 1000, "buffer": 7}
+    sim = simulate("stop.horizon=4 s", method=method, dry=True)
+    landed = len([span for span in spans(sim, "upload") if span["outcome"] == "ok"])
+    left = landed - 7 * sim.updates
+    assert sim.ended.reason == "horizon" and left > 0
+    assert [r for r in sim.remarks if "entered no update" in r] == [
+        f"{left} of {landed} answers entered no update: an update takes 7 (`buffer`)"
+    ]
+
+
 def test_a_buffer_is_one_step_on_its_changes_each_by_its_age(simulate, monkeypatch):
     """FedBuff's mean of K changes, each over sqrt(1 + versions made meanwhile), and FedAdam's step
     on it with moments that last: the whole run as one explicit loop.

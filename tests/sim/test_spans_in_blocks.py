@@ -72,6 +72,10 @@ def test_what_is_in_a_file_is_read_as_it_was_recorded(tmp_path, monkeypatch):
     kept.write(tmp_path)
     assert pq.read_table(tmp_path / "spans.parquet").equals(held.spans())
     assert kept.spans().equals(held.spans())
+    with pytest.raises(RuntimeError, match="is written: no more can come"):
+        for _ in range(3):
+            kept.span("late", "wait", 0.0, 1.0)
+            kept.spans()
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.parquet", "spans.parquet"}
 
 
@@ -89,6 +93,22 @@ def test_who_looks_at_spans_while_they_come_loses_none(looks, tmp_path, monkeypa
     kept.write(tmp_path)
     assert pq.read_table(tmp_path / "spans.parquet").equals(held.spans())
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_spans_may_come_while_somebody_walks_through_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(BLOCK, 3)
+    recorder = Recorder()
+    recorder.keep_in(tmp_path)
+    for number in range(10):
+        recorder.span("a", "wait", number, number + 1.0)
+    seen = 0
+    for block in recorder.span_blocks():
+        seen += len(block)
+        for number in range(4):
+            recorder.span("b", "wait", number, number + 1.0)
+    assert seen == 10 and len(recorder.spans()) == 10 + 4 * 4
+    recorder.write(tmp_path)
+    assert len(pq.read_table(tmp_path / "spans.parquet")) == 26
 
 
 @pytest.mark.parametrize("rows", [3, 100])

@@ -78,7 +78,7 @@ def test_a_model_that_nobody_looked_at_is_not_said_to_be_untrained(mobifleet, sc
     done = mobifleet("run", path, "--out", "run", "--no-figures", "--workers", "1")
     assert done.code == 0
     assert "none: nobody looked at what was trained" in done.out
-    assert "no look at what they are worth" in done.out + done.err
+    assert "no look at what came of it" in done.out + done.err
     assert "nothing was trained" not in done.out
 
 

@@ -117,32 +117,34 @@ class FedAsync(FederatedPeft):
         taken = 0
         buffer: list[Payload] = []
         slots = max(1, round(self.config.concurrency * len(self.world.devices)))
-        while (
-            taken < self.config.answers
-            and not self.world.target_reached
-            and self.world.devices_at_work
-        ):
-            server.roster.release(server.take_dropped())
-            asked = server.free(slots - len(server.roster.busy), taken)
-            for device in asked:
-                server.assign(device, self.task())
-            server.roster.occupy(asked)
-            yield from server.wait()
-            for payload in server.take():
-                server.roster.release([payload.sender])
-                payload.sender.note_outcome("unused")  # until it is taken out of the buffer
-                taken, buffer = taken + 1, [*buffer, payload]
-                if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
-                    counted = yield from server.aggregate(buffer, self.aggregation(buffer))
-                    buffer = []
-                    if counted:
-                        self.version += 1
-                        self.world.after_update(self.learner, None, taken)
-        if buffer:
-            self.world.remark(
-                f"{len(buffer)} of {taken} answers entered no update: an update takes "
-                f"{self.config.buffer} (`buffer`)"
-            )
+        try:
+            while (
+                taken < self.config.answers
+                and not self.world.target_reached
+                and self.world.devices_at_work
+            ):
+                server.roster.release(server.take_dropped())
+                asked = server.free(slots - len(server.roster.busy), taken)
+                for device in asked:
+                    server.assign(device, self.task())
+                server.roster.occupy(asked)
+                yield from server.wait()
+                for payload in server.take():
+                    server.roster.release([payload.sender])
+                    payload.sender.note_outcome("unused")  # until it is taken out of the buffer
+                    taken, buffer = taken + 1, [*buffer, payload]
+                    if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
+                        counted = yield from server.aggregate(buffer, self.aggregation(buffer))
+                        buffer = []
+                        if counted:
+                            self.version += 1
+                            self.world.after_update(self.learner, None, taken)
+        finally:  # whatever ends it
+            if buffer and self.config.kind == "fedbuff":
+                self.world.remark(
+                    f"{len(buffer)} of {taken} answers entered no update: an update takes "
+                    f"{self.config.buffer} (`buffer`)"
+                )
         yield from server.dismiss()
         self.world.end_training(self.learner)
 
