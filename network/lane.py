@@ -118,11 +118,8 @@ class Lane:
             transfer.payload_bytes / transfer.nbytes if transfer.nbytes else 0.0
         )  # of what is on the air
         passed = 0.0 if left_bits is None else (transfer.nbytes - left_bits / 8) * share
-        until_s = (
-            inf
-            if isinstance(self.route.rate, NUMBER)
-            else self.route.rate.next_change(self.env.now)
-        )
+        rate = self.route.rate
+        until_s = inf if isinstance(rate, NUMBER) else rate.next_change(self.env.now)
         return passed, min(self._rate_bps(), self.bound_bps) / 8 * share, until_s
 
     def _passed(self, transfer: LaneTransfer, moved_bytes: float) -> float:
@@ -159,11 +156,8 @@ class Lane:
         )
 
     def _rate_bps(self) -> float:
-        return (
-            self.route.rate
-            if isinstance(self.route.rate, NUMBER)
-            else self.route.rate.at(self.env.now)
-        )
+        rate = self.route.rate
+        return rate if isinstance(rate, NUMBER) else rate.at(self.env.now)
 
     def _link(self) -> FairLink:
         return self.route.link(self.env.now)

@@ -15,8 +15,7 @@ from pathlib import Path
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
-from sim.kernel.recorder import write_table
-from sim.kernel.writing import CannotWrite, replacing, write_json
+from sim.kernel.writing import CannotWrite, replacing, write_json, write_table
 from sim.results.generations import GENERATIONS, generations
 from sim.results.host_memory import forget_peak_rss
 from sim.results.model_card import write_model_card

@@ -159,7 +159,7 @@ def _expected(sim: Simulation) -> Iterator[tuple[str, str]]:
     )
     sums = sim.recorder.sums_by_kind([device.id for device in sim.devices])
     for name, kind in (("uplink", "upload"), ("downlink", "download")):
-        nbytes = sums[kind][0] if kind in sums else np.zeros(len(sim.devices))
+        nbytes = sums[kind][0]
         spread = f"{format_bytes(nbytes.mean())} a device (largest {format_bytes(nbytes.max())})"
         yield name, f"{format_bytes(nbytes.sum())}, {spread}"
 

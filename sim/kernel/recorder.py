@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sim.kernel.rows import LISTED, Blocks, Rows
-from sim.kernel.writing import replacing
 
 _SPAN_TYPES = {
     "actor": pa.string(),
@@ -57,18 +56,14 @@ class ActorSums:
                 np.add.at(row, mine["actor"], part)
             self._of_kind[kind] = sums
 
-    def of(self, kind: int, actors: np.ndarray) -> np.ndarray:
-        """Those of one kind, of these actors (-1: of none): float64 of shape (names, actors)."""
-        found = np.zeros((len(self.NAMES), len(actors)))
-        if (sums := self._of_kind.get(kind)) is not None:
+    def of(self, actors: np.ndarray) -> dict[int, np.ndarray]:
+        """Of each kind those of these actors (-1: of none): float64 of shape (names, actors)."""
+        found = {}
+        for kind, sums in self._of_kind.items():
             known = (actors >= 0) & (actors < sums.shape[1])
-            found[:, known] = sums[:, actors[known]]
+            found[kind] = np.zeros((len(self.NAMES), len(actors)))
+            found[kind][:, known] = sums[:, actors[known]]
         return found
-
-    @property
-    def kinds(self) -> list[int]:
-        """The kinds that there have been."""
-        return list(self._of_kind)
 
 
 class Recorder:
@@ -161,15 +156,16 @@ class Recorder:
                 self._sums.add(packed, len(rows.codes))
         return rows.blocks
 
-    def sums_by_kind(self, actors: Sequence[str]) -> dict[str, np.ndarray]:
+    def sums_by_kind(self, actors: Sequence[str]) -> defaultdict[str, np.ndarray]:
         """Of each kind, what these actors' spans come to: bytes, FLOP, joules and seconds; float64
-        of shape (4, actors).
+        of shape (4, actors), zeros of a kind that there has not been.
         """
         self._collected(self._spans)
         codes = self._spans.codes
         places = np.array([codes.get(actor, -1) for actor in actors], dtype=np.int64)
-        names = list(codes)
-        return {names[kind]: self._sums.of(kind, places) for kind in self._sums.kinds}
+        names, shape = list(codes), (len(ActorSums.NAMES), len(actors))
+        found = {names[kind]: sums for kind, sums in self._sums.of(places).items()}
+        return defaultdict(lambda: np.zeros(shape), found)
 
     def span_blocks(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All spans in the order in which they ended, a block of them after another."""
@@ -194,7 +190,9 @@ class Recorder:
                 digest.update(field.name.encode())
                 for part in _PARTS.get(field.type, (_numbers,)):
                     for place, block in enumerate(blocks.read([field.name])):
-                        digest.update(part(block.column(0).combine_chunks(), place))
+                        if place and part is _joined:
+                            digest.update(b"\x00")
+                        digest.update(part(block.column(0).combine_chunks()))
         return digest.hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -203,38 +201,30 @@ class Recorder:
             self._collected(rows).write(folder / f"{name}.parquet")
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table under a temporary name, then rename: a reader never sees half a file."""
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _numbers(column: pa.Array, place: int) -> bytes:
+def _numbers(column: pa.Array) -> bytes:
     numbers: np.ndarray = column.to_numpy(zero_copy_only=False)
     return numbers.tobytes()
 
 
-def _lengths(column: pa.ListArray, place: int) -> bytes:
-    return _numbers(column.value_lengths(), place)
+def _lengths(column: pa.ListArray) -> bytes:
+    return _numbers(column.value_lengths())
 
 
-def _listed(column: pa.ListArray, place: int) -> bytes:
-    return _numbers(column.flatten(), place)
+def _listed(column: pa.ListArray) -> bytes:
+    return _numbers(column.flatten())
 
 
-def _joined(texts: pa.StringArray, place: int) -> memoryview:
-    """All texts in UTF-8 with a zero byte between each two, and before those of a further block: as
-    they lie in memory, when each has got one behind it, or before it.
+def _joined(texts: pa.StringArray) -> memoryview:
+    """All texts in UTF-8 with a zero byte between each two: as they lie in memory, when each has
+    got one behind it.
     """
-    parted = pc.binary_join_element_wise(*(("", texts) if place else (texts, "")), "\x00")
-    content, nbytes = parted.buffers()[2], pc.sum(pc.binary_length(parted)).as_py()
-    if not nbytes:
-        return memoryview(b"")
-    return memoryview(content)[: nbytes if place else nbytes - 1]
+    ended = pc.binary_join_element_wise(texts, "", "\x00")
+    content, nbytes = ended.buffers()[2], pc.sum(pc.binary_length(ended)).as_py()
+    return memoryview(content)[: nbytes - 1] if nbytes else memoryview(b"")
 
 
 # what of a column is digested, one after the other, each of all blocks
-_PARTS: dict[pa.DataType, tuple[Callable[[pa.Array, int], bytes | memoryview], ...]] = {
+_PARTS: dict[pa.DataType, tuple[Callable[[pa.Array], bytes | memoryview], ...]] = {
     pa.string(): (_joined,),
     LISTED: (_lengths, _listed),
 }

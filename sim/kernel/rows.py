@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sim.kernel.writing import CannotWrite, remove, replacing, writing
+from sim.kernel.writing import CannotWrite, remove, replacing, write_table, writing
 
 LISTED = pa.list_(pa.int64())
 _PACKED = {pa.string(): "i", pa.float64(): "d", pa.int64(): "q", LISTED: "i"}
@@ -84,8 +84,7 @@ class Blocks:
         """Leave a Parquet file of that name, atomically: a reader never sees half of it."""
         self._end()
         if not self._files:
-            with replacing(path) as temporary:
-                pq.write_table(self.table(), temporary, compression="zstd")
+            write_table(self.table(), path)
         elif len(self._files) == 1:
             with writing(path):
                 self._files[0].replace(path)

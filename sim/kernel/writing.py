@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -65,6 +67,12 @@ def write_json(path: Path, data: object) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table under a temporary name, then rename: a reader never sees half a file."""
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def remove(path: Path) -> None:

@@ -22,10 +22,9 @@ def device_table(sim: Simulation) -> pa.Table:
     """One row a device (devices.parquet): who it is, what it did, summed over its spans."""
     devices, members = sim.devices, [device.member for device in sim.devices]
     sums = sim.recorder.sums_by_kind([device.id for device in devices])
-    nbytes, flop, joules, seconds = (
-        {kind: of_kind[row] for kind, of_kind in sums.items()} for row in range(4)
-    )
-    nothing, at_s = np.zeros(len(devices)), sim.ended.at_s
+    up_bytes, down_bytes = sums["upload"][0], sums["download"][0]
+    _, flop, _, busy_s = sums["compute"]
+    waiting_s, at_s = sums["wait"][3], sim.ended.at_s
     columns = {
         "device": [device.id for device in devices],
         "device_class": [member.device for member in members],
@@ -37,14 +36,16 @@ def device_table(sim: Simulation) -> pa.Table:
         "samples": [len(device.samples) for device in devices],
         "joined_at_s": [device.joined_at_s for device in devices],
         "finished_at_s": [device.finished_at_s for device in devices],
-        "uplink_bytes": nbytes.get("upload", nothing).astype(np.int64),
-        "downlink_bytes": nbytes.get("download", nothing).astype(np.int64),
+        "uplink_bytes": up_bytes.astype(np.int64),
+        "downlink_bytes": down_bytes.astype(np.int64),
         "delivery_bytes": [sim.method.delivery_bytes(device) for device in devices],
-        "flop": flop.get("compute", nothing),
-        "energy_j": [math.fsum(own) for own in zip(nothing, *joules.values(), strict=True)],
+        "flop": flop,
+        "energy_j": [
+            math.fsum(own) for own in zip(*(of_kind[2] for of_kind in sums.values()), strict=True)
+        ],
         "peak_memory_bytes": [device.peak_memory_bytes for device in devices],
-        "busy_s": seconds.get("compute", nothing),
-        "waiting_s": seconds.get("wait", nothing),
+        "busy_s": busy_s,
+        "waiting_s": waiting_s,
         "on_share": [
             1.0 if device.availability is None else device.availability.share(0.0, at_s)
             for device in devices

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from learning.host_device import HostDevice
-from sim.kernel.recorder import write_table
-from sim.kernel.writing import replacing
+from sim.kernel.writing import replacing, write_table
 from sim.privacy.measures import measures_in
 from sim.results.looks import chosen_score
 from sim.results.run import Run, open_run

@@ -62,9 +62,9 @@ def check_method(method: type, kind: str | None = None, **settings: Any) -> None
         assert data is None or len(data) == payload.nbytes, (
             f"{which} is {len(data)} bytes and is charged as {payload.nbytes}"
         )
-    uploads = real.recorder.sums_by_kind([device.id for device in real.devices]).get("upload")
-    nbytes = [0] * len(real.devices) if uploads is None else uploads[0].astype(int).tolist()
-    sent = {device.id: its for device, its in zip(real.devices, nbytes, strict=True)}
+    ids = [device.id for device in real.devices]
+    nbytes = real.recorder.sums_by_kind(ids)["upload"][0].astype(int).tolist()
+    sent = dict(zip(ids, nbytes, strict=True))
     for device in real.devices:
         made = sum(payload.nbytes for payload in payloads if payload.sender is device)
         assert device.outcome != "ok" or sent[device.id] == made, (

@@ -285,7 +285,7 @@ def full_disk(*args, **kwargs):
 @pytest.mark.parametrize(
     "writer",
     [
-        "sim.kernel.recorder.pq.write_table",
+        "sim.kernel.writing.pq.write_table",
         "sim.kernel.writing.json.dump",
         "sim.runner.device_table",
     ],

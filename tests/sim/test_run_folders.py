@@ -330,7 +330,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
 STAGES = {
     "manifest": ("sim.kernel.writing.json.dump", "nothing"),
     "checkpoint": ("sim.kernel.checkpoint.save_file", "failed"),
-    "tables": ("sim.kernel.recorder.pq.write_table", "failed"),
+    "tables": ("sim.kernel.writing.pq.write_table", "failed"),
     "model": ("sim.methods.side_tuning.learner.SideTuningLearner.save", "failed"),
     "summary": ("sim.kernel.writing.json.dump", "failed"),
     "timeline": ("sim.views.timeline.TraceWriter.track", "finished"),

@@ -527,7 +527,7 @@ def test_what_is_delivered_is_as_large_as_charged(simulate):
 
 def _written(sim, folder):
     """A finished dry simulation as a run directory, as far as it is read here."""
-    from sim.kernel.recorder import write_table
+    from sim.kernel.writing import write_table
     from sim.results.summary import device_table, summary
 
     folder.mkdir()

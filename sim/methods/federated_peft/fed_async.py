@@ -105,7 +105,8 @@ class FedAsync(FederatedPeft):
 
     def __init__(self, config: Config, world: World) -> None:
         super().__init__(config, world)
-        self.version = 0
+        self.version = self.taken = 0  # answers taken in,
+        self.buffer: list[Payload] = []  # and those of them that are in no update yet
 
     @property
     def client_update(self) -> Callable[..., State]:
@@ -113,40 +114,45 @@ class FedAsync(FederatedPeft):
         return local_delta if self.config.kind == "fedbuff" else locally_trained
 
     def server(self, server: Server) -> Generator:
-        """Keep so many devices at work; apply what lands, in its order."""
-        taken = 0
-        buffer: list[Payload] = []
-        slots = max(1, round(self.config.concurrency * len(self.world.devices)))
+        """Take in answers until there are enough, the target is reached or nobody is left."""
         try:
-            while (
-                taken < self.config.answers
-                and not self.world.target_reached
-                and self.world.devices_at_work
-            ):
-                server.roster.release(server.take_dropped())
-                asked = server.free(slots - len(server.roster.busy), taken)
-                for device in asked:
-                    server.assign(device, self.task())
-                server.roster.occupy(asked)
-                yield from server.wait()
-                for payload in server.take():
-                    server.roster.release([payload.sender])
-                    payload.sender.note_outcome("unused")  # until it is taken out of the buffer
-                    taken, buffer = taken + 1, [*buffer, payload]
-                    if len(buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
-                        counted = yield from server.aggregate(buffer, self.aggregation(buffer))
-                        buffer = []
-                        if counted:
-                            self.version += 1
-                            self.world.after_update(self.learner, None, taken)
+            yield from self.take_in(server)
         finally:  # whatever ends it
-            if buffer and self.config.kind == "fedbuff":
+            if self.buffer and self.config.kind == "fedbuff":
                 self.world.remark(
-                    f"{len(buffer)} of {taken} answers entered no update: an update takes "
-                    f"{self.config.buffer} (`buffer`)"
+                    f"{len(self.buffer)} of {self.taken} answers entered no update: an update "
+                    f"takes {self.config.buffer} (`buffer`)"
                 )
         yield from server.dismiss()
         self.world.end_training(self.learner)
+
+    def take_in(self, server: Server) -> Generator:
+        """Keep so many devices at work; apply what lands, in its order."""
+        slots = max(1, round(self.config.concurrency * len(self.world.devices)))
+        while (
+            self.taken < self.config.answers
+            and not self.world.target_reached
+            and self.world.devices_at_work
+        ):
+            server.roster.release(server.take_dropped())
+            asked = server.free(slots - len(server.roster.busy), self.taken)
+            for device in asked:
+                server.assign(device, self.task())
+            server.roster.occupy(asked)
+            yield from server.wait()
+            for payload in server.take():
+                server.roster.release([payload.sender])
+                payload.sender.note_outcome("unused")  # until it is taken out of the buffer
+                self.taken += 1
+                self.buffer.append(payload)
+                if len(self.buffer) >= (self.config.buffer if self.config.kind == "fedbuff" else 1):
+                    counted = yield from server.aggregate(
+                        self.buffer, self.aggregation(self.buffer)
+                    )
+                    self.buffer = []
+                    if counted:
+                        self.version += 1
+                        self.world.after_update(self.learner, None, self.taken)
 
     def task(self) -> ClientTask:
         """The present model, to be worked on without any round to wait for."""
