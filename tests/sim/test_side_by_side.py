@@ -231,7 +231,8 @@ def test_client_updates_on_threads_have_the_bits_of_one_worker(name, simulate, m
         assert on_threads[0] > 1 and mark(sim) == mark(alone)
         for model in sim.method.learner.models:
             made = sim.method.learner._idle.get(model, [])
-            assert len(made) <= workers + 1  # whatever was lent is back
+            # whatever was lent, to the threads and to the caller, is back, and one more is kept
+            assert len(made) <= workers + 2
 
 
 @pytest.mark.thorough
