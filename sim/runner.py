@@ -15,7 +15,7 @@ from pathlib import Path
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
-from sim.kernel.writing import CannotWrite, replacing, write_json, write_table
+from sim.kernel.writing import CannotWrite, replacing, share_as_folder, write_json, write_table
 from sim.results.generations import GENERATIONS, generations
 from sim.results.host_memory import forget_peak_rss
 from sim.results.model_card import write_model_card
@@ -209,6 +209,7 @@ def _write(place: Path, sim: Simulation, began: float, seconds: dict[str, float]
         with replacing(place / "model") as temporary:
             learner.save(temporary)
             write_model_card(temporary, sim, found, read_manifest(place)["versions"])
+            share_as_folder(temporary)
     if status == "finished" and (said := generations(sim)):
         found["generations"] = said["scores"]
         write_json(place / GENERATIONS, said)

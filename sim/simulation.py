@@ -314,10 +314,6 @@ class Simulation:
             self.ended.reason = reason
             self._interrupt(self._processes.all(), reason)
 
-    def is_at_work(self, device: Device) -> bool:
-        """Whether the device has not ended: it may still answer."""
-        return not device.has_ended
-
     def interrupt(self, devices: Iterable[Device], reason: str) -> None:
         """Break into what these devices are doing; their spans end now, with the reason as
         outcome.

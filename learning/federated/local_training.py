@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -234,12 +234,14 @@ def new_optimiser(parameters: list[Tensor], settings: LocalTraining, matrix: int
     """The optimiser of the settings; what has fewer dimensions than a `matrix` does not decay."""
     import torch
 
-    matrices = [p for p in parameters if p.ndim >= matrix]
-    others = [p for p in parameters if p.ndim < matrix]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": 0.0}]
+    if settings.weight_decay:
+        matrices = [p for p in parameters if p.ndim >= matrix]
+        others = [p for p in parameters if p.ndim < matrix]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     if settings.optimiser == "sgd":

@@ -162,10 +162,11 @@ def _show_summary(done) -> None:
         row("costed as", charged)
     if s["dry"]:
         row("dry run", Text("nothing learned", "yellow"))
+    workers = f", {s['host']['workers']}" if "workers" in s["host"] and not s["dry"] else ""
     row(
         "host",
         f"{s['host']['wall_s']:.1f} s, {s['host']['events']:,} events, "
-        f"{format_bytes(s['host']['peak_rss_bytes'])}",
+        f"{format_bytes(s['host']['peak_rss_bytes'])}{workers}",
     )
     if spent := s["host"].get("seconds"):
         together = " (of all workers)" if spent["torch"] > s["host"]["wall_s"] else ""

@@ -279,7 +279,7 @@ class Device:
         """An "offline" (or "empty") span, up to now, of a device that has joined and takes
         part, or ends now.
         """
-        if not self.is_on and self.world.is_at_work(self):
+        if not self.is_on and not self.has_ended:
             start_s = max(self.off_since_s, self.first_on_s)
             if start_s < self.world.env.now:
                 kind = "empty" if "battery" in self.off_for else "offline"

@@ -227,6 +227,15 @@ class Host:
         return self._beside is not None and self._beside.is_worth_it
 
     @property
+    def workers(self) -> str:
+        """How many workers there are, in words; of threads on trial, whether they gain anything."""
+        if self.cluster:
+            return f"{self._threads} cores of a cluster"
+        if self._beside is not None and not self._beside.is_worth_it:
+            return f"1 worker ({self._threads} threads gained nothing)"
+        return "1 worker" if self._threads == 1 else f"{self._threads} workers"
+
+    @property
     def is_replaying(self) -> bool:
         """Whether the run is still where the interrupted one has been, as far as its checkpoint
         holds what it learned.

@@ -223,7 +223,7 @@ class Server:
             got += came
             answered.update(payload.sender for payload in came)
             for device in self._changed.union(payload.sender for payload in came):
-                if device in answered or not (self.world.is_at_work(device) and device.has(task)):
+                if device in answered or device.has_ended or not device.has(task):
                     open_.pop(device, None)
             self._changed.clear()
             if len(got) >= wanted or not open_ or (deadline and deadline.processed):
@@ -235,7 +235,7 @@ class Server:
         )
         for device in devices:
             if device not in answered:
-                gone = "offline" if self.world.is_at_work(device) else device.outcome
+                gone = device.outcome if device.has_ended else "offline"
                 self.world.tally.miss("late" if device in open_ else gone)
         self.world.interrupt(open_, "late")
         if task.closed is not None:

@@ -249,9 +249,6 @@ class World(Protocol):
     def devices_at_work(self) -> int:
         """How many devices have not ended."""
 
-    def is_at_work(self, device: Device) -> bool:
-        """Whether the device has not ended: it may still answer."""
-
     def present_devices(self) -> list[Device]:
         """Devices that have joined, could take part and have not left for good."""
 

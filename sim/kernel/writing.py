@@ -75,6 +75,15 @@ def write_table(table: pa.Table, path: Path) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
+def share_as_folder(folder: Path) -> None:
+    """Let who may read a folder read the files in it: safetensors makes them for their owner
+    alone.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(folder.stat().st_mode & 0o666)
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with all that is in it; nothing happens where there is neither."""
     if path.is_dir() and not path.is_symlink():

@@ -126,6 +126,7 @@ def summary(sim: Simulation, digest: str, devices: pa.Table, wall_s: float) -> d
         },
         "host": {
             "wall_s": wall_s,
+            "workers": sim.host.workers,
             "pieces_of_learning": sim.host.pieces,
             "pieces_recalled": sim.host.recalled,
             "events": next(sim.env._eid),

@@ -280,7 +280,7 @@ class LocalServer(Server):
         """
         sim = self.world
         while any(
-            d.joined_at_s <= sim.env.now and not d.is_serving and sim.is_at_work(d)
+            d.joined_at_s <= sim.env.now and not d.is_serving and not d.has_ended
             for d in sim.devices
         ):
             self.take()

@@ -287,7 +287,7 @@ def test_whom_the_server_may_ask_is_what_a_look_at_the_whole_fleet_finds(
 
     def look(server):
         world, roster = server.world, server.roster
-        at_work = [d for d in world.devices if world.is_at_work(d)]
+        at_work = [d for d in world.devices if not d.has_ended]
         free = [d for d in at_work if d.is_serving and d.is_on and d not in roster.busy]
         able = [d for d in at_work if d.is_on or world.env.now < d.joined_at_s]
         assert [roster[rank] for rank in range(len(roster))] == free

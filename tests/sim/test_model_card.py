@@ -20,6 +20,8 @@ def test_a_trained_model_has_a_card(kind, scenario_file, tmp_path, mobifleet, mo
     shown = mobifleet("run", scenario_file(method=METHODS[kind]), "--out", tmp_path / "out")
     assert shown.code == 0, shown.err
     done, model = open_run(tmp_path / "out"), tmp_path / "out" / "model"
+    shared = (tmp_path / "out" / "manifest.json").stat().st_mode & 0o666
+    assert {f.stat().st_mode & 0o666 for f in model.rglob("*") if f.is_file()} == {shared}
     card = ModelCard.load(model / "README.md")
     assert kind in card.data.tags
     found = {(r.metric_name, r.metric_value) for r in card.data.eval_results}

@@ -77,7 +77,7 @@ def test_a_summary_has_every_promised_field(simulate, report):
         "device_energy_j",
     }
     assert set(found["host"]) == {
-        *("wall_s", "pieces_of_learning", "pieces_recalled", "events", "peak_rss_bytes"),
+        *("wall_s", "workers", "pieces_of_learning", "pieces_recalled", "events", "peak_rss_bytes"),
     }
     assert (found["scenario"], found["method"], found["seed"], found["digest"]) == (
         "tiny",

@@ -188,9 +188,12 @@ def test_pieces_run_in_turn_where_threads_gain_nothing():
     host = Host("auto")
     if not host.is_parallel:
         pytest.skip("one core")
+    threads = host._threads
+    assert host.workers == f"{threads} workers"
     host._beside.is_worth_it = False
     name = host.learn(lambda: threading.current_thread().name, side_by_side=True)
     assert name.value == threading.current_thread().name
+    assert host.workers == f"1 worker ({threads} threads gained nothing)"
 
 
 # --- models

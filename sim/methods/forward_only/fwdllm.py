@@ -213,7 +213,7 @@ class FwdLLM(ForwardOnly):
         sent: list[tuple[str, Any, Hand]] = []
         left_out: list[int] = []
         for ask in range(max(self.config.asks, self.config.most_asks)):
-            if not (devices := [device for device in devices if self.world.is_at_work(device)]):
+            if not (devices := [device for device in devices if not device.has_ended]):
                 break
             pool = self.world.streams.seed64("server/candidates", self.requests)
             hands = {

@@ -217,6 +217,8 @@ class SideTuning:
                 world.ledger.hold("server", kind, len(world.task.public))
         # by uploads, and of passes, alike
         self.held, self.protected = functools.cache(self._held), functools.cache(self._protected)
+        self.precision = precision_of(getattr(config, "ship_side_network", False))  # on its way
+        self.side_network_bytes = functools.cache(self._side_network_bytes)  # of a backbone
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -320,8 +322,10 @@ class SideTuning:
 
     def delivery_bytes(self, device: Device) -> int:
         """The side network with what belongs to the device's backbone."""
-        shape = self.shape_of(device.backbone)
-        return shape.shipped_bytes(device.backbone, precision_of(self.config.ship_side_network))
+        return self.side_network_bytes(device.backbone)
+
+    def _side_network_bytes(self, backbone: str) -> int:
+        return self.shape_of(backbone).shipped_bytes(backbone, self.precision)
 
     def findings(self) -> dict[str, Any]:
         """What prediction at the server would cost and, where the side network was sent, what it is
@@ -330,25 +334,24 @@ class SideTuning:
         devices = self.world.devices
         sends_matrices = getattr(self.config, "shortcut", "pivot") == "matrix"  # but to predict
         wire = "float16" if sends_matrices else self.config.wire
-        texts = [
-            prediction_bytes(self.shape_of(d.backbone), self.widths[d.backbone], wire)
-            for d in devices
-        ]
+        bytes_of = {
+            backbone: prediction_bytes(self.shape_of(backbone), width, wire)
+            for backbone, width in self.widths.items()
+        }
         sizes = [self.delivery_bytes(device) for device in devices]
         found: dict[str, Any] = {
-            "prediction_at_server": at_server(texts, sizes),
+            "prediction_at_server": at_server([bytes_of[d.backbone] for d in devices], sizes),
             **text_privacy(self.config),
         }
         if self.tap_rule and not self.world.dry:
             found["taps"] = self.learner.layers
         if self.is_shipped and not self.world.dry:
-            precision = precision_of(self.config.ship_side_network)
-            there = self.learner.delivered(precision).items()
+            there = self.learner.delivered(self.precision).items()
             scores = {name: score and score["value"] for name, score in there}
             each = [scores[device.backbone] for device in devices]
             known = [score for score in each if score is not None]
             found["delivered"] = {
-                "precision": precision,
+                "precision": self.precision,
                 "final": statistics.fmean(known) if len(known) == len(each) else None,
                 "by_backbone": scores,
                 "bytes": statistics.fmean(sizes),
