@@ -102,10 +102,11 @@ class LiveView:
     def _look(self, sim: Simulation) -> None:
         if self.quiet or not self._is_time():
             return
+        facts = _facts(sim, self._clock_s(sim))
         if self._live:
-            self._show(_panel(sim, self._rate(sim)))
+            self._show(_panel(facts))
         else:
-            self.console.print(_line(sim, self._rate(sim)), highlight=False, soft_wrap=True)
+            self.console.print(_line(facts), highlight=False, soft_wrap=True)
 
     def _is_time(self) -> bool:
         now = time.perf_counter()
@@ -114,16 +115,19 @@ class LiveView:
         self._last_s = now
         return True
 
-    def _rate(self, sim: Simulation) -> float:
-        """Virtual seconds per second of the host since the clock began."""
-        return sim.env.now / max(1e-9, time.perf_counter() - self._began_s - sim.build_s)
+    def _clock_s(self, sim: Simulation) -> float:
+        """Seconds of the host since the clock began."""
+        return max(1e-9, time.perf_counter() - self._began_s - sim.build_s)
 
 
-def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
-    done = len(sim.devices) - sim.devices_at_work
+def _facts(sim: Simulation, clock_s: float) -> list[tuple[str, str]]:
+    """What a person is told of a run whose clock has run for so long on the host."""
+    done, rounds = len(sim.devices) - sim.devices_at_work, sim.tally.rounds
+    most = getattr(sim.scenario.method, "rounds", 0) if rounds else 0
     facts = [
         ("virtual clock", format_seconds(sim.env.now)),
         ("devices done", f"{done}/{len(sim.devices)}"),
+        *([("rounds", f"{rounds}/{most}")] if most else []),
         ("server updates", str(sim.updates)),
         ("uplinked", format_bytes(sim.recorder.uplink_bytes)),
     ]
@@ -139,16 +143,18 @@ def _facts(sim: Simulation, rate: float) -> list[tuple[str, str]]:
                 f"{sim.host.pieces} of {sim.host.journal.position} known pieces of learning",
             )
         )
-    facts.append(("host rate", f"{rate:.3g} virtual s per s"))
+    facts.append(("host rate", f"{sim.env.now / clock_s:.3g} virtual s per s"))
+    if rounds < most and not sim.host.recalled:  # what is recalled goes faster than what comes
+        facts.append(("left", f"about {format_seconds(clock_s * (most / rounds - 1))}"))
     return facts
 
 
-def _panel(sim: Simulation, rate: float) -> Table:
+def _panel(facts: list[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for name, value in _facts(sim, rate):
+    for name, value in facts:
         table.add_row(name, Text(value, "bold"))
     return table
 
 
-def _line(sim: Simulation, rate: float) -> str:
-    return " · ".join(f"{name} {value}" for name, value in _facts(sim, rate))
+def _line(facts: list[tuple[str, str]]) -> str:
+    return " · ".join(f"{name} {value}" for name, value in facts)

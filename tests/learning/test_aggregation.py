@@ -363,5 +363,13 @@ def test_means_of_many_tensors_at_once_are_those_of_each_to_the_bit():
         assert not is_finite(wrong)
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_small_state_is_looked_at_as_one(odd):
+    state = {"a": torch.ones(3), "b": torch.ones(()).half(), "e": torch.ones(0, 4)}
+    assert is_finite(state) and is_finite({})
+    for name in ("a", "b"):
+        assert not is_finite({**state, name: state[name].clone().fill_(odd)})
+
+
 def test_a_state_that_is_nothing_is_no_bytes():
     assert unpack(pack({}), {}) == {}

@@ -1,6 +1,7 @@
 """What a person sees while it runs: a panel on a terminal, lines elsewhere, nothing when quiet."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -54,6 +55,15 @@ def test_elsewhere_a_line_now_and_then(watched):
     assert len(lines) > 3
     assert any("virtual clock" in line for line in lines)
     assert "(target 1.0)" in shown
+
+
+def test_rounds_say_how_far_they_are_and_how_long_it_will_take(watched):
+    method = {"kind": "fedavg-lora", "rounds": 4, "participation": 1.0}
+    shown = watched(LiveView(console(terminal=False), seconds_between_lines=0.0), method=method)
+    lines = [line for line in shown.splitlines() if "rounds" in line]
+    told = [re.search(r"rounds (\d)/4", line)[1] for line in lines]
+    assert told == sorted(told) and {"1", "4"} <= set(told)
+    assert [" · left about " in line for line in lines] == [done != "4" for done in told]
 
 
 def test_lines_keep_their_distance(watched):
