@@ -1,17 +1,20 @@
 """What frozen forwards cost beside a plain loop of the same model over the same texts:
 python benchmarks/forwards.py [--backbone minilm] [--data trec-questions] [--texts 1000]
+python benchmarks/forwards.py --threads
 
 The plain loop sorts the texts by length, pads batches of 32 to their longest text, asks
 transformers for the hidden states and takes means over real tokens. Ours is what a run does before
 its clock starts: `pooled_activations` into an empty store, files and checksums included. CPU time
 on one thread, both in turn, best of several. `--cuts 2,4` lets a fleet read the texts with cuts of
 the model, too, of which a fourth of the texts is everybody's, each cut alone and with what deeper
-ones have read.
+ones have read. `--threads` prints the wall time with one worker and with two instead: for a machine
+that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import tempfile
@@ -31,6 +34,7 @@ from learning.data import texts
 from learning.host_device import host_device
 from learning.side import readouts
 from learning.side.activation_store import ActivationStore
+from sim.kernel.host import Host
 
 PLAIN_BATCH = 32
 
@@ -44,11 +48,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--cuts", default="", help="depths beside the whole, e.g. 2,4")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", action="store_true", help="two workers against one")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     spec, data = catalogue.find(given.backbone), texts.load(given.data)
     chosen = np.random.default_rng(0).permutation(len(data))[: given.texts]
     tokens = tokenise(spec, [data.texts[i] for i in chosen], None, given.max_tokens)
+    if given.threads:
+        found = threads(spec, tokens, given.repeat)
+        print(json.dumps(found, indent=1))
+        return found
     model = load_model(spec)
     both = {"plain": lambda: plain(model, tokens), "ours": lambda: ours(spec, tokens)}
     best, values = best_of(both, given.repeat)
@@ -66,16 +75,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def best_of(
-    ways: dict[str, Callable[[], np.ndarray]], repeat: int
+    ways: dict[str, Callable[[], np.ndarray]],
+    repeat: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """The least CPU seconds of each, in turn, after one that warms up; and what each gave."""
+    """The least seconds of each, in turn, after one that warms up; and what each gave."""
     values = {name: way() for name, way in ways.items()}
     best = dict.fromkeys(ways, float("inf"))
     for name, way in itertools.chain.from_iterable(ways.items() for _ in range(repeat)):
-        began_s = time.process_time()
+        began_s = clock()
         way()
-        best[name] = min(best[name], time.process_time() - began_s)
+        best[name] = min(best[name], clock() - began_s)
     return best, values
+
+
+def threads(spec: catalogue.BackboneSpec, tokens: Tokens, repeat: int) -> dict[str, Any]:
+    """Wall seconds of reading the texts with one worker and with two."""
+    hosts = {"one": Host(1), "two": Host(2)}
+    ways = {name: functools.partial(ours, spec, tokens, host.map) for name, host in hosts.items()}
+    best, values = best_of(ways, repeat, time.perf_counter)
+    for host in hosts.values():
+        host.close()
+    return {
+        "one_s": best["one"],
+        "two_s": best["two"],
+        "gain": best["one"] / best["two"],
+        "same_bits": bool(np.array_equal(values["one"], values["two"])),
+    }
 
 
 def plain(model: Any, tokens: Tokens) -> np.ndarray:
@@ -96,11 +122,13 @@ def plain(model: Any, tokens: Tokens) -> np.ndarray:
     return np.stack([value for value in out if value is not None])
 
 
-def ours(spec: catalogue.BackboneSpec, tokens: Tokens) -> np.ndarray:
-    """The same by way of an empty store."""
+def ours(
+    spec: catalogue.BackboneSpec, tokens: Tokens, spread: Callable[..., Any] = itertools.starmap
+) -> np.ndarray:
+    """The same by way of an empty store, its pieces spread over workers."""
     with tempfile.TemporaryDirectory() as folder:
         store = ActivationStore(Path(folder))
-        return readouts.pooled_activations(spec, tokens, "mean", store, itertools.starmap).take()
+        return readouts.pooled_activations(spec, tokens, "mean", store, spread).take()
 
 
 def counts(spec: catalogue.BackboneSpec, tokens: Tokens) -> dict[str, float]:

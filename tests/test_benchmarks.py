@@ -248,6 +248,8 @@ def test_frozen_forwards_are_measured_and_every_computed_token_counts():
     # whole batches of 16 rows, each of a multiple of 4 tokens
     assert round(found["ours_computed_a_token"] * found["tokens"]) % (16 * 4) == 0
     assert found["fleet_layer_texts_saved"] == 10 / (2 * 25 + 25) and found["fleet_same_bits"]
+    beside = module.main([*asked, "--repeat", "1", "--threads"])
+    assert beside.keys() == {"one_s", "two_s", "gain", "same_bits"} and beside["same_bits"]
 
 
 def test_a_plain_loop_of_side_network_steps_ends_where_ours_does():
