@@ -2,13 +2,12 @@
 machine, and the same bytes.
 
 Every run is one task on one core. A node gets the files that the scenario names once (Ray's object
-store keeps them), lays them out in a folder of its own and sends the finished run's folder back;
-only this machine writes into the sweep. What a lost node was at, Ray gives to another.
+store keeps them), lays them out beside each run and sends the finished run's folder back; only
+this machine writes into the sweep. What a lost node was at, Ray gives to another.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import tarfile
@@ -101,22 +100,18 @@ def files_of(entries: list[PlannedRun], folder: Path) -> dict[str, bytes]:
 
 def _elsewhere(entry: PlannedRun, files: dict[str, bytes], run: Run) -> bytes:
     """The folder of the finished run, or of the failed one."""
+    # nothing that outlives the run: Ray ends its processes without asking them to tidy up
     with tempfile.TemporaryDirectory(prefix="mobifleet-") as place:
         mine = replace(entry, folder=Path(place) / "run")
-        run(mine, _laid_out(frozenset(files.items())))
+        run(mine, _laid_out(files, Path(place) / "files"))
         return _packed(mine.folder)
 
 
-def _laid_out(files: frozenset[tuple[str, bytes]]) -> Path:
-    """The files in a folder that lasts as long as this process."""
-    return Path(_folder_of(files).name)
-
-
-@functools.lru_cache(1)
-def _folder_of(files: frozenset[tuple[str, bytes]]) -> tempfile.TemporaryDirectory[str]:
-    folder = tempfile.TemporaryDirectory(prefix="mobifleet-files-")
-    for name, content in files:
-        path = Path(folder.name, name)
+def _laid_out(files: dict[str, bytes], folder: Path) -> Path:
+    """The folder, made, with the files in it."""
+    folder.mkdir()
+    for name, content in files.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder

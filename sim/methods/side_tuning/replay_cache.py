@@ -41,11 +41,12 @@ class ReplayCache:
 
     def draw(self, count: int) -> list[int]:
         """The next record numbers, at most all of them, none twice."""
-        count = min(count, len(self))
         drawn = self._take(count)
-        if (
-            len(drawn) < count
-        ):  # the epoch is used up: shuffle anew, but give no record twice in one draw
+        if len(drawn) == count:
+            return drawn
+        count = min(count, len(self))
+        if len(drawn) < count:
+            # the epoch is used up: shuffle anew, but give no record twice in one draw
             again = self._rng.permutation(len(self))
             first = again[self._are_not(drawn)[again]][len(drawn) - count :]
             self._to_come = array("q", again[self._are_not(first)[again]].tobytes())

@@ -44,11 +44,7 @@ from sim.methods.side_tuning.protection import (
     wanted_axes,
 )
 from sim.methods.side_tuning.replay_cache import ReplayCache
-from sim.methods.side_tuning.shipping import (
-    at_server,
-    precision_of,
-    prediction_bytes,
-)
+from sim.methods.side_tuning.shipping import at_server, precision_of, prediction_bytes
 from sim.methods.side_tuning.tap_choice import (
     LAYER_BYTES,
     asking_rule,
@@ -514,9 +510,11 @@ class SideTuning:
         all solving costs a few times the last, and for all of them at the end. If so, counts it as
         done.
         """
+        if self.config.side_network.skip == "none":
+            return False
         known = self.fitted[name]
         due = known + 1 if self.is_complete else max(self.config.server_batch, 1.5 * known)
-        if self.config.side_network.skip == "none" or records < due:
+        if records < due:
             return False
         self.fitted[name] = records
         return True
