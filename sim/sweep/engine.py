@@ -68,9 +68,11 @@ def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> s
     """
     if not (manifest := _manifest(entry, dry)):
         other = read_manifest(entry.folder)
-        if _is_of(other, entry) and other.get("status") == "finished":
-            return "dry before, and now to learn" if not dry else "learned before, and now dry"
-        return None
+        if other.get("status") != "finished":
+            return None
+        return (
+            "dry before, and now to learn" if _is_of(other, entry) else "of other settings before"
+        )
     if changed := changed_files(manifest.get("inputs") or {}, digests(entry.scenario, folder)):
         return f"{', '.join(changed)} held something else before"
     if (before := manifest.get("host")) and not host.is_that_of(before):
@@ -131,6 +133,12 @@ def run_all(
             raise SweepError(
                 f"{entry.folder} holds what is no run, or one whose manifest.json is damaged: move "
                 "it away, or name another --out"
+            )
+        before = read_manifest(entry.folder)
+        if dry and before.get("status") == "finished" and not before.get("dry", False):
+            raise SweepError(
+                f"{entry.folder} has learned, which a dry run is not to take the place of: name "
+                "another --out"
             )
     if not missing:
         return

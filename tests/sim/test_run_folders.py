@@ -510,6 +510,20 @@ def test_a_finished_run_that_is_damaged_is_made_again(swept, part, keep):
     assert "again" not in done.out and "1 run, 1 of them finished" in done.out
 
 
+def test_what_other_settings_replace_is_said_and_a_dry_run_replaces_nothing_learned(swept):
+    done, folder = swept("--dry")
+    done, _ = swept("--dry", "--set", "task.max_tokens=15")
+    assert "of other settings before: 1 run is made again" in done.out
+    done, _ = swept()
+    assert "of other settings before: 1 run is made again" in done.out
+    learned = (folder / "manifest.json").read_bytes()
+    for more in ((), ("--set", "task.max_tokens=15")):
+        done, _ = swept("--dry", *more)
+        assert done.code != 0 and "has learned" in done.err and "another --out" in done.err
+    assert (folder / "manifest.json").read_bytes() == learned
+    assert "1 of them finished" in swept()[0].out
+
+
 @pytest.mark.parametrize(
     "before", ["cpu, bfloat16", "cuda (NVIDIA H100 80GB HBM3, CUDA 13.0), float32"]
 )
