@@ -8,14 +8,22 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice
 from sim.kernel.journal import CannotResume, Journal
-from sim.kernel.writing import CannotWrite, replacing, share_as_folder, write_json, write_table
+from sim.kernel.writing import (
+    CannotWrite,
+    remove,
+    replacing,
+    share_as_folder,
+    write_json,
+    write_table,
+)
 from sim.results.generations import GENERATIONS, generations
 from sim.results.host_memory import forget_peak_rss
 from sim.results.model_card import write_model_card
@@ -74,9 +82,15 @@ def run_scenario(
         if resume
         else new_folder(scenario.name, out) as place
     ):
-        if resume and read_manifest(place).get("dry", dry) != dry:
+        as_it_was = read_manifest(place) if resume else {}
+        if as_it_was.get("dry", dry) != dry:
             raise RunDirectoryError(
                 f"{place} was begun {'without' if dry else 'with'} --dry: resume it the same way"
+            )
+        precision = (as_it_was.get("host") or host.precision).rpartition(", ")[2]
+        if precision != host.precision:
+            raise RunDirectoryError(
+                f"{place} was begun with --precision {precision}: resume it the same way"
             )
         sim, journal = None, Journal(None)
         try:
@@ -117,7 +131,7 @@ def run_scenario(
             if sim is not None:
                 sim.host.close(at_once=True)
                 sim.recorder.discard()
-            _mark(place, scenario, dry, error, has_begun=resume or sim is not None)
+            _mark(place, scenario, dry, error, as_it_was, has_begun=resume or sim is not None)
             raise
         is_large = len(built.devices) >= LARGE  # its world weighs more than what is drawn of it
         sim = None
@@ -161,16 +175,23 @@ def _arithmetic_remarks(place: Path, sim: Simulation) -> list[str]:
 
 
 def _mark(
-    place: Path, scenario: Scenario, dry: bool, error: BaseException, has_begun: bool
+    place: Path,
+    scenario: Scenario,
+    dry: bool,
+    error: BaseException,
+    as_it_was: Mapping[str, Any],
+    has_begun: bool,
 ) -> None:
-    """What a run leaves that did not get through: a manifest that says so, or, of one that had not
-    begun, nothing.
+    """What a run leaves that did not get through: a manifest that says so, or that of the run that
+    could not be resumed, as it was; of one that had not begun, nothing.
     """
     with suppress(
         CannotWrite, OSError
     ):  # the disk may be full; the first error is the one to be told
         if isinstance(error, KeyboardInterrupt):
             write_manifest(place, scenario, "interrupted", dry=dry)
+        elif as_it_was and isinstance(error, CannotResume):
+            write_json(place / "manifest.json", as_it_was)
         elif has_begun:
             make_room(place)
             write_manifest(
@@ -227,7 +248,9 @@ def _draw(run: Run, figures: bool, on_stage: Callable[[str], None]) -> None:
     on_stage("exporting the timeline")
     with replacing(run.path / "timeline.pftrace") as temporary:
         write_perfetto(run, temporary)
-    if figures:
+    if not figures:
+        remove(run.path / "figures")  # of what there was when the run was interrupted
+    else:
         from sim.views.plots import draw
 
         on_stage("drawing")

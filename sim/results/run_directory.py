@@ -193,8 +193,11 @@ def folder_to_resume(
     """
     folder = newest_unfinished(scenario) if out is None else out
     if folder is None:
+        others = ", ".join(map(str, sorted(_unfinished(scenario.name))))
         raise RunDirectoryError(
-            f"runs/ holds no unfinished run of {scenario.name} to resume; run it without --resume"
+            f"runs/ holds no unfinished run of {scenario.name} to resume"
+            + (f" with these settings and this seed ({others}: with others)" if others else "")
+            + "; run it without --resume"
         )
     if not read_manifest(folder) and not (folder / LOCK).is_file():
         raise RunDirectoryError(f"{folder} is not a run directory; run without --resume")
@@ -224,16 +227,19 @@ def newest_unfinished(scenario: Scenario) -> Path | None:
     """The newest of `runs/<name>*` that is an unfinished run of this scenario: one that nobody is
     writing, if there is one.
     """
-    manifests = [
-        f for f in Path("runs").glob("*/manifest.json") if f.parent.name.startswith(scenario.name)
+    unfinished = [folder for folder in _unfinished(scenario.name) if _same(folder, scenario)]
+    stopped = [folder for folder in unfinished if not is_held(folder)] or unfinished
+    return max(stopped, key=lambda f: (f / "manifest.json").stat().st_mtime) if stopped else None
+
+
+def _unfinished(name: str) -> list[Path]:
+    """The folders `runs/<name>*` of runs that have not finished."""
+    folders = (file.parent for file in Path("runs").glob("*/manifest.json"))
+    return [
+        folder
+        for folder in folders
+        if folder.name.startswith(name) and read_manifest(folder).get("status") != "finished"
     ]
-    unfinished = [
-        f
-        for f in manifests
-        if read_manifest(f.parent).get("status") != "finished" and _same(f.parent, scenario)
-    ]
-    stopped = [f for f in unfinished if not is_held(f.parent)] or unfinished
-    return max(stopped, key=lambda f: f.stat().st_mtime).parent if stopped else None
 
 
 def _same(folder: Path, scenario: Scenario) -> bool:

@@ -17,7 +17,7 @@ from sim.kernel.host import Host
 from sim.kernel.journal import CannotResume, Journal
 from sim.kernel.learned import Piece
 from sim.results.run import open_run
-from sim.simulation import RunCallbacks
+from sim.simulation import RunCallbacks, Simulation
 
 PLAIN = ("--quiet", "--no-figures", "--workers", "1")
 SIDE = {"device_batch": 4, "ship_side_network": False}
@@ -434,6 +434,39 @@ def test_a_replay_on_another_course_is_refused(half_done, simulate, monkeypatch,
     )  # other code
     with pytest.raises(CannotResume, match="run the scenario anew, without --resume"):
         half_done()
+
+
+def test_a_refused_resume_says_what_is_other_and_changes_nothing(
+    mobifleet, scenario_file, tmp_path, monkeypatch
+):
+    path, run = scenario_file(), tmp_path / "runs" / "tiny"
+    assert mobifleet("run", path, "-q").code == 0
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    refused = mobifleet("run", path, "--resume", "--precision", "bfloat16", *PLAIN)
+    assert (refused.code, "was begun with --precision float32" in refused.err) == (2, True)
+    refused = mobifleet("run", path, "--resume", "--set", "task.train=50", *PLAIN)
+    said = "with these settings and this seed (runs/tiny: with others)"
+    assert (refused.code, said in " ".join(refused.err.split())) == (2, True)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+    with monkeypatch.context() as context:
+
+        def other_course(sim):
+            raise CannotResume.other_course()
+
+        context.setattr(Simulation, "run", other_course)
+        refused = mobifleet("run", path, "--resume", *PLAIN)
+        assert refused.code == 2 and "the replay differs" in " ".join(refused.err.split())
+    assert json.loads((run / "manifest.json").read_text()) == json.loads(
+        before[run / "manifest.json"]
+    )
+
+    assert (run / "figures").is_dir()
+    assert mobifleet("run", path, "--resume", *PLAIN).code == 0  # without figures
+    assert not (run / "figures").exists()  # those of the interrupted run
+    assert open_run(run).summary["digest"] == manifest["digest"]
 
 
 @pytest.mark.thorough
