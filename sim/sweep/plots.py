@@ -17,20 +17,31 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from sim.sweep.effects import METHOD, OUTCOMES, SCORES, Rows, factors_of, number_of, outcomes_of
 from sim.sweep.front_plots import bytes_figure, privacy_figure
 from sim.sweep.grid import value_text
-from sim.views.page import FAR_APART, STYLE, byte_unit, line_style, time_unit
+from sim.views.page import (
+    FAR_APART,
+    STYLE,
+    byte_unit,
+    line_style,
+    logarithmic_time,
+    number,
+    time_unit,
+)
 from sim.views.saving_figures import save, shortened
 
 WIDTH_IN = 7.0
 MOST_PANELS = 12  # combinations whose curves are drawn
 COLUMNS = 3
+NARROWEST = 0.05  # share of a cost that an axis shows at least, to both sides
 AFTER_TRAINING: dict[str, Any] = {
     **{"linestyle": ":", "linewidth": 0.8},
     **{"marker": "o", "markersize": 3, "markevery": [0]},  # where it ended
@@ -104,15 +115,17 @@ def curves_figure(
                 rest = {**AFTER_TRAINING, "color": style["color"]}
                 ax.plot([moments_s[-1] / unit_s, max(ends_s) / unit_s], [level, level], **rest)
                 is_short = True
+    time_axis = f"virtual time [{unit}]"
     if min(ends_s) > 0 and max(ends_s) > FAR_APART * min(ends_s):
-        axes.flat[0].set_xscale("log", nonpositive="mask")
+        time_axis = "virtual time"
+        logarithmic_time(axes.flat[0], time_axis, unit_s)
     for ax in axes.flat[len(shown) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel(metric)
     for column in range(across):
         last = max(row for row in range(down) if row * across + column < len(shown))
-        axes[last, column].set_xlabel(f"virtual time [{unit}]")
+        axes[last, column].set_xlabel(time_axis)
         axes[last, column].tick_params(labelbottom=True)
     after = {"training has ended": Line2D([], [], color="#555555", **AFTER_TRAINING)}
     _legend(figure, methods, after if is_short else {})
@@ -151,10 +164,10 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
     ):
         ax = axes[line, column]
         lines = ["" if factor == METHOD else method for method in methods]
-        for number, method in enumerate(dict.fromkeys(lines)):
+        for place, method in enumerate(dict.fromkeys(lines)):
             mine = [row for row in rows if method in ("", row["method"])]
             means = _by_seed(mine, outcome, factor, values) / scales[outcome][1]
-            _band(ax, np.arange(len(values)), means, line_style(number) | {"marker": "o"})
+            _band(ax, np.arange(len(values)), means, line_style(place) | {"marker": "o"})
         named = [shortened(_value(value)) for value in values]
         turned = {"rotation": 30, "ha": "right"} if max(map(len, named)) > 12 else {}
         ax.set_xticks(range(len(values)), named, **turned)
@@ -173,11 +186,26 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
             if height > 0
         ]
         is_cost = outcomes[line] not in SCORES
-        if heights and is_cost and max(heights) > FAR_APART * min(heights):
-            axes[line, 0].set_yscale("log", nonpositive="mask")
+        if heights and is_cost:
+            _cost_axis(axes[line, 0], min(heights), max(heights))
     if METHOD not in against:
         _legend(figure, methods)
     return figure
+
+
+def _cost_axis(ax: Axes, least: float, most: float) -> None:
+    """An axis of costs: logarithmic where they are far apart, and never narrower than a twentieth
+    of them, where a difference of nothing would fill it.
+    """
+    if most > FAR_APART * least:
+        ax.set_yscale("log", nonpositive="mask")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
+        ax.yaxis.set_major_formatter(lambda value, _: number(value))
+        ax.yaxis.set_minor_locator(NullLocator())
+        return
+    ax.ticklabel_format(axis="y", useOffset=False)
+    if most - least < NARROWEST * most:
+        ax.set_ylim(most * (1 - NARROWEST), most * (1 + NARROWEST))
 
 
 def _by_seed(rows: Rows, outcome: str, factor: str, values: Sequence[Any]) -> np.ndarray:
@@ -199,16 +227,13 @@ def _by_seed(rows: Rows, outcome: str, factor: str, values: Sequence[Any]) -> np
 def _over_seeds(
     curves: Iterable[Sequence[tuple[float, float]]],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The moments at which any seed was looked at (n,) and each seed's last value by then
-    (seeds, n); NaN before its first.
+    """The moments at which any seed was looked at (n,) and each seed's value then (seeds, n): NaN
+    before its first look, between looks as if it had learned evenly, after its last as it was.
     """
-    series = [np.array(sorted(points)) for points in curves]
+    series = [np.array(sorted(dict(points).items())) for points in curves]
     moments = np.unique(np.concatenate([each[:, 0] for each in series]))
-    values = np.full((len(series), len(moments)), np.nan)
-    for line, each in enumerate(series):
-        last = np.searchsorted(each[:, 0], moments, side="right") - 1
-        values[line, last >= 0] = each[last[last >= 0], 1]
-    return moments, values
+    values = [np.interp(moments, each[:, 0], each[:, 1], left=np.nan) for each in series]
+    return moments, np.stack(values)
 
 
 def _band(ax: Any, x: np.ndarray, values: np.ndarray, style: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import itertools
 
 import matplotlib.style
+import pytest
 
 from sim.sweep.plots import curves_figure, draw, effects_figure
 from sim.views.page import STYLE
@@ -70,3 +71,50 @@ def test_names_of_outcomes_and_values_stay_within_the_figure():
     for ax in figure.axes:
         box = ax.yaxis.label.get_window_extent()
         assert box.y0 >= 0 and box.y1 <= figure.bbox.y1 and box.height <= 1.3 * ax.bbox.height
+
+
+def test_seeds_looked_at_at_other_instants_are_averaged_between_their_looks():
+    at = {"task.train": 60, "method": "ours", "name": "accuracy"}
+    looks = {0: [(0, 0.0), (10, 0.4), (20, 0.6)], 1: [(0, 0.2), (5, 0.3), (15, 0.7)]}
+    curves = [
+        {**at, "seed": seed, "time_s": time_s, "value": value}
+        for seed, points in looks.items()
+        for time_s, value in points
+    ]
+    figure = curves_figure(curves, ["task.train"], "accuracy")
+    [line] = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [0, 5, 10, 15, 20]
+    # of the first 0, 0.2, 0.4, 0.5, 0.6; of the second 0.2, 0.3, 0.5, 0.7, 0.7
+    assert line.get_ydata().tolist() == pytest.approx([0.1, 0.25, 0.45, 0.6, 0.65])
+
+
+@pytest.mark.parametrize(
+    ("joules", "read"),
+    [
+        ((156_468, 156_472), None),  # a difference of nothing does not fill the panel
+        ((2_000, 60_000), ["2", "5", "10", "20", "50"]),
+        ((2_000, 3_000_000), ["0.01", "0.1", "1"]),
+    ],
+)
+def test_costs_are_read_off_their_axis(joules, read):
+    rows = [
+        {
+            **{"method.replay": replay, "method": "ours", "seed": 0, "status": "finished"},
+            **{"per_device.uplink_bytes.mean": nbytes, "folder": "x", "error": None},
+        }
+        for replay, nbytes in zip((5, 20), joules, strict=True)
+    ]
+    figure = effects_figure(rows, ["method.replay"], "accuracy")
+    figure.canvas.draw()
+    ax = figure.axes[-1]
+    shown = [
+        label.get_text()
+        for label in ax.get_yticklabels()
+        if ax.get_ylim()[0] <= label.get_position()[1] <= ax.get_ylim()[1]
+    ]
+    assert not ax.yaxis.get_offset_text().get_text() and not any("$" in one for one in shown)
+    if read is None:
+        low, high = ax.get_ylim()
+        assert high - low > 0.05 * high
+    else:
+        assert shown == read
