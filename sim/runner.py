@@ -132,6 +132,9 @@ def run_scenario(
                 sim.host.close(at_once=True)
                 sim.recorder.discard()
             _mark(place, scenario, dry, error, as_it_was, has_begun=resume or sim is not None)
+            if type(error) is KeyboardInterrupt:  # asked for twice
+                how = "begins a dry run anew" if dry else "goes on from the last checkpoint"
+                raise Interrupted(f"at once, in {place}; `--resume` {how}") from None
             raise
         is_large = len(built.devices) >= LARGE  # its world weighs more than what is drawn of it
         sim = None
@@ -141,7 +144,7 @@ def run_scenario(
         run = open_run(place)
         with _spending(seconds, "figures"):
             _draw(run, figures, on_stage)
-        run.summary["host"]["seconds"] = seconds
+        run.summary["host"] |= {"seconds": seconds, "wall_s": time.perf_counter() - began}
         write_json(place / "summary.json", run.summary)
     if run.manifest["status"] == "interrupted":
         how = "begins a dry run anew" if dry else "goes on from there"

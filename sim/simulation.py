@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 # a look costs a microsecond; an update may cost the host a second, and Ctrl-C should not wait
 STEPS_BETWEEN_LOOKS = 20
+DEVICES_BETWEEN_LOOKS = 5_000  # while they are built
 
 
 @dataclass
@@ -197,9 +198,14 @@ class Simulation:
         backbones; `run` does it where it has not been done.
         """
         begin = time.perf_counter()
+        self._heed()
         self.method.learner.prepare()
         self.build_s += time.perf_counter() - begin
         self._is_prepared = True
+
+    def _heed(self, when: str = "before the clock began") -> None:
+        if self.callbacks.should_stop():
+            raise Interrupted(f"{when}; `--resume` goes on")
 
     # --- the run
 
@@ -466,8 +472,7 @@ class Simulation:
     def on_prepare(self, backbone: str, done: int, total: int) -> None:
         """Pass on how far the activations of a backbone are; stop if someone wants to."""
         self.callbacks.on_prepare(backbone, done, total)
-        if self.callbacks.should_stop():
-            raise Interrupted("while preparing; what was computed is stored, `--resume` goes on")
+        self._heed("while preparing (what was computed is stored)")
 
     # --- the world
 
@@ -487,6 +492,8 @@ class Simulation:
         self.remark(*(profile.estimates for profile in profiles.values() if profile.lent))
         made = []
         for i, member in enumerate(members):
+            if i % DEVICES_BETWEEN_LOOKS == 0:
+                self._heed()
             profile, samples = profiles[member.device], self.task.parts[i]
             rng = Normals(self.streams, "jitter", member.id) if self.scenario.jitter else None
             model = ComputeModel(profile, member.engine, rng, self.scenario.jitter)

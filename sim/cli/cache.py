@@ -56,8 +56,8 @@ def cache(
     keep_bytes, age_s = _quantity("--keep", keep, "B"), _quantity("--older-than", older_than, "s")
     held = store_size.shards(root)
     if keep is None and older_than is None:
-        show(table(cache_dir(), held, time.time()), console)
         limit = format_bytes(store_size.limit_bytes())
+        show(table(cache_dir(), held, time.time()), console)
         plain.print(f"{cache_dir()}; activations: at most {limit} ({store_size.LIMIT})")
         return
     before_s = None if age_s is None else time.time() - age_s
@@ -80,6 +80,9 @@ def _sum(shards: Sequence[Shard]) -> str:
 def _quantity(option: str, text: str | None, dimension: str) -> float | None:
     from inputs.units import parse
 
+    if text is not None and text.strip().replace(".", "").isdigit() and float(text) > 0:
+        example = {"B": "GB", "s": "d"}[dimension]
+        raise UserError(f"{option}: what unit is that? Say e.g. {text}{example} (got {text!r})")
     try:
         return None if text is None else parse(text, dimension)
     except ValueError as error:

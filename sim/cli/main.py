@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from sim.cli import faults
 from sim.cli.cache import cache
@@ -24,8 +25,22 @@ from sim.cli.terminal import console, errors
 from sim.cli.validate import validate
 from sim.scenario.own_code import OwnCodeError
 
+
+class Verbs(TyperGroup):
+    """Says that it was stopped, which typer does without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Do what was asked."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print("stopped")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="mobifleet",
+    cls=Verbs,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

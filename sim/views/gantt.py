@@ -19,19 +19,20 @@ THINNEST = 0.15  # share of a row that is given to whatever happened in a bin, h
 ROW = 0.8  # height of a row's colours; rows are 1 apart
 
 
-def timeline_figure(run: Run, page: Page = FULL_WIDTH) -> Figure:
+def timeline_figure(run: Run, page: Page = FULL_WIDTH) -> Figure | None:
     """A Gantt chart: the server on top, below it devices by class and finish time, at most
     `MAX_ROWS` of them.
 
     Time is cut into `BINS`; the height of a colour is the share of the bin that its kind of span
-    takes, so that what alternates faster than can be drawn keeps the colours of the legend.
+    takes, so that what alternates faster than can be drawn keeps the colours of the legend. None
+    where nothing of it took time.
     """
     devices = run.devices()
     names = devices["device"].to_pylist()
     classes = devices["device_class"].to_pylist()
     finish_s = finish_times(devices)
     shown = [row for row, _ in islice(sampling_order(devices), MAX_ROWS)]
-    shown.sort(key=lambda row: (classes[row], finish_s[row], names[row]))
+    shown.sort(key=lambda row: (classes[row], finish_s[row], row))
     rows = ["server", *(names[row] for row in shown)]
     place_of = {
         name: -place - (0.6 if place else 0.0) for place, name in enumerate(rows)
@@ -43,7 +44,9 @@ def timeline_figure(run: Run, page: Page = FULL_WIDTH) -> Figure:
     number_of = {name: number for number, name in enumerate(rows)}
     row = np.array([number_of.get(name, -1) for name in actors], dtype=np.int64)[actor]
     start_s, end_s = table["start_s"].to_numpy(), table["end_s"].to_numpy()
-    last_s = max(end_s[row >= 0].max(initial=0.0), 1e-9)
+    last_s = end_s[row >= 0].max(initial=0.0)
+    if not last_s:
+        return None
     unit, unit_s = time_unit(last_s)
 
     title = title_of([run])

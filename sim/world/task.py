@@ -268,6 +268,10 @@ def load_task(
         test, remarks = _judged(texts, np.concatenate(parts), test)
         seen = np.concatenate([*parts, test])  # who chooses by copies of these chooses by them
         validation = validation[~data.copies(texts, seen, validation)]
+    left_out = len(train) - sum(map(len, parts))
+    if left_out and settings.train is not None:
+        whose = "of clients without a device" if clients is not None else "in no device's part"
+        remarks.append(f"{left_out:,} of the {len(train):,} training texts are {whose}")
     if settings.drift is not None:
         parts = _drifted(
             settings.drift, groups if settings.drift.by == "label" else clients, parts, streams

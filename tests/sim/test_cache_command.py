@@ -83,9 +83,26 @@ def test_nothing_is_removed_unless_somebody_says_yes(kept, mobifleet, monkeypatc
         (["--keep", "2Gb"], "write 'GB'"),
         (["--keep", "-1"], "must not be negative"),
         (["--older-than", "5 m"], "write 'min'"),
+        (["--keep", "20"], "Say e.g. 20GB"),
+        (["--older-than", "1.5"], "Say e.g. 1.5d"),
     ],
 )
 def test_what_is_no_size_or_time_is_one_line(kept, mobifleet, options, hint):
     said = mobifleet("cache", *options, "--yes")
     assert said.code == 2 and hint in said.err and options[0] in said.err
     assert len(shards(kept)) == 3
+
+
+def test_a_limit_that_is_none_is_said_before_anything_else(kept, mobifleet, monkeypatch):
+    monkeypatch.setenv("MOBIFLEET_ACTIVATIONS_LIMIT", "foo")
+    said = mobifleet("cache")
+    assert (said.code, said.out) == (2, "") and "MOBIFLEET_ACTIVATIONS_LIMIT" in said.err
+
+
+def test_who_is_stopped_is_told_so(kept, mobifleet, monkeypatch):
+    def asked(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.cli.cached.table", asked)
+    said = mobifleet("cache")
+    assert said.code == 130 and "stopped" in said.err

@@ -91,6 +91,11 @@ def test_texts_that_no_device_holds_leak_nothing(world):
     task = task_of(world(files, dataset, "text,label,who", partition=natural))
     held = texts_of(task, np.concatenate(task.parts))
     assert 0 < len(held) < 80 and len(task.parts) == 4
+    assert not any("without a device" in remark for remark in task.remarks)  # none were asked for
+    asked = task_of(world(files, dataset, "text,label,who", partition=natural, train=150))
+    left = 150 - sum(map(len, asked.parts))
+    said = f"{left} of the 150 training texts are of clients without a device"
+    assert left and said in asked.remarks
     wanted = {text for text, _ in rows(20, start=70)} - held
     assert texts_of(task, task.test) == wanted and len(wanted) > 10
 

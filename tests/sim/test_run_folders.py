@@ -302,8 +302,9 @@ def test_who_is_killed_is_not_waited_for(scenario, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_where_the_time_went_is_told_of_the_clock_however_many_work(workers, scenario, tmp_path):
     run = run_scenario(scenario, tmp_path / "run", tmp_path, workers=workers, figures=False)
-    spent = run.summary["host"]["seconds"]
+    spent, whole_s = run.summary["host"]["seconds"], run.summary["host"]["wall_s"]
     assert 0 < spent["events"] < 30 and spent["torch"] > 0
+    assert sum(s for what, s in spent.items() if what != "torch") < whole_s  # figures among them
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, tmp_path):
@@ -317,12 +318,31 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
         run_scenario(
             scenario, tmp_path / "run", tmp_path, dry=True, callbacks=RunCallbacks(on_progress=look)
         )
-    assert not isinstance(stopped.value, Interrupted)
+    assert isinstance(stopped.value, Interrupted) and stopped.value.run is None
+    assert str(stopped.value).startswith("at once, in ") and "--resume" in str(stopped.value)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
     assert (
         run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True).manifest["status"]
         == "finished"
     )
+
+
+def test_who_is_stopped_before_the_clock_begins_simulates_nothing(scenario, tmp_path, monkeypatch):
+    build, stages = Simulation._devices, []
+
+    def asked_meanwhile(sim, *what):
+        os.kill(os.getpid(), signal.SIGINT)
+        return build(sim, *what)
+
+    monkeypatch.setattr(Simulation, "_devices", asked_meanwhile)
+    with pytest.raises(Interrupted, match="before the clock began; `--resume` goes on") as stopped:
+        run_scenario(
+            scenario, tmp_path / "run", tmp_path, dry=True, on_stage=stages.append, figures=False
+        )
+    assert stopped.value.run is None and stages == ["preparing", STOPPING]
+    monkeypatch.undo()
+    done = run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True, figures=False)
+    assert done.manifest["status"] == "finished"
 
 
 # --- a full disk, at every stage
