@@ -104,7 +104,7 @@ def _show_summary(done) -> None:
     row = table.add_row
     row("ended", f"{s['ended']}, after {format_seconds(s['virtual_time_s'])} of virtual time")
     if not s["dry"]:
-        row(done.metric, _score(s) + _before(done))
+        row(done.metric, _score(s) + _before(done) + _looked_at(done))
         if (each := s.get("accuracy_by_device") or {}).get("mean") is not None:
             row("accuracy by device", _spread(each))
     for name, one in (s.get("generations") or {}).items():
@@ -243,6 +243,17 @@ def _before(done) -> str:
     from inputs.units import format_score
 
     return f", untrained {format_score(perplexity[0])}"
+
+
+def _looked_at(done) -> str:
+    """When the score of a run that was interrupted was last looked at, if it has gone on since."""
+    time_s, _ = done.curve(done.metric)
+    end_s = done.summary["virtual_time_s"]
+    if done.summary["ended"] != "interrupted" or not len(time_s) or time_s[-1] >= end_s:
+        return ""
+    from inputs.units import format_seconds
+
+    return f", last looked at after {format_seconds(time_s[-1])}"
 
 
 def _score(s) -> str:

@@ -129,6 +129,8 @@ def new_folder(name: str, out: Path | None) -> Iterator[Path]:
         with held(folder):
             if not _is_unused(folder):
                 raise refusal
+            with suppress(OSError):  # of who was killed
+                (folder / "manifest.json").unlink()
             yield folder
     finally:
         if is_new:
@@ -168,11 +170,11 @@ def _is_unused(folder: Path) -> bool:
     """Whether there is nothing in a folder but what a run leaves that failed, or was killed, before
     it had begun.
     """
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {
-        LOCK,
-        FAILED,
-        "manifest.json.tmp",
-    }
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()} - {LOCK, FAILED, "manifest.json.tmp"}
+    killed = names == {"manifest.json"} and read_manifest(folder).get("status") == "running"
+    return not names or killed
 
 
 def is_strangers(folder: Path) -> bool:

@@ -585,6 +585,22 @@ def test_a_strangers_folder_stays_as_it_is_and_is_named(
     assert [(path.name, path.read_text()) for path in theirs.iterdir()] == [(name, "{")]
 
 
+def test_a_folder_whose_run_was_killed_before_it_had_begun_is_used_again(tmp_path):
+    place = tmp_path / "run"
+    place.mkdir()
+    left = json.dumps({"status": "running", "begun_at": "long ago"})
+    (place / "manifest.json").write_text(left)
+    with new_folder("run", place):
+        assert not (place / "manifest.json").exists()
+    (place / "manifest.json").write_text(left)
+    with held(place), pytest.raises(RunDirectoryError), new_folder("run", place):
+        pass
+    (place / "journal.jsonl").write_text("")
+    with pytest.raises(RunDirectoryError, match="--resume"), new_folder("run", place):
+        pass
+    assert (place / "manifest.json").read_text() == left
+
+
 def test_resuming_is_advised_where_there_is_something_to_resume(tmp_path, scenario):
     place = tmp_path / "run"
     place.mkdir()
