@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from inputs.profiles import OWN
 
+PLAUSIBLE = (1e6, 1e18)  # FLOP/s, bytes/s and bytes, from a microcontroller to a rack
 MANY = 5  # numbers of one part of a profile; beyond that they are counted, not listed
 KINDS = ("board", "phone", "sbc", "laptop", "server")
 BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalled", OWN)
@@ -137,6 +138,20 @@ class DeviceProfile:
         left_out = ", ".join([*alone, *several])
         lender = f"taken from {self.lender}, as estimates"
         return f"the profile {self.name} leaves out {left_out}: {lender}" if left_out else ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """`estimates`, and rates and sizes that no device has: those of another unit."""
+        stated = {
+            "memory_bytes": self.memory_bytes,
+            "memory_bandwidth_bytes_per_s": self.memory_bandwidth_bytes_per_s,
+            **{f"engines.{name}.flop_per_s": e.flop_per_s for name, e in self.engines.items()},
+        }
+        return [text for text in [self.estimates] if text] + [
+            f"the profile {self.name} has {key} {value:.3g}: is the unit right?"
+            for key, value in stated.items()
+            if not PLAUSIBLE[0] <= value <= PLAUSIBLE[1]
+        ]
 
     def engine(self, name: str) -> Engine:
         """The engine of that name; raises `ProfileError` with the engines that exist."""

@@ -489,7 +489,7 @@ class Simulation:
             name: devices.profile.load(name, folder)
             for name in sorted({member.device for member in members})
         }
-        self.remark(*(profile.estimates for profile in profiles.values() if profile.lent))
+        self.remark(*(text for profile in profiles.values() for text in profile.remarks))
         made = []
         for i, member in enumerate(members):
             if i % DEVICES_BETWEEN_LOOKS == 0:
@@ -516,7 +516,7 @@ class Simulation:
     def _server(self, folder: Path) -> Server:
         settings = self.scenario.server
         profile = devices.profile.load(settings.device, folder)
-        self.remark(*[profile.estimates] if profile.lent else ())
+        self.remark(*profile.remarks)
         if settings.step_overhead is not None:
             profile = profile.with_overhead(settings.engine, settings.step_overhead)
         rng = Normals(self.streams, "jitter", "server") if self.scenario.jitter else None

@@ -61,6 +61,17 @@ def test_name_memory_and_one_rate_are_enough(load, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("rate", "said"), [("90", "90"), ("9e30 FLOP/s", "9e+30"), ("90 GFLOP/s", None)]
+)
+def test_a_rate_that_no_device_has_is_told(rate, said, load):
+    mine = load(phone=PHONE.replace("90 GFLOP/s", rate))
+    [estimates, *doubts] = mine.remarks
+    assert estimates == mine.estimates
+    told = f"the profile my-phone has engines.simple.flop_per_s {said}: is the unit right?"
+    assert doubts == ([] if said is None else [told])
+
+
 @pytest.mark.parametrize("kind", hardware.KINDS)
 def test_a_device_of_any_kind_can_lend(kind, load):
     mine = load(one=PHONE + f"kind: {kind}\n")
@@ -82,6 +93,7 @@ power: {compute_w: 9 W, uplink_w: 2500 mW, downlink_w: 2, idle_w: 1}
     text = PHONE.replace("simple: {", "simple: {overhead_s: 3 ms, ") + said
     mine = load(board=text)
     assert (mine.lent, mine.lender, mine.estimates) == ((), "", "")
+    assert mine.remarks == []
     assert mine.memory_bandwidth_bytes_per_s == 20e9 and mine.sustained_tau_s == 120
     assert mine.engine("simple").overhead_s == 0.003
     watts = mine.engine("simple").power
