@@ -30,7 +30,7 @@ def test_map_keeps_the_order_of_its_items(host):
 
 def test_shares_of_a_piece_run_at_once_and_come_in_order(host):
     threads = host._threads
-    meet = threading.Barrier(threads, timeout=10)
+    meet = threading.Barrier(threads, timeout=60)
 
     def share(turn: tuple[int, int]) -> tuple[int, int]:
         meet.wait()  # raises where they come one after another

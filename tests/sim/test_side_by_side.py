@@ -111,13 +111,19 @@ def test_no_more_pieces_are_begun_than_a_few_a_thread(threads):
             host.learn(ended.acquire, side_by_side=True)
             begun.append(k)
 
+    def begun_in_the_end(count: int) -> int:
+        """How many have begun a while after so many have."""
+        deadline_s = time.monotonic() + 60
+        while len(begun) < count and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        feeder.join(0.2)
+        return len(begun)
+
     feeder = threading.Thread(target=feed)
     feeder.start()
-    feeder.join(0.2)
-    assert len(begun) == AHEAD * threads
+    assert begun_in_the_end(AHEAD * threads) == AHEAD * threads
     ended.release()
-    feeder.join(0.2)
-    assert len(begun) == AHEAD * threads + 1
+    assert begun_in_the_end(AHEAD * threads + 1) == AHEAD * threads + 1
     ended.release(19)
     feeder.join(30)
     host.close()
