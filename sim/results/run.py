@@ -196,12 +196,12 @@ def open_run(path: str | Path) -> Run:
     manifest = _read_json(path / "manifest.json")
     if not isinstance(manifest.get("scenario"), dict):
         raise RunError(f"{path / 'manifest.json'} has no resolved scenario: {AGAIN}")
+    if manifest.get("status") == "running" and not is_held(path):
+        manifest["status"] = "killed"
     parts = ["summary.json", *(f"{name}.parquet" for name in COLUMNS)]
     missing = [part for part in parts if not (path / part).exists()]
     if missing:
         status = str(manifest.get("status", "unknown"))
-        if status == "running" and not is_held(path):
-            status = "killed"
         todo = {"running": "wait for it to end", "finished": AGAIN}.get(
             status, "finish it with `mobifleet run SCENARIO --resume`"
         )

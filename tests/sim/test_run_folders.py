@@ -292,6 +292,9 @@ def test_who_is_killed_is_not_waited_for(scenario, tmp_path):
     run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, figures=False)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    assert open_run(tmp_path / "run").title.endswith(" · killed")  # as it was to say so
+    with held(tmp_path / "run"):
+        assert open_run(tmp_path / "run").title.endswith(" · running")
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(RunError, match=r"status: killed; no summary.*--resume"):
         open_run(tmp_path / "run")
