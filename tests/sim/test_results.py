@@ -94,7 +94,7 @@ def test_a_truncated_part_is_named(path, part, keep):
 def test_an_unfinished_run_says_what_is_missing_and_what_to_do(path, status, told):
     manifest = json.loads((path / "manifest.json").read_text()) | {"status": status}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    assert status in open_run(path).title  # all parts are there: it opens, and says so
+    assert told in open_run(path).title  # all parts are there: it opens, and says so
     (path / "summary.json").unlink()
     (path / "metrics.parquet").unlink()
     with pytest.raises(
