@@ -24,6 +24,7 @@ def check(
     from sim.views.terminal_tables import show
 
     chosen = load(scenario, overrides or (), seed, allow_code)
-    found = answer(chosen, chosen.folder)
+    with console.status(f"building the world of {chosen.name} ..."):
+        found = answer(chosen, chosen.folder)
     show(found.table(), console)
     show_remarks(found.remarks)
