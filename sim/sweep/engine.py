@@ -178,7 +178,7 @@ def _in_processes(
     left = list(entries)
     with ear, mouth, ProcessPoolExecutor(count, spawn, _begin, (ear, numbers)) as pool:
         try:
-            pending = {pool.submit(_run, entry, *work): entry for entry in entries}
+            pending = {pool.submit(_in_turn, entry, *work): entry for entry in entries}
             for future in as_completed(pending):
                 future.result()
                 left.remove(pending[future])
@@ -204,7 +204,9 @@ def _begin(ear: connection.Connection, numbers: Synchronized[int]) -> None:
     _heed_parent(ear)
 
 
-_stopped = threading.Event()  # in a process of the pool: nothing new is begun
+# in a process of the pool
+_stopped = threading.Event()  # nothing new is begun
+_at_work = threading.Event()
 
 
 def _heed_parent(ear: connection.Connection) -> None:
@@ -212,7 +214,10 @@ def _heed_parent(ear: connection.Connection) -> None:
     its folder is free for the next one.
 
     In a session of its own a process does not hear the terminal's Ctrl-C, which is the parent's.
+    One that is told to stop while it is idle goes when the pool tells it to: it holds the lock of
+    the pool's queue, which nobody would have again.
     """
+    signal.signal(signal.SIGTERM, _told_to_stop)  # what a run has in its place while its clock runs
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -226,6 +231,26 @@ def _heed_parent(ear: connection.Connection) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _told_to_stop(number: int, frame: Any) -> None:
+    _stopped.set()
+    if _at_work.is_set():
+        raise KeyboardInterrupt
+
+
+def _in_turn(*what: Any) -> None:
+    """`_run` in a process of the pool, which begins nothing more once it has been told to stop."""
+    if _stopped.is_set():
+        raise KeyboardInterrupt
+    _at_work.set()
+    try:
+        _run(*what)
+    except KeyboardInterrupt:
+        _stopped.set()
+        raise
+    finally:
+        _at_work.clear()
 
 
 @contextmanager
@@ -250,8 +275,6 @@ def _run(
     """Run it, or go on with what was begun of it, and attack it; why it fails is noted, or
     raised.
     """
-    if _stopped.is_set():
-        raise KeyboardInterrupt
     with suppress(OSError):
         (entry.folder / FAILED).unlink()
     try:

@@ -451,6 +451,26 @@ def test_a_sweep_that_is_stopped_says_so_and_loses_nothing(
     assert {row["status"] for row in read(tmp_path / "out" / "sweep.csv")} == {"finished"}
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_one_of_whose_processes_is_idle_is_stopped_by_one_signal(
+    sign, scenario_file, tmp_path
+):
+    argv = (scenario_file(), "--grid", "method.replay=1,9000", "--out", "out", "--workers", 2)
+    process = started(tmp_path, *argv)
+    while not (done := list((tmp_path / "out").glob("*/*/summary.json"))):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    wait_for(process, tmp_path / "out", 2)
+    time.sleep(0.5)  # so that it waits for more
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in errors, errors
+    assert [folder.parent.parent.name for folder in done] == ["method.replay=1"]
+    left = [row["status"] for row in read(tmp_path / "out" / "sweep.csv")]
+    assert left == ["finished", "not finished"]
+
+
 def test_ctrl_c_in_one_run_ends_the_sweep_with_a_table_of_what_there_is(
     mobifleet, scenario_file, tmp_path, monkeypatch
 ):
