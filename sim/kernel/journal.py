@@ -31,6 +31,8 @@ SHARE_OF_TIME = 0.05  # of what is at stake that writing a checkpoint may take,
 MUCH_AT_STAKE = 0.15  # unless so much of all learning is: then more
 MOST_OF_TIME = 0.5
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 class CannotResume(ValueError):
     """The journal does not belong to this run's history; the message says what to do."""
@@ -66,7 +68,7 @@ class Journal:
         if folder is None:
             return
         self._file = folder / "journal.jsonl"
-        self._checkpoint_file = folder / "checkpoint.safetensors"
+        self._checkpoint_file = folder / CHECKPOINT
         if resume:
             self._read()
         else:

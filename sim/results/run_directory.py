@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from inputs.files import FileProblem, read_json
+from sim.kernel.journal import CHECKPOINT
 from sim.kernel.writing import remove, write_json
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import changed_files
@@ -180,6 +181,13 @@ def _is_unused(folder: Path) -> bool:
 def is_strangers(folder: Path) -> bool:
     """Whether a folder holds something, and no run whose manifest can be read."""
     return folder.exists() and not _is_unused(folder) and not read_manifest(folder)
+
+
+def has_learned(folder: Path) -> bool:
+    """Whether a run in the folder, finished or not, has learned what it would be a pity to lose."""
+    manifest = read_manifest(folder)
+    is_dry = not manifest or manifest.get("dry", False)
+    return not is_dry and (manifest.get("status") == "finished" or (folder / CHECKPOINT).is_file())
 
 
 @contextmanager

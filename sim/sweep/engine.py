@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -28,7 +28,14 @@ from learning.host_device import CPU, HostDevice, take_turns
 from sim.kernel.writing import replacing
 from sim.privacy.measures import PrivacyError, is_attacked, targets_of, write_found
 from sim.results.run import RunError, open_run
-from sim.results.run_directory import FAILED, empty, held, is_strangers, read_manifest
+from sim.results.run_directory import (
+    FAILED,
+    empty,
+    has_learned,
+    held,
+    is_strangers,
+    read_manifest,
+)
 from sim.scenario.file import digest, resolved
 from sim.scenario.named_files import changed_files, digests
 from sim.sweep.cluster import in_cluster
@@ -68,11 +75,10 @@ def why_again(entry: PlannedRun, dry: bool, folder: Path, host: HostDevice) -> s
     """
     if not (manifest := _manifest(entry, dry)):
         other = read_manifest(entry.folder)
-        if other.get("status") != "finished":
-            return None
-        return (
-            "dry before, and now to learn" if _is_of(other, entry) else "of other settings before"
-        )
+        if _is_of(other, entry):
+            return "dry before, and now to learn" if other.get("status") == "finished" else None
+        is_some = other.get("status") in ("finished", "interrupted")
+        return "of other settings before" if is_some else None
     if changed := changed_files(manifest.get("inputs") or {}, digests(entry.scenario, folder)):
         return f"{', '.join(changed)} held something else before"
     if (before := manifest.get("host")) and not host.is_that_of(before):
@@ -128,18 +134,7 @@ def run_all(
         ended += 1
         on_done(entry, ended, len(entries))
 
-    for entry in missing:  # nothing of ours is put there, and nothing of theirs removed
-        if is_strangers(entry.folder):
-            raise SweepError(
-                f"{entry.folder} holds what is no run, or one whose manifest.json is damaged: move "
-                "it away, or name another --out"
-            )
-        before = read_manifest(entry.folder)
-        if dry and before.get("status") == "finished" and not before.get("dry", False):
-            raise SweepError(
-                f"{entry.folder} has learned, which a dry run is not to take the place of: name "
-                "another --out"
-            )
+    require_replaceable(missing, dry)
     if not missing:
         return
     work = (folder, dry, host, keep_going, attacks)
@@ -159,6 +154,23 @@ def run_all(
             if _in_processes([entry], 1, work, end):
                 _lost(entry, keep_going)
                 end(entry)
+
+
+def require_replaceable(missing: Sequence[PlannedRun], dry: bool) -> None:
+    """Raise SweepError where nothing of these is to be put, and nothing of what is there removed:
+    what is no run's, and, of a dry run, what has learned.
+    """
+    for entry in missing:
+        if is_strangers(entry.folder):
+            raise SweepError(
+                f"{entry.folder} holds what is no run, or one whose manifest.json is damaged: move "
+                "it away, or name another --out"
+            )
+        if dry and has_learned(entry.folder):
+            raise SweepError(
+                f"{entry.folder} has learned, which a dry run is not to take the place of: name "
+                "another --out"
+            )
 
 
 def _lost(entry: PlannedRun, keep_going: bool) -> None:

@@ -23,7 +23,15 @@ from inputs.files import FileProblem, read_json
 from inputs.units import format_seconds
 from learning.host_device import CPU, HostDevice
 from sim.sweep.cluster import cores
-from sim.sweep.engine import NO_ATTACKS, Processes, failure, is_whole, run_all, why_again
+from sim.sweep.engine import (
+    NO_ATTACKS,
+    Processes,
+    failure,
+    is_whole,
+    require_replaceable,
+    run_all,
+    why_again,
+)
 from sim.sweep.planned_run import PlannedRun
 
 
@@ -40,6 +48,7 @@ def run_shown(
     attacks: str = NO_ATTACKS,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
+    require_replaceable([e for e in entries if not is_whole(e, dry, folder, host, attacks)], dry)
     again = Counter(why for entry in entries if (why := why_again(entry, dry, folder, host)))
     for why, count in again.items():
         runs = "1 run is" if count == 1 else f"{count} runs are"

@@ -21,7 +21,7 @@ from sim.results.run_directory import held
 from sim.scenario.schema import Scenario
 from sim.sweep import table
 from sim.sweep.effects import OUTCOMES, Effect, effects_of, left_out, metrics_of
-from sim.sweep.engine import NO_ATTACKS, Processes, is_whole
+from sim.sweep.engine import NO_ATTACKS, Processes, is_whole, require_replaceable
 from sim.sweep.front import FrontPoint, points_of
 from sim.sweep.grid import Grid, cells_of, planned, value_text
 from sim.sweep.planned_run import PlannedRun
@@ -125,6 +125,7 @@ def sweep_scenario(
         f"{len(entries) - len(missing)} of them finished",
         highlight=False,
     )
+    require_replaceable(missing, dry)
     try_all(missing, dry, folder)
     out.mkdir(parents=True, exist_ok=True)
     with held(out):

@@ -542,9 +542,19 @@ def test_what_other_settings_replace_is_said_and_a_dry_run_replaces_nothing_lear
     learned = (folder / "manifest.json").read_bytes()
     for more in ((), ("--set", "task.max_tokens=15")):
         done, _ = swept("--dry", *more)
-        assert done.code != 0 and "has learned" in done.err and "another --out" in done.err
+        assert done.code == 2 and "has learned" in done.err and "another --out" in done.err
+        assert "made again" not in done.out
+    assert json.loads((folder.parent / "sweep.json").read_text())["dry"] is False
     assert (folder / "manifest.json").read_bytes() == learned
     assert "1 of them finished" in swept()[0].out
+
+    manifest = json.loads(learned)  # one that was interrupted, with what it has learned
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    (folder / "checkpoint.safetensors").write_bytes(b"learned")
+    assert "has learned" in swept("--dry")[0].err
+    assert (folder / "checkpoint.safetensors").read_bytes() == b"learned"
+    done, _ = swept("--set", "task.max_tokens=15")
+    assert "of other settings before: 1 run is made again" in done.out
 
 
 @pytest.mark.parametrize(
