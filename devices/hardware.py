@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from inputs.profiles import OWN
 
-PLAUSIBLE = (1e6, 1e18)  # FLOP/s, bytes/s and bytes, from a microcontroller to a rack
+PLAUSIBLE = (1e5, 1e18)  # FLOP/s, bytes/s and bytes, from a microcontroller to a rack
 MANY = 5  # numbers of one part of a profile; beyond that they are counted, not listed
 KINDS = ("board", "phone", "sbc", "laptop", "server")
 BASES = ("measured", "published", "derived", "estimated", "data-sheet", "recalled", OWN)

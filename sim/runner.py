@@ -15,7 +15,7 @@ from typing import Any
 
 from learning.data.texts import TextDataset
 from learning.host_device import CPU, HostDevice
-from sim.kernel.journal import CannotResume, Journal
+from sim.kernel.journal import CHECKPOINT, CannotResume, Journal
 from sim.kernel.writing import (
     CannotWrite,
     remove,
@@ -131,9 +131,10 @@ def run_scenario(
             if sim is not None:
                 sim.host.close(at_once=True)
                 sim.recorder.discard()
-            _mark(place, scenario, dry, error, as_it_was, has_begun=resume or sim is not None)
+            _mark(place, scenario, dry, error, as_it_was, has_begun=sim is not None)
             if type(error) is KeyboardInterrupt:  # asked for twice
-                how = "begins a dry run anew" if dry else "goes on from the last checkpoint"
+                is_kept = (place / CHECKPOINT).is_file()
+                how = "goes on from the last checkpoint" if is_kept else "begins anew"
                 raise Interrupted(f"at once, in {place}; `--resume` {how}") from None
             raise
         is_large = len(built.devices) >= LARGE  # its world weighs more than what is drawn of it
@@ -142,8 +143,13 @@ def run_scenario(
         if is_large:
             gc.collect()
         run = open_run(place)
-        with _spending(seconds, "figures"):
-            _draw(run, figures, on_stage)
+        try:
+            with _spending(seconds, "figures"):
+                _draw(run, figures, on_stage)
+        except KeyboardInterrupt:
+            if run.manifest["status"] == "finished":
+                left = f"{place} holds the whole run, but for figures: `mobifleet plot` draws them"
+                raise Interrupted(left, run) from None
         run.summary["host"] |= {"seconds": seconds, "wall_s": time.perf_counter() - began}
         write_json(place / "summary.json", run.summary)
     if run.manifest["status"] == "interrupted":
@@ -193,7 +199,7 @@ def _mark(
     ):  # the disk may be full; the first error is the one to be told
         if isinstance(error, KeyboardInterrupt):
             write_manifest(place, scenario, "interrupted", dry=dry)
-        elif as_it_was and isinstance(error, CannotResume):
+        elif as_it_was and (isinstance(error, CannotResume) or not has_begun):
             write_json(place / "manifest.json", as_it_was)
         elif has_begun:
             make_room(place)

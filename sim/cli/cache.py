@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -80,9 +81,10 @@ def _sum(shards: Sequence[Shard]) -> str:
 def _quantity(option: str, text: str | None, dimension: str) -> float | None:
     from inputs.units import parse
 
-    if text is not None and text.strip().replace(".", "").isdigit() and float(text) > 0:
-        example = {"B": "GB", "s": "d"}[dimension]
-        raise UserError(f"{option}: what unit is that? Say e.g. {text}{example} (got {text!r})")
+    bare = (text or "").strip()
+    if re.fullmatch(r"[0-9]*\.?[0-9]+", bare) and float(bare):
+        example = bare + {"B": "GB", "s": "d"}[dimension]
+        raise UserError(f"{option}: what unit is that? Say e.g. {example} (got {text!r})")
     try:
         return None if text is None else parse(text, dimension)
     except ValueError as error:

@@ -123,7 +123,8 @@ class LiveView:
 def _facts(sim: Simulation, clock_s: float) -> list[tuple[str, str]]:
     """What a person is told of a run whose clock has run for so long on the host."""
     done, rounds = len(sim.devices) - sim.devices_at_work, sim.tally.rounds
-    most = getattr(sim.scenario.method, "rounds", 0) if rounds else 0
+    most = getattr(sim.scenario.method, "rounds", None)  # of one's own method: whatever it is
+    most = most if type(most) is int and 0 < rounds <= most else 0
     facts = [
         ("virtual clock", format_seconds(sim.env.now)),
         ("devices done", f"{done}/{len(sim.devices)}"),

@@ -243,13 +243,16 @@ def newest_unfinished(scenario: Scenario) -> Path | None:
 
 
 def _unfinished(name: str) -> list[Path]:
-    """The folders `runs/<name>*` of runs that have not finished."""
+    """The folders `runs/<name>*` of runs of that name that have not finished."""
     folders = (file.parent for file in Path("runs").glob("*/manifest.json"))
-    return [
-        folder
-        for folder in folders
-        if folder.name.startswith(name) and read_manifest(folder).get("status") != "finished"
-    ]
+    unfinished = []
+    for folder in folders:
+        manifest = read_manifest(folder) if folder.name.startswith(name) else {}
+        scenario = manifest.get("scenario")
+        is_named = isinstance(scenario, dict) and scenario.get("name") == name
+        if is_named and manifest.get("status") != "finished":
+            unfinished.append(folder)
+    return unfinished
 
 
 def _same(folder: Path, scenario: Scenario) -> bool:

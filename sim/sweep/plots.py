@@ -183,28 +183,34 @@ def effects_figure(rows: Rows, keys: Sequence[str], metric: str) -> Figure | Non
             for drawn in axes[line].flat
             for one in drawn.get_lines()
             for height in np.asarray(one.get_ydata(), dtype=float)
-            if height > 0
         ]
-        is_cost = outcomes[line] not in SCORES
-        if heights and is_cost:
-            _cost_axis(axes[line, 0], min(heights), max(heights))
+        if outcomes[line] not in SCORES:
+            _cost_axis(axes[line, 0], heights)
     if METHOD not in against:
         _legend(figure, methods)
     return figure
 
 
-def _cost_axis(ax: Axes, least: float, most: float) -> None:
-    """An axis of costs: logarithmic where they are far apart, and never narrower than a twentieth
-    of them, where a difference of nothing would fill it.
+def _cost_axis(ax: Axes, heights: Sequence[float]) -> None:
+    """An axis of costs: logarithmic where they are far apart, with 0 on it where there is one, and
+    never narrower than a twentieth of them, where a difference of nothing would fill it.
     """
+    if not (some := [height for height in heights if height > 0]):
+        return
+    least, most, has_none = min(some), max(some), min(heights) <= 0
+    if most > FAR_APART * least and has_none:
+        ax.set_yscale("symlog", linthresh=least)
+        ax.set_ylim(-least / 2, 2 * most)
+        ax.yaxis.set_major_formatter(lambda value, _: number(value))
+        return
     if most > FAR_APART * least:
-        ax.set_yscale("log", nonpositive="mask")
+        ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 100 * least else (1,)))
         ax.yaxis.set_major_formatter(lambda value, _: number(value))
         ax.yaxis.set_minor_locator(NullLocator())
         return
     ax.ticklabel_format(axis="y", useOffset=False)
-    if most - least < NARROWEST * most:
+    if most - least < NARROWEST * most and not has_none:
         ax.set_ylim(most * (1 - NARROWEST), most * (1 + NARROWEST))
 
 

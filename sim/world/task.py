@@ -270,7 +270,7 @@ def load_task(
         validation = validation[~data.copies(texts, seen, validation)]
     left_out = len(train) - sum(map(len, parts))
     if left_out and settings.train is not None:
-        whose = "of clients without a device" if clients is not None else "in no device's part"
+        whose = "in no device's part" if chosen is None else "of clients without a device"
         remarks.append(f"{left_out:,} of the {len(train):,} training texts are {whose}")
     if settings.drift is not None:
         parts = _drifted(

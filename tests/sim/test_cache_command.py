@@ -84,7 +84,9 @@ def test_nothing_is_removed_unless_somebody_says_yes(kept, mobifleet, monkeypatc
         (["--keep", "-1"], "must not be negative"),
         (["--older-than", "5 m"], "write 'min'"),
         (["--keep", "20"], "Say e.g. 20GB"),
-        (["--older-than", "1.5"], "Say e.g. 1.5d"),
+        (["--older-than", " 1.5 "], "Say e.g. 1.5d"),
+        (["--keep", "1.2.3"], "--keep: "),
+        (["--keep", "²"], "--keep: "),
     ],
 )
 def test_what_is_no_size_or_time_is_one_line(kept, mobifleet, options, hint):

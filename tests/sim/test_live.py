@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from sim.cli.live import LiveView
+from sim.cli.live import LiveView, _facts
 from sim.simulation import RunCallbacks
 
 
@@ -64,6 +64,15 @@ def test_rounds_say_how_far_they_are_and_how_long_it_will_take(watched):
     told = [re.search(r"rounds (\d)/4", line)[1] for line in lines]
     assert told == sorted(told) and {"1", "4"} <= set(told)
     assert [" · left about " in line for line in lines] == [done != "4" for done in told]
+
+
+@pytest.mark.parametrize("rounds", [None, "three", (4,), 1, True])
+def test_what_is_no_number_of_rounds_to_come_is_not_shown(rounds, simulate):
+    method = {"kind": "fedavg-lora", "rounds": 3, "participation": 1.0}
+    sim = simulate(method=method, dry=True)
+    sim.scenario.method.__dict__["rounds"] = rounds  # as a method of one's own may have it
+    assert sim.tally.rounds == 3
+    assert {name for name, _ in _facts(sim, 1.0)} & {"rounds", "left"} == set()
 
 
 def test_lines_keep_their_distance(watched):

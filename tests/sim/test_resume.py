@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from learning.backbones.assets import AssetMissing
 from sim.cli import faults
 from sim.kernel.checkpoint import Checkpoint
 from sim.kernel.host import Host
@@ -451,6 +452,15 @@ def test_a_refused_resume_says_what_is_other_and_changes_nothing(
     assert (refused.code, said in " ".join(refused.err.split())) == (2, True)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
+    with monkeypatch.context() as context:
+
+        def not_there(*_, **__):
+            raise AssetMissing("the weights are not there")
+
+        context.setattr(Simulation, "prepare", not_there)
+        assert mobifleet("run", path, "--resume", *PLAIN).code == 2
+    left = json.loads((run / "manifest.json").read_text())
+    assert left == json.loads(before[run / "manifest.json"])
     with monkeypatch.context() as context:
 
         def other_course(sim):

@@ -94,6 +94,8 @@ def test_seeds_looked_at_at_other_instants_are_averaged_between_their_looks():
         ((156_468, 156_472), None),  # a difference of nothing does not fill the panel
         ((2_000, 60_000), ["2", "5", "10", "20", "50"]),
         ((2_000, 3_000_000), ["0.01", "0.1", "1"]),
+        ((0, 1_000, 1_010), "0"),
+        ((0, 2_000, 3_000_000), "0"),
     ],
 )
 def test_costs_are_read_off_their_axis(joules, read):
@@ -102,7 +104,7 @@ def test_costs_are_read_off_their_axis(joules, read):
             **{"method.replay": replay, "method": "ours", "seed": 0, "status": "finished"},
             **{"per_device.uplink_bytes.mean": nbytes, "folder": "x", "error": None},
         }
-        for replay, nbytes in zip((5, 20), joules, strict=True)
+        for replay, nbytes in zip((5, 20, 40), joules, strict=False)
     ]
     figure = effects_figure(rows, ["method.replay"], "accuracy")
     figure.canvas.draw()
@@ -113,8 +115,10 @@ def test_costs_are_read_off_their_axis(joules, read):
         if ax.get_ylim()[0] <= label.get_position()[1] <= ax.get_ylim()[1]
     ]
     assert not ax.yaxis.get_offset_text().get_text() and not any("$" in one for one in shown)
+    low, high = ax.get_ylim()
     if read is None:
-        low, high = ax.get_ylim()
         assert high - low > 0.05 * high
+    elif read == "0":
+        assert low < 0 < high and 0.0 in map(float, shown)
     else:
         assert shown == read
