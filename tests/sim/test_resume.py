@@ -448,6 +448,10 @@ def test_a_refused_resume_says_what_is_other_and_changes_nothing(
     refused = mobifleet("run", path, "--resume", "--precision", "bfloat16", *PLAIN)
     assert (refused.code, "was begun with --precision float32" in refused.err) == (2, True)
     refused = mobifleet("run", path, "--resume", "--set", "task.train=50", *PLAIN)
+    other = tmp_path / "runs" / "tiny-other"  # of a scenario that only begins alike
+    other.mkdir()
+    named = {**manifest, "status": "interrupted", "scenario": {"name": "tiny-other"}}
+    (other / "manifest.json").write_text(json.dumps(named))
     said = "with these settings and this seed (runs/tiny: with others)"
     assert (refused.code, said in " ".join(refused.err.split())) == (2, True)
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before

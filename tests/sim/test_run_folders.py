@@ -322,12 +322,23 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
             scenario, tmp_path / "run", tmp_path, dry=True, callbacks=RunCallbacks(on_progress=look)
         )
     assert isinstance(stopped.value, Interrupted) and stopped.value.run is None
-    assert str(stopped.value).startswith("at once, in ") and "--resume" in str(stopped.value)
+    assert str(stopped.value) == f"at once, in {tmp_path / 'run'}; `--resume` begins anew"
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
     assert (
         run_scenario(scenario, tmp_path / "run", tmp_path, dry=True, resume=True).manifest["status"]
         == "finished"
     )
+
+
+def test_who_is_stopped_while_figures_are_drawn_has_the_whole_run(scenario, tmp_path, monkeypatch):
+    def asked(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sim.views.plots.draw", asked)
+    with pytest.raises(Interrupted, match="the whole run, but for figures: `mobifleet plot`") as it:
+        run_scenario(scenario, tmp_path / "run", tmp_path, dry=True)
+    assert it.value.run.manifest["status"] == "finished"
+    assert open_run(tmp_path / "run").summary["digest"] == it.value.run.summary["digest"]
 
 
 def test_who_is_stopped_before_the_clock_begins_simulates_nothing(scenario, tmp_path, monkeypatch):
