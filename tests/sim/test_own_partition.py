@@ -25,6 +25,10 @@ def by_size(labels, n_clients, rng, min_size, first=0.5):
     return [order[:cut], *np.array_split(order[cut:], n_clients - 1)]
 
 
+def half(labels, n_clients, rng, min_size):
+    return np.array_split(np.arange(len(labels) // 2), n_clients)
+
+
 def odd(labels, n_clients, rng, min_size, how):
     whole = np.array_split(np.arange(len(labels)), n_clients)
     match how:
@@ -72,6 +76,14 @@ def test_a_function_beside_the_scenario_divides_and_runs_only_if_that_is_said(
     argv = ("run", path, "--allow-code", "--dry", "--quiet", "--no-figures", "--out", out)
     assert mobifleet(*argv).code == 0
     assert "parts.py" in open_run(out).manifest["inputs"]
+
+
+def test_texts_that_a_function_leaves_out_are_told(mobifleet, scenario_file, parts_file):
+    path = scenario_file(task=task("parts.py:half"))
+    told = mobifleet("check", path, "--allow-code")
+    assert told.code == 0 and "30 of the 60 training texts are in no device's part" in " ".join(
+        told.err.split()
+    )
 
 
 @pytest.mark.parametrize(
