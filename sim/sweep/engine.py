@@ -255,8 +255,8 @@ def _in_turn(*what: Any) -> None:
     """`_run` in a process of the pool, which begins nothing more once it has been told to stop."""
     if _stopped.is_set():
         raise KeyboardInterrupt
-    _at_work.set()
     try:
+        _at_work.set()
         _run(*what)
     except KeyboardInterrupt:
         _stopped.set()
