@@ -46,6 +46,7 @@ from sim.simulation import Interrupted, RunCallbacks, Simulation, building
 from sim.world.preflight import preflight
 
 LARGE = 1_000  # devices
+BUT_FIGURES = "holds the whole run, but for figures: `mobifleet plot` draws them"
 STOPPING = "stopping in good order; once more stops at once"
 
 
@@ -131,6 +132,8 @@ def run_scenario(
             if sim is not None:
                 sim.host.close(at_once=True)
                 sim.recorder.discard()
+            if isinstance(error, KeyboardInterrupt) and _is_finished(place):
+                raise Interrupted(f"{place} {BUT_FIGURES}") from None
             _mark(place, scenario, dry, error, as_it_was, has_begun=sim is not None)
             if type(error) is KeyboardInterrupt:  # asked for twice
                 is_kept = (place / CHECKPOINT).is_file()
@@ -147,15 +150,18 @@ def run_scenario(
             with _spending(seconds, "figures"):
                 _draw(run, figures, on_stage)
         except KeyboardInterrupt:
-            if run.manifest["status"] == "finished":
-                left = f"{place} holds the whole run, but for figures: `mobifleet plot` draws them"
-                raise Interrupted(left, run) from None
+            if _is_finished(place):
+                raise Interrupted(f"{place} {BUT_FIGURES}", run) from None
         run.summary["host"] |= {"seconds": seconds, "wall_s": time.perf_counter() - began}
         write_json(place / "summary.json", run.summary)
     if run.manifest["status"] == "interrupted":
         how = "begins a dry run anew" if dry else "goes on from there"
         raise Interrupted(f"{place} holds the run so far; `--resume` {how}", run)
     return run
+
+
+def _is_finished(place: Path) -> bool:
+    return read_manifest(place).get("status") == "finished"
 
 
 def _arithmetic_remarks(place: Path, sim: Simulation) -> list[str]:

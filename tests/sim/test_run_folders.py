@@ -330,15 +330,21 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_what_can_be_resumed(scenario, 
     )
 
 
-def test_who_is_stopped_while_figures_are_drawn_has_the_whole_run(scenario, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["sim.views.plots.draw", "sim.kernel.journal.Journal.forget"])
+def test_who_is_stopped_once_all_is_written_has_the_whole_run(
+    where, scenario, tmp_path, monkeypatch
+):
     def asked(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sim.views.plots.draw", asked)
-    with pytest.raises(Interrupted, match="the whole run, but for figures: `mobifleet plot`") as it:
+    monkeypatch.setattr(where, asked)
+    with pytest.raises(Interrupted, match="the whole run, but for figures: `mobifleet plot`"):
         run_scenario(scenario, tmp_path / "run", tmp_path, dry=True)
-    assert it.value.run.manifest["status"] == "finished"
-    assert open_run(tmp_path / "run").summary["digest"] == it.value.run.summary["digest"]
+    monkeypatch.undo()
+    left = open_run(tmp_path / "run")
+    assert left.manifest["status"] == "finished"
+    again = run_scenario(scenario, tmp_path / "again", tmp_path, dry=True)
+    assert left.summary["digest"] == again.summary["digest"]
 
 
 def test_who_is_stopped_before_the_clock_begins_simulates_nothing(scenario, tmp_path, monkeypatch):
