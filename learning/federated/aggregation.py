@@ -76,10 +76,7 @@ def is_finite(state: State) -> bool:
     """Whether every number of a state is finite; one that is not would take the whole mean
     along.
     """
-    tensors = list(state.values())
-    if sum(tensor.numel() for tensor in tensors) <= _BLOCK:
-        return not tensors or _all_finite(_flat(state, list(state)))
-    return all(map(_all_finite, tensors))
+    return all(_all_finite(_flat(state, names)) for names in _blocks([state]))
 
 
 def _all_finite(numbers: Tensor) -> bool:
