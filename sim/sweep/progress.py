@@ -48,14 +48,14 @@ def run_shown(
     attacks: str = NO_ATTACKS,
 ) -> None:
     """`run_all`, saying on the console what is made again, what has ended, and what is left."""
-    require_replaceable([e for e in entries if not is_whole(e, dry, folder, host, attacks)], dry)
+    done_before = {entry.folder for entry in entries if is_whole(entry, dry, folder, host, attacks)}
+    ended = [entry for entry in entries if entry.folder in done_before]
+    waiting = [entry for entry in entries if entry.folder not in done_before]
+    require_replaceable(waiting, dry)
     again = Counter(why for entry in entries if (why := why_again(entry, dry, folder, host)))
     for why, count in again.items():
         runs = "1 run is" if count == 1 else f"{count} runs are"
         console.print(f"{why}: {runs} made again", highlight=False)
-    done_before = {entry.folder for entry in entries if is_whole(entry, dry, folder, host, attacks)}
-    ended = [entry for entry in entries if entry.folder in done_before]
-    waiting = [entry for entry in entries if entry.folder not in done_before]
     took_s = {entry.folder: _took_s(entry) for entry in ended}
     if processes == "ray":
         at_once = cores() if waiting else 1  # no cluster is begun for nothing
